@@ -1,0 +1,53 @@
+# `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := libs/common libs/database libs/local_stack services/gateway services/telegram_sender \
+	services/email_sender services/status_writer
+LOCKED := services/gateway services/telegram_sender services/email_sender services/status_writer
+COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	$(foreach name,common database email-sender gateway local status-writer telegram-sender,--no-emit-package notify-$(name))
+
+.DEFAULT_GOAL := help
+.PHONY: help install up demo test check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: install ## run the whole system in the foreground, on private servers (Ctrl-C stops it)
+	@exec $(BIN)/python -m notify_local up
+
+demo: install ## send examples/notifications.csv, or FILE=path.csv, and follow it to the end
+	@exec $(BIN)/python -m notify_local demo $(if $(FILE),"$(FILE)")
+
+test: install ## run the whole suite; ARGS="-k relay" narrows it
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## lint, format, types, and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests
+	@$(BIN)/lint-imports --no-logo
+
+format: install ## format the code and sort its imports
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+lock: install ## lock the dependencies anew, with hashes (UPGRADE=1 takes newer releases)
+	@for folder in $(LOCKED); do \
+		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
+	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove the virtual environment and the data of the private servers
+	@rm -rf $(VENV) .local
+
+install: $(VENV)/installed ## prepare the virtual environment
+
+$(VENV)/installed: requirements.lock $(addsuffix /pyproject.toml,$(PACKAGES))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 …" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing (Debian, Ubuntu: apt-get install python3-venv)."; exit 1; }
+	@echo "Preparing $(VENV) (once, and after a change of dependencies) …"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
+	@touch $@
