@@ -1,0 +1,1 @@
+"""What the services share: channels, messages, topology, group commit, and the runtime of the senders."""

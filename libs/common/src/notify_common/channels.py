@@ -1,0 +1,31 @@
+"""The channels a notification can go over, and how each names a recipient."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, EmailStr, StringConstraints
+
+
+class Channel(StrEnum):
+    """A way to reach a user."""
+
+    TELEGRAM = "telegram"
+    EMAIL = "email"
+
+
+# A chat id (negative for groups) or the @name of a public chat: https://core.telegram.org/bots/api#sendmessage
+TelegramRecipient = Annotated[str, StringConstraints(pattern=r"^(-?[1-9][0-9]{0,18}|@[A-Za-z][A-Za-z0-9_]{3,31})$")]
+
+
+class Recipients(BaseModel):
+    """Where to reach the user, one optional field per channel, named as the channel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    telegram: TelegramRecipient | None = None
+    email: EmailStr | None = None
+
+    def of(self, channel: Channel) -> str | None:
+        """The recipient on `channel`, if the client named one."""
+        recipient: str | None = getattr(self, channel.value)
+        return recipient

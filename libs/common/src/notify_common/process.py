@@ -1,0 +1,116 @@
+"""The edge of a service process: settings, logging, signals, and serving HTTP while the real work runs."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
+
+import uvicorn
+import uvloop
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+log = logging.getLogger(__name__)
+
+GRACEFUL_TIMEOUT = 15  # seconds that requests under way have after SIGTERM
+
+LogLevel = Annotated[
+    str,
+    BeforeValidator(lambda level: str(level).upper()),
+    Field(pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$"),
+]
+
+
+class Refused(Exception):
+    """The process can not run as it is set up. The message tells the operator what to change."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has: read from the environment, then from `.env`."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+
+    log_level: LogLevel = "INFO"
+
+
+class WorkerSettings(ServiceSettings):
+    """Where a service without an API answers for its health; `health_port` is each worker's own."""
+
+    health_host: str = "127.0.0.1"
+
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def load_settings(settings_class: type[Settings]) -> Settings:
+    """Settings from the environment; a wrong value ends the process with a message that names the variable."""
+    try:
+        return settings_class()
+    except ValidationError as error:
+        # The values stay out of it: one of them may be a secret.
+        problems = [f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors()]
+        sys.exit("Wrong settings:\n  " + "\n  ".join(problems))
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
+    """Run a service to its end: exit 0 after SIGTERM or SIGINT, 1 with one line where it is `Refused`."""
+    logging.basicConfig(level=log_level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except Refused as refusal:
+        sys.exit(str(refusal))
+
+
+async def serve(
+    app: Any,  # noqa: ANN401 - an ASGI application
+    *,
+    host: str,
+    port: int,
+    work: Callable[[asyncio.Event], Awaitable[None]],
+) -> None:
+    """Serve `app` and do `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
+
+    HTTP ends first: what it has accepted is then still worked on. If `work` fails, the process ends with its error.
+    """
+    stop = asyncio.Event()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
+        )
+    )
+
+    def end_serving(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn's own handlers raise the signal again at the end: without these, a service that has stopped in order
+    # would still end as killed by the signal.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end_serving)
+    working = asyncio.create_task(_awaited(work(stop)))
+    working.add_done_callback(end_serving)
+    try:
+        await server.serve()
+    finally:
+        stop.set()
+        await working
+    log.info("stopped")
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+def utc_now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)

@@ -1,0 +1,168 @@
+"""Connections to RabbitMQ: settings, waiting for the broker, publishing with confirms."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, MessageProcessError
+from faststream.exceptions import IncorrectState
+from faststream.message import StreamMessage
+from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from notify_common.process import Refused
+from notify_common.topology import Binding, declare
+
+log = logging.getLogger(__name__)
+
+MINIMUM_VERSION = (3, 10)  # the first with at-least-once dead lettering
+RECONNECT_INTERVAL = 1.0  # seconds
+HEARTBEAT = 20  # seconds; a connection that is silently gone is noticed after two
+
+# What a broker that is away, going away or refusing raises. ChannelInvalidStateError is no AMQPError.
+BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, IncorrectState, OSError, TimeoutError)
+
+
+class RabbitSettings(BaseSettings):
+    """Where RabbitMQ is."""
+
+    rabbitmq_host: str = "localhost"
+    rabbitmq_port: int = Field(5672, ge=1, le=65535)
+    rabbitmq_user: str = "guest"
+    rabbitmq_password: SecretStr = SecretStr("guest")
+    rabbitmq_vhost: str = "/"
+
+    def amqp_url(self) -> str:
+        """The AMQP URI, password included (https://www.rabbitmq.com/docs/uri-spec)."""
+        user, vhost = quote(self.rabbitmq_user, safe=""), quote(self.rabbitmq_vhost, safe="")
+        password = quote(self.rabbitmq_password.get_secret_value(), safe="")
+        return f"amqp://{user}:{password}@{self.rabbitmq_host}:{self.rabbitmq_port}/{vhost}?heartbeat={HEARTBEAT}"
+
+
+class PublishFailed(Exception):
+    """The broker did not confirm the message: it may or may not have it."""
+
+
+def create_broker(settings: RabbitSettings, *, graceful_timeout: float = 15.0) -> RabbitBroker:
+    """A broker that reconnects by itself, publishes with confirms and hands over bodies as bytes.
+
+    No FastDepends, no sync decoder, no logger: each would move every message through a thread.
+    """
+    return RabbitBroker(
+        settings.amqp_url(),
+        fail_fast=False,
+        reconnect_interval=RECONNECT_INTERVAL,
+        graceful_timeout=graceful_timeout,
+        # An unroutable message is an error, not a silent loss.
+        default_channel=Channel(on_return_raises=True),
+        apply_types=False,
+        decoder=_body,
+        logger=None,
+    )
+
+
+async def _body(message: StreamMessage[Any]) -> Any:  # noqa: ANN401 - FastStream's decoder signature
+    return message.body
+
+
+async def prepare_topology(
+    settings: RabbitSettings, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = ()
+) -> None:
+    """Wait until RabbitMQ answers, refuse a version that is too old, and declare.
+
+    It uses a broker object of its own: a queue declared by a subscriber's broker before its start would make that
+    subscriber drop its channel, and with it the prefetch.
+    """
+    bindings, exchanges = list(bindings), list(exchanges)
+    waiting = False
+    while True:
+        broker = RabbitBroker(settings.amqp_url(), logger=None, apply_types=False)
+        try:
+            connection = await broker.connect()
+            if connection.transport is not None:
+                _check_version(connection.transport.connection.server_properties)
+            await declare(broker, bindings, exchanges)
+        except BROKER_ERRORS as error:
+            if not waiting:
+                address = f"{settings.rabbitmq_host}:{settings.rabbitmq_port}"
+                log.warning("rabbitmq is not ready address=%s error=%r; trying again", address, error)
+            waiting = True
+            await asyncio.sleep(RECONNECT_INTERVAL)
+        else:
+            return
+        finally:
+            with suppress(*BROKER_ERRORS):
+                await broker.stop()
+
+
+def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP field table
+    version = server_properties.get("version", "")
+    text = version.decode() if isinstance(version, bytes) else str(version)
+    numbers = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    if numbers < MINIMUM_VERSION:
+        raise Refused(f"RabbitMQ {text} is too old: 3.10 or newer is needed")
+
+
+async def publish_confirmed(
+    broker: RabbitBroker,
+    body: str,
+    *,
+    exchange: RabbitExchange,
+    routing_key: str,
+    headers: dict[str, Any] | None = None,
+) -> None:
+    """Publish a persistent JSON message with an id of its own and return when the broker has it, else raise.
+
+    There is no timeout: under a memory alarm the broker takes the message late, and a second copy published
+    meanwhile would be sent twice. A connection that is gone is noticed by its heartbeat and raises.
+    """
+    message_id = str(uuid4())
+    try:
+        await broker.publish(
+            body.encode(),
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=True,
+            persist=True,
+            content_type="application/json",
+            message_id=message_id,
+            correlation_id=message_id,
+            headers=headers,
+        )
+    except BROKER_ERRORS as error:
+        raise PublishFailed(repr(error)) from error
+
+
+async def publish_until_confirmed(
+    broker: RabbitBroker,
+    body: str,
+    *,
+    exchange: RabbitExchange,
+    routing_key: str,
+    headers: dict[str, Any] | None = None,
+) -> None:
+    """Publish again and again until the broker has it, for as long as the broker is away."""
+    while True:
+        try:
+            await publish_confirmed(broker, body, exchange=exchange, routing_key=routing_key, headers=headers)
+        except PublishFailed as failure:
+            log.info("not confirmed exchange=%s reason=%s; trying again", exchange.name, failure)
+            await asyncio.sleep(RECONNECT_INTERVAL)
+        else:
+            return
+
+
+async def settle(message: RabbitMessage, *, ack: bool) -> None:
+    """Ack the message, or reject it for good (it is dead-lettered).
+
+    Where its connection is gone this does nothing: the broker delivers the message again.
+    """
+    try:
+        await (message.ack() if ack else message.reject(requeue=False))
+    except (*BROKER_ERRORS, MessageProcessError) as error:
+        log.info("message is not settled, it will come again message_id=%s error=%r", message.message_id, error)

@@ -1,0 +1,124 @@
+"""One attempt: call the provider, and decide what its answer means. The decision is pure."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from notify_common.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
+from notify_common.process import utc_now
+from notify_common.sending.provider import (
+    PermanentFailure,
+    Provider,
+    ProviderFailure,
+    TemporaryFailure,
+    Throttled,
+)
+from notify_common.sending.retry_schedule import RetrySchedule
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderAnswer:
+    """What a provider call came to: a message id, or a failure."""
+
+    started_at: datetime
+    finished_at: datetime
+    provider_message_id: str | None = None
+    failure: ProviderFailure | None = None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The result to report and, where there is a next attempt, the request for it."""
+
+    result: DeliveryResult
+    next_request: DeliveryRequested | None = None
+
+
+async def call_provider(provider: Provider, request: DeliveryRequested, timeout: float) -> ProviderAnswer:
+    """Call the provider for at most `timeout` seconds."""
+    started_at, start = utc_now(), time.monotonic()
+    message_id: str | None = None
+    failure: ProviderFailure | None = None
+    timed_out = False
+    try:
+        async with asyncio.timeout(timeout):
+            message_id = await provider.send(request)
+    except TimeoutError:
+        failure, timed_out = TemporaryFailure("timeout"), True
+    except ProviderFailure as error:
+        failure = error
+    # Not the wall clock again: it may have been set back meanwhile.
+    finished_at = started_at + timedelta(seconds=time.monotonic() - start)
+    return ProviderAnswer(started_at, finished_at, message_id, failure, timed_out)
+
+
+def decide(request: DeliveryRequested, answer: ProviderAnswer, schedule: RetrySchedule) -> Decision:
+    """What the provider's answer means for the delivery."""
+    failure = answer.failure
+    if failure is None:
+        return Decision(_result(request, answer, Outcome.SENT, failures=request.failures))
+    if isinstance(failure, Throttled):
+        return _try_again(
+            request, answer, Outcome.THROTTLED, ErrorClass.THROTTLED, request.failures, failure.retry_after
+        )
+    failures = request.failures + 1
+    if isinstance(failure, PermanentFailure):
+        return Decision(_result(request, answer, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
+    error_class = ErrorClass.TIMEOUT if answer.timed_out else ErrorClass.TEMPORARY
+    if schedule.exhausted(failures):
+        return Decision(_result(request, answer, Outcome.FAILED, failures=failures, error_class=error_class))
+    return _try_again(request, answer, Outcome.RETRYING, error_class, failures, schedule.delay_after(failures))
+
+
+def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:
+    """The result of a delivery whose time is over before this attempt: the provider is not called."""
+    return DeliveryResult(
+        delivery_id=request.delivery_id,
+        round=request.round,
+        attempt=request.attempt - 1,
+        failures=request.failures,
+        outcome=Outcome.EXPIRED,
+        started_at=now,
+        finished_at=now,
+    )
+
+
+def _try_again(
+    request: DeliveryRequested,
+    answer: ProviderAnswer,
+    outcome: Outcome,
+    error_class: ErrorClass,
+    failures: int,
+    delay: timedelta,
+) -> Decision:
+    not_before = answer.finished_at + delay
+    return Decision(
+        _result(request, answer, outcome, failures=failures, error_class=error_class, next_attempt_at=not_before),
+        request.model_copy(update={"attempt": request.attempt + 1, "failures": failures, "not_before": not_before}),
+    )
+
+
+def _result(
+    request: DeliveryRequested,
+    answer: ProviderAnswer,
+    outcome: Outcome,
+    *,
+    failures: int,
+    error_class: ErrorClass | None = None,
+    next_attempt_at: datetime | None = None,
+) -> DeliveryResult:
+    return DeliveryResult(
+        delivery_id=request.delivery_id,
+        round=request.round,
+        attempt=request.attempt,
+        failures=failures,
+        outcome=outcome,
+        error_class=error_class,
+        error_code=answer.failure.code[:500].replace("\x00", "") if answer.failure else None,
+        provider_message_id=answer.provider_message_id,
+        started_at=answer.started_at,
+        finished_at=answer.finished_at,
+        next_attempt_at=next_attempt_at,
+    )

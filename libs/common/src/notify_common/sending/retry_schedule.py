@@ -1,0 +1,29 @@
+"""When the next attempt is made, and on which rung of the ladder of retry queues it waits."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+LONGEST_DELAY = timedelta(hours=1)
+
+
+class RetrySchedule:
+    """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures a round."""
+
+    def __init__(self, *, first_delay: timedelta, max_attempts: int) -> None:
+        self._max_attempts = max_attempts
+        ladder = [first_delay]
+        while ladder[-1] < LONGEST_DELAY:
+            ladder.append(min(ladder[-1] * 2, LONGEST_DELAY))
+        self.ladder: Sequence[timedelta] = tuple(ladder)
+
+    def exhausted(self, failures: int) -> bool:
+        """Whether the round's budget is used up."""
+        return failures >= self._max_attempts
+
+    def delay_after(self, failures: int) -> timedelta:
+        """How long to wait after the round's `failures`-th failure (from 1)."""
+        return self.ladder[min(failures, len(self.ladder)) - 1]
+
+    def rung_for(self, wait: timedelta) -> timedelta:
+        """The longest rung not longer than `wait`, else the shortest. What comes out early is parked again."""
+        return max((rung for rung in self.ladder if rung <= wait), default=self.ladder[0])

@@ -1,0 +1,123 @@
+"""A sender: reads one channel's deliveries, attempts each, reports its result and parks its next attempt."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+from faststream.rabbit import RabbitBroker, RabbitMessage
+from pydantic import ValidationError
+
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.group_commit import GroupCommit
+from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
+from notify_common.process import utc_now
+from notify_common.rabbitmq import publish_until_confirmed, settle
+from notify_common.sending.attempt import call_provider, decide, expired
+from notify_common.sending.attempt_memory import AttemptMemory
+from notify_common.sending.provider import Provider
+from notify_common.sending.retry_schedule import RetrySchedule
+
+log = logging.getLogger(__name__)
+
+RESULTS_PER_MESSAGE = 200
+REMEMBERED_ATTEMPTS = 10_000
+
+
+class Poison(Exception):
+    """The message can never be handled: it belongs in the dead letters."""
+
+
+class Sender:
+    """Handles the messages of one channel. It has no database: what it finds out leaves as messages."""
+
+    def __init__(
+        self,
+        broker: RabbitBroker,
+        *,
+        channel: Channel,
+        provider: Provider,
+        provider_timeout: float,
+        schedule: RetrySchedule,
+    ) -> None:
+        self._broker = broker
+        self._channel = channel
+        self._provider = provider
+        self._provider_timeout = provider_timeout
+        self._schedule = schedule
+        self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
+        self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE)
+
+    async def handle(self, body: bytes) -> None:
+        """Handle one message to its end. It is acked only after all that follows from it is confirmed."""
+        message: RabbitMessage = self._broker.context.get_local("message")
+        try:
+            await self._deliver(self._read(body))
+        except Poison as poison:
+            log.error("message is poison message_id=%s reason=%s", message.message_id, poison)
+            await settle(message, ack=False)
+        except Exception:
+            log.exception("message made the handler fail message_id=%s", message.message_id)
+            await settle(message, ack=False)
+        else:
+            await settle(message, ack=True)
+
+    async def drained(self) -> None:
+        """Return when no result waits for its confirm."""
+        await self._results.drained()
+
+    def _read(self, body: bytes) -> DeliveryRequested:
+        try:
+            request = DeliveryRequested.model_validate_json(body)
+        except ValidationError as error:
+            where = [".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)]
+            raise Poison(f"unreadable: {', '.join(where) or 'no JSON'}") from None
+        if request.channel is not self._channel:
+            raise Poison(f"for channel {request.channel}")
+        return request
+
+    async def _deliver(self, request: DeliveryRequested) -> None:
+        now = utc_now()
+        if request.not_before is not None and request.not_before > now:
+            await self._park(request, now)
+        elif request.expires_at is not None and request.expires_at <= now:
+            await self._results.submit(expired(request, now))
+        else:
+            with self._attempts.attempt(request) as attempt:
+                next_request = await asyncio.shield(attempt.running)
+                async with attempt.settling:
+                    if next_request is not None and not attempt.next_parked:
+                        await self._park(next_request, utc_now())
+                        attempt.next_parked = True
+
+    async def _attempt_and_report(self, request: DeliveryRequested) -> DeliveryRequested | None:
+        answer = await call_provider(self._provider, request, self._provider_timeout)
+        decision = decide(request, answer, self._schedule)
+        log.debug(
+            "attempt delivery_id=%s attempt=%d outcome=%s",
+            request.delivery_id, request.attempt, decision.result.outcome,
+        )  # fmt: skip
+        # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
+        await self._results.submit(decision.result)
+        return decision.next_request
+
+    async def _park(self, request: DeliveryRequested, now: datetime) -> None:
+        """Put the request into a retry queue: no worker waits with it."""
+        wait = (request.not_before or now) - now
+        await publish_until_confirmed(
+            self._broker,
+            request.model_dump_json(),
+            exchange=topology.NOTIFICATIONS,
+            routing_key=topology.retry_routing_key(self._channel, self._schedule.rung_for(wait)),
+            headers=request.headers(),
+        )
+
+    async def _publish_results(self, results: Sequence[DeliveryResult]) -> None:
+        # Results repeat harmlessly; a lost one would leave its delivery open.
+        await publish_until_confirmed(
+            self._broker,
+            DeliveryResults(results=tuple(results)).model_dump_json(),
+            exchange=topology.RESULTS,
+            routing_key=topology.RESULTS_ROUTING_KEY,
+        )

@@ -1,0 +1,59 @@
+"""A sender as a process: the same for every channel but for its settings and its provider."""
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.consuming import consume, subscribe
+from notify_common.process import WorkerSettings
+from notify_common.rabbitmq import RabbitSettings, create_broker
+from notify_common.sending.provider import Provider
+from notify_common.sending.retry_schedule import RetrySchedule
+from notify_common.sending.sender import Sender
+
+SETTLING_TIME = 5.0  # seconds, for results and acks after the last provider call
+
+
+class SenderSettings(WorkerSettings, RabbitSettings):
+    """What every sender has; times are seconds."""
+
+    max_retries: int = Field(3, ge=1, le=1000)
+    retry_delay: float = Field(1.0, ge=0.01, le=3600)
+    error_probability: float = Field(0.1, ge=0, le=1)
+    concurrency: int = Field(500, ge=1, le=65535)
+    provider_timeout: float = Field(30.0, gt=0, le=600)
+
+    def schedule(self) -> RetrySchedule:
+        """When attempts are made again."""
+        return RetrySchedule(first_delay=timedelta(seconds=self.retry_delay), max_attempts=self.max_retries)
+
+
+async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Provider, health_port: int) -> None:
+    """Deliver over `channel` until SIGTERM."""
+    broker = create_broker(settings, graceful_timeout=settings.provider_timeout + SETTLING_TIME)
+    schedule = settings.schedule()
+    sender = Sender(
+        broker,
+        channel=channel,
+        provider=provider,
+        provider_timeout=settings.provider_timeout,
+        schedule=schedule,
+    )
+    deliveries = topology.deliveries(channel)
+    subscribe(broker, deliveries.queue, sender.handle, prefetch=settings.concurrency)
+    await consume(
+        broker,
+        rabbit=settings,
+        health_host=settings.health_host,
+        health_port=health_port,
+        reads=[deliveries.queue],
+        declares=[
+            *topology.dead_letters(),
+            topology.results(),
+            deliveries,
+            *topology.retries(channel, schedule.ladder),
+        ],
+        drained=sender.drained,
+    )

@@ -1,0 +1,113 @@
+"""The RabbitMQ topology. Each service declares from here what it publishes to and what it reads.
+
+exchange `notifications` -> `notifications.<channel>`, and `notifications.<channel>.retry.<delay-ms>` back to it;
+`notifications.results` -> a queue of that name; `notifications.dead` -> an archive and the status writer's inbox;
+`notifications.events` (topic, routing key `<channel>.<status>`) -> whoever listens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from faststream.rabbit import ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
+from faststream.rabbit.schemas.queue import QuorumQueueArgs
+
+from notify_common.channels import Channel
+
+NOTIFICATIONS = RabbitExchange("notifications", type=ExchangeType.DIRECT, durable=True)
+RESULTS = RabbitExchange("notifications.results", type=ExchangeType.DIRECT, durable=True)
+DEAD = RabbitExchange("notifications.dead", type=ExchangeType.FANOUT, durable=True)
+EVENTS = RabbitExchange("notifications.events", type=ExchangeType.TOPIC, durable=True)
+
+RESULTS_ROUTING_KEY = "results"
+
+# Each lost connection adds one to the count of every prefetched message, handled or not.
+DELIVERY_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A queue that gets what is published to `exchange` with `routing_key`."""
+
+    exchange: RabbitExchange
+    queue: RabbitQueue
+    routing_key: str = ""
+
+
+def delivery_queue_name(channel: Channel) -> str:
+    """The queue a channel's senders read."""
+    return f"notifications.{channel}"
+
+
+def retry_routing_key(channel: Channel, rung: timedelta) -> str:
+    """Routing key, on `notifications`, of the queue that holds a message for `rung`."""
+    return f"{channel}.retry.{_milliseconds(rung)}"
+
+
+def dead_letters() -> list[Binding]:
+    """The archive of poison messages, and the copy from which their deliveries are ended."""
+    return [
+        Binding(DEAD, _quorum_queue("notifications.dead", {})),
+        Binding(DEAD, _quorum_queue("notifications.dead.inbox", {})),
+    ]
+
+
+def deliveries(channel: Channel) -> Binding:
+    """What a channel's senders read; poison goes to `notifications.dead`."""
+    queue = _quorum_queue(delivery_queue_name(channel), _dead_lettering(DEAD))
+    return Binding(NOTIFICATIONS, queue, channel.value)
+
+
+def retries(channel: Channel, ladder: Iterable[timedelta]) -> list[Binding]:
+    """The queues where a channel's next attempts wait, one per rung; from each the message returns by itself."""
+    return [
+        Binding(
+            NOTIFICATIONS,
+            _quorum_queue(
+                f"{delivery_queue_name(channel)}.retry.{_milliseconds(rung)}",
+                # No x-expires: an expiring queue drops what it holds.
+                {"x-message-ttl": _milliseconds(rung), **_dead_lettering(NOTIFICATIONS, channel.value)},
+            ),
+            retry_routing_key(channel, rung),
+        )
+        for rung in ladder
+    ]
+
+
+def results() -> Binding:
+    """What the status writer reads."""
+    queue = _quorum_queue("notifications.results", _dead_lettering(DEAD))
+    return Binding(RESULTS, queue, RESULTS_ROUTING_KEY)
+
+
+async def declare(broker: RabbitBroker, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = ()) -> None:
+    """Declare in the order given: a target before what dead-letters to it, else its first messages are late."""
+    for exchange in exchanges:
+        await broker.declare_exchange(exchange)
+    for binding in bindings:
+        exchange_object = await broker.declare_exchange(binding.exchange)
+        queue = await broker.declare_queue(binding.queue)
+        await queue.bind(exchange_object, routing_key=binding.routing_key)
+
+
+def _milliseconds(rung: timedelta) -> int:
+    return round(rung / timedelta(milliseconds=1))
+
+
+def _quorum_queue(name: str, arguments: QuorumQueueArgs) -> RabbitQueue:
+    return RabbitQueue(
+        name,
+        queue_type=QueueType.QUORUM,
+        durable=True,
+        arguments={"x-delivery-limit": DELIVERY_LIMIT, **arguments},
+    )
+
+
+def _dead_lettering(exchange: RabbitExchange, routing_key: str | None = None) -> QuorumQueueArgs:
+    # The default strategy loses messages when the target can not take them; this one needs reject-publish.
+    arguments: QuorumQueueArgs = {
+        "x-dead-letter-exchange": exchange.name,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    return arguments if routing_key is None else {**arguments, "x-dead-letter-routing-key": routing_key}
