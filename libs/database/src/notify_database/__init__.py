@@ -1,0 +1,1 @@
+"""The notification database: models, engine and migrations. Only the gateway and the status writer depend on it."""

@@ -1,0 +1,96 @@
+"""Connections to PostgreSQL."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import asyncpg
+from notify_common.process import Refused
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+MINIMUM_VERSION = 15
+CONNECT_TIMEOUT = 5.0  # seconds
+POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
+
+# Of SQLSTATE (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program limit
+# exceeded. A statement that fails so will always fail.
+REFUSAL_CLASSES = frozenset({"22", "23", "54"})
+
+
+class DatabaseAway(Exception):
+    """PostgreSQL is away, going away, starting or busy: the same work may succeed later."""
+
+
+class StatementRefused(Exception):
+    """PostgreSQL will never take these values."""
+
+
+class PostgresSettings(BaseSettings):
+    """Where PostgreSQL is."""
+
+    postgres_host: str = "localhost"
+    postgres_port: int = Field(5432, ge=1, le=65535)
+    postgres_database: str = "notifications"
+    postgres_user: str = "postgres"
+    postgres_password: SecretStr = SecretStr("postgres")
+    postgres_schema: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")] = "public"
+
+
+def create_engine(settings: PostgresSettings, *, pool_size: int) -> AsyncEngine:
+    """An engine on asyncpg with at most `pool_size` connections."""
+    url = URL.create(
+        "postgresql+asyncpg",
+        settings.postgres_user,
+        settings.postgres_password.get_secret_value(),
+        settings.postgres_host,
+        settings.postgres_port,
+        settings.postgres_database,
+    )
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT,
+        # An error names the statement; its parameters are messages and recipients.
+        hide_parameters=True,
+        connect_args={
+            "timeout": CONNECT_TIMEOUT,
+            # jit costs more than it gives on short statements.
+            "server_settings": {"search_path": settings.postgres_schema, "jit": "off", "timezone": "UTC"},
+        },
+    )
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn what the driver and the pool raise into `DatabaseAway` or `StatementRefused`."""
+    try:
+        yield
+    except DBAPIError as error:
+        driver_error = error.orig.__cause__ if error.orig else None
+        sqlstate = str(getattr(driver_error, "sqlstate", None) or "")
+        # asyncpg refuses what it can not encode (its DataError) before it sends it.
+        refused = sqlstate[:2] in REFUSAL_CLASSES or isinstance(driver_error, asyncpg.DataError | UnicodeError)
+        description = f"{type(driver_error or error).__name__} {sqlstate}".rstrip()
+        raise (StatementRefused if refused else DatabaseAway)(description) from error
+    except (PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise DatabaseAway(type(error).__name__) from error
+
+
+async def database_problem(engine: AsyncEngine) -> str | None:
+    """Why PostgreSQL can not be used now, or None; raises `Refused` where its version is too old."""
+    try:
+        with database_errors():
+            async with engine.connect() as connection:
+                version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
+                migrated = (await connection.execute(text("SELECT to_regclass('outbox') IS NOT NULL"))).scalar_one()
+    except DatabaseAway as away:
+        return f"not reachable ({away})"
+    if version < MINIMUM_VERSION:
+        raise Refused(f"PostgreSQL {version} is too old: {MINIMUM_VERSION} or newer is needed")
+    return None if migrated else "the schema is missing: run notify-migrate"

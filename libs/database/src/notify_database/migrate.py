@@ -1,0 +1,76 @@
+"""`notify-migrate`: bring the schema to its newest revision. Safe to start several times at once."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from notify_common.process import ServiceSettings, load_settings, run
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_database.engine import DatabaseAway, PostgresSettings, create_engine, database_errors
+
+log = logging.getLogger(__name__)
+
+# Any number that nothing else in this database uses.
+ADVISORY_LOCK = 0x6E6F74696679
+RETRY_INTERVAL = 1.0  # seconds
+
+
+class MigrationSettings(ServiceSettings, PostgresSettings):
+    """What the migration needs."""
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration; there is no ini file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    return config
+
+
+async def migrate(engine: AsyncEngine, schema: str) -> None:
+    """Create `schema` if it is missing and run what has not run yet, in one transaction."""
+    with database_errors():
+        await _migrate(engine, schema)
+
+
+async def _migrate(engine: AsyncEngine, schema: str) -> None:
+    async with engine.begin() as connection:
+        # Who comes second waits here and then finds nothing left to do.
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+        await connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def _main(settings: MigrationSettings) -> None:
+    engine = create_engine(settings, pool_size=1)
+    try:
+        while True:
+            try:
+                await migrate(engine, settings.postgres_schema)
+            except DatabaseAway as away:
+                log.warning("postgresql is not ready error=%s; trying again", away)
+                await asyncio.sleep(RETRY_INTERVAL)
+            else:
+                log.info("the schema is up to date")
+                return
+    finally:
+        await engine.dispose()
+
+
+def main() -> None:
+    """Run the migrations."""
+    settings = load_settings(MigrationSettings)
+    run(lambda: _main(settings), settings.log_level)
+
+
+if __name__ == "__main__":
+    main()

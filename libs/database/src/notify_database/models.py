@@ -1,0 +1,120 @@
+"""The tables. `migrations/` creates them; a test holds the two together."""
+
+from datetime import datetime
+from uuid import UUID
+
+from notify_common.channels import Channel
+from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+def _one_of(column: str, values: type[Channel | DeliveryStatus | Outcome | ErrorClass]) -> str:
+    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+
+
+class Base(DeclarativeBase):
+    """All tables; text everywhere and checks instead of PostgreSQL enums, which can not drop a value."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+    type_annotation_map = {str: Text(), datetime: DateTime(timezone=True)}  # noqa: RUF012 - SQLAlchemy's protocol
+
+
+class Notification(Base):
+    """What a client asked for. Its status is derived from its deliveries, never stored."""
+
+    __tablename__ = "notifications"
+    __table_args__ = (
+        CheckConstraint("user_id >= 1", name="user_id"),
+        CheckConstraint("message <> ''", name="message"),
+        # The list of a user's notifications, newest first: ids are UUIDv7 and sort by time.
+        Index("notifications_user_id_id_idx", "user_id", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(BigInteger)
+    message: Mapped[str]
+    subject: Mapped[str | None]
+    client_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSONB)
+    created_at: Mapped[datetime]
+
+    deliveries: Mapped[list["Delivery"]] = relationship(order_by="Delivery.channel", lazy="raise")
+
+
+class Delivery(Base):
+    """One notification over one channel: the unit of work, of status and of retry."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        CheckConstraint(_one_of("channel", Channel), name="channel"),
+        CheckConstraint(_one_of("status", DeliveryStatus), name="status"),
+        CheckConstraint("round >= 1", name="round"),
+        CheckConstraint("attempt >= 0", name="attempt"),
+        CheckConstraint("failures >= 0 AND failures <= attempt", name="failures"),
+        # Also serves the deliveries of a notification.
+        UniqueConstraint("notification_id", "channel"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    notification_id: Mapped[UUID] = mapped_column(ForeignKey(Notification.id))
+    channel: Mapped[str]
+    recipient: Mapped[str | None]
+    # No index on the status or on anything else that changes: it would end HOT updates.
+    status: Mapped[str]
+    round: Mapped[int]
+    attempt: Mapped[int]
+    failures: Mapped[int]
+    updated_at: Mapped[datetime]
+
+    attempts: Mapped[list["Attempt"]] = relationship(order_by="Attempt.attempt", lazy="raise")
+
+
+class Attempt(Base):
+    """One call of a provider, numbered through all rounds of its delivery."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        CheckConstraint("attempt >= 1", name="attempt"),
+        CheckConstraint("round >= 1", name="round"),
+        CheckConstraint(f"{_one_of('outcome', Outcome)} AND outcome <> '{Outcome.EXPIRED}'", name="outcome"),
+        CheckConstraint(_one_of("error_class", ErrorClass), name="error_class"),
+    )
+
+    delivery_id: Mapped[UUID] = mapped_column(ForeignKey(Delivery.id), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    round: Mapped[int]
+    outcome: Mapped[str]
+    error_class: Mapped[str | None]
+    error_code: Mapped[str | None]
+    provider_message_id: Mapped[str | None]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime]
+    next_attempt_at: Mapped[datetime | None]
+
+
+class OutboxEntry(Base):
+    """A delivery that is committed and not yet confirmed by the broker."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("outbox_due_at_idx", "due_at"),)
+
+    delivery_id: Mapped[UUID] = mapped_column(ForeignKey(Delivery.id), primary_key=True)
+    due_at: Mapped[datetime]
+    leased_until: Mapped[datetime | None]
