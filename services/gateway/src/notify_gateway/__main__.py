@@ -1,0 +1,5 @@
+"""`python -m notify_gateway`."""
+
+from notify_gateway.main import main
+
+main()

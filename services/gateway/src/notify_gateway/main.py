@@ -1,0 +1,40 @@
+"""The gateway's start: settings, application, HTTP server."""
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from notify_common.process import load_settings, run, serve
+
+from notify_gateway import api, problems
+from notify_gateway.gateway import Gateway
+from notify_gateway.settings import GatewaySettings
+
+DESCRIPTION = """Post a notification once; it is stored durably and delivered over every channel you name, and its
+story can always be told."""
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The HTTP application. Its documentation brings its own assets: no page here loads from another host."""
+    app = FastAPIOffline(
+        title="Notification service",
+        version="1",
+        description=DESCRIPTION,
+        redoc_url=None,
+        static_url="/docs/assets",
+        redirect_slashes=False,
+    )
+    app.state.gateway = gateway
+    problems.install(app)
+    app.include_router(api.router)
+    app.include_router(api.health_router)
+    return app
+
+
+async def _serve(settings: GatewaySettings) -> None:
+    gateway = Gateway(settings)
+    await serve(create_app(gateway), host=settings.app_host, port=settings.app_port, work=gateway.work)
+
+
+def main() -> None:
+    """Run the gateway."""
+    settings = load_settings(GatewaySettings)
+    run(lambda: _serve(settings), settings.log_level)

@@ -1,0 +1,112 @@
+"""Reads: one notification with its story, pages of many. Nothing here writes or commits."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from notify_common.channels import Channel
+from notify_common.messages import DeliveryStatus
+from notify_common.process import utc_now
+from notify_database.engine import database_errors
+from notify_database.models import Delivery, Notification
+from sqlalchemy import Select, exists, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import selectinload
+
+from notify_gateway.ids import first_id_at
+from notify_gateway.notification_status import (
+    NotificationStatus,
+    notification_status,
+    notification_status_sql,
+)
+from notify_gateway.schemas import (
+    DeliverySummary,
+    DeliveryView,
+    ListQuery,
+    NotificationPage,
+    NotificationSummary,
+    NotificationView,
+)
+
+DEFAULT_WINDOW = timedelta(hours=24)
+USER_LIST_LIMIT = 1000
+
+
+class NotificationQueries:
+    """Answers from PostgreSQL; a session lives for one answer."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def get(self, notification_id: UUID) -> NotificationView | None:
+        """The notification with every attempt, or None where there is none."""
+        story = selectinload(Notification.deliveries).selectinload(Delivery.attempts)
+        with database_errors():
+            async with AsyncSession(self._engine) as session:
+                notification = await session.get(Notification, notification_id, options=[story])
+        if notification is None:
+            return None
+        return NotificationView(
+            **_own_fields(notification),
+            deliveries=[DeliveryView.model_validate(delivery) for delivery in notification.deliveries],
+        )
+
+    async def page(self, query: ListQuery) -> NotificationPage:
+        """One page, newest first. The key of a page is the last id of the one before: ids sort by time."""
+        statement = select(Notification)
+        created_after = query.created_after
+        if query.user_id is not None:
+            statement = statement.where(Notification.user_id == query.user_id)
+        elif created_after is None:
+            created_after = (query.created_before or utc_now()) - DEFAULT_WINDOW
+        if created_after is not None:
+            statement = statement.where(Notification.id >= first_id_at(created_after))
+        if query.created_before is not None:
+            statement = statement.where(Notification.id < first_id_at(query.created_before))
+        if query.cursor is not None:
+            statement = statement.where(Notification.id < query.cursor)
+        if query.channel is not None:
+            over_channel = exists().where(
+                Delivery.notification_id == Notification.id, Delivery.channel == query.channel.value
+            )
+            statement = statement.where(over_channel)
+        if query.status is not None:
+            statement = statement.where(notification_status_sql() == query.status.value)
+        found = await self._summaries(statement, query.limit + 1)
+        items = found[: query.limit]
+        return NotificationPage(items=items, next_cursor=items[-1].id if len(found) > len(items) else None)
+
+    async def of_user(self, user_id: int, status: NotificationStatus | None) -> list[NotificationSummary]:
+        """A user's notifications as the first API lists them."""
+        statement = select(Notification).where(Notification.user_id == user_id)
+        if status is not None:
+            statement = statement.where(notification_status_sql() == status.value)
+        return await self._summaries(statement, USER_LIST_LIMIT)
+
+    async def _summaries(self, statement: Select[Notification], limit: int) -> list[NotificationSummary]:
+        statement = statement.options(selectinload(Notification.deliveries))
+        statement = statement.order_by(Notification.id.desc()).limit(limit)
+        with database_errors():
+            async with AsyncSession(self._engine) as session:
+                notifications = (await session.scalars(statement)).all()
+        return [
+            NotificationSummary(
+                **_own_fields(notification),
+                deliveries=[DeliverySummary.model_validate(delivery) for delivery in notification.deliveries],
+            )
+            for notification in notifications
+        ]
+
+
+def _own_fields(notification: Notification) -> dict[str, object]:
+    channels = [Channel(delivery.channel) for delivery in notification.deliveries]
+    return {
+        "id": notification.id,
+        "user_id": notification.user_id,
+        "message": notification.message,
+        "type": channels[0] if len(channels) == 1 else None,
+        "channels": channels,
+        "status": notification_status(DeliveryStatus(delivery.status) for delivery in notification.deliveries),
+        "subject": notification.subject,
+        "metadata": notification.client_metadata,
+        "created_at": notification.created_at,
+    }

@@ -1,0 +1,153 @@
+"""The outbox relay: publishes committed deliveries, and forgets each only after the broker's confirm."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from uuid import UUID
+
+from aio_pika.abc import AbstractConnection
+from faststream.rabbit import RabbitBroker
+from notify_common import topology
+from notify_common.messages import DeliveryRequested
+from notify_common.rabbitmq import PublishFailed, publish_confirmed
+from notify_database.engine import DatabaseAway
+
+from notify_gateway.outbox import LEASE, Outbox
+
+log = logging.getLogger(__name__)
+
+PUBLISH_WINDOW = 200  # messages whose confirms are awaited together
+HAND_OVER_BOUND = 10_000  # deliveries
+POLL_INTERVAL = 1.0  # seconds between looks for due rows that nobody holds
+RETRY_INTERVAL = 1.0  # seconds after an error
+# What is left of a lease must be enough to publish in; then it is renewed for as long as the broker takes.
+LEASE_SECONDS = LEASE.total_seconds()
+LEASE_RESERVE = LEASE_SECONDS / 3
+
+
+class OutboxRelay:
+    """Publishes what this process has just committed, and what no relay holds any more."""
+
+    def __init__(self, broker: RabbitBroker, outbox: Outbox) -> None:
+        self._broker = broker
+        self._outbox = outbox
+        self._connection: AbstractConnection | None = None
+        self._handed_over: deque[tuple[DeliveryRequested, float]] = deque()
+        self._wake = asyncio.Event()
+        self._next_poll = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """Whether RabbitMQ can be published to, as far as is known."""
+        return self._connection is not None and self._connection.connected.is_set()
+
+    def has_room_for(self, count: int) -> bool:
+        """Whether `count` deliveries may be handed over; with the broker away they wait better in the table."""
+        return self.connected and len(self._handed_over) + count <= HAND_OVER_BOUND
+
+    def hand_over(self, requests: Sequence[DeliveryRequested], lease_began: float) -> None:
+        """Take just-committed deliveries whose leases began at `lease_began` (monotonic seconds)."""
+        lease_ends = lease_began + LEASE_SECONDS
+        self._handed_over.extend((request, lease_ends) for request in requests)
+        self._wake.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Relay until `stop`; the broker has been prepared and may go away at any time."""
+        self._connection = await self._broker.connect()
+        await self._broker.start()
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: self._wake.set())
+        while not stop.is_set():
+            if not self.connected:
+                await asyncio.wait({stopping}, timeout=RETRY_INTERVAL)
+                continue
+            try:
+                batch = await self._next_batch()
+                settled = await self._publish(batch) if batch else True
+            except DatabaseAway as away:
+                log.warning("outbox is not reachable error=%s", away)
+                settled = False
+            if not settled:
+                await asyncio.wait({stopping}, timeout=RETRY_INTERVAL)
+        await self._give_back()
+
+    async def _next_batch(self) -> list[DeliveryRequested]:
+        """What was handed over; between times, and when nothing was, what is due and not held by anyone."""
+        if time.monotonic() < self._next_poll:
+            if not self._handed_over:
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._next_poll - time.monotonic()):
+                        await self._wake.wait()
+            return self._take_handed_over()
+        due = await self._outbox.take_due(PUBLISH_WINDOW)
+        if len(due) < PUBLISH_WINDOW:
+            self._next_poll = time.monotonic() + POLL_INTERVAL
+        # Neither starves the other: a full window of due rows lets one of handed over ones go with it.
+        return due + self._take_handed_over()
+
+    def _take_handed_over(self) -> list[DeliveryRequested]:
+        batch: list[DeliveryRequested] = []
+        too_late = time.monotonic() + LEASE_RESERVE
+        while self._handed_over and len(batch) < PUBLISH_WINDOW:
+            request, lease_ends = self._handed_over.popleft()
+            # Dropped where the lease is about to end: another relay may take the row, so it must not go out here.
+            if lease_ends > too_late:
+                batch.append(request)
+        return batch
+
+    async def _publish(self, batch: Sequence[DeliveryRequested]) -> bool:
+        """Publish the batch and delete what is confirmed; say whether all was."""
+        ids = [request.delivery_id for request in batch]
+        publishing = asyncio.gather(*(self._publish_one(request) for request in batch))
+        while not (await asyncio.wait({publishing}, timeout=LEASE_RESERVE))[0]:
+            # Blocked (a memory alarm): nobody else may publish what the broker is about to take.
+            with suppress(DatabaseAway):
+                await self._outbox.renew(ids)
+        outcomes = dict(zip(ids, publishing.result(), strict=True))
+        confirmed = [delivery_id for delivery_id, failure in outcomes.items() if failure is None]
+        failed = [delivery_id for delivery_id, failure in outcomes.items() if failure is not None]
+        if confirmed:
+            await self._delete(confirmed)
+        if failed:
+            log.warning("not confirmed count=%d reason=%s", len(failed), outcomes[failed[0]])
+            await self._outbox.release(failed)
+        return not failed
+
+    async def _publish_one(self, request: DeliveryRequested) -> PublishFailed | None:
+        try:
+            await publish_confirmed(
+                self._broker,
+                request.model_dump_json(),
+                exchange=topology.NOTIFICATIONS,
+                routing_key=request.channel.value,
+                headers=request.headers(),
+            )
+        except PublishFailed as failure:
+            return failure
+        return None
+
+    async def _delete(self, confirmed: Sequence[UUID]) -> None:
+        # Only after the confirms: a crash here repeats, never loses. Giving up would repeat all of them.
+        while True:
+            try:
+                await self._outbox.delete(confirmed)
+            except DatabaseAway as away:
+                log.warning("confirmed deliveries can not be deleted count=%d error=%s", len(confirmed), away)
+                await asyncio.sleep(RETRY_INTERVAL)
+            else:
+                return
+
+    async def _give_back(self) -> None:
+        """Publish what is still handed over, or leave it to the next relay at once instead of when its lease ends."""
+        while self._handed_over and self.connected and (batch := self._take_handed_over()):
+            if not await self._publish(batch):
+                break
+        remaining = [request.delivery_id for request, _ in self._handed_over]
+        self._handed_over.clear()
+        if remaining:
+            with suppress(DatabaseAway):
+                await self._outbox.release(remaining)

@@ -1,0 +1,115 @@
+"""Errors as problem details (RFC 9457) that name the field."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from notify_common.group_commit import WaitingRoomFull
+from notify_database.engine import DatabaseAway, StatementRefused
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = 1  # seconds
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    location: str
+    """`body`, `query` or `path`."""
+    field: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `errors` is there where single fields are wrong."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] | None = None
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI `responses` of a route that can answer with these problems."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Let `app` answer every error with problem details."""
+    _describe_problems(app)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [_field_problem(problem) for problem in error.errors()]
+        detail = "; ".join(f"{problem.field}: {problem.detail}" for problem in errors)
+        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        return _answer(HTTPStatus(error.status_code), error.detail, headers=error.headers)
+
+    @app.exception_handler(StatementRefused)
+    async def refused(_: Request, __: StatementRefused) -> JSONResponse:
+        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The database can not store a value of this request.")
+
+    @app.exception_handler(WaitingRoomFull)
+    async def overloaded(_: Request, __: WaitingRoomFull) -> JSONResponse:
+        return _try_later("Too many requests are waiting for the database.")
+
+    @app.exception_handler(DatabaseAway)
+    async def database_away(_: Request, __: DatabaseAway) -> JSONResponse:
+        return _try_later("The database is not available.")
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, __: Exception) -> JSONResponse:
+        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error; the log of the gateway has more.")
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put `Problem` into the OpenAPI document, where `documented` points to."""
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _, definitions = models_json_schema(
+                [(Problem, "serialization")], ref_template="#/components/schemas/{model}"
+            )
+            build()["components"]["schemas"].update(definitions["$defs"])
+        return build()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
+
+
+def _field_problem(error: dict[str, Any]) -> FieldProblem:
+    location, *path = error["loc"]
+    # A rule over several fields says itself which one it means.
+    field = error.get("ctx", {}).get("field") or ".".join(map(str, path)) or str(location)
+    if error["type"] == "json_invalid":
+        field = "body"
+    return FieldProblem(location=str(location), field=field, detail=error["msg"])
+
+
+def _try_later(detail: str) -> JSONResponse:
+    return _answer(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER)})
+
+
+def _answer(
+    status: HTTPStatus,
+    detail: str,
+    *,
+    errors: Sequence[FieldProblem] | None = None,
+    headers: Any = None,  # noqa: ANN401 - Starlette's own type for headers
+) -> JSONResponse:
+    problem = Problem(title=status.phrase, status=status, detail=detail, errors=list(errors) if errors else None)
+    return JSONResponse(problem.model_dump(exclude_none=True), status, headers, MEDIA_TYPE)

@@ -1,0 +1,177 @@
+"""What the API takes and answers."""
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from notify_common.channels import Channel, Recipients
+from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from notify_gateway.notification_status import NotificationStatus
+
+MAX_USER_ID = 2**63 - 1
+
+UserId = Annotated[
+    int,
+    Field(ge=1, le=MAX_USER_ID, description="Up to 2^63-1; past 2^53 JavaScript needs care to send and read it."),
+]
+# PostgreSQL stores no NUL, and a subject is one line.
+MetadataText = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
+Subject = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00\r\n]*$")]
+
+EXAMPLE_REQUESTS: dict[str, Any] = {
+    "one channel": {"value": {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}},
+    "two channels": {
+        "value": {
+            "user_id": 123,
+            "message": "Your order 5512 has left our warehouse.",
+            "channels": ["telegram", "email"],
+            "subject": "Your order is on its way",
+            "recipient": {"email": "a@example.org", "telegram": "123456789"},
+            "metadata": {"order": "5512"},
+        }
+    },
+}
+
+
+def _rule(field: str, message: str) -> PydanticCustomError:
+    """An error that is about `field` although it is found by a rule over several."""
+    return PydanticCustomError("value_error", "{message}", {"field": field, "message": message})
+
+
+class NotificationRequest(BaseModel):
+    """A notification to send. Exactly one of `type` and `channels` says how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: Annotated[UserId, Field(strict=True)]
+    message: Annotated[str, Field(min_length=1, max_length=16_384)]
+    type: Channel | None = None
+    channels: Annotated[list[Channel], Field(min_length=1)] | None = None
+    subject: Subject | None = Field(None, description="For channels that have one (email).")
+    recipient: Recipients = Field(Recipients(), description="The simulator needs none.")
+    metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=50)] | None = Field(
+        None, description="Stored and returned, never sent."
+    )
+
+    @field_validator("message")
+    @classmethod
+    def _readable(cls, message: str) -> str:
+        if "\x00" in message:
+            raise PydanticCustomError("value_error", "must not contain a NUL character")
+        if not message.strip():
+            raise PydanticCustomError("value_error", "must not be blank")
+        return message
+
+    @model_validator(mode="after")
+    def _channels_are_clear(self) -> Self:
+        if (self.type is None) == (self.channels is None):
+            raise _rule("channels", "exactly one of `type` and `channels` is needed")
+        channels = self.requested_channels()
+        if len(set(channels)) != len(channels):
+            raise _rule("channels", "each channel once")
+        for channel in self.recipient.model_fields_set:
+            if channel not in channels:
+                raise _rule(f"recipient.{channel}", "is not one of the channels of this notification")
+        return self
+
+    def requested_channels(self) -> list[Channel]:
+        """One or many, whichever way they were asked for."""
+        return self.channels or ([self.type] if self.type else [])
+
+
+class AttemptView(BaseModel):
+    """One call of the provider."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int = Field(validation_alias="attempt")
+    round: int
+    outcome: Outcome
+    error_class: ErrorClass | None
+    error_code: str | None
+    provider_message_id: str | None
+    started_at: datetime
+    finished_at: datetime
+    next_attempt_at: datetime | None
+
+
+class DeliverySummary(BaseModel):
+    """The notification over one channel."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    channel: Channel
+    recipient: str | None
+    status: DeliveryStatus
+    updated_at: datetime
+
+
+class DeliveryView(DeliverySummary):
+    """The notification over one channel, with every attempt."""
+
+    attempts: list[AttemptView]
+
+
+class NotificationSummary(BaseModel):
+    """A notification as a list shows it."""
+
+    id: UUID
+    user_id: UserId
+    message: str
+    type: Channel | None = Field(description="Where there is one channel.")
+    channels: list[Channel]
+    status: NotificationStatus
+    subject: str | None
+    metadata: dict[str, str] | None
+    created_at: datetime
+    deliveries: list[DeliverySummary]
+
+
+class NotificationView(NotificationSummary):
+    """A notification with its whole story."""
+
+    deliveries: list[DeliveryView]  # type: ignore[assignment]  # a narrower item: read only, so it is safe
+
+
+class NotificationPage(BaseModel):
+    """Notifications, newest first."""
+
+    items: list[NotificationSummary]
+    next_cursor: UUID | None = Field(description="The `cursor` of the next page; null on the last one.")
+
+
+class ListQuery(BaseModel):
+    """Which notifications to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: UserId | None = None
+    status: NotificationStatus | None = None
+    channel: Channel | None = Field(None, description="Those that go (also) over this channel.")
+    created_after: AwareDatetime | None = Field(
+        None, description="Inclusive. Without it and a user_id: the 24 hours before created_before, or now."
+    )
+    created_before: AwareDatetime | None = Field(None, description="Exclusive.")
+    limit: int = Field(50, ge=1, le=200)
+    cursor: UUID | None = None
+
+
+class UserListQuery(BaseModel):
+    """The filter of the first API."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: NotificationStatus | None = None
