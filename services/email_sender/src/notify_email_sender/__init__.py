@@ -1,0 +1,1 @@
+"""Delivers over email. What is its own stands here; the rest is `notify_common.sending`."""

@@ -1,0 +1,1 @@
+"""Delivers over telegram. What is its own stands here; the rest is `notify_common.sending`."""

@@ -1,0 +1,5 @@
+"""`python -m notify_telegram_sender`."""
+
+from notify_telegram_sender.main import main
+
+main()
