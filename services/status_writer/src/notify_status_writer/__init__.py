@@ -1,0 +1,1 @@
+"""Writes the results of deliveries to PostgreSQL, and tells what has changed."""

@@ -1,0 +1,93 @@
+"""Ends the deliveries whose messages died, so that none stays open for ever."""
+
+import asyncio
+import logging
+from uuid import UUID
+
+from faststream.rabbit import RabbitBroker, RabbitMessage
+from notify_common.channels import Channel
+from notify_common.messages import (
+    DELIVERY_ID_HEADER,
+    ROUND_HEADER,
+    DeliveryRequested,
+    DeliveryResult,
+    ErrorClass,
+    Outcome,
+)
+from notify_common.process import utc_now
+from notify_common.rabbitmq import settle
+from notify_common.topology import delivery_queue_name
+from notify_database.engine import DatabaseAway
+from pydantic import ValidationError
+
+from notify_status_writer.delivery_state import DeliveryState
+from notify_status_writer.result_store import ResultStore
+from notify_status_writer.results_consumer import DATABASE_RETRY_INTERVAL, ResultsConsumer
+
+log = logging.getLogger(__name__)
+
+DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
+# Written by RabbitMQ when it dead-letters: https://www.rabbitmq.com/docs/dlx#effects
+FIRST_DEATH_QUEUE_HEADER = "x-first-death-queue"
+
+
+class DeadInbox:
+    """Reads its own copy of the dead letters; the archive keeps the other."""
+
+    def __init__(self, broker: RabbitBroker, store: ResultStore, results: ResultsConsumer) -> None:
+        self._broker = broker
+        self._store = store
+        self._results = results
+
+    async def handle(self, body: bytes) -> None:
+        """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
+        message: RabbitMessage = self._broker.context.get_local("message")
+        if message.headers.get(FIRST_DEATH_QUEUE_HEADER) in DELIVERY_QUEUES:
+            result = await self._result_of(message, body)
+            if result is None:
+                log.error("dead message names no open delivery message_id=%s", message.message_id)
+            else:
+                log.error("delivery is dead delivery_id=%s", result.delivery_id)
+                await self._results.write([result])
+        await settle(message, ack=True)
+
+    async def _result_of(self, message: RabbitMessage, body: bytes) -> DeliveryResult | None:
+        try:
+            request = DeliveryRequested.model_validate_json(body)
+        except ValidationError:
+            return await self._result_by_headers(message)
+        return _poison(request.delivery_id, request.round, request.attempt, request.failures + 1)
+
+    async def _result_by_headers(self, message: RabbitMessage) -> DeliveryResult | None:
+        try:
+            delivery_id = UUID(str(message.headers.get(DELIVERY_ID_HEADER)))
+        except ValueError:
+            return None
+        delivery = await self._read(delivery_id)
+        if delivery is None or delivery.status.final:
+            return None
+        named_round = message.headers.get(ROUND_HEADER)
+        if isinstance(named_round, int) and named_round != delivery.round:
+            return None
+        return _poison(delivery_id, delivery.round, delivery.attempt + 1, delivery.failures + 1)
+
+    async def _read(self, delivery_id: UUID) -> DeliveryState | None:
+        while True:
+            try:
+                return await self._store.read(delivery_id)
+            except DatabaseAway:
+                await asyncio.sleep(DATABASE_RETRY_INTERVAL)
+
+
+def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> DeliveryResult:
+    now = utc_now()
+    return DeliveryResult(
+        delivery_id=delivery_id,
+        round=round_,
+        attempt=attempt,
+        failures=failures,
+        outcome=Outcome.FAILED,
+        error_class=ErrorClass.POISON,
+        started_at=now,
+        finished_at=now,
+    )

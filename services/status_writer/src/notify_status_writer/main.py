@@ -1,0 +1,53 @@
+"""The status writer's settings and its start."""
+
+from notify_common import topology
+from notify_common.consuming import consume, subscribe
+from notify_common.process import WorkerSettings, load_settings, run
+from notify_common.rabbitmq import RabbitSettings, create_broker
+from notify_database.engine import PostgresSettings, create_engine
+from pydantic import Field
+
+from notify_status_writer.dead_inbox import DeadInbox
+from notify_status_writer.result_store import ResultStore
+from notify_status_writer.results_consumer import MESSAGES_PER_TRANSACTION, ResultsConsumer
+
+RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # one group is written, the next one gathers
+DEAD_PREFETCH = 10
+POOL_SIZE = 2  # one for the results, one to look at dead deliveries
+
+
+class StatusWriterSettings(WorkerSettings, PostgresSettings, RabbitSettings):
+    """What the status writer needs."""
+
+    health_port: int = Field(8083, ge=1, le=65535)
+
+
+async def run_status_writer(settings: StatusWriterSettings) -> None:
+    """Write results until SIGTERM."""
+    broker = create_broker(settings)
+    engine = create_engine(settings, pool_size=POOL_SIZE)
+    store = ResultStore(engine)
+    results_consumer = ResultsConsumer(broker, store)
+    dead_inbox = DeadInbox(broker, store, results_consumer)
+    results, (archive, inbox) = topology.results(), topology.dead_letters()
+    subscribe(broker, results.queue, results_consumer.handle, prefetch=RESULTS_PREFETCH)
+    subscribe(broker, inbox.queue, dead_inbox.handle, prefetch=DEAD_PREFETCH)
+    try:
+        await consume(
+            broker,
+            rabbit=settings,
+            health_host=settings.health_host,
+            health_port=settings.health_port,
+            reads=[results.queue, inbox.queue],
+            declares=[archive, inbox, results],
+            exchanges=[topology.EVENTS],
+            drained=results_consumer.drained,
+        )
+    finally:
+        await engine.dispose()
+
+
+def main() -> None:
+    """Run the status writer."""
+    settings = load_settings(StatusWriterSettings)
+    run(lambda: run_status_writer(settings), settings.log_level)

@@ -1,0 +1,138 @@
+"""The statements that apply results: however many there are, one to lock, one to write."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from notify_common.channels import Channel
+from notify_common.messages import DeliveryResult, DeliveryStatus, StatusChange
+from notify_common.process import utc_now
+from notify_database.engine import database_errors
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_status_writer.delivery_state import DeliveryState, advance, best_attempts
+
+COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
+# In id order: two writers that share deliveries can not deadlock.
+LOCK = text(f"""
+    SELECT {COLUMNS} FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+""")  # noqa: S608 - the columns are a constant
+READ = text(f"SELECT {COLUMNS} FROM deliveries WHERE id = :id")  # noqa: S608 - the columns are a constant
+WRITE = text("""
+    WITH changed AS (
+        UPDATE deliveries
+        SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = now()
+        FROM unnest(
+            CAST(:changed_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:rounds AS integer[]),
+            CAST(:attempts AS integer[]), CAST(:failures AS integer[])
+        ) AS c (id, status, round, attempt, failures)
+        WHERE deliveries.id = c.id
+    )
+    INSERT INTO attempts
+        (delivery_id, attempt, round, outcome, error_class, error_code, provider_message_id,
+         started_at, finished_at, next_attempt_at)
+    SELECT * FROM unnest(
+        CAST(:a_delivery_ids AS uuid[]), CAST(:a_attempts AS integer[]), CAST(:a_rounds AS integer[]),
+        CAST(:a_outcomes AS text[]), CAST(:a_error_classes AS text[]), CAST(:a_error_codes AS text[]),
+        CAST(:a_provider_message_ids AS text[]), CAST(:a_started_at AS timestamptz[]),
+        CAST(:a_finished_at AS timestamptz[]), CAST(:a_next_attempt_at AS timestamptz[])
+    )
+    -- Written once, and upgraded only by a higher rank: sent > failed > retrying, throttled.
+    ON CONFLICT (delivery_id, attempt) DO UPDATE SET
+        round = excluded.round, outcome = excluded.outcome, error_class = excluded.error_class,
+        error_code = excluded.error_code, provider_message_id = excluded.provider_message_id,
+        started_at = excluded.started_at, finished_at = excluded.finished_at,
+        next_attempt_at = excluded.next_attempt_at
+    WHERE (excluded.outcome = 'sent' AND attempts.outcome <> 'sent')
+       OR (excluded.outcome = 'failed' AND attempts.outcome IN ('retrying', 'throttled'))
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a group of results has done."""
+
+    changes: Sequence[StatusChange]
+    unknown: Sequence[DeliveryResult]
+    """Results of deliveries that are not in the database."""
+
+
+class ResultStore:
+    """Applies results to deliveries and attempts."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def apply(self, results: Sequence[DeliveryResult]) -> Applied:
+        """Apply all in one transaction; raises `DatabaseAway` or `StatementRefused`, and then none is applied."""
+        ids = sorted({result.delivery_id for result in results})
+        with database_errors():
+            async with self._engine.begin() as connection:
+                rows = (await connection.execute(LOCK, {"ids": ids})).all()
+                before = {row.id: _state(row) for row in rows}
+                known = [result for result in results if result.delivery_id in before]
+                after = dict(before)
+                for result in known:
+                    after[result.delivery_id] = advance(after[result.delivery_id], result)
+                changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
+                await connection.execute(WRITE, _columns(changed, best_attempts(known).values()))
+        now = utc_now()
+        return Applied(
+            changes=[
+                StatusChange(
+                    delivery_id=state.id,
+                    notification_id=state.notification_id,
+                    channel=state.channel,
+                    status=state.status,
+                    round=state.round,
+                    attempt=state.attempt,
+                    changed_at=now,
+                )
+                for state in changed
+                if state.status is not before[state.id].status
+            ],
+            unknown=[result for result in results if result.delivery_id not in before],
+        )
+
+    async def read(self, delivery_id: UUID) -> DeliveryState | None:
+        """The delivery as it is now, or None where there is none."""
+        with database_errors():
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(READ, {"id": delivery_id})).one_or_none()
+        return None if row is None else _state(row)
+
+
+def _state(row: Row[Any]) -> DeliveryState:
+    return DeliveryState(
+        id=row.id,
+        notification_id=row.notification_id,
+        channel=Channel(row.channel),
+        status=DeliveryStatus(row.status),
+        round=row.round,
+        attempt=row.attempt,
+        failures=row.failures,
+    )
+
+
+def _columns(changed: Sequence[DeliveryState], attempts: Iterable[DeliveryResult]) -> dict[str, object]:
+    # Rows that conflict are locked as they are met: in id order here too.
+    rows = sorted(attempts, key=lambda attempt: (attempt.delivery_id, attempt.attempt))
+    return {
+        "changed_ids": [state.id for state in changed],
+        "statuses": [state.status.value for state in changed],
+        "rounds": [state.round for state in changed],
+        "attempts": [state.attempt for state in changed],
+        "failures": [state.failures for state in changed],
+        "a_delivery_ids": [row.delivery_id for row in rows],
+        "a_attempts": [row.attempt for row in rows],
+        "a_rounds": [row.round for row in rows],
+        "a_outcomes": [row.outcome.value for row in rows],
+        "a_error_classes": [row.error_class.value if row.error_class else None for row in rows],
+        "a_error_codes": [row.error_code for row in rows],
+        "a_provider_message_ids": [row.provider_message_id for row in rows],
+        "a_started_at": [row.started_at for row in rows],
+        "a_finished_at": [row.finished_at for row in rows],
+        "a_next_attempt_at": [row.next_attempt_at for row in rows],
+    }

@@ -1,0 +1,117 @@
+"""Reads results, has them written in groups, and acks each message only after the commit of its group."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from uuid import uuid4
+
+from faststream.rabbit import RabbitBroker, RabbitMessage
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.group_commit import GroupCommit
+from notify_common.messages import (
+    DeliveryResult,
+    DeliveryStatus,
+    ResultsEnvelope,
+    StatusChange,
+    StatusChanges,
+)
+from notify_common.rabbitmq import BROKER_ERRORS, publish_until_confirmed, settle
+from notify_database.engine import DatabaseAway, StatementRefused
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from notify_status_writer.result_store import Applied, ResultStore
+
+log = logging.getLogger(__name__)
+
+MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
+DATABASE_RETRY_INTERVAL = 1.0  # seconds
+EVENT_TIMEOUT = 5.0  # seconds
+REASON_HEADER = "dead_reason"
+
+
+class ResultsConsumer:
+    """Applies what senders report."""
+
+    def __init__(self, broker: RabbitBroker, store: ResultStore) -> None:
+        self._broker = broker
+        self._store = store
+        self._group_commit = GroupCommit(self._commit, max_group=MESSAGES_PER_TRANSACTION, refusals=(StatementRefused,))
+
+    async def handle(self, body: bytes) -> None:
+        """Handle one message of results to its end."""
+        message: RabbitMessage = self._broker.context.get_local("message")
+        try:
+            envelope = ResultsEnvelope.model_validate_json(body)
+        except ValidationError:
+            log.error("results are unreadable message_id=%s", message.message_id)
+            await settle(message, ack=False)
+            return
+        results: list[DeliveryResult] = []
+        for item in envelope.results:
+            try:
+                results.append(DeliveryResult.model_validate_json(to_json(item)))
+            except ValidationError:
+                await self._bury(to_json(item).decode(), "unreadable result")
+        await self.write(results)
+        await settle(message, ack=True)
+
+    async def write(self, results: Sequence[DeliveryResult]) -> None:
+        """Return once all that can be applied is committed and the rest is among the dead letters."""
+        try:
+            await self._group_commit.submit(results)
+        except StatementRefused as refusal:
+            if len(results) == 1:
+                await self._bury(results[0].model_dump_json(), str(refusal))
+            else:
+                for result in results:
+                    await self.write([result])
+
+    async def drained(self) -> None:
+        """Return when no result waits for its commit."""
+        await self._group_commit.drained()
+
+    async def _commit(self, group: Sequence[Sequence[DeliveryResult]]) -> None:
+        applied = await self._apply([result for message in group for result in message])
+        for result in applied.unknown:
+            await self._bury(result.model_dump_json(), "unknown delivery")
+        await self._tell(applied.changes)
+
+    async def _apply(self, results: Sequence[DeliveryResult]) -> Applied:
+        away = False
+        while True:
+            try:
+                return await self._store.apply(results)
+            except DatabaseAway as error:
+                # The same group again: with the next one written and acked, this one would be lost.
+                if not away:
+                    log.warning("results can not be written count=%d error=%s; trying again", len(results), error)
+                away = True
+                await asyncio.sleep(DATABASE_RETRY_INTERVAL)
+
+    async def _bury(self, body: str, reason: str) -> None:
+        log.error("result goes to the dead letters reason=%s", reason)
+        await publish_until_confirmed(
+            self._broker, body, exchange=topology.DEAD, routing_key="", headers={REASON_HEADER: reason}
+        )
+
+    async def _tell(self, changes: Sequence[StatusChange]) -> None:
+        """Publish what has changed, after its commit. Events are news, not state: what fails here is not repeated."""
+        by_kind: defaultdict[tuple[Channel, DeliveryStatus], list[StatusChange]] = defaultdict(list)
+        for change in changes:
+            by_kind[change.channel, change.status].append(change)
+        try:
+            async with asyncio.timeout(EVENT_TIMEOUT):
+                for (channel, status), alike in by_kind.items():
+                    await self._broker.publish(
+                        StatusChanges(changes=tuple(alike)).model_dump_json().encode(),
+                        exchange=topology.EVENTS,
+                        routing_key=f"{channel}.{status}",
+                        mandatory=False,
+                        content_type="application/json",
+                        message_id=str(uuid4()),
+                    )
+        except BROKER_ERRORS as error:
+            log.warning("events are not published count=%d error=%r", len(changes), error)
