@@ -1,0 +1,85 @@
+"""`python -m notify_local up | servers | demo [FILE]`; the Makefile has a target for what users need."""
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from notify_local.console import say
+from notify_local.demo import run_demo
+from notify_local.errors import CanNotRun
+from notify_local.folder import StackFolder
+from notify_local.stack import running_servers, running_system
+
+DEFAULT_FILE = Path("examples/notifications.csv")
+
+
+async def _up(folder: StackFolder) -> int:
+    async with running_system(folder, show_logs=True) as stack:
+        gateway = stack.addresses["GATEWAY_URL"]
+        ui = urlsplit(stack.addresses["RABBITMQ_MANAGEMENT_URL"])
+        say(
+            f"""
+Ready.
+  API          {gateway}/api/notifications
+  Docs         {gateway}/docs
+  RabbitMQ UI  http://{ui.hostname}:{ui.port}  (user {ui.username}, password {ui.password})
+  Addresses    {folder.stack_env}
+
+Try it:
+  curl -i {gateway}/api/notifications -H 'Content-Type: application/json' \\
+    -d '{{"user_id": 123, "message": "Your code: 11111", "type": "telegram"}}'
+
+Ctrl-C stops everything.
+"""
+        )
+        await asyncio.Event().wait()
+    return 0
+
+
+async def _servers(folder: StackFolder) -> int:
+    async with running_servers(folder):
+        say(f"PostgreSQL and RabbitMQ are ready; their addresses are in {folder.stack_env}. Ctrl-C stops them.")
+        await asyncio.Event().wait()
+    return 0
+
+
+async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
+    """Run `work`; SIGINT and SIGTERM cancel it, and it then ends in order."""
+    task = asyncio.create_task(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        return await task
+    return 0
+
+
+def main() -> None:
+    """Run one command."""
+    parser = argparse.ArgumentParser(prog="python -m notify_local", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(".local"), help="where data, logs and addresses are kept")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up", help="run the whole system in the foreground")
+    commands.add_parser("servers", help="run PostgreSQL and RabbitMQ alone")
+    demo = commands.add_parser("demo", help="send a file of notifications and follow it to the end")
+    demo.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE)
+    arguments = parser.parse_args()
+    folder = StackFolder(arguments.folder.resolve())
+    work = {
+        "up": lambda: _up(folder),
+        "servers": lambda: _servers(folder),
+        "demo": lambda: run_demo(folder, arguments.file),
+    }[arguments.command]()
+    try:
+        sys.exit(asyncio.run(_until_signal(work)))
+    except CanNotRun as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

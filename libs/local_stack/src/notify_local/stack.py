@@ -1,0 +1,145 @@
+"""The whole system on one machine: which processes, in which order, with which addresses."""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import httpx
+
+from notify_local import postgres, rabbitmq
+from notify_local.console import say
+from notify_local.folder import StackFolder
+from notify_local.ports import Ports
+from notify_local.rabbitmq_install import rabbitmq_server
+from notify_local.supervisor import Program, Supervisor
+
+SERVER_START_TIMEOUT = 120.0  # seconds
+SERVICE_START_TIMEOUT = 60.0  # seconds
+
+POSTGRES_PORT, RABBITMQ_PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT, EPMD_PORT = 5432, 5672, 15672, 25672, 4370
+GATEWAY_PORT = 8080
+# In the order of their start: who reads before who writes. The gateway starts last and stops first.
+WORKERS = {"status_writer": 8083, "telegram_sender": 8081, "email_sender": 8082}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack: how it is reached, and by which settings a service reaches its servers."""
+
+    addresses: Mapping[str, str]
+    server_settings: Mapping[str, str]
+
+
+@asynccontextmanager
+async def running_servers(folder: StackFolder) -> AsyncIterator[Stack]:
+    """PostgreSQL and RabbitMQ, private to `folder`, until the context ends."""
+    with folder.locked():
+        folder.end_leftovers()
+        supervisor = Supervisor(folder)
+        try:
+            stack = await _start_servers(supervisor, folder, Ports())
+            folder.publish(stack.addresses)
+            yield stack
+        finally:
+            await supervisor.stop()
+
+
+@asynccontextmanager
+async def running_system(folder: StackFolder, *, show_logs: bool) -> AsyncIterator[Stack]:
+    """The servers and all services until the context ends."""
+    with folder.locked():
+        folder.end_leftovers()
+        supervisor, ports = Supervisor(folder), Ports()
+        try:
+            servers = await _start_servers(supervisor, folder, ports)
+            stack = await _start_services(supervisor, servers, ports, show_logs=show_logs)
+            folder.publish(stack.addresses)
+            yield stack
+        finally:
+            folder.stack_env.unlink(missing_ok=True)
+            say("Stopping: gateway, senders, status writer, RabbitMQ, PostgreSQL …")
+            await supervisor.stop()
+
+
+async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Ports) -> Stack:
+    server = rabbitmq_server(folder.log / "install.log")
+    password = folder.password()
+    postgres_port, rabbitmq_port = ports.free(POSTGRES_PORT), ports.free(RABBITMQ_PORT)
+    management_port, epmd_port = ports.free(MANAGEMENT_PORT), ports.free(EPMD_PORT)
+    say(f"Starting PostgreSQL on port {postgres_port} …")
+    await supervisor.start(
+        postgres.prepare_postgres(folder, postgres_port),
+        lambda: postgres.postgres_ready(postgres_port),
+        SERVER_START_TIMEOUT,
+    )
+    postgres.ensure_database(postgres_port, password)
+    say(f"Starting RabbitMQ on port {rabbitmq_port} …")
+    await supervisor.start(rabbitmq.prepare_epmd(epmd_port), _at_once, SERVER_START_TIMEOUT)
+    node = rabbitmq.prepare_rabbitmq(
+        folder,
+        server,
+        port=rabbitmq_port,
+        management_port=management_port,
+        distribution_port=ports.free(DISTRIBUTION_PORT),
+        epmd_port=epmd_port,
+    )
+    await supervisor.start(node, lambda: rabbitmq.rabbitmq_ready(management_port, password), SERVER_START_TIMEOUT)
+    secret = quote(password, safe="")
+    return Stack(
+        addresses={
+            "RABBITMQ_URL": f"amqp://{rabbitmq.USER}:{secret}@127.0.0.1:{rabbitmq_port}/",
+            "RABBITMQ_MANAGEMENT_URL": f"http://{rabbitmq.USER}:{secret}@127.0.0.1:{management_port}",
+            "POSTGRES_URL": f"postgresql://{postgres.USER}:{secret}@127.0.0.1:{postgres_port}/{postgres.DATABASE}",
+        },
+        server_settings={
+            "POSTGRES_HOST": "127.0.0.1",
+            "POSTGRES_PORT": str(postgres_port),
+            "POSTGRES_DATABASE": postgres.DATABASE,
+            "POSTGRES_USER": postgres.USER,
+            "POSTGRES_PASSWORD": password,
+            "RABBITMQ_HOST": "127.0.0.1",
+            "RABBITMQ_PORT": str(rabbitmq_port),
+            "RABBITMQ_USER": rabbitmq.USER,
+            "RABBITMQ_PASSWORD": password,
+            "RABBITMQ_VHOST": "/",
+        },
+    )
+
+
+async def _start_services(supervisor: Supervisor, servers: Stack, ports: Ports, *, show_logs: bool) -> Stack:
+    settings = servers.server_settings
+    say("Migrating the database …")
+    await supervisor.run(Program("migrate", [sys.executable, "-m", "notify_database.migrate"], settings))
+    say("Starting the services …")
+    for name, preferred_port in WORKERS.items():
+        port = ports.free(preferred_port)
+        program = _service(name, {**settings, "HEALTH_PORT": str(port)}, shown=show_logs)
+        await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
+    port = ports.free(int(os.environ.get("APP_PORT", GATEWAY_PORT)))
+    program = _service("gateway", {**settings, "APP_PORT": str(port)}, shown=show_logs)
+    await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
+    return Stack({"GATEWAY_URL": f"http://127.0.0.1:{port}", **servers.addresses}, settings)
+
+
+def _service(name: str, environment: Mapping[str, str], *, shown: bool) -> Program:
+    return Program(name, [sys.executable, "-m", f"notify_{name}"], environment, shown=shown)
+
+
+def _ready_at(port: int) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            try:
+                answer = await client.get(f"http://127.0.0.1:{port}/readyz")
+            except httpx.TransportError:
+                return False
+        # The gateway is ready to accept without RabbitMQ; the whole system is not.
+        return answer.status_code == httpx.codes.OK and answer.json().get("rabbitmq", "ready") == "ready"
+
+    return ready
+
+
+async def _at_once() -> bool:
+    return True
