@@ -1,0 +1,325 @@
+"""The status writer against PostgreSQL and RabbitMQ."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.messages import DeliveryResult, DeliveryStatus, ErrorClass, Outcome, StatusChanges
+from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_database.engine import PostgresSettings, StatementRefused
+from notify_status_writer.result_store import ResultStore
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import Hand, hand_on
+from support.services import eventually, running_status_writer
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+ADD = text("""
+    WITH n AS (INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'x', NULL, NULL, now()) RETURNING id)
+    INSERT INTO deliveries SELECT gen_random_uuid(), id, 'telegram', NULL, 'pending', 1, 0, 0, now() FROM n
+    RETURNING id
+""")
+DELIVERY = text("SELECT status, round, attempt, failures FROM deliveries WHERE id = :id")
+ATTEMPTS = text("SELECT attempt, outcome, error_class FROM attempts WHERE delivery_id = :id ORDER BY attempt")
+
+
+@pytest.fixture
+async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
+    bindings = [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
+    await prepare_topology(rabbit, bindings, [topology.EVENTS])
+    async with hand_on(rabbit) as hand:
+        yield hand
+
+
+async def add_delivery(engine: AsyncEngine) -> UUID:
+    async with engine.begin() as connection:
+        delivery_id: UUID = (await connection.execute(ADD)).scalar_one()
+    return delivery_id
+
+
+async def delivery_row(engine: AsyncEngine, delivery_id: UUID) -> tuple[Any, ...]:
+    async with engine.connect() as connection:
+        return tuple((await connection.execute(DELIVERY, {"id": delivery_id})).one())
+
+
+async def attempt_rows(engine: AsyncEngine, delivery_id: UUID) -> list[tuple[Any, ...]]:
+    async with engine.connect() as connection:
+        return [tuple(row) for row in await connection.execute(ATTEMPTS, {"id": delivery_id})]
+
+
+async def has_status(engine: AsyncEngine, delivery_id: UUID, status: DeliveryStatus) -> None:
+    async def reached() -> bool:
+        return bool((await delivery_row(engine, delivery_id))[0] == status)
+
+    await eventually(reached, f"the delivery is {status}")
+
+
+def result(
+    delivery_id: UUID, outcome: Outcome = Outcome.SENT, attempt: int = 1, round_: int = 1, failures: int | None = None
+) -> DeliveryResult:
+    failed = outcome in {Outcome.RETRYING, Outcome.FAILED}
+    return DeliveryResult(
+        delivery_id=delivery_id,
+        round=round_,
+        attempt=attempt,
+        failures=(attempt if failed else 0) if failures is None else failures,
+        outcome=outcome,
+        error_class=ErrorClass.TEMPORARY if failed else None,
+        started_at=NOW,
+        finished_at=NOW + timedelta(seconds=1),
+    )
+
+
+async def test_a_result_becomes_the_status_and_an_attempt(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    delivery_id = await add_delivery(engine)
+    async with running_status_writer(rabbit, postgres):
+        await hand.report(result(delivery_id, Outcome.RETRYING), result(delivery_id, Outcome.SENT, attempt=2))
+        await has_status(engine, delivery_id, DeliveryStatus.SENT)
+    assert await delivery_row(engine, delivery_id) == ("sent", 1, 2, 1)
+    assert await attempt_rows(engine, delivery_id) == [(1, "retrying", "temporary"), (2, "sent", None)]
+    assert await hand.depth("notifications.results") == 0
+
+
+async def test_results_may_repeat_and_come_out_of_order(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    delivery_id, last = await add_delivery(engine), await add_delivery(engine)
+    first, second, third = (
+        result(delivery_id, outcome, attempt)
+        for attempt, outcome in enumerate((Outcome.RETRYING, Outcome.RETRYING, Outcome.FAILED), start=1)
+    )
+    async with running_status_writer(rabbit, postgres):
+        for group in ((third,), (second, third), (first,), (third, first, second)):
+            await hand.report(*group)
+        await hand.report(result(last))
+        await has_status(engine, last, DeliveryStatus.SENT)
+    assert await delivery_row(engine, delivery_id) == ("failed", 1, 3, 3)
+    assert [attempt[:2] for attempt in await attempt_rows(engine, delivery_id)] == [
+        (1, "retrying"), (2, "retrying"), (3, "failed")
+    ]  # fmt: skip
+
+
+results_of_one = st.lists(
+    st.tuples(
+        st.sampled_from(Outcome),
+        st.integers(min_value=1, max_value=3),
+        st.integers(min_value=1, max_value=2),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(results_of_one, st.randoms(use_true_random=False))
+async def test_in_whatever_order_and_groups_the_rows_end_the_same(
+    engine: AsyncEngine, reported: list[tuple[Outcome, int, int]], random: Any
+) -> None:
+    store = ResultStore(engine)
+    at_once, shuffled = await add_delivery(engine), await add_delivery(engine)
+
+    def results_for(delivery_id: UUID) -> list[DeliveryResult]:
+        return [result(delivery_id, outcome, attempt, round_, 1) for outcome, attempt, round_ in reported]
+
+    await store.apply(results_for(at_once))
+    one_by_one = results_for(shuffled)
+    one_by_one += random.sample(one_by_one, k=random.randint(0, len(one_by_one)))
+    random.shuffle(one_by_one)
+    for each in one_by_one:
+        await store.apply([each])
+    assert await delivery_row(engine, at_once) == await delivery_row(engine, shuffled)
+    # Of retrying and throttled, which share a rank, the first stays.
+    assert as_ranked(await attempt_rows(engine, at_once)) == as_ranked(await attempt_rows(engine, shuffled))
+
+
+def as_ranked(attempts: list[tuple[Any, ...]]) -> list[tuple[int, str]]:
+    return [(number, "retrying" if outcome == "throttled" else outcome) for number, outcome, _ in attempts]
+
+
+async def test_an_attempt_is_upgraded_only_by_a_higher_rank(engine: AsyncEngine) -> None:
+    store, delivery_id = ResultStore(engine), await add_delivery(engine)
+    for outcome, stored in (
+        (Outcome.THROTTLED, "throttled"),
+        (Outcome.RETRYING, "throttled"),
+        (Outcome.FAILED, "failed"),
+        (Outcome.RETRYING, "failed"),
+        (Outcome.SENT, "sent"),
+        (Outcome.FAILED, "sent"),
+    ):
+        await store.apply([result(delivery_id, outcome, failures=1)])
+        assert [outcome for _, outcome, _ in await attempt_rows(engine, delivery_id)] == [stored]
+
+
+async def test_an_earlier_round_only_adds_its_attempt_unless_it_was_sent(engine: AsyncEngine) -> None:
+    store, delivery_id = ResultStore(engine), await add_delivery(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET round = 2, attempt = 1"))
+    await store.apply([result(delivery_id, Outcome.FAILED, attempt=2)])
+    assert await delivery_row(engine, delivery_id) == ("pending", 2, 2, 0)
+    await store.apply([result(delivery_id, Outcome.SENT, attempt=3)])
+    assert (await delivery_row(engine, delivery_id))[:3] == ("sent", 2, 3)
+    assert [row[:2] for row in await attempt_rows(engine, delivery_id)] == [(2, "failed"), (3, "sent")]
+
+
+async def test_expired_writes_no_attempt(engine: AsyncEngine) -> None:
+    store, delivery_id = ResultStore(engine), await add_delivery(engine)
+    await store.apply([result(delivery_id, Outcome.EXPIRED, attempt=0)])
+    assert await delivery_row(engine, delivery_id) == ("expired", 1, 0, 0)
+    assert await attempt_rows(engine, delivery_id) == []
+
+
+async def test_writers_that_share_deliveries_do_not_deadlock(engine: AsyncEngine) -> None:
+    store, deliveries = ResultStore(engine), [await add_delivery(engine) for _ in range(20)]
+    forwards = [result(delivery_id) for delivery_id in deliveries]
+    await asyncio.gather(*(store.apply(forwards[:: 1 if number % 2 else -1]) for number in range(20)))
+    assert {(await delivery_row(engine, delivery_id))[0] for delivery_id in deliveries} == {"sent"}
+
+
+async def test_a_change_of_status_touches_no_index(engine: AsyncEngine) -> None:
+    store, deliveries = ResultStore(engine), [await add_delivery(engine) for _ in range(50)]
+    for delivery_id in deliveries:
+        await store.apply([result(delivery_id)])
+    counts = text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'deliveries'")
+
+    async def all_hot() -> bool:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT pg_stat_force_next_flush()"))
+            updates, hot = (await connection.execute(counts)).one()
+        return bool(updates == hot == 50)
+
+    await eventually(all_hot, "every update was a HOT update")
+
+
+async def test_one_bad_result_never_spoils_its_neighbours(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    good, another = await add_delivery(engine), await add_delivery(engine)
+    items = [
+        result(good).model_dump(mode="json"),
+        {"delivery_id": "not an id"},
+        result(uuid4()).model_dump(mode="json"),  # of no delivery
+        # What no check on the way here refuses: more failures than attempts.
+        result(another, Outcome.RETRYING, failures=9).model_dump(mode="json"),
+        result(another).model_dump(mode="json"),
+    ]
+    async with running_status_writer(rabbit, postgres):
+        await hand.publish("notifications.results", "results", json.dumps({"version": 1, "results": items}))
+        await has_status(engine, good, DeliveryStatus.SENT)
+        await has_status(engine, another, DeliveryStatus.SENT)
+        reasons = [(await hand.next_message("notifications.dead")).headers["dead_reason"] for _ in range(3)]
+    assert {str(reason).split()[0] for reason in reasons} == {"unreadable", "unknown", "CheckViolationError"}
+
+
+async def test_the_store_refuses_what_the_constraints_forbid_and_applies_nothing(engine: AsyncEngine) -> None:
+    good, bad = await add_delivery(engine), await add_delivery(engine)
+    with pytest.raises(StatementRefused, match="23514"):
+        await ResultStore(engine).apply([result(good), result(bad, Outcome.RETRYING, failures=9)])
+    assert (await delivery_row(engine, good))[0] == "pending"
+
+
+async def test_an_unreadable_message_is_dead_and_changes_nothing(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    delivery_id, last = await add_delivery(engine), await add_delivery(engine)
+    async with running_status_writer(rabbit, postgres):
+        await hand.publish("notifications.results", "results", b"\xff", {"delivery_id": str(delivery_id)})
+        assert (await hand.next_message("notifications.dead")).body == b"\xff"
+        await hand.report(result(last))
+        await has_status(engine, last, DeliveryStatus.SENT)
+
+        async def inbox_is_empty() -> bool:
+            return await hand.depth("notifications.dead.inbox") == 0
+
+        await eventually(inbox_is_empty, "the dead result was looked at")
+    assert await delivery_row(engine, delivery_id) == ("pending", 1, 0, 0)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_a_dead_delivery_ends_as_failed(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, readable: bool
+) -> None:
+    delivery_id = await add_delivery(engine)
+    body = {
+        "version": 1, "delivery_id": str(delivery_id), "notification_id": str(uuid4()), "user_id": 1,
+        "channel": "telegram", "content": {"message": "x"}, "attempt": 1, "failures": 0,
+    }  # fmt: skip
+    await hand.publish(
+        "notifications",
+        "telegram",
+        json.dumps(body) if readable else b"\xff",
+        {} if readable else {"delivery_id": str(delivery_id), "round": 1},
+    )
+    message = await (await hand.channel.get_queue("notifications.telegram")).get()
+    await message.reject(requeue=False)
+    async with running_status_writer(rabbit, postgres):
+        await has_status(engine, delivery_id, DeliveryStatus.FAILED)
+    assert await attempt_rows(engine, delivery_id) == [(1, "failed", "poison")]
+    assert await hand.depth("notifications.dead") == 1
+
+
+async def test_a_dead_message_of_an_earlier_round_or_of_a_final_delivery_changes_nothing(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    second_round, sent = await add_delivery(engine), await add_delivery(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET round = 2 WHERE id = :id"), {"id": second_round})
+    await ResultStore(engine).apply([result(sent)])
+    queue = await hand.channel.get_queue("notifications.telegram")
+    for delivery_id in (second_round, sent):
+        await hand.publish("notifications", "telegram", b"\xff", {"delivery_id": str(delivery_id), "round": 1})
+        await (await queue.get()).reject(requeue=False)
+    async with running_status_writer(rabbit, postgres):
+
+        async def inbox_is_empty() -> bool:
+            return await hand.depth("notifications.dead") == 2 and await hand.depth("notifications.dead.inbox") == 0
+
+        await eventually(inbox_is_empty, "both were looked at")
+    assert (await delivery_row(engine, second_round))[:2] == ("pending", 2)
+    assert await attempt_rows(engine, sent) == [(1, "sent", None)]
+
+
+async def test_changes_are_told_after_their_commit_and_repeats_are_not(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    delivery_id, last = await add_delivery(engine), await add_delivery(engine)
+    news = await hand.listen("notifications.events", "telegram.*")
+    async with running_status_writer(rabbit, postgres):
+        await hand.report(result(delivery_id))
+        message = await asyncio.wait_for(news.get(), 20)
+        assert message.routing_key == "telegram.sent"
+        [change] = StatusChanges.model_validate_json(message.body).changes
+        assert (change.delivery_id, change.status, change.attempt) == (delivery_id, DeliveryStatus.SENT, 1)
+        assert (await delivery_row(engine, delivery_id))[0] == "sent"
+        await hand.report(result(delivery_id))
+        await hand.report(result(last))
+        message = await asyncio.wait_for(news.get(), 20)
+        assert [change.delivery_id for change in StatusChanges.model_validate_json(message.body).changes] == [last]
+
+
+async def test_while_the_database_is_blocked_nothing_is_acked_and_then_all_is_written(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    deliveries = [await add_delivery(engine) for _ in range(30)]
+    async with running_status_writer(rabbit, postgres):
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE deliveries IN ACCESS EXCLUSIVE MODE"))
+            for delivery_id in deliveries:
+                await hand.report(result(delivery_id))
+            # Whoever holds the lock dies: the writer's connection too is cut off in mid-statement.
+            await lock.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                     " AND datname = current_database()")
+            )  # fmt: skip
+        for delivery_id in deliveries:
+            await has_status(engine, delivery_id, DeliveryStatus.SENT)
+    assert await hand.depth("notifications.results") == 0

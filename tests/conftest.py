@@ -1,0 +1,90 @@
+"""Fixtures: one pair of servers a run, a database and a virtual host of its own for each test that asks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from notify_common.rabbitmq import RabbitSettings
+from notify_database.engine import PostgresSettings, create_engine
+from notify_database.migrate import migrate
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.servers import Servers, servers_for_tests
+
+TEMPLATE = "notify_test_template"
+
+
+@pytest.fixture(autouse=True)
+def no_dotenv(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's `.env` must not reach the tests."""
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with servers_for_tests(Path(tmp_path_factory.mktemp("servers"), "stack")) as servers:
+        asyncio.run(_make_template(servers.postgres))
+        yield servers
+
+
+@pytest.fixture
+async def postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
+    """A migrated database of the test's own."""
+    name = f"test_{uuid4().hex}"
+    await _administer(servers.postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield servers.postgres.model_copy(update={"postgres_database": name})
+    await _administer(servers.postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def empty_postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
+    """A database of the test's own with nothing in it."""
+    name = f"test_{uuid4().hex}"
+    await _administer(servers.postgres, f"CREATE DATABASE {name}")
+    yield servers.postgres.model_copy(update={"postgres_database": name})
+    await _administer(servers.postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def engine(postgres: PostgresSettings) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(postgres, pool_size=5)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def rabbit(servers: Servers) -> Iterator[RabbitSettings]:
+    """A virtual host of the test's own."""
+    name = f"test-{uuid4().hex}"
+    with servers.management() as management:
+        management.put(f"/api/vhosts/{name}").raise_for_status()
+        management.put(
+            f"/api/permissions/{name}/{servers.rabbit.rabbitmq_user}",
+            json={"configure": ".*", "write": ".*", "read": ".*"},
+        ).raise_for_status()
+        yield servers.rabbit.model_copy(update={"rabbitmq_vhost": name})
+        management.delete(f"/api/vhosts/{name}").raise_for_status()
+
+
+async def _make_template(settings: PostgresSettings) -> None:
+    await _administer(settings, f"DROP DATABASE IF EXISTS {TEMPLATE}")
+    await _administer(settings, f"CREATE DATABASE {TEMPLATE}")
+    engine = create_engine(settings.model_copy(update={"postgres_database": TEMPLATE}), pool_size=1)
+    await migrate(engine, "public")
+    await engine.dispose()
+
+
+async def _administer(settings: PostgresSettings, statement: str) -> None:
+    connection = await asyncpg.connect(
+        host=settings.postgres_host,
+        port=settings.postgres_port,
+        user=settings.postgres_user,
+        password=settings.postgres_password.get_secret_value(),
+        database=settings.postgres_database,
+    )
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

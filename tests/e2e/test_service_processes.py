@@ -1,0 +1,121 @@
+"""Single services as processes: their start, their end, what they refuse."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.messages import Content, DeliveryRequested, Outcome
+from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_database.engine import PostgresSettings
+from support.amqp import hand_on
+from support.processes import PROJECT, STOP_TIMEOUT, answers, running_service
+from support.services import eventually
+
+PORT = 18_900
+NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
+
+
+async def test_sigterm_lets_a_sender_finish_what_is_in_flight(rabbit: RabbitSettings) -> None:
+    bindings = [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
+    await prepare_topology(rabbit, bindings)
+    settings = {"TELEGRAM_SLEEP": "1", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(PORT)}
+    with running_service("telegram_sender", rabbit, **settings) as sender:
+        await answers(f"http://127.0.0.1:{PORT}/readyz", 200)
+        async with hand_on(rabbit) as hand:
+            for _ in range(50):
+                await hand.request(
+                    DeliveryRequested(
+                        delivery_id=uuid4(),
+                        notification_id=uuid4(),
+                        user_id=1,
+                        channel=Channel.TELEGRAM,
+                        content=Content(message="x"),
+                    )
+                )
+
+            async def twenty_in_flight() -> bool:
+                return await hand.depth("notifications.telegram") == 30
+
+            await eventually(twenty_in_flight, "20 are in flight")
+            sender.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(sender.wait, STOP_TIMEOUT) == 0
+            results = await hand.results(20)
+            assert {result.outcome for result in results} == {Outcome.SENT}
+            assert await hand.depth("notifications.results") == 0
+            assert await hand.depth("notifications.telegram") == 30
+
+
+@pytest.mark.parametrize("name", ["telegram_sender", "email_sender", "status_writer"])
+async def test_with_the_broker_away_a_worker_lives_is_not_ready_and_stops_in_order(
+    name: str, postgres: PostgresSettings
+) -> None:
+    with running_service(name, NOWHERE, postgres, HEALTH_PORT=str(PORT)) as worker:
+        await answers(f"http://127.0.0.1:{PORT}/livez", 200)
+        answer = await answers(f"http://127.0.0.1:{PORT}/readyz", 503)
+        assert "not connected to RabbitMQ" in answer.text
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, STOP_TIMEOUT) == 0
+
+
+async def test_sigterm_lets_the_gateway_answer_and_publish_what_it_has_accepted(
+    rabbit: RabbitSettings, postgres: PostgresSettings
+) -> None:
+    with running_service("gateway", rabbit, postgres, APP_PORT=str(PORT)) as gateway:
+        url = f"http://127.0.0.1:{PORT}"
+        await answers(f"{url}/readyz", 200)
+        body = {"user_id": 1, "message": "x", "type": "email"}
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, limits=limits) as client:
+            posting = [asyncio.create_task(client.post("/api/notifications", json=body)) for _ in range(100)]
+            await asyncio.wait(posting, return_when=asyncio.FIRST_COMPLETED)
+            gateway.send_signal(signal.SIGTERM)
+            outcomes = await asyncio.gather(*posting, return_exceptions=True)
+        assert await asyncio.to_thread(gateway.wait, STOP_TIMEOUT) == 0
+    accepted = [answer for answer in outcomes if isinstance(answer, httpx.Response) and answer.status_code == 201]
+    assert accepted
+    async with hand_on(rabbit) as hand:
+        assert await hand.depth("notifications.email") >= len(accepted)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [
+        ("gateway", "APP_PORT", "http"),
+        ("telegram_sender", "ERROR_PROBABILITY", "2"),
+        ("status_writer", "POSTGRES_PORT", "0"),
+    ],
+)
+def test_a_wrong_setting_ends_a_service_at_once_and_names_the_variable(name: str, variable: str, value: str) -> None:
+    done = subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-m", f"notify_{name}"],
+        env={variable: value}, capture_output=True, text=True, timeout=STOP_TIMEOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert variable in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("sender", ["telegram_sender", "email_sender"])
+def test_a_sender_alone_has_no_database_driver_and_no_fastapi(sender: str, tmp_path: Path) -> None:
+    """Installed from its own lock file into an environment of its own."""
+    folder, environment = PROJECT / "services" / sender, tmp_path / "venv"
+    python = environment / "bin" / "python"
+
+    def run(*command: str | Path) -> None:
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run(sys.executable, "-m", "venv", environment)
+    run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", folder / "requirements.lock")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", PROJECT / "libs" / "common", folder)
+    run(python, "-c", f"import notify_{sender}.main")
+    for module in ("sqlalchemy", "asyncpg", "fastapi", "notify_database"):
+        run(python, "-c", f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is not None)")

@@ -1,0 +1,132 @@
+"""The whole system as its users start it, with faults."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from support.processes import PROJECT, STOP_TIMEOUT, System, all_final, local_command, running_system
+
+FAST = {
+    "TELEGRAM_SLEEP": "0.1", "EMAIL_SLEEP": "0.1", "ERROR_PROBABILITY": "0.2", "RETRY_DELAY": "0.2", "MAX_RETRIES": "5"
+}  # fmt: skip
+PROGRAMS = ("gateway", "telegram_sender", "email_sender", "status_writer", "rabbitmq", "postgres")
+BURST = 500
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with running_system(Path(tmp_path_factory.mktemp("system"), "local"), **FAST) as system:
+        yield system
+
+
+async def post(client: httpx.AsyncClient, user_id: int, *channels: str) -> str:
+    body = {"user_id": user_id, "message": "Your code: 11111", "channels": channels or ["telegram", "email"]}
+    answer = await client.post("/api/notifications", json=body)
+    assert answer.status_code == 201, answer.text
+    notification_id: str = answer.json()["id"]
+    return notification_id
+
+
+async def test_a_notification_goes_over_both_channels_to_its_end(system: System) -> None:
+    async with system.client() as client:
+        [notification] = await all_final(client, [await post(client, 123)])
+    assert notification["status"] in {"sent", "partially_sent", "failed"}
+    for delivery in notification["deliveries"]:
+        numbers = [attempt["number"] for attempt in delivery["attempts"]]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert delivery["attempts"][-1]["outcome"] == delivery["status"]
+
+
+async def test_addresses_and_process_ids_are_written_for_scripts(system: System) -> None:
+    addresses = system.addresses()
+    assert set(addresses) == {"GATEWAY_URL", "RABBITMQ_URL", "RABBITMQ_MANAGEMENT_URL", "POSTGRES_URL"}
+    for program in PROGRAMS:
+        assert psutil.pid_exists(system.pid(program))
+    assert psutil.Process(system.pid("rabbitmq")).name().startswith("beam")
+    assert psutil.Process(system.pid("postgres")).name() == "postgres"
+
+
+def test_a_second_up_in_the_same_folder_says_that_one_is_running(system: System) -> None:
+    second = subprocess.run(  # noqa: S603 - ours
+        local_command(system.folder, "up"), cwd=PROJECT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert second.returncode == 1
+    assert "running in this folder already" in second.stderr
+
+
+async def test_500_requests_in_one_burst_have_no_error(system: System) -> None:
+    async with system.client() as client:
+        ids = await asyncio.gather(*(post(client, number) for number in range(1, BURST + 1)))
+        notifications = await all_final(client, ids)
+    assert {notification["status"] for notification in notifications} <= {"sent", "partially_sent", "failed"}
+
+
+@pytest.mark.parametrize("victim", ["telegram_sender", "status_writer", "gateway", "rabbitmq"])
+async def test_a_kill_in_mid_work_loses_nothing(system: System, victim: str) -> None:
+    async with system.client() as client:
+        ids = await asyncio.gather(*(post(client, number) for number in range(1, BURST + 1)))
+        old = system.pid(victim)
+        os.kill(old, signal.SIGKILL)
+        notifications = await all_final(client, ids)
+        assert len(notifications) == BURST
+        restarted = system.pid(victim)
+    assert restarted != old
+    assert psutil.pid_exists(restarted)
+
+
+def test_the_demo_follows_every_row_and_reports_bad_ones_by_line(system: System, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(
+        "user_id,channels,message,subject,email,telegram\n"
+        "1,telegram email,Привет,Hello,a@example.org,123456789\n"
+        "0,telegram,nobody,,,\n"
+        '2,email,"two\nlines",Hi,,\n'
+        "3,pigeon,coo,,,\n"
+        "4,telegram,今日は,,,\n",
+        encoding="utf-8",
+    )
+    demo = subprocess.run(  # noqa: S603 - ours
+        local_command(system.folder, "demo", str(file)),
+        cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert demo.returncode == 1
+    assert "line 3: user_id:" in demo.stdout
+    assert "line 6: channels.0:" in demo.stdout
+    assert "3 of 5 notifications are final, 2 rows were refused." in demo.stdout
+
+
+def test_the_demo_of_the_example_file_ends_with_every_row_final(system: System) -> None:
+    demo = subprocess.run(  # noqa: S603 - ours
+        local_command(system.folder, "demo"), cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "300 of 300 notifications are final." in demo.stdout
+
+
+async def test_data_survives_a_restart_and_a_stop_leaves_no_process(tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    with running_system(folder, **FAST) as system:
+        async with system.client() as client:
+            kept = await post(client, 5)
+            await all_final(client, [kept])
+        processes = [psutil.Process(system.pid(program)) for program in PROGRAMS]
+        processes += psutil.Process(system.process.pid).children(recursive=True)
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT)
+    assert alive == []
+    assert not (folder / "stack.env").exists()
+    with running_system(folder, **FAST) as system:
+        async with system.client() as client:
+            assert (await client.get(f"/api/notifications/{kept}")).status_code == 200
+        # Killed itself, it takes its processes along; the next start cleans up what is left.
+        processes = [psutil.Process(system.pid(program)) for program in PROGRAMS]
+        system.process.kill()
+        system.process.wait()
+        _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT)
+        assert alive == []
+        system.process.returncode = 0

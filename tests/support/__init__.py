@@ -1,0 +1,1 @@
+"""What the tests share: servers, fakes at the provider, in-process services."""

@@ -1,0 +1,71 @@
+"""A test's own hand on RabbitMQ: publish anything, read any queue."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
+from notify_common.rabbitmq import RabbitSettings
+
+TIMEOUT = 20.0  # seconds; only for what never comes
+
+
+class Hand:
+    """One channel with confirms."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self.channel = channel
+
+    async def publish(
+        self, exchange: str, routing_key: str, body: bytes | str, headers: Mapping[str, Any] | None = None
+    ) -> None:
+        message = aio_pika.Message(body if isinstance(body, bytes) else body.encode(), headers=dict(headers or {}))
+        await (await self.channel.get_exchange(exchange)).publish(message, routing_key)
+
+    async def request(self, request: DeliveryRequested) -> None:
+        await self.publish("notifications", request.channel.value, request.model_dump_json(), request.headers())
+
+    async def report(self, *results: DeliveryResult) -> None:
+        body = DeliveryResults(results=results).model_dump_json()
+        await self.publish("notifications.results", "results", body)
+
+    async def next_message(self, queue: str) -> AbstractIncomingMessage:
+        """The next message of the queue, acked."""
+        source = await self.channel.get_queue(queue)
+        async with asyncio.timeout(TIMEOUT):
+            # Asked for, not consumed: a consumer that is cancelled can have taken another message along.
+            while (message := await source.get(fail=False)) is None:  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0.01)
+        await message.ack()
+        return message
+
+    async def results(self, count: int) -> list[DeliveryResult]:
+        """The next `count` results that senders have reported."""
+        found: list[DeliveryResult] = []
+        while len(found) < count:
+            message = await self.next_message("notifications.results")
+            found += DeliveryResults.model_validate_json(message.body).results
+        return found
+
+    async def depth(self, queue: str) -> int:
+        """How many messages wait in the queue, not counting unacked ones."""
+        declared = await self.channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def listen(self, exchange: str, routing_key: str) -> asyncio.Queue[AbstractIncomingMessage]:
+        """What is published to the exchange from now on."""
+        inbox: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        queue = await self.channel.declare_queue(exclusive=True)
+        await queue.bind(exchange, routing_key)
+        await queue.consume(inbox.put, no_ack=True)
+        return inbox
+
+
+@asynccontextmanager
+async def hand_on(settings: RabbitSettings) -> AsyncIterator[Hand]:
+    connection = await aio_pika.connect(settings.amqp_url())
+    async with connection:
+        yield Hand(await connection.channel(on_return_raises=True))

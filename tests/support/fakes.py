@@ -1,0 +1,75 @@
+"""Fakes at the edge of the system: providers, and a network that can be cut."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from notify_common.messages import DeliveryRequested
+
+Answer = Callable[[DeliveryRequested], Awaitable[str | None]]
+
+
+class FakeProvider:
+    """Answers as it is told and remembers what it was asked to send."""
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        self._answer = answer
+        self.calls: list[DeliveryRequested] = []
+        self.called = asyncio.Event()
+
+    async def send(self, request: DeliveryRequested) -> str | None:
+        self.calls.append(request)
+        self.called.set()
+        return await self._answer(request) if self._answer else f"message-{len(self.calls)}"
+
+
+class CuttableNetwork:
+    """A TCP proxy: its port can be closed and its connections cut, as when a server dies or a cable is pulled."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        """End every connection; new ones are taken still, if the port is open."""
+        tasks = list(self._connections)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Nothing listens any more."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        await self.cut()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            target_reader, target_writer = await asyncio.open_connection(*self._target)
+            try:
+                await asyncio.gather(_copy(reader, target_writer), _copy(target_reader, writer))
+            finally:
+                target_writer.transport.abort()
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+            self._connections.discard(task)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.transport.abort()

@@ -1,0 +1,109 @@
+"""The services in the test's own process, against real servers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import httpx
+from faststream.rabbit import RabbitBroker
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.consuming import subscribe
+from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
+from notify_common.sending.provider import Provider
+from notify_common.sending.retry_schedule import RetrySchedule
+from notify_common.sending.sender import Sender
+from notify_database.engine import PostgresSettings, create_engine
+from notify_gateway.gateway import Gateway
+from notify_gateway.main import create_app
+from notify_gateway.settings import GatewaySettings
+from notify_status_writer.dead_inbox import DeadInbox
+from notify_status_writer.result_store import ResultStore
+from notify_status_writer.results_consumer import ResultsConsumer
+
+FIRST_DELAY = timedelta(milliseconds=50)
+TIMEOUT = 20.0  # seconds; only for what never comes
+
+
+@asynccontextmanager
+async def running_sender(
+    rabbit: RabbitSettings,
+    provider: Provider,
+    *,
+    channel: Channel = Channel.TELEGRAM,
+    max_attempts: int = 3,
+    provider_timeout: float = 5.0,
+    concurrency: int = 100,
+    first_delay: timedelta = FIRST_DELAY,
+) -> AsyncIterator[RabbitBroker]:
+    """A sender of one channel."""
+    broker = create_broker(rabbit)
+    schedule = RetrySchedule(first_delay=first_delay, max_attempts=max_attempts)
+    sender = Sender(broker, channel=channel, provider=provider, provider_timeout=provider_timeout, schedule=schedule)
+    deliveries = topology.deliveries(channel)
+    subscribe(broker, deliveries.queue, sender.handle, prefetch=concurrency)
+    await prepare_topology(
+        rabbit,
+        [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.ladder)],
+    )
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.stop()
+        await sender.drained()
+
+
+@asynccontextmanager
+async def running_status_writer(
+    rabbit: RabbitSettings, postgres: PostgresSettings, *, dead_inbox: bool = True
+) -> AsyncIterator[RabbitBroker]:
+    """A status writer."""
+    broker, engine = create_broker(rabbit), create_engine(postgres, pool_size=2)
+    store = ResultStore(engine)
+    consumer = ResultsConsumer(broker, store)
+    results, (archive, inbox) = topology.results(), topology.dead_letters()
+    subscribe(broker, results.queue, consumer.handle, prefetch=40)
+    if dead_inbox:
+        subscribe(broker, inbox.queue, DeadInbox(broker, store, consumer).handle, prefetch=10)
+    await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.stop()
+        await consumer.drained()
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def running_gateway(
+    rabbit: RabbitSettings, postgres: PostgresSettings, *, relaying: bool = True, max_waiting_requests: int = 5000
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway, reached without a socket; without its relay it only accepts."""
+    settings = GatewaySettings.model_validate(
+        {**postgres.model_dump(), **rabbit.model_dump(), "max_waiting_requests": max_waiting_requests}
+    )
+    gateway, stop = Gateway(settings), asyncio.Event()
+    working = asyncio.create_task(gateway.work(stop)) if relaying else None
+    transport = httpx.ASGITransport(app=create_app(gateway), raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            yield client
+    finally:
+        stop.set()
+        if working is None:
+            await gateway.work(stop)
+        else:
+            await working
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Wait until `condition` holds; for state that only asking can tell."""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while not await condition():  # noqa: ASYNC110 - nothing tells when a row or a queue has changed
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"never: {what}") from None

@@ -1,0 +1,118 @@
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from notify_common.channels import Channel
+from notify_common.messages import Content, DeliveryRequested, ErrorClass, Outcome
+from notify_common.sending.attempt import ProviderAnswer, call_provider, decide, expired
+from notify_common.sending.provider import PermanentFailure, ProviderFailure, TemporaryFailure, Throttled
+from notify_common.sending.retry_schedule import RetrySchedule
+from notify_common.sending.simulator import Simulator
+from support.fakes import FakeProvider
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SCHEDULE = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+
+
+def request(attempt: int = 1, failures: int = 0, round_: int = 1) -> DeliveryRequested:
+    return DeliveryRequested(
+        delivery_id=UUID(int=1),
+        notification_id=UUID(int=2),
+        user_id=7,
+        channel=Channel.EMAIL,
+        content=Content(message="hello"),
+        round=round_,
+        attempt=attempt,
+        failures=failures,
+    )
+
+
+def answer(failure: ProviderFailure | None = None, *, timed_out: bool = False) -> ProviderAnswer:
+    return ProviderAnswer(NOW, NOW + timedelta(seconds=1), None if failure else "id-1", failure, timed_out)
+
+
+def test_what_the_provider_took_is_sent() -> None:
+    decision = decide(request(attempt=2, failures=1), answer(), SCHEDULE)
+    assert decision.next_request is None
+    result = decision.result
+    assert (result.outcome, result.attempt, result.failures) == (Outcome.SENT, 2, 1)
+    assert result.provider_message_id == "id-1"
+
+
+def test_a_temporary_failure_is_tried_again_after_the_backoff() -> None:
+    decision = decide(request(attempt=2, failures=1), answer(TemporaryFailure("busy")), SCHEDULE)
+    result, following = decision.result, decision.next_request
+    assert (result.outcome, result.error_class, result.error_code) == (Outcome.RETRYING, ErrorClass.TEMPORARY, "busy")
+    assert result.failures == 2
+    assert following is not None
+    assert (following.attempt, following.failures) == (3, 2)
+    assert following.not_before == result.next_attempt_at == result.finished_at + timedelta(seconds=2)
+
+
+def test_the_last_failure_of_the_budget_is_final() -> None:
+    decision = decide(request(attempt=3, failures=2), answer(TemporaryFailure("busy")), SCHEDULE)
+    assert (decision.result.outcome, decision.result.failures) == (Outcome.FAILED, 3)
+    assert decision.next_request is None
+
+
+def test_a_timeout_says_so() -> None:
+    decision = decide(request(), answer(TemporaryFailure("timeout"), timed_out=True), SCHEDULE)
+    assert (decision.result.outcome, decision.result.error_class) == (Outcome.RETRYING, ErrorClass.TIMEOUT)
+
+
+def test_a_permanent_failure_is_final_at_once() -> None:
+    decision = decide(request(), answer(PermanentFailure("no such user")), SCHEDULE)
+    assert (decision.result.outcome, decision.result.error_class) == (Outcome.FAILED, ErrorClass.PERMANENT)
+    assert decision.next_request is None
+
+
+def test_a_throttled_call_is_an_attempt_and_not_a_failure() -> None:
+    decision = decide(request(attempt=5, failures=2), answer(Throttled("slow down", timedelta(seconds=30))), SCHEDULE)
+    assert (decision.result.outcome, decision.result.failures) == (Outcome.THROTTLED, 2)
+    assert decision.next_request is not None
+    assert (decision.next_request.attempt, decision.next_request.failures) == (6, 2)
+    assert decision.next_request.not_before == decision.result.finished_at + timedelta(seconds=30)
+
+
+def test_expired_calls_no_provider_and_counts_no_attempt() -> None:
+    result = expired(request(attempt=3, failures=2), NOW)
+    assert (result.outcome, result.attempt, result.failures) == (Outcome.EXPIRED, 2, 2)
+
+
+@given(st.lists(st.sampled_from(["temporary", "throttled"]), max_size=60), st.integers(min_value=1, max_value=10))
+def test_a_round_makes_at_most_its_budget_of_failures_whatever_happens(outcomes: list[str], budget: int) -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=budget)
+    current, failures = request(), 0
+    for number, outcome in enumerate(outcomes, start=1):
+        failure = TemporaryFailure("x") if outcome == "temporary" else Throttled("x", timedelta(seconds=1))
+        failures += outcome == "temporary"
+        decision = decide(current, answer(failure), schedule)
+        assert (decision.result.attempt, decision.result.failures) == (number, failures)
+        assert (decision.next_request is None) == (failures >= budget)
+        if decision.next_request is None:
+            break
+        current = decision.next_request
+
+
+async def test_a_provider_that_takes_too_long_is_a_temporary_failure() -> None:
+    outcome = await call_provider(Simulator(latency=60, error_probability=0), request(), timeout=0.01)
+    assert outcome.timed_out
+    assert isinstance(outcome.failure, TemporaryFailure)
+    assert outcome.finished_at > outcome.started_at
+
+
+async def test_a_bug_in_a_provider_is_not_taken_for_its_answer() -> None:
+    async def bug(_: DeliveryRequested) -> str:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await call_provider(FakeProvider(bug), request(), timeout=1)
+
+
+@pytest.mark.parametrize(("probability", "fails"), [(0, False), (1, True)])
+async def test_the_simulator_never_fails_at_0_and_always_at_1(probability: float, fails: bool) -> None:
+    simulator = Simulator(latency=0, error_probability=probability)
+    answers = [await call_provider(simulator, request(), timeout=1) for _ in range(200)]
+    assert {answer.failure is not None for answer in answers} == {fails}

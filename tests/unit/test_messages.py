@@ -1,0 +1,39 @@
+"""Messages that wait in queues must be readable after an update: the golden files are never changed, only added to."""
+
+import json
+from pathlib import Path
+
+import pytest
+from notify_common.messages import DeliveryRequested, DeliveryResults, ResultsEnvelope, StatusChanges
+from pydantic import BaseModel, ValidationError
+
+GOLDEN = Path(__file__).with_name("golden")
+MESSAGES = (DeliveryRequested, DeliveryResults, StatusChanges)
+
+
+@pytest.mark.parametrize("model", MESSAGES)
+def test_the_golden_message_is_read_and_written_back(model: type[BaseModel]) -> None:
+    golden = (GOLDEN / f"{model.__name__}.json").read_text()
+    written = json.loads(model.model_validate_json(golden).model_dump_json())
+    # Newer fields may be written besides.
+    assert {key: written[key] for key in json.loads(golden)} == json.loads(golden)
+
+
+@pytest.mark.parametrize("model", MESSAGES)
+def test_a_field_from_a_newer_sender_is_ignored(model: type[BaseModel]) -> None:
+    golden = json.loads((GOLDEN / f"{model.__name__}.json").read_text())
+    model.model_validate_json(json.dumps({**golden, "field_of_the_future": 1}))
+
+
+@pytest.mark.parametrize("model", [*MESSAGES, ResultsEnvelope])
+def test_another_version_is_not_read_as_this_one(model: type[BaseModel]) -> None:
+    name = "DeliveryResults" if model is ResultsEnvelope else model.__name__
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    with pytest.raises(ValidationError, match="version"):
+        model.model_validate_json(json.dumps({**golden, "version": 2}))
+
+
+def test_each_message_has_headers_of_its_own() -> None:
+    request = DeliveryRequested.model_validate_json((GOLDEN / "DeliveryRequested.json").read_text())
+    assert request.headers() == request.headers()
+    assert request.headers() is not request.headers()

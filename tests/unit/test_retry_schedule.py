@@ -1,0 +1,44 @@
+from datetime import timedelta
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+from notify_common.sending.retry_schedule import LONGEST_DELAY, RetrySchedule
+
+delays = st.timedeltas(min_value=timedelta(milliseconds=10), max_value=LONGEST_DELAY)
+
+
+def test_the_delay_doubles_from_the_first() -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+    assert [schedule.delay_after(failures).total_seconds() for failures in (1, 2, 3, 4)] == [1, 2, 4, 8]
+
+
+def test_the_budget_is_the_number_of_attempts() -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+    assert [schedule.exhausted(failures) for failures in (1, 2, 3, 4)] == [False, False, True, True]
+
+
+@given(delays)
+def test_the_ladder_doubles_up_to_an_hour(first: timedelta) -> None:
+    ladder = RetrySchedule(first_delay=first, max_attempts=3).ladder
+    assert ladder[0] == first
+    assert ladder[-1] == LONGEST_DELAY
+    assert all(longer == min(shorter * 2, LONGEST_DELAY) for shorter, longer in pairwise(ladder))
+
+
+@given(delays, st.integers(min_value=1, max_value=10_000))
+def test_every_backoff_is_one_rung(first: timedelta, failures: int) -> None:
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    delay = schedule.delay_after(failures)
+    assert schedule.rung_for(delay) == delay
+
+
+@given(delays, st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=90)))
+def test_parking_again_and_again_ends_after_the_wait_and_less_than_a_first_delay_late(
+    first: timedelta, wait: timedelta
+) -> None:
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    waited = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY  # the long part is whole rungs
+    while waited < wait:
+        waited += schedule.rung_for(wait - waited)
+    assert wait <= waited < wait + first

@@ -1,0 +1,57 @@
+import pytest
+from notify_common.process import load_settings
+from notify_email_sender.main import EmailSenderSettings
+from notify_gateway.settings import GatewaySettings
+from notify_status_writer.main import StatusWriterSettings
+from notify_telegram_sender.main import TelegramSenderSettings
+from pydantic_settings import BaseSettings
+
+ALL: list[type[BaseSettings]] = [
+    GatewaySettings, TelegramSenderSettings, EmailSenderSettings, StatusWriterSettings
+]  # fmt: skip
+
+
+def test_the_defaults_of_the_first_sketch_stay() -> None:
+    telegram, email, gateway = TelegramSenderSettings(), EmailSenderSettings(), GatewaySettings()
+    assert (telegram.telegram_sleep, email.email_sleep) == (0.2, 1.0)
+    assert (telegram.max_retries, telegram.retry_delay, telegram.error_probability) == (3, 1.0, 0.1)
+    assert gateway.app_port == 8080
+
+
+@pytest.mark.parametrize("probability", ["0", "1"])
+def test_error_probability_may_be_never_and_always(probability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERROR_PROBABILITY", probability)
+    assert load_settings(TelegramSenderSettings).error_probability == float(probability)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "value"),
+    [
+        (TelegramSenderSettings, "ERROR_PROBABILITY", "1.5"),
+        (TelegramSenderSettings, "TELEGRAM_SLEEP", "soon"),
+        (EmailSenderSettings, "MAX_RETRIES", "0"),
+        (GatewaySettings, "APP_PORT", "80800"),
+        (GatewaySettings, "POSTGRES_SCHEMA", 'x"; DROP'),
+        (StatusWriterSettings, "LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_stops_the_service_and_names_the_variable(
+    settings: type[BaseSettings], variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=variable) as stopped:
+        load_settings(settings)
+    assert value not in str(stopped.value)
+
+
+@pytest.mark.parametrize("settings", ALL)
+def test_secrets_do_not_show(settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_PASSWORD", "open-sesame")
+    monkeypatch.setenv("POSTGRES_PASSWORD", "open-sesame")
+    assert "open-sesame" not in repr(settings())
+
+
+def test_the_amqp_url_survives_odd_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_PASSWORD", "p@ss/w:rd")
+    monkeypatch.setenv("RABBITMQ_VHOST", "/my vhost")
+    assert GatewaySettings().amqp_url().startswith("amqp://guest:p%40ss%2Fw%3Ard@localhost:5672/%2Fmy%20vhost")
