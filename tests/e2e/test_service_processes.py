@@ -15,7 +15,8 @@ from notify_common.messages import Content, DeliveryRequested, Outcome
 from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_database.engine import PostgresSettings
 from support.amqp import hand_on
-from support.processes import PROJECT, STOP_TIMEOUT, answers, running_service
+from support.processes import STOP_TIMEOUT, answers, running_service
+from support.servers import PROJECT
 from support.services import eventually
 
 PORT = 18_900

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from support.processes import PROJECT, STOP_TIMEOUT, System, all_final, local_command, running_system
+from support.processes import STOP_TIMEOUT, System, all_final, local_command, running_system
+from support.servers import PROJECT
 
 FAST = {
     "TELEGRAM_SLEEP": "0.1", "EMAIL_SLEEP": "0.1", "ERROR_PROBABILITY": "0.2", "RETRY_DELAY": "0.2", "MAX_RETRIES": "5"
