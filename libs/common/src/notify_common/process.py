@@ -58,6 +58,8 @@ def load_settings(settings_class: type[Settings]) -> Settings:
 def run(main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
     """Run a service to its end: exit 0 after SIGTERM or SIGINT, 1 with one line where it is `Refused`."""
     logging.basicConfig(level=log_level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    # Its lines about its own start say nothing that ours do not.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
@@ -97,6 +99,7 @@ async def serve(
     # would still end as killed by the signal.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end_serving)
+    log.info("listening on http://%s:%d", host, port)
     working = asyncio.create_task(_awaited(work(stop)))
     working.add_done_callback(end_serving)
     try:

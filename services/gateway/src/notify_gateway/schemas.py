@@ -87,8 +87,8 @@ class NotificationRequest(BaseModel):
         return self
 
     def requested_channels(self) -> list[Channel]:
-        """One or many, whichever way they were asked for."""
-        return self.channels or ([self.type] if self.type else [])
+        """One or many, whichever way they were asked for; in the order in which answers list them."""
+        return sorted(self.channels or ([self.type] if self.type else []))
 
 
 class AttemptView(BaseModel):
