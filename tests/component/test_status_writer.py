@@ -19,7 +19,8 @@ from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
-from support.services import eventually, running_status_writer
+from support.fakes import FakeProvider
+from support.services import eventually, running_sender, running_status_writer
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ADD = text("""
@@ -265,6 +266,18 @@ async def test_a_dead_delivery_ends_as_failed(
         await has_status(engine, delivery_id, DeliveryStatus.FAILED)
     assert await attempt_rows(engine, delivery_id) == [(1, "failed", "poison")]
     assert await hand.depth("notifications.dead") == 1
+
+
+async def test_a_delivery_that_dies_after_a_retry_ends_too(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    """Its first death was its wait in the retry queue."""
+    delivery_id, rung = await add_delivery(engine), timedelta(milliseconds=10)
+    await prepare_topology(rabbit, topology.retries(Channel.TELEGRAM, [rung]))
+    headers = {"delivery_id": str(delivery_id), "round": 1}
+    await hand.publish("notifications", topology.retry_routing_key(Channel.TELEGRAM, rung), b"\xff", headers)
+    async with running_sender(rabbit, FakeProvider()), running_status_writer(rabbit, postgres):
+        await has_status(engine, delivery_id, DeliveryStatus.FAILED)
 
 
 async def test_a_dead_message_of_an_earlier_round_or_of_a_final_delivery_changes_nothing(

@@ -68,7 +68,7 @@ async def test_500_requests_in_one_burst_have_no_error(system: System) -> None:
     assert {notification["status"] for notification in notifications} <= {"sent", "partially_sent", "failed"}
 
 
-@pytest.mark.parametrize("victim", ["telegram_sender", "status_writer", "gateway", "rabbitmq"])
+@pytest.mark.parametrize("victim", ["telegram_sender", "status_writer", "gateway", "rabbitmq", "postgres"])
 async def test_a_kill_in_mid_work_loses_nothing(system: System, victim: str) -> None:
     async with system.client() as client:
         ids = await asyncio.gather(*(post(client, number) for number in range(1, BURST + 1)))

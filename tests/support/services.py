@@ -52,7 +52,6 @@ async def running_sender(
         yield broker
     finally:
         await broker.stop()
-        await sender.drained()
 
 
 @asynccontextmanager
@@ -66,14 +65,13 @@ async def running_status_writer(
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     subscribe(broker, results.queue, consumer.handle, prefetch=40)
     if dead_inbox:
-        subscribe(broker, inbox.queue, DeadInbox(broker, store, consumer).handle, prefetch=10)
+        subscribe(broker, inbox.queue, DeadInbox(store, consumer).handle, prefetch=10)
     await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
     await broker.start()
     try:
         yield broker
     finally:
         await broker.stop()
-        await consumer.drained()
         await engine.dispose()
 
 

@@ -5,24 +5,45 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from faststream import AckPolicy
-from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
+from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 
 from notify_common.health import health_app
 from notify_common.process import serve
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_common.rabbitmq import RabbitSettings, prepare_topology, settle
 from notify_common.topology import Binding
 
 log = logging.getLogger(__name__)
 
 
-def subscribe(
-    broker: RabbitBroker, queue: RabbitQueue, handler: Callable[[bytes], Awaitable[None]], *, prefetch: int
-) -> None:
-    """Let `handler` have every message of `queue`, `prefetch` at a time, and settle each itself.
+class Poison(Exception):
+    """The message can never be handled: it belongs in the dead letters. The text says why."""
 
-    The channel is the subscriber's own: on a shared one, a failed publish would cancel running handlers.
+
+def subscribe(
+    broker: RabbitBroker, queue: RabbitQueue, handler: Callable[[RabbitMessage], Awaitable[None]], *, prefetch: int
+) -> None:
+    """Let `handler` have every message of `queue`, `prefetch` at a time.
+
+    A message is acked once its handler returns, and not before all that follows from it is confirmed or committed.
+    A handler that raises `Poison`, or fails by a bug, sends its message to the dead letters: requeued, it would come
+    back at once, for ever. A handler that is cancelled has lost its connection: its message comes again.
     """
-    broker.subscriber(queue, channel=Channel(prefetch_count=prefetch), ack_policy=AckPolicy.MANUAL)(handler)
+
+    async def handle(_: bytes) -> None:
+        message: RabbitMessage = broker.context.get_local("message")
+        try:
+            await handler(message)
+        except Poison as poison:
+            log.error("message is poison queue=%s message_id=%s reason=%s", queue.name, message.message_id, poison)
+            await settle(message, ack=False)
+        except Exception:
+            log.exception("handler failed queue=%s message_id=%s", queue.name, message.message_id)
+            await settle(message, ack=False)
+        else:
+            await settle(message, ack=True)
+
+    # The channel is the subscriber's own: on a shared one, a failed publish would cancel running handlers.
+    broker.subscriber(queue, channel=Channel(prefetch_count=prefetch), ack_policy=AckPolicy.MANUAL)(handle)
 
 
 async def consume(
@@ -34,7 +55,6 @@ async def consume(
     reads: Sequence[RabbitQueue],
     declares: Sequence[Binding],
     exchanges: Sequence[RabbitExchange] = (),
-    drained: Callable[[], Awaitable[None]],
 ) -> None:
     """Consume the queues in `reads` until SIGTERM, serving health all the while.
 
@@ -53,9 +73,9 @@ async def consume(
         else:
             starting.cancel()
             await asyncio.wait({starting})
-        # No new message is taken; the handlers that run may finish within the graceful timeout.
+        # No new message is taken, and the handlers that run finish. What is not done within the graceful timeout
+        # stays unacked and comes again.
         await broker.stop()
-        await drained()
 
     await serve(health_app(broker, reads), host=health_host, port=health_port, work=work)
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+from typing import Any
 from uuid import UUID
 
-from faststream.rabbit import RabbitBroker, RabbitMessage
+from faststream.rabbit import RabbitMessage
 from notify_common.channels import Channel
 from notify_common.messages import (
     DELIVERY_ID_HEADER,
@@ -15,7 +16,6 @@ from notify_common.messages import (
     Outcome,
 )
 from notify_common.process import utc_now
-from notify_common.rabbitmq import settle
 from notify_common.topology import delivery_queue_name
 from notify_database.engine import DatabaseAway
 from pydantic import ValidationError
@@ -27,33 +27,33 @@ from notify_status_writer.results_consumer import DATABASE_RETRY_INTERVAL, Resul
 log = logging.getLogger(__name__)
 
 DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
-# Written by RabbitMQ when it dead-letters: https://www.rabbitmq.com/docs/dlx#effects
-FIRST_DEATH_QUEUE_HEADER = "x-first-death-queue"
+# Written by RabbitMQ when it dead-letters, one entry per queue (a retry queue is one too):
+# https://www.rabbitmq.com/docs/dlx#effects
+DEATHS_HEADER = "x-death"
 
 
 class DeadInbox:
     """Reads its own copy of the dead letters; the archive keeps the other."""
 
-    def __init__(self, broker: RabbitBroker, store: ResultStore, results: ResultsConsumer) -> None:
-        self._broker = broker
+    def __init__(self, store: ResultStore, results: ResultsConsumer) -> None:
         self._store = store
         self._results = results
 
-    async def handle(self, body: bytes) -> None:
+    async def handle(self, message: RabbitMessage) -> None:
         """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
-        message: RabbitMessage = self._broker.context.get_local("message")
-        if message.headers.get(FIRST_DEATH_QUEUE_HEADER) in DELIVERY_QUEUES:
-            result = await self._result_of(message, body)
-            if result is None:
-                log.error("dead message names no open delivery message_id=%s", message.message_id)
-            else:
-                log.error("delivery is dead delivery_id=%s", result.delivery_id)
-                await self._results.write([result])
-        await settle(message, ack=True)
+        deaths: Any = message.headers.get(DEATHS_HEADER) or []
+        if not any(death.get("queue") in DELIVERY_QUEUES for death in deaths):
+            return
+        result = await self._result_of(message)
+        if result is None:
+            log.error("dead message names no open delivery message_id=%s", message.message_id)
+        else:
+            log.error("delivery is dead delivery_id=%s", result.delivery_id)
+            await self._results.write([result])
 
-    async def _result_of(self, message: RabbitMessage, body: bytes) -> DeliveryResult | None:
+    async def _result_of(self, message: RabbitMessage) -> DeliveryResult | None:
         try:
-            request = DeliveryRequested.model_validate_json(body)
+            request = DeliveryRequested.model_validate_json(message.body)
         except ValidationError:
             return await self._result_by_headers(message)
         return _poison(request.delivery_id, request.round, request.attempt, request.failures + 1)

@@ -28,7 +28,7 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     engine = create_engine(settings, pool_size=POOL_SIZE)
     store = ResultStore(engine)
     results_consumer = ResultsConsumer(broker, store)
-    dead_inbox = DeadInbox(broker, store, results_consumer)
+    dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     subscribe(broker, results.queue, results_consumer.handle, prefetch=RESULTS_PREFETCH)
     subscribe(broker, inbox.queue, dead_inbox.handle, prefetch=DEAD_PREFETCH)
@@ -41,7 +41,6 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
             reads=[results.queue, inbox.queue],
             declares=[archive, inbox, results],
             exchanges=[topology.EVENTS],
-            drained=results_consumer.drained,
         )
     finally:
         await engine.dispose()

@@ -9,6 +9,7 @@ from uuid import uuid4
 from faststream.rabbit import RabbitBroker, RabbitMessage
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.consuming import Poison
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import (
     DeliveryResult,
@@ -17,7 +18,7 @@ from notify_common.messages import (
     StatusChange,
     StatusChanges,
 )
-from notify_common.rabbitmq import BROKER_ERRORS, publish_until_confirmed, settle
+from notify_common.rabbitmq import BROKER_ERRORS, publish_until_confirmed
 from notify_database.engine import DatabaseAway, StatementRefused
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -40,15 +41,12 @@ class ResultsConsumer:
         self._store = store
         self._group_commit = GroupCommit(self._commit, max_group=MESSAGES_PER_TRANSACTION, refusals=(StatementRefused,))
 
-    async def handle(self, body: bytes) -> None:
+    async def handle(self, message: RabbitMessage) -> None:
         """Handle one message of results to its end."""
-        message: RabbitMessage = self._broker.context.get_local("message")
         try:
-            envelope = ResultsEnvelope.model_validate_json(body)
+            envelope = ResultsEnvelope.model_validate_json(message.body)
         except ValidationError:
-            log.error("results are unreadable message_id=%s", message.message_id)
-            await settle(message, ack=False)
-            return
+            raise Poison("unreadable") from None
         results: list[DeliveryResult] = []
         for item in envelope.results:
             try:
@@ -56,7 +54,6 @@ class ResultsConsumer:
             except ValidationError:
                 await self._bury(to_json(item).decode(), "unreadable result")
         await self.write(results)
-        await settle(message, ack=True)
 
     async def write(self, results: Sequence[DeliveryResult]) -> None:
         """Return once all that can be applied is committed and the rest is among the dead letters."""
@@ -68,10 +65,6 @@ class ResultsConsumer:
             else:
                 for result in results:
                     await self.write([result])
-
-    async def drained(self) -> None:
-        """Return when no result waits for its commit."""
-        await self._group_commit.drained()
 
     async def _commit(self, group: Sequence[Sequence[DeliveryResult]]) -> None:
         applied = await self._apply([result for message in group for result in message])

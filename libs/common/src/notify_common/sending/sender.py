@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.consuming import Poison
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.process import utc_now
-from notify_common.rabbitmq import publish_until_confirmed, settle
+from notify_common.rabbitmq import publish_until_confirmed
 from notify_common.sending.attempt import call_provider, decide, expired
 from notify_common.sending.attempt_memory import AttemptMemory
 from notify_common.sending.provider import Provider
@@ -23,10 +24,6 @@ log = logging.getLogger(__name__)
 
 RESULTS_PER_MESSAGE = 200
 REMEMBERED_ATTEMPTS = 10_000
-
-
-class Poison(Exception):
-    """The message can never be handled: it belongs in the dead letters."""
 
 
 class Sender:
@@ -49,23 +46,9 @@ class Sender:
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE)
 
-    async def handle(self, body: bytes) -> None:
-        """Handle one message to its end. It is acked only after all that follows from it is confirmed."""
-        message: RabbitMessage = self._broker.context.get_local("message")
-        try:
-            await self._deliver(self._read(body))
-        except Poison as poison:
-            log.error("message is poison message_id=%s reason=%s", message.message_id, poison)
-            await settle(message, ack=False)
-        except Exception:
-            log.exception("message made the handler fail message_id=%s", message.message_id)
-            await settle(message, ack=False)
-        else:
-            await settle(message, ack=True)
-
-    async def drained(self) -> None:
-        """Return when no result waits for its confirm."""
-        await self._results.drained()
+    async def handle(self, message: RabbitMessage) -> None:
+        """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
+        await self._deliver(self._read(message.body))
 
     def _read(self, body: bytes) -> DeliveryRequested:
         try:

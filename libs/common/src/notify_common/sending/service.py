@@ -55,5 +55,4 @@ async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Pr
             deliveries,
             *topology.retries(channel, schedule.ladder),
         ],
-        drained=sender.drained,
     )
