@@ -23,9 +23,10 @@ PUBLISH_WINDOW = 200  # messages whose confirms are awaited together
 HAND_OVER_BOUND = 10_000  # deliveries
 POLL_INTERVAL = 1.0  # seconds between looks for due rows that nobody holds
 RETRY_INTERVAL = 1.0  # seconds after an error
-# What is left of a lease must be enough to publish in; then it is renewed for as long as the broker takes.
 LEASE_SECONDS = LEASE.total_seconds()
+# What must be left of a lease to begin a publish in it, and how often it is renewed while the publish is under way.
 LEASE_RESERVE = LEASE_SECONDS / 3
+RENEW_INTERVAL = LEASE_RESERVE / 2
 
 
 class OutboxRelay:
@@ -103,7 +104,7 @@ class OutboxRelay:
         """Publish the batch and delete what is confirmed; say whether all was."""
         ids = [request.delivery_id for request in batch]
         publishing = asyncio.gather(*(self._publish_one(request) for request in batch))
-        while not (await asyncio.wait({publishing}, timeout=LEASE_RESERVE))[0]:
+        while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
             # Blocked (a memory alarm): nobody else may publish what the broker is about to take.
             with suppress(DatabaseAway):
                 await self._outbox.renew(ids)
