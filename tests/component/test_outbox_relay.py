@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
+import pytest
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.messages import DeliveryRequested
@@ -110,6 +111,20 @@ async def test_a_row_that_another_process_holds_or_that_is_not_due_is_left_alone
         assert await hand.depth("notifications.telegram") == 0
 
 
+async def test_a_row_whose_delivery_has_gone_on_is_not_published_again(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    """Its relay died between the broker's confirm and the delete."""
+    sent = await add_row(engine, lease=timedelta(seconds=-1))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET status = 'sent' WHERE id = :id"), {"id": sent})
+    open_row = await add_row(engine)
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        assert await published(hand, Channel.TELEGRAM, 1) == [open_row]
+        await outbox_is_empty(engine)
+        assert await hand.depth("notifications.telegram") == 0
+
+
 async def test_several_relays_publish_each_row_once(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
@@ -158,7 +173,7 @@ async def test_with_the_broker_away_later_nothing_is_lost(
 
 
 async def test_what_the_broker_can_not_route_stays_in_the_outbox(
-    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_relay(rabbit, postgres) as relay, hand_on(rabbit) as hand:
 
@@ -169,7 +184,11 @@ async def test_what_the_broker_can_not_route_stays_in_the_outbox(
         queue = await hand.channel.get_queue("notifications.telegram")
         await queue.unbind("notifications", "telegram")
         row = await add_row(engine)
-        await asyncio.sleep(1.5)  # a look for due rows, at least
+
+        async def tried() -> bool:
+            return "not confirmed count=1" in caplog.text
+
+        await eventually(tried, "the relay has tried")
         assert await outbox_rows(engine) == 1
         await queue.bind("notifications", "telegram")
         assert await published(hand, Channel.TELEGRAM, 1) == [row]

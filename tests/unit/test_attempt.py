@@ -41,6 +41,13 @@ def test_what_the_provider_took_is_sent() -> None:
     assert result.provider_message_id == "id-1"
 
 
+def test_whatever_a_provider_says_its_result_can_be_stored() -> None:
+    odd = "\x00" + "x" * 10_000
+    sent = decide(request(), ProviderAnswer(NOW, NOW, odd), SCHEDULE)
+    assert sent.result.provider_message_id == "x" * 500
+    assert decide(request(), answer(TemporaryFailure(odd)), SCHEDULE).result.error_code == "x" * 500
+
+
 def test_a_temporary_failure_is_tried_again_after_the_backoff() -> None:
     decision = decide(request(attempt=2, failures=1), answer(TemporaryFailure("busy")), SCHEDULE)
     result, following = decision.result, decision.next_request

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from notify_common.sending.retry_schedule import LONGEST_DELAY, RetrySchedule
+from notify_common.sending.retry_schedule import LONGEST_DELAY, SLACK, RetrySchedule
 
 delays = st.timedeltas(min_value=timedelta(milliseconds=10), max_value=LONGEST_DELAY)
 
@@ -34,11 +34,18 @@ def test_every_backoff_is_one_rung(first: timedelta, failures: int) -> None:
 
 
 @given(delays, st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=90)))
-def test_parking_again_and_again_ends_after_the_wait_and_less_than_a_first_delay_late(
-    first: timedelta, wait: timedelta
-) -> None:
+def test_parking_again_and_again_ends_after_the_wait_and_hardly_late(first: timedelta, wait: timedelta) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     waited = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY  # the long part is whole rungs
     while waited < wait:
         waited += schedule.rung_for(wait - waited)
-    assert wait <= waited < wait + first
+    assert wait <= waited <= wait + max(first, LONGEST_DELAY * (SLACK - 1))
+
+
+@given(delays, st.integers(min_value=1, max_value=30), st.floats(min_value=0, max_value=0.04))
+def test_a_backoff_of_which_a_little_has_passed_is_still_one_rung(
+    first: timedelta, failures: int, passed: float
+) -> None:
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    delay = schedule.delay_after(failures)
+    assert schedule.rung_for(delay * (1 - passed)) == delay

@@ -74,8 +74,9 @@ class GroupCommit(Generic[Item]):
         except Exception as error:  # noqa: BLE001 - not handled here: it is passed on to every caller
             _fail(group, error)
         except BaseException:
-            for _, committed in group:
+            for _, committed in (*group, *self._waiting):
                 committed.cancel()
+            self._waiting.clear()
             raise
         else:
             for _, committed in group:

@@ -14,7 +14,8 @@ from notify_common.channels import Channel
 # PostgreSQL stores counters as 32-bit integers and no NUL in a text.
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ordinal = Annotated[int, Field(ge=1, le=2**31 - 1)]
-ShortText = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")]
+SHORT_TEXT_LENGTH = 500
+ShortText = Annotated[str, StringConstraints(max_length=SHORT_TEXT_LENGTH, pattern=r"^[^\x00]*$")]
 
 # AMQP headers: a message whose body can not be read can still be told apart by them.
 DELIVERY_ID_HEADER = "delivery_id"

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, MessageProcessError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed, MessageProcessError
 from faststream.exceptions import IncorrectState
 from faststream.message import StreamMessage
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 MINIMUM_VERSION = (3, 10)  # the first with at-least-once dead lettering
 RECONNECT_INTERVAL = 1.0  # seconds
-HEARTBEAT = 20  # seconds; a connection that is silently gone is noticed after two
+HEARTBEAT = 10  # seconds; a connection that is silently gone is noticed after about three
 
 # What a broker that is away, going away or refusing raises. ChannelInvalidStateError is no AMQPError.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, IncorrectState, OSError, TimeoutError)
@@ -79,7 +79,7 @@ async def prepare_topology(
     subscriber drop its channel, and with it the prefetch.
     """
     bindings, exchanges = list(bindings), list(exchanges)
-    waiting = False
+    reported = ""
     while True:
         broker = RabbitBroker(settings.amqp_url(), logger=None, apply_types=False)
         try:
@@ -87,11 +87,15 @@ async def prepare_topology(
             if connection.transport is not None:
                 _check_version(connection.transport.connection.server_properties)
             await declare(broker, bindings, exchanges)
+        except ChannelPreconditionFailed as error:
+            raise Refused(
+                f"RabbitMQ has a queue or exchange of one of our names with other arguments: {error}"
+            ) from error
         except BROKER_ERRORS as error:
-            if not waiting:
+            if repr(error) != reported:
                 address = f"{settings.rabbitmq_host}:{settings.rabbitmq_port}"
                 log.warning("rabbitmq is not ready address=%s error=%r; trying again", address, error)
-            waiting = True
+            reported = repr(error)
             await asyncio.sleep(RECONNECT_INTERVAL)
         else:
             return
@@ -136,6 +140,12 @@ async def publish_confirmed(
         )
     except BROKER_ERRORS as error:
         raise PublishFailed(repr(error)) from error
+    except asyncio.CancelledError as error:
+        # aiormq cancels what waits for a confirm on a connection that does not answer its heartbeats.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise PublishFailed("the connection is stuck") from error
 
 
 async def publish_until_confirmed(

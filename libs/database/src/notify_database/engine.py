@@ -1,5 +1,7 @@
 """Connections to PostgreSQL."""
 
+import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -13,8 +15,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+log = logging.getLogger(__name__)
+
 MINIMUM_VERSION = 15
 CONNECT_TIMEOUT = 5.0  # seconds
+NOT_MIGRATED = "the schema is missing: run notify-migrate"
+RETRY_INTERVAL = 1.0  # seconds
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
 # Of SQLSTATE (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program limit
@@ -24,6 +30,10 @@ REFUSAL_CLASSES = frozenset({"22", "23", "54"})
 
 class DatabaseAway(Exception):
     """PostgreSQL is away, going away, starting or busy: the same work may succeed later."""
+
+
+class LoginRefused(DatabaseAway):
+    """PostgreSQL is there and does not let us in: a wrong user, password or database."""
 
 
 class StatementRefused(Exception):
@@ -78,19 +88,33 @@ def database_errors() -> Iterator[None]:
         refused = sqlstate[:2] in REFUSAL_CLASSES or isinstance(driver_error, asyncpg.DataError | UnicodeError)
         description = f"{type(driver_error or error).__name__} {sqlstate}".rstrip()
         raise (StatementRefused if refused else DatabaseAway)(description) from error
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise LoginRefused(str(error)) from error
     except (PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise DatabaseAway(type(error).__name__) from error
 
 
+async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
+    """Return when PostgreSQL can be used (`migrated`: by a service); raises `Refused` where waiting does not help."""
+    reported: str | None = None
+    while (problem := await database_problem(engine)) not in ((None,) if migrated else (None, NOT_MIGRATED)):
+        if problem != reported:
+            log.warning("postgresql is not ready: %s; trying again", problem)
+        reported = problem
+        await asyncio.sleep(RETRY_INTERVAL)
+
+
 async def database_problem(engine: AsyncEngine) -> str | None:
-    """Why PostgreSQL can not be used now, or None; raises `Refused` where its version is too old."""
+    """Why PostgreSQL can not be used now, or None; raises `Refused` where waiting does not help."""
     try:
         with database_errors():
             async with engine.connect() as connection:
                 version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
                 migrated = (await connection.execute(text("SELECT to_regclass('outbox') IS NOT NULL"))).scalar_one()
+    except LoginRefused as refusal:
+        raise Refused(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {refusal}") from refusal
     except DatabaseAway as away:
         return f"not reachable ({away})"
     if version < MINIMUM_VERSION:
         raise Refused(f"PostgreSQL {version} is too old: {MINIMUM_VERSION} or newer is needed")
-    return None if migrated else "the schema is missing: run notify-migrate"
+    return None if migrated else NOT_MIGRATED

@@ -1,6 +1,5 @@
 """`notify-migrate`: bring the schema to its newest revision. Safe to start several times at once."""
 
-import asyncio
 import logging
 from pathlib import Path
 
@@ -10,13 +9,12 @@ from notify_common.process import ServiceSettings, load_settings, run
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_database.engine import DatabaseAway, PostgresSettings, create_engine, database_errors
+from notify_database.engine import PostgresSettings, await_database, create_engine
 
 log = logging.getLogger(__name__)
 
 # Any number that nothing else in this database uses.
 ADVISORY_LOCK = 0x6E6F74696679
-RETRY_INTERVAL = 1.0  # seconds
 
 
 class MigrationSettings(ServiceSettings, PostgresSettings):
@@ -32,11 +30,6 @@ def alembic_config() -> Config:
 
 async def migrate(engine: AsyncEngine, schema: str) -> None:
     """Create `schema` if it is missing and run what has not run yet, in one transaction."""
-    with database_errors():
-        await _migrate(engine, schema)
-
-
-async def _migrate(engine: AsyncEngine, schema: str) -> None:
     async with engine.begin() as connection:
         # Who comes second waits here and then finds nothing left to do.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -53,15 +46,9 @@ def _upgrade(connection: Connection) -> None:
 async def _main(settings: MigrationSettings) -> None:
     engine = create_engine(settings, pool_size=1)
     try:
-        while True:
-            try:
-                await migrate(engine, settings.postgres_schema)
-            except DatabaseAway as away:
-                log.warning("postgresql is not ready error=%s; trying again", away)
-                await asyncio.sleep(RETRY_INTERVAL)
-            else:
-                log.info("the schema is up to date")
-                return
+        await await_database(engine, migrated=False)
+        await migrate(engine, settings.postgres_schema)
+        log.info("the schema is up to date")
     finally:
         await engine.dispose()
 

@@ -1,13 +1,11 @@
 """The gateway's parts and their life: what is built, in which order it starts and ends."""
 
 import asyncio
-import logging
-from contextlib import suppress
 
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.rabbitmq import create_broker, prepare_topology
-from notify_database.engine import create_engine, database_problem
+from notify_database.engine import await_database, create_engine, database_problem
 
 from notify_gateway.intake import NotificationIntake
 from notify_gateway.notification_queries import NotificationQueries
@@ -15,9 +13,6 @@ from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.settings import GatewaySettings
 
-log = logging.getLogger(__name__)
-
-DATABASE_RETRY_INTERVAL = 1.0  # seconds
 READINESS_TIMEOUT = 2.0  # seconds
 RELAY_STOP_TIMEOUT = 10.0  # seconds; what is not published by then is left to the next relay
 
@@ -47,25 +42,18 @@ class Gateway:
         relaying = asyncio.create_task(self._relay(stop))
         await asyncio.wait({stopping, relaying}, return_when=asyncio.FIRST_COMPLETED)
         await self.intake.drained()
-        if not self.relay.connected:
+        if self.relay.connected:
+            await asyncio.wait({relaying}, timeout=RELAY_STOP_TIMEOUT)
+        if not relaying.done():
             relaying.cancel()
-        await asyncio.wait({relaying}, timeout=RELAY_STOP_TIMEOUT)
-        relaying.cancel()
-        with suppress(asyncio.CancelledError):
+            await asyncio.wait({relaying})
+        elif relaying.exception() is not None or not stop.is_set():
             await relaying
         await self._broker.stop()
         await self._engine.dispose()
 
     async def _relay(self, stop: asyncio.Event) -> None:
-        await self._await_database()
+        await await_database(self._engine)
         bindings = [*topology.dead_letters(), *(topology.deliveries(channel) for channel in Channel)]
         await prepare_topology(self._settings, bindings)
         await self.relay.run(stop)
-
-    async def _await_database(self) -> None:
-        reported: str | None = None
-        while (problem := await self.database_problem()) is not None:
-            if problem != reported:
-                log.warning("postgresql is not ready: %s; trying again", problem)
-            reported = problem
-            await asyncio.sleep(DATABASE_RETRY_INTERVAL)

@@ -22,9 +22,14 @@ TAKE_DUE = text("""
         ORDER BY due_at
         LIMIT :limit
         FOR UPDATE SKIP LOCKED
+    ), published AS (
+        -- Its relay died between the confirm and the delete: the story of the delivery has gone on without it.
+        DELETE FROM outbox USING due, deliveries d
+        WHERE outbox.delivery_id = due.delivery_id AND d.id = due.delivery_id AND d.status <> 'pending'
     ), taken AS (
         UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
-        FROM due WHERE outbox.delivery_id = due.delivery_id
+        FROM due, deliveries d
+        WHERE outbox.delivery_id = due.delivery_id AND d.id = due.delivery_id AND d.status = 'pending'
         RETURNING outbox.delivery_id
     )
     SELECT d.id, d.notification_id, d.channel, d.recipient, d.round, d.attempt, d.failures,

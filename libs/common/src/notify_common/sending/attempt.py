@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from notify_common.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
+from notify_common.messages import SHORT_TEXT_LENGTH, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
 from notify_common.process import utc_now
 from notify_common.sending.provider import (
     PermanentFailure,
@@ -116,9 +116,14 @@ def _result(
         failures=failures,
         outcome=outcome,
         error_class=error_class,
-        error_code=answer.failure.code[:500].replace("\x00", "") if answer.failure else None,
-        provider_message_id=answer.provider_message_id,
+        error_code=_storable(answer.failure.code) if answer.failure else None,
+        provider_message_id=_storable(answer.provider_message_id) if answer.provider_message_id else None,
         started_at=answer.started_at,
         finished_at=answer.finished_at,
         next_attempt_at=next_attempt_at,
     )
+
+
+def _storable(text: str) -> str:
+    """What a provider says may be anything; too long or with a NUL, it would cost its result."""
+    return text.replace("\x00", "")[:SHORT_TEXT_LENGTH]

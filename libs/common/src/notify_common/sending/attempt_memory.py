@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from notify_common.messages import DeliveryRequested
+from notify_common.sending.attempt import Decision
 
 AttemptKey = tuple[UUID, int, int]
 
@@ -16,8 +18,8 @@ AttemptKey = tuple[UUID, int, int]
 class RememberedAttempt:
     """An attempt that is under way or done, whichever connection its message came over."""
 
-    running: asyncio.Task[DeliveryRequested | None]
-    """Ends when the result is confirmed, with the request for the next attempt, if there is one."""
+    running: asyncio.Task[Decision]
+    """Ends when the result is confirmed."""
     next_parked: bool = False
     """The next attempt waits in the broker: a second message for this attempt must not park another."""
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -27,7 +29,7 @@ class RememberedAttempt:
 class AttemptMemory:
     """Every attempt some handler waits for, and the last `keep` others (an ack can be lost after it was written)."""
 
-    def __init__(self, start: Callable[[DeliveryRequested], Awaitable[DeliveryRequested | None]], *, keep: int) -> None:
+    def __init__(self, start: Callable[[DeliveryRequested], Coroutine[Any, Any, Decision]], *, keep: int) -> None:
         self._start = start
         self._keep = keep
         self._attempts: dict[AttemptKey, RememberedAttempt] = {}
@@ -40,7 +42,7 @@ class AttemptMemory:
         remembered = self._attempts.get(key)
         if remembered is None:
             # A task of its own: a connection that is lost cancels the handler, never a provider call.
-            remembered = RememberedAttempt(asyncio.create_task(self._run(request)))
+            remembered = RememberedAttempt(asyncio.create_task(self._start(request)))
             self._attempts[key] = remembered
         self._idle.pop(key, None)
         remembered.handlers += 1
@@ -52,10 +54,10 @@ class AttemptMemory:
                 self._idle[key] = None
                 self._forget()
 
-    async def _run(self, request: DeliveryRequested) -> DeliveryRequested | None:
-        return await self._start(request)
-
     def _forget(self) -> None:
         while len(self._idle) > self._keep:
-            oldest, _ = self._idle.popitem(last=False)
+            oldest = next(iter(self._idle))
+            if not self._attempts[oldest].running.done():
+                break  # its message comes again, on another connection
+            del self._idle[oldest]
             del self._attempts[oldest]

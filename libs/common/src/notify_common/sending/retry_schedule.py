@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 LONGEST_DELAY = timedelta(hours=1)
+SLACK = 1.05  # of a wait
 
 
 class RetrySchedule:
@@ -25,5 +26,9 @@ class RetrySchedule:
         return self.ladder[min(failures, len(self.ladder)) - 1]
 
     def rung_for(self, wait: timedelta) -> timedelta:
-        """The longest rung not longer than `wait`, else the shortest. What comes out early is parked again."""
-        return max((rung for rung in self.ladder if rung <= wait), default=self.ladder[0])
+        """The longest rung not noticeably longer than `wait`, else the shortest.
+
+        What comes out early is parked again. Without the slack, the few milliseconds that a message is under way
+        would turn each wait of one rung into a walk down the whole ladder.
+        """
+        return max((rung for rung in self.ladder if rung <= wait * SLACK), default=self.ladder[0])

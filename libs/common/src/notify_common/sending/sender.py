@@ -15,7 +15,7 @@ from notify_common.group_commit import GroupCommit
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.process import utc_now
 from notify_common.rabbitmq import publish_until_confirmed
-from notify_common.sending.attempt import call_provider, decide, expired
+from notify_common.sending.attempt import Decision, call_provider, decide, expired
 from notify_common.sending.attempt_memory import AttemptMemory
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule
@@ -68,13 +68,14 @@ class Sender:
             await self._results.submit(expired(request, now))
         else:
             with self._attempts.attempt(request) as attempt:
-                next_request = await asyncio.shield(attempt.running)
+                decision = await asyncio.shield(attempt.running)
                 async with attempt.settling:
-                    if next_request is not None and not attempt.next_parked:
-                        await self._park(next_request, utc_now())
+                    if decision.next_request is not None and not attempt.next_parked:
+                        # From the end of the attempt on: the wait is then exactly one rung.
+                        await self._park(decision.next_request, decision.result.finished_at)
                         attempt.next_parked = True
 
-    async def _attempt_and_report(self, request: DeliveryRequested) -> DeliveryRequested | None:
+    async def _attempt_and_report(self, request: DeliveryRequested) -> Decision:
         answer = await call_provider(self._provider, request, self._provider_timeout)
         decision = decide(request, answer, self._schedule)
         log.debug(
@@ -83,7 +84,7 @@ class Sender:
         )  # fmt: skip
         # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
         await self._results.submit(decision.result)
-        return decision.next_request
+        return decision
 
     async def _park(self, request: DeliveryRequested, now: datetime) -> None:
         """Put the request into a retry queue: no worker waits with it."""
