@@ -140,10 +140,16 @@ async def test_unknown_ids_paths_and_methods_are_problems_too(api: httpx.AsyncCl
         ("GET", "/api/notifications?colour=red", 422),
         ("GET", "/api/notifications/5?status=lost", 422),
         ("GET", f"/api/notifications/{2**63}", 422),
+        ("GET", f"/api/notifications/{'9' * 5000}", 422),
+        ("GET", "/api/notifications/0", 422),
+        ("GET", f"/api/notifications/{uuid4()}?status=sent", 422),
+        ("GET", "/api/notifications?created_before=0001-01-01T00:00:00Z", 422),
+        ("GET", "/api/notifications?created_after=9999-12-31T23:59:59.999999Z", 200),
         ("GET", "/api/notifications?created_after=2026-01-01T00:00:00", 422),
     ):
         answer = await api.request(method, path)
-        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), path
+        assert answer.status_code == status, path
+        assert status == 200 or answer.headers["content-type"] == "application/problem+json", path
 
 
 async def test_the_list_is_newest_first_in_pages_that_meet_exactly(api: httpx.AsyncClient) -> None:

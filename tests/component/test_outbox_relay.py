@@ -172,6 +172,30 @@ async def test_with_the_broker_away_later_nothing_is_lost(
     await network.close()
 
 
+async def test_a_connection_that_freezes_does_not_end_the_relay(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_common.rabbitmq.HEARTBEAT", 1)  # noticed after about three of them
+    network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
+    await network.open()
+    through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+    async with running_gateway(through_network, postgres) as api:
+        await api.post("/api/notifications", json=BODY)
+        await outbox_is_empty(engine)
+        network.freeze()
+        await api.post("/api/notifications", json=BODY)
+
+        async def noticed() -> bool:
+            return bool((await api.get("/readyz")).json()["rabbitmq"] != "ready")
+
+        await eventually(noticed, "the relay knows that it is cut off")
+        await network.thaw()
+        await outbox_is_empty(engine)
+        async with hand_on(rabbit) as hand:
+            assert len(set(await published(hand, Channel.EMAIL, 2))) == 2
+    await network.close()
+
+
 async def test_what_the_broker_can_not_route_stays_in_the_outbox(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:

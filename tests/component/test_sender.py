@@ -258,8 +258,39 @@ async def test_a_lost_connection_neither_cancels_nor_repeats_the_provider_call(
         [result] = await hand.results(1)
         await hand.request(request())
         await hand.results(1)
-        # All is acked: nothing is ready, nothing comes again.
-        await nothing_waits(hand, "notifications.telegram")
+    assert (result.outcome, result.provider_message_id) == (Outcome.SENT, "sent once")
+    assert [call.delivery_id for call in provider.calls].count(wanted.delivery_id) == 1
+    # With the sender gone, what it had not acked would be back.
+    await nothing_waits(hand, "notifications.telegram", "notifications.dead")
+    await network.close()
+
+
+async def test_a_connection_that_freezes_loses_no_result_and_repeats_no_call(
+    rabbit: RabbitSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_common.rabbitmq.HEARTBEAT", 1)  # noticed after about three of them
+    network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
+    await network.open()
+    through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+    go, wanted = asyncio.Event(), request()
+
+    async def wait(_: DeliveryRequested) -> str:
+        await go.wait()
+        return "sent once"
+
+    provider = FakeProvider(wait)
+    async with running_sender(through_network, provider) as broker:
+        closed = asyncio.Event()
+        (await broker.connect()).close_callbacks.add(lambda *_: closed.set())
+        await hand.request(wanted)
+        await provider.called.wait()
+        network.freeze()
+        go.set()  # its result is on its way when the connection is given up
+        await closed.wait()
+        await network.thaw()
+        [result] = await hand.results(1)
+        await hand.request(request())
+        await hand.results(1)
     assert (result.outcome, result.provider_message_id) == (Outcome.SENT, "sent once")
     assert [call.delivery_id for call in provider.calls].count(wanted.delivery_id) == 1
     await nothing_waits(hand, "notifications.telegram", "notifications.dead")
@@ -278,8 +309,8 @@ async def test_a_graceful_stop_finishes_what_is_in_flight(rabbit: RabbitSettings
         await hand.request(request())
         await provider.called.wait()
         stopping = asyncio.create_task(broker.stop())
-        await asyncio.sleep(0)
-        assert not stopping.done()
+        finished, _ = await asyncio.wait({stopping}, timeout=0.2)
+        assert not finished
         go.set()
         await stopping
     assert [result.outcome for result in await hand.results(1)] == [Outcome.SENT]

@@ -14,21 +14,27 @@ from notify_common.channels import Channel
 from notify_common.messages import Content, DeliveryRequested, Outcome
 from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_database.engine import PostgresSettings
+from notify_local.ports import Ports
 from support.amqp import hand_on
 from support.processes import STOP_TIMEOUT, answers, running_service
 from support.servers import PROJECT
 from support.services import eventually
 
-PORT = 18_900
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 
 
-async def test_sigterm_lets_a_sender_finish_what_is_in_flight(rabbit: RabbitSettings) -> None:
+@pytest.fixture
+def port() -> int:
+    """A port that nothing listens on."""
+    return Ports().free(18_900)
+
+
+async def test_sigterm_lets_a_sender_finish_what_is_in_flight(rabbit: RabbitSettings, port: int) -> None:
     bindings = [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
     await prepare_topology(rabbit, bindings)
-    settings = {"TELEGRAM_SLEEP": "1", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(PORT)}
+    settings = {"TELEGRAM_SLEEP": "5", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(port)}
     with running_service("telegram_sender", rabbit, **settings) as sender:
-        await answers(f"http://127.0.0.1:{PORT}/readyz", 200)
+        await answers(f"http://127.0.0.1:{port}/readyz", 200)
         async with hand_on(rabbit) as hand:
             for _ in range(50):
                 await hand.request(
@@ -55,21 +61,21 @@ async def test_sigterm_lets_a_sender_finish_what_is_in_flight(rabbit: RabbitSett
 
 @pytest.mark.parametrize("name", ["telegram_sender", "email_sender", "status_writer"])
 async def test_with_the_broker_away_a_worker_lives_is_not_ready_and_stops_in_order(
-    name: str, postgres: PostgresSettings
+    name: str, postgres: PostgresSettings, port: int
 ) -> None:
-    with running_service(name, NOWHERE, postgres, HEALTH_PORT=str(PORT)) as worker:
-        await answers(f"http://127.0.0.1:{PORT}/livez", 200)
-        answer = await answers(f"http://127.0.0.1:{PORT}/readyz", 503)
+    with running_service(name, NOWHERE, postgres, HEALTH_PORT=str(port)) as worker:
+        await answers(f"http://127.0.0.1:{port}/livez", 200)
+        answer = await answers(f"http://127.0.0.1:{port}/readyz", 503)
         assert "not connected to RabbitMQ" in answer.text
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, STOP_TIMEOUT) == 0
 
 
 async def test_sigterm_lets_the_gateway_answer_and_publish_what_it_has_accepted(
-    rabbit: RabbitSettings, postgres: PostgresSettings
+    rabbit: RabbitSettings, postgres: PostgresSettings, port: int
 ) -> None:
-    with running_service("gateway", rabbit, postgres, APP_PORT=str(PORT)) as gateway:
-        url = f"http://127.0.0.1:{PORT}"
+    with running_service("gateway", rabbit, postgres, APP_PORT=str(port)) as gateway:
+        url = f"http://127.0.0.1:{port}"
         await answers(f"{url}/readyz", 200)
         body = {"user_id": 1, "message": "x", "type": "email"}
         limits = httpx.Limits(max_connections=100)
@@ -101,6 +107,23 @@ def test_a_wrong_setting_ends_a_service_at_once_and_names_the_variable(name: str
     assert done.returncode == 1
     assert variable in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["notify_gateway", "notify_status_writer", "notify_database.migrate"])
+def test_a_login_that_postgresql_refuses_ends_a_service_with_a_message(
+    command: str, postgres: PostgresSettings, port: int
+) -> None:
+    environment = {
+        "POSTGRES_HOST": postgres.postgres_host, "POSTGRES_PORT": str(postgres.postgres_port),
+        "POSTGRES_PASSWORD": "wrong password", "APP_PORT": str(port), "HEALTH_PORT": str(port),
+    }  # fmt: skip
+    done = subprocess.run(  # noqa: S603 - ours
+        [sys.executable, "-m", command],
+        env=environment, capture_output=True, text=True, timeout=STOP_TIMEOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "PostgreSQL refuses the login" in done.stderr
+    assert "wrong password" not in done.stderr
 
 
 @pytest.mark.timeout(300)

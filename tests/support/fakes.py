@@ -24,17 +24,28 @@ class FakeProvider:
 
 
 class CuttableNetwork:
-    """A TCP proxy: its port can be closed and its connections cut, as when a server dies or a cable is pulled."""
+    """A TCP proxy: its port can be closed and its connections cut, or they freeze, as when a server dies."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self.port = 0
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    def freeze(self) -> None:
+        """Nothing passes any more, and nobody is told: a cable is pulled."""
+        self._flowing.clear()
+
+    async def thaw(self) -> None:
+        """New connections work; the frozen ones are gone."""
+        await self.cut()
+        self._flowing.set()
 
     async def cut(self) -> None:
         """End every connection; new ones are taken still, if the port is open."""
@@ -57,7 +68,7 @@ class CuttableNetwork:
         try:
             target_reader, target_writer = await asyncio.open_connection(*self._target)
             try:
-                await asyncio.gather(_copy(reader, target_writer), _copy(target_reader, writer))
+                await asyncio.gather(self._copy(reader, target_writer), self._copy(target_reader, writer))
             finally:
                 target_writer.transport.abort()
         except (OSError, asyncio.CancelledError):
@@ -66,10 +77,10 @@ class CuttableNetwork:
             writer.transport.abort()
             self._connections.discard(task)
 
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.transport.abort()
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()

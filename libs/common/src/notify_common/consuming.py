@@ -55,14 +55,21 @@ async def consume(
     reads: Sequence[RabbitQueue],
     declares: Sequence[Binding],
     exchanges: Sequence[RabbitExchange] = (),
+    prepare: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Consume the queues in `reads` until SIGTERM, serving health all the while.
+    """Consume the queues in `reads` until SIGTERM, serving health all the while; `prepare` comes first, if given.
 
     The broker may be away at the start and at any time later.
     """
 
     async def work(stop: asyncio.Event) -> None:
-        starting = asyncio.create_task(_start(broker, rabbit, declares, exchanges))
+        async def start() -> None:
+            if prepare is not None:
+                await prepare()
+            await prepare_topology(rabbit, declares, exchanges)
+            await broker.start()
+
+        starting = asyncio.create_task(start())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -78,13 +85,3 @@ async def consume(
         await broker.stop()
 
     await serve(health_app(broker, reads), host=health_host, port=health_port, work=work)
-
-
-async def _start(
-    broker: RabbitBroker,
-    rabbit: RabbitSettings,
-    bindings: Sequence[Binding],
-    exchanges: Sequence[RabbitExchange],
-) -> None:
-    await prepare_topology(rabbit, bindings, exchanges)
-    await broker.start()

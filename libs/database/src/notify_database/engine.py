@@ -96,8 +96,9 @@ def database_errors() -> Iterator[None]:
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
     """Return when PostgreSQL can be used (`migrated`: by a service); raises `Refused` where waiting does not help."""
+    enough = {None} if migrated else {None, NOT_MIGRATED}
     reported: str | None = None
-    while (problem := await database_problem(engine)) not in ((None,) if migrated else (None, NOT_MIGRATED)):
+    while (problem := await database_problem(engine)) not in enough:
         if problem != reported:
             log.warning("postgresql is not ready: %s; trying again", problem)
         reported = problem

@@ -5,7 +5,6 @@ import asyncio
 import signal
 import sys
 from collections.abc import Coroutine
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from notify_local.errors import CanNotRun
 from notify_local.folder import StackFolder
 from notify_local.stack import running_servers, running_system
 
+INTERRUPTED = 130
 DEFAULT_FILE = Path("examples/notifications.csv")
 
 
@@ -49,14 +49,23 @@ async def _servers(folder: StackFolder) -> int:
     return 0
 
 
-async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
-    """Run `work`; SIGINT and SIGTERM cancel it, and it then ends in order."""
+async def _until_signal(work: Coroutine[Any, Any, int], *, code_when_stopped: int) -> int:
+    """Run `work`; the first signal cancels it, and it then ends in order, whatever signals follow."""
     task = asyncio.create_task(work)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with suppress(asyncio.CancelledError):
+    signalled = False
+
+    def stop() -> None:
+        nonlocal signalled
+        if not signalled:
+            signalled = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
         return await task
-    return 0
+    except asyncio.CancelledError:
+        return code_when_stopped
 
 
 def main() -> None:
@@ -76,7 +85,9 @@ def main() -> None:
         "demo": lambda: run_demo(folder, arguments.file),
     }[arguments.command]()
     try:
-        sys.exit(asyncio.run(_until_signal(work)))
+        # To be stopped is how a server ends; a demo that is stopped has not reached its end.
+        stopped = INTERRUPTED if arguments.command == "demo" else 0
+        sys.exit(asyncio.run(_until_signal(work, code_when_stopped=stopped)))
     except CanNotRun as error:
         sys.exit(str(error))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,7 @@ from notify_local.stack import running_system
 
 NEEDED_COLUMNS = frozenset({"user_id", "channels", "message"})  # and, where wanted, subject, email, telegram
 REQUESTS_AT_ONCE = 50
+USER_ID_DIGITS = 20
 MAX_TRIES = 10  # while the gateway says 503
 POLL_INTERVAL = 0.5  # seconds
 PLAIN_LINE_INTERVAL = 2.0  # seconds between progress lines where there is no terminal
@@ -31,6 +33,7 @@ STALL_TIMEOUT = 600.0  # seconds without any notification becoming final
 FINAL = frozenset({"sent", "failed", "expired", "cancelled"})
 
 Json = dict[str, Any]
+JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 @dataclass
@@ -38,7 +41,7 @@ class DemoRun:
     """What has become of the rows so far."""
 
     rows: int = 0
-    bad_rows: list[str] = field(default_factory=list)
+    bad_rows: list[tuple[int, str]] = field(default_factory=list)
     open_ids: set[str] = field(default_factory=set)
     final: list[Json] = field(default_factory=list)
 
@@ -52,8 +55,8 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
         with _Progress(run) as progress:
             await _send_all(client, rows, run, progress)
             await _follow(client, run, progress)
-    for problem in run.bad_rows:
-        say(problem)
+    for line, problem in sorted(run.bad_rows):
+        say(f"line {line}: {problem}")
     console.print(_table(run.final))
     complete = not run.bad_rows and not run.open_ids
     say(
@@ -68,23 +71,26 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
 def _read(file: Path) -> Iterator[tuple[int, Json]]:
     """Line numbers and rows; a line number is that of the row's last line, as an editor shows it."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
+        # What is not UTF-8 in a row is kept as it is, for that row to be refused and no other.
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             reader = csv.DictReader(lines)
             if missing := NEEDED_COLUMNS - set(reader.fieldnames or ()):
                 raise CanNotRun(f"{file}: the column {' and '.join(sorted(missing))} is missing")
             for row in reader:
                 yield reader.line_num, row
-    except FileNotFoundError:
-        raise CanNotRun(f"{file}: there is no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CanNotRun(f"{file}: not a CSV file in UTF-8 ({error})") from None
+    except OSError as error:
+        raise CanNotRun(f"{file}: {error.strerror}") from None
+    except csv.Error as error:
+        raise CanNotRun(f"{file}: not a CSV file ({error})") from None
 
 
 def _request(row: Json) -> Json:
     """The API request of a row. What the row has wrong is left to the gateway to say."""
     user_id = (row["user_id"] or "").strip()
     request: Json = {
-        "user_id": int(user_id) if user_id.isascii() and user_id.isdigit() else user_id,
+        "user_id": int(user_id)
+        if user_id.isascii() and user_id.isdigit() and len(user_id) <= USER_ID_DIGITS
+        else user_id,
         "channels": (row["channels"] or "").replace(";", " ").split(),
         "message": row["message"] or "",
     }
@@ -120,25 +126,40 @@ async def _send_all(
 
     async def send(line: int, row: Json) -> None:
         async with places:
-            answer = await _post(client, _request(row))
-        if answer.status_code == httpx.codes.CREATED:
-            run.open_ids.add(answer.json()["id"])
+            outcome = await _post(client, _request(row))
+        if outcome.notification_id is None:
+            run.bad_rows.append((line, outcome.problem))
         else:
-            run.bad_rows.append(f"line {line}: {answer.json().get('detail', answer.text)}")
+            run.open_ids.add(outcome.notification_id)
         progress.show()
 
     await asyncio.gather(*(send(line, row) for line, row in rows))
-    run.bad_rows.sort(key=lambda problem: int(problem.split(":")[0].removeprefix("line ")))
 
 
-async def _post(client: httpx.AsyncClient, request: Json) -> httpx.Response:
-    tries = 0
-    while True:
-        answer = await client.post("/api/notifications", json=request)
-        tries += 1
-        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or tries == MAX_TRIES:
-            return answer
+@dataclass(frozen=True)
+class _Posted:
+    notification_id: str | None = None
+    problem: str = ""
+
+
+async def _post(client: httpx.AsyncClient, request: Json) -> _Posted:
+    """Post the request, again while the gateway says that it can not accept now."""
+    try:
+        content = json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return _Posted(problem="is not UTF-8")
+    for _ in range(MAX_TRIES):
+        try:
+            answer = await client.post("/api/notifications", content=content, headers=JSON_HEADERS)
+        except httpx.TransportError as error:
+            # Not repeated: it may have been accepted.
+            return _Posted(problem=f"no answer ({type(error).__name__}): accepted or not, that is not known")
+        if answer.status_code == httpx.codes.CREATED:
+            return _Posted(answer.json()["id"])
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return _Posted(problem=answer.json().get("detail", answer.text))
         await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
+    return _Posted(problem="the gateway could not accept it")
 
 
 async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress") -> None:
@@ -147,7 +168,13 @@ async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress"
 
     async def look(notification_id: str) -> None:
         async with places:
-            notification = (await client.get(f"/api/notifications/{notification_id}")).raise_for_status().json()
+            try:
+                answer = await client.get(f"/api/notifications/{notification_id}")
+            except httpx.TransportError:
+                return  # a gateway that is being restarted: asked again in the next round
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            return
+        notification = answer.raise_for_status().json()
         if all(delivery["status"] in FINAL for delivery in notification["deliveries"]):
             run.open_ids.remove(notification_id)
             run.final.append(notification)

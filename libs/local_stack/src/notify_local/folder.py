@@ -49,7 +49,7 @@ class StackFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, or raise `CanNotRun` where another process does."""
-        with (self.path / "lock").open("w") as lock:
+        with self._lock_file.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -57,16 +57,23 @@ class StackFolder:
                     f"A stack is running in this folder already; its addresses are in {self.stack_env}."
                 ) from None
             self.stack_env.unlink(missing_ok=True)
-            yield
-            self.stack_env.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self.stack_env.unlink(missing_ok=True)
 
     def is_locked(self) -> bool:
         """Whether a stack runs here."""
-        try:
-            with self.locked():
-                return False
-        except CanNotRun:
-            return True
+        with self._lock_file.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "lock"
 
     def password(self) -> str:
         """The servers' password: made once, kept with the data that was created with it."""

@@ -25,8 +25,7 @@ def prepare_postgres(folder: StackFolder, port: int) -> Program:
     """Create the cluster if there is none, and say how to run it."""
     prefix = _unprivileged_prefix()
     cluster = folder.data / "postgres"
-    if not (cluster / "PG_VERSION").exists():
-        shutil.rmtree(cluster, ignore_errors=True)  # a start that was cut off
+    if not cluster.exists():
         _init(prefix, cluster, folder.data / "password", folder)
     options = {
         "listen_addresses": "127.0.0.1",
@@ -65,15 +64,19 @@ def ensure_database(port: int, password: str) -> None:
 
 def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: StackFolder) -> None:
     folder.password()
+    # Made beside and then moved: a start that is cut off leaves no half of a cluster.
+    draft = cluster.with_suffix(".draft")
+    shutil.rmtree(draft, ignore_errors=True)
     done = subprocess.run(
         [
-            *prefix, _binary("initdb"), "-D", cluster, "--username", USER, "--pwfile", password_file,
+            *prefix, _binary("initdb"), "-D", draft, "--username", USER, "--pwfile", password_file,
             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise CanNotRun(f"PostgreSQL could not create its data in {cluster}:\n{done.stdout}{done.stderr}")
+    draft.rename(cluster)
 
 
 def _unprivileged_prefix() -> Sequence[str]:

@@ -1,6 +1,5 @@
 """The whole system on one machine: which processes, in which order, with which addresses."""
 
-import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -8,6 +7,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import httpx
+from notify_common.process import ServiceSettings, load_settings
+from pydantic import Field
 
 from notify_local import postgres, rabbitmq
 from notify_local.console import say
@@ -16,13 +17,20 @@ from notify_local.ports import Ports
 from notify_local.rabbitmq_install import rabbitmq_server
 from notify_local.supervisor import Program, Supervisor
 
+LOCALHOST, ANY_HOST = "127.0.0.1", "0.0.0.0"  # noqa: S104 - compared with, not bound to
 SERVER_START_TIMEOUT = 120.0  # seconds
 SERVICE_START_TIMEOUT = 60.0  # seconds
 
 POSTGRES_PORT, RABBITMQ_PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT, EPMD_PORT = 5432, 5672, 15672, 25672, 4370
-GATEWAY_PORT = 8080
 # In the order of their start: who reads before who writes. The gateway starts last and stops first.
 WORKERS = {"status_writer": 8083, "telegram_sender": 8081, "email_sender": 8082}
+
+
+class GatewayAddress(ServiceSettings):
+    """Where the user wants the API: the gateway's own settings."""
+
+    app_host: str = LOCALHOST
+    app_port: int = Field(8080, ge=1, le=65535)
 
 
 @dataclass(frozen=True)
@@ -116,23 +124,25 @@ async def _start_services(supervisor: Supervisor, servers: Stack, ports: Ports, 
     say("Starting the services …")
     for name, preferred_port in WORKERS.items():
         port = ports.free(preferred_port)
-        program = _service(name, {**settings, "HEALTH_PORT": str(port)}, shown=show_logs)
+        program = _service(name, {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}, shown=show_logs)
         await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
-    port = ports.free(int(os.environ.get("APP_PORT", GATEWAY_PORT)))
+    gateway = load_settings(GatewayAddress)
+    port = ports.free(gateway.app_port)
     program = _service("gateway", {**settings, "APP_PORT": str(port)}, shown=show_logs)
-    await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
-    return Stack({"GATEWAY_URL": f"http://127.0.0.1:{port}", **servers.addresses}, settings)
+    host = LOCALHOST if gateway.app_host == ANY_HOST else gateway.app_host
+    await supervisor.start(program, _ready_at(port, host), SERVICE_START_TIMEOUT)
+    return Stack({"GATEWAY_URL": f"http://{host}:{port}", **servers.addresses}, settings)
 
 
 def _service(name: str, environment: Mapping[str, str], *, shown: bool) -> Program:
     return Program(name, [sys.executable, "-m", f"notify_{name}"], environment, shown=shown)
 
 
-def _ready_at(port: int) -> Callable[[], Awaitable[bool]]:
+def _ready_at(port: int, host: str = LOCALHOST) -> Callable[[], Awaitable[bool]]:
     async def ready() -> bool:
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             try:
-                answer = await client.get(f"http://127.0.0.1:{port}/readyz")
+                answer = await client.get(f"http://{host}:{port}/readyz")
             except httpx.TransportError:
                 return False
         # The gateway is ready to accept without RabbitMQ; the whole system is not.

@@ -18,6 +18,7 @@ READY_INTERVAL = 0.1  # seconds
 FIRST_RESTART_DELAY = 0.5  # seconds, doubled with each death in a row
 LONGEST_RESTART_DELAY = 15.0  # seconds
 STABLE_AFTER = 30.0  # seconds of life after which a death is no longer in a row
+NOT_INHERITED = ("PG", "POSTGRES_", "RABBITMQ_")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -60,9 +61,11 @@ class Supervisor:
 
     async def run(self, program: Program) -> None:
         """Run to its end; raise `CanNotRun` where it fails."""
-        supervised = _Supervised(program, self._folder)
+        supervised = self._running[program.name] = _Supervised(program, self._folder)
         await supervised.spawn()
-        if code := await supervised.finished():
+        code = await supervised.finished()
+        del self._running[program.name]
+        if code:
             log = self._folder.log / f"{program.name}.log"
             raise CanNotRun(f"{program.name} failed ({_cause(code)}); see {log}\n{_tail(log)}")
 
@@ -90,7 +93,7 @@ class _Supervised:
     async def spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             *self._program.command,
-            env={**os.environ, **self._program.environment},
+            env={**_inherited_environment(), **self._program.environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -164,6 +167,11 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
         return end.partial
     except asyncio.LimitOverrunError as overrun:
         return await stream.readexactly(overrun.consumed)
+
+
+def _inherited_environment() -> dict[str, str]:
+    """The user's, but for what would lead a server or a service elsewhere."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
 
 
 def _die_with_parent() -> None:

@@ -12,13 +12,13 @@ from notify_gateway.notification_status import NotificationStatus
 from notify_gateway.problems import documented
 from notify_gateway.schemas import (
     EXAMPLE_REQUESTS,
-    MAX_USER_ID,
     DeliveryView,
     ListQuery,
     NotificationPage,
     NotificationRequest,
     NotificationSummary,
     NotificationView,
+    UserId,
     UserListQuery,
 )
 
@@ -31,7 +31,7 @@ def _gateway(request: Request) -> Gateway:
 
 
 @router.post("/", status_code=201, include_in_schema=False)
-@router.post("", status_code=201, responses=documented(422, 503))
+@router.post("", status_code=201, responses=documented(400, 422, 503))
 async def create_notification(
     body: Annotated[NotificationRequest, Body(openapi_examples=EXAMPLE_REQUESTS)], request: Request
 ) -> NotificationView:
@@ -46,24 +46,25 @@ async def list_notifications(query: Annotated[ListQuery, Query()], request: Requ
     return await _gateway(request).queries.page(query)
 
 
-@router.get("/{user_id:int}/", include_in_schema=False)
-@router.get("/{user_id:int}", responses=documented(422, 503))
-async def list_notifications_of_user(
-    user_id: Annotated[int, Path(ge=1, le=MAX_USER_ID)],
+@router.get("/{id}/", include_in_schema=False)
+@router.get("/{id}", responses=documented(404, 422, 503))
+async def get_notification(
+    id_: Annotated[UUID | UserId, Path(alias="id", description="Of a notification (UUID), or of a user (integer).")],
     query: Annotated[UserListQuery, Query()],
     request: Request,
-) -> list[NotificationSummary]:
-    """A user's notifications as a plain list, newest first, at most 1,000 (the URL of the first API)."""
-    return await _gateway(request).queries.of_user(user_id, query.status)
+) -> NotificationView | list[NotificationSummary]:
+    """One notification with the status of each delivery and every attempt.
 
-
-@router.get("/{notification_id}/", include_in_schema=False)
-@router.get("/{notification_id}", responses=documented(404, 422, 503))
-async def get_notification(notification_id: UUID, request: Request) -> NotificationView:
-    """One notification with the status of each delivery and every attempt."""
-    notification = await _gateway(request).queries.get(notification_id)
+    With a user's id (the URL of the first API): the user's notifications as a plain list, newest first, at most 1,000.
+    """
+    queries = _gateway(request).queries
+    if isinstance(id_, int):
+        return await queries.of_user(id_, query.status)
+    if query.status is not None:
+        raise HTTPException(422, "status: goes with the id of a user, not with that of a notification")
+    notification = await queries.get(id_)
     if notification is None:
-        raise HTTPException(404, f"There is no notification {notification_id}.")
+        raise HTTPException(404, f"There is no notification {id_}.")
     return notification
 
 
@@ -76,7 +77,7 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@health_router.get("/readyz")
+@health_router.get("/readyz", responses={503: {"description": "PostgreSQL can not be used."}})
 async def readyz(request: Request, response: Response) -> dict[str, str]:
     """Whether notifications are accepted. They are with RabbitMQ away: they wait in the outbox then."""
     gateway = _gateway(request)

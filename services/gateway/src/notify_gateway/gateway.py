@@ -4,6 +4,7 @@ import asyncio
 
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
 from notify_database.engine import await_database, create_engine, database_problem
 
@@ -35,6 +36,8 @@ class Gateway:
                 return await database_problem(self._engine)
         except TimeoutError:
             return "does not answer"
+        except Refused as refusal:
+            return str(refusal)
 
     async def work(self, stop: asyncio.Event) -> None:
         """Relay until `stop`, then finish what was accepted. Either server may be away when this begins."""

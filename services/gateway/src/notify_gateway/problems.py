@@ -97,6 +97,8 @@ def _field_problem(error: dict[str, Any]) -> FieldProblem:
     field = error.get("ctx", {}).get("field") or ".".join(map(str, path)) or str(location)
     if error["type"] == "json_invalid":
         field = "body"
+    elif location == "path":
+        field = str(path[0])  # what follows tells which of the allowed types was tried
     return FieldProblem(location=str(location), field=field, detail=error["msg"])
 
 

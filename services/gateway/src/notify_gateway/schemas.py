@@ -1,12 +1,13 @@
 """What the API takes and answers."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Self
 from uuid import UUID
 
 from notify_common.channels import Channel, Recipients
 from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -17,14 +18,30 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from notify_gateway.ids import EPOCH
 from notify_gateway.notification_status import NotificationStatus
 
 MAX_USER_ID = 2**63 - 1
 
+
+def _fits_64_bits(user_id: int) -> int:
+    if user_id > MAX_USER_ID:
+        raise PydanticCustomError("less_than_equal", "Input should be less than or equal to 2^63-1")
+    return user_id
+
+
 UserId = Annotated[
     int,
-    Field(ge=1, le=MAX_USER_ID, description="Up to 2^63-1; past 2^53 JavaScript needs care to send and read it."),
+    Field(
+        ge=1,
+        description="Up to 2^63-1; past 2^53 JavaScript needs care to send and read it.",
+        json_schema_extra={"format": "int64"},
+    ),
+    # Not `le`: the OpenAPI document would round the bound to a float.
+    AfterValidator(_fits_64_bits),
 ]
+# Ids carry the milliseconds since then: nothing is older.
+Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
 # PostgreSQL stores no NUL, and a subject is one line.
 MetadataText = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
@@ -161,10 +178,10 @@ class ListQuery(BaseModel):
     user_id: UserId | None = None
     status: NotificationStatus | None = None
     channel: Channel | None = Field(None, description="Those that go (also) over this channel.")
-    created_after: AwareDatetime | None = Field(
+    created_after: Time | None = Field(
         None, description="Inclusive. Without it and a user_id: the 24 hours before created_before, or now."
     )
-    created_before: AwareDatetime | None = Field(None, description="Exclusive.")
+    created_before: Time | None = Field(None, description="Exclusive.")
     limit: int = Field(50, ge=1, le=200)
     cursor: UUID | None = None
 

@@ -4,7 +4,7 @@ from notify_common import topology
 from notify_common.consuming import consume, subscribe
 from notify_common.process import WorkerSettings, load_settings, run
 from notify_common.rabbitmq import RabbitSettings, create_broker
-from notify_database.engine import PostgresSettings, create_engine
+from notify_database.engine import PostgresSettings, await_database, create_engine
 from pydantic import Field
 
 from notify_status_writer.dead_inbox import DeadInbox
@@ -41,6 +41,7 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
             reads=[results.queue, inbox.queue],
             declares=[archive, inbox, results],
             exchanges=[topology.EVENTS],
+            prepare=lambda: await_database(engine),
         )
     finally:
         await engine.dispose()
