@@ -26,6 +26,7 @@ POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 # Of SQLSTATE (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program limit
 # exceeded. A statement that fails so will always fail.
 REFUSAL_CLASSES = frozenset({"22", "23", "54"})
+LOGIN_CLASSES = frozenset({"28", "3D"})  # invalid authorization, invalid catalog (database) name
 
 
 class DatabaseAway(Exception):
@@ -83,15 +84,19 @@ def database_errors() -> Iterator[None]:
         yield
     except DBAPIError as error:
         driver_error = error.orig.__cause__ if error.orig else None
-        sqlstate = str(getattr(driver_error, "sqlstate", None) or "")
-        # asyncpg refuses what it can not encode (its DataError) before it sends it.
-        refused = sqlstate[:2] in REFUSAL_CLASSES or isinstance(driver_error, asyncpg.DataError | UnicodeError)
-        description = f"{type(driver_error or error).__name__} {sqlstate}".rstrip()
-        raise (StatementRefused if refused else DatabaseAway)(description) from error
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        raise LoginRefused(str(error)) from error
+        raise _decision(driver_error or error) from error
     except (PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-        raise DatabaseAway(type(error).__name__) from error
+        raise _decision(error) from error
+
+
+def _decision(error: BaseException) -> DatabaseAway | StatementRefused:
+    sqlstate = str(getattr(error, "sqlstate", None) or "")
+    if sqlstate[:2] in LOGIN_CLASSES:
+        return LoginRefused(str(error))
+    # asyncpg refuses what it can not encode (its DataError) before it sends it.
+    refused = sqlstate[:2] in REFUSAL_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
+    description = f"{type(error).__name__} {sqlstate}".rstrip()
+    return StatementRefused(description) if refused else DatabaseAway(description)
 
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
