@@ -137,9 +137,10 @@ def test_a_sender_alone_has_no_database_driver_and_no_fastapi(sender: str, tmp_p
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)  # noqa: S603 - ours
         assert done.returncode == 0, done.stdout + done.stderr
 
-    run(sys.executable, "-m", "venv", environment)
-    run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", folder / "requirements.lock")
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", PROJECT / "libs" / "common", folder)
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    run(*install, "--require-hashes", "-r", folder / "requirements.lock")
+    run(*install, "--no-deps", PROJECT / "libs" / "common", folder)
     run(python, "-c", f"import notify_{sender}.main")
     for module in ("sqlalchemy", "asyncpg", "fastapi", "notify_database"):
         run(python, "-c", f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is not None)")
