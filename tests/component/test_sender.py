@@ -318,7 +318,7 @@ async def test_a_graceful_stop_finishes_what_is_in_flight(rabbit: RabbitSettings
 
 
 async def test_ready_means_that_the_consumer_consumes(rabbit: RabbitSettings, hand: Hand) -> None:
-    queue = topology.deliveries(Channel.TELEGRAM).queue
+    queue = topology.deliveries(Channel.TELEGRAM).subscription
     async with running_sender(rabbit, FakeProvider()) as broker:
         assert await consumer_problem(broker, queue) is None
         await hand.channel.queue_delete(queue.name)

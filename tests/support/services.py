@@ -42,7 +42,7 @@ async def running_sender(
     schedule = RetrySchedule(first_delay=first_delay, max_attempts=max_attempts)
     sender = Sender(broker, channel=channel, provider=provider, provider_timeout=provider_timeout, schedule=schedule)
     deliveries = topology.deliveries(channel)
-    subscribe(broker, deliveries.queue, sender.handle, prefetch=concurrency)
+    subscribe(broker, deliveries.subscription, sender.handle, prefetch=concurrency)
     await prepare_topology(
         rabbit,
         [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.ladder)],
@@ -63,9 +63,9 @@ async def running_status_writer(
     store = ResultStore(engine)
     consumer = ResultsConsumer(broker, store)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
-    subscribe(broker, results.queue, consumer.handle, prefetch=40)
+    subscribe(broker, results.subscription, consumer.handle, prefetch=40)
     if dead_inbox:
-        subscribe(broker, inbox.queue, DeadInbox(store, consumer).handle, prefetch=10)
+        subscribe(broker, inbox.subscription, DeadInbox(store, consumer).handle, prefetch=10)
     await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
     await broker.start()
     try:

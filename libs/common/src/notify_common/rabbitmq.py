@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
+import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed, MessageProcessError
 from faststream.exceptions import IncorrectState
 from faststream.message import StreamMessage
@@ -75,18 +75,16 @@ async def prepare_topology(
 ) -> None:
     """Wait until RabbitMQ answers, refuse a version that is too old, and declare.
 
-    It uses a broker object of its own: a queue declared by a subscriber's broker before its start would make that
-    subscriber drop its channel, and with it the prefetch.
+    It uses a connection of its own, which ends with it.
     """
     bindings, exchanges = list(bindings), list(exchanges)
     reported = ""
     while True:
-        broker = RabbitBroker(settings.amqp_url(), logger=None, apply_types=False)
         try:
-            connection = await broker.connect()
-            if connection.transport is not None:
-                _check_version(connection.transport.connection.server_properties)
-            await declare(broker, bindings, exchanges)
+            async with await aio_pika.connect(settings.amqp_url()) as connection:
+                if connection.transport is not None:
+                    _check_version(connection.transport.connection.server_properties)
+                await declare(connection, bindings, exchanges)
         except ChannelPreconditionFailed as error:
             raise Refused(
                 f"RabbitMQ has a queue or exchange of one of our names with other arguments: {error}"
@@ -99,9 +97,6 @@ async def prepare_topology(
             await asyncio.sleep(RECONNECT_INTERVAL)
         else:
             return
-        finally:
-            with suppress(*BROKER_ERRORS):
-                await broker.stop()
 
 
 def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP field table

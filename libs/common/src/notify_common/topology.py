@@ -8,8 +8,11 @@ exchange `notifications` -> `notifications.<channel>`, and `notifications.<chann
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
-from faststream.rabbit import ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
+from aio_pika.abc import AbstractConnection
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
+from faststream.rabbit import ExchangeType, QueueType, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
 from notify_common.channels import Channel
@@ -32,6 +35,11 @@ class Binding:
     exchange: RabbitExchange
     queue: RabbitQueue
     routing_key: str = ""
+
+    @property
+    def subscription(self) -> RabbitQueue:
+        """The queue as its consumer names it: it is there already, and a reader need not have the right to declare."""
+        return RabbitQueue(self.queue.name, declare=False)
 
 
 def delivery_queue_name(channel: Channel) -> str:
@@ -80,14 +88,30 @@ def results() -> Binding:
     return Binding(RESULTS, queue, RESULTS_ROUTING_KEY)
 
 
-async def declare(broker: RabbitBroker, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = ()) -> None:
-    """Declare in the order given: a target before what dead-letters to it, else its first messages are late."""
-    for exchange in exchanges:
-        await broker.declare_exchange(exchange)
+async def declare(
+    connection: AbstractConnection, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = ()
+) -> None:
+    """Declare in the order given: a target before what dead-letters to it, else its first messages are late.
+
+    Where this user may not declare, what the broker's own definitions have declared is enough.
+    """
+    bindings = list(bindings)
+    for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)]):
+        try:
+            async with connection.channel() as channel:
+                await channel.get_exchange(exchange.name, ensure=True)
+        except ChannelNotFoundEntity:
+            async with connection.channel() as channel:
+                await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
     for binding in bindings:
-        exchange_object = await broker.declare_exchange(binding.exchange)
-        queue = await broker.declare_queue(binding.queue)
-        await queue.bind(exchange_object, routing_key=binding.routing_key)
+        try:
+            async with connection.channel() as channel:
+                arguments: Any = binding.queue.arguments
+                queue = await channel.declare_queue(binding.queue.name, durable=True, arguments=arguments)
+                await queue.bind(binding.exchange.name, binding.routing_key)
+        except ChannelAccessRefused:
+            async with connection.channel() as channel:
+                await channel.get_queue(binding.queue.name, ensure=True)
 
 
 def _milliseconds(rung: timedelta) -> int:

@@ -30,15 +30,15 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     results_consumer = ResultsConsumer(broker, store)
     dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
-    subscribe(broker, results.queue, results_consumer.handle, prefetch=RESULTS_PREFETCH)
-    subscribe(broker, inbox.queue, dead_inbox.handle, prefetch=DEAD_PREFETCH)
+    subscribe(broker, results.subscription, results_consumer.handle, prefetch=RESULTS_PREFETCH)
+    subscribe(broker, inbox.subscription, dead_inbox.handle, prefetch=DEAD_PREFETCH)
     try:
         await consume(
             broker,
             rabbit=settings,
             health_host=settings.health_host,
             health_port=settings.health_port,
-            reads=[results.queue, inbox.queue],
+            reads=[results.subscription, inbox.subscription],
             declares=[archive, inbox, results],
             exchanges=[topology.EVENTS],
             prepare=lambda: await_database(engine),

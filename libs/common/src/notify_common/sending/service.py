@@ -42,13 +42,13 @@ async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Pr
         schedule=schedule,
     )
     deliveries = topology.deliveries(channel)
-    subscribe(broker, deliveries.queue, sender.handle, prefetch=settings.concurrency)
+    subscribe(broker, deliveries.subscription, sender.handle, prefetch=settings.concurrency)
     await consume(
         broker,
         rabbit=settings,
         health_host=settings.health_host,
         health_port=health_port,
-        reads=[deliveries.queue],
+        reads=[deliveries.subscription],
         declares=[
             *topology.dead_letters(),
             topology.results(),

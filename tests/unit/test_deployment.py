@@ -1,0 +1,131 @@
+"""What is said twice is held together: settings, their table, compose, the example file, RabbitMQ's definitions."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_database.migrate import MigrationSettings
+from notify_email_sender.main import EmailSenderSettings
+from notify_gateway.settings import GatewaySettings
+from notify_status_writer.main import StatusWriterSettings
+from notify_telegram_sender.main import TelegramSenderSettings
+from pydantic_settings import BaseSettings
+from support.servers import PROJECT
+
+SERVICES: dict[str, type[BaseSettings]] = {
+    "gateway": GatewaySettings,
+    "telegram_sender": TelegramSenderSettings,
+    "email_sender": EmailSenderSettings,
+    "status_writer": StatusWriterSettings,
+    "migrate": MigrationSettings,
+}
+# Of a container: which port is its own and how it is reached stands in its image.
+IN_THE_IMAGE = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT"}
+COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
+EXAMPLE = dict(
+    line.split("=", 1) for line in (PROJECT / ".env.example").read_text().splitlines() if line and line[0] != "#"
+)
+DEFINITIONS: dict[str, list[dict[str, Any]]] = json.loads((PROJECT / "deploy/rabbitmq/definitions.json").read_text())
+
+
+def variables(settings: type[BaseSettings]) -> set[str]:
+    return {name.upper() for name in settings.model_fields}
+
+
+def table() -> dict[str, str]:
+    """Variable and default of the README's table; `A`, `_B` in one cell share the first one's beginning."""
+    found: dict[str, str] = {}
+    section = (PROJECT / "README.md").read_text().split("## Settings")[1].split("\n## ")[0]
+    for row in re.findall(r"^\| (`.*?) \| (.*?) \|", section, re.MULTILINE):
+        names = re.findall(r"`([A-Z_]+)`", row[0])
+        prefix = names[0].split("_")[0]
+        defaults = row[1].split(", ")
+        for name, default in zip(names, defaults, strict=True):
+            found[prefix + name if name.startswith("_") else name] = default
+    return found
+
+
+def test_the_readme_has_every_setting_and_no_other() -> None:
+    assert set(table()) == set().union(*map(variables, SERVICES.values()))
+
+
+def test_the_readme_has_the_defaults() -> None:
+    for settings in SERVICES.values():
+        for name, field in settings.model_fields.items():
+            default = getattr(field.default, "get_secret_value", lambda value=field.default: value)()
+            told = table()[name.upper()]
+            assert told == "see right" or told == str(default).removesuffix(".0"), name
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_gives_a_service_its_settings_and_no_other(service: str) -> None:
+    given = set(COMPOSE["services"][service]["environment"])
+    assert given == variables(SERVICES[service]) - IN_THE_IMAGE
+
+
+def test_every_variable_of_compose_is_in_the_example_file() -> None:
+    used = set(re.findall(r"\$\{([A-Z_]+)", (PROJECT / "docker-compose.yml").read_text()))
+    assert used == set(EXAMPLE)
+
+
+def test_the_example_file_and_compose_have_the_defaults() -> None:
+    text = (PROJECT / "docker-compose.yml").read_text()
+    for name, value in EXAMPLE.items():
+        if name.endswith("PASSWORD"):
+            assert f"${{{name}:?" in text
+            assert "change-me" in value
+        else:
+            assert f"${{{name}:-{value}}}" in text
+            if name in table():
+                assert table()[name] == value
+
+
+def test_no_service_container_has_more_rights_than_it_needs() -> None:
+    for service in SERVICES:
+        definition = COMPOSE["services"][service]
+        assert definition["read_only"]
+        assert definition["cap_drop"] == ["ALL"]
+        assert definition["mem_limit"]
+        assert definition["logging"]["options"]["max-size"]
+    published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
+    assert published == {"gateway", "rabbitmq"}
+    assert COMPOSE["networks"]["backend"]["internal"]
+
+
+def test_the_definitions_declare_what_the_services_would() -> None:
+    bindings = [*topology.dead_letters(), topology.results(), *map(topology.deliveries, Channel)]
+    queues = {queue["name"]: queue["arguments"] for queue in DEFINITIONS["queues"]}
+    assert queues == {binding.queue.name: dict(binding.queue.arguments or {}) for binding in bindings}
+    bound = {(each["source"], each["destination"], each["routing_key"]) for each in DEFINITIONS["bindings"]}
+    assert bound == {(binding.exchange.name, binding.queue.name, binding.routing_key) for binding in bindings}
+    exchanges = {exchange["name"]: exchange["type"] for exchange in DEFINITIONS["exchanges"]}
+    expected = (topology.NOTIFICATIONS, topology.RESULTS, topology.DEAD, topology.EVENTS)
+    assert exchanges == {exchange.name: exchange.type.value for exchange in expected}
+
+
+def may(user: str, right: str, name: str) -> bool:
+    """RabbitMQ searches a name for the pattern, which is why each is anchored."""
+    [permission] = [each for each in DEFINITIONS["permissions"] if each["user"] == user]
+    return re.search(permission[right], name) is not None
+
+
+def test_each_role_may_do_its_work_and_no_more() -> None:
+    assert may("gateway", "write", "notifications")
+    for queue in ("notifications.telegram", "notifications.email", "notifications.results", "notifications.dead"):
+        assert not may("gateway", "read", queue)
+    for channel, other in (("telegram", "email"), ("email", "telegram")):
+        sender = f"{channel}_sender"
+        for name in (f"notifications.{channel}", f"notifications.{channel}.retry.1000"):
+            assert all(may(sender, right, name) for right in ("configure", "write", "read"))
+        for name in (f"notifications.{other}", f"notifications.{other}.retry.1000", "notifications.results"):
+            assert not may(sender, "read", name)
+            assert not may(sender, "configure", name)
+        assert may(sender, "write", "notifications.results")
+        assert not may(sender, "configure", "notifications.events")
+    assert may("status_writer", "read", "notifications.results")
+    assert may("status_writer", "read", "notifications.dead.inbox")
+    assert not may("status_writer", "read", "notifications.telegram")
