@@ -2,6 +2,8 @@
 
 import socket
 
+from notify_local.console import say
+
 TRIED = 200
 
 
@@ -16,6 +18,8 @@ class Ports:
         for port in range(preferred, min(preferred + TRIED, 65536)):
             if port not in self._taken and _is_free(port):
                 self._taken.add(port)
+                if port != preferred:
+                    say(f"Port {preferred} is taken: using {port}")
                 return port
         return self._any()
 

@@ -87,7 +87,9 @@ def _unprivileged_prefix() -> Sequence[str]:
     """
     if os.geteuid() != 0:
         return ()
-    if subprocess.run([*AS_NOBODY_INSIDE, "true"], capture_output=True, check=False).returncode == 0:
+    # Out of the terminal's group: interrupted by Ctrl-C, it would look forbidden.
+    probe = [*AS_NOBODY_INSIDE, "true"]
+    if subprocess.run(probe, capture_output=True, check=False, start_new_session=True).returncode == 0:
         return AS_NOBODY_INSIDE
     raise CanNotRun(
         "PostgreSQL refuses to run as root, and this machine allows no user namespace to hide root from it.\n"

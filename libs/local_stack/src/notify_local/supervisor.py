@@ -80,6 +80,10 @@ class _Supervised:
     """One program and its present process."""
 
     def __init__(self, program: Program, folder: StackFolder) -> None:
+        log = folder.log / f"{program.name}.log"
+        if log.exists():
+            # What is shown when a start fails shall be of this start.
+            log.rename(log.with_suffix(".previous.log"))
         self._program = program
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None

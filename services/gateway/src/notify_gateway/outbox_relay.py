@@ -87,7 +87,7 @@ class OutboxRelay:
         due = await self._outbox.take_due(PUBLISH_WINDOW)
         if len(due) < PUBLISH_WINDOW:
             self._next_poll = time.monotonic() + POLL_INTERVAL
-        # Neither starves the other: a full window of due rows lets one of handed over ones go with it.
+        # Together, so that neither starves the other.
         return due + self._take_handed_over()
 
     def _take_handed_over(self) -> list[DeliveryRequested]:
