@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -72,7 +72,7 @@ async def serve(
     *,
     host: str,
     port: int,
-    work: Callable[[asyncio.Event], Awaitable[None]],
+    work: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
 ) -> None:
     """Serve `app` and do `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
 
@@ -100,7 +100,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end_serving)
     log.info("listening on http://%s:%d", host, port)
-    working = asyncio.create_task(_awaited(work(stop)))
+    working = asyncio.create_task(work(stop))
     working.add_done_callback(end_serving)
     try:
         await server.serve()
@@ -108,10 +108,6 @@ async def serve(
         stop.set()
         await working
     log.info("stopped")
-
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work
 
 
 def utc_now() -> datetime:
