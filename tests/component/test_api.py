@@ -245,7 +245,7 @@ async def test_500_at_once_share_transactions_and_all_are_stored(api: httpx.Asyn
 
 
 async def test_a_row_that_the_database_refuses_fails_alone(postgres: PostgresSettings) -> None:
-    engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE)
+    engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
     intake = NotificationIntake(engine, OutboxRelay(broker, Outbox(engine)), max_waiting=100)
     good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
     bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)

@@ -60,7 +60,7 @@ async def published(hand: Hand, channel: Channel, count: int) -> list[UUID]:
 @asynccontextmanager
 async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIterator[OutboxRelay]:
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
-    broker, engine, stop = create_broker(rabbit), create_engine(postgres, pool_size=2), asyncio.Event()
+    broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
     relay = OutboxRelay(broker, Outbox(engine))
     running = asyncio.create_task(relay.run(stop))
     try:

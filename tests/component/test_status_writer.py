@@ -275,7 +275,7 @@ async def test_a_delivery_that_dies_after_a_retry_ends_too(
     delivery_id, rung = await add_delivery(engine), timedelta(milliseconds=10)
     await prepare_topology(rabbit, topology.retries(Channel.TELEGRAM, [rung]))
     headers = {"delivery_id": str(delivery_id), "round": 1}
-    await hand.publish("notifications", topology.retry_routing_key(Channel.TELEGRAM, rung), b"\xff", headers)
+    await hand.publish("notifications.telegram.retry", topology.retry_routing_key(rung), b"\xff", headers)
     async with running_sender(rabbit, FakeProvider()), running_status_writer(rabbit, postgres):
         await has_status(engine, delivery_id, DeliveryStatus.FAILED)
 

@@ -38,7 +38,7 @@ async def running_sender(
     first_delay: timedelta = FIRST_DELAY,
 ) -> AsyncIterator[RabbitBroker]:
     """A sender of one channel."""
-    broker = create_broker(rabbit)
+    broker = create_broker(rabbit, f"{channel}_sender")
     schedule = RetrySchedule(first_delay=first_delay, max_attempts=max_attempts)
     sender = Sender(broker, channel=channel, provider=provider, provider_timeout=provider_timeout, schedule=schedule)
     deliveries = topology.deliveries(channel)
@@ -59,7 +59,7 @@ async def running_status_writer(
     rabbit: RabbitSettings, postgres: PostgresSettings, *, dead_inbox: bool = True
 ) -> AsyncIterator[RabbitBroker]:
     """A status writer."""
-    broker, engine = create_broker(rabbit), create_engine(postgres, pool_size=2)
+    broker, engine = create_broker(rabbit, "status_writer"), create_engine(postgres, pool_size=2)
     store = ResultStore(engine)
     consumer = ResultsConsumer(broker, store)
     results, (archive, inbox) = topology.results(), topology.dead_letters()

@@ -119,11 +119,23 @@ def test_each_role_may_do_its_work_and_no_more() -> None:
         assert not may("gateway", "read", queue)
     for channel, other in (("telegram", "email"), ("email", "telegram")):
         sender = f"{channel}_sender"
-        for name in (f"notifications.{channel}", f"notifications.{channel}.retry.1000"):
+        for name in (
+            f"notifications.{channel}",
+            f"notifications.{channel}.retry",
+            f"notifications.{channel}.retry.1000",
+        ):
             assert all(may(sender, right, name) for right in ("configure", "write", "read"))
-        for name in (f"notifications.{other}", f"notifications.{other}.retry.1000", "notifications.results"):
+        for name in (
+            f"notifications.{other}",
+            f"notifications.{other}.retry",
+            f"notifications.{other}.retry.1000",
+            "notifications.results",
+        ):
             assert not may(sender, "read", name)
             assert not may(sender, "configure", name)
+        # Neither a binding of its own nor a publish reaches another channel's deliveries.
+        assert not may(sender, "read", "notifications")
+        assert not may(sender, "write", "notifications")
         assert may(sender, "write", "notifications.results")
         assert not may(sender, "configure", "notifications.events")
     assert may("status_writer", "read", "notifications.results")

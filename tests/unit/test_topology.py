@@ -27,9 +27,17 @@ def test_every_queue_keeps_its_messages(binding: Binding) -> None:
 
 
 def test_a_retry_queue_returns_to_its_channel_after_its_delay() -> None:
-    first, second = topology.retries(Channel.EMAIL, LADDER)
+    back, first, second = topology.retries(Channel.EMAIL, LADDER)
     assert [first.queue.name, second.queue.name] == ["notifications.email.retry.1000", "notifications.email.retry.2000"]
     arguments = dict(second.queue.arguments or {})
     assert arguments["x-message-ttl"] == 2000
-    assert (arguments["x-dead-letter-exchange"], arguments["x-dead-letter-routing-key"]) == ("notifications", "email")
-    assert second.routing_key == topology.retry_routing_key(Channel.EMAIL, LADDER[1])
+    assert (arguments["x-dead-letter-exchange"], arguments["x-dead-letter-routing-key"]) == (
+        "notifications.email.retry",
+        "due",
+    )
+    assert second.routing_key == topology.retry_routing_key(LADDER[1])
+    assert (back.exchange.name, back.routing_key, back.queue.name) == (
+        "notifications.email.retry",
+        "due",
+        "notifications.email",
+    )

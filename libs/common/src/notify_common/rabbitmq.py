@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from socket import gethostname
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 import aio_pika
@@ -37,24 +38,28 @@ class RabbitSettings(BaseSettings):
     rabbitmq_password: SecretStr = SecretStr("guest")
     rabbitmq_vhost: str = "/"
 
-    def amqp_url(self) -> str:
-        """The AMQP URI, password included (https://www.rabbitmq.com/docs/uri-spec)."""
+    def amqp_url(self, role: str = "") -> str:
+        """The AMQP URI, password included (https://www.rabbitmq.com/docs/uri-spec).
+
+        The management UI then shows the connection as `role@host`.
+        """
         user, vhost = quote(self.rabbitmq_user, safe=""), quote(self.rabbitmq_vhost, safe="")
         password = quote(self.rabbitmq_password.get_secret_value(), safe="")
-        return f"amqp://{user}:{password}@{self.rabbitmq_host}:{self.rabbitmq_port}/{vhost}?heartbeat={HEARTBEAT}"
+        query = urlencode({"heartbeat": HEARTBEAT, **({"name": f"{role}@{gethostname()}"} if role else {})})
+        return f"amqp://{user}:{password}@{self.rabbitmq_host}:{self.rabbitmq_port}/{vhost}?{query}"
 
 
 class PublishFailed(Exception):
     """The broker did not confirm the message: it may or may not have it."""
 
 
-def create_broker(settings: RabbitSettings, *, graceful_timeout: float = 15.0) -> RabbitBroker:
+def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: float = 15.0) -> RabbitBroker:
     """A broker that reconnects by itself, publishes with confirms and hands over bodies as bytes.
 
     No FastDepends, no sync decoder, no logger: each would move every message through a thread.
     """
     return RabbitBroker(
-        settings.amqp_url(),
+        settings.amqp_url(role),
         fail_fast=False,
         reconnect_interval=RECONNECT_INTERVAL,
         graceful_timeout=graceful_timeout,

@@ -1,6 +1,7 @@
 """The RabbitMQ topology. Each service declares from here what it publishes to and what it reads.
 
-exchange `notifications` -> `notifications.<channel>`, and `notifications.<channel>.retry.<delay-ms>` back to it;
+exchange `notifications` -> `notifications.<channel>`;
+`notifications.<channel>.retry` -> `notifications.<channel>.retry.<delay-ms>`, and from there back to the channel;
 `notifications.results` -> a queue of that name; `notifications.dead` -> an archive and the status writer's inbox;
 `notifications.events` (topic, routing key `<channel>.<status>`) -> whoever listens.
 """
@@ -23,6 +24,7 @@ DEAD = RabbitExchange("notifications.dead", type=ExchangeType.FANOUT, durable=Tr
 EVENTS = RabbitExchange("notifications.events", type=ExchangeType.TOPIC, durable=True)
 
 RESULTS_ROUTING_KEY = "results"
+DUE_ROUTING_KEY = "due"
 
 # Each lost connection adds one to the count of every prefetched message, handled or not.
 DELIVERY_LIMIT = 100
@@ -47,9 +49,14 @@ def delivery_queue_name(channel: Channel) -> str:
     return f"notifications.{channel}"
 
 
-def retry_routing_key(channel: Channel, rung: timedelta) -> str:
-    """Routing key, on `notifications`, of the queue that holds a message for `rung`."""
-    return f"{channel}.retry.{_milliseconds(rung)}"
+def retry_exchange(channel: Channel) -> RabbitExchange:
+    """Where a sender parks what it will attempt again. It is the channel's own: no sender can write to another's."""
+    return RabbitExchange(f"{delivery_queue_name(channel)}.retry", type=ExchangeType.DIRECT, durable=True)
+
+
+def retry_routing_key(rung: timedelta) -> str:
+    """Routing key, on a retry exchange, of the queue that holds a message for `rung`."""
+    return str(_milliseconds(rung))
 
 
 def dead_letters() -> list[Binding]:
@@ -67,18 +74,22 @@ def deliveries(channel: Channel) -> Binding:
 
 
 def retries(channel: Channel, ladder: Iterable[timedelta]) -> list[Binding]:
-    """The queues where a channel's next attempts wait, one per rung; from each the message returns by itself."""
+    """The way back to the channel, then the queues where its next attempts wait, one per rung."""
+    exchange = retry_exchange(channel)
     return [
-        Binding(
-            NOTIFICATIONS,
-            _quorum_queue(
-                f"{delivery_queue_name(channel)}.retry.{_milliseconds(rung)}",
-                # No x-expires: an expiring queue drops what it holds.
-                {"x-message-ttl": _milliseconds(rung), **_dead_lettering(NOTIFICATIONS, channel.value)},
-            ),
-            retry_routing_key(channel, rung),
-        )
-        for rung in ladder
+        Binding(exchange, deliveries(channel).queue, DUE_ROUTING_KEY),
+        *(
+            Binding(
+                exchange,
+                _quorum_queue(
+                    f"{exchange.name}.{_milliseconds(rung)}",
+                    # No x-expires: an expiring queue drops what it holds.
+                    {"x-message-ttl": _milliseconds(rung), **_dead_lettering(exchange, DUE_ROUTING_KEY)},
+                ),
+                retry_routing_key(rung),
+            )
+            for rung in ladder
+        ),
     ]
 
 

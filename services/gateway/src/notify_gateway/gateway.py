@@ -24,7 +24,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._engine = create_engine(settings, pool_size=settings.postgres_pool_size)
-        self._broker = create_broker(settings)
+        self._broker = create_broker(settings, "gateway")
         self.relay = OutboxRelay(self._broker, Outbox(self._engine))
         self.intake = NotificationIntake(self._engine, self.relay, max_waiting=settings.max_waiting_requests)
         self.queries = NotificationQueries(self._engine)

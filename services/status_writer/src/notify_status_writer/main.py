@@ -24,7 +24,7 @@ class StatusWriterSettings(WorkerSettings, PostgresSettings, RabbitSettings):
 
 async def run_status_writer(settings: StatusWriterSettings) -> None:
     """Write results until SIGTERM."""
-    broker = create_broker(settings)
+    broker = create_broker(settings, "status_writer")
     engine = create_engine(settings, pool_size=POOL_SIZE)
     store = ResultStore(engine)
     results_consumer = ResultsConsumer(broker, store)

@@ -40,6 +40,7 @@ class Sender:
     ) -> None:
         self._broker = broker
         self._channel = channel
+        self._retry_exchange = topology.retry_exchange(channel)
         self._provider = provider
         self._provider_timeout = provider_timeout
         self._schedule = schedule
@@ -92,8 +93,8 @@ class Sender:
         await publish_until_confirmed(
             self._broker,
             request.model_dump_json(),
-            exchange=topology.NOTIFICATIONS,
-            routing_key=topology.retry_routing_key(self._channel, self._schedule.rung_for(wait)),
+            exchange=self._retry_exchange,
+            routing_key=topology.retry_routing_key(self._schedule.rung_for(wait)),
             headers=request.headers(),
         )
 

@@ -32,7 +32,7 @@ class SenderSettings(WorkerSettings, RabbitSettings):
 
 async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Provider, health_port: int) -> None:
     """Deliver over `channel` until SIGTERM."""
-    broker = create_broker(settings, graceful_timeout=settings.provider_timeout + SETTLING_TIME)
+    broker = create_broker(settings, f"{channel}_sender", graceful_timeout=settings.provider_timeout + SETTLING_TIME)
     schedule = settings.schedule()
     sender = Sender(
         broker,
