@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 import httpx
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
+from notify_local.stack import as_environment
 
-from support.servers import PROJECT
+from support.containers import ServerContainers, running_containers
+from support.servers import PROJECT, in_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 STOP_TIMEOUT = 60.0  # seconds
@@ -32,16 +35,26 @@ def local_command(folder: Path, *arguments: str) -> list[str]:
 
 @dataclass(frozen=True)
 class System:
-    """A running `make up`."""
+    """A running `make up`; or the same services on servers in containers."""
 
     folder: Path
     process: subprocess.Popen[bytes]
+    containers: ServerContainers | None = None
 
     def addresses(self) -> dict[str, str]:
         return dict(line.split("=", 1) for line in (self.folder / "stack.env").read_text().splitlines())
 
     def pid(self, name: str) -> int:
+        if self.containers is not None and name in self.containers.by_name:
+            return self.containers.pid(name)
         return int((self.folder / "run" / f"{name}.pid").read_text())
+
+    def kill(self, name: str) -> None:
+        """As `kill -9`; it will be started again."""
+        if self.containers is not None and name in self.containers.by_name:
+            self.containers.kill(name)
+        else:
+            os.kill(self.pid(name), signal.SIGKILL)
 
     def client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=600)
@@ -51,12 +64,26 @@ class System:
 @contextmanager
 def running_system(folder: Path, **settings: str) -> Iterator[System]:
     """The whole system until the context ends; it must end in order."""
+    if in_containers():
+        with running_containers() as containers:
+            servers = {**as_environment(containers.postgres()), **as_environment(containers.rabbit())}
+            with _running("services", folder, {**settings, **servers}, containers) as system:
+                yield system
+    else:
+        with _running("up", folder, settings) as system:
+            yield system
+
+
+@contextmanager
+def _running(
+    command: str, folder: Path, settings: Mapping[str, str], containers: ServerContainers | None = None
+) -> Iterator[System]:
     log = folder.with_suffix(".log")
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - ours
-            local_command(folder, "up"), cwd=PROJECT, env={**os.environ, **settings}, stdout=output, stderr=output
+            local_command(folder, command), cwd=PROJECT, env={**os.environ, **settings}, stdout=output, stderr=output
         )
-        system = System(folder, process)
+        system = System(folder, process, containers)
         try:
             deadline = time.monotonic() + START_TIMEOUT
             while not (folder / "stack.env").exists():
@@ -69,25 +96,34 @@ def running_system(folder: Path, **settings: str) -> Iterator[System]:
             assert process.wait(STOP_TIMEOUT) == 0, log.read_text()
 
 
-async def all_final(client: httpx.AsyncClient, ids: list[str]) -> list[Json]:
-    """The notifications, once each is final; a gateway that is being restarted is waited for."""
-    remaining, final = list(ids), []
+async def all_final(client: httpx.AsyncClient, ids: Sequence[str]) -> list[Json]:
+    """The notifications, once none is pending; a gateway that is being restarted is waited for."""
     deadline = time.monotonic() + FINAL_TIMEOUT
-    while remaining:
-        assert time.monotonic() < deadline, f"{len(remaining)} of {len(ids)} are not final: {remaining[:3]}"
-        for notification_id in list(remaining):
-            try:
-                answer = await client.get(f"/api/notifications/{notification_id}")
-            except httpx.TransportError:
-                break
-            if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-                break
-            notification: Json = answer.raise_for_status().json()
-            if all(delivery["status"] in FINAL for delivery in notification["deliveries"]):
-                remaining.remove(notification_id)
-                final.append(notification)
+    while (page := await _told(client, "/api/notifications", status="pending", limit=1)) is None or page["items"]:
+        assert time.monotonic() < deadline, f"not final: {page}"
         await asyncio.sleep(0.2)
-    return final
+    places = asyncio.Semaphore(20)
+
+    async def final(notification_id: str) -> Json:
+        async with places:
+            notification = await _told(client, f"/api/notifications/{notification_id}")
+        assert notification is not None
+        assert {delivery["status"] for delivery in notification["deliveries"]} <= FINAL
+        return notification
+
+    return await asyncio.gather(*map(final, ids))
+
+
+async def _told(client: httpx.AsyncClient, path: str, **parameters: Any) -> Json | None:
+    """What the gateway answers; None while it can not."""
+    try:
+        answer = await client.get(path, params=parameters)
+    except httpx.TransportError:
+        return None
+    if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        return None
+    told: Json = answer.raise_for_status().json()
+    return told
 
 
 @contextmanager
@@ -97,9 +133,7 @@ def running_service(
     """One service as a process; killed at the end if it still runs."""
     environment = {**os.environ, **settings}
     for server in servers:
-        for key, value in server.model_dump().items():
-            secret = getattr(value, "get_secret_value", None)
-            environment[key.upper()] = str(secret() if secret else value)
+        environment |= as_environment(server)
     process = subprocess.Popen(  # noqa: S603 - ours
         [sys.executable, "-m", f"notify_{name}"], env=environment, stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""The PostgreSQL and RabbitMQ of a test run: the given ones, else the local stack's, else containers."""
+"""The PostgreSQL and RabbitMQ of a test run: given ones, else the local stack's or, if so wanted, containers."""
 
 import os
 import subprocess
@@ -11,8 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import httpx
+import pytest
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
+
+from support.containers import running_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 PROJECT = Path(__file__).parents[2]
@@ -32,6 +35,14 @@ class Servers:
         return httpx.Client(base_url=self.management_url, auth=(user, password), timeout=30, trust_env=False)
 
 
+def in_containers() -> bool:
+    """Whether the servers shall run in containers: `TEST_SERVERS` is `local` (the default) or `containers`."""
+    wanted = os.environ.get("TEST_SERVERS", "local")
+    if wanted not in {"local", "containers"}:
+        pytest.exit(f"TEST_SERVERS is {wanted!r}: it must be local or containers", returncode=2)
+    return wanted == "containers"
+
+
 @contextmanager
 def servers_for_tests(folder: Path) -> Iterator[Servers]:
     """Servers for the whole run."""
@@ -43,6 +54,10 @@ def servers_for_tests(folder: Path) -> Iterator[Servers]:
             os.environ.get("RABBITMQ_MANAGEMENT_URL", f"http://{rabbit.rabbitmq_host}:15672"),
         )
         return
+    if in_containers():
+        with running_containers() as containers:
+            yield Servers(containers.postgres(), containers.rabbit(), containers.management_url())
+        return
     command = [sys.executable, "-m", "notify_local", "--folder", str(folder), "servers"]
     with (folder.with_suffix(".log")).open("w+b") as log:
         process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - ours
@@ -50,10 +65,11 @@ def servers_for_tests(folder: Path) -> Iterator[Servers]:
             addresses = _await_addresses(process, folder / "stack.env")
             if addresses is None:
                 log.seek(0)
-                with _containers(log.read().decode()) as servers:
-                    yield servers
-            else:
-                yield _from_addresses(addresses)
+                raise RuntimeError(
+                    f"No servers for the tests. The local stack does not start:\n{log.read().decode()}\n"
+                    "With a Docker engine: TEST_SERVERS=containers. Or name servers in POSTGRES_* and RABBITMQ_*."
+                )
+            yield _from_addresses(addresses)
         finally:
             process.terminate()
             process.wait(60)
@@ -94,38 +110,3 @@ def _from_addresses(addresses: dict[str, str]) -> Servers:
         ),
         f"http://{management.hostname}:{management.port}",
     )
-
-
-@contextmanager
-def _containers(why_not_local: str) -> Iterator[Servers]:
-    """Both servers in containers, where a Docker engine answers."""
-    from docker import from_env  # noqa: PLC0415 - only where the local stack can not run
-    from docker.errors import DockerException  # noqa: PLC0415 - as above
-    from testcontainers.postgres import PostgresContainer  # noqa: PLC0415 - as above
-    from testcontainers.rabbitmq import RabbitMqContainer  # noqa: PLC0415 - as above
-
-    try:
-        from_env().ping()
-    except DockerException as error:
-        raise RuntimeError(
-            f"No servers for the tests. The local stack does not start:\n{why_not_local}\n"
-            f"and no Docker engine answers: {error}\nOr give POSTGRES_* and RABBITMQ_* of running ones."
-        ) from error
-    with (
-        PostgresContainer("postgres:17", driver=None) as postgres,
-        RabbitMqContainer("rabbitmq:4-management").with_exposed_ports(15672) as rabbit,
-    ):
-        host = rabbit.get_container_host_ip()
-        yield Servers(
-            PostgresSettings.model_validate(
-                {
-                    "postgres_host": postgres.get_container_host_ip(),
-                    "postgres_port": postgres.get_exposed_port(5432),
-                    "postgres_database": postgres.dbname,
-                    "postgres_user": postgres.username,
-                    "postgres_password": postgres.password,
-                }
-            ),
-            RabbitSettings.model_validate({"rabbitmq_host": host, "rabbitmq_port": rabbit.get_exposed_port(5672)}),
-            f"http://{host}:{rabbit.get_exposed_port(15672)}",
-        )

@@ -1,4 +1,4 @@
-"""`python -m notify_local up | servers | demo [FILE]`; the Makefile has a target for what users need."""
+"""`python -m notify_local up | servers | services | demo [FILE]`; the Makefile has a target for what users need."""
 
 import argparse
 import asyncio
@@ -13,7 +13,7 @@ from notify_local.console import say
 from notify_local.demo import run_demo
 from notify_local.errors import CanNotRun
 from notify_local.folder import StackFolder
-from notify_local.stack import running_servers, running_system
+from notify_local.stack import running_servers, running_services, running_system
 
 INTERRUPTED = 130
 DEFAULT_FILE = Path("examples/notifications.csv")
@@ -49,6 +49,13 @@ async def _servers(folder: StackFolder) -> int:
     return 0
 
 
+async def _services(folder: StackFolder) -> int:
+    async with running_services(folder) as stack:
+        say(f"Ready: {stack.addresses['GATEWAY_URL']}/api/notifications. Ctrl-C stops the services.")
+        await asyncio.Event().wait()
+    return 0
+
+
 async def _until_signal(work: Coroutine[Any, Any, int], *, code_when_stopped: int) -> int:
     """Run `work`; the first signal cancels it, and it then ends in order, whatever signals follow."""
     task = asyncio.create_task(work)
@@ -75,6 +82,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="run the whole system in the foreground")
     commands.add_parser("servers", help="run PostgreSQL and RabbitMQ alone")
+    commands.add_parser("services", help="run the services alone, on the servers that POSTGRES_* and RABBITMQ_* name")
     demo = commands.add_parser("demo", help="send a file of notifications and follow it to the end")
     demo.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE)
     arguments = parser.parse_args()
@@ -82,6 +90,7 @@ def main() -> None:
     work = {
         "up": lambda: _up(folder),
         "servers": lambda: _servers(folder),
+        "services": lambda: _services(folder),
         "demo": lambda: run_demo(folder, arguments.file),
     }[arguments.command]()
     try:

@@ -8,7 +8,10 @@ from urllib.parse import quote
 
 import httpx
 from notify_common.process import ServiceSettings, load_settings
-from pydantic import Field
+from notify_common.rabbitmq import RabbitSettings
+from notify_database.engine import PostgresSettings
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
 
 from notify_local import postgres, rabbitmq
 from notify_local.console import say
@@ -31,6 +34,10 @@ class GatewayAddress(ServiceSettings):
 
     app_host: str = LOCALHOST
     app_port: int = Field(8080, ge=1, le=65535)
+
+
+class GivenServers(PostgresSettings, RabbitSettings):
+    """Servers that are there already."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,30 @@ async def running_system(folder: StackFolder, *, show_logs: bool) -> AsyncIterat
             folder.stack_env.unlink(missing_ok=True)
             say("Stopping: gateway, senders, status writer, RabbitMQ, PostgreSQL …")
             await supervisor.stop()
+
+
+@asynccontextmanager
+async def running_services(folder: StackFolder) -> AsyncIterator[Stack]:
+    """All services, on the servers that `POSTGRES_*` and `RABBITMQ_*` name, until the context ends."""
+    given = Stack({}, as_environment(load_settings(GivenServers)))
+    with folder.locked():
+        folder.end_leftovers()
+        supervisor = Supervisor(folder)
+        try:
+            stack = await _start_services(supervisor, given, Ports(), show_logs=True)
+            folder.publish(stack.addresses)
+            yield stack
+        finally:
+            folder.stack_env.unlink(missing_ok=True)
+            await supervisor.stop()
+
+
+def as_environment(settings: BaseSettings) -> dict[str, str]:
+    """The variables from which these settings are read."""
+    values = {name.upper(): getattr(settings, name) for name in type(settings).model_fields}
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in values.items()
+    }
 
 
 async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Ports) -> Stack:
