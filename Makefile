@@ -9,10 +9,10 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach name,common database email-sender gateway local status-writer telegram-sender,--no-emit-package notify-$(name))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test check format lock clean
+.PHONY: help install up demo test test-compose check format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: install ## run the whole system in the foreground, on private servers (Ctrl-C stops it)
 	@exec $(BIN)/python -m notify_local up
@@ -22,6 +22,9 @@ demo: install ## send examples/notifications.csv, or FILE=path.csv, and follow i
 
 test: install ## run the whole suite; ARGS="-k relay" narrows it
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-compose: install ## build, run, scale and break the containers (needs a Docker engine with compose)
+	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)
 
 check: install ## lint, format, types, and who may import whom
 	@$(BIN)/ruff check .

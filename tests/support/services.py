@@ -97,10 +97,10 @@ async def running_gateway(
             await working
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = TIMEOUT) -> None:
     """Wait until `condition` holds; for state that only asking can tell."""
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(timeout):
             while not await condition():  # noqa: ASYNC110 - nothing tells when a row or a queue has changed
                 await asyncio.sleep(0.02)
     except TimeoutError:

@@ -1,0 +1,225 @@
+"""The containers, from build to down: delivery, rights, scale, faults and a change of settings under load."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.compose import LABEL, Compose, docker, inspect
+from support.processes import all_final
+from support.services import eventually
+
+SERVICES = ("gateway", "telegram_sender", "email_sender", "status_writer")
+SENDERS = ("telegram_sender", "email_sender")
+CHANNELS = ("telegram", "email")
+MANY = 2_000
+REQUESTS_AT_ONCE = 50
+TRY_RIGHTS = Path(__file__).with_name("try_rights.py").read_text()
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    compose = Compose(tmp_path_factory.mktemp("compose") / "env")
+    compose.run("build")
+    try:
+        asyncio.run(compose.up())
+        yield compose
+    finally:
+        compose.run("down", "--volumes")
+    assert docker("ps", "--all", "--quiet", "--filter", LABEL) == ""
+    assert docker("volume", "ls", "--quiet", "--filter", LABEL) == ""
+    assert docker("network", "ls", "--quiet", "--filter", LABEL) == ""
+
+
+async def post(client: httpx.AsyncClient, count: int) -> list[str]:
+    """Post to both channels; each must be accepted at once."""
+    places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+    async def one(user_id: int) -> str:
+        body = {"user_id": user_id, "message": "Your code: 11111", "channels": CHANNELS}
+        async with places:
+            answer = await client.post("/api/notifications", json=body)
+        assert answer.status_code == 201, answer.text
+        notification_id: str = answer.json()["id"]
+        return notification_id
+
+    return await asyncio.gather(*(one(number) for number in range(1, count + 1)))
+
+
+def consumers(compose: Compose, queue: str) -> list[str]:
+    """The connections that consume from the queue, by the name that the management UI shows."""
+    with compose.management() as management:
+        all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
+        names = {each["name"]: each["user_provided_name"] for each in management.get("/api/connections").json()}
+    return [
+        names[each["channel_details"]["connection_name"]]
+        for each in all_consumers
+        if each["queue"]["name"] == queue and each["channel_details"]["connection_name"] in names
+    ]
+
+
+def acked(compose: Compose, queue: str) -> dict[str, int]:
+    """How many messages each consumer of the queue has acked, by the name of its channel."""
+    with compose.management() as management:
+        all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
+        stats = {each["name"]: each.get("message_stats", {}) for each in management.get("/api/channels").json()}
+    channels = [each["channel_details"]["name"] for each in all_consumers if each["queue"]["name"] == queue]
+    return {channel: stats.get(channel, {}).get("ack", 0) for channel in channels}
+
+
+async def each_consumes(compose: Compose, service: str, queue: str, count: int) -> None:
+    """Wait until `count` containers of the service, and nobody else, consume from the queue."""
+    containers = compose.containers(service)
+    assert len(containers) == count
+    names = sorted(f"{service}@{container[:12]}" for container in containers)
+
+    async def are_there() -> bool:
+        # The management API tells of a new connection some seconds later.
+        return sorted(await asyncio.to_thread(consumers, compose, queue)) == names
+
+    await eventually(are_there, f"{names} consume from {queue}")
+
+
+async def test_a_notification_is_delivered_and_the_management_ui_shows_its_queues(compose: Compose) -> None:
+    async with compose.gateway() as client:
+        [notification] = await all_final(client, await post(client, 1))
+    assert {delivery["channel"] for delivery in notification["deliveries"]} == set(CHANNELS)
+    with compose.management() as management:
+        queues = {queue["name"] for queue in management.get("/api/queues").raise_for_status().json()}
+    assert {"notifications.telegram", "notifications.email", "notifications.results", "notifications.dead"} <= queues
+
+
+async def test_connections_are_named_after_their_container(compose: Compose) -> None:
+    await each_consumes(compose, "telegram_sender", "notifications.telegram", 1)
+    await each_consumes(compose, "email_sender", "notifications.email", 1)
+    await each_consumes(compose, "status_writer", "notifications.results", 1)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_runs_with_the_rights_it_needs(compose: Compose, service: str) -> None:
+    [container] = compose.containers(service)
+    told = inspect(container)
+    assert told["Config"]["User"] == "10001:10001"
+    assert told["HostConfig"]["ReadonlyRootfs"]
+    assert told["HostConfig"]["CapDrop"] == ["ALL"]
+    assert told["Config"]["Labels"]["org.opencontainers.image.version"]
+    assert told["Config"]["Labels"]["org.opencontainers.image.revision"]
+    # What SIGTERM reaches is the service itself.
+    assert compose.run("exec", "-T", service, "cat", "/proc/1/cmdline").split("\0")[1:3] == ["-m", f"notify_{service}"]
+    compose.run("exec", "-T", service, "sh", "-c", "! command -v gcc cc make && ! ls -d ~/.cache /root/.cache")
+
+
+@pytest.mark.parametrize("service", SENDERS)
+def test_a_senders_image_has_no_database_driver_and_no_fastapi(compose: Compose, service: str) -> None:
+    find = "import importlib.util as u; print([m for m in {} if u.find_spec(m)])"
+    modules = ["sqlalchemy", "asyncpg", "fastapi", "notify_database", "aio_pika"]
+    assert compose.run("exec", "-T", service, "python", "-c", find.format(modules)).strip() == "['aio_pika']"
+
+
+@pytest.mark.parametrize(
+    ("service", "foreign"),
+    [
+        ("gateway", [
+            ["read", "notifications.telegram"], ["read", "notifications.email"], ["read", "notifications.results"],
+            ["publish", "notifications.results"], ["publish", "notifications.dead"],
+        ]),
+        ("telegram_sender", [
+            ["read", "notifications.email"], ["read", "notifications.results"], ["read", "notifications.dead"],
+            ["publish", "notifications"], ["publish", "notifications.email.retry"], ["bind", "notifications.telegram"],
+        ]),
+        ("email_sender", [
+            ["read", "notifications.telegram"], ["read", "notifications.results"], ["read", "notifications.dead"],
+            ["publish", "notifications"], ["publish", "notifications.telegram.retry"],
+        ]),
+        ("status_writer", [
+            ["read", "notifications.telegram"], ["read", "notifications.email"], ["publish", "notifications"],
+        ]),
+    ],
+)  # fmt: skip
+def test_rabbitmq_refuses_a_role_what_is_not_its_own(compose: Compose, service: str, foreign: list[Any]) -> None:
+    foreign += [
+        ["publish", ""], ["declare-exchange", "foreign"], ["declare-exchange", "notifications.mine"],
+        ["declare-queue", "foreign"], ["declare-queue", "notifications.mine"],
+    ]  # fmt: skip
+    told = compose.run("exec", "-T", service, "python", "-", json.dumps(foreign), script=TRY_RIGHTS)
+    assert json.loads(told) == foreign
+
+
+async def test_four_senders_work_one_is_killed_and_the_broker_restarted_and_nothing_is_lost(compose: Compose) -> None:
+    await compose.up("--scale", "telegram_sender=4", "--scale", "email_sender=2")
+    await each_consumes(compose, "telegram_sender", "notifications.telegram", 4)
+    await each_consumes(compose, "email_sender", "notifications.email", 2)
+    async with compose.gateway() as client:
+        ids = await post(client, MANY // 2)
+
+        async def all_work() -> bool:
+            counts = await asyncio.to_thread(acked, compose, "notifications.telegram")
+            return len(counts) == 4 and all(counts.values())
+
+        await eventually(all_work, "all four senders have acked")
+        victim, [broker] = compose.containers("telegram_sender")[0], compose.containers("rabbitmq")
+        posting = asyncio.create_task(post(client, MANY // 2))
+        await asyncio.to_thread(docker, "kill", "--signal", "KILL", victim)
+        await asyncio.to_thread(docker, "restart", broker)
+        ids += await posting
+        ids += await post(client, 100)
+        assert len(await all_final(client, ids)) == MANY + 100
+
+
+async def test_back_to_one_sender_with_another_setting_under_load(compose: Compose) -> None:
+    enough = asyncio.Event()
+    async with compose.gateway() as client:
+
+        async def post_on() -> list[str]:
+            ids: list[str] = []
+            while not enough.is_set():
+                ids += await post(client, REQUESTS_AT_ONCE)
+            return ids
+
+        posting = asyncio.create_task(post_on())
+        compose.set(TELEGRAM_SLEEP="0.05", ERROR_PROBABILITY="0")
+        await compose.up()
+        enough.set()
+        ids = await posting
+        notifications = await all_final(client, ids)
+    assert len(notifications) == len(ids) > REQUESTS_AT_ONCE
+    for service in SENDERS:
+        [container] = compose.containers(service)
+        assert "ERROR_PROBABILITY=0" in inspect(container)["Config"]["Env"]
+    await each_consumes(compose, "telegram_sender", "notifications.telegram", 1)
+    await each_consumes(compose, "email_sender", "notifications.email", 1)
+
+
+async def test_a_sender_whose_consumer_is_dead_is_unhealthy_on_its_open_connection(compose: Compose) -> None:
+    """Its queue is deleted: RabbitMQ cancels the consumer and leaves the connection as it is."""
+    [sender] = compose.containers("telegram_sender")
+    with compose.management() as management:
+        management.delete("/api/queues/%2F/notifications.telegram").raise_for_status()
+
+    async def is_unhealthy() -> bool:
+        health: str = (await asyncio.to_thread(inspect, sender))["State"]["Health"]["Status"]
+        return health == "unhealthy"
+
+    await eventually(is_unhealthy, "the container is unhealthy", timeout=60)
+    with compose.management() as management:
+        connections = {each["user_provided_name"] for each in management.get("/api/connections").json()}
+    assert f"telegram_sender@{sender[:12]}" in connections
+    # RabbitMQ declares what is missing at its start, the sender begins to consume at its own.
+    compose.run("restart", "rabbitmq")
+    compose.run("restart", "telegram_sender")
+    await compose.up()
+    async with compose.gateway() as client:
+        await all_final(client, await post(client, 1))
+
+
+def test_every_service_stops_in_order(compose: Compose) -> None:
+    containers = {service: compose.containers(service)[0] for service in SERVICES}
+    compose.run("stop", *SERVICES)
+    assert {
+        service: inspect(container)["State"]["ExitCode"] for service, container in containers.items()
+    } == dict.fromkeys(SERVICES, 0)

@@ -1,0 +1,73 @@
+"""The system of docker-compose.yml, under a project name, ports and settings of the test's own."""
+
+import asyncio
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+from notify_local.ports import Ports
+
+from support.servers import PROJECT
+
+NAME = "notify-test"
+LABEL = f"label=com.docker.compose.project={NAME}"
+HEALTHY_TIMEOUT = 180  # seconds
+
+
+class Compose:
+    """`docker compose`, with the settings of `.env.example` but for those that `set` changes."""
+
+    def __init__(self, env_file: Path) -> None:
+        example = (PROJECT / ".env.example").read_text().splitlines()
+        self._settings = dict(line.split("=", 1) for line in example if line and line[0] != "#")
+        self._env_file = env_file
+        ports = Ports()
+        self.set(APP_PORT=str(ports.free(28080)), RABBITMQ_MANAGEMENT_PORT=str(ports.free(45672)))
+
+    def set(self, **settings: str) -> None:
+        """Change settings, as an operator edits `.env`."""
+        self._settings |= settings
+        self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
+
+    def run(self, *arguments: str, script: str = "") -> str:
+        """The output of `docker compose …`, which must succeed."""
+        return docker("compose", "-p", NAME, "--env-file", str(self._env_file), *arguments, script=script)
+
+    async def up(self, *arguments: str) -> None:
+        """Return when all is healthy; whatever else the test does goes on meanwhile."""
+        wait = ("--wait", "--wait-timeout", str(HEALTHY_TIMEOUT))
+        await asyncio.to_thread(self.run, "up", "-d", *wait, *arguments)
+
+    def containers(self, service: str) -> list[str]:
+        return self.run("ps", "-q", service).split()
+
+    def gateway(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self._settings['APP_PORT']}", timeout=60, trust_env=False)
+
+    def management(self) -> httpx.Client:
+        """A client of RabbitMQ's management API."""
+        return httpx.Client(
+            base_url=f"http://127.0.0.1:{self._settings['RABBITMQ_MANAGEMENT_PORT']}",
+            auth=("admin", self._settings["RABBITMQ_ADMIN_PASSWORD"]),
+            timeout=30,
+            trust_env=False,
+        )
+
+
+def docker(*arguments: str, script: str = "") -> str:
+    """The output of `docker …`, which must succeed."""
+    # What is exported here would win over the file.
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
+    done = subprocess.run(  # noqa: S603 - ours
+        ["docker", *arguments],  # noqa: S607 - wherever it is installed
+        cwd=PROJECT, env=environment, input=script, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def inspect(container: str) -> Any:
+    return json.loads(docker("inspect", container))[0]
