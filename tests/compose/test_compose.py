@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import httpx
 import pytest
 from support.compose import LABEL, Compose, docker, inspect
 from support.processes import all_final
+from support.servers import PROJECT
 from support.services import eventually
 
 SERVICES = ("gateway", "telegram_sender", "email_sender", "status_writer")
 SENDERS = ("telegram_sender", "email_sender")
 CHANNELS = ("telegram", "email")
+REVISION = "of-the-test"
 MANY = 2_000
 REQUESTS_AT_ONCE = 50
 TRY_RIGHTS = Path(__file__).with_name("try_rights.py").read_text()
@@ -25,7 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     compose = Compose(tmp_path_factory.mktemp("compose") / "env")
-    compose.run("build")
+    compose.run("build", "--build-arg", f"REVISION={REVISION}")
     try:
         asyncio.run(compose.up())
         yield compose
@@ -107,8 +110,9 @@ def test_a_service_runs_with_the_rights_it_needs(compose: Compose, service: str)
     assert told["Config"]["User"] == "10001:10001"
     assert told["HostConfig"]["ReadonlyRootfs"]
     assert told["HostConfig"]["CapDrop"] == ["ALL"]
-    assert told["Config"]["Labels"]["org.opencontainers.image.version"]
-    assert told["Config"]["Labels"]["org.opencontainers.image.revision"]
+    package = tomllib.loads((PROJECT / "services" / service / "pyproject.toml").read_text())["project"]
+    assert told["Config"]["Labels"]["org.opencontainers.image.version"] == package["version"]
+    assert told["Config"]["Labels"]["org.opencontainers.image.revision"] == REVISION
     # What SIGTERM reaches is the service itself.
     assert compose.run("exec", "-T", service, "cat", "/proc/1/cmdline").split("\0")[1:3] == ["-m", f"notify_{service}"]
     compose.run("exec", "-T", service, "sh", "-c", "! command -v gcc cc make && ! ls -d ~/.cache /root/.cache")
