@@ -34,7 +34,7 @@ POISON = {
 
 
 async def load(client: httpx.AsyncClient, stop: asyncio.Event) -> None:
-    """About 200 notifications a second, over both channels."""
+    """At most 200 notifications a second, over both channels."""
     posting: set[asyncio.Task[httpx.Response]] = set()
     for user_id in itertools.takewhile(lambda _: not stop.is_set(), itertools.count(1)):
         body = {"user_id": user_id, "message": "Your order has left.", "channels": ["telegram", "email"]}
@@ -46,6 +46,7 @@ async def load(client: httpx.AsyncClient, stop: asyncio.Event) -> None:
 
 
 async def shoot(page: Page, path: str, name: str, *, height: int, filter_regex: str = "") -> None:
+    """Take the picture of one page of the management UI, below its header."""
     await page.goto(f"{MANAGEMENT}/#/{path}")
     await asyncio.sleep(1)
     if filter_regex:

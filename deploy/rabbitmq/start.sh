@@ -2,10 +2,17 @@
 # Fill the passwords into the definitions, which RabbitMQ loads at its start, and start it as its image does.
 set -euo pipefail
 
+filled=/run/notify/definitions.json
+cookie=/var/lib/rabbitmq/.erlang.cookie
+
 definitions=$(</etc/notify/definitions.json)
 for variable in RABBITMQ_ADMIN_PASSWORD RABBITMQ_GATEWAY_PASSWORD RABBITMQ_TELEGRAM_SENDER_PASSWORD \
     RABBITMQ_EMAIL_SENDER_PASSWORD RABBITMQ_STATUS_WRITER_PASSWORD; do
-    password=${!variable:?is not set}
+    password=${!variable:-}
+    if [[ -z $password || $password == *[[:cntrl:]]* || $password == *"\${"* ]]; then
+        echo "$variable must be set, without control characters and without \${" >&2
+        exit 1
+    fi
     # As JSON text.
     password=${password//\\/\\\\}
     password=${password//\"/\\\"}
@@ -13,7 +20,12 @@ for variable in RABBITMQ_ADMIN_PASSWORD RABBITMQ_GATEWAY_PASSWORD RABBITMQ_TELEG
     # RabbitMQ takes every RABBITMQ_* for a setting of its own.
     unset "$variable"
 done
-umask 077
-printf '%s' "$definitions" >/run/notify/definitions.json
-chown rabbitmq:rabbitmq /run/notify/definitions.json
+(
+    umask 077
+    printf '%s' "$definitions" >"$filled"
+    # Before the first health check could make it, as a file of root's.
+    [[ -e $cookie ]] || head -c 24 /dev/urandom | base64 >"$cookie"
+)
+chmod 400 "$cookie"
+chown rabbitmq:rabbitmq "$filled" "$cookie"
 exec docker-entrypoint.sh rabbitmq-server

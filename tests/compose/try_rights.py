@@ -1,6 +1,6 @@
-"""Runs inside a container, with its RabbitMQ user: tries what stdin's list names, prints what was refused.
+"""Runs inside a container, with its RabbitMQ user: tries what its argument lists, prints what was refused.
 
-Each thing is `[what, name]`; what is read, publish, declare-exchange, declare-queue or bind.
+Each thing is `[what, name]`; what is read, publish, declare-exchange, declare-queue, delete or bind.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ async def attempt(channel: aio_pika.abc.AbstractChannel, what: str, name: str) -
         await channel.declare_exchange(name, durable=True)
     elif what == "declare-queue":
         await channel.declare_queue(name, durable=True)
+    elif what == "delete":
+        await channel.queue_delete(name)
     elif what == "bind":
         queue = await channel.get_queue(name, ensure=False)
         await queue.bind("notifications", "email")

@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ FAST = {
 }  # fmt: skip
 PROGRAMS = ("gateway", "telegram_sender", "email_sender", "status_writer", "rabbitmq", "postgres")
 BURST = 500
+ACCEPT_TIMEOUT = 60.0  # seconds; only for what never comes
 of_the_local_stack = pytest.mark.skipif(in_containers(), reason="of the local stack, which has servers of its own")
 
 
@@ -37,7 +39,8 @@ async def post(client: httpx.AsyncClient, user_id: int, *channels: str) -> str:
 
 async def post_until_accepted(client: httpx.AsyncClient, user_id: int) -> str:
     """As a client does that wants it sent: again after a 503, and after a connection that broke."""
-    while True:
+    deadline = time.monotonic() + ACCEPT_TIMEOUT
+    while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
             body = {"user_id": user_id, "message": "Your code: 11111", "channels": ["telegram", "email"]}
             answer = await client.post("/api/notifications", json=body)
@@ -46,6 +49,7 @@ async def post_until_accepted(client: httpx.AsyncClient, user_id: int) -> str:
                 notification_id: str = answer.json()["id"]
                 return notification_id
         await asyncio.sleep(0.2)
+    raise AssertionError("was never accepted")
 
 
 async def test_a_notification_goes_over_both_channels_to_its_end(system: System) -> None:
@@ -99,7 +103,8 @@ async def test_a_kill_in_mid_work_loses_nothing(system: System, victim: str) -> 
             old = system.pid(victim)
             system.kill(victim)
         ids += [answered.get_nowait() for _ in range(BURST - len(ids))]
-        assert len(await all_final(client, ids)) == BURST
+        assert {each["id"] for each in await all_final(client, ids)} == set(ids)
+    assert len(set(ids)) == BURST
 
     async def restarted() -> bool:
         return system.pid(victim) not in {old, 0} and psutil.pid_exists(system.pid(victim))

@@ -25,6 +25,7 @@ class Compose:
         self._settings = dict(line.split("=", 1) for line in example if line and line[0] != "#")
         self._env_file = env_file
         ports = Ports()
+        self.set(TAG="test")  # beside the images of whoever works here
         self.set(APP_PORT=str(ports.free(28080)), RABBITMQ_MANAGEMENT_PORT=str(ports.free(45672)))
 
     def set(self, **settings: str) -> None:
@@ -60,7 +61,10 @@ class Compose:
 def docker(*arguments: str, script: str = "") -> str:
     """The output of `docker …`, which must succeed."""
     # What is exported here would win over the file.
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
+    ours = {"REVISION", *(line.split("=")[0] for line in (PROJECT / ".env.example").read_text().splitlines())}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ours and not name.startswith("COMPOSE_")
+    }
     done = subprocess.run(  # noqa: S603 - ours
         ["docker", *arguments],  # noqa: S607 - wherever it is installed
         cwd=PROJECT, env=environment, input=script, capture_output=True, text=True, check=False,

@@ -18,7 +18,7 @@ from notify_database.engine import PostgresSettings
 from notify_local.stack import as_environment
 
 from support.containers import ServerContainers, running_containers
-from support.servers import PROJECT, in_containers
+from support.servers import in_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 STOP_TIMEOUT = 60.0  # seconds
@@ -81,7 +81,11 @@ def _running(
     log = folder.with_suffix(".log")
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - ours
-            local_command(folder, command), cwd=PROJECT, env={**os.environ, **settings}, stdout=output, stderr=output
+            local_command(folder, command),
+            cwd=folder.parent,  # no developer's `.env` is there
+            env={**os.environ, **settings},
+            stdout=output,
+            stderr=output,
         )
         system = System(folder, process, containers)
         try:
@@ -106,8 +110,9 @@ async def all_final(client: httpx.AsyncClient, ids: Sequence[str]) -> list[Json]
 
     async def final(notification_id: str) -> Json:
         async with places:
-            notification = await _told(client, f"/api/notifications/{notification_id}")
-        assert notification is not None
+            while (notification := await _told(client, f"/api/notifications/{notification_id}")) is None:
+                assert time.monotonic() < deadline, f"not told: {notification_id}"
+                await asyncio.sleep(0.2)
         assert {delivery["status"] for delivery in notification["deliveries"]} <= FINAL
         return notification
 

@@ -46,7 +46,7 @@ def in_containers() -> bool:
 @contextmanager
 def servers_for_tests(folder: Path) -> Iterator[Servers]:
     """Servers for the whole run."""
-    if "POSTGRES_HOST" in os.environ and "RABBITMQ_HOST" in os.environ:
+    if not in_containers() and "POSTGRES_HOST" in os.environ and "RABBITMQ_HOST" in os.environ:
         rabbit = RabbitSettings()
         yield Servers(
             PostgresSettings(),

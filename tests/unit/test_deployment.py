@@ -2,12 +2,14 @@
 
 import json
 import re
+import tomllib
 from typing import Any
 
 import pytest
 import yaml
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.sending.service import SETTLING_TIME
 from notify_database.migrate import MigrationSettings
 from notify_email_sender.main import EmailSenderSettings
 from notify_gateway.settings import GatewaySettings
@@ -84,13 +86,35 @@ def test_the_example_file_and_compose_have_the_defaults() -> None:
                 assert table()[name] == value
 
 
+@pytest.mark.parametrize("service", ["gateway", "telegram_sender", "email_sender", "status_writer"])
+def test_an_image_says_the_version_and_the_port_of_its_service(service: str) -> None:
+    folder = PROJECT / "services" / service
+    package = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    dockerfile = (folder / "Dockerfile").read_text()
+    assert f"ARG VERSION={package['version']}\n" in dockerfile
+    fields = SERVICES[service].model_fields
+    [port] = [name for name in ("app_port", "health_port") if name in fields]
+    assert f"{port.upper()}={fields[port].default}\n" in dockerfile
+
+
+def test_a_sender_has_the_time_to_finish_before_it_is_killed() -> None:
+    longest = TelegramSenderSettings.model_fields["provider_timeout"].default + SETTLING_TIME
+    assert int(EXAMPLE["SENDER_STOP_GRACE_PERIOD"].removesuffix("s")) > longest
+
+
+def test_no_container_can_fill_the_machine() -> None:
+    for definition in COMPOSE["services"].values():
+        assert definition["mem_limit"]
+        assert definition["logging"]["options"]["max-size"]
+    lasting = set(COMPOSE["services"]) - {"migrate"}
+    assert all("stop_grace_period" in COMPOSE["services"][service] for service in lasting)
+
+
 def test_no_service_container_has_more_rights_than_it_needs() -> None:
     for service in SERVICES:
         definition = COMPOSE["services"][service]
         assert definition["read_only"]
         assert definition["cap_drop"] == ["ALL"]
-        assert definition["mem_limit"]
-        assert definition["logging"]["options"]["max-size"]
     published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
     assert published == {"gateway", "rabbitmq"}
     assert COMPOSE["networks"]["backend"]["internal"]
@@ -119,11 +143,10 @@ def test_each_role_may_do_its_work_and_no_more() -> None:
         assert not may("gateway", "read", queue)
     for channel, other in (("telegram", "email"), ("email", "telegram")):
         sender = f"{channel}_sender"
-        for name in (
-            f"notifications.{channel}",
-            f"notifications.{channel}.retry",
-            f"notifications.{channel}.retry.1000",
-        ):
+        assert may(sender, "read", f"notifications.{channel}")
+        # To declare is to be allowed to delete, with all that waits in it.
+        assert not may(sender, "configure", f"notifications.{channel}")
+        for name in (f"notifications.{channel}.retry", f"notifications.{channel}.retry.1000"):
             assert all(may(sender, right, name) for right in ("configure", "write", "read"))
         for name in (
             f"notifications.{other}",

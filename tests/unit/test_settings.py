@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from notify_common.process import load_settings
 from notify_email_sender.main import EmailSenderSettings
@@ -16,6 +18,16 @@ def test_the_defaults_of_the_first_sketch_stay() -> None:
     assert (telegram.telegram_sleep, email.email_sleep) == (0.2, 1.0)
     assert (telegram.max_retries, telegram.retry_delay, telegram.error_probability) == (3, 1.0, 0.1)
     assert gateway.app_port == 8080
+
+
+@pytest.mark.parametrize("settings", ALL)
+def test_a_service_reads_dotenv_and_overlooks_what_is_not_its_own(
+    settings: type[BaseSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("LOG_LEVEL=debug\nRABBITMQ_PORT=1234\nRABBITMQ_ADMIN_PASSWORD=another's\n")
+    loaded = load_settings(settings).model_dump()
+    assert (loaded["log_level"], loaded["rabbitmq_port"]) == ("DEBUG", 1234)
 
 
 @pytest.mark.parametrize("probability", ["0", "1"])

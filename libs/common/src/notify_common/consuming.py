@@ -49,6 +49,7 @@ def subscribe(
 async def consume(
     broker: RabbitBroker,
     *,
+    role: str,
     rabbit: RabbitSettings,
     health_host: str,
     health_port: int,
@@ -66,7 +67,7 @@ async def consume(
         async def start() -> None:
             if prepare is not None:
                 await prepare()
-            await prepare_topology(rabbit, declares, exchanges)
+            await prepare_topology(rabbit, declares, exchanges, role=role)
             await broker.start()
 
         starting = asyncio.create_task(start())

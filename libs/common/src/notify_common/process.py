@@ -28,10 +28,14 @@ class Refused(Exception):
     """The process can not run as it is set up. The message tells the operator what to change."""
 
 
-class ServiceSettings(BaseSettings):
-    """What every service has: read from the environment, then from `.env`."""
+class FromEnvironment(BaseSettings):
+    """Read from the environment, then from `.env`. Every part of a service's settings derives from it."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+
+
+class ServiceSettings(FromEnvironment):
+    """What every service has."""
 
     log_level: LogLevel = "INFO"
 

@@ -14,9 +14,8 @@ from faststream.exceptions import IncorrectState
 from faststream.message import StreamMessage
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings
 
-from notify_common.process import Refused
+from notify_common.process import FromEnvironment, Refused
 from notify_common.topology import Binding, declare
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ HEARTBEAT = 10  # seconds; a connection that is silently gone is noticed after a
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, IncorrectState, OSError, TimeoutError)
 
 
-class RabbitSettings(BaseSettings):
+class RabbitSettings(FromEnvironment):
     """Where RabbitMQ is."""
 
     rabbitmq_host: str = "localhost"
@@ -76,7 +75,7 @@ async def _body(message: StreamMessage[Any]) -> Any:  # noqa: ANN401 - FastStrea
 
 
 async def prepare_topology(
-    settings: RabbitSettings, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = ()
+    settings: RabbitSettings, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = (), *, role: str = ""
 ) -> None:
     """Wait until RabbitMQ answers, refuse a version that is too old, and declare.
 
@@ -86,13 +85,14 @@ async def prepare_topology(
     reported = ""
     while True:
         try:
-            async with await aio_pika.connect(settings.amqp_url()) as connection:
+            async with await aio_pika.connect(settings.amqp_url(role)) as connection:
                 if connection.transport is not None:
                     _check_version(connection.transport.connection.server_properties)
                 await declare(connection, bindings, exchanges)
         except ChannelPreconditionFailed as error:
             raise Refused(
-                f"RabbitMQ has a queue or exchange of one of our names with other arguments: {error}"
+                f"RabbitMQ has a queue or exchange of one of our names with other arguments: {error}\n"
+                "Another version has declared it. Delete it once it is empty: it is then declared anew."
             ) from error
         except BROKER_ERRORS as error:
             if repr(error) != reported:

@@ -7,12 +7,13 @@ exchange `notifications` -> `notifications.<channel>`;
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from aio_pika.abc import AbstractConnection
-from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import ExchangeType, QueueType, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
 
@@ -40,7 +41,7 @@ class Binding:
 
     @property
     def subscription(self) -> RabbitQueue:
-        """The queue as its consumer names it: it is there already, and a reader need not have the right to declare."""
+        """The queue as its consumer names it: declared before, since a reader need not have the right to."""
         return RabbitQueue(self.queue.name, declare=False)
 
 
@@ -104,25 +105,29 @@ async def declare(
 ) -> None:
     """Declare in the order given: a target before what dead-letters to it, else its first messages are late.
 
-    Where this user may not declare, what the broker's own definitions have declared is enough.
+    Where this user may not declare, the broker's own definitions have done it; what is missing then raises
+    `ChannelNotFoundEntity`.
     """
     bindings = list(bindings)
     for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)]):
         try:
             async with connection.channel() as channel:
-                await channel.get_exchange(exchange.name, ensure=True)
-        except ChannelNotFoundEntity:
-            async with connection.channel() as channel:
                 await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
+        except ChannelAccessRefused:
+            async with connection.channel() as channel:
+                await channel.get_exchange(exchange.name, ensure=True)
     for binding in bindings:
+        arguments: Any = binding.queue.arguments
         try:
             async with connection.channel() as channel:
-                arguments: Any = binding.queue.arguments
-                queue = await channel.declare_queue(binding.queue.name, durable=True, arguments=arguments)
-                await queue.bind(binding.exchange.name, binding.routing_key)
+                await channel.declare_queue(binding.queue.name, durable=True, arguments=arguments)
         except ChannelAccessRefused:
             async with connection.channel() as channel:
                 await channel.get_queue(binding.queue.name, ensure=True)
+        with suppress(ChannelAccessRefused):
+            async with connection.channel() as channel:
+                queue = await channel.get_queue(binding.queue.name, ensure=False)
+                await queue.bind(binding.exchange.name, binding.routing_key)
 
 
 def _milliseconds(rung: timedelta) -> int:

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import asyncpg
-from notify_common.process import Refused
+from notify_common.process import FromEnvironment, Refused
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -41,7 +40,7 @@ class StatementRefused(Exception):
     """PostgreSQL will never take these values."""
 
 
-class PostgresSettings(BaseSettings):
+class PostgresSettings(FromEnvironment):
     """Where PostgreSQL is."""
 
     postgres_host: str = "localhost"

@@ -14,6 +14,7 @@ from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.settings import GatewaySettings
 
+ROLE = "gateway"
 READINESS_TIMEOUT = 2.0  # seconds
 RELAY_STOP_TIMEOUT = 10.0  # seconds; what is not published by then is left to the next relay
 
@@ -24,7 +25,7 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._engine = create_engine(settings, pool_size=settings.postgres_pool_size)
-        self._broker = create_broker(settings, "gateway")
+        self._broker = create_broker(settings, ROLE)
         self.relay = OutboxRelay(self._broker, Outbox(self._engine))
         self.intake = NotificationIntake(self._engine, self.relay, max_waiting=settings.max_waiting_requests)
         self.queries = NotificationQueries(self._engine)
@@ -58,5 +59,5 @@ class Gateway:
     async def _relay(self, stop: asyncio.Event) -> None:
         await await_database(self._engine)
         bindings = [*topology.dead_letters(), *(topology.deliveries(channel) for channel in Channel)]
-        await prepare_topology(self._settings, bindings)
+        await prepare_topology(self._settings, bindings, role=ROLE)
         await self.relay.run(stop)

@@ -11,6 +11,7 @@ from notify_status_writer.dead_inbox import DeadInbox
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.results_consumer import MESSAGES_PER_TRANSACTION, ResultsConsumer
 
+ROLE = "status_writer"
 RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # one group is written, the next one gathers
 DEAD_PREFETCH = 10
 POOL_SIZE = 2  # one for the results, one to look at dead deliveries
@@ -24,7 +25,7 @@ class StatusWriterSettings(WorkerSettings, PostgresSettings, RabbitSettings):
 
 async def run_status_writer(settings: StatusWriterSettings) -> None:
     """Write results until SIGTERM."""
-    broker = create_broker(settings, "status_writer")
+    broker = create_broker(settings, ROLE)
     engine = create_engine(settings, pool_size=POOL_SIZE)
     store = ResultStore(engine)
     results_consumer = ResultsConsumer(broker, store)
@@ -35,6 +36,7 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     try:
         await consume(
             broker,
+            role=ROLE,
             rabbit=settings,
             health_host=settings.health_host,
             health_port=settings.health_port,

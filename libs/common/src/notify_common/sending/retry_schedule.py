@@ -13,8 +13,10 @@ class RetrySchedule:
     def __init__(self, *, first_delay: timedelta, max_attempts: int) -> None:
         self._max_attempts = max_attempts
         ladder = [first_delay]
-        while ladder[-1] < LONGEST_DELAY:
-            ladder.append(min(ladder[-1] * 2, LONGEST_DELAY))
+        # No two rungs so close that one wait could take either.
+        while ladder[-1] * SLACK < LONGEST_DELAY:
+            doubled = ladder[-1] * 2
+            ladder.append(doubled if doubled * SLACK < LONGEST_DELAY else LONGEST_DELAY)
         self.ladder: Sequence[timedelta] = tuple(ladder)
 
     def exhausted(self, failures: int) -> bool:

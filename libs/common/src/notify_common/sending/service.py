@@ -32,7 +32,8 @@ class SenderSettings(WorkerSettings, RabbitSettings):
 
 async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Provider, health_port: int) -> None:
     """Deliver over `channel` until SIGTERM."""
-    broker = create_broker(settings, f"{channel}_sender", graceful_timeout=settings.provider_timeout + SETTLING_TIME)
+    role = f"{channel}_sender"
+    broker = create_broker(settings, role, graceful_timeout=settings.provider_timeout + SETTLING_TIME)
     schedule = settings.schedule()
     sender = Sender(
         broker,
@@ -45,6 +46,7 @@ async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Pr
     subscribe(broker, deliveries.subscription, sender.handle, prefetch=settings.concurrency)
     await consume(
         broker,
+        role=role,
         rabbit=settings,
         health_host=settings.health_host,
         health_port=health_port,
