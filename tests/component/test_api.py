@@ -13,7 +13,7 @@ from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_database.engine import PostgresSettings, StatementRefused, create_engine
-from notify_gateway.intake import NotificationIntake
+from notify_gateway.intake import NotificationIntake, new_notification
 from notify_gateway.notification_status import NotificationStatus, notification_status
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
@@ -171,7 +171,8 @@ async def test_the_list_without_a_user_is_the_last_24_hours(api: httpx.AsyncClie
     async with engine.begin() as connection:
         await connection.execute(
             text(
-                "INSERT INTO notifications VALUES ('01890000-0000-7000-8000-000000000000', 1, 'old', NULL, NULL, now())"
+                "INSERT INTO notifications"
+                " VALUES ('01890000-0000-7000-8000-000000000000', 1, 'old', NULL, NULL, now(), 'default')"
             )
         )
     assert ids(await api.get("/api/notifications")) == [recent]
@@ -249,7 +250,8 @@ async def test_a_row_that_the_database_refuses_fails_alone(postgres: PostgresSet
     intake = NotificationIntake(engine, OutboxRelay(broker, Outbox(engine)), max_waiting=100)
     good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
     bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
-    outcomes = await asyncio.gather(*map(intake.accept, (good, bad, good)), return_exceptions=True)
+    accepting = [intake.accept(new_notification(request, "default")) for request in (good, bad, good)]
+    outcomes = await asyncio.gather(*accepting, return_exceptions=True)
     assert [isinstance(outcome, StatementRefused) for outcome in outcomes] == [False, True, False]
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM notifications"))).scalar_one() == 2

@@ -3,7 +3,7 @@ import asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from notify_database.engine import PostgresSettings, create_engine, database_problem
+from notify_database.engine import NOT_MIGRATED, PostgresSettings, create_engine, database_problem
 from notify_database.migrate import alembic_config, migrate
 from notify_database.models import Base
 from sqlalchemy import Connection, text
@@ -38,7 +38,7 @@ async def test_checks_are_those_of_the_models(engine: AsyncEngine, empty_postgre
 async def test_migrating_again_changes_nothing(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         await connection.execute(
-            text("INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'x', NULL, NULL, now())")
+            text("INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'x', NULL, NULL, now(), 'default')")
         )
     await migrate(engine, "public")
     async with engine.connect() as connection:
@@ -57,7 +57,7 @@ async def test_several_may_migrate_at_once(empty_postgres: PostgresSettings) -> 
 
 async def test_another_schema_is_created_and_used(empty_postgres: PostgresSettings) -> None:
     engine = create_engine(empty_postgres.model_copy(update={"postgres_schema": "notify"}), pool_size=1)
-    assert await database_problem(engine) == "the schema is missing: run notify-migrate"
+    assert await database_problem(engine) == NOT_MIGRATED
     await migrate(engine, "notify")
     assert await database_problem(engine) is None
     async with engine.connect() as connection:

@@ -22,12 +22,15 @@ from support.services import eventually, running_gateway
 
 BODY = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
 ADD = text("""
-    WITH n AS (INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'from before', NULL, NULL, now()) RETURNING id),
+    WITH n AS (
+        INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'from before', NULL, NULL, now(), 'default')
+        RETURNING id
+    ),
     d AS (
         INSERT INTO deliveries
         SELECT gen_random_uuid(), id, 'telegram', '42', 'pending', 1, 0, 0, now() FROM n RETURNING id
     )
-    INSERT INTO outbox SELECT id, now() + CAST(:due AS interval), now() + CAST(:lease AS interval) FROM d
+    INSERT INTO outbox SELECT id, now() + CAST(:due AS interval), now() + CAST(:lease AS interval), 1 FROM d
     RETURNING delivery_id
 """)
 
@@ -223,8 +226,8 @@ async def test_a_hand_over_whose_lease_is_about_to_end_is_dropped(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     delivery_id = await add_row(engine, lease=timedelta(minutes=5))
-    row = await Outbox(engine).take_due(10)
-    assert row == []  # it is leased: by the hand-over below, whose lease began long ago
+    due = await Outbox(engine).take_due(10)
+    assert due.requests == []  # it is leased: by the hand-over below, whose lease began long ago
     request = DeliveryRequested.model_validate(
         {
             "delivery_id": delivery_id,

@@ -24,7 +24,7 @@ from support.services import eventually, running_sender, running_status_writer
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ADD = text("""
-    WITH n AS (INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'x', NULL, NULL, now()) RETURNING id)
+    WITH n AS (INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'x', NULL, NULL, now(), 'default') RETURNING id)
     INSERT INTO deliveries SELECT gen_random_uuid(), id, 'telegram', NULL, 'pending', 1, 0, 0, now() FROM n
     RETURNING id
 """)

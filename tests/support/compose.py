@@ -46,7 +46,12 @@ class Compose:
         return self.run("ps", "-q", service).split()
 
     def gateway(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self._settings['APP_PORT']}", timeout=60, trust_env=False)
+        return httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{self._settings['APP_PORT']}",
+            headers={"Authorization": f"Bearer {self._settings['BOOTSTRAP_API_KEY']}"},
+            timeout=60,
+            trust_env=False,
+        )
 
     def management(self) -> httpx.Client:
         """A client of RabbitMQ's management API."""

@@ -136,7 +136,7 @@ def running_service(
     name: str, *servers: PostgresSettings | RabbitSettings, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
     """One service as a process; killed at the end if it still runs."""
-    environment = {**os.environ, **settings}
+    environment = {**os.environ, "AUTH": "off", **settings}
     for server in servers:
         environment |= as_environment(server)
     process = subprocess.Popen(  # noqa: S603 - ours

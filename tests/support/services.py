@@ -77,13 +77,17 @@ async def running_status_writer(
 
 @asynccontextmanager
 async def running_gateway(
-    rabbit: RabbitSettings, postgres: PostgresSettings, *, relaying: bool = True, max_waiting_requests: int = 5000
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    *,
+    relaying: bool = True,
+    max_waiting_requests: int = 5000,
+    **settings: object,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway, reached without a socket; without its relay it only accepts."""
-    settings = GatewaySettings.model_validate(
-        {**postgres.model_dump(), **rabbit.model_dump(), "max_waiting_requests": max_waiting_requests}
-    )
-    gateway, stop = Gateway(settings), asyncio.Event()
+    own = {"auth": "off", "max_waiting_requests": max_waiting_requests, **settings}
+    gateway = Gateway(GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), **own}))
+    stop = asyncio.Event()
     working = asyncio.create_task(gateway.work(stop)) if relaying else None
     transport = httpx.ASGITransport(app=create_app(gateway), raise_app_exceptions=False)
     try:

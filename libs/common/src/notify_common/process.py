@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import uvicorn
 import uvloop
@@ -77,6 +77,7 @@ async def serve(
     host: str,
     port: int,
     work: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    http: type[asyncio.Protocol] | Literal["auto"] = "auto",
 ) -> None:
     """Serve `app` and do `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
 
@@ -88,6 +89,7 @@ async def serve(
             app,
             host=host,
             port=port,
+            http=http,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 MINIMUM_VERSION = 15
 CONNECT_TIMEOUT = 5.0  # seconds
-NOT_MIGRATED = "the schema is missing: run notify-migrate"
+NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
+NEWEST_TABLE = "retry_jobs"  # of the newest migration
 RETRY_INTERVAL = 1.0  # seconds
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
@@ -115,7 +116,8 @@ async def database_problem(engine: AsyncEngine) -> str | None:
         with database_errors():
             async with engine.connect() as connection:
                 version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
-                migrated = (await connection.execute(text("SELECT to_regclass('outbox') IS NOT NULL"))).scalar_one()
+                newest = text("SELECT to_regclass(:table) IS NOT NULL")
+                migrated = (await connection.execute(newest, {"table": NEWEST_TABLE})).scalar_one()
     except LoginRefused as refusal:
         raise Refused(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {refusal}") from refusal
     except DatabaseAway as away:

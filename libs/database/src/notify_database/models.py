@@ -14,8 +14,9 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -45,7 +46,7 @@ class Notification(Base):
         CheckConstraint("user_id >= 1", name="user_id"),
         CheckConstraint("message <> ''", name="message"),
         # The list of a user's notifications, newest first: ids are UUIDv7 and sort by time.
-        Index("notifications_user_id_id_idx", "user_id", "id"),
+        Index("notifications_tenant_user_id_id_idx", "tenant", "user_id", "id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -54,6 +55,9 @@ class Notification(Base):
     subject: Mapped[str | None]
     client_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSONB)
     created_at: Mapped[datetime]
+    tenant: Mapped[str]
+    send_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
 
     deliveries: Mapped[list["Delivery"]] = relationship(order_by="Delivery.channel", lazy="raise")
 
@@ -113,8 +117,61 @@ class OutboxEntry(Base):
     """A delivery that is committed and not yet confirmed by the broker."""
 
     __tablename__ = "outbox"
-    __table_args__ = (Index("outbox_due_at_idx", "due_at"),)
+    __table_args__ = (CheckConstraint("round >= 1", name="round"), Index("outbox_due_at_idx", "due_at"))
 
     delivery_id: Mapped[UUID] = mapped_column(ForeignKey(Delivery.id), primary_key=True)
     due_at: Mapped[datetime]
     leased_until: Mapped[datetime | None]
+    round: Mapped[int]
+
+
+class IdempotencyKey(Base):
+    """A request that was answered, so that its repeat gets the same answer."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("idempotency_keys_created_at_idx", "created_at"),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_hash: Mapped[bytes]
+    answer: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """Who may do what for a tenant. Only the SHA-256 of the key is kept."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("tenant <> ''", name="tenant"),
+        CheckConstraint("scopes <@ ARRAY['send', 'read', 'admin'] AND scopes <> '{}'", name="scopes"),
+        UniqueConstraint("hash"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    hash: Mapped[bytes]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class RetryJob(Base):
+    """An operator's retry of many failed deliveries: those with ids between last_id, looked at last, and end_id."""
+
+    __tablename__ = "retry_jobs"
+    __table_args__ = (
+        CheckConstraint("retried >= 0", name="retried"),
+        Index("retry_jobs_unfinished_idx", "id", postgresql_where=text("finished_at IS NULL")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    channel: Mapped[str | None]
+    error_class: Mapped[str | None]
+    last_id: Mapped[UUID]
+    end_id: Mapped[UUID]
+    retried: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]

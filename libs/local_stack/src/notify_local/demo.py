@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -49,7 +50,10 @@ class DemoRun:
 async def run_demo(folder: StackFolder, file: Path) -> int:
     """Send the rows of `file` and print what became of them; 0 if every row reached a final state."""
     rows = list(_read(file))
-    async with _gateway(folder) as url, httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
+    async with (
+        _gateway(folder) as url,
+        httpx.AsyncClient(base_url=url, headers=_authorization(), timeout=30, trust_env=False) as client,
+    ):
         run = DemoRun(rows=len(rows))
         say(f"Sending {len(rows)} rows of {file} to {url}")
         with _Progress(run) as progress:
@@ -66,6 +70,12 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
         + "."
     )
     return 0 if complete else 1
+
+
+def _authorization() -> dict[str, str]:
+    """Where the gateway was started with AUTH=on: the key that it was given."""
+    key = os.environ.get("BOOTSTRAP_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _read(file: Path) -> Iterator[tuple[int, Json]]:

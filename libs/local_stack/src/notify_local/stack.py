@@ -29,9 +29,10 @@ POSTGRES_PORT, RABBITMQ_PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT, EPMD_PORT = 54
 WORKERS = {"status_writer": 8083, "telegram_sender": 8081, "email_sender": 8082}
 
 
-class GatewayAddress(ServiceSettings):
-    """Where the user wants the API: the gateway's own settings."""
+class GatewayWishes(ServiceSettings):
+    """What the user wants of the API: the gateway's own settings, but for its door, which is open on this machine."""
 
+    auth: str = "off"
     app_host: str = LOCALHOST
     app_port: int = Field(8080, ge=1, le=65535)
 
@@ -157,9 +158,9 @@ async def _start_services(supervisor: Supervisor, servers: Stack, ports: Ports, 
         port = ports.free(preferred_port)
         program = _service(name, {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}, shown=show_logs)
         await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
-    gateway = load_settings(GatewayAddress)
+    gateway = load_settings(GatewayWishes)
     port = ports.free(gateway.app_port)
-    program = _service("gateway", {**settings, "APP_PORT": str(port)}, shown=show_logs)
+    program = _service("gateway", {**settings, "APP_PORT": str(port), "AUTH": gateway.auth}, shown=show_logs)
     host = LOCALHOST if gateway.app_host == ANY_HOST else gateway.app_host
     await supervisor.start(program, _ready_at(port, host), SERVICE_START_TIMEOUT)
     return Stack({"GATEWAY_URL": f"http://{host}:{port}", **servers.addresses}, settings)

@@ -3,26 +3,44 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response
 from notify_common.messages import DeliveryStatus
 
+from notify_gateway.access import Administering, Reading, Sending
 from notify_gateway.gateway import Gateway
-from notify_gateway.intake import AcceptedNotification
+from notify_gateway.idempotency import Claim, body_hash
+from notify_gateway.intake import NewNotification, new_notification
 from notify_gateway.notification_status import NotificationStatus
-from notify_gateway.problems import documented
+from notify_gateway.problems import NotCancelled, documented
 from notify_gateway.schemas import (
     EXAMPLE_REQUESTS,
+    DeliverySummary,
     DeliveryView,
     ListQuery,
     NotificationPage,
     NotificationRequest,
     NotificationSummary,
     NotificationView,
+    RetryCount,
+    RetryJobView,
+    RetryRequest,
     UserId,
     UserListQuery,
 )
 
-router = APIRouter(prefix="/api/notifications", tags=["notifications"])
+ALWAYS = documented(401, 403, 408, 413, 429, 431, 503)  # what any request can be answered
+router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS)
+deliveries_router = APIRouter(prefix="/api/deliveries", tags=["deliveries"], responses=ALWAYS)
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern="^[ -~]+$",
+        description="A repeat with this key, within 24 hours, gets the answer that the first request got.",
+    ),
+]
 
 
 def _gateway(request: Request) -> Gateway:
@@ -30,41 +48,120 @@ def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-@router.post("/", status_code=201, include_in_schema=False)
-@router.post("", status_code=201, responses=documented(400, 422, 503))
+@router.post("/", status_code=201, response_model=NotificationView, include_in_schema=False)
+@router.post("", status_code=201, response_model=NotificationView, responses=documented(400, 422))
 async def create_notification(
-    body: Annotated[NotificationRequest, Body(openapi_examples=EXAMPLE_REQUESTS)], request: Request
-) -> NotificationView:
+    body: Annotated[NotificationRequest, Body(openapi_examples=EXAMPLE_REQUESTS)],
+    access: Sending,
+    request: Request,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> NotificationView | Response:
     """Accept a notification. 201 means that it is stored durably; it is sent from then on, whatever fails."""
-    return _as_accepted(await _gateway(request).intake.accept(body))
+    intake, notification = _gateway(request).intake, new_notification(body, access.tenant)
+    view = _as_accepted(notification)
+    if idempotency_key is None:
+        await intake.accept(notification)
+        return view
+    claim = Claim(access.tenant, idempotency_key, body_hash(body), answer=view.model_dump_json())
+    answered = await intake.accept(notification, claim)
+    if answered is not None:
+        response.headers["Idempotent-Replayed"] = "true"
+    return Response(answered or claim.answer, 201, dict(response.headers), "application/json")
 
 
 @router.get("/", include_in_schema=False)
-@router.get("", responses=documented(422, 503))
-async def list_notifications(query: Annotated[ListQuery, Query()], request: Request) -> NotificationPage:
+@router.get("", responses=documented(422))
+async def list_notifications(
+    query: Annotated[ListQuery, Query()], access: Reading, request: Request
+) -> NotificationPage:
     """Notifications of a user or of a time window, newest first, in pages."""
-    return await _gateway(request).queries.page(query)
+    return await _gateway(request).queries.page(access.tenant, query)
 
 
 @router.get("/{id}/", include_in_schema=False)
-@router.get("/{id}", responses=documented(404, 422, 503))
+@router.get("/{id}", responses=documented(404, 422))
 async def get_notification(
     id_: Annotated[UUID | UserId, Path(alias="id", description="Of a notification (UUID), or of a user (integer).")],
     query: Annotated[UserListQuery, Query()],
+    access: Reading,
     request: Request,
 ) -> NotificationView | list[NotificationSummary]:
     """One notification with the status of each delivery and every attempt.
 
     With a user's id (the URL of the first API): the user's notifications as a plain list, newest first, at most 1,000.
     """
-    queries = _gateway(request).queries
     if isinstance(id_, int):
-        return await queries.of_user(id_, query.status)
+        return await _gateway(request).queries.of_user(access.tenant, id_, query.status)
     if query.status is not None:
         raise HTTPException(422, "status: goes with the id of a user, not with that of a notification")
-    notification = await queries.get(id_)
+    return await _notification(request, access.tenant, id_)
+
+
+@router.post("/{id}/cancel", responses=documented(404, 409, 422))
+async def cancel_notification(
+    id_: Annotated[UUID, Path(alias="id")], access: Administering, request: Request
+) -> NotificationView:
+    """Cancel every delivery that no process has taken yet.
+
+    409 where there is any other: it is under way or final, and the answer lists all deliveries.
+    """
+    await _notification(request, access.tenant, id_)
+    await _gateway(request).cancel(id_)
+    notification = await _notification(request, access.tenant, id_)
+    if any(delivery.status is not DeliveryStatus.CANCELLED for delivery in notification.deliveries):
+        summaries = [DeliverySummary.model_validate(delivery.model_dump()) for delivery in notification.deliveries]
+        raise NotCancelled(summaries)
+    return notification
+
+
+@deliveries_router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422))
+async def retry_delivery(
+    id_: Annotated[UUID, Path(alias="id")], access: Administering, request: Request
+) -> DeliverySummary:
+    """Put a failed delivery back, as a new round with a new budget; its history stays."""
+    gateway = _gateway(request)
+    retried = await gateway.retry(access.tenant, id_)
+    delivery = await gateway.queries.delivery(access.tenant, id_)
+    if delivery is None:
+        raise HTTPException(404, f"There is no delivery {id_}.")
+    if not retried:
+        raise HTTPException(409, f"Only a failed delivery can be retried; this one is {delivery.status}.")
+    return delivery
+
+
+@deliveries_router.post(
+    "/retry",
+    status_code=202,
+    response_model=RetryJobView,
+    responses={200: {"model": RetryCount, "description": "`dry_run`: how many match."}, **documented(400, 422)},
+)
+async def retry_deliveries(
+    body: RetryRequest, access: Administering, request: Request, response: Response
+) -> RetryJobView | Response:
+    """Put back all failed deliveries that match, in the background; `dry_run` only counts them."""
+    retries = _gateway(request).retries
+    if not body.dry_run:
+        return await retries.start(access.tenant, body)
+    count = RetryCount(count=await retries.count(access.tenant, body))
+    return Response(count.model_dump_json(), 200, dict(response.headers), "application/json")
+
+
+@deliveries_router.get("/retry/{id}", responses=documented(404, 422))
+async def get_retry_job(
+    id_: Annotated[UUID, Path(alias="id")], access: Administering, request: Request
+) -> RetryJobView:
+    """How far a retry of many is."""
+    job = await _gateway(request).retries.job(access.tenant, id_)
+    if job is None:
+        raise HTTPException(404, f"There is no retry {id_}.")
+    return job
+
+
+async def _notification(request: Request, tenant: str, notification_id: UUID) -> NotificationView:
+    notification = await _gateway(request).queries.get(tenant, notification_id)
     if notification is None:
-        raise HTTPException(404, f"There is no notification {id_}.")
+        raise HTTPException(404, f"There is no notification {notification_id}.")
     return notification
 
 
@@ -91,7 +188,7 @@ async def readyz(request: Request, response: Response) -> dict[str, str]:
     }
 
 
-def _as_accepted(notification: AcceptedNotification) -> NotificationView:
+def _as_accepted(notification: NewNotification) -> NotificationView:
     """The view of a notification that was committed just now, without reading it back."""
     request = notification.request
     return NotificationView.model_construct(
@@ -104,6 +201,8 @@ def _as_accepted(notification: AcceptedNotification) -> NotificationView:
         subject=request.subject,
         metadata=request.metadata,
         created_at=notification.created_at,
+        send_at=request.send_at,
+        expires_at=request.expires_at,
         deliveries=[
             DeliveryView.model_construct(
                 id=delivery.delivery_id,

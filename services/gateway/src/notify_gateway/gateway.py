@@ -1,18 +1,28 @@
 """The gateway's parts and their life: what is built, in which order it starts and ends."""
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from uuid import UUID
 
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.events import publish_changes
+from notify_common.messages import StatusChange
 from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
-from notify_database.engine import await_database, create_engine, database_problem
+from notify_database.engine import DatabaseAway, await_database, create_engine, database_problem
 
+from notify_gateway.access import Door, RateLimit
+from notify_gateway.api_keys import ApiKeys
+from notify_gateway.cancellation import cancel
+from notify_gateway.delivery_retries import DeliveryRetries
+from notify_gateway.housekeeping import keep_house
 from notify_gateway.intake import NotificationIntake
 from notify_gateway.notification_queries import NotificationQueries
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
-from notify_gateway.settings import GatewaySettings
+from notify_gateway.settings import Auth, GatewaySettings
 
 ROLE = "gateway"
 READINESS_TIMEOUT = 2.0  # seconds
@@ -29,6 +39,27 @@ class Gateway:
         self.relay = OutboxRelay(self._broker, Outbox(self._engine))
         self.intake = NotificationIntake(self._engine, self.relay, max_waiting=settings.max_waiting_requests)
         self.queries = NotificationQueries(self._engine)
+        self.retries = DeliveryRetries(self._engine)
+        self.keys = ApiKeys(self._engine)
+        self.door = Door(self.keys, RateLimit(settings.rate_limit), closed=settings.auth is Auth.ON)
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def cancel(self, notification_id: UUID) -> None:
+        """Cancel what no process has leased."""
+        self._tell(await cancel(self._engine, notification_id))
+
+    async def retry(self, tenant: str, delivery_id: UUID) -> bool:
+        """Put a failed delivery back; say whether it was one."""
+        changes = await self.retries.retry(tenant, delivery_id)
+        self._tell(changes)
+        return bool(changes)
+
+    def _tell(self, changes: Sequence[StatusChange]) -> None:
+        """Publish events, beside the request that has caused them: it does not wait for the broker."""
+        if changes and self.relay.connected:
+            telling = asyncio.create_task(publish_changes(self._broker, changes))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
 
     async def database_problem(self) -> str | None:
         """Why PostgreSQL can not be used now, or None."""
@@ -44,20 +75,31 @@ class Gateway:
         """Relay until `stop`, then finish what was accepted. Either server may be away when this begins."""
         stopping = asyncio.create_task(stop.wait())
         relaying = asyncio.create_task(self._relay(stop))
-        await asyncio.wait({stopping, relaying}, return_when=asyncio.FIRST_COMPLETED)
+        keeping = asyncio.create_task(self._keep_house(stop))
+        await asyncio.wait({stopping, relaying, keeping}, return_when=asyncio.FIRST_COMPLETED)
         await self.intake.drained()
-        if self.relay.connected:
-            await asyncio.wait({relaying}, timeout=RELAY_STOP_TIMEOUT)
-        if not relaying.done():
-            relaying.cancel()
-            await asyncio.wait({relaying})
-        elif relaying.exception() is not None or not stop.is_set():
-            await relaying
+        for task, patience in ((relaying, RELAY_STOP_TIMEOUT if self.relay.connected else 0), (keeping, 1)):
+            await asyncio.wait({task}, timeout=patience)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            elif task.exception() is not None or not stop.is_set():
+                await task
         await self._broker.stop()
         await self._engine.dispose()
+
+    async def _keep_house(self, stop: asyncio.Event) -> None:
+        bootstrap = self._settings.bootstrap_api_key
+        while bootstrap is not None:
+            await await_database(self._engine)
+            with suppress(DatabaseAway):
+                await self.keys.ensure(bootstrap.get_secret_value())
+                break
+        await await_database(self._engine)
+        await keep_house(self._engine, self.retries, self._tell, stop)
 
     async def _relay(self, stop: asyncio.Event) -> None:
         await await_database(self._engine)
         bindings = [*topology.dead_letters(), *(topology.deliveries(channel) for channel in Channel)]
-        await prepare_topology(self._settings, bindings, role=ROLE)
+        await prepare_topology(self._settings, bindings, [topology.EVENTS], role=ROLE)
         await self.relay.run(stop)

@@ -12,8 +12,9 @@ from notify_common.messages import Content, DeliveryRequested
 from notify_common.process import utc_now
 from notify_database.engine import StatementRefused, database_errors
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from notify_gateway.idempotency import Claim, KeyReused, claim_keys
 from notify_gateway.ids import new_id, to_millisecond
 from notify_gateway.outbox import LEASE
 from notify_gateway.outbox_relay import OutboxRelay
@@ -24,12 +25,14 @@ NOTIFICATIONS_PER_TRANSACTION = 500
 # One statement, so one round trip: a notification without its deliveries and their outbox rows never exists.
 ACCEPT = text("""
     WITH accepted AS (
-        INSERT INTO notifications (id, user_id, message, subject, metadata, created_at)
-        SELECT id, user_id, message, subject, metadata::jsonb, created_at
+        INSERT INTO notifications
+            (id, tenant, user_id, message, subject, metadata, created_at, send_at, expires_at)
+        SELECT id, tenant, user_id, message, subject, metadata::jsonb, created_at, send_at, expires_at
         FROM unnest(
-            CAST(:ids AS uuid[]), CAST(:user_ids AS bigint[]), CAST(:messages AS text[]),
-            CAST(:subjects AS text[]), CAST(:metadata AS text[]), CAST(:created_at AS timestamptz[])
-        ) AS n (id, user_id, message, subject, metadata, created_at)
+            CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:messages AS text[]),
+            CAST(:subjects AS text[]), CAST(:metadata AS text[]), CAST(:created_at AS timestamptz[]),
+            CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[])
+        ) AS n (id, tenant, user_id, message, subject, metadata, created_at, send_at, expires_at)
     ), requested AS (
         INSERT INTO deliveries
             (id, notification_id, channel, recipient, status, round, attempt, failures, updated_at)
@@ -39,20 +42,35 @@ ACCEPT = text("""
             CAST(:recipients AS text[]), CAST(:delivery_created_at AS timestamptz[])
         ) AS d (id, notification_id, channel, recipient, created_at)
     )
-    INSERT INTO outbox (delivery_id, due_at, leased_until)
-    SELECT id, now(), now() + CAST(:lease AS interval)
-    FROM unnest(CAST(:delivery_ids AS uuid[])) AS o (id)
+    INSERT INTO outbox (delivery_id, due_at, leased_until, round)
+    SELECT id, coalesce(due_at, now()), CASE WHEN due_at IS NULL THEN now() + CAST(:lease AS interval) END, 1
+    FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
 """)
 
 
 @dataclass(frozen=True, slots=True)
-class AcceptedNotification:
-    """A valid request with its ids; committed once `NotificationIntake.accept` returns it."""
+class NewNotification:
+    """A valid request with its ids, not committed yet."""
 
     id: UUID
+    tenant: str
     created_at: datetime
     request: NotificationRequest
     deliveries: tuple[DeliveryRequested, ...]
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When it is to be sent; None: at once."""
+        send_at = self.request.send_at
+        return send_at if send_at is not None and send_at > self.created_at else None
+
+
+@dataclass(slots=True)
+class _Submission:
+    notification: NewNotification
+    claim: Claim | None
+    answered: Claim | None = None
+    """The earlier request with the same idempotency key, where there was one."""
 
 
 class NotificationIntake:
@@ -68,37 +86,63 @@ class NotificationIntake:
             refusals=(StatementRefused,),
         )
 
-    async def accept(self, request: NotificationRequest) -> AcceptedNotification:
-        """Return once the notification is committed.
+    async def accept(self, notification: NewNotification, claim: Claim | None = None) -> str | None:
+        """Return once the notification is committed; or, where it is a repeat, the answer that the first one got.
 
-        Raises `WaitingRoomFull`, `DatabaseAway` (it may or may not be stored) or `StatementRefused`.
+        Raises `WaitingRoomFull`, `DatabaseAway` (it may or may not be stored), `StatementRefused` or `KeyReused`.
         """
-        notification = _with_ids(request)
-        await self._group_commit.submit(notification)
-        return notification
+        submission = _Submission(notification, claim)
+        await self._group_commit.submit(submission)
+        answered = submission.answered
+        if claim is None or answered is None:
+            return None
+        if answered.body_hash != claim.body_hash:
+            raise KeyReused
+        return answered.answer
 
     async def drained(self) -> None:
         """Return when no request waits for its commit."""
         await self._group_commit.drained()
 
-    async def _commit(self, group: Sequence[AcceptedNotification]) -> None:
-        requests = [request for notification in group for request in notification.deliveries]
+    async def _commit(self, group: Sequence[_Submission]) -> None:
+        due_now = sum(len(each.notification.deliveries) for each in group if each.notification.due_at is None)
         # What the relay has no room for is left to whichever relay looks for due rows next.
-        leased = self._relay.has_room_for(len(requests))
+        leased = self._relay.has_room_for(due_now)
         lease_began = time.monotonic()  # before the database's clock is asked: the lease ends here first
         with database_errors():
             async with self._engine.begin() as connection:
-                await connection.execute(ACCEPT, _columns(group, requests, leased=leased))
+                new = await _without_repeats(connection, group)
+                if new:
+                    await connection.execute(ACCEPT, _columns(new, leased=leased))
         if leased:
+            requests = [request for each in new if each.due_at is None for request in each.deliveries]
             self._relay.hand_over(requests, lease_began)
 
 
-def _with_ids(request: NotificationRequest) -> AcceptedNotification:
+async def _without_repeats(connection: AsyncConnection, group: Sequence[_Submission]) -> list[NewNotification]:
+    """The notifications of the group that no earlier request has asked for; the others learn who has."""
+    first: dict[tuple[str, str], Claim] = {}
+    for each in group:
+        if each.claim is not None:
+            # Within the group, too, one key is one request.
+            each.answered = first.get(each.claim.identity)
+            first.setdefault(each.claim.identity, each.claim)
+    if first:
+        answered = await claim_keys(connection, list(first.values()))
+        for each in group:
+            if each.claim is not None:
+                each.answered = answered.get(each.claim.identity, each.answered)
+    return [each.notification for each in group if each.answered is None]
+
+
+def new_notification(request: NotificationRequest, tenant: str) -> NewNotification:
+    """Give the request its ids and its time."""
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
     content = Content(message=request.message, subject=request.subject)
-    return AcceptedNotification(
+    return NewNotification(
         id=notification_id,
+        tenant=tenant,
         created_at=created_at,
         request=request,
         deliveries=tuple(
@@ -110,16 +154,16 @@ def _with_ids(request: NotificationRequest) -> AcceptedNotification:
                 channel=channel,
                 recipient=request.recipient.of(channel),
                 content=content,
+                expires_at=request.expires_at,
             )
             for channel in request.requested_channels()
         ),
     )
 
 
-def _columns(
-    group: Sequence[AcceptedNotification], requests: Sequence[DeliveryRequested], *, leased: bool
-) -> dict[str, object]:
-    created_at = {notification.id: notification.created_at for notification in group}
+def _columns(group: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:
+    of_delivery = [(notification, request) for notification in group for request in notification.deliveries]
+    requests = [request for _, request in of_delivery]
     metadata = [notification.request.metadata for notification in group]
     return {
         "ids": [notification.id for notification in group],
@@ -128,10 +172,14 @@ def _columns(
         "subjects": [notification.request.subject for notification in group],
         "metadata": [None if entries is None else json.dumps(entries) for entries in metadata],
         "created_at": [notification.created_at for notification in group],
+        "tenants": [notification.tenant for notification in group],
+        "send_at": [notification.request.send_at for notification in group],
+        "expires_at": [notification.request.expires_at for notification in group],
         "delivery_ids": [request.delivery_id for request in requests],
         "notification_ids": [request.notification_id for request in requests],
         "channels": [request.channel.value for request in requests],
         "recipients": [request.recipient for request in requests],
-        "delivery_created_at": [created_at[request.notification_id] for request in requests],
+        "delivery_created_at": [notification.created_at for notification, _ in of_delivery],
+        "due_at": [notification.due_at for notification, _ in of_delivery],
         "lease": LEASE if leased else None,
     }

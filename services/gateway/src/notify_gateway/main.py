@@ -1,12 +1,17 @@
 """The gateway's start: settings, application, HTTP server."""
 
+import logging
+
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from notify_common.process import load_settings, run, serve
 
 from notify_gateway import api, problems
 from notify_gateway.gateway import Gateway
+from notify_gateway.limits import LimitedProtocol, Limits
 from notify_gateway.settings import GatewaySettings
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """Post a notification once; it is stored durably and delivered over every channel you name, and its
 story can always be told."""
@@ -24,14 +29,20 @@ def create_app(gateway: Gateway) -> FastAPI:
     )
     app.state.gateway = gateway
     problems.install(app)
+    app.add_middleware(Limits)
     app.include_router(api.router)
+    app.include_router(api.deliveries_router)
     app.include_router(api.health_router)
     return app
 
 
 async def _serve(settings: GatewaySettings) -> None:
+    for variable in settings.example_secrets():
+        log.warning("%s is that of the example file: everybody knows it", variable)
     gateway = Gateway(settings)
-    await serve(create_app(gateway), host=settings.app_host, port=settings.app_port, work=gateway.work)
+    await serve(
+        create_app(gateway), host=settings.app_host, port=settings.app_port, work=gateway.work, http=LimitedProtocol
+    )
 
 
 def main() -> None:

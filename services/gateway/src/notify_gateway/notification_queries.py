@@ -37,22 +37,30 @@ class NotificationQueries:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def get(self, notification_id: UUID) -> NotificationView | None:
-        """The notification with every attempt, or None where there is none."""
+    async def get(self, tenant: str, notification_id: UUID) -> NotificationView | None:
+        """The tenant's notification with every attempt, or None where there is none."""
         story = selectinload(Notification.deliveries).selectinload(Delivery.attempts)
         with database_errors():
             async with AsyncSession(self._engine) as session:
                 notification = await session.get(Notification, notification_id, options=[story])
-        if notification is None:
+        if notification is None or notification.tenant != tenant:
             return None
         return NotificationView(
             **_own_fields(notification),
             deliveries=[DeliveryView.model_validate(delivery) for delivery in notification.deliveries],
         )
 
-    async def page(self, query: ListQuery) -> NotificationPage:
-        """One page, newest first. The key of a page is the last id of the one before: ids sort by time."""
-        statement = select(Notification)
+    async def delivery(self, tenant: str, delivery_id: UUID) -> DeliverySummary | None:
+        """The tenant's delivery, or None where there is none."""
+        statement = select(Delivery).join(Notification).where(Delivery.id == delivery_id, Notification.tenant == tenant)
+        with database_errors():
+            async with AsyncSession(self._engine) as session:
+                delivery = await session.scalar(statement)
+        return None if delivery is None else DeliverySummary.model_validate(delivery)
+
+    async def page(self, tenant: str, query: ListQuery) -> NotificationPage:
+        """One page of the tenant's, newest first. A page begins after the last id of the one before."""
+        statement = select(Notification).where(Notification.tenant == tenant)
         created_after = query.created_after
         if query.user_id is not None:
             statement = statement.where(Notification.user_id == query.user_id)
@@ -75,9 +83,9 @@ class NotificationQueries:
         items = found[: query.limit]
         return NotificationPage(items=items, next_cursor=items[-1].id if len(found) > len(items) else None)
 
-    async def of_user(self, user_id: int, status: NotificationStatus | None) -> list[NotificationSummary]:
+    async def of_user(self, tenant: str, user_id: int, status: NotificationStatus | None) -> list[NotificationSummary]:
         """A user's notifications as the first API lists them."""
-        statement = select(Notification).where(Notification.user_id == user_id)
+        statement = select(Notification).where(Notification.tenant == tenant, Notification.user_id == user_id)
         if status is not None:
             statement = statement.where(notification_status_sql() == status.value)
         return await self._summaries(statement, USER_LIST_LIMIT)
@@ -109,4 +117,6 @@ def _own_fields(notification: Notification) -> dict[str, object]:
         "subject": notification.subject,
         "metadata": notification.client_metadata,
         "created_at": notification.created_at,
+        "send_at": notification.send_at,
+        "expires_at": notification.expires_at,
     }

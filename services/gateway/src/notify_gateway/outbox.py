@@ -4,14 +4,16 @@ A row is published by whoever holds its lease. A lease that has run out is free 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from uuid import UUID
 
 from notify_common.channels import Channel
-from notify_common.messages import Content, DeliveryRequested
+from notify_common.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
 from notify_database.engine import database_errors
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_gateway.status_changes import status_changes
 
 LEASE = timedelta(seconds=30)
 
@@ -22,28 +24,41 @@ TAKE_DUE = text("""
         ORDER BY due_at
         LIMIT :limit
         FOR UPDATE SKIP LOCKED
-    ), published AS (
-        -- Its relay died between the confirm and the delete: the story of the delivery has gone on without it.
-        DELETE FROM outbox USING due, deliveries d
-        WHERE outbox.delivery_id = due.delivery_id AND d.id = due.delivery_id AND d.status <> 'pending'
+    ), story AS MATERIALIZED (
+        SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
+               n.user_id, n.message, n.subject, n.expires_at, coalesce(n.expires_at <= now(), false) AS too_late
+        FROM due
+        JOIN deliveries d ON d.id = due.delivery_id
+        JOIN notifications n ON n.id = d.notification_id
+    ), expired AS (
+        UPDATE deliveries SET status = 'expired', updated_at = now()
+        FROM story WHERE deliveries.id = story.id AND deliveries.status = 'pending' AND too_late
+    ), gone AS (
+        -- Too late; or its relay died between the confirm and the delete: its story has gone on without the row.
+        DELETE FROM outbox USING story
+        WHERE outbox.delivery_id = story.id AND (story.status <> 'pending' OR too_late)
     ), taken AS (
         UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
-        FROM due, deliveries d
-        WHERE outbox.delivery_id = due.delivery_id AND d.id = due.delivery_id AND d.status = 'pending'
-        RETURNING outbox.delivery_id
+        FROM story WHERE outbox.delivery_id = story.id AND story.status = 'pending' AND NOT too_late
     )
-    SELECT d.id, d.notification_id, d.channel, d.recipient, d.round, d.attempt, d.failures,
-           n.user_id, n.message, n.subject
-    FROM taken
-    JOIN deliveries d ON d.id = taken.delivery_id
-    JOIN notifications n ON n.id = d.notification_id
+    SELECT * FROM story WHERE status = 'pending'
 """)
-RENEW = text("""
-    UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
-    WHERE delivery_id = ANY(CAST(:ids AS uuid[]))
-""")
-RELEASE = text("UPDATE outbox SET leased_until = NULL WHERE delivery_id = ANY(CAST(:ids AS uuid[]))")
-DELETE = text("DELETE FROM outbox WHERE delivery_id = ANY(CAST(:ids AS uuid[]))")
+# What a relay holds is a row of one round: a retry by an operator makes it another row, which is not its to touch.
+HELD = """
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
+    WHERE outbox.delivery_id = held.id AND outbox.round = held.round
+"""
+RENEW = text(f"UPDATE outbox SET leased_until = now() + CAST(:lease AS interval) {HELD}")  # noqa: S608 - a constant
+RELEASE = text(f"UPDATE outbox SET leased_until = NULL {HELD}")  # noqa: S608 - as above
+DELETE = text(f"DELETE FROM outbox {HELD.replace('FROM', 'USING')}")  # noqa: S608 - as above
+
+
+@dataclass(frozen=True, slots=True)
+class DueDeliveries:
+    """What is due: to be published, or too late for that."""
+
+    requests: Sequence[DeliveryRequested]
+    expired: Sequence[StatusChange]
 
 
 class Outbox:
@@ -52,39 +67,45 @@ class Outbox:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def take_due(self, limit: int) -> list[DeliveryRequested]:
-        """Lease at most `limit` due rows that nobody holds."""
+    async def take_due(self, limit: int) -> DueDeliveries:
+        """Lease at most `limit` due rows that nobody holds; end those deliveries whose time is over."""
         with database_errors():
             async with self._engine.begin() as connection:
                 rows = (await connection.execute(TAKE_DUE, {"limit": limit, "lease": LEASE})).all()
-        return [
-            DeliveryRequested(
-                delivery_id=row.id,
-                notification_id=row.notification_id,
-                user_id=row.user_id,
-                channel=Channel(row.channel),
-                recipient=row.recipient,
-                content=Content(message=row.message, subject=row.subject),
-                round=row.round,
-                attempt=row.attempt + 1,
-                failures=row.failures,
-            )
-            for row in rows
-        ]
+        return DueDeliveries(
+            requests=[
+                DeliveryRequested(
+                    delivery_id=row.id,
+                    notification_id=row.notification_id,
+                    user_id=row.user_id,
+                    channel=Channel(row.channel),
+                    recipient=row.recipient,
+                    content=Content(message=row.message, subject=row.subject),
+                    round=row.round,
+                    attempt=row.attempt + 1,
+                    failures=row.failures,
+                    expires_at=row.expires_at,
+                )
+                for row in rows
+                if not row.too_late
+            ],
+            expired=status_changes([row for row in rows if row.too_late], DeliveryStatus.EXPIRED),
+        )
 
-    async def renew(self, ids: Sequence[UUID]) -> None:
+    async def renew(self, held: Sequence[DeliveryRequested]) -> None:
         """Hold the leases longer: their publishes are under way still."""
-        await self._execute(RENEW, ids=ids, lease=LEASE)
+        await self._execute(RENEW, held, lease=LEASE)
 
-    async def release(self, ids: Sequence[UUID]) -> None:
+    async def release(self, held: Sequence[DeliveryRequested]) -> None:
         """Give the rows back; any relay may take them at once."""
-        await self._execute(RELEASE, ids=ids)
+        await self._execute(RELEASE, held)
 
-    async def delete(self, ids: Sequence[UUID]) -> None:
+    async def delete(self, held: Sequence[DeliveryRequested]) -> None:
         """Forget what the broker has confirmed."""
-        await self._execute(DELETE, ids=ids)
+        await self._execute(DELETE, held)
 
-    async def _execute(self, statement: TextClause, **parameters: object) -> None:
+    async def _execute(self, statement: TextClause, held: Sequence[DeliveryRequested], **parameters: object) -> None:
+        ids, rounds = [request.delivery_id for request in held], [request.round for request in held]
         with database_errors():
             async with self._engine.begin() as connection:
-                await connection.execute(statement, parameters)
+                await connection.execute(statement, {"ids": ids, "rounds": rounds, **parameters})

@@ -6,11 +6,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from uuid import UUID
 
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitBroker
 from notify_common import topology
+from notify_common.events import publish_changes
 from notify_common.messages import DeliveryRequested
 from notify_common.rabbitmq import PublishFailed, publish_confirmed
 from notify_database.engine import DatabaseAway
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 PUBLISH_WINDOW = 200  # messages whose confirms are awaited together
 HAND_OVER_BOUND = 10_000  # deliveries
-POLL_INTERVAL = 1.0  # seconds between looks for due rows that nobody holds
+POLL_INTERVAL = 0.5  # seconds between looks for due rows that nobody holds
 RETRY_INTERVAL = 1.0  # seconds after an error
 LEASE_SECONDS = LEASE.total_seconds()
 # What must be left of a lease to begin a publish in it, and how often it is renewed while the publish is under way.
@@ -85,10 +85,12 @@ class OutboxRelay:
                         await self._wake.wait()
             return self._take_handed_over()
         due = await self._outbox.take_due(PUBLISH_WINDOW)
-        if len(due) < PUBLISH_WINDOW:
+        if len(due.requests) + len(due.expired) < PUBLISH_WINDOW:
             self._next_poll = time.monotonic() + POLL_INTERVAL
+        if due.expired:
+            await publish_changes(self._broker, due.expired)
         # Together, so that neither starves the other.
-        return due + self._take_handed_over()
+        return [*due.requests, *self._take_handed_over()]
 
     def _take_handed_over(self) -> list[DeliveryRequested]:
         batch: list[DeliveryRequested] = []
@@ -102,19 +104,19 @@ class OutboxRelay:
 
     async def _publish(self, batch: Sequence[DeliveryRequested]) -> bool:
         """Publish the batch and delete what is confirmed; say whether all was."""
-        ids = [request.delivery_id for request in batch]
         publishing = asyncio.gather(*(self._publish_one(request) for request in batch))
         while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
             # Blocked (a memory alarm): nobody else may publish what the broker is about to take.
             with suppress(DatabaseAway):
-                await self._outbox.renew(ids)
-        outcomes = dict(zip(ids, publishing.result(), strict=True))
-        confirmed = [delivery_id for delivery_id, failure in outcomes.items() if failure is None]
-        failed = [delivery_id for delivery_id, failure in outcomes.items() if failure is not None]
+                await self._outbox.renew(batch)
+        outcomes = list(zip(batch, publishing.result(), strict=True))
+        confirmed = [request for request, failure in outcomes if failure is None]
+        failed = [request for request, failure in outcomes if failure is not None]
         if confirmed:
             await self._delete(confirmed)
         if failed:
-            log.warning("not confirmed count=%d reason=%s", len(failed), outcomes[failed[0]])
+            reason = next(failure for _, failure in outcomes if failure is not None)
+            log.warning("not confirmed count=%d reason=%s", len(failed), reason)
             await self._outbox.release(failed)
         return not failed
 
@@ -131,7 +133,7 @@ class OutboxRelay:
             return failure
         return None
 
-    async def _delete(self, confirmed: Sequence[UUID]) -> None:
+    async def _delete(self, confirmed: Sequence[DeliveryRequested]) -> None:
         # Only after the confirms: a crash here repeats, never loses. Giving up would repeat all of them.
         while True:
             try:
@@ -147,7 +149,7 @@ class OutboxRelay:
         while self._handed_over and self.connected and (batch := self._take_handed_over()):
             if not await self._publish(batch):
                 break
-        remaining = [request.delivery_id for request, _ in self._handed_over]
+        remaining = [request for request, _ in self._handed_over]
         self._handed_over.clear()
         if remaining:
             with suppress(DatabaseAway):

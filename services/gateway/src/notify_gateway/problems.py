@@ -13,6 +13,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
+from notify_gateway.idempotency import KeyReused
+from notify_gateway.schemas import DeliverySummary
+
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1  # seconds
 
@@ -27,13 +30,25 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details; `errors` is there where single fields are wrong."""
+    """RFC 9457 problem details.
+
+    `errors` is there where single fields are wrong, `deliveries` where they are why something can not be done.
+    """
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
     errors: list[FieldProblem] | None = None
+    deliveries: list[DeliverySummary] | None = None
+
+
+class NotCancelled(Exception):
+    """Some deliveries of the notification are under way or final."""
+
+    def __init__(self, deliveries: Sequence[DeliverySummary]) -> None:
+        super().__init__()
+        self.deliveries = deliveries
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -58,6 +73,15 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         return _answer(HTTPStatus(error.status_code), error.detail, headers=error.headers)
+
+    @app.exception_handler(KeyReused)
+    async def key_reused(_: Request, __: KeyReused) -> JSONResponse:
+        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key: was used with another body")
+
+    @app.exception_handler(NotCancelled)
+    async def not_cancelled(_: Request, error: NotCancelled) -> JSONResponse:
+        detail = "Some deliveries are under way or final already; those that were not are cancelled."
+        return _answer(HTTPStatus.CONFLICT, detail, deliveries=error.deliveries)
 
     @app.exception_handler(StatementRefused)
     async def refused(_: Request, __: StatementRefused) -> JSONResponse:
@@ -102,6 +126,13 @@ def _field_problem(error: dict[str, Any]) -> FieldProblem:
     return FieldProblem(location=str(location), field=field, detail=error["msg"])
 
 
+def answer_plainly(status: int, detail: str, *, retry_after: int | None = None) -> JSONResponse:
+    """A problem, for where the application is not asked."""
+    return _answer(
+        HTTPStatus(status), detail, headers=None if retry_after is None else {"Retry-After": str(retry_after)}
+    )
+
+
 def _try_later(detail: str) -> JSONResponse:
     return _answer(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_AFTER)})
 
@@ -111,7 +142,14 @@ def _answer(
     detail: str,
     *,
     errors: Sequence[FieldProblem] | None = None,
+    deliveries: Sequence[DeliverySummary] | None = None,
     headers: Any = None,  # noqa: ANN401 - Starlette's own type for headers
 ) -> JSONResponse:
-    problem = Problem(title=status.phrase, status=status, detail=detail, errors=list(errors) if errors else None)
-    return JSONResponse(problem.model_dump(exclude_none=True), status, headers, MEDIA_TYPE)
+    problem = Problem(
+        title=status.phrase,
+        status=status,
+        detail=detail,
+        errors=list(errors) if errors else None,
+        deliveries=list(deliveries) if deliveries else None,
+    )
+    return JSONResponse(problem.model_dump(mode="json", exclude_none=True), status, headers, MEDIA_TYPE)

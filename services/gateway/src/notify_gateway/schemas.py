@@ -1,11 +1,12 @@
 """What the API takes and answers."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 from uuid import UUID
 
 from notify_common.channels import Channel, Recipients
 from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
+from notify_common.process import utc_now
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -22,6 +23,7 @@ from notify_gateway.ids import EPOCH
 from notify_gateway.notification_status import NotificationStatus
 
 MAX_USER_ID = 2**63 - 1
+LONGEST_SCHEDULE = timedelta(days=90)
 
 
 def _fits_64_bits(user_id: int) -> int:
@@ -42,6 +44,10 @@ UserId = Annotated[
 ]
 # Ids carry the milliseconds since then: nothing is older.
 Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
+# Not past what every time zone can express.
+FutureTime = Annotated[
+    Time, Field(le=datetime(9000, 1, 1, tzinfo=UTC)), AfterValidator(lambda time: time.astimezone(UTC))
+]
 # PostgreSQL stores no NUL, and a subject is one line.
 MetadataText = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
@@ -81,6 +87,8 @@ class NotificationRequest(BaseModel):
     metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=50)] | None = Field(
         None, description="Stored and returned, never sent."
     )
+    send_at: FutureTime | None = Field(None, description="Not before then; at most 90 days ahead.")
+    expires_at: FutureTime | None = Field(None, description="Not from then on: what is not sent yet is `expired`.")
 
     @field_validator("message")
     @classmethod
@@ -101,6 +109,15 @@ class NotificationRequest(BaseModel):
         for channel in self.recipient.model_fields_set:
             if channel not in channels:
                 raise _rule(f"recipient.{channel}", "is not one of the channels of this notification")
+        return self
+
+    @model_validator(mode="after")
+    def _times_are_clear(self) -> Self:
+        now = utc_now()
+        if self.send_at is not None and self.send_at > now + LONGEST_SCHEDULE:
+            raise _rule("send_at", f"must not be more than {LONGEST_SCHEDULE.days} days ahead")
+        if self.expires_at is not None and self.expires_at <= max(now, self.send_at or now):
+            raise _rule("expires_at", "must be later than now and than send_at")
         return self
 
     def requested_channels(self) -> list[Channel]:
@@ -154,6 +171,8 @@ class NotificationSummary(BaseModel):
     subject: str | None
     metadata: dict[str, str] | None
     created_at: datetime
+    send_at: datetime | None
+    expires_at: datetime | None
     deliveries: list[DeliverySummary]
 
 
@@ -184,6 +203,39 @@ class ListQuery(BaseModel):
     created_before: Time | None = Field(None, description="Exclusive.")
     limit: int = Field(50, ge=1, le=200)
     cursor: UUID | None = None
+
+
+class RetryRequest(BaseModel):
+    """Which failed deliveries to try again: all that match, of the tenant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    channel: Channel | None = None
+    error_class: ErrorClass | None = Field(None, description="Of the last attempt.")
+    created_after: Time | None = Field(
+        None, description="Of the notification, inclusive. Without it: the 24 hours before created_before, or now."
+    )
+    created_before: Time | None = Field(None, description="Exclusive. Without it: now.")
+    dry_run: bool = Field(False, description="Only count.")
+
+
+class RetryCount(BaseModel):
+    """How many deliveries a retry would take."""
+
+    count: int
+
+
+class RetryJobView(BaseModel):
+    """A retry of many: it goes on in the background, through crashes, until it is finished."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    channel: Channel | None
+    error_class: ErrorClass | None
+    retried: int = Field(description="Deliveries put back so far.")
+    created_at: datetime
+    finished_at: datetime | None
 
 
 class UserListQuery(BaseModel):

@@ -1,9 +1,22 @@
 """The gateway's settings."""
 
+from enum import StrEnum
+from typing import Self
+
 from notify_common.process import ServiceSettings
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+EXAMPLE_SECRET = "change-me"  # noqa: S105 - what the secrets of .env.example have in common
+
+
+class Auth(StrEnum):
+    """Whether the API asks for keys."""
+
+    ON = "on"
+    OFF = "off"
 
 
 class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings):
@@ -13,3 +26,25 @@ class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings):
     app_port: int = Field(8080, ge=1, le=65535)
     max_waiting_requests: int = Field(5000, ge=1)
     postgres_pool_size: int = Field(10, ge=3, le=200)
+    auth: Auth = Auth.ON
+    allow_insecure: bool = False
+    bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)
+    rate_limit: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_not_open_to_others(self) -> Self:
+        if self.auth is Auth.OFF and self.app_host not in LOOPBACK and not self.allow_insecure:
+            raise ValueError(
+                f"AUTH: off would let everybody in who can reach {self.app_host} (APP_HOST); "
+                "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
+            )
+        return self
+
+    def example_secrets(self) -> list[str]:
+        """The variables that still have the value of the example file."""
+        secrets = {name: getattr(self, name) for name in type(self).model_fields}
+        return [
+            name.upper()
+            for name, value in secrets.items()
+            if isinstance(value, SecretStr) and EXAMPLE_SECRET in value.get_secret_value()
+        ]

@@ -2,23 +2,18 @@
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
-from uuid import uuid4
 
 from faststream.rabbit import RabbitBroker, RabbitMessage
 from notify_common import topology
-from notify_common.channels import Channel
 from notify_common.consuming import Poison
+from notify_common.events import publish_changes
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import (
     DeliveryResult,
-    DeliveryStatus,
     ResultsEnvelope,
-    StatusChange,
-    StatusChanges,
 )
-from notify_common.rabbitmq import BROKER_ERRORS, publish_until_confirmed
+from notify_common.rabbitmq import publish_until_confirmed
 from notify_database.engine import DatabaseAway, StatementRefused
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -29,7 +24,6 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
 DATABASE_RETRY_INTERVAL = 1.0  # seconds
-EVENT_TIMEOUT = 5.0  # seconds
 REASON_HEADER = "dead_reason"
 
 
@@ -70,7 +64,7 @@ class ResultsConsumer:
         applied = await self._apply([result for message in group for result in message])
         for result in applied.unknown:
             await self._bury(result.model_dump_json(), "unknown delivery")
-        await self._tell(applied.changes)
+        await publish_changes(self._broker, applied.changes)
 
     async def _apply(self, results: Sequence[DeliveryResult]) -> Applied:
         away = False
@@ -89,22 +83,3 @@ class ResultsConsumer:
         await publish_until_confirmed(
             self._broker, body, exchange=topology.DEAD, routing_key="", headers={REASON_HEADER: reason}
         )
-
-    async def _tell(self, changes: Sequence[StatusChange]) -> None:
-        """Publish what has changed, after its commit. Events are news, not state: what fails here is not repeated."""
-        by_kind: defaultdict[tuple[Channel, DeliveryStatus], list[StatusChange]] = defaultdict(list)
-        for change in changes:
-            by_kind[change.channel, change.status].append(change)
-        try:
-            async with asyncio.timeout(EVENT_TIMEOUT):
-                for (channel, status), alike in by_kind.items():
-                    await self._broker.publish(
-                        StatusChanges(changes=tuple(alike)).model_dump_json().encode(),
-                        exchange=topology.EVENTS,
-                        routing_key=f"{channel}.{status}",
-                        mandatory=False,
-                        content_type="application/json",
-                        message_id=str(uuid4()),
-                    )
-        except BROKER_ERRORS as error:
-            log.warning("events are not published count=%d error=%r", len(changes), error)

@@ -1,0 +1,127 @@
+"""API keys: who may do what for which tenant. A key is shown once; the database has its SHA-256 only.
+
+A key is 256 random bits, so that a plain hash of it can not be searched for what it was.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from notify_common.process import utc_now
+from notify_database.engine import database_errors
+from notify_database.models import ApiKey
+from sqlalchemy import select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from notify_gateway.ids import new_id, to_millisecond
+
+CACHE_SECONDS = 5.0  # for so long a revoked key is still known to a process
+CACHED_KEYS = 10_000
+DEFAULT_TENANT = "default"
+PREFIX = "ntf_"  # lets secret scanners know one when they see it
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    SEND = "send"
+    READ = "read"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the bearer of a key may do."""
+
+    key: str
+    """The key's id; what its requests are counted under."""
+    tenant: str
+    scopes: frozenset[Scope]
+
+
+EVERYBODY = Access("everybody", DEFAULT_TENANT, frozenset(Scope))
+
+
+class ApiKeys:
+    """Keys in PostgreSQL, remembered for some seconds."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._remembered: dict[bytes, tuple[Access, float]] = {}
+
+    async def access(self, token: str) -> Access | None:
+        """What the bearer of `token` may do; None where it is no key, or a revoked one. Raises `DatabaseAway`."""
+        hashed = _hash(token)
+        remembered = self._remembered.get(hashed)
+        if remembered is not None and remembered[1] > time.monotonic():
+            return remembered[0]
+        access = await self._look_up(hashed)
+        self._remembered.pop(hashed, None)
+        if access is not None:
+            if len(self._remembered) >= CACHED_KEYS:
+                self._remembered.clear()
+            self._remembered[hashed] = access, time.monotonic() + CACHE_SECONDS
+        return access
+
+    async def create(self, tenant: str, name: str, scopes: frozenset[Scope]) -> tuple[UUID, str]:
+        """A new key: its id and the key itself, which nobody can read again."""
+        token = PREFIX + secrets.token_urlsafe(32)
+        key = _row(token, tenant, name, scopes)
+        key_id = key.id
+        with database_errors():
+            async with AsyncSession(self._engine) as session, session.begin():
+                session.add(key)
+        return key_id, token
+
+    async def ensure(self, token: str) -> None:
+        """Let `token` be a key of the default tenant with every scope, unless it is, or was, a key already."""
+        key = _row(token, DEFAULT_TENANT, "bootstrap", frozenset(Scope))
+        values = {column.key: getattr(key, column.key) for column in ApiKey.__table__.columns}
+        with database_errors():
+            async with self._engine.begin() as connection:
+                await connection.execute(insert(ApiKey).values(values).on_conflict_do_nothing())
+
+    async def list(self) -> list[ApiKey]:
+        """All keys, the oldest first, revoked ones too."""
+        with database_errors():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                return list(await session.scalars(select(ApiKey).order_by(ApiKey.id)))
+
+    async def revoke(self, key_id: UUID) -> bool:
+        """Let the key be of no more use; say whether it was of any."""
+        statement = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=utc_now())
+        with database_errors():
+            async with self._engine.begin() as connection:
+                done = await connection.execute(statement)
+        return done.rowcount > 0
+
+    async def _look_up(self, hashed: bytes) -> Access | None:
+        statement = text("SELECT id, tenant, scopes, hash FROM api_keys WHERE hash = :hash AND revoked_at IS NULL")
+        with database_errors():
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(statement, {"hash": hashed})).one_or_none()
+        if row is None or not hmac.compare_digest(row.hash, hashed):
+            return None
+        return Access(str(row.id), row.tenant, frozenset(map(Scope, row.scopes)))
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _row(token: str, tenant: str, name: str, scopes: frozenset[Scope]) -> ApiKey:
+    now = to_millisecond(utc_now())
+    return ApiKey(
+        id=new_id(now),
+        tenant=tenant,
+        name=name,
+        hash=_hash(token),
+        scopes=sorted(scopes),
+        created_at=now,
+        revoked_at=None,
+    )

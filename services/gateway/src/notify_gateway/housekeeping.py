@@ -1,0 +1,38 @@
+"""What a gateway does besides requests and relaying: retries of many deliveries, old idempotency keys."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from notify_common.messages import StatusChange
+from notify_database.engine import DatabaseAway
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_gateway.delivery_retries import DeliveryRetries
+from notify_gateway.idempotency import clean_keys
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 1.0  # seconds between looks for a retry job
+CLEANING_INTERVAL = 60.0  # seconds
+
+
+async def keep_house(
+    engine: AsyncEngine, retries: DeliveryRetries, tell: Callable[[Sequence[StatusChange]], None], stop: asyncio.Event
+) -> None:
+    """Work in short transactions until `stop`; several gateways share the work."""
+    stopping = asyncio.create_task(stop.wait())
+    next_cleaning = time.monotonic()
+    while not stop.is_set():
+        retried: Sequence[StatusChange] | None = None
+        try:
+            retried = await retries.advance()
+            if time.monotonic() > next_cleaning and not await clean_keys(engine):
+                next_cleaning = time.monotonic() + CLEANING_INTERVAL
+        except DatabaseAway as away:
+            log.info("housekeeping waits for the database error=%s", away)
+        if retried is not None:
+            tell(retried)
+        else:
+            await asyncio.wait({stopping}, timeout=INTERVAL)

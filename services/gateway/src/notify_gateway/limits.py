@@ -1,0 +1,133 @@
+"""What one request may take: bytes of its head and body, and time; and the headers that every answer carries."""
+
+import asyncio
+from asyncio import TimerHandle, Transport
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import HTTPException
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from notify_gateway.problems import answer_plainly
+
+MAX_BODY = 256 * 1024  # bytes
+MAX_HEAD = 16 * 1024  # bytes
+HEAD_TIMEOUT = 10.0  # seconds
+BODY_TIMEOUT = 20.0  # seconds
+REQUEST_TIMEOUT = 30.0  # seconds, all in all
+
+SECURITY_HEADERS = [
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class Limits:
+    """ASGI middleware around the application."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request within its limits."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_secured(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+            await send(message)
+
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+            await answer_plainly(431, f"The headers are longer than {MAX_HEAD} bytes.")(scope, receive, send_secured)
+            return
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._app(scope, _limited(receive), send_secured)
+        except TimeoutError:
+            if started:
+                raise
+            too_slow = answer_plainly(503, "It took too long. The request may have been accepted.", retry_after=1)
+            await too_slow(scope, receive, send_secured)
+
+
+def _limited(receive: Receive) -> Receive:
+    """Of the body, no more bytes and no more time than allowed."""
+    received, deadline = 0, asyncio.get_running_loop().time() + BODY_TIMEOUT
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not come within {BODY_TIMEOUT:.0f} s.") from None
+        received += len(message.get("body", b""))
+        if received > MAX_BODY:
+            raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
+        return message
+
+    return receive_limited
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, which of itself would wait for ever for a head of any length."""
+
+    _reading_head = True
+    _head_bytes = 0
+    _head_timer: TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_has_come()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        if self._reading_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._reading_head and self._head_bytes > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response(f"The headers are longer than {MAX_HEAD} bytes.")
+
+    @override
+    def on_message_begin(self) -> None:
+        self._await_head()
+        super().on_message_begin()
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._head_has_come()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_has_come()
+        self._reading_head, self._head_bytes = True, 0
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._give_up)
+
+    def _head_has_come(self) -> None:
+        self._reading_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()

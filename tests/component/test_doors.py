@@ -1,0 +1,222 @@
+"""Who gets in, and how much at a time."""
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from uuid import uuid4
+
+import httpx
+import pytest
+import uvicorn
+from notify_common.rabbitmq import RabbitSettings
+from notify_database.engine import PostgresSettings
+from notify_gateway.access import RateLimit
+from notify_gateway.api_keys import CACHE_SECONDS, ApiKeys, Scope
+from notify_gateway.gateway import Gateway
+from notify_gateway.limits import MAX_BODY, MAX_HEAD, LimitedProtocol
+from notify_gateway.main import create_app
+from notify_gateway.settings import GatewaySettings
+from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.services import eventually, running_gateway
+
+NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
+BODY = {"user_id": 1, "message": "x", "type": "email"}
+OPEN = ("/livez", "/readyz", "/docs", "/openapi.json")
+ROUTES = [
+    ("POST", "/api/notifications", Scope.SEND),
+    ("GET", "/api/notifications", Scope.READ),
+    ("GET", f"/api/notifications/{uuid4()}", Scope.READ),
+    ("GET", "/api/notifications/1", Scope.READ),
+    ("POST", f"/api/notifications/{uuid4()}/cancel", Scope.ADMIN),
+    ("POST", f"/api/deliveries/{uuid4()}/retry", Scope.ADMIN),
+    ("POST", "/api/deliveries/retry", Scope.ADMIN),
+    ("GET", f"/api/deliveries/retry/{uuid4()}", Scope.ADMIN),
+]
+
+
+@pytest.fixture
+async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as client:
+        yield client
+
+
+async def bearer(engine: AsyncEngine, *scopes: Scope, tenant: str = "default") -> dict[str, str]:
+    _, token = await ApiKeys(engine).create(tenant, "of a test", frozenset(scopes))
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize(("method", "path"), [route[:2] for route in ROUTES])
+async def test_without_a_key_or_with_an_unknown_one_nobody_gets_in(
+    api: httpx.AsyncClient, method: str, path: str
+) -> None:
+    for headers in ({}, {"Authorization": "Bearer ntf_unknown"}, {"Authorization": "Basic bm90OmE="}):
+        answer = await api.request(method, path, headers=headers, json=BODY if method == "POST" else None)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert answer.json()["status"] == 401
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
+async def test_each_route_takes_its_scope_and_no_other(
+    api: httpx.AsyncClient, engine: AsyncEngine, method: str, path: str, scope: Scope
+) -> None:
+    body = BODY if path == "/api/notifications" else {}
+    for given in Scope:
+        answer = await api.request(
+            method, path, headers=await bearer(engine, given), json=body if method == "POST" else None
+        )
+        assert (answer.status_code == 403) == (given is not scope), answer.text
+
+
+@pytest.mark.parametrize("path", OPEN)
+async def test_four_routes_are_open(api: httpx.AsyncClient, path: str) -> None:
+    assert (await api.get(path)).status_code == 200
+
+
+def test_every_route_that_is_not_open_is_tried_here(postgres: PostgresSettings) -> None:
+    settings = {**postgres.model_dump(), "auth": "on"}
+    documented = create_app(Gateway(GatewaySettings.model_validate(settings))).openapi()["paths"]
+    for path, operations in documented.items():
+        for method in operations:
+            pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
+            tried = any(method.upper() == route[0] and re.fullmatch(pattern, route[1]) for route in ROUTES)
+            assert tried != (path in OPEN), f"{method} {path}"
+
+
+async def test_a_tenant_sees_only_its_own(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    ours = await bearer(engine, *Scope, tenant="ours")
+    theirs = await bearer(engine, *Scope, tenant="theirs")
+    key = {"Idempotency-Key": "the same"}
+    created = (await api.post("/api/notifications", json=BODY, headers={**ours, **key})).json()
+    other = (await api.post("/api/notifications", json=BODY, headers={**theirs, **key})).json()
+    assert other["id"] != created["id"]
+    for method, path in (
+        ("GET", f"/api/notifications/{created['id']}"),
+        ("POST", f"/api/notifications/{created['id']}/cancel"),
+        ("POST", f"/api/deliveries/{created['deliveries'][0]['id']}/retry"),
+    ):
+        assert (await api.request(method, path, headers=theirs)).status_code == 404
+    for path in ("/api/notifications", "/api/notifications?user_id=1"):
+        listed = (await api.get(path, headers=ours)).json()["items"]
+        assert [each["id"] for each in listed] == [created["id"]]
+    assert [each["id"] for each in (await api.get("/api/notifications/1", headers=ours)).json()] == [created["id"]]
+
+
+async def test_a_revoked_key_is_of_no_use_and_the_database_does_not_have_the_key(engine: AsyncEngine) -> None:
+    keys = ApiKeys(engine)
+    key_id, token = await keys.create("default", "to be revoked", frozenset({Scope.READ}))
+    assert await keys.access(token) is not None
+    assert await keys.revoke(key_id)
+    assert not await keys.revoke(key_id)
+    assert await ApiKeys(engine).access(token) is None
+    async with engine.connect() as connection:
+        stored = (await connection.execute(text("SELECT api_keys::text FROM api_keys"))).scalar_one()
+    assert token not in stored
+    assert CACHE_SECONDS <= 5  # what the documentation promises
+
+
+async def test_the_bootstrap_key_opens_and_stays_revoked(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    token = "a key that was chosen by hand"
+    headers = {"Authorization": f"Bearer {token}"}
+    for _ in range(2):
+        async with running_gateway(NOWHERE, postgres, auth="on", bootstrap_api_key=token) as api:
+
+            async def opens(client: httpx.AsyncClient = api) -> bool:
+                return (await client.get("/api/notifications", headers=headers)).status_code == 200
+
+            await eventually(opens, "the bootstrap key opens")
+    keys = ApiKeys(engine)
+    [key] = await keys.list()
+    await keys.revoke(key.id)
+    await keys.ensure(token)
+    assert await ApiKeys(engine).access(token) is None
+
+
+def test_no_authentication_where_others_can_reach_the_api_is_refused() -> None:
+    with pytest.raises(ValidationError, match="AUTH"):
+        GatewaySettings.model_validate({"auth": "off", "app_host": "0.0.0.0"})  # noqa: S104 - refused
+    for fine in ({"app_host": "127.0.0.1"}, {"app_host": "0.0.0.0", "allow_insecure": "1"}):  # noqa: S104 - wanted
+        GatewaySettings.model_validate({"auth": "off", **fine})
+
+
+def test_secrets_of_the_example_file_are_named() -> None:
+    settings = {"postgres_password": "change-me-postgres", "bootstrap_api_key": "change-me-0123456789abcdef"}
+    assert GatewaySettings.model_validate(settings).example_secrets() == ["POSTGRES_PASSWORD", "BOOTSTRAP_API_KEY"]
+
+
+def test_the_rate_limit_fills_with_time() -> None:
+    limit = RateLimit(10)
+    taken = ["Retry-After" not in limit.take("key", 0.0) for _ in range(25)]
+    assert taken == [True] * 20 + [False] * 5
+    assert "Retry-After" not in limit.take("another", 0.0)
+    assert "Retry-After" not in limit.take("key", 0.1)
+    assert "Retry-After" in limit.take("key", 0.1)
+    assert RateLimit(0).take("key", 0.0) == {}
+
+
+async def test_a_key_past_its_rate_is_told_when_to_come_back(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    headers = await bearer(engine, Scope.READ)
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on", rate_limit=1) as api:
+        answers = [await api.get("/api/notifications", headers=headers) for _ in range(4)]
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.headers["Retry-After"] == "1"
+    assert answers[0].headers["RateLimit-Policy"] == '"key";q=2;w=2'
+    assert answers[0].headers["RateLimit"].startswith('"key";r=1;')
+
+
+async def test_a_body_that_is_too_long_is_413_however_it_comes(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    headers = await bearer(engine, Scope.SEND)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(MAX_BODY // 65536 + 1):
+            yield b" " * 65536
+
+    for content in (b" " * (MAX_BODY + 1), chunks()):
+        answer = await api.post("/api/notifications", content=content, headers=headers)
+        assert answer.status_code == 413
+
+
+async def test_headers_that_are_too_long_are_431_and_every_answer_is_secured(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/livez", headers={"X-Long": "x" * MAX_HEAD})
+    assert answer.status_code == 431
+    for each in (answer, await api.get("/livez"), await api.get("/api/notifications")):
+        assert each.headers["X-Content-Type-Options"] == "nosniff"
+        assert each.headers["Cache-Control"] == "no-store"
+        assert "access-control-allow-origin" not in each.headers
+
+
+@asynccontextmanager
+async def listening(postgres: PostgresSettings) -> AsyncIterator[int]:
+    """A gateway behind a real socket: its port."""
+    app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, lifespan="off", log_config=None))
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def test_a_head_without_end_is_cut_off(postgres: PostgresSettings) -> None:
+    async with listening(postgres) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * MAX_HEAD)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+
+async def test_requests_on_one_connection_have_their_limits_each(postgres: PostgresSettings) -> None:
+    async with listening(postgres) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(20):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 2000 + b"\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b"}")
+        writer.close()
