@@ -101,9 +101,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._reading_head:
-            self._head_bytes += len(data)
         super().data_received(data)
+        self._head_bytes += len(data)
         if self._reading_head and self._head_bytes > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response(f"The headers are longer than {MAX_HEAD} bytes.")
 
