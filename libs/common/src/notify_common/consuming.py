@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 
+from notify_common.dead_letters import bury
 from notify_common.health import health_app
 from notify_common.process import serve
 from notify_common.rabbitmq import RabbitSettings, prepare_topology, settle
@@ -25,8 +26,8 @@ def subscribe(
     """Let `handler` have every message of `queue`, `prefetch` at a time.
 
     A message is acked once its handler returns, and not before all that follows from it is confirmed or committed.
-    A handler that raises `Poison`, or fails by a bug, sends its message to the dead letters: requeued, it would come
-    back at once, for ever. A handler that is cancelled has lost its connection: its message comes again.
+    A handler that raises `Poison`, or fails by a bug, sends its message to the dead letters, with the reason: requeued,
+    it would come back at once, for ever. A handler that is cancelled has lost its connection: its message comes again.
     """
 
     async def handle(_: bytes) -> None:
@@ -35,9 +36,19 @@ def subscribe(
             await handler(message)
         except Poison as poison:
             log.error("message is poison queue=%s message_id=%s reason=%s", queue.name, message.message_id, poison)
-            await settle(message, ack=False)
-        except Exception:
+            await to_dead_letters(message, str(poison))
+        except Exception as bug:
             log.exception("handler failed queue=%s message_id=%s", queue.name, message.message_id)
+            await to_dead_letters(message, f"bug: {type(bug).__name__}")
+        else:
+            await settle(message, ack=True)
+
+    async def to_dead_letters(message: RabbitMessage, reason: str) -> None:
+        try:
+            await bury(broker, message.body, queue=queue.name, reason=reason, headers=message.headers)
+        except Exception:
+            # Such headers, for one, that can be received and not sent. RabbitMQ moves it, without the reason.
+            log.exception("reason is not kept queue=%s message_id=%s", queue.name, message.message_id)
             await settle(message, ack=False)
         else:
             await settle(message, ack=True)

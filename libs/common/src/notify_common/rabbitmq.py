@@ -114,7 +114,7 @@ def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP fi
 
 async def publish_confirmed(
     broker: RabbitBroker,
-    body: str,
+    body: str | bytes,
     *,
     exchange: RabbitExchange,
     routing_key: str,
@@ -128,7 +128,7 @@ async def publish_confirmed(
     message_id = str(uuid4())
     try:
         await broker.publish(
-            body.encode(),
+            body.encode() if isinstance(body, str) else body,
             exchange=exchange,
             routing_key=routing_key,
             mandatory=True,
@@ -150,7 +150,7 @@ async def publish_confirmed(
 
 async def publish_until_confirmed(
     broker: RabbitBroker,
-    body: str,
+    body: str | bytes,
     *,
     exchange: RabbitExchange,
     routing_key: str,

@@ -29,6 +29,7 @@ DUE_ROUTING_KEY = "due"
 
 # Each lost connection adds one to the count of every prefetched message, handled or not.
 DELIVERY_LIMIT = 100
+ARCHIVE_DELIVERY_LIMIT = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def retry_routing_key(rung: timedelta) -> str:
 def dead_letters() -> list[Binding]:
     """The archive of poison messages, and the copy from which their deliveries are ended."""
     return [
-        Binding(DEAD, _quorum_queue("notifications.dead", {})),
+        # Every look at it returns what it has looked at, and that is counted.
+        Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": ARCHIVE_DELIVERY_LIMIT})),
         Binding(DEAD, _quorum_queue("notifications.dead.inbox", {})),
     ]
 

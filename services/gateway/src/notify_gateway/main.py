@@ -1,12 +1,14 @@
 """The gateway's start: settings, application, HTTP server."""
 
 import logging
+import sys
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from notify_common.process import load_settings, run, serve
 
 from notify_gateway import api, problems
+from notify_gateway.commands import run_command
 from notify_gateway.gateway import Gateway
 from notify_gateway.limits import LimitedProtocol, Limits
 from notify_gateway.settings import GatewaySettings
@@ -46,6 +48,8 @@ async def _serve(settings: GatewaySettings) -> None:
 
 
 def main() -> None:
-    """Run the gateway."""
+    """Run the gateway, or a command of an operator."""
+    if len(sys.argv) > 1:
+        run_command(sys.argv[1:])
     settings = load_settings(GatewaySettings)
     run(lambda: _serve(settings), settings.log_level)

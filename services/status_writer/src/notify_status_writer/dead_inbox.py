@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from typing import Any
 from uuid import UUID
 
 from faststream.rabbit import RabbitMessage
 from notify_common.channels import Channel
+from notify_common.dead_letters import queues_of_death
 from notify_common.messages import (
     DELIVERY_ID_HEADER,
     ROUND_HEADER,
@@ -27,9 +27,6 @@ from notify_status_writer.results_consumer import DATABASE_RETRY_INTERVAL, Resul
 log = logging.getLogger(__name__)
 
 DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
-# Written by RabbitMQ when it dead-letters, one entry per queue (a retry queue is one too):
-# https://www.rabbitmq.com/docs/dlx#effects
-DEATHS_HEADER = "x-death"
 
 
 class DeadInbox:
@@ -41,8 +38,7 @@ class DeadInbox:
 
     async def handle(self, message: RabbitMessage) -> None:
         """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
-        deaths: Any = message.headers.get(DEATHS_HEADER) or []
-        if not any(death.get("queue") in DELIVERY_QUEUES for death in deaths):
+        if not queues_of_death(message.headers) & DELIVERY_QUEUES:
             return
         result = await self._result_of(message)
         if result is None:

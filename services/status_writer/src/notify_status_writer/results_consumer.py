@@ -3,17 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from faststream.rabbit import RabbitBroker, RabbitMessage
 from notify_common import topology
 from notify_common.consuming import Poison
+from notify_common.dead_letters import bury
 from notify_common.events import publish_changes
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import (
     DeliveryResult,
     ResultsEnvelope,
 )
-from notify_common.rabbitmq import publish_until_confirmed
 from notify_database.engine import DatabaseAway, StatementRefused
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
 DATABASE_RETRY_INTERVAL = 1.0  # seconds
-REASON_HEADER = "dead_reason"
 
 
 class ResultsConsumer:
@@ -46,7 +46,7 @@ class ResultsConsumer:
             try:
                 results.append(DeliveryResult.model_validate_json(to_json(item)))
             except ValidationError:
-                await self._bury(to_json(item).decode(), "unreadable result")
+                await self._bury(item, "unreadable result")
         await self.write(results)
 
     async def write(self, results: Sequence[DeliveryResult]) -> None:
@@ -55,7 +55,7 @@ class ResultsConsumer:
             await self._group_commit.submit(results)
         except StatementRefused as refusal:
             if len(results) == 1:
-                await self._bury(results[0].model_dump_json(), str(refusal))
+                await self._bury(results[0], str(refusal))
             else:
                 for result in results:
                     await self.write([result])
@@ -63,7 +63,7 @@ class ResultsConsumer:
     async def _commit(self, group: Sequence[Sequence[DeliveryResult]]) -> None:
         applied = await self._apply([result for message in group for result in message])
         for result in applied.unknown:
-            await self._bury(result.model_dump_json(), "unknown delivery")
+            await self._bury(result, "unknown delivery")
         await publish_changes(self._broker, applied.changes)
 
     async def _apply(self, results: Sequence[DeliveryResult]) -> Applied:
@@ -78,8 +78,8 @@ class ResultsConsumer:
                 away = True
                 await asyncio.sleep(DATABASE_RETRY_INTERVAL)
 
-    async def _bury(self, body: str, reason: str) -> None:
+    async def _bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or what could not be read as one
         log.error("result goes to the dead letters reason=%s", reason)
-        await publish_until_confirmed(
-            self._broker, body, exchange=topology.DEAD, routing_key="", headers={REASON_HEADER: reason}
-        )
+        # A whole message, which can be put back once its reason is mended.
+        body = to_json(ResultsEnvelope(version=1, results=(result,)))
+        await bury(self._broker, body, queue=topology.results().queue.name, reason=reason)

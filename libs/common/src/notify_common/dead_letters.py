@@ -1,0 +1,33 @@
+"""Dead letters: messages that can never be handled, kept in `notifications.dead` with the reason."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from faststream.rabbit import RabbitBroker
+
+from notify_common import topology
+from notify_common.rabbitmq import publish_until_confirmed
+
+REASON_HEADER = "dead_reason"
+QUEUE_HEADER = "dead_queue"
+# Written by RabbitMQ when it dead-letters by itself, one entry per queue (a retry queue is one too):
+# https://www.rabbitmq.com/docs/dlx#effects
+DEATHS_HEADER = "x-death"
+
+
+async def bury(
+    broker: RabbitBroker, body: bytes, *, queue: str, reason: str, headers: Mapping[str, Any] | None = None
+) -> None:
+    """Return once the dead letters have the message, which came from `queue`."""
+    kept = {name: value for name, value in (headers or {}).items() if not name.startswith("x-")}
+    await publish_until_confirmed(
+        broker, body, exchange=topology.DEAD, routing_key="",
+        headers={**kept, REASON_HEADER: reason, QUEUE_HEADER: queue},
+    )  # fmt: skip
+
+
+def queues_of_death(headers: Mapping[str, Any]) -> set[str]:
+    """Where the message was found to be dead, and where else it has waited."""
+    deaths = headers.get(DEATHS_HEADER) or []
+    queues = {str(death.get("queue")) for death in deaths}
+    return queues | {str(headers[QUEUE_HEADER])} if QUEUE_HEADER in headers else queues

@@ -1,0 +1,147 @@
+"""What can not be handled is kept with its reason, and an operator decides what becomes of it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.messages import Content, DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
+from notify_common.process import utc_now
+from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_database.engine import PostgresSettings
+from notify_local.stack import as_environment
+from pydantic import ValidationError
+from support.amqp import Hand, hand_on
+from support.fakes import FakeProvider
+from support.services import eventually, running_sender, running_status_writer
+
+
+@pytest.fixture
+async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
+    await prepare_topology(
+        rabbit, [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
+    )
+    async with hand_on(rabbit) as hand:
+        yield hand
+
+
+def request() -> DeliveryRequested:
+    return DeliveryRequested(
+        delivery_id=uuid4(), notification_id=uuid4(), user_id=1, channel=Channel.TELEGRAM, content=Content(message="x")
+    )
+
+
+async def run(rabbit: RabbitSettings, *arguments: str, code: int = 0) -> str:
+    """The output of `notify-gateway dead …`."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "notify_gateway", "dead", *arguments,
+        env={**os.environ, **as_environment(rabbit)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    output, errors = await process.communicate()
+    assert process.returncode == code, errors.decode()
+    return output.decode()
+
+
+async def waiting(hand: Hand, count: int) -> None:
+    async def are_there() -> bool:
+        return await hand.depth("notifications.dead") == count
+
+    await eventually(are_there, f"{count} dead letters")
+
+
+async def test_the_reason_and_the_queue_are_kept(rabbit: RabbitSettings, hand: Hand) -> None:
+    wrong_channel = request().model_copy(update={"channel": Channel.EMAIL})
+    async with running_sender(rabbit, FakeProvider()):
+        await hand.publish("notifications", "telegram", b"no json", {"delivery_id": "d", "x-own": "is left out"})
+        unreadable = await hand.next_message("notifications.dead")
+        await hand.publish("notifications", "telegram", wrong_channel.model_dump_json())
+        misled = await hand.next_message("notifications.dead")
+    assert unreadable.body == b"no json"
+    assert {name: value for name, value in unreadable.headers.items() if not name.startswith("x-")} == {
+        "delivery_id": "d", "dead_reason": "unreadable: no JSON", "dead_queue": "notifications.telegram"
+    }  # fmt: skip
+    assert misled.headers["dead_reason"] == "for channel email"
+
+
+async def test_a_handler_that_fails_by_a_bug_is_a_reason_too(rabbit: RabbitSettings, hand: Hand) -> None:
+    async def bug(_: DeliveryRequested) -> str:
+        raise ZeroDivisionError
+
+    async with running_sender(rabbit, FakeProvider(bug)):
+        await hand.request(request())
+        dead = await hand.next_message("notifications.dead")
+    assert dead.headers["dead_reason"] == "bug: ZeroDivisionError"
+
+
+async def test_any_bytes_at_all_are_read_or_kept_and_the_sender_goes_on(rabbit: RabbitSettings, hand: Hand) -> None:
+    provider = FakeProvider()
+    almost = st.builds(lambda text, cut: text[:cut], st.just(request().model_dump_json().encode()), st.integers(0, 400))
+    bodies: list[bytes] = []
+
+    def readable(body: bytes) -> bool:
+        try:
+            return bool(DeliveryRequested.model_validate_json(body))
+        except ValidationError:
+            return False
+
+    @settings(max_examples=200, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.one_of(st.binary(max_size=300), almost, st.text(max_size=100).map(str.encode)))
+    def gather(body: bytes) -> None:
+        bodies.append(body)
+
+    await asyncio.to_thread(gather)
+    async with running_sender(rabbit, provider):
+        for body in bodies:
+            await hand.publish("notifications", "telegram", body)
+        await waiting(hand, len([body for body in bodies if not readable(body)]))
+        await hand.request(wanted := request())
+        await eventually_called(provider, wanted)
+
+
+async def eventually_called(provider: FakeProvider, wanted: DeliveryRequested) -> None:
+    async def was_called() -> bool:
+        return wanted in provider.calls
+
+    await eventually(was_called, "the next request is handled")
+
+
+async def test_an_operator_lists_shows_puts_back_and_drops(
+    rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand
+) -> None:
+    result = DeliveryResult(
+        delivery_id=uuid4(), round=1, attempt=1, failures=0, outcome=Outcome.SENT,
+        started_at=utc_now(), finished_at=utc_now(),
+    )  # fmt: skip
+    async with running_sender(rabbit, FakeProvider()), running_status_writer(rabbit, postgres):
+        await hand.publish("notifications", "telegram", b"no json")
+        await waiting(hand, 1)
+        await hand.report(result)
+        await waiting(hand, 2)
+    listed = (await run(rabbit, "list")).splitlines()
+    assert ["notifications.telegram" in listed[0], "unreadable: no JSON" in listed[0]] == [True, True]
+    assert ["notifications.results" in listed[1], "unknown delivery" in listed[1]] == [True, True]
+    unreadable, unknown = (line.split()[0] for line in listed)
+    assert "no json" in await run(rabbit, "show", unreadable)
+    assert await run(rabbit, "drop", unreadable) == "1 message(s)\n"
+    await run(rabbit, "show", unreadable, code=1)
+    assert await run(rabbit, "requeue", "--all") == "1 message(s)\n"
+    again = await hand.next_message("notifications.results")
+    assert again.message_id == unknown
+    assert DeliveryResults.model_validate_json(again.body).results == (result,)
+    assert await run(rabbit, "list") == ""
+
+
+async def test_a_hundred_looks_at_the_archive_lose_nothing(rabbit: RabbitSettings, hand: Hand) -> None:
+    await hand.publish("notifications.dead", "", b"kept")
+    for _ in range(150):
+        async with hand_on(rabbit) as another:
+            queue = await another.channel.get_queue("notifications.dead", ensure=False)
+            await queue.get(fail=False)
+    await waiting(hand, 1)
