@@ -213,7 +213,7 @@ async def test_what_the_broker_can_not_route_stays_in_the_outbox(
         row = await add_row(engine)
 
         async def tried() -> bool:
-            return "not confirmed count=1" in caplog.text
+            return "deliveries are not confirmed" in caplog.text
 
         await eventually(tried, "the relay has tried")
         assert await outbox_rows(engine) == 1

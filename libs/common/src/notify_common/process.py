@@ -64,6 +64,9 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
     logging.basicConfig(level=log_level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
     # Its lines about its own start say nothing that ours do not.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # They report each try to reconnect, with its traceback; what is lost and what is back we say ourselves.
+    for library in ("aio_pika", "aiormq"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

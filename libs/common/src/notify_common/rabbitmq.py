@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Iterable
 from socket import gethostname
 from typing import Any
@@ -9,12 +10,14 @@ from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 import aio_pika
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed, MessageProcessError
 from faststream.exceptions import IncorrectState
 from faststream.message import StreamMessage
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage
 from pydantic import Field, SecretStr
 
+from notify_common.lasting_fault import LastingFault
 from notify_common.process import FromEnvironment, Refused
 from notify_common.topology import Binding, declare
 
@@ -60,7 +63,10 @@ def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: floa
     return RabbitBroker(
         settings.amqp_url(role),
         fail_fast=False,
-        reconnect_interval=RECONNECT_INTERVAL,
+        # Not the same for all: processes that lose RabbitMQ together do not come back together.
+        reconnect_interval=RECONNECT_INTERVAL * random.uniform(0.7, 1.3),  # noqa: S311 - no secret
+        on_close=[_connection_lost],
+        on_reconnected=[_connection_back],
         graceful_timeout=graceful_timeout,
         # An unroutable message is an error, not a silent loss.
         default_channel=Channel(on_return_raises=True),
@@ -68,6 +74,15 @@ def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: floa
         decoder=_body,
         logger=None,
     )
+
+
+def _connection_lost(_: AbstractConnection | None, error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, asyncio.CancelledError):
+        log.warning("connection to rabbitmq is lost error=%r; reconnecting", error)
+
+
+def _connection_back(_: AbstractConnection | None) -> None:
+    log.info("connection to rabbitmq is back")
 
 
 async def _body(message: StreamMessage[Any]) -> Any:  # noqa: ANN401 - FastStream's decoder signature
@@ -82,7 +97,7 @@ async def prepare_topology(
     It uses a connection of its own, which ends with it.
     """
     bindings, exchanges = list(bindings), list(exchanges)
-    reported = ""
+    fault = LastingFault(log, f"rabbitmq is not ready at {settings.rabbitmq_host}:{settings.rabbitmq_port}")
     while True:
         try:
             async with await aio_pika.connect(settings.amqp_url(role)) as connection:
@@ -95,12 +110,9 @@ async def prepare_topology(
                 "Another version has declared it. Delete it once it is empty: it is then declared anew."
             ) from error
         except BROKER_ERRORS as error:
-            if repr(error) != reported:
-                address = f"{settings.rabbitmq_host}:{settings.rabbitmq_port}"
-                log.warning("rabbitmq is not ready address=%s error=%r; trying again", address, error)
-            reported = repr(error)
-            await asyncio.sleep(RECONNECT_INTERVAL)
+            await asyncio.sleep(fault.occurred(repr(error)))
         else:
+            fault.over()
             return
 
 
@@ -161,7 +173,7 @@ async def publish_until_confirmed(
         try:
             await publish_confirmed(broker, body, exchange=exchange, routing_key=routing_key, headers=headers)
         except PublishFailed as failure:
-            log.info("not confirmed exchange=%s reason=%s; trying again", exchange.name, failure)
+            log.debug("not confirmed exchange=%s reason=%s; trying again", exchange.name, failure)
             await asyncio.sleep(RECONNECT_INTERVAL)
         else:
             return
@@ -175,4 +187,4 @@ async def settle(message: RabbitMessage, *, ack: bool) -> None:
     try:
         await (message.ack() if ack else message.reject(requeue=False))
     except (*BROKER_ERRORS, MessageProcessError) as error:
-        log.info("message is not settled, it will come again message_id=%s error=%r", message.message_id, error)
+        log.debug("message is not settled, it will come again message_id=%s error=%r", message.message_id, error)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import asyncpg
+from notify_common.lasting_fault import LastingFault
 from notify_common.process import FromEnvironment, Refused
 from pydantic import Field, SecretStr
 from sqlalchemy import URL, text
@@ -20,7 +21,6 @@ MINIMUM_VERSION = 15
 CONNECT_TIMEOUT = 5.0  # seconds
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
 NEWEST_TABLE = "retry_jobs"  # of the newest migration
-RETRY_INTERVAL = 1.0  # seconds
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
 # Of SQLSTATE (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program limit
@@ -102,12 +102,10 @@ def _decision(error: BaseException) -> DatabaseAway | StatementRefused:
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
     """Return when PostgreSQL can be used (`migrated`: by a service); raises `Refused` where waiting does not help."""
     enough = {None} if migrated else {None, NOT_MIGRATED}
-    reported: str | None = None
-    while (problem := await database_problem(engine)) not in enough:
-        if problem != reported:
-            log.warning("postgresql is not ready: %s; trying again", problem)
-        reported = problem
-        await asyncio.sleep(RETRY_INTERVAL)
+    fault = LastingFault(log, "postgresql is not ready")
+    while (problem := await database_problem(engine)) not in enough:  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(fault.occurred(problem))
+    fault.over()
 
 
 async def database_problem(engine: AsyncEngine) -> str | None:

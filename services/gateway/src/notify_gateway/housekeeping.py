@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from notify_common.lasting_fault import LastingFault
 from notify_common.messages import StatusChange
 from notify_database.engine import DatabaseAway
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -23,6 +24,7 @@ async def keep_house(
 ) -> None:
     """Work in short transactions until `stop`; several gateways share the work."""
     stopping = asyncio.create_task(stop.wait())
+    fault = LastingFault(log, "housekeeping has no database")
     next_cleaning = time.monotonic()
     while not stop.is_set():
         retried: Sequence[StatusChange] | None = None
@@ -31,7 +33,9 @@ async def keep_house(
             if time.monotonic() > next_cleaning and not await clean_keys(engine):
                 next_cleaning = time.monotonic() + CLEANING_INTERVAL
         except DatabaseAway as away:
-            log.info("housekeeping waits for the database error=%s", away)
+            fault.occurred(away)
+        else:
+            fault.over()
         if retried is not None:
             tell(retried)
         else:

@@ -11,6 +11,7 @@ from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitBroker
 from notify_common import topology
 from notify_common.events import publish_changes
+from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryRequested
 from notify_common.rabbitmq import PublishFailed, publish_confirmed
 from notify_database.engine import DatabaseAway
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 PUBLISH_WINDOW = 200  # messages whose confirms are awaited together
 HAND_OVER_BOUND = 10_000  # deliveries
 POLL_INTERVAL = 0.5  # seconds between looks for due rows that nobody holds
-RETRY_INTERVAL = 1.0  # seconds after an error
+CONNECTION_INTERVAL = 0.5  # seconds between looks whether RabbitMQ is back
 LEASE_SECONDS = LEASE.total_seconds()
 # What must be left of a lease to begin a publish in it, and how often it is renewed while the publish is under way.
 LEASE_RESERVE = LEASE_SECONDS / 3
@@ -39,6 +40,8 @@ class OutboxRelay:
         self._handed_over: deque[tuple[DeliveryRequested, float]] = deque()
         self._wake = asyncio.Event()
         self._next_poll = 0.0
+        self._database_fault = LastingFault(log, "the outbox is not reachable")
+        self._publish_fault = LastingFault(log, "deliveries are not confirmed, they stay in the outbox")
 
     @property
     def connected(self) -> bool:
@@ -63,16 +66,17 @@ class OutboxRelay:
         stopping.add_done_callback(lambda _: self._wake.set())
         while not stop.is_set():
             if not self.connected:
-                await asyncio.wait({stopping}, timeout=RETRY_INTERVAL)
+                await asyncio.wait({stopping}, timeout=CONNECTION_INTERVAL)
                 continue
+            wait = 0.0
             try:
-                batch = await self._next_batch()
-                settled = await self._publish(batch) if batch else True
+                if batch := await self._next_batch():
+                    wait = await self._publish(batch)
+                self._database_fault.over()
             except DatabaseAway as away:
-                log.warning("outbox is not reachable error=%s", away)
-                settled = False
-            if not settled:
-                await asyncio.wait({stopping}, timeout=RETRY_INTERVAL)
+                wait = self._database_fault.occurred(away)
+            if wait:
+                await asyncio.wait({stopping}, timeout=wait)
         await self._give_back()
 
     async def _next_batch(self) -> list[DeliveryRequested]:
@@ -102,8 +106,8 @@ class OutboxRelay:
                 batch.append(request)
         return batch
 
-    async def _publish(self, batch: Sequence[DeliveryRequested]) -> bool:
-        """Publish the batch and delete what is confirmed; say whether all was."""
+    async def _publish(self, batch: Sequence[DeliveryRequested]) -> float:
+        """Publish the batch and delete what is confirmed; how long to wait then, in seconds: 0 where all was."""
         publishing = asyncio.gather(*(self._publish_one(request) for request in batch))
         while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
             # Blocked (a memory alarm): nobody else may publish what the broker is about to take.
@@ -114,11 +118,12 @@ class OutboxRelay:
         failed = [request for request, failure in outcomes if failure is not None]
         if confirmed:
             await self._delete(confirmed)
-        if failed:
-            reason = next(failure for _, failure in outcomes if failure is not None)
-            log.warning("not confirmed count=%d reason=%s", len(failed), reason)
-            await self._outbox.release(failed)
-        return not failed
+        if not failed:
+            self._publish_fault.over()
+            return 0.0
+        wait = self._publish_fault.occurred(next(failure for _, failure in outcomes if failure is not None))
+        await self._outbox.release(failed)
+        return wait
 
     async def _publish_one(self, request: DeliveryRequested) -> PublishFailed | None:
         try:
@@ -139,15 +144,14 @@ class OutboxRelay:
             try:
                 await self._outbox.delete(confirmed)
             except DatabaseAway as away:
-                log.warning("confirmed deliveries can not be deleted count=%d error=%s", len(confirmed), away)
-                await asyncio.sleep(RETRY_INTERVAL)
+                await asyncio.sleep(self._database_fault.occurred(away))
             else:
                 return
 
     async def _give_back(self) -> None:
         """Publish what is still handed over, or leave it to the next relay at once instead of when its lease ends."""
         while self._handed_over and self.connected and (batch := self._take_handed_over()):
-            if not await self._publish(batch):
+            if await self._publish(batch):
                 break
         remaining = [request for request, _ in self._handed_over]
         self._handed_over.clear()

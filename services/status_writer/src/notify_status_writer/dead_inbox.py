@@ -7,6 +7,7 @@ from uuid import UUID
 from faststream.rabbit import RabbitMessage
 from notify_common.channels import Channel
 from notify_common.dead_letters import queues_of_death
+from notify_common.lasting_fault import LastingFault
 from notify_common.messages import (
     DELIVERY_ID_HEADER,
     ROUND_HEADER,
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from notify_status_writer.delivery_state import DeliveryState
 from notify_status_writer.result_store import ResultStore
-from notify_status_writer.results_consumer import DATABASE_RETRY_INTERVAL, ResultsConsumer
+from notify_status_writer.results_consumer import ResultsConsumer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class DeadInbox:
     def __init__(self, store: ResultStore, results: ResultsConsumer) -> None:
         self._store = store
         self._results = results
+        self._database_fault = LastingFault(log, "dead deliveries can not be looked up")
 
     async def handle(self, message: RabbitMessage) -> None:
         """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
@@ -70,9 +72,12 @@ class DeadInbox:
     async def _read(self, delivery_id: UUID) -> DeliveryState | None:
         while True:
             try:
-                return await self._store.read(delivery_id)
-            except DatabaseAway:
-                await asyncio.sleep(DATABASE_RETRY_INTERVAL)
+                delivery = await self._store.read(delivery_id)
+            except DatabaseAway as away:
+                await asyncio.sleep(self._database_fault.occurred(away))
+            else:
+                self._database_fault.over()
+                return delivery
 
 
 def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> DeliveryResult:

@@ -11,6 +11,7 @@ from notify_common.consuming import Poison
 from notify_common.dead_letters import bury
 from notify_common.events import publish_changes
 from notify_common.group_commit import GroupCommit
+from notify_common.lasting_fault import LastingFault
 from notify_common.messages import (
     DeliveryResult,
     ResultsEnvelope,
@@ -24,7 +25,6 @@ from notify_status_writer.result_store import Applied, ResultStore
 log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
-DATABASE_RETRY_INTERVAL = 1.0  # seconds
 
 
 class ResultsConsumer:
@@ -33,6 +33,7 @@ class ResultsConsumer:
     def __init__(self, broker: RabbitBroker, store: ResultStore) -> None:
         self._broker = broker
         self._store = store
+        self._database_fault = LastingFault(log, "results can not be written")
         self._group_commit = GroupCommit(self._commit, max_group=MESSAGES_PER_TRANSACTION, refusals=(StatementRefused,))
 
     async def handle(self, message: RabbitMessage) -> None:
@@ -67,16 +68,15 @@ class ResultsConsumer:
         await publish_changes(self._broker, applied.changes)
 
     async def _apply(self, results: Sequence[DeliveryResult]) -> Applied:
-        away = False
         while True:
             try:
-                return await self._store.apply(results)
+                applied = await self._store.apply(results)
             except DatabaseAway as error:
                 # The same group again: with the next one written and acked, this one would be lost.
-                if not away:
-                    log.warning("results can not be written count=%d error=%s; trying again", len(results), error)
-                away = True
-                await asyncio.sleep(DATABASE_RETRY_INTERVAL)
+                await asyncio.sleep(self._database_fault.occurred(error))
+            else:
+                self._database_fault.over()
+                return applied
 
     async def _bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or what could not be read as one
         log.error("result goes to the dead letters reason=%s", reason)
