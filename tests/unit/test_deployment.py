@@ -25,8 +25,8 @@ SERVICES: dict[str, type[BaseSettings]] = {
     "status_writer": StatusWriterSettings,
     "migrate": MigrationSettings,
 }
-# Of a container: which port is its own and how it is reached stands in its image.
-IN_THE_IMAGE = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT"}
+# Of a container: which port is its own and how it is reached stands in its image. It keeps no files.
+IN_THE_IMAGE = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT", "SIMULATOR_FOLDER"}
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 EXAMPLE = dict(
     line.split("=", 1) for line in (PROJECT / ".env.example").read_text().splitlines() if line and line[0] != "#"

@@ -19,8 +19,8 @@ INTERRUPTED = 130
 DEFAULT_FILE = Path("examples/notifications.csv")
 
 
-async def _up(folder: StackFolder) -> int:
-    async with running_system(folder, show_logs=True) as stack:
+async def _up(folder: StackFolder, senders: int) -> int:
+    async with running_system(folder, show_logs=True, senders=senders) as stack:
         gateway = stack.addresses["GATEWAY_URL"]
         ui = urlsplit(stack.addresses["RABBITMQ_MANAGEMENT_URL"])
         say(
@@ -80,7 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m notify_local", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".local"), help="where data, logs and addresses are kept")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up", help="run the whole system in the foreground")
+    up = commands.add_parser("up", help="run the whole system in the foreground")
+    up.add_argument("--senders", type=int, default=1, help="of each channel (default: %(default)s)")
     commands.add_parser("servers", help="run PostgreSQL and RabbitMQ alone")
     commands.add_parser("services", help="run the services alone, on the servers that POSTGRES_* and RABBITMQ_* name")
     demo = commands.add_parser("demo", help="send a file of notifications and follow it to the end")
@@ -88,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = StackFolder(arguments.folder.resolve())
     work = {
-        "up": lambda: _up(folder),
+        "up": lambda: _up(folder, arguments.senders),
         "servers": lambda: _servers(folder),
         "services": lambda: _services(folder),
         "demo": lambda: run_demo(folder, arguments.file),

@@ -25,6 +25,7 @@ SERVER_START_TIMEOUT = 120.0  # seconds
 SERVICE_START_TIMEOUT = 60.0  # seconds
 
 POSTGRES_PORT, RABBITMQ_PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT, EPMD_PORT = 5432, 5672, 15672, 25672, 4370
+REPLICA_PORT_STEP = 100  # between the health ports of two senders of a channel
 # In the order of their start: who reads before who writes. The gateway starts last and stops first.
 WORKERS = {"status_writer": 8083, "telegram_sender": 8081, "email_sender": 8082}
 
@@ -64,14 +65,14 @@ async def running_servers(folder: StackFolder) -> AsyncIterator[Stack]:
 
 
 @asynccontextmanager
-async def running_system(folder: StackFolder, *, show_logs: bool) -> AsyncIterator[Stack]:
-    """The servers and all services until the context ends."""
+async def running_system(folder: StackFolder, *, show_logs: bool, senders: int = 1) -> AsyncIterator[Stack]:
+    """The servers and all services until the context ends; `senders` of each channel."""
     with folder.locked():
         folder.end_leftovers()
         supervisor, ports = Supervisor(folder), Ports()
         try:
             servers = await _start_servers(supervisor, folder, ports)
-            stack = await _start_services(supervisor, servers, ports, show_logs=show_logs)
+            stack = await _start_services(supervisor, servers, ports, show_logs=show_logs, senders=senders)
             folder.publish(stack.addresses)
             yield stack
         finally:
@@ -149,15 +150,20 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
     )
 
 
-async def _start_services(supervisor: Supervisor, servers: Stack, ports: Ports, *, show_logs: bool) -> Stack:
+async def _start_services(
+    supervisor: Supervisor, servers: Stack, ports: Ports, *, show_logs: bool, senders: int = 1
+) -> Stack:
     settings = servers.server_settings
     say("Migrating the database …")
     await supervisor.run(Program("migrate", [sys.executable, "-m", "notify_database.migrate"], settings))
     say("Starting the services …")
-    for name, preferred_port in WORKERS.items():
-        port = ports.free(preferred_port)
-        program = _service(name, {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}, shown=show_logs)
-        await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
+    for service, preferred_port in WORKERS.items():
+        for number in range(1, 1 + (senders if service.endswith("_sender") else 1)):
+            port = ports.free(preferred_port + (number - 1) * REPLICA_PORT_STEP)
+            environment = {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}
+            name = service if number == 1 else f"{service}-{number}"
+            program = _service(service, environment, shown=show_logs, name=name)
+            await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
     gateway = load_settings(GatewayWishes)
     port = ports.free(gateway.app_port)
     program = _service("gateway", {**settings, "APP_PORT": str(port), "AUTH": gateway.auth}, shown=show_logs)
@@ -166,8 +172,8 @@ async def _start_services(supervisor: Supervisor, servers: Stack, ports: Ports, 
     return Stack({"GATEWAY_URL": f"http://{host}:{port}", **servers.addresses}, settings)
 
 
-def _service(name: str, environment: Mapping[str, str], *, shown: bool) -> Program:
-    return Program(name, [sys.executable, "-m", f"notify_{name}"], environment, shown=shown)
+def _service(service: str, environment: Mapping[str, str], *, shown: bool, name: str | None = None) -> Program:
+    return Program(name or service, [sys.executable, "-m", f"notify_{service}"], environment, shown=shown)
 
 
 def _ready_at(port: int, host: str = LOCALHOST) -> Callable[[], Awaitable[bool]]:

@@ -3,7 +3,6 @@
 from notify_common.channels import Channel
 from notify_common.process import load_settings, run
 from notify_common.sending.service import SenderSettings, run_sender
-from notify_common.sending.simulator import Simulator
 from pydantic import Field
 
 
@@ -17,7 +16,7 @@ class EmailSenderSettings(SenderSettings):
 def main() -> None:
     """Run the email sender."""
     settings = load_settings(EmailSenderSettings)
-    provider = Simulator(latency=settings.email_sleep, error_probability=settings.error_probability)
+    provider = settings.simulator(settings.email_sleep)
     run(
         lambda: run_sender(settings, channel=Channel.EMAIL, provider=provider, health_port=settings.health_port),
         settings.log_level,

@@ -3,7 +3,6 @@
 from notify_common.channels import Channel
 from notify_common.process import load_settings, run
 from notify_common.sending.service import SenderSettings, run_sender
-from notify_common.sending.simulator import Simulator
 from pydantic import Field
 
 
@@ -17,7 +16,7 @@ class TelegramSenderSettings(SenderSettings):
 def main() -> None:
     """Run the telegram sender."""
     settings = load_settings(TelegramSenderSettings)
-    provider = Simulator(latency=settings.telegram_sleep, error_probability=settings.error_probability)
+    provider = settings.simulator(settings.telegram_sleep)
     run(
         lambda: run_sender(settings, channel=Channel.TELEGRAM, provider=provider, health_port=settings.health_port),
         settings.log_level,

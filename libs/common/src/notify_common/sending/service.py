@@ -1,6 +1,7 @@
 """A sender as a process: the same for every channel but for its settings and its provider."""
 
 from datetime import timedelta
+from pathlib import Path
 
 from pydantic import Field
 
@@ -12,6 +13,7 @@ from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
+from notify_common.sending.simulator import Simulator
 
 SETTLING_TIME = 5.0  # seconds, for results and acks after the last provider call
 
@@ -22,8 +24,13 @@ class SenderSettings(WorkerSettings, RabbitSettings):
     max_retries: int = Field(3, ge=1, le=1000)
     retry_delay: float = Field(1.0, ge=0.01, le=3600)
     error_probability: float = Field(0.1, ge=0, le=1)
+    simulator_folder: Path | None = None
     concurrency: int = Field(500, ge=1, le=65535)
     provider_timeout: float = Field(30.0, gt=0, le=600)
+
+    def simulator(self, latency: float) -> Simulator:
+        """The provider that sends nothing."""
+        return Simulator(latency=latency, error_probability=self.error_probability, folder=self.simulator_folder)
 
     def schedule(self) -> RetrySchedule:
         """When attempts are made again."""

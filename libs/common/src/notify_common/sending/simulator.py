@@ -1,22 +1,46 @@
 """A provider that sends nothing: it takes its time and fails as often as it is told."""
 
 import asyncio
+import os
 import random
+import time
+from pathlib import Path
+from typing import TextIO
 
 from notify_common.messages import DeliveryRequested
 from notify_common.sending.provider import TemporaryFailure
 
 
 class Simulator:
-    """Waits `latency` seconds, then fails with `error_probability` (0: never, 1: always)."""
+    """Waits `latency` seconds, then fails with `error_probability` (0: never, 1: always).
 
-    def __init__(self, *, latency: float, error_probability: float) -> None:
+    With a `folder`, for tests of the whole system, it keeps a ledger there of what it has sent, one file per process,
+    and does as the file `mode` says: `hang` or `fail`.
+    """
+
+    def __init__(self, *, latency: float, error_probability: float, folder: Path | None = None) -> None:
         self._latency = latency
         self._error_probability = error_probability
+        self._mode = folder / "mode" if folder else None
+        self._ledger: TextIO | None = None
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._ledger = (folder / f"{os.getpid()}.ledger").open("a", buffering=1)
 
     async def send(self, request: DeliveryRequested) -> str:
         """Pretend to send."""
         await asyncio.sleep(self._latency)
+        if self._mode is not None and self._mode.exists():
+            await self._misbehave(self._mode.read_text())
         if random.random() < self._error_probability:  # noqa: S311 - a simulation, no secret
             raise TemporaryFailure("simulated_error")
+        if self._ledger is not None:
+            # A line at once in the file: what is killed from here on has sent.
+            self._ledger.write(f"{time.time():.3f} {request.delivery_id} {request.round} {request.attempt}\n")
         return f"simulated-{request.delivery_id}-{request.attempt}"
+
+    async def _misbehave(self, mode: str) -> None:
+        if mode == "hang":
+            await asyncio.Event().wait()
+        if mode == "fail":
+            raise TemporaryFailure("simulated_outage")
