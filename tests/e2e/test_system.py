@@ -25,7 +25,7 @@ of_the_local_stack = pytest.mark.skipif(in_containers(), reason="of the local st
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with running_system(Path(tmp_path_factory.mktemp("system"), "local"), **FAST) as system:
+    with running_system(Path(tmp_path_factory.mktemp("system"), "local"), FAST) as system:
         yield system
 
 
@@ -145,7 +145,7 @@ def test_the_demo_of_the_example_file_ends_with_every_row_final(system: System) 
 @of_the_local_stack
 async def test_data_survives_a_restart_and_a_stop_leaves_no_process(tmp_path: Path) -> None:
     folder = tmp_path / "local"
-    with running_system(folder, **FAST) as system:
+    with running_system(folder, FAST) as system:
         async with system.client() as client:
             kept = await post(client, 5)
             await all_final(client, [kept])
@@ -154,7 +154,7 @@ async def test_data_survives_a_restart_and_a_stop_leaves_no_process(tmp_path: Pa
     _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT)
     assert alive == []
     assert not (folder / "stack.env").exists()
-    with running_system(folder, **FAST) as system:
+    with running_system(folder, FAST) as system:
         async with system.client() as client:
             assert (await client.get(f"/api/notifications/{kept}")).status_code == 200
         # Killed itself, it takes its processes along; the next start cleans up what is left.

@@ -62,26 +62,30 @@ class System:
 
 
 @contextmanager
-def running_system(folder: Path, **settings: str) -> Iterator[System]:
+def running_system(folder: Path, settings: Mapping[str, str], *, senders: int = 1) -> Iterator[System]:
     """The whole system until the context ends; it must end in order."""
     if in_containers():
         with running_containers() as containers:
             servers = {**as_environment(containers.postgres()), **as_environment(containers.rabbit())}
-            with _running("services", folder, {**settings, **servers}, containers) as system:
+            with _running("services", folder, {**settings, **servers}, containers=containers) as system:
                 yield system
     else:
-        with _running("up", folder, settings) as system:
+        with _running("up", folder, settings, "--senders", str(senders)) as system:
             yield system
 
 
 @contextmanager
 def _running(
-    command: str, folder: Path, settings: Mapping[str, str], containers: ServerContainers | None = None
+    command: str,
+    folder: Path,
+    settings: Mapping[str, str],
+    *options: str,
+    containers: ServerContainers | None = None,
 ) -> Iterator[System]:
     log = folder.with_suffix(".log")
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - ours
-            local_command(folder, command),
+            local_command(folder, command, *options),
             cwd=folder.parent,  # no developer's `.env` is there
             env={**os.environ, **settings},
             stdout=output,

@@ -1,0 +1,30 @@
+"""`python -m chaos`: the full run, or with `--short` one of two minutes. Exit code 1 on any loss."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from chaos.run import Plan, run_chaos
+
+
+def main() -> None:
+    """Run, and leave the logs where something was found."""
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="of the series of faults (default: the time)"
+    )
+    parser.add_argument("--short", action="store_true", help="two minutes instead of a quarter of an hour")
+    options = parser.parse_args()
+    full = Plan(options.seed, notifications=50_000, faults=42, seconds=720, hold=4)
+    short = Plan(options.seed, notifications=5_000, faults=10, seconds=80, hold=2)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    report = asyncio.run(run_chaos(folder, short if options.short else full))
+    if report.lost or report.complaints:
+        sys.exit(f"The logs and ledgers are in {folder}.")
+
+
+if __name__ == "__main__":
+    main()

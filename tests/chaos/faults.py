@@ -1,0 +1,149 @@
+"""What is done to the system. Each fault comes back with the processes that it has cut off."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+import httpx
+import psutil
+from notify_local.rabbitmq_install import rabbitmq_server
+from support.processes import System
+
+SENDERS = ("telegram_sender", "telegram_sender-2", "email_sender", "email_sender-2")
+SERVICES = ("gateway", "status_writer", *SENDERS)
+LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # of the machine's memory
+LOCKED = "LOCK TABLE notifications, deliveries, attempts, outbox IN ACCESS EXCLUSIVE MODE"
+
+
+@dataclass
+class Fault:
+    """One fault as it happened; times are seconds since the epoch."""
+
+    name: str
+    began: float
+    cuts_all: bool
+    """Every connection to RabbitMQ was lost."""
+    killed: dict[int, str] = field(default_factory=dict)
+    """Process ids of services that ended by it."""
+    ended: float = 0.0
+    recovered_after: float = 0.0
+    """Seconds from its end until a notification posted then was final."""
+
+
+Act = Callable[[Fault], Awaitable[None]]
+
+
+class Faults:
+    """The faults, by name; `hold` is how long those that last do, in seconds."""
+
+    def __init__(self, system: System, simulator_folder: Path, rng: random.Random, hold: float) -> None:
+        self._system = system
+        self._mode = simulator_folder / "mode"
+        self._rng = rng
+        self._hold = hold
+        self._acts: dict[str, tuple[Act, bool]] = {
+            "kill -9 gateway": (self._killing("gateway"), False),
+            "kill -9 status_writer": (self._killing("status_writer"), False),
+            "kill -9 one telegram_sender": (self._killing("telegram_sender"), False),
+            "kill -9 one email_sender": (self._killing("email_sender-2"), False),
+            "kill -9 every telegram_sender": (self._killing("telegram_sender", "telegram_sender-2"), False),
+            "kill -9 several services": (self._kill_several, False),
+            "SIGTERM a service": (self._terminate_one, False),
+            "kill -9 RabbitMQ": (self._killing("rabbitmq"), True),
+            "close connections": (self._close_connections, True),
+            "PostgreSQL immediate stop": (self._stop_postgres, False),
+            "RabbitMQ and PostgreSQL down": (self._kill_both, True),
+            "memory alarm": (self._memory_alarm, False),
+            "tables locked": (self._lock_tables, False),
+            "provider hangs": (self._misbehaving("hang"), False),
+            "provider fails": (self._misbehaving("fail"), False),
+        }
+
+    def series(self, count: int) -> list[str]:
+        """`count` names: every fault, in a random order, as often as they fit."""
+        names: list[str] = []
+        while len(names) < count:
+            names += self._rng.sample(sorted(self._acts), len(self._acts))
+        return names[:count]
+
+    async def inject(self, name: str) -> Fault:
+        """Let it happen, and return when it is over (what was killed may not be back yet)."""
+        act, cuts_all = self._acts[name]
+        fault = Fault(name, time.time(), cuts_all)
+        await act(fault)
+        fault.ended = time.time()
+        return fault
+
+    def _killing(self, *programs: str) -> Act:
+        async def act(fault: Fault) -> None:
+            self._signal(fault, programs, signal.SIGKILL)
+
+        return act
+
+    async def _kill_several(self, fault: Fault) -> None:
+        self._signal(fault, self._rng.sample(SERVICES, 3), signal.SIGKILL)
+
+    async def _terminate_one(self, fault: Fault) -> None:
+        self._signal(fault, [self._rng.choice(SERVICES)], signal.SIGTERM)
+
+    async def _stop_postgres(self, _: Fault) -> None:
+        os.kill(self._system.pid("postgres"), signal.SIGQUIT)
+
+    async def _kill_both(self, _: Fault) -> None:
+        os.kill(self._system.pid("rabbitmq"), signal.SIGKILL)
+        os.kill(self._system.pid("postgres"), signal.SIGQUIT)
+
+    async def _close_connections(self, _: Fault) -> None:
+        async with httpx.AsyncClient(base_url=self._system.addresses()["RABBITMQ_MANAGEMENT_URL"]) as management:
+            for connection in (await management.get("/api/connections")).raise_for_status().json():
+                await management.delete(f"/api/connections/{connection['name']}")
+
+    async def _memory_alarm(self, _: Fault) -> None:
+        await self._rabbitmqctl("set_vm_memory_high_watermark", LOW_WATERMARK)
+        await asyncio.sleep(self._hold)
+        await self._rabbitmqctl("set_vm_memory_high_watermark", NORMAL_WATERMARK)
+
+    async def _lock_tables(self, _: Fault) -> None:
+        connection = await asyncpg.connect(self._system.addresses()["POSTGRES_URL"])
+        try:
+            async with connection.transaction():
+                await connection.execute(LOCKED)
+                await asyncio.sleep(self._hold)
+        finally:
+            await connection.close()
+
+    def _misbehaving(self, mode: str) -> Act:
+        async def act(_: Fault) -> None:
+            self._mode.write_text(mode)
+            await asyncio.sleep(self._hold)
+            self._mode.unlink()
+
+        return act
+
+    def _signal(self, fault: Fault, programs: Iterable[str], number: signal.Signals) -> None:
+        for program in programs:
+            try:
+                pid = self._system.pid(program)
+                os.kill(pid, number)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # down already, from the fault before
+            fault.killed[pid] = program
+
+    async def _rabbitmqctl(self, *arguments: str) -> None:
+        """As the private node's own administrator."""
+        environment = psutil.Process(self._system.pid("rabbitmq")).environ()
+        environment.pop("RUNNING_UNDER_SYSTEMD", None)
+        command = rabbitmq_server(self._system.folder / "install.log").with_name("rabbitmqctl")
+        process = await asyncio.create_subprocess_exec(
+            command, "--node", environment["RABBITMQ_NODENAME"], *arguments,
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()

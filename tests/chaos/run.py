@@ -1,0 +1,116 @@
+"""One chaos run: load and faults together, then quiet, then the audit, then a table."""
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import httpx
+from notify_local.console import console, say
+from rich.table import Table
+from support.processes import FINAL, System, running_system
+
+from chaos.audit import Report, audit, await_quiet
+from chaos.faults import Fault, Faults
+from chaos.load import Load
+
+SETTINGS = {
+    "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.5", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5", "MAX_RETRIES": "5",
+    "PROVIDER_TIMEOUT": "5",
+}  # fmt: skip
+PROBE_TIMEOUT = 120.0  # seconds
+POLL_INTERVAL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how hard."""
+
+    seed: int
+    notifications: int
+    faults: int
+    seconds: float
+    """How long the load takes."""
+    hold: float
+    """How long faults that last do, in seconds."""
+
+
+async def run_chaos(folder: Path, plan: Plan) -> Report:
+    """Run the plan and print what happened."""
+    ledgers = folder / "simulator"
+    with running_system(folder / "stack", {**SETTINGS, "SIMULATOR_FOLDER": str(ledgers)}, senders=2) as system:
+        addresses = system.addresses()
+        async with system.client() as client:
+            load = Load(client, plan.notifications / plan.seconds)
+            loading = asyncio.create_task(load.run(plan.notifications))
+            faults = await _break_it(system, load, Faults(system, ledgers, random.Random(plan.seed), plan.hold), plan)
+            await loading
+        say("quiet: waiting until nothing is under way")
+        urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
+        await await_quiet(*urls)
+        report = await audit(*urls, ledgers, load.accepted, faults)
+    report.complaints += load.refusals[:5]
+    _print(plan, faults, load, report)
+    return report
+
+
+async def _break_it(system: System, load: Load, faults: Faults, plan: Plan) -> list[Fault]:
+    done: list[Fault] = []
+    began = time.monotonic()
+    for number, name in enumerate(faults.series(plan.faults), start=1):
+        # Spread over the time of the load, as far as the recoveries allow.
+        await asyncio.sleep(max(0.5, began + plan.seconds * number / (plan.faults + 1) - time.monotonic()))
+        accepted = len(load.accepted)
+        fault = await faults.inject(name)
+        fault.recovered_after = await _recovery(system, load)
+        done.append(fault)
+        say(
+            f"{number:>3} of {plan.faults}  {name:<30} recovered {fault.recovered_after:5.1f} s after its end; "
+            f"accepted meanwhile {len(load.accepted) - accepted}, in all {len(load.accepted)}"
+        )
+    return done
+
+
+async def _recovery(system: System, load: Load) -> float:
+    """Seconds until a notification that is posted now is final."""
+    began = time.monotonic()
+    notification_id = await load.post(1)
+    async with system.client() as client:
+        while time.monotonic() - began < PROBE_TIMEOUT:
+            try:
+                answer = await client.get(f"/api/notifications/{notification_id}")
+            except httpx.TransportError:
+                answer = None
+            told = answer.json() if answer is not None and answer.status_code == httpx.codes.OK else None
+            if told is not None and all(delivery["status"] in FINAL for delivery in told["deliveries"]):
+                return time.monotonic() - began
+            await asyncio.sleep(POLL_INTERVAL)
+    load.refusals.append(f"a notification was not final {PROBE_TIMEOUT:.0f} s after a fault: {notification_id}")
+    return PROBE_TIMEOUT
+
+
+def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
+    by_name: defaultdict[str, list[Fault]] = defaultdict(list)
+    for fault in faults:
+        by_name[fault.name].append(fault)
+    table = Table(title=f"Chaos, seed {plan.seed}: {len(faults)} faults, {report.accepted} notifications accepted")
+    table.add_column("fault")
+    for heading in ("times", "sent twice", "recovery s, median", "longest"):
+        table.add_column(heading, justify="right")
+    for name, alike in sorted(by_name.items()):
+        recoveries = [fault.recovered_after for fault in alike]
+        table.add_row(
+            name, str(len(alike)), str(report.sent_twice[name]), f"{median(recoveries):.1f}", f"{max(recoveries):.1f}"
+        )
+    console.print(table)
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(report.deliveries.items()))
+    say(f"deliveries: {statuses}; requests repeated by the client: {load.repeats}")
+    for complaint in report.complaints:
+        say(f"  {complaint}")
+    say(
+        f"Lost: {report.lost}. Sent twice: {report.sent_twice.total()}, each with its fault. "
+        f"Unexplained: {len(report.complaints)}."
+    )
