@@ -12,12 +12,14 @@ from notify_database.engine import DatabaseAway, StatementRefused
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from notify_gateway.idempotency import KeyReused
 from notify_gateway.schemas import DeliverySummary
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1  # seconds
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 class FieldProblem(BaseModel):
@@ -71,8 +73,12 @@ def install(app: FastAPI) -> None:
         return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return _answer(HTTPStatus(error.status_code), error.detail, headers=error.headers)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        headers = error.headers
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            # Each route knows its own methods only; RFC 9110 wants those of the resource.
+            headers = {"Allow": ", ".join(_methods(request))}
+        return _answer(HTTPStatus(error.status_code), error.detail, headers=headers)
 
     @app.exception_handler(KeyReused)
     async def key_reused(_: Request, __: KeyReused) -> JSONResponse:
@@ -98,6 +104,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, __: Exception) -> JSONResponse:
         return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error; the log of the gateway has more.")
+
+
+def _methods(request: Request) -> list[str]:
+    def is_served(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return list(filter(is_served, METHODS))
 
 
 def _describe_problems(app: FastAPI) -> None:
@@ -152,4 +166,5 @@ def _answer(
         errors=list(errors) if errors else None,
         deliveries=list(deliveries) if deliveries else None,
     )
-    return JSONResponse(problem.model_dump(mode="json", exclude_none=True), status, headers, MEDIA_TYPE)
+    told = {name: value for name, value in problem.model_dump(mode="json").items() if value is not None}
+    return JSONResponse(told, status, headers, MEDIA_TYPE)

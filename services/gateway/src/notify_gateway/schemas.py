@@ -216,7 +216,7 @@ class RetryRequest(BaseModel):
         None, description="Of the notification, inclusive. Without it: the 24 hours before created_before, or now."
     )
     created_before: Time | None = Field(None, description="Exclusive. Without it: now.")
-    dry_run: bool = Field(False, description="Only count.")
+    dry_run: bool = Field(False, strict=True, description="Only count.")
 
 
 class RetryCount(BaseModel):
