@@ -1,0 +1,78 @@
+"""A process dies at exactly one point; what it leaves behind, the others bring to its end."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+from notify_common.rabbitmq import RabbitSettings
+from notify_database.engine import PostgresSettings
+from notify_local.stack import as_environment
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.crashes import DIED, POINTS
+from support.fakes import FakeProvider
+from support.servers import PROJECT
+from support.services import eventually, running_gateway, running_sender, running_status_writer
+
+TIMEOUT = 60.0  # seconds; only for what never comes
+LEASES_END = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
+STORY = text("""
+    SELECT d.status, array_agg(a.outcome ORDER BY a.attempt) AS outcomes, (SELECT count(*) FROM outbox) AS outbox
+    FROM deliveries d LEFT JOIN attempts a ON a.delivery_id = d.id GROUP BY d.id
+""")
+
+
+async def crash(point: str, *servers: Any) -> None:
+    """Run the process that dies there."""
+    environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
+    for server in servers:
+        environment = {**environment, **as_environment(server)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "support.crashes", point, env=environment, stderr=subprocess.PIPE
+    )
+    async with asyncio.timeout(TIMEOUT):
+        _, errors = await process.communicate()
+    assert process.returncode == DIED, errors.decode()
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_what_a_crash_leaves_is_brought_to_its_end(
+    point: str, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    provider = FakeProvider()
+    async with AsyncExitStack() as stack:
+        if "hand-over" in point or "publish" in point or "outbox" in point:
+            await crash(point, rabbit, postgres)
+            async with engine.begin() as connection:
+                await connection.execute(LEASES_END)  # half a minute later
+            await stack.enter_async_context(running_gateway(rabbit, postgres))
+        else:
+            gateway = await stack.enter_async_context(running_gateway(rabbit, postgres))
+            await post(gateway)
+        if point == "between SQL commit and ack":
+            async with running_sender(rabbit, FakeProvider()):
+                await crash(point, rabbit, postgres)
+        elif "provider" in point or point == "between result and ack":
+            await crash(point, rabbit, postgres)
+        await stack.enter_async_context(running_sender(rabbit, provider))
+        await stack.enter_async_context(running_status_writer(rabbit, postgres))
+
+        async def ended() -> bool:
+            async with engine.connect() as connection:
+                return [tuple(row) for row in await connection.execute(STORY)] == [("sent", ["sent"], 0)]
+
+        await eventually(ended, "one delivery, sent, with one attempt, and an empty outbox")
+    # Called by those who come after unless its result was there; after "result and ack" for a second time, by a process
+    # that can not remember the first.
+    assert len(provider.calls) == (point != "between SQL commit and ack")
+
+
+async def post(gateway: httpx.AsyncClient) -> None:
+    answer = await gateway.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "telegram"})
+    assert answer.status_code == 201

@@ -1,0 +1,140 @@
+"""`python -m support.crashes POINT`: a process that works up to one point and dies there, as if by `kill -9`."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from faststream.rabbit import RabbitMessage
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.consuming import subscribe
+from notify_common.messages import DeliveryRequested
+from notify_common.process import load_settings
+from notify_common.rabbitmq import PublishFailed, create_broker, prepare_topology
+from notify_common.sending.sender import Sender
+from notify_database.engine import create_engine
+from notify_gateway.commands import OperatorSettings
+from notify_gateway.intake import NotificationIntake, new_notification
+from notify_gateway.outbox import Outbox
+from notify_gateway.outbox_relay import OutboxRelay
+from notify_gateway.schemas import NotificationRequest
+from notify_status_writer.result_store import ResultStore
+from notify_status_writer.results_consumer import ResultsConsumer
+from typing_extensions import override
+
+from support.amqp import hand_on
+from support.fakes import FakeProvider
+from support.services import FIRST_DELAY, RetrySchedule, eventually
+
+DIED = 9
+
+
+def die() -> None:
+    """No handler, no finally, no flush."""
+    os._exit(DIED)
+
+
+class RelayThatDiesBeforeTheHandOver(OutboxRelay):
+    @override
+    def has_room_for(self, count: int) -> bool:
+        return True
+
+    @override
+    def hand_over(self, requests: Sequence[DeliveryRequested], lease_began: float) -> None:
+        die()
+
+
+class RelayThatTakesFromTheTable(OutboxRelay):
+    @override
+    def has_room_for(self, count: int) -> bool:
+        return False
+
+
+class RelayThatDiesBeforeTheConfirm(RelayThatTakesFromTheTable):
+    @override
+    async def _publish_one(self, request: DeliveryRequested) -> PublishFailed | None:
+        publishing = asyncio.create_task(super()._publish_one(request))
+        async with hand_on(load_settings(OperatorSettings)) as hand:
+
+            async def arrived() -> bool:
+                return await hand.depth("notifications.telegram") == 1
+
+            await eventually(arrived, "the broker has it")
+        die()
+        return await publishing
+
+
+class DyingOutbox(Outbox):
+    """Dies where the confirmed rows are to be deleted."""
+
+    @override
+    async def delete(self, held: Sequence[DeliveryRequested]) -> None:
+        die()
+
+
+async def gateway(relay_class: type[OutboxRelay], outbox_class: type[Outbox]) -> None:
+    """Accept one notification, then relay."""
+    settings = load_settings(OperatorSettings)
+    await prepare_topology(settings, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
+    engine, broker = create_engine(settings, pool_size=2), create_broker(settings, "gateway")
+    relay = relay_class(broker, outbox_class(engine))
+    request = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
+    await NotificationIntake(engine, relay, max_waiting=10).accept(new_notification(request, "default"))
+    await relay.run(asyncio.Event())
+
+
+async def sender(*, dies_in_the_call: bool) -> None:
+    """Send one delivery."""
+
+    async def send(_: DeliveryRequested) -> str:
+        if dies_in_the_call:
+            die()
+        return "sent"
+
+    settings = load_settings(OperatorSettings)
+    broker, schedule = create_broker(settings, "sender"), RetrySchedule(first_delay=FIRST_DELAY, max_attempts=3)
+    working = Sender(
+        broker, channel=Channel.TELEGRAM, provider=FakeProvider(send), provider_timeout=5.0, schedule=schedule
+    )
+
+    async def handle(message: RabbitMessage) -> None:
+        await working.handle(message)
+        die()  # the result is confirmed, the message is not acked
+
+    deliveries = topology.deliveries(Channel.TELEGRAM)
+    subscribe(broker, deliveries.subscription, handle, prefetch=1)
+    await prepare_topology(settings, [*topology.dead_letters(), topology.results(), deliveries])
+    await broker.start()
+    await asyncio.Event().wait()
+
+
+async def status_writer() -> None:
+    """Write one result."""
+    settings = load_settings(OperatorSettings)
+    broker, engine = create_broker(settings, "status_writer"), create_engine(settings, pool_size=1)
+    consumer = ResultsConsumer(broker, ResultStore(engine))
+
+    async def handle(message: RabbitMessage) -> None:
+        await consumer.handle(message)
+        die()  # the transaction is committed, the message is not acked
+
+    results = topology.results()
+    subscribe(broker, results.subscription, handle, prefetch=1)
+    await prepare_topology(settings, [*topology.dead_letters(), results], [topology.EVENTS])
+    await broker.start()
+    await asyncio.Event().wait()
+
+
+POINTS = {
+    "between commit and hand-over": lambda: gateway(RelayThatDiesBeforeTheHandOver, Outbox),
+    "between publish and confirm": lambda: gateway(RelayThatDiesBeforeTheConfirm, Outbox),
+    "between confirm and outbox delete": lambda: gateway(RelayThatTakesFromTheTable, DyingOutbox),
+    "between provider call and result": lambda: sender(dies_in_the_call=True),
+    "between result and ack": lambda: sender(dies_in_the_call=False),
+    "between SQL commit and ack": status_writer,
+}
+
+
+if __name__ == "__main__":
+    asyncio.run(POINTS[sys.argv[1]]())
