@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach name,common database email-sender gateway local status-writer telegram-sender,--no-emit-package notify-$(name))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test chaos test-compose check format lock clean
+.PHONY: help install up demo test chaos fuzz test-compose check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: install ## run the whole suite; ARGS="-k relay" narrows it
 
 chaos: install ## 50,000 notifications and 42 faults in a quarter of an hour; ARGS="--short --seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
+fuzz: install ## ten thousand requests made from the API's own document; ARGS="--seed 7"
+	@PYTHONPATH=tests $(BIN)/python -m support.fuzzing $(ARGS)
 
 test-compose: install ## build, run, scale and break the containers (needs a Docker engine with compose)
 	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)

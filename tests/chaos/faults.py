@@ -41,9 +41,9 @@ Act = Callable[[Fault], Awaitable[None]]
 
 
 class Faults:
-    """The faults, by name; `hold` is how long those that last do, in seconds."""
+    """The faults, by name; `hold` is how long those that last do, `outage` how long a provider fails, in seconds."""
 
-    def __init__(self, system: System, simulator_folder: Path, rng: random.Random, hold: float) -> None:
+    def __init__(self, system: System, simulator_folder: Path, rng: random.Random, hold: float, outage: float) -> None:
         self._system = system
         self._mode = simulator_folder / "mode"
         self._rng = rng
@@ -62,8 +62,8 @@ class Faults:
             "RabbitMQ and PostgreSQL down": (self._kill_both, True),
             "memory alarm": (self._memory_alarm, False),
             "tables locked": (self._lock_tables, False),
-            "provider hangs": (self._misbehaving("hang"), False),
-            "provider fails": (self._misbehaving("fail"), False),
+            "provider hangs": (self._misbehaving("hang", hold), False),
+            "provider fails": (self._misbehaving("fail", outage), False),
         }
 
     def series(self, count: int) -> list[str]:
@@ -119,10 +119,10 @@ class Faults:
         finally:
             await connection.close()
 
-    def _misbehaving(self, mode: str) -> Act:
+    def _misbehaving(self, mode: str, seconds: float) -> Act:
         async def act(_: Fault) -> None:
             self._mode.write_text(mode)
-            await asyncio.sleep(self._hold)
+            await asyncio.sleep(seconds)
             self._mode.unlink()
 
         return act

@@ -18,7 +18,7 @@ from chaos.faults import Fault, Faults
 from chaos.load import Load
 
 SETTINGS = {
-    "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.5", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5", "MAX_RETRIES": "5",
+    "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.5", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5", "MAX_RETRIES": "8",
     "PROVIDER_TIMEOUT": "5",
 }  # fmt: skip
 PROBE_TIMEOUT = 120.0  # seconds
@@ -36,6 +36,8 @@ class Plan:
     """How long the load takes."""
     hold: float
     """How long faults that last do, in seconds."""
+    outage: float
+    """How long a provider fails, in seconds."""
 
 
 async def run_chaos(folder: Path, plan: Plan) -> Report:
@@ -46,7 +48,9 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
         async with system.client() as client:
             load = Load(client, plan.notifications / plan.seconds)
             loading = asyncio.create_task(load.run(plan.notifications))
-            faults = await _break_it(system, load, Faults(system, ledgers, random.Random(plan.seed), plan.hold), plan)
+            faults = await _break_it(
+                system, load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage), plan
+            )
             await loading
         say("quiet: waiting until nothing is under way")
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]

@@ -12,6 +12,7 @@ from notify_common.consuming import subscribe
 from notify_common.messages import DeliveryRequested
 from notify_common.process import load_settings
 from notify_common.rabbitmq import PublishFailed, create_broker, prepare_topology
+from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_database.engine import create_engine
 from notify_gateway.commands import OperatorSettings
@@ -25,7 +26,7 @@ from typing_extensions import override
 
 from support.amqp import hand_on
 from support.fakes import FakeProvider
-from support.services import FIRST_DELAY, RetrySchedule, eventually
+from support.services import FIRST_DELAY, eventually
 
 DIED = 9
 

@@ -1,0 +1,200 @@
+"""The life of one delivery as a state machine, against the real statements: whatever happens, it is never lost."""
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from notify_common.channels import Channel
+from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryStatus
+from notify_common.process import utc_now
+from notify_common.rabbitmq import RabbitSettings, create_broker
+from notify_common.sending.attempt import ProviderAnswer, decide, expired
+from notify_common.sending.provider import PermanentFailure, ProviderFailure, TemporaryFailure, Throttled
+from notify_common.sending.retry_schedule import RetrySchedule
+from notify_database.engine import PostgresSettings, create_engine
+from notify_gateway.cancellation import cancel
+from notify_gateway.delivery_retries import DeliveryRetries
+from notify_gateway.intake import NotificationIntake, new_notification
+from notify_gateway.outbox import Outbox
+from notify_gateway.outbox_relay import OutboxRelay
+from notify_gateway.schemas import NotificationRequest
+from notify_status_writer.result_store import ResultStore
+from sqlalchemy import text
+from typing_extensions import override
+
+NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
+SCHEDULE = RetrySchedule(first_delay=timedelta(milliseconds=10), max_attempts=3)
+EMPTY = text("TRUNCATE notifications, deliveries, attempts, outbox")
+LEASES_END = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
+TOO_LATE = text("UPDATE notifications SET expires_at = now()")
+STATE = text("""
+    SELECT d.status, d.round, d.attempt, d.failures, (SELECT count(*) FROM outbox) AS outbox,
+           (SELECT array_agg(a.attempt ORDER BY a.attempt) FROM attempts a) AS attempts,
+           (SELECT array_agg(a.attempt) FILTER (WHERE a.outcome = 'sent') FROM attempts a) AS sent
+    FROM deliveries d
+""")
+ANSWERS: list[ProviderFailure | None] = [
+    None, TemporaryFailure("busy"), PermanentFailure("blocked"), Throttled("slower", timedelta(seconds=1))
+]  # fmt: skip
+Result = TypeVar("Result")
+
+
+class DeliveryLife(RuleBasedStateMachine):
+    """PostgreSQL is real; what lies in RabbitMQ is here."""
+
+    postgres: PostgresSettings
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._engine = create_engine(self.postgres, pool_size=1)
+        self._outbox, self._store = Outbox(self._engine), ResultStore(self._engine)
+        self._held: list[DeliveryRequested] = []  # leased by a relay, and perhaps published
+        self._requests: list[DeliveryRequested] = []  # messages for a sender
+        self._results: list[DeliveryResult] = []  # messages for the status writer
+        self._was_sent = False
+        self._highest = (1, 0)
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._runner.run(work)
+
+    async def _execute(self, *statements: Any) -> None:
+        async with self._engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(statement)
+
+    async def _state(self) -> Any:
+        async with self._engine.connect() as connection:
+            return (await connection.execute(STATE)).one()
+
+    @initialize()
+    def accept(self) -> None:
+        async def work() -> None:
+            await self._execute(EMPTY)
+            relay = OutboxRelay(create_broker(NOWHERE, "gateway"), self._outbox)  # away: the row is left in the table
+            notification = new_notification(
+                NotificationRequest(user_id=1, message="x", type=Channel.EMAIL), tenant="default"
+            )
+            await NotificationIntake(self._engine, relay, max_waiting=1).accept(notification)
+            self._delivery_id = notification.deliveries[0].delivery_id
+            self._notification_id = notification.id
+
+        self._run(work())
+
+    @rule()
+    def a_relay_takes_what_is_due(self) -> None:
+        self._held += self._run(self._outbox.take_due(10)).requests
+
+    @precondition(lambda self: self._held)
+    @rule(confirmed=st.booleans(), deleted=st.booleans())
+    def a_relay_publishes(self, *, confirmed: bool, deleted: bool) -> None:
+        """Not deleted: it died after the publish. Not confirmed: RabbitMQ has it, or not; the row is given back."""
+        request = self._held.pop()
+        self._requests.append(request)
+        if not confirmed:
+            self._run(self._outbox.release([request]))
+        elif deleted:
+            self._run(self._outbox.delete([request]))
+
+    @rule()
+    def leases_run_out(self) -> None:
+        self._held.clear()  # their holder is gone
+        self._run(self._execute(LEASES_END))
+
+    @precondition(lambda self: self._requests)
+    @rule(answer=st.sampled_from(ANSWERS), acked=st.booleans(), too_late=st.booleans(), data=st.data())
+    def a_sender_handles_a_message(
+        self, *, answer: ProviderFailure | None, acked: bool, too_late: bool, data: st.DataObject
+    ) -> None:
+        """Not acked: it died after its result; the message comes again, to another."""
+        request = data.draw(st.sampled_from(self._requests))
+        if acked:
+            self._requests.remove(request)
+        now = utc_now()
+        if too_late:
+            self._results.append(expired(request, now))
+            return
+        decision = decide(request, ProviderAnswer(now, now, failure=answer), SCHEDULE)
+        self._results.append(decision.result)
+        if decision.next_request is not None:
+            self._requests.append(decision.next_request)
+
+    @precondition(lambda self: self._results)
+    @rule(acked=st.booleans(), data=st.data())
+    def the_status_writer_writes_some(self, *, acked: bool, data: st.DataObject) -> None:
+        some = data.draw(st.lists(st.sampled_from(self._results), min_size=1, max_size=4))
+        self._run(self._store.apply(some))
+        if acked:
+            self._results = [result for result in self._results if result not in some]
+
+    @rule()
+    def a_client_cancels(self) -> None:
+        self._run(cancel(self._engine, self._notification_id))
+
+    @rule()
+    def its_time_is_over(self) -> None:
+        self._run(self._execute(TOO_LATE))
+
+    @rule()
+    def an_operator_retries(self) -> None:
+        self._run(DeliveryRetries(self._engine).retry("default", self._delivery_id))
+
+    @invariant()
+    def it_is_never_lost_and_never_goes_back(self) -> None:
+        state = self._run(self._state())
+        final = DeliveryStatus(state.status).final
+        assert final or state.outbox or self._requests or self._results or self._held, "open, and nothing is under way"
+        # The attempts have no gap, but for results that are not written yet.
+        assert state.attempt == max(state.attempts or [0])
+        # Sent is the truth whenever it comes, and stays it.
+        assert (state.status == "sent") == bool(state.sent)
+        assert not self._was_sent or state.status == "sent"
+        assert (state.round, state.attempt) >= self._highest
+        self._was_sent, self._highest = state.status == "sent", (state.round, state.attempt)
+
+    @override
+    def teardown(self) -> None:
+        """Whatever has happened: from here on all goes well, and the delivery ends."""
+
+        async def finish() -> None:
+            if not hasattr(self, "_delivery_id"):
+                return
+            for _ in range(20):
+                await self._execute(LEASES_END)
+                due = (await self._outbox.take_due(10)).requests
+                await self._outbox.delete(due)
+                requests, self._requests = [*self._requests, *due], []
+                now = utc_now()
+                self._results += [decide(each, ProviderAnswer(now, now), SCHEDULE).result for each in requests]
+                results, self._results = self._results, []
+                if results:
+                    await self._store.apply(results)
+            state = await self._state()
+            assert DeliveryStatus(state.status).final
+            assert state.outbox == 0
+            assert (state.attempts or []) == list(range(1, state.attempt + 1))
+
+        self._run(finish())
+        self._run(self._engine.dispose())
+        self._runner.close()
+
+
+async def test_whatever_happens_a_delivery_is_never_lost(postgres: PostgresSettings) -> None:
+    machine = type("OnThisDatabase", (DeliveryLife,), {"postgres": postgres})
+    how = settings(
+        max_examples=60, stateful_step_count=25, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )  # fmt: skip
+    # Its steps run to their end on a loop of their own.
+    await asyncio.to_thread(run_state_machine_as_test, machine, settings=how)
