@@ -91,6 +91,30 @@ async def test_sigterm_lets_the_gateway_answer_and_publish_what_it_has_accepted(
         assert await hand.depth("notifications.email") >= len(accepted)
 
 
+async def test_fifty_repeats_at_two_gateways_are_one_notification_and_fifty_equal_answers(
+    rabbit: RabbitSettings, postgres: PostgresSettings
+) -> None:
+    ports = Ports()
+    first, second = ports.free(18_900), ports.free(18_900)
+    with (
+        running_service("gateway", rabbit, postgres, APP_PORT=str(first)),
+        running_service("gateway", rabbit, postgres, APP_PORT=str(second)),
+    ):
+        urls = [f"http://127.0.0.1:{port}" for port in (first, second)]
+        for url in urls:
+            await answers(f"{url}/readyz", 200)
+        body = {"user_id": 1, "message": "x", "type": "email"}
+        async with httpx.AsyncClient(trust_env=False, timeout=30, headers={"Idempotency-Key": "once"}) as client:
+            told = await asyncio.gather(
+                *(client.post(f"{urls[number % 2]}/api/notifications", json=body) for number in range(50))
+            )
+            listed = (await client.get(f"{urls[0]}/api/notifications")).json()["items"]
+    assert {answer.status_code for answer in told} == {201}
+    assert len({answer.content for answer in told}) == 1
+    assert sum("Idempotent-Replayed" not in answer.headers for answer in told) == 1
+    assert [item["id"] for item in listed] == [told[0].json()["id"]]
+
+
 @pytest.mark.parametrize(
     ("name", "variable", "value"),
     [
