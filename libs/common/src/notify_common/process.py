@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 log = logging.getLogger(__name__)
 
 GRACEFUL_TIMEOUT = 15  # seconds that requests under way have after SIGTERM
+KEEP_ALIVE = 75  # seconds an idle connection stays open
 
 LogLevel = Annotated[
     str,
@@ -97,6 +98,8 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            # Longer than clients and proxies keep a connection: who closes first must not be the one that is asked.
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
         )
     )

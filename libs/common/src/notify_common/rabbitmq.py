@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Iterable
 from socket import gethostname
 from typing import Any
@@ -12,6 +11,7 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed, MessageProcessError
+from aio_pika.robust_connection import RobustConnection
 from faststream.exceptions import IncorrectState
 from faststream.message import StreamMessage
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage
@@ -60,13 +60,22 @@ def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: floa
 
     No FastDepends, no sync decoder, no logger: each would move every message through a thread.
     """
+    fault = LastingFault(log, "the connection to rabbitmq is lost")
+
+    def lost(connection: AbstractConnection | None, error: BaseException | None) -> None:
+        """Called for the loss, then for each try to reconnect that fails."""
+        if error is None or isinstance(error, asyncio.CancelledError):
+            return
+        wait = fault.occurred(repr(error))
+        if isinstance(connection, RobustConnection):
+            connection.reconnect_interval = wait
+
     return RabbitBroker(
         settings.amqp_url(role),
         fail_fast=False,
-        # Not the same for all: processes that lose RabbitMQ together do not come back together.
-        reconnect_interval=RECONNECT_INTERVAL * random.uniform(0.7, 1.3),  # noqa: S311 - no secret
-        on_close=[_connection_lost],
-        on_reconnected=[_connection_back],
+        reconnect_interval=RECONNECT_INTERVAL,
+        on_close=[lost],
+        on_reconnected=[lambda _: fault.over()],
         graceful_timeout=graceful_timeout,
         # An unroutable message is an error, not a silent loss.
         default_channel=Channel(on_return_raises=True),
@@ -74,15 +83,6 @@ def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: floa
         decoder=_body,
         logger=None,
     )
-
-
-def _connection_lost(_: AbstractConnection | None, error: BaseException | None) -> None:
-    if error is not None and not isinstance(error, asyncio.CancelledError):
-        log.warning("connection to rabbitmq is lost error=%r; reconnecting", error)
-
-
-def _connection_back(_: AbstractConnection | None) -> None:
-    log.info("connection to rabbitmq is back")
 
 
 async def _body(message: StreamMessage[Any]) -> Any:  # noqa: ANN401 - FastStream's decoder signature
