@@ -31,8 +31,10 @@ class Fault:
     cuts_all: bool
     """Every connection to RabbitMQ was lost."""
     killed: dict[int, str] = field(default_factory=dict)
-    """Process ids of services that ended by it."""
+    """Process ids of services that were killed: what ends in order by SIGTERM explains nothing."""
     ended: float = 0.0
+    accepted: int = 0
+    """Notifications, from its begin to the recovery."""
     recovered_after: float = 0.0
     """Seconds from its end until a notification posted then was final."""
 
@@ -134,7 +136,8 @@ class Faults:
                 os.kill(pid, number)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # down already, from the fault before
-            fault.killed[pid] = program
+            if number is signal.SIGKILL:
+                fault.killed[pid] = program
 
     async def _rabbitmqctl(self, *arguments: str) -> None:
         """As the private node's own administrator."""

@@ -20,6 +20,8 @@ class Load:
     rate: float
     accepted: dict[str, float] = field(default_factory=dict)
     """Ids, with the time (seconds since the epoch) of their 201."""
+    answered: int = 0
+    """Requests that got their 201."""
     repeats: int = 0
     refusals: list[str] = field(default_factory=list)
     """Answers that no fault excuses."""
@@ -46,6 +48,7 @@ class Load:
             if answer is not None and answer.status_code == httpx.codes.CREATED:
                 notification_id: str = answer.json()["id"]
                 self.accepted[notification_id] = time.time()
+                self.answered += 1
                 return notification_id
             if answer is not None and answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 self.refusals.append(f"{answer.status_code} {answer.text}")

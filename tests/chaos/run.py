@@ -55,7 +55,9 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
         say("quiet: waiting until nothing is under way")
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
         await await_quiet(*urls)
-        report = await audit(*urls, ledgers, load.accepted, faults)
+        report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
+    if load.answered != len(load.accepted):
+        report.complaints.append(f"{load.answered} requests were told of {len(load.accepted)} notifications")
     report.complaints += load.refusals[:5]
     _print(plan, faults, load, report)
     return report
@@ -70,10 +72,11 @@ async def _break_it(system: System, load: Load, faults: Faults, plan: Plan) -> l
         accepted = len(load.accepted)
         fault = await faults.inject(name)
         fault.recovered_after = await _recovery(system, load)
+        fault.accepted = len(load.accepted) - accepted
         done.append(fault)
         say(
             f"{number:>3} of {plan.faults}  {name:<30} recovered {fault.recovered_after:5.1f} s after its end; "
-            f"accepted meanwhile {len(load.accepted) - accepted}, in all {len(load.accepted)}"
+            f"accepted meanwhile {fault.accepted}, in all {len(load.accepted)}"
         )
     return done
 
@@ -102,12 +105,17 @@ def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
         by_name[fault.name].append(fault)
     table = Table(title=f"Chaos, seed {plan.seed}: {len(faults)} faults, {report.accepted} notifications accepted")
     table.add_column("fault")
-    for heading in ("times", "sent twice", "recovery s, median", "longest"):
+    for heading in ("times", "accepted meanwhile", "sent twice", "recovery s, median", "longest"):
         table.add_column(heading, justify="right")
     for name, alike in sorted(by_name.items()):
         recoveries = [fault.recovered_after for fault in alike]
         table.add_row(
-            name, str(len(alike)), str(report.sent_twice[name]), f"{median(recoveries):.1f}", f"{max(recoveries):.1f}"
+            name,
+            str(len(alike)),
+            str(sum(fault.accepted for fault in alike)),
+            str(report.sent_twice[name]),
+            f"{median(recoveries):.1f}",
+            f"{max(recoveries):.1f}",
         )
     console.print(table)
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(report.deliveries.items()))

@@ -86,6 +86,31 @@ def test_every_route_that_is_not_open_is_tried_here(postgres: PostgresSettings) 
             assert tried != (path in OPEN), f"{method} {path}"
 
 
+async def test_the_key_is_asked_for_before_the_body_is_read(api: httpx.AsyncClient) -> None:
+    for content in (b"{bad", b" " * (MAX_BODY + 1)):
+        assert (await api.post("/api/notifications", content=content)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"user_id": 1, "user_id": 2, "message": "x", "type": "email"}',
+        b'{"metadata": {"a": "1", "a": "2"}, "user_id": 1, "message": "x", "type": "email"}',
+        b"[" * 100_000,
+        b'{"user_id": ' + b"9" * 5000 + b"}",
+        b'{"user_id": 1, "message": "caf\xe9", "type": "email"}',
+        b'{"user_id": 1',
+    ],
+)
+async def test_json_that_is_not_clear_is_refused_and_said_why(
+    api: httpx.AsyncClient, engine: AsyncEngine, content: bytes
+) -> None:
+    headers = {**await bearer(engine, Scope.SEND), "Content-Type": "application/json"}
+    answer = await api.post("/api/notifications", content=content, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("body: not valid JSON: ")
+
+
 async def test_a_tenant_sees_only_its_own(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     ours = await bearer(engine, *Scope, tenant="ours")
     theirs = await bearer(engine, *Scope, tenant="theirs")
@@ -116,6 +141,13 @@ async def test_a_revoked_key_is_of_no_use_and_the_database_does_not_have_the_key
         stored = (await connection.execute(text("SELECT api_keys::text FROM api_keys"))).scalar_one()
     assert token not in stored
     assert CACHE_SECONDS <= 5  # what the documentation promises
+
+
+async def test_another_bootstrap_key_takes_the_place_of_the_first(engine: AsyncEngine) -> None:
+    await ApiKeys(engine).ensure("the first key, which leaked")
+    await ApiKeys(engine).ensure("the second key, which did not")
+    assert await ApiKeys(engine).access("the first key, which leaked") is None
+    assert await ApiKeys(engine).access("the second key, which did not") is not None
 
 
 async def test_the_bootstrap_key_opens_and_stays_revoked(postgres: PostgresSettings, engine: AsyncEngine) -> None:

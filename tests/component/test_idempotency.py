@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -129,6 +130,14 @@ async def test_two_gateways_with_the_same_keys_in_any_order_do_not_deadlock(
         )
     assert {answer.status_code for answer in answers} == {201}
     assert await count(engine) == len(keys)
+
+
+async def test_a_repeat_after_its_expiry_still_gets_the_first_answer(api: httpx.AsyncClient) -> None:
+    expires_at = datetime.now(UTC) + timedelta(seconds=0.5)
+    first = await post(api, "k", expires_at=expires_at.isoformat())
+    await asyncio.sleep(0.6)  # until it has expired
+    assert (await post(api, "k", expires_at=expires_at.isoformat())).content == first.content
+    assert (await post(api, "other", expires_at=expires_at.isoformat())).status_code == 422
 
 
 async def test_after_24_hours_a_key_can_be_used_again(api: httpx.AsyncClient, engine: AsyncEngine) -> None:

@@ -35,4 +35,9 @@ async def publish_changes(broker: RabbitBroker, changes: Sequence[StatusChange])
                     message_id=str(uuid4()),
                 )
     except BROKER_ERRORS as error:
-        log.warning("events are not published count=%d error=%r", len(changes), error)
+        log.debug("events are not published count=%d error=%r", len(changes), error)
+    except asyncio.CancelledError:
+        # aiormq cancels what waits for a confirm on a connection that does not answer its heartbeats.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise

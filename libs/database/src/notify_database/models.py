@@ -55,7 +55,7 @@ class Notification(Base):
     subject: Mapped[str | None]
     client_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSONB)
     created_at: Mapped[datetime]
-    tenant: Mapped[str]
+    tenant: Mapped[str] = mapped_column(server_default="default")
     send_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
 
@@ -122,7 +122,7 @@ class OutboxEntry(Base):
     delivery_id: Mapped[UUID] = mapped_column(ForeignKey(Delivery.id), primary_key=True)
     due_at: Mapped[datetime]
     leased_until: Mapped[datetime | None]
-    round: Mapped[int]
+    round: Mapped[int] = mapped_column(server_default="1")
 
 
 class IdempotencyKey(Base):

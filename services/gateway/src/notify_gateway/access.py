@@ -1,12 +1,15 @@
 """The door of the API: which key came with a request, what it may do, and how often."""
 
+import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, HTTPException, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from typing_extensions import override
 
 from notify_gateway.api_keys import EVERYBODY, Access, ApiKeys, Scope
 
@@ -59,17 +62,14 @@ class Door:
         self._rate_limit = rate_limit
         self._closed = closed
 
-    async def enter(self, token: str | None, scope: Scope, response: Response) -> Access:
-        """The access of the bearer, or 401, 403, 429."""
-        access = await self._access(token)
+    async def admit(self, authorization: str | None) -> tuple[Access, dict[str, str]]:
+        """The access of the bearer, and the headers that tell how much it may still ask; or 401, 429."""
+        scheme, _, token = (authorization or "").partition(" ")
+        access = await self._access(token.strip() if scheme.lower() == "bearer" else None)
         headers = self._rate_limit.take(access.key, time.monotonic())
         if "Retry-After" in headers:
             raise HTTPException(429, "Too many requests with this key.", headers)
-        if scope not in access.scopes:
-            challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
-            raise HTTPException(403, f"This key does not have the scope {scope}.", challenge)
-        response.headers.update(headers)
-        return access
+        return access, headers
 
     async def _access(self, token: str | None) -> Access:
         if not self._closed:
@@ -82,14 +82,49 @@ class Door:
         return access
 
 
+class StrictRequest(Request):
+    """A request whose JSON says each thing once."""
+
+    @override
+    async def json(self) -> Any:
+        try:
+            return json.loads(await self.body(), object_pairs_hook=_each_once)
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:  # no UTF-8, a number too long, too deep
+            raise json.JSONDecodeError(f"{type(error).__name__}: {error}", "", 0) from None
+
+
+class KeyedRoute(APIRoute):
+    """Asks for the key before it reads the body."""
+
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def admit_and_handle(request: Request) -> Response:
+            door: Door = request.app.state.gateway.door
+            request.state.admitted = await door.admit(request.headers.get("Authorization"))
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return admit_and_handle
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise json.JSONDecodeError("a field comes twice", "", 0)
+    return found
+
+
 def _needs(scope: Scope) -> Callable[..., Awaitable[Access]]:
-    async def enter(
-        request: Request,
-        response: Response,
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-    ) -> Access:
-        door: Door = request.app.state.gateway.door
-        return await door.enter(credentials.credentials if credentials else None, scope, response)
+    async def enter(request: Request, response: Response, _: Annotated[object, Depends(bearer)]) -> Access:
+        access, headers = request.state.admitted
+        if scope not in access.scopes:
+            challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
+            raise HTTPException(403, f"This key does not have the scope {scope}.", challenge)
+        response.headers.update(headers)
+        return cast("Access", access)
 
     return enter
 

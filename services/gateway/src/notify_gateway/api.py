@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response
 from notify_common.messages import DeliveryStatus
 
-from notify_gateway.access import Administering, Reading, Sending
+from notify_gateway.access import Administering, KeyedRoute, Reading, Sending
 from notify_gateway.gateway import Gateway
 from notify_gateway.idempotency import Claim, body_hash
 from notify_gateway.intake import NewNotification, new_notification
@@ -29,8 +29,8 @@ from notify_gateway.schemas import (
 )
 
 ALWAYS = documented(401, 403, 408, 413, 429, 431, 503)  # what any request can be answered
-router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS)
-deliveries_router = APIRouter(prefix="/api/deliveries", tags=["deliveries"], responses=ALWAYS)
+router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS, route_class=KeyedRoute)
+deliveries_router = APIRouter(prefix="/api/deliveries", tags=["deliveries"], responses=ALWAYS, route_class=KeyedRoute)
 
 IdempotencyKey = Annotated[
     str | None,

@@ -23,6 +23,7 @@ from notify_gateway.ids import new_id, to_millisecond
 CACHE_SECONDS = 5.0  # for so long a revoked key is still known to a process
 CACHED_KEYS = 10_000
 DEFAULT_TENANT = "default"
+BOOTSTRAP_ID = UUID(int=1)  # there is one such key
 PREFIX = "ntf_"  # lets secret scanners know one when they see it
 
 
@@ -79,12 +80,19 @@ class ApiKeys:
         return key_id, token
 
     async def ensure(self, token: str) -> None:
-        """Let `token` be a key of the default tenant with every scope, unless it is, or was, a key already."""
+        """Let `token` be the bootstrap key, in place of an earlier one; revoked, it stays so."""
         key = _row(token, DEFAULT_TENANT, "bootstrap", frozenset(Scope))
+        key.id = BOOTSTRAP_ID
         values = {column.key: getattr(key, column.key) for column in ApiKey.__table__.columns}
+        statement = insert(ApiKey).values(values)
+        statement = statement.on_conflict_do_update(
+            index_elements=[ApiKey.id],
+            set_={"hash": key.hash, "created_at": key.created_at, "revoked_at": None},
+            where=ApiKey.hash != key.hash,
+        )
         with database_errors():
             async with self._engine.begin() as connection:
-                await connection.execute(insert(ApiKey).values(values).on_conflict_do_nothing())
+                await connection.execute(statement)
 
     async def list(self) -> list[ApiKey]:
         """All keys, the oldest first, revoked ones too."""

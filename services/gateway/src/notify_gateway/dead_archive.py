@@ -52,8 +52,12 @@ class DeadArchive:
 
     async def letters(self) -> AsyncIterator[DeadLetter]:
         """Each message once, the oldest first."""
-        queue = await self._channel.get_queue(ARCHIVE, ensure=False)
-        while (message := await queue.get(fail=False)) is not None:
+        queue = await self._channel.get_queue(ARCHIVE)
+        # Those that are there now: what is put back may die again at once.
+        for _ in range(queue.declaration_result.message_count or 0):
+            message = await queue.get(fail=False)
+            if message is None:
+                return
             yield DeadLetter(message)
 
     async def requeue(self, letter: DeadLetter) -> bool:

@@ -1,13 +1,14 @@
 """The gateway's parts and their life: what is built, in which order it starts and ends."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from uuid import UUID
 
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.events import publish_changes
+from notify_common.lasting_fault import LastingFault
 from notify_common.messages import StatusChange
 from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
@@ -23,6 +24,8 @@ from notify_gateway.notification_queries import NotificationQueries
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.settings import Auth, GatewaySettings
+
+log = logging.getLogger(__name__)
 
 ROLE = "gateway"
 READINESS_TIMEOUT = 2.0  # seconds
@@ -89,13 +92,16 @@ class Gateway:
         await self._engine.dispose()
 
     async def _keep_house(self, stop: asyncio.Event) -> None:
-        bootstrap = self._settings.bootstrap_api_key
-        while bootstrap is not None:
-            await await_database(self._engine)
-            with suppress(DatabaseAway):
-                await self.keys.ensure(bootstrap.get_secret_value())
-                break
         await await_database(self._engine)
+        bootstrap, fault = self._settings.bootstrap_api_key, LastingFault(log, "BOOTSTRAP_API_KEY can not be stored")
+        while bootstrap is not None:
+            try:
+                await self.keys.ensure(bootstrap.get_secret_value())
+            except DatabaseAway as away:
+                await asyncio.sleep(fault.occurred(away))
+            else:
+                fault.over()
+                break
         await keep_house(self._engine, self.retries, self._tell, stop)
 
     async def _relay(self, stop: asyncio.Event) -> None:

@@ -28,9 +28,11 @@ async def keep_house(
     next_cleaning = time.monotonic()
     while not stop.is_set():
         retried: Sequence[StatusChange] | None = None
+        more = False
         try:
             retried = await retries.advance()
-            if time.monotonic() > next_cleaning and not await clean_keys(engine):
+            more = time.monotonic() > next_cleaning and await clean_keys(engine)
+            if time.monotonic() > next_cleaning and not more:
                 next_cleaning = time.monotonic() + CLEANING_INTERVAL
         except DatabaseAway as away:
             fault.occurred(away)
@@ -38,5 +40,5 @@ async def keep_house(
             fault.over()
         if retried is not None:
             tell(retried)
-        else:
+        elif not more:
             await asyncio.wait({stopping}, timeout=INTERVAL)

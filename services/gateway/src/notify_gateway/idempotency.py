@@ -92,6 +92,20 @@ async def claim_keys(connection: AsyncConnection, claims: Sequence[Claim]) -> di
     return {(row.tenant, row.key): Claim(row.tenant, row.key, bytes(row.body_hash), row.answer) for row in rows}
 
 
+async def answer_before(engine: AsyncEngine, claim: Claim) -> str | None:
+    """The answer that an earlier request with this key got; raises `KeyReused` where it was another request."""
+    with database_errors():
+        async with engine.connect() as connection:
+            rows = await connection.execute(ANSWERED, {"tenants": [claim.tenant], "keys": [claim.key]})
+            known = rows.one_or_none()
+    if known is None:
+        return None
+    if bytes(known.body_hash) != claim.body_hash:
+        raise KeyReused
+    answer: str = known.answer
+    return answer
+
+
 async def clean_keys(engine: AsyncEngine) -> bool:
     """Forget some keys that have lived long enough; say whether there may be more."""
     with database_errors():

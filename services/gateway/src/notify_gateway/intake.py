@@ -14,7 +14,7 @@ from notify_database.engine import StatementRefused, database_errors
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_gateway.idempotency import Claim, KeyReused, claim_keys
+from notify_gateway.idempotency import Claim, KeyReused, answer_before, claim_keys
 from notify_gateway.ids import new_id, to_millisecond
 from notify_gateway.outbox import LEASE
 from notify_gateway.outbox_relay import OutboxRelay
@@ -46,6 +46,10 @@ ACCEPT = text("""
     SELECT id, coalesce(due_at, now()), CASE WHEN due_at IS NULL THEN now() + CAST(:lease AS interval) END, 1
     FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
 """)
+
+
+class NotNow(Exception):
+    """A time in the request does not fit the present. The message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,15 @@ class NotificationIntake:
     async def accept(self, notification: NewNotification, claim: Claim | None = None) -> str | None:
         """Return once the notification is committed; or, where it is a repeat, the answer that the first one got.
 
-        Raises `WaitingRoomFull`, `DatabaseAway` (it may or may not be stored), `StatementRefused` or `KeyReused`.
+        Raises `NotNow`, `KeyReused`, `WaitingRoomFull`, `StatementRefused`, or `DatabaseAway` (stored or not).
         """
+        problem = notification.request.problem_at(notification.created_at)
+        if problem is not None:
+            # Its time was to come when it was accepted, if it was.
+            answer = None if claim is None else await answer_before(self._engine, claim)
+            if answer is None:
+                raise NotNow(problem)
+            return answer
         submission = _Submission(notification, claim)
         await self._group_commit.submit(submission)
         answered = submission.answered

@@ -29,6 +29,10 @@ def create_app(gateway: Gateway) -> FastAPI:
         static_url="/docs/assets",
         redirect_slashes=False,
     )
+    # Of a login that there is not, and open to everybody.
+    app.router.routes[:] = [
+        route for route in app.router.routes if getattr(route, "path", "") != app.swagger_ui_oauth2_redirect_url
+    ]
     app.state.gateway = gateway
     problems.install(app)
     app.add_middleware(Limits)

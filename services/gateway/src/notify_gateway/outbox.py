@@ -19,7 +19,7 @@ LEASE = timedelta(seconds=30)
 
 TAKE_DUE = text("""
     WITH due AS (
-        SELECT delivery_id FROM outbox
+        SELECT delivery_id, round FROM outbox
         WHERE due_at <= now() AND (leased_until IS NULL OR leased_until < now())
         ORDER BY due_at
         LIMIT :limit
@@ -28,18 +28,23 @@ TAKE_DUE = text("""
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
                n.user_id, n.message, n.subject, n.expires_at, coalesce(n.expires_at <= now(), false) AS too_late
         FROM due
-        JOIN deliveries d ON d.id = due.delivery_id
+        -- The row is as it is now, the delivery as it was when the statement began: where an operator has put it back
+        -- in between, their rounds differ, and the row waits for the next look.
+        JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
         JOIN notifications n ON n.id = d.notification_id
     ), expired AS (
         UPDATE deliveries SET status = 'expired', updated_at = now()
-        FROM story WHERE deliveries.id = story.id AND deliveries.status = 'pending' AND too_late
+        FROM story
+        WHERE deliveries.id = story.id AND deliveries.round = story.round AND deliveries.status = 'pending' AND too_late
     ), gone AS (
         -- Too late; or its relay died between the confirm and the delete: its story has gone on without the row.
         DELETE FROM outbox USING story
-        WHERE outbox.delivery_id = story.id AND (story.status <> 'pending' OR too_late)
+        WHERE outbox.delivery_id = story.id AND outbox.round = story.round AND (story.status <> 'pending' OR too_late)
     ), taken AS (
         UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
-        FROM story WHERE outbox.delivery_id = story.id AND story.status = 'pending' AND NOT too_late
+        FROM story
+        WHERE outbox.delivery_id = story.id AND outbox.round = story.round
+          AND story.status = 'pending' AND NOT too_late
     )
     SELECT * FROM story WHERE status = 'pending'
 """)

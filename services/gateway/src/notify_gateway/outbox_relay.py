@@ -150,9 +150,10 @@ class OutboxRelay:
 
     async def _give_back(self) -> None:
         """Publish what is still handed over, or leave it to the next relay at once instead of when its lease ends."""
-        while self._handed_over and self.connected and (batch := self._take_handed_over()):
-            if await self._publish(batch):
-                break
+        with suppress(DatabaseAway):
+            while self._handed_over and self.connected and (batch := self._take_handed_over()):
+                if await self._publish(batch):
+                    break
         remaining = [request for request, _ in self._handed_over]
         self._handed_over.clear()
         if remaining:

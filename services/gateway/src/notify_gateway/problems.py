@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from notify_gateway.idempotency import KeyReused
+from notify_gateway.intake import NotNow
 from notify_gateway.schemas import DeliverySummary
 
 MEDIA_TYPE = "application/problem+json"
@@ -65,6 +66,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Let `app` answer every error with problem details."""
     _describe_problems(app)
+    _install_refusals(app)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -80,18 +82,10 @@ def install(app: FastAPI) -> None:
             headers = {"Allow": ", ".join(_methods(request))}
         return _answer(HTTPStatus(error.status_code), error.detail, headers=headers)
 
-    @app.exception_handler(KeyReused)
-    async def key_reused(_: Request, __: KeyReused) -> JSONResponse:
-        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key: was used with another body")
-
     @app.exception_handler(NotCancelled)
     async def not_cancelled(_: Request, error: NotCancelled) -> JSONResponse:
         detail = "Some deliveries are under way or final already; those that were not are cancelled."
         return _answer(HTTPStatus.CONFLICT, detail, deliveries=error.deliveries)
-
-    @app.exception_handler(StatementRefused)
-    async def refused(_: Request, __: StatementRefused) -> JSONResponse:
-        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The database can not store a value of this request.")
 
     @app.exception_handler(WaitingRoomFull)
     async def overloaded(_: Request, __: WaitingRoomFull) -> JSONResponse:
@@ -104,6 +98,24 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, __: Exception) -> JSONResponse:
         return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error; the log of the gateway has more.")
+
+
+def _install_refusals(app: FastAPI) -> None:
+    """What is valid in itself, and can not be accepted."""
+
+    @app.exception_handler(KeyReused)
+    async def key_reused(_: Request, __: KeyReused) -> JSONResponse:
+        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key: was used with another body")
+
+    @app.exception_handler(NotNow)
+    async def not_now(_: Request, error: NotNow) -> JSONResponse:
+        field, detail = str(error).split(": ", 1)
+        errors = [FieldProblem(location="body", field=field, detail=detail)]
+        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors=errors)
+
+    @app.exception_handler(StatementRefused)
+    async def refused(_: Request, __: StatementRefused) -> JSONResponse:
+        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The database can not store a value of this request.")
 
 
 def _methods(request: Request) -> list[str]:
@@ -134,8 +146,8 @@ def _field_problem(error: dict[str, Any]) -> FieldProblem:
     # A rule over several fields says itself which one it means.
     field = error.get("ctx", {}).get("field") or ".".join(map(str, path)) or str(location)
     if error["type"] == "json_invalid":
-        field = "body"
-    elif location == "path":
+        return FieldProblem(location="body", field="body", detail=f"not valid JSON: {error['ctx']['error']}")
+    if location == "path":
         field = str(path[0])  # what follows tells which of the allowed types was tried
     return FieldProblem(location=str(location), field=field, detail=error["msg"])
 

@@ -6,7 +6,6 @@ from uuid import UUID
 
 from notify_common.channels import Channel, Recipients
 from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
-from notify_common.process import utc_now
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -112,13 +111,18 @@ class NotificationRequest(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _times_are_clear(self) -> Self:
-        now = utc_now()
-        if self.send_at is not None and self.send_at > now + LONGEST_SCHEDULE:
-            raise _rule("send_at", f"must not be more than {LONGEST_SCHEDULE.days} days ahead")
-        if self.expires_at is not None and self.expires_at <= max(now, self.send_at or now):
-            raise _rule("expires_at", "must be later than now and than send_at")
+    def _times_are_in_order(self) -> Self:
+        if self.expires_at is not None and self.send_at is not None and self.expires_at <= self.send_at:
+            raise _rule("expires_at", "must be later than send_at")
         return self
+
+    def problem_at(self, now: datetime) -> str | None:
+        """Why this can not be accepted now. A repeat of what was accepted earlier is not asked."""
+        if self.send_at is not None and self.send_at > now + LONGEST_SCHEDULE:
+            return f"send_at: must not be more than {LONGEST_SCHEDULE.days} days ahead"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expires_at: must be later than now"
+        return None
 
     def requested_channels(self) -> list[Channel]:
         """One or many, whichever way they were asked for; in the order in which answers list them."""

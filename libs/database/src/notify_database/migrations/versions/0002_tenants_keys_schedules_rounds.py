@@ -7,6 +7,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+# The defaults stay: gateways of the version before, which do not know these columns, go on until they are replaced.
 STATEMENTS = (
     """
     ALTER TABLE notifications
@@ -14,12 +15,10 @@ STATEMENTS = (
         ADD COLUMN send_at timestamptz,
         ADD COLUMN expires_at timestamptz
     """,
-    "ALTER TABLE notifications ALTER COLUMN tenant DROP DEFAULT",
     "DROP INDEX notifications_user_id_id_idx",
     "CREATE INDEX notifications_tenant_user_id_id_idx ON notifications (tenant, user_id, id)",
     # What a relay has published of an earlier round must not delete the row of a later one.
     "ALTER TABLE outbox ADD COLUMN round integer NOT NULL DEFAULT 1 CONSTRAINT outbox_round_check CHECK (round >= 1)",
-    "ALTER TABLE outbox ALTER COLUMN round DROP DEFAULT",
     """
     CREATE TABLE idempotency_keys (
         tenant text NOT NULL,
