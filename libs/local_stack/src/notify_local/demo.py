@@ -3,7 +3,6 @@
 import asyncio
 import csv
 import json
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +14,8 @@ from statistics import quantiles
 from typing import Any
 
 import httpx
+from notify_common.process import FromEnvironment, load_settings
+from pydantic import SecretStr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -72,10 +73,15 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
     return 0 if complete else 1
 
 
+class GatewayKey(FromEnvironment):
+    """The key that the gateway is given where it is started with AUTH=on: its own setting."""
+
+    bootstrap_api_key: SecretStr | None = None
+
+
 def _authorization() -> dict[str, str]:
-    """Where the gateway was started with AUTH=on: the key that it was given."""
-    key = os.environ.get("BOOTSTRAP_API_KEY")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    key = load_settings(GatewayKey).bootstrap_api_key
+    return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 
 def _read(file: Path) -> Iterator[tuple[int, Json]]:
