@@ -19,11 +19,16 @@ async def bury(
     broker: RabbitBroker, body: bytes, *, queue: str, reason: str, headers: Mapping[str, Any] | None = None
 ) -> None:
     """Return once the dead letters have the message, which came from `queue`."""
-    kept = {name: value for name, value in (headers or {}).items() if not name.startswith("x-")}
     await publish_until_confirmed(
         broker, body, exchange=topology.DEAD, routing_key="",
-        headers={**kept, REASON_HEADER: reason, QUEUE_HEADER: queue},
+        headers={**original_headers(headers or {}), REASON_HEADER: reason, QUEUE_HEADER: queue},
     )  # fmt: skip
+
+
+def original_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the publisher had given, without what RabbitMQ and a death have added."""
+    ours = (REASON_HEADER, QUEUE_HEADER)
+    return {name: value for name, value in headers.items() if name not in ours and not name.startswith("x-")}
 
 
 def queues_of_death(headers: Mapping[str, Any]) -> set[str]:

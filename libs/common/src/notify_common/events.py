@@ -11,7 +11,7 @@ from faststream.rabbit import RabbitBroker
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus, StatusChange, StatusChanges
-from notify_common.rabbitmq import BROKER_ERRORS
+from notify_common.rabbitmq import BROKER_ERRORS, is_being_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,5 @@ async def publish_changes(broker: RabbitBroker, changes: Sequence[StatusChange])
     except BROKER_ERRORS as error:
         log.debug("events are not published count=%d error=%r", len(changes), error)
     except asyncio.CancelledError:
-        # aiormq cancels what waits for a confirm on a connection that does not answer its heartbeats.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_being_cancelled():
             raise

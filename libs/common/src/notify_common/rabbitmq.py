@@ -153,11 +153,18 @@ async def publish_confirmed(
     except BROKER_ERRORS as error:
         raise PublishFailed(repr(error)) from error
     except asyncio.CancelledError as error:
-        # aiormq cancels what waits for a confirm on a connection that does not answer its heartbeats.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_being_cancelled():
             raise
         raise PublishFailed("the connection is stuck") from error
+
+
+def is_being_cancelled() -> bool:
+    """Whether a `CancelledError` is meant for this task.
+
+    aiormq cancels, too, what waits for a confirm on a connection that does not answer its heartbeats.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def publish_until_confirmed(

@@ -8,7 +8,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from notify_common import topology
 from notify_common.channels import Channel
-from notify_common.dead_letters import QUEUE_HEADER, REASON_HEADER, queues_of_death
+from notify_common.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queues_of_death
 from notify_common.rabbitmq import RabbitSettings
 
 ARCHIVE = topology.dead_letters()[0].queue.name
@@ -17,7 +17,6 @@ HOMES = {
     binding.queue.name: (binding.exchange.name, binding.routing_key)
     for binding in (topology.results(), *map(topology.deliveries, Channel))
 }
-OURS = (REASON_HEADER, QUEUE_HEADER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class DeadLetter:
     @property
     def reason(self) -> str:
         """Why it died; what RabbitMQ says where nobody else has."""
-        deaths: object = self.message.headers.get("x-death")
+        deaths: object = self.message.headers.get(DEATHS_HEADER)
         by_broker = deaths[0].get("reason") if isinstance(deaths, list) and deaths else "unknown"
         return str(self.message.headers.get(REASON_HEADER, by_broker))
 
@@ -66,14 +65,9 @@ class DeadArchive:
             return False
         exchange_name, routing_key = HOMES[letter.home]
         exchange = await self._channel.get_exchange(exchange_name, ensure=False)
-        headers = {
-            name: value
-            for name, value in letter.message.headers.items()
-            if name not in OURS and not name.startswith("x-")
-        }
         again = aio_pika.Message(
             letter.message.body,
-            headers=headers,
+            headers=original_headers(letter.message.headers),
             content_type=letter.message.content_type,
             message_id=letter.message.message_id,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,

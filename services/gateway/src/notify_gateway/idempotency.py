@@ -62,6 +62,12 @@ class Claim:
         """What is unique."""
         return self.tenant, self.key
 
+    def answer_to(self, repeat: "Claim") -> str:
+        """What a later request with this key is answered; raises `KeyReused` where it is another request."""
+        if repeat.body_hash != self.body_hash:
+            raise KeyReused
+        return self.answer
+
 
 def body_hash(request: NotificationRequest) -> bytes:
     """Of what the body says: spaces and the order of fields make no other request."""
@@ -87,23 +93,20 @@ async def claim_keys(connection: AsyncConnection, claims: Sequence[Claim]) -> di
     lost = [claim.identity for claim in claims if claim.identity not in won]
     if not lost:
         return {}
-    tenants, keys = zip(*lost, strict=True)
-    rows = await connection.execute(ANSWERED, {"tenants": list(tenants), "keys": list(keys)})
-    return {(row.tenant, row.key): Claim(row.tenant, row.key, bytes(row.body_hash), row.answer) for row in rows}
+    return await _answered(connection, lost)
 
 
-async def answer_before(engine: AsyncEngine, claim: Claim) -> str | None:
-    """The answer that an earlier request with this key got; raises `KeyReused` where it was another request."""
+async def find_answered(engine: AsyncEngine, claim: Claim) -> Claim | None:
+    """The earlier request with the key of this claim."""
     with database_errors():
         async with engine.connect() as connection:
-            rows = await connection.execute(ANSWERED, {"tenants": [claim.tenant], "keys": [claim.key]})
-            known = rows.one_or_none()
-    if known is None:
-        return None
-    if bytes(known.body_hash) != claim.body_hash:
-        raise KeyReused
-    answer: str = known.answer
-    return answer
+            return (await _answered(connection, [claim.identity])).get(claim.identity)
+
+
+async def _answered(connection: AsyncConnection, identities: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Claim]:
+    tenants, keys = zip(*identities, strict=True)
+    rows = await connection.execute(ANSWERED, {"tenants": list(tenants), "keys": list(keys)})
+    return {(row.tenant, row.key): Claim(row.tenant, row.key, bytes(row.body_hash), row.answer) for row in rows}
 
 
 async def clean_keys(engine: AsyncEngine) -> bool:

@@ -14,7 +14,7 @@ from notify_database.engine import StatementRefused, database_errors
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_gateway.idempotency import Claim, KeyReused, answer_before, claim_keys
+from notify_gateway.idempotency import Claim, claim_keys, find_answered
 from notify_gateway.ids import new_id, to_millisecond
 from notify_gateway.outbox import LEASE
 from notify_gateway.outbox_relay import OutboxRelay
@@ -98,18 +98,15 @@ class NotificationIntake:
         problem = notification.request.problem_at(notification.created_at)
         if problem is not None:
             # Its time was to come when it was accepted, if it was.
-            answer = None if claim is None else await answer_before(self._engine, claim)
-            if answer is None:
+            answered = None if claim is None else await find_answered(self._engine, claim)
+            if claim is None or answered is None:
                 raise NotNow(problem)
-            return answer
+            return answered.answer_to(claim)
         submission = _Submission(notification, claim)
         await self._group_commit.submit(submission)
-        answered = submission.answered
-        if claim is None or answered is None:
+        if claim is None or submission.answered is None:
             return None
-        if answered.body_hash != claim.body_hash:
-            raise KeyReused
-        return answered.answer
+        return submission.answered.answer_to(claim)
 
     async def drained(self) -> None:
         """Return when no request waits for its commit."""
