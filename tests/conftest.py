@@ -7,10 +7,13 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from notify_common.rabbitmq import RabbitSettings
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_database.engine import PostgresSettings, create_engine
 from notify_database.migrate import migrate
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import Hand, hand_on
 from support.servers import Servers, servers_for_tests
 
 TEMPLATE = "notify_test_template"
@@ -66,6 +69,16 @@ def rabbit(servers: Servers) -> Iterator[RabbitSettings]:
         ).raise_for_status()
         yield servers.rabbit.model_copy(update={"rabbitmq_vhost": name})
         management.delete(f"/api/vhosts/{name}").raise_for_status()
+
+
+@pytest.fixture
+async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
+    """A hand on the queues of one sender."""
+    await prepare_topology(
+        rabbit, [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
+    )
+    async with hand_on(rabbit) as hand:
+        yield hand
 
 
 async def _make_template(settings: PostgresSettings) -> None:

@@ -4,32 +4,20 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.messages import Content, DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
 from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_local.stack import as_environment
 from pydantic import ValidationError
 from support.amqp import Hand, hand_on
 from support.fakes import FakeProvider
 from support.services import eventually, running_sender, running_status_writer
-
-
-@pytest.fixture
-async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
-    await prepare_topology(
-        rabbit, [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
-    )
-    async with hand_on(rabbit) as hand:
-        yield hand
 
 
 def request() -> DeliveryRequested:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import uuid4
@@ -12,20 +11,11 @@ from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.health import consumer_problem
 from notify_common.messages import Content, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_common.rabbitmq import RabbitSettings
 from notify_common.sending.provider import PermanentFailure, TemporaryFailure, Throttled
-from support.amqp import Hand, hand_on
+from support.amqp import Hand
 from support.fakes import CuttableNetwork, FakeProvider
 from support.services import eventually, running_sender
-
-
-@pytest.fixture
-async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
-    await prepare_topology(
-        rabbit, [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
-    )
-    async with hand_on(rabbit) as hand:
-        yield hand
 
 
 def request(**change: object) -> DeliveryRequested:
