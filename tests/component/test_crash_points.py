@@ -1,44 +1,23 @@
 """A process dies at exactly one point; what it leaves behind, the others bring to its end."""
 
-import asyncio
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import Any
 
 import httpx
 import pytest
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
-from notify_local.stack import as_environment
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.crashes import DIED, POINTS
+from support.crashes import POINTS
 from support.fakes import FakeProvider
-from support.servers import PROJECT
+from support.processes import crash
 from support.services import eventually, running_gateway, running_sender, running_status_writer
 
-TIMEOUT = 60.0  # seconds; only for what never comes
 LEASES_END = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
 STORY = text("""
     SELECT d.status, array_agg(a.outcome ORDER BY a.attempt) AS outcomes, (SELECT count(*) FROM outbox) AS outbox
     FROM deliveries d LEFT JOIN attempts a ON a.delivery_id = d.id GROUP BY d.id
 """)
-
-
-async def crash(point: str, *servers: Any) -> None:
-    """Run the process that dies there."""
-    environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
-    for server in servers:
-        environment = {**environment, **as_environment(server)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "support.crashes", point, env=environment, stderr=subprocess.PIPE
-    )
-    async with asyncio.timeout(TIMEOUT):
-        _, errors = await process.communicate()
-    assert process.returncode == DIED, errors.decode()
 
 
 @pytest.mark.parametrize("point", POINTS)

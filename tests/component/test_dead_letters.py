@@ -1,9 +1,6 @@
 """What can not be handled is kept with its reason, and an operator decides what becomes of it."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from uuid import uuid4
 
 from hypothesis import HealthCheck, given, settings
@@ -13,11 +10,13 @@ from notify_common.messages import Content, DeliveryRequested, DeliveryResult, D
 from notify_common.process import utc_now
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
-from notify_local.stack import as_environment
 from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
 from support.fakes import FakeProvider
-from support.services import eventually, running_sender, running_status_writer
+from support.processes import gateway_command
+from support.services import eventually, running_gateway, running_sender, running_status_writer
 
 
 def request() -> DeliveryRequested:
@@ -26,15 +25,9 @@ def request() -> DeliveryRequested:
     )
 
 
-async def run(rabbit: RabbitSettings, *arguments: str, code: int = 0) -> str:
+async def run(rabbit: RabbitSettings, postgres: PostgresSettings, *arguments: str, code: int = 0) -> str:
     """The output of `notify-gateway dead …`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "notify_gateway", "dead", *arguments,
-        env={**os.environ, **as_environment(rabbit)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    output, errors = await process.communicate()
-    assert process.returncode == code, errors.decode()
-    return output.decode()
+    return await gateway_command("dead", *arguments, servers=[rabbit, postgres], code=code)
 
 
 async def waiting(hand: Hand, count: int) -> None:
@@ -112,18 +105,18 @@ async def test_an_operator_lists_shows_puts_back_and_drops(
         await waiting(hand, 1)
         await hand.report(result)
         await waiting(hand, 2)
-    listed = (await run(rabbit, "list")).splitlines()
+    listed = (await run(rabbit, postgres, "list")).splitlines()
     assert ["notifications.telegram" in listed[0], "unreadable: no JSON" in listed[0]] == [True, True]
     assert ["notifications.results" in listed[1], "unknown delivery" in listed[1]] == [True, True]
     unreadable, unknown = (line.split()[0] for line in listed)
-    assert "no json" in await run(rabbit, "show", unreadable)
-    assert await run(rabbit, "drop", unreadable) == "1 message(s)\n"
-    await run(rabbit, "show", unreadable, code=1)
-    assert await run(rabbit, "requeue", "--all") == "1 message(s)\n"
+    assert "no json" in await run(rabbit, postgres, "show", unreadable)
+    assert await run(rabbit, postgres, "drop", unreadable) == "1 message(s)\n"
+    await run(rabbit, postgres, "show", unreadable, code=1)
+    assert await run(rabbit, postgres, "requeue", "--all") == "1 message(s)\n"
     again = await hand.next_message("notifications.results")
     assert again.message_id == unknown
     assert DeliveryResults.model_validate_json(again.body).results == (result,)
-    assert await run(rabbit, "list") == ""
+    assert await run(rabbit, postgres, "list") == ""
 
 
 async def test_a_hundred_looks_at_the_archive_lose_nothing(rabbit: RabbitSettings, hand: Hand) -> None:
@@ -133,3 +126,42 @@ async def test_a_hundred_looks_at_the_archive_lose_nothing(rabbit: RabbitSetting
             queue = await another.channel.get_queue("notifications.dead", ensure=False)
             await queue.get(fail=False)
     await waiting(hand, 1)
+
+
+async def test_a_dead_delivery_is_put_back_as_a_new_round_and_only_once(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    """Put back beside an operator's retry by the API, it would be sent twice."""
+
+    async def bug(_: DeliveryRequested) -> str:
+        raise ZeroDivisionError
+
+    async def status() -> str:
+        async with engine.connect() as connection:
+            told: str = (await connection.execute(text("SELECT status FROM deliveries"))).scalar_one()
+        return told
+
+    async def failed() -> bool:
+        return await status() == "failed"
+
+    async def sent() -> bool:
+        return await status() == "sent"
+
+    mended = FakeProvider()
+    async with running_gateway(rabbit, postgres) as gateway, running_status_writer(rabbit, postgres):
+        async with running_sender(rabbit, FakeProvider(bug)):
+            body = {"user_id": 1, "message": "x", "type": "telegram"}
+            assert (await gateway.post("/api/notifications", json=body)).status_code == 201
+            await eventually(failed, "the delivery is failed")
+        await waiting(hand, 1)
+        async with running_sender(rabbit, mended):
+            assert await run(rabbit, postgres, "requeue", "--all") == "1 message(s)\n"
+            await eventually(sent, "the new round is sent")
+        assert [(call.round, call.attempt) for call in mended.calls] == [(2, 2)]
+        await waiting(hand, 0)
+        dead = DeliveryRequested.model_validate(mended.calls[0].model_dump() | {"round": 1, "attempt": 1})
+        queue = {"dead_queue": "notifications.telegram"}
+        await hand.publish("notifications.dead", "", dead.model_dump_json(), {**dead.headers(), **queue})
+        await waiting(hand, 1)
+        assert await run(rabbit, postgres, "requeue", "--all") == "0 message(s)\n"
+        await waiting(hand, 1)

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from notify_common.channels import Channel
+from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryStatus
 from notify_common.process import utc_now
 from notify_common.rabbitmq import RabbitSettings, create_broker
@@ -84,7 +85,9 @@ class DeliveryLife(RuleBasedStateMachine):
     def accept(self) -> None:
         async def work() -> None:
             await self._execute(EMPTY)
-            relay = OutboxRelay(create_broker(NOWHERE, "gateway"), self._outbox)  # away: the row is left in the table
+            # Away: the row is left in the table.
+            broker, events = create_broker(NOWHERE, "gateway"), EventPublisher(NOWHERE, "gateway")
+            relay = OutboxRelay(broker, self._outbox, events)
             notification = new_notification(
                 NotificationRequest(user_id=1, message="x", type=Channel.EMAIL), tenant="default"
             )

@@ -15,12 +15,13 @@ from notify_database.engine import PostgresSettings
 from notify_gateway.access import RateLimit
 from notify_gateway.api_keys import CACHE_SECONDS, ApiKeys, Scope
 from notify_gateway.gateway import Gateway
-from notify_gateway.limits import MAX_BODY, MAX_HEAD, LimitedProtocol
+from notify_gateway.limits import MAX_BODY, MAX_HEAD, LimitedProtocol, Limits
 from notify_gateway.main import create_app
 from notify_gateway.settings import GatewaySettings
 from pydantic import ValidationError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.processes import gateway_command
 from support.services import eventually, running_gateway
 
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
@@ -252,3 +253,70 @@ async def test_requests_on_one_connection_have_their_limits_each(postgres: Postg
             assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
             await reader.readuntil(b"}")
         writer.close()
+
+
+@asynccontextmanager
+async def hurried(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway whose requests have little time."""
+    app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
+    transport = httpx.ASGITransport(Limits(app, **limits))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+async def test_a_body_that_does_not_come_is_408(postgres: PostgresSettings) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with hurried(postgres, body_timeout=0.05) as api:
+        answer = await api.post("/api/notifications", content=never())
+    assert (answer.status_code, answer.json()["title"]) == (408, "Request Timeout")
+
+
+async def test_a_request_that_takes_too_long_is_told_so(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    async with hurried(postgres, request_timeout=0.5) as api, engine.begin() as lock:
+        await lock.execute(text("LOCK TABLE notifications IN ACCESS EXCLUSIVE MODE"))
+        answer = await api.get("/api/notifications")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_an_operator_makes_lists_and_revokes_keys(
+    api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    made = await gateway_command("keys", "create", "--tenant", "shop", "--scope", "read", servers=[postgres])
+    key_id, token = made.split()
+    headers = {"Authorization": f"Bearer {token}"}
+    assert (await api.get("/api/notifications", headers=headers)).status_code == 200
+    assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 403
+    [listed] = (await gateway_command("keys", "list", servers=[postgres])).splitlines()
+    assert {key_id, "shop", "read", "valid"} <= set(listed.split())
+    assert token not in listed
+    assert await gateway_command("keys", "revoke", key_id, servers=[postgres]) == ""
+    assert await ApiKeys(engine).access(token) is None
+    assert "revoked" in await gateway_command("keys", "list", servers=[postgres])
+    await gateway_command("keys", "revoke", key_id, servers=[postgres], code=1)
+
+
+async def test_unknown_keys_do_not_take_the_connections_of_known_ones(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on", postgres_pool_size=3) as api:
+        headers = await bearer(engine, Scope.SEND)
+        assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 201
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"))
+            strangers = [
+                asyncio.create_task(api.get("/api/notifications", headers={"Authorization": f"Bearer {number}"}))
+                for number in range(10)
+            ]
+            await asyncio.sleep(0)
+            assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 201
+        assert {answer.status_code for answer in await asyncio.gather(*strangers)} == {401}
+
+
+async def test_a_session_that_stops_in_a_transaction_or_waits_too_long_is_ended(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        for setting, value in (("idle_in_transaction_session_timeout", "10s"), ("statement_timeout", "30s")):
+            assert (await connection.execute(text(f"SHOW {setting}"))).scalar_one() == value

@@ -13,11 +13,13 @@ from notify_common.channels import Channel
 from notify_common.messages import DeliveryRequested, StatusChanges
 from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys import ApiKeys, Scope
 from notify_gateway.delivery_retries import DeliveryRetries
 from notify_gateway.outbox import Outbox
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
+from support.processes import crash
 from support.services import eventually, running_gateway
 
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
@@ -247,3 +249,41 @@ async def test_a_retry_takes_the_time_range_that_was_asked_for(api: httpx.AsyncC
     ):
         answer = await api.post("/api/deliveries/retry", json={**window, "dry_run": True})
         assert answer.json() == {"count": expected}
+
+
+async def test_a_retry_of_many_takes_those_of_its_tenant(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    keys = ApiKeys(engine)
+    own, other = [
+        {"Authorization": f"Bearer {(await keys.create(tenant, '', frozenset(Scope)))[1]}"} for tenant in ("a", "b")
+    ]
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
+        body = {"user_id": 1, "message": "x", "type": "email"}
+        created = [
+            (await api.post("/api/notifications", json=body, headers=headers)).json() for headers in (own, other)
+        ]
+        await fail(engine, *created)
+        counted = await api.post("/api/deliveries/retry", json={"dry_run": True}, headers=own)
+        started = await api.post("/api/deliveries/retry", json={}, headers=own)
+        assert (counted.json(), started.status_code) == ({"count": 1}, 202)
+        assert [change.delivery_id for change in await DeliveryRetries(engine).advance() or []] == [
+            UUID(created[0]["deliveries"][0]["id"])
+        ]
+        path = f"/api/deliveries/retry/{started.json()['id']}"
+        assert (await api.get(path, headers=own)).json()["retried"] == 1
+        assert (await api.get(path, headers=other)).status_code == 404
+
+
+async def test_a_process_that_is_killed_within_a_part_leaves_the_job_to_others(
+    api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    await fail(engine, *(await asyncio.gather(*(post(api) for _ in range(35)))))
+    started = (await api.post("/api/deliveries/retry", json={})).json()
+    await crash("within a part of a retry", postgres)
+    assert (await api.get(f"/api/deliveries/retry/{started['id']}")).json()["retried"] == 10
+    retries = DeliveryRetries(engine, part=10)
+    while await retries.advance() is not None:
+        pass
+    job = (await api.get(f"/api/deliveries/retry/{started['id']}")).json()
+    assert (job["retried"], job["finished_at"] is not None) == (35, True)
+    assert {row.round for row in await rows(engine, "SELECT round FROM deliveries")} == {2}
+    assert len(await rows(engine, "SELECT 1 FROM outbox")) == 35

@@ -336,3 +336,15 @@ async def test_while_the_database_is_blocked_nothing_is_acked_and_then_all_is_wr
         for delivery_id in deliveries:
             await has_status(engine, delivery_id, DeliveryStatus.SENT)
     assert await hand.depth("notifications.results") == 0
+
+
+async def test_events_that_can_not_be_published_hold_up_nothing(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    deliveries = [await add_delivery(engine) for _ in range(3)]
+    nowhere = rabbit.model_copy(update={"rabbitmq_port": 1})
+    async with running_status_writer(rabbit, postgres, events_to=nowhere):
+        for delivery_id in deliveries:
+            await hand.report(result(delivery_id))
+            await has_status(engine, delivery_id, DeliveryStatus.SENT)
+    assert await hand.depth("notifications.results") == 0  # acked, too

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from faststream.rabbit import RabbitMessage
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.consuming import subscribe
+from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested
 from notify_common.process import load_settings
 from notify_common.rabbitmq import PublishFailed, create_broker, prepare_topology
@@ -16,6 +18,7 @@ from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_database.engine import create_engine
 from notify_gateway.commands import OperatorSettings
+from notify_gateway.delivery_retries import RETRY_CHUNK, DeliveryRetries
 from notify_gateway.intake import NotificationIntake, new_notification
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
@@ -28,12 +31,10 @@ from support.amqp import hand_on
 from support.fakes import FakeProvider
 from support.services import FIRST_DELAY, eventually
 
-DIED = 9
-
 
 def die() -> None:
     """No handler, no finally, no flush."""
-    os._exit(DIED)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class RelayThatDiesBeforeTheHandOver(OutboxRelay):
@@ -79,7 +80,7 @@ async def gateway(relay_class: type[OutboxRelay], outbox_class: type[Outbox]) ->
     settings = load_settings(OperatorSettings)
     await prepare_topology(settings, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     engine, broker = create_engine(settings, pool_size=2), create_broker(settings, "gateway")
-    relay = relay_class(broker, outbox_class(engine))
+    relay = relay_class(broker, outbox_class(engine), EventPublisher(settings, "gateway"))
     request = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
     await NotificationIntake(engine, relay, max_waiting=10).accept(new_notification(request, "default"))
     await relay.run(asyncio.Event())
@@ -114,7 +115,7 @@ async def status_writer() -> None:
     """Write one result."""
     settings = load_settings(OperatorSettings)
     broker, engine = create_broker(settings, "status_writer"), create_engine(settings, pool_size=1)
-    consumer = ResultsConsumer(broker, ResultStore(engine))
+    consumer = ResultsConsumer(broker, ResultStore(engine), EventPublisher(settings, "status_writer"))
 
     async def handle(message: RabbitMessage) -> None:
         await consumer.handle(message)
@@ -127,6 +128,16 @@ async def status_writer() -> None:
     await asyncio.Event().wait()
 
 
+async def retry() -> None:
+    """Do one part of a retry of many, and die in the next one."""
+    engine = create_engine(load_settings(OperatorSettings), pool_size=2)
+    await DeliveryRetries(engine, part=10).advance()
+    async with engine.begin() as connection:
+        await connection.execute(RETRY_CHUNK, {"size": 10})
+        die()
+
+
+# Of one delivery's way through the services.
 POINTS = {
     "between commit and hand-over": lambda: gateway(RelayThatDiesBeforeTheHandOver, Outbox),
     "between publish and confirm": lambda: gateway(RelayThatDiesBeforeTheConfirm, Outbox),
@@ -138,4 +149,4 @@ POINTS = {
 
 
 if __name__ == "__main__":
-    asyncio.run(POINTS[sys.argv[1]]())
+    asyncio.run({**POINTS, "within a part of a retry": retry}[sys.argv[1]]())

@@ -18,7 +18,7 @@ from notify_database.engine import PostgresSettings
 from notify_local.stack import as_environment
 
 from support.containers import ServerContainers, running_containers
-from support.servers import in_containers
+from support.servers import PROJECT, in_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 STOP_TIMEOUT = 60.0  # seconds
@@ -133,6 +133,33 @@ async def _told(client: httpx.AsyncClient, path: str, **parameters: Any) -> Json
         return None
     told: Json = answer.raise_for_status().json()
     return told
+
+
+async def crash(point: str, *servers: PostgresSettings | RabbitSettings) -> None:
+    """Run the process that dies there."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
+    for server in servers:
+        environment |= as_environment(server)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "support.crashes", point, env=environment, stderr=subprocess.PIPE
+    )
+    async with asyncio.timeout(STOP_TIMEOUT):
+        _, errors = await process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+
+
+async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | RabbitSettings], code: int = 0) -> str:
+    """What `notify-gateway …` prints; it must end with `code`."""
+    environment = dict(os.environ)
+    for server in servers:
+        environment |= as_environment(server)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "notify_gateway", *arguments,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    output, errors = await process.communicate()
+    assert process.returncode == code, errors.decode()
+    return output.decode()
 
 
 @contextmanager

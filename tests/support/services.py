@@ -10,6 +10,7 @@ from faststream.rabbit import RabbitBroker
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.consuming import subscribe
+from notify_common.events import EventPublisher
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule
@@ -56,12 +57,17 @@ async def running_sender(
 
 @asynccontextmanager
 async def running_status_writer(
-    rabbit: RabbitSettings, postgres: PostgresSettings, *, dead_inbox: bool = True
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    *,
+    dead_inbox: bool = True,
+    events_to: RabbitSettings | None = None,
 ) -> AsyncIterator[RabbitBroker]:
     """A status writer."""
     broker, engine = create_broker(rabbit, "status_writer"), create_engine(postgres, pool_size=2)
     store = ResultStore(engine)
-    consumer = ResultsConsumer(broker, store)
+    events = EventPublisher(events_to or rabbit, "status_writer")
+    consumer = ResultsConsumer(broker, store, events)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     subscribe(broker, results.subscription, consumer.handle, prefetch=40)
     if dead_inbox:
@@ -69,7 +75,8 @@ async def running_status_writer(
     await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
     await broker.start()
     try:
-        yield broker
+        async with events.publishing():
+            yield broker
     finally:
         await broker.stop()
         await engine.dispose()

@@ -3,39 +3,100 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
-from faststream.rabbit import RabbitBroker
+import aio_pika
+from aio_pika.abc import AbstractConnection, AbstractExchange
 
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryStatus, StatusChange, StatusChanges
-from notify_common.rabbitmq import BROKER_ERRORS, is_being_cancelled
+from notify_common.rabbitmq import BROKER_ERRORS, RabbitSettings, is_being_cancelled
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0  # seconds
+LAST_WORDS_TIMEOUT = 1.0  # seconds
+KEPT_GROUPS = 1000  # told and not published yet; what comes past them is dropped
 
 
-async def publish_changes(broker: RabbitBroker, changes: Sequence[StatusChange]) -> None:
-    """Publish what has changed, after its commit. Events are news, not state: what fails here is not repeated."""
-    by_kind: defaultdict[tuple[Channel, DeliveryStatus], list[StatusChange]] = defaultdict(list)
-    for change in changes:
-        by_kind[change.channel, change.status].append(change)
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            for (channel, status), alike in by_kind.items():
-                await broker.publish(
-                    StatusChanges(changes=tuple(alike)).model_dump_json().encode(),
-                    exchange=topology.EVENTS,
-                    routing_key=f"{channel}.{status}",
-                    mandatory=False,
-                    content_type="application/json",
-                    message_id=str(uuid4()),
-                )
-    except BROKER_ERRORS as error:
-        log.debug("events are not published count=%d error=%r", len(changes), error)
-    except asyncio.CancelledError:
-        if is_being_cancelled():
-            raise
+class EventPublisher:
+    """Publishes changes of status beside the work that has committed them.
+
+    Events are news, not state: there are no confirms, and what can not be published is dropped in the end. They have a
+    connection of their own: under an alarm RabbitMQ blocks that of a publisher, and with it the acks that it carries.
+    """
+
+    def __init__(self, settings: RabbitSettings, role: str) -> None:
+        self._url = settings.amqp_url(f"{role}.events")
+        self._told: asyncio.Queue[Sequence[StatusChange]] = asyncio.Queue(KEPT_GROUPS)
+        self._connection: AbstractConnection | None = None
+        self._exchange: AbstractExchange | None = None
+
+    def tell(self, changes: Sequence[StatusChange]) -> None:
+        """Publish what has changed, after its commit, as soon as RabbitMQ takes it."""
+        if changes:
+            with suppress(asyncio.QueueFull):
+                self._told.put_nowait(changes)
+
+    @asynccontextmanager
+    async def publishing(self) -> AsyncIterator[None]:
+        """Publish for as long as the context lasts."""
+        publishing = asyncio.create_task(self._publish_all())
+        try:
+            yield
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_TIMEOUT):
+                    await self._told.join()
+            publishing.cancel()
+            await asyncio.wait({publishing})
+            await self._disconnect()
+
+    async def _publish_all(self) -> None:
+        fault = LastingFault(log, "events are not published")
+        while True:
+            changes = await self._told.get()
+            while True:
+                try:
+                    async with asyncio.timeout(TIMEOUT):
+                        await self._publish(changes)
+                except (*BROKER_ERRORS, asyncio.CancelledError) as error:
+                    if is_being_cancelled():
+                        raise
+                    await self._disconnect()
+                    await asyncio.sleep(fault.occurred(repr(error)))
+                else:
+                    fault.over()
+                    break
+            self._told.task_done()
+
+    async def _publish(self, changes: Sequence[StatusChange]) -> None:
+        by_kind: defaultdict[tuple[Channel, DeliveryStatus], list[StatusChange]] = defaultdict(list)
+        for change in changes:
+            by_kind[change.channel, change.status].append(change)
+        exchange = self._exchange or await self._connect()
+        for (channel, status), alike in by_kind.items():
+            message = aio_pika.Message(
+                StatusChanges(changes=tuple(alike)).model_dump_json().encode(),
+                content_type="application/json",
+                message_id=str(uuid4()),
+            )
+            await exchange.publish(message, f"{channel}.{status}", mandatory=False)
+
+    async def _connect(self) -> AbstractExchange:
+        """Not before there is something to tell."""
+        self._connection = await aio_pika.connect(self._url)
+        channel = await self._connection.channel(publisher_confirms=False)
+        self._exchange = await channel.get_exchange(topology.EVENTS.name, ensure=False)
+        return self._exchange
+
+    async def _disconnect(self) -> None:
+        connection, self._connection, self._exchange = self._connection, None, None
+        if connection is not None:
+            with suppress(*BROKER_ERRORS):
+                async with asyncio.timeout(TIMEOUT):
+                    await connection.close()

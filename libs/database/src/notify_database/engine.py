@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 MINIMUM_VERSION = 15
 CONNECT_TIMEOUT = 5.0  # seconds
+# A session that stops in a transaction, or waits for a lock too long, must not hold up the others for ever.
+STATEMENT_TIMEOUT = 30.0  # seconds
+IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
 NEWEST_TABLE = "retry_jobs"  # of the newest migration
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
@@ -52,8 +55,10 @@ class PostgresSettings(FromEnvironment):
     postgres_schema: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")] = "public"
 
 
-def create_engine(settings: PostgresSettings, *, pool_size: int) -> AsyncEngine:
-    """An engine on asyncpg with at most `pool_size` connections."""
+def create_engine(
+    settings: PostgresSettings, *, pool_size: int, statement_timeout: float = STATEMENT_TIMEOUT
+) -> AsyncEngine:
+    """An engine on asyncpg with at most `pool_size` connections; `statement_timeout` in seconds, 0: none."""
     url = URL.create(
         "postgresql+asyncpg",
         settings.postgres_user,
@@ -72,7 +77,13 @@ def create_engine(settings: PostgresSettings, *, pool_size: int) -> AsyncEngine:
         connect_args={
             "timeout": CONNECT_TIMEOUT,
             # jit costs more than it gives on short statements.
-            "server_settings": {"search_path": settings.postgres_schema, "jit": "off", "timezone": "UTC"},
+            "server_settings": {
+                "search_path": settings.postgres_schema,
+                "jit": "off",
+                "timezone": "UTC",
+                "statement_timeout": f"{statement_timeout:.0f}s",
+                "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT:.0f}s",
+            },
         },
     )
 

@@ -44,7 +44,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 async def _main(settings: MigrationSettings) -> None:
-    engine = create_engine(settings, pool_size=1)
+    engine = create_engine(settings, pool_size=1, statement_timeout=0)
     try:
         await await_database(engine, migrated=False)
         await migrate(engine, settings.postgres_schema)

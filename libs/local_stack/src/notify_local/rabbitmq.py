@@ -71,6 +71,7 @@ log.file = false
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "ERL_EPMD_PORT": str(epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP": str(folder.log / "erl_crash.dump"),  # not in the working directory
             # Its start script then becomes the Erlang VM instead of waiting for it: one process, one pid.
             "RUNNING_UNDER_SYSTEMD": "true",
         },

@@ -3,6 +3,7 @@
 A key is 256 random bits, so that a plain hash of it can not be searched for what it was.
 """
 
+import asyncio
 import hashlib
 import hmac
 import secrets
@@ -22,6 +23,7 @@ from notify_gateway.ids import new_id, to_millisecond
 
 CACHE_SECONDS = 5.0  # for so long a revoked key is still known to a process
 CACHED_KEYS = 10_000
+LOOK_UPS = 2  # at a time: unknown keys must not take the connections of those who have one
 DEFAULT_TENANT = "default"
 BOOTSTRAP_ID = UUID(int=1)  # there is one such key
 PREFIX = "ntf_"  # lets secret scanners know one when they see it
@@ -54,6 +56,7 @@ class ApiKeys:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._remembered: dict[bytes, tuple[Access, float]] = {}
+        self._looking_up = asyncio.Semaphore(LOOK_UPS)
 
     async def access(self, token: str) -> Access | None:
         """What the bearer of `token` may do; None where it is no key, or a revoked one. Raises `DatabaseAway`."""
@@ -111,7 +114,7 @@ class ApiKeys:
     async def _look_up(self, hashed: bytes) -> Access | None:
         statement = text("SELECT id, tenant, scopes, hash FROM api_keys WHERE hash = :hash AND revoked_at IS NULL")
         with database_errors():
-            async with self._engine.connect() as connection:
+            async with self._looking_up, self._engine.connect() as connection:
                 row = (await connection.execute(statement, {"hash": hashed})).one_or_none()
         if row is None or not hmac.compare_digest(row.hash, hashed):
             return None

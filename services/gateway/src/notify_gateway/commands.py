@@ -12,6 +12,7 @@ from notify_database.engine import DatabaseAway, PostgresSettings, create_engine
 
 from notify_gateway.api_keys import DEFAULT_TENANT, ApiKeys, Scope
 from notify_gateway.dead_archive import DeadArchive, DeadLetter, dead_archive
+from notify_gateway.delivery_retries import DeliveryRetries
 
 SHOWN = 100
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--limit", type=int, default=SHOWN, help="(default: %(default)s)")
     dead.add_parser("show", help="one message with its headers and its body").add_argument("id")
     for action, help_text in (
-        ("requeue", "put back where it died; a failed delivery is better retried by the API"),
+        ("requeue", "give a failed delivery a new round; put back any other message where it died"),
         ("drop", "forget"),
     ):
         which = dead.add_parser(action, help=help_text).add_mutually_exclusive_group(required=True)
@@ -83,13 +84,21 @@ async def _keys(settings: OperatorSettings, options: argparse.Namespace) -> bool
 
 
 async def _dead(settings: OperatorSettings, options: argparse.Namespace) -> bool:
+    engine = create_engine(settings, pool_size=1)
+    try:
+        return await _dead_letters(settings, DeliveryRetries(engine), options)
+    finally:
+        await engine.dispose()
+
+
+async def _dead_letters(settings: OperatorSettings, retries: DeliveryRetries, options: argparse.Namespace) -> bool:
     async with dead_archive(settings) as archive:
         if options.action == "list":
             return await _list_dead(archive, options.limit)
         done = 0
         async for letter in archive.letters():
             if getattr(options, "all", False) or letter.id == options.id:
-                done += await _act(archive, options.action, letter)
+                done += await _act(archive, retries, options.action, letter)
                 if not getattr(options, "all", False):
                     break
     if options.action != "show":
@@ -111,9 +120,20 @@ async def _list_dead(archive: DeadArchive, limit: int) -> bool:
     return True
 
 
-async def _act(archive: DeadArchive, action: str, letter: DeadLetter) -> bool:
-    if action == "requeue":
+async def _requeue(archive: DeadArchive, retries: DeliveryRetries, letter: DeadLetter) -> bool:
+    if letter.delivery_id is None:
         return await archive.requeue(letter)
+    # A new round, as by the API: were the old message put back beside it, both would be sent.
+    if not await retries.retry(None, letter.delivery_id):
+        print(f"{letter.id}: delivery {letter.delivery_id} is not failed, there is nothing to retry", file=sys.stderr)
+        return False
+    await archive.drop(letter)
+    return True
+
+
+async def _act(archive: DeadArchive, retries: DeliveryRetries, action: str, letter: DeadLetter) -> bool:
+    if action == "requeue":
+        return await _requeue(archive, retries, letter)
     if action == "drop":
         await archive.drop(letter)
     else:

@@ -3,12 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queues_of_death
+from notify_common.messages import DELIVERY_ID_HEADER
 from notify_common.rabbitmq import RabbitSettings
 
 ARCHIVE = topology.dead_letters()[0].queue.name
@@ -17,6 +19,7 @@ HOMES = {
     binding.queue.name: (binding.exchange.name, binding.routing_key)
     for binding in (topology.results(), *map(topology.deliveries, Channel))
 }
+RESULTS = topology.results().queue.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,16 @@ class DeadLetter:
     def home(self) -> str | None:
         """The queue in which it died."""
         return next(iter(sorted(queues_of_death(self.message.headers) & HOMES.keys())), None)
+
+    @property
+    def delivery_id(self) -> UUID | None:
+        """The delivery that this message wanted to be attempted; None where it was a result, or does not say."""
+        if self.home is None or self.home == RESULTS:
+            return None
+        try:
+            return UUID(str(self.message.headers.get(DELIVERY_ID_HEADER)))
+        except ValueError:
+            return None
 
 
 class DeadArchive:

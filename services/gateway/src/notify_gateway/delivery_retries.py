@@ -34,7 +34,7 @@ PUT_BACK = """
 RETRY_ONE = text(f"""
     WITH chosen AS (
         SELECT d.id FROM deliveries d JOIN notifications n ON n.id = d.notification_id
-        WHERE d.id = :id AND n.tenant = :tenant
+        WHERE d.id = :id AND (CAST(:tenant AS text) IS NULL OR n.tenant = :tenant)
     ), {PUT_BACK}
     SELECT * FROM again
 """)  # noqa: S608 - a constant
@@ -82,8 +82,8 @@ class DeliveryRetries:
         self._engine = engine
         self._part = part
 
-    async def retry(self, tenant: str, delivery_id: UUID) -> list[StatusChange]:
-        """Put one back; nothing where it is not a failed delivery of the tenant."""
+    async def retry(self, tenant: str | None, delivery_id: UUID) -> list[StatusChange]:
+        """Put one back; nothing where it is not a failed delivery of the tenant (None: of any)."""
         with database_errors():
             async with self._engine.begin() as connection:
                 rows = (await connection.execute(RETRY_ONE, {"id": delivery_id, "tenant": tenant})).all()

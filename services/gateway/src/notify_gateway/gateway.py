@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
 from uuid import UUID
 
 from notify_common import topology
 from notify_common.channels import Channel
-from notify_common.events import publish_changes
+from notify_common.events import EventPublisher
 from notify_common.lasting_fault import LastingFault
-from notify_common.messages import StatusChange
 from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
 from notify_database.engine import DatabaseAway, await_database, create_engine, database_problem
@@ -29,6 +28,7 @@ log = logging.getLogger(__name__)
 
 ROLE = "gateway"
 READINESS_TIMEOUT = 2.0  # seconds
+READINESS_INTERVAL = 1.0  # seconds
 RELAY_STOP_TIMEOUT = 10.0  # seconds; what is not published by then is left to the next relay
 
 
@@ -39,33 +39,37 @@ class Gateway:
         self._settings = settings
         self._engine = create_engine(settings, pool_size=settings.postgres_pool_size)
         self._broker = create_broker(settings, ROLE)
-        self.relay = OutboxRelay(self._broker, Outbox(self._engine))
+        self._events = EventPublisher(settings, ROLE)
+        self.relay = OutboxRelay(self._broker, Outbox(self._engine), self._events)
         self.intake = NotificationIntake(self._engine, self.relay, max_waiting=settings.max_waiting_requests)
         self.queries = NotificationQueries(self._engine)
         self.retries = DeliveryRetries(self._engine)
         self.keys = ApiKeys(self._engine)
         self.door = Door(self.keys, RateLimit(settings.rate_limit), closed=settings.auth is Auth.ON)
-        self._telling: set[asyncio.Task[None]] = set()
+        # `/readyz` is open to everybody: it must not be a way to keep the database busy.
+        self._asking = asyncio.Lock()
+        self._ask_again_at = 0.0
+        self._problem: str | None = None
 
     async def cancel(self, notification_id: UUID) -> None:
         """Cancel what no process has leased."""
-        self._tell(await cancel(self._engine, notification_id))
+        self._events.tell(await cancel(self._engine, notification_id))
 
     async def retry(self, tenant: str, delivery_id: UUID) -> bool:
         """Put a failed delivery back; say whether it was one."""
         changes = await self.retries.retry(tenant, delivery_id)
-        self._tell(changes)
+        self._events.tell(changes)
         return bool(changes)
 
-    def _tell(self, changes: Sequence[StatusChange]) -> None:
-        """Publish events, beside the request that has caused them: it does not wait for the broker."""
-        if changes and self.relay.connected:
-            telling = asyncio.create_task(publish_changes(self._broker, changes))
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
-
     async def database_problem(self) -> str | None:
-        """Why PostgreSQL can not be used now, or None."""
+        """Why PostgreSQL can not be used, or None: asked at most once a second, however many want to know."""
+        async with self._asking:
+            if time.monotonic() >= self._ask_again_at:
+                self._problem = await self._ask_database()
+                self._ask_again_at = time.monotonic() + READINESS_INTERVAL
+            return self._problem
+
+    async def _ask_database(self) -> str | None:
         try:
             async with asyncio.timeout(READINESS_TIMEOUT):
                 return await database_problem(self._engine)
@@ -76,18 +80,19 @@ class Gateway:
 
     async def work(self, stop: asyncio.Event) -> None:
         """Relay until `stop`, then finish what was accepted. Either server may be away when this begins."""
-        stopping = asyncio.create_task(stop.wait())
-        relaying = asyncio.create_task(self._relay(stop))
-        keeping = asyncio.create_task(self._keep_house(stop))
-        await asyncio.wait({stopping, relaying, keeping}, return_when=asyncio.FIRST_COMPLETED)
-        await self.intake.drained()
-        for task, patience in ((relaying, RELAY_STOP_TIMEOUT if self.relay.connected else 0), (keeping, 1)):
-            await asyncio.wait({task}, timeout=patience)
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
-            elif task.exception() is not None or not stop.is_set():
-                await task
+        async with self._events.publishing():
+            stopping = asyncio.create_task(stop.wait())
+            relaying = asyncio.create_task(self._relay(stop))
+            keeping = asyncio.create_task(self._keep_house(stop))
+            await asyncio.wait({stopping, relaying, keeping}, return_when=asyncio.FIRST_COMPLETED)
+            await self.intake.drained()
+            for task, patience in ((relaying, RELAY_STOP_TIMEOUT if self.relay.connected else 0), (keeping, 1)):
+                await asyncio.wait({task}, timeout=patience)
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+                elif task.exception() is not None or not stop.is_set():
+                    await task
         await self._broker.stop()
         await self._engine.dispose()
 
@@ -102,7 +107,7 @@ class Gateway:
             else:
                 fault.over()
                 break
-        await keep_house(self._engine, self.retries, self._tell, stop)
+        await keep_house(self._engine, self.retries, self._events.tell, stop)
 
     async def _relay(self, stop: asyncio.Event) -> None:
         await await_database(self._engine)

@@ -33,8 +33,12 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 class Limits:
     """ASGI middleware around the application."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(
+        self, app: App, *, body_timeout: float = BODY_TIMEOUT, request_timeout: float = REQUEST_TIMEOUT
+    ) -> None:
         self._app = app
+        self._body_timeout = body_timeout
+        self._request_timeout = request_timeout
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request within its limits."""
@@ -54,8 +58,8 @@ class Limits:
             await answer_plainly(431, f"The headers are longer than {MAX_HEAD} bytes.")(scope, receive, send_secured)
             return
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                await self._app(scope, _limited(receive), send_secured)
+            async with asyncio.timeout(self._request_timeout):
+                await self._app(scope, _limited(receive, self._body_timeout), send_secured)
         except TimeoutError:
             if started:
                 raise
@@ -63,9 +67,9 @@ class Limits:
             await too_slow(scope, receive, send_secured)
 
 
-def _limited(receive: Receive) -> Receive:
+def _limited(receive: Receive, timeout: float) -> Receive:
     """Of the body, no more bytes and no more time than allowed."""
-    received, deadline = 0, asyncio.get_running_loop().time() + BODY_TIMEOUT
+    received, deadline = 0, asyncio.get_running_loop().time() + timeout
 
     async def receive_limited() -> Message:
         nonlocal received
@@ -73,7 +77,7 @@ def _limited(receive: Receive) -> Receive:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"The body did not come within {BODY_TIMEOUT:.0f} s.") from None
+            raise HTTPException(408, f"The body did not come within {timeout:g} s.") from None
         received += len(message.get("body", b""))
         if received > MAX_BODY:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")

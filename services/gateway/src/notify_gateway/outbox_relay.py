@@ -10,7 +10,7 @@ from contextlib import suppress
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitBroker
 from notify_common import topology
-from notify_common.events import publish_changes
+from notify_common.events import EventPublisher
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryRequested
 from notify_common.rabbitmq import PublishFailed, publish_confirmed
@@ -33,9 +33,10 @@ RENEW_INTERVAL = LEASE_RESERVE / 2
 class OutboxRelay:
     """Publishes what this process has just committed, and what no relay holds any more."""
 
-    def __init__(self, broker: RabbitBroker, outbox: Outbox) -> None:
+    def __init__(self, broker: RabbitBroker, outbox: Outbox, events: EventPublisher) -> None:
         self._broker = broker
         self._outbox = outbox
+        self._events = events
         self._connection: AbstractConnection | None = None
         self._handed_over: deque[tuple[DeliveryRequested, float]] = deque()
         self._wake = asyncio.Event()
@@ -91,8 +92,7 @@ class OutboxRelay:
         due = await self._outbox.take_due(PUBLISH_WINDOW)
         if len(due.requests) + len(due.expired) < PUBLISH_WINDOW:
             self._next_poll = time.monotonic() + POLL_INTERVAL
-        if due.expired:
-            await publish_changes(self._broker, due.expired)
+        self._events.tell(due.expired)
         # Together, so that neither starves the other.
         return [*due.requests, *self._take_handed_over()]
 

@@ -2,6 +2,7 @@
 
 from notify_common import topology
 from notify_common.consuming import consume, subscribe
+from notify_common.events import EventPublisher
 from notify_common.process import WorkerSettings, load_settings, run
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_database.engine import PostgresSettings, await_database, create_engine
@@ -28,23 +29,25 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     broker = create_broker(settings, ROLE)
     engine = create_engine(settings, pool_size=POOL_SIZE)
     store = ResultStore(engine)
-    results_consumer = ResultsConsumer(broker, store)
+    events = EventPublisher(settings, ROLE)
+    results_consumer = ResultsConsumer(broker, store, events)
     dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     subscribe(broker, results.subscription, results_consumer.handle, prefetch=RESULTS_PREFETCH)
     subscribe(broker, inbox.subscription, dead_inbox.handle, prefetch=DEAD_PREFETCH)
     try:
-        await consume(
-            broker,
-            role=ROLE,
-            rabbit=settings,
-            health_host=settings.health_host,
-            health_port=settings.health_port,
-            reads=[results.subscription, inbox.subscription],
-            declares=[archive, inbox, results],
-            exchanges=[topology.EVENTS],
-            prepare=lambda: await_database(engine),
-        )
+        async with events.publishing():
+            await consume(
+                broker,
+                role=ROLE,
+                rabbit=settings,
+                health_host=settings.health_host,
+                health_port=settings.health_port,
+                reads=[results.subscription, inbox.subscription],
+                declares=[archive, inbox, results],
+                exchanges=[topology.EVENTS],
+                prepare=lambda: await_database(engine),
+            )
     finally:
         await engine.dispose()
 

@@ -9,7 +9,7 @@ from faststream.rabbit import RabbitBroker, RabbitMessage
 from notify_common import topology
 from notify_common.consuming import Poison
 from notify_common.dead_letters import bury
-from notify_common.events import publish_changes
+from notify_common.events import EventPublisher
 from notify_common.group_commit import GroupCommit
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import (
@@ -30,9 +30,10 @@ MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
 class ResultsConsumer:
     """Applies what senders report."""
 
-    def __init__(self, broker: RabbitBroker, store: ResultStore) -> None:
+    def __init__(self, broker: RabbitBroker, store: ResultStore, events: EventPublisher) -> None:
         self._broker = broker
         self._store = store
+        self._events = events
         self._database_fault = LastingFault(log, "results can not be written")
         self._group_commit = GroupCommit(self._commit, max_group=MESSAGES_PER_TRANSACTION, refusals=(StatementRefused,))
 
@@ -65,7 +66,7 @@ class ResultsConsumer:
         applied = await self._apply([result for message in group for result in message])
         for result in applied.unknown:
             await self._bury(result, "unknown delivery")
-        await publish_changes(self._broker, applied.changes)
+        self._events.tell(applied.changes)
 
     async def _apply(self, results: Sequence[DeliveryResult]) -> Applied:
         while True:
