@@ -13,7 +13,7 @@ import asyncpg
 import httpx
 
 from chaos.faults import Fault
-from chaos.load import CHANNELS
+from chaos.load import CHANNELS, Accepted, Kind
 
 QUIET_TIMEOUT = 180.0  # seconds
 # From a provider's acceptance to the ack that follows from it; what is busy, or just came back, takes a while.
@@ -24,7 +24,8 @@ GAPS = """
     GROUP BY d.id HAVING count(a.attempt) <> d.attempt OR coalesce(max(a.attempt), 0) <> d.attempt
 """
 ENDS = """
-    SELECT d.id, count(*) FILTER (WHERE a.outcome IN ('sent', 'failed')) AS ends
+    SELECT d.id, count(*) FILTER (WHERE a.outcome IN ('sent', 'failed')) AS ends, min(a.started_at) AS first_attempt,
+           max(a.started_at) AS last_attempt
     FROM deliveries d LEFT JOIN attempts a ON a.delivery_id = d.id AND a.round = d.round
     GROUP BY d.id
 """
@@ -39,6 +40,15 @@ class Sent:
     attempt: int
 
 
+# What may become of a delivery, by what its client wanted.
+ENDINGS = {
+    Kind.PLAIN: {"sent", "failed"},
+    Kind.SCHEDULED: {"sent", "failed"},
+    Kind.EXPIRING: {"sent", "failed", "expired"},
+    Kind.CANCELLED: {"cancelled"},
+}
+
+
 @dataclass
 class Report:
     """What the audit found."""
@@ -48,6 +58,8 @@ class Report:
     lost: int = 0
     sent_twice: Counter[str] = field(default_factory=Counter)
     """By the fault that explains it."""
+    lateness: list[float] = field(default_factory=list)
+    """Seconds from the time of each scheduled delivery to its first attempt."""
     complaints: list[str] = field(default_factory=list)
     """What no fault explains."""
 
@@ -70,7 +82,7 @@ async def audit(
     postgres_url: str,
     management_url: str,
     ledgers: Path,
-    accepted: Mapping[str, float],
+    accepted: Mapping[str, Accepted],
     faults: Sequence[Fault],
     *,
     max_retries: int,
@@ -85,18 +97,21 @@ async def audit(
         report.deliveries = Counter(row["status"] for row in deliveries)
         lost = [each for each in accepted if stored[UUID(each)] != len(CHANNELS)]
         unsent = [row["id"] for row in deliveries if row["status"] == "sent" and row["id"] not in sent]
-        left = [row["id"] for row in deliveries if row["status"] not in {"sent", "failed"}]
+        by_id = {UUID(each): told for each, told in accepted.items()}
+        kinds = {row["id"]: by_id.get(row["notification_id"], Accepted(0.0)) for row in deliveries}
+        left = [row["id"] for row in deliveries if row["status"] not in ENDINGS[kinds[row["id"]].kind]]
         report.lost = len(lost) + len(unsent) + len(left)
         _complain(report, "accepted and not stored, with a delivery for each channel", lost)
         _complain(report, "told as sent and not in a ledger", unsent)
-        _complain(report, "deliveries neither sent nor failed", left)
-        _complain(report, "stored, and not accepted by this client", stored.keys() - {UUID(each) for each in accepted})
+        _complain(report, "deliveries that did not end as they should", left)
+        _complain(report, "stored, and not accepted by this client", stored.keys() - by_id.keys())
         _complain(report, "in a ledger and not stored", sent.keys() - {row["id"] for row in deliveries})
         _complain(report, "gaps in the attempts", [row["id"] for row in await connection.fetch(GAPS)])
         attempts = {(row[0], row[1]) for row in await connection.fetch("SELECT delivery_id, attempt FROM attempts")}
         told = [(delivery_id, line.attempt) for delivery_id, lines in sent.items() for line in lines]
         _complain(report, "sent in an attempt that is not on record", set(told) - attempts)
-        ends = {row["id"]: row["ends"] for row in await connection.fetch(ENDS)}
+        rounds = {row["id"]: row for row in await connection.fetch(ENDS)}
+        _judge_times(report, kinds, rounds)
         _complain(report, "outbox rows", await connection.fetch("SELECT delivery_id FROM outbox"))
         poison = await connection.fetch("SELECT delivery_id FROM attempts WHERE error_class = 'poison'")
         _complain(report, "healthy deliveries that ended as poison", poison)
@@ -104,9 +119,8 @@ async def audit(
         _complain(report, "failed before their budget was used", early)
     finally:
         await connection.close()
-    times = {row["id"]: accepted.get(str(row["notification_id"]), 0.0) for row in deliveries}
     for row in deliveries:
-        _judge(report, row, sent.get(row["id"], []), ends[row["id"]], times[row["id"]], faults)
+        _judge(report, row, sent.get(row["id"], []), rounds[row["id"]]["ends"], kinds[row["id"]].at, faults)
     for queue, count in (await _waiting(management_url)).items():
         _complain(report, f"messages in {queue}", range(count))
     return report
@@ -117,7 +131,7 @@ def _judge(
 ) -> None:
     """One delivery: what is out of the ordinary must have its fault."""
     times = len(sent)
-    if times == (row["status"] == "sent") and ends == 1:
+    if times == (row["status"] == "sent") and ends == (row["status"] in {"sent", "failed"}):
         return
     for earlier in sent[: max(times - 1, 1)]:
         # Each sending but the last: why was it not the last?
@@ -130,13 +144,31 @@ def _judge(
         report.sent_twice[nearest.name] += 1
 
 
+def _judge_times(report: Report, kinds: Mapping[UUID, Accepted], rounds: Mapping[UUID, Any]) -> None:
+    """Nothing before its time, nothing after its expiry."""
+    early, late = [], []
+    for delivery_id, told in kinds.items():
+        first, last = rounds[delivery_id]["first_attempt"], rounds[delivery_id]["last_attempt"]
+        if told.time is None or first is None:
+            continue
+        if told.kind is Kind.SCHEDULED:
+            report.lateness.append(first.timestamp() - told.time)
+            if first.timestamp() < told.time:
+                early.append(delivery_id)
+        elif last.timestamp() >= told.time:
+            late.append(delivery_id)
+    _complain(report, "attempted before its time", early)
+    _complain(report, "attempted after its expiry, or cancelled", late)
+
+
 def _explains(fault: Fault, sent: Sent, accepted_at: float) -> bool:
     """Whether this sending, or the publish before it, was in flight in what the fault has cut off."""
     in_flight = fault.began - IN_FLIGHT <= sent.at <= fault.ended + IN_FLIGHT
     if fault.cuts_all or sent.pid in fault.killed:
         return in_flight
     # A gateway that dies between publish and delete: what it had accepted is published again when its lease has ended.
-    return "gateway" in fault.killed.values() and accepted_at <= fault.ended and sent.at >= fault.began - IN_FLIGHT
+    gateway_died = any(name.startswith("gateway") for name in fault.killed.values())
+    return gateway_died and accepted_at <= fault.ended and sent.at >= fault.began - IN_FLIGHT
 
 
 def _read(folder: Path) -> dict[UUID, list[Sent]]:

@@ -16,8 +16,8 @@ import psutil
 from notify_local.rabbitmq_install import rabbitmq_server
 from support.processes import System
 
-SENDERS = ("telegram_sender", "telegram_sender-2", "email_sender", "email_sender-2")
-SERVICES = ("gateway", "status_writer", *SENDERS)
+REPLICAS = {"gateway": 2, "status_writer": 2, "telegram_sender": 2, "email_sender": 2}
+SERVICES = tuple(name for service in REPLICAS for name in (service, f"{service}-2"))
 LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # of the machine's memory
 LOCKED = "LOCK TABLE notifications, deliveries, attempts, outbox IN ACCESS EXCLUSIVE MODE"
 
@@ -51,8 +51,9 @@ class Faults:
         self._rng = rng
         self._hold = hold
         self._acts: dict[str, tuple[Act, bool]] = {
-            "kill -9 gateway": (self._killing("gateway"), False),
-            "kill -9 status_writer": (self._killing("status_writer"), False),
+            "kill -9 one gateway": (self._killing("gateway"), False),
+            "kill -9 every gateway": (self._killing("gateway", "gateway-2"), False),
+            "kill -9 every status_writer": (self._killing("status_writer", "status_writer-2"), False),
             "kill -9 one telegram_sender": (self._killing("telegram_sender"), False),
             "kill -9 one email_sender": (self._killing("email_sender-2"), False),
             "kill -9 every telegram_sender": (self._killing("telegram_sender", "telegram_sender-2"), False),

@@ -11,10 +11,10 @@ from statistics import median
 import httpx
 from notify_local.console import console, say
 from rich.table import Table
-from support.processes import FINAL, System, running_system
+from support.processes import FINAL, running_system
 
 from chaos.audit import Report, audit, await_quiet
-from chaos.faults import Fault, Faults
+from chaos.faults import REPLICAS, SERVICES, Fault, Faults
 from chaos.load import Load
 
 SETTINGS = {
@@ -23,6 +23,7 @@ SETTINGS = {
 }  # fmt: skip
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
+LINES_PER_FAULT = 12  # that a service may log; a fault has a begin, an end, and one line a minute
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,20 @@ class Plan:
 async def run_chaos(folder: Path, plan: Plan) -> Report:
     """Run the plan and print what happened."""
     ledgers = folder / "simulator"
-    with running_system(folder / "stack", {**SETTINGS, "SIMULATOR_FOLDER": str(ledgers)}, senders=2) as system:
+    with running_system(folder / "stack", {**SETTINGS, "SIMULATOR_FOLDER": str(ledgers)}, scale=REPLICAS) as system:
         addresses = system.addresses()
-        async with system.client() as client:
-            load = Load(client, plan.notifications / plan.seconds)
+        async with system.client() as first, system.client("GATEWAY_2_URL") as second:
+            load = Load([first, second], plan.notifications / plan.seconds, plan.seconds / 10)
             loading = asyncio.create_task(load.run(plan.notifications))
             faults = await _break_it(
-                system, load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage), plan
+                load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage), plan
             )
             await loading
         say("quiet: waiting until nothing is under way")
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
         await await_quiet(*urls)
         report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
+        report.complaints += _floods(system.folder / "log", len(faults))
     if load.answered != len(load.accepted):
         report.complaints.append(f"{load.answered} requests were told of {len(load.accepted)} notifications")
     report.complaints += load.refusals[:5]
@@ -63,7 +65,7 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
     return report
 
 
-async def _break_it(system: System, load: Load, faults: Faults, plan: Plan) -> list[Fault]:
+async def _break_it(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
     done: list[Fault] = []
     began = time.monotonic()
     for number, name in enumerate(faults.series(plan.faults), start=1):
@@ -71,7 +73,7 @@ async def _break_it(system: System, load: Load, faults: Faults, plan: Plan) -> l
         await asyncio.sleep(max(0.5, began + plan.seconds * number / (plan.faults + 1) - time.monotonic()))
         accepted = len(load.accepted)
         fault = await faults.inject(name)
-        fault.recovered_after = await _recovery(system, load)
+        fault.recovered_after = await _recovery(load)
         fault.accepted = len(load.accepted) - accepted
         done.append(fault)
         say(
@@ -81,22 +83,30 @@ async def _break_it(system: System, load: Load, faults: Faults, plan: Plan) -> l
     return done
 
 
-async def _recovery(system: System, load: Load) -> float:
+async def _recovery(load: Load) -> float:
     """Seconds until a notification that is posted now is final."""
     began = time.monotonic()
     notification_id = await load.post(1)
-    async with system.client() as client:
-        while time.monotonic() - began < PROBE_TIMEOUT:
-            try:
-                answer = await client.get(f"/api/notifications/{notification_id}")
-            except httpx.TransportError:
-                answer = None
-            told = answer.json() if answer is not None and answer.status_code == httpx.codes.OK else None
-            if told is not None and all(delivery["status"] in FINAL for delivery in told["deliveries"]):
-                return time.monotonic() - began
-            await asyncio.sleep(POLL_INTERVAL)
+    asked = 0
+    while time.monotonic() - began < PROBE_TIMEOUT:
+        asked += 1
+        try:
+            answer = await load.gateways[asked % len(load.gateways)].get(f"/api/notifications/{notification_id}")
+        except httpx.TransportError:
+            answer = None
+        told = answer.json() if answer is not None and answer.status_code == httpx.codes.OK else None
+        if told is not None and all(delivery["status"] in FINAL for delivery in told["deliveries"]):
+            return time.monotonic() - began
+        await asyncio.sleep(POLL_INTERVAL)
     load.refusals.append(f"a notification was not final {PROBE_TIMEOUT:.0f} s after a fault: {notification_id}")
     return PROBE_TIMEOUT
+
+
+def _floods(logs: Path, faults: int) -> list[str]:
+    """Services that have logged more than their faults give reason for."""
+    lines = {name: len((logs / f"{name}.log").read_text().splitlines()) for name in SERVICES}
+    say("lines logged: " + ", ".join(f"{count} {name}" for name, count in lines.items()))
+    return [f"{name} logged {count} lines" for name, count in lines.items() if count > LINES_PER_FAULT * (faults + 1)]
 
 
 def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
@@ -120,6 +130,9 @@ def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
     console.print(table)
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(report.deliveries.items()))
     say(f"deliveries: {statuses}; requests repeated by the client: {load.repeats}")
+    if report.lateness:
+        late = f"{median(report.lateness):.2f} s (median), at most {max(report.lateness):.1f} s"
+        say(f"scheduled: first attempt {late} after their time")
     for complaint in report.complaints:
         say(f"  {complaint}")
     say(

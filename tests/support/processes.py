@@ -56,21 +56,24 @@ class System:
         else:
             os.kill(self.pid(name), signal.SIGKILL)
 
-    def client(self) -> httpx.AsyncClient:
+    def client(self, gateway: str = "GATEWAY_URL") -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=600)
-        return httpx.AsyncClient(base_url=self.addresses()["GATEWAY_URL"], timeout=60, limits=limits, trust_env=False)
+        return httpx.AsyncClient(base_url=self.addresses()[gateway], timeout=60, limits=limits, trust_env=False)
 
 
 @contextmanager
-def running_system(folder: Path, settings: Mapping[str, str], *, senders: int = 1) -> Iterator[System]:
-    """The whole system until the context ends; it must end in order."""
+def running_system(
+    folder: Path, settings: Mapping[str, str], *, scale: Mapping[str, int] | None = None
+) -> Iterator[System]:
+    """The whole system until the context ends; it must end in order. `scale`: how many of a service, where not one."""
     if in_containers():
         with running_containers() as containers:
             servers = {**as_environment(containers.postgres()), **as_environment(containers.rabbit())}
             with _running("services", folder, {**settings, **servers}, containers=containers) as system:
                 yield system
     else:
-        with _running("up", folder, settings, "--senders", str(senders)) as system:
+        replicas = [f"{service}={number}" for service, number in (scale or {}).items()]
+        with _running("up", folder, settings, *(["--scale", *replicas] if replicas else [])) as system:
             yield system
 
 

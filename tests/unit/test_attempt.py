@@ -104,7 +104,7 @@ def test_a_round_makes_at_most_its_budget_of_failures_whatever_happens(outcomes:
 
 
 async def test_a_provider_that_takes_too_long_is_a_temporary_failure() -> None:
-    outcome = await call_provider(Simulator(latency=60, error_probability=0), request(), timeout=0.01)
+    outcome = await call_provider(Simulator(latency=60, error_probability=0), request(), timeout=0.01, started_at=NOW)
     assert outcome.timed_out
     assert isinstance(outcome.failure, TemporaryFailure)
     assert outcome.finished_at > outcome.started_at
@@ -115,11 +115,11 @@ async def test_a_bug_in_a_provider_is_not_taken_for_its_answer() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await call_provider(FakeProvider(bug), request(), timeout=1)
+        await call_provider(FakeProvider(bug), request(), timeout=1, started_at=NOW)
 
 
 @pytest.mark.parametrize(("probability", "fails"), [(0, False), (1, True)])
 async def test_the_simulator_never_fails_at_0_and_always_at_1(probability: float, fails: bool) -> None:
     simulator = Simulator(latency=0, error_probability=probability)
-    answers = [await call_provider(simulator, request(), timeout=1) for _ in range(200)]
+    answers = [await call_provider(simulator, request(), timeout=1, started_at=NOW) for _ in range(200)]
     assert {answer.failure is not None for answer in answers} == {fails}

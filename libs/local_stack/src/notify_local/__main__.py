@@ -13,14 +13,15 @@ from notify_local.console import say
 from notify_local.demo import run_demo
 from notify_local.errors import CanNotRun
 from notify_local.folder import StackFolder
-from notify_local.stack import running_servers, running_services, running_system
+from notify_local.stack import SERVICES, running_servers, running_services, running_system
 
 INTERRUPTED = 130
 DEFAULT_FILE = Path("examples/notifications.csv")
+MOST_REPLICAS = 20
 
 
-async def _up(folder: StackFolder, senders: int) -> int:
-    async with running_system(folder, show_logs=True, senders=senders) as stack:
+async def _up(folder: StackFolder, scale: dict[str, int]) -> int:
+    async with running_system(folder, show_logs=True, scale=scale) as stack:
         gateway = stack.addresses["GATEWAY_URL"]
         ui = urlsplit(stack.addresses["RABBITMQ_MANAGEMENT_URL"])
         say(
@@ -75,13 +76,24 @@ async def _until_signal(work: Coroutine[Any, Any, int], *, code_when_stopped: in
         return code_when_stopped
 
 
+def _scale(wanted: str) -> tuple[str, int]:
+    service, _, number = wanted.partition("=")
+    if service not in SERVICES or not number.isdecimal() or not 1 <= int(number) <= MOST_REPLICAS:
+        raise argparse.ArgumentTypeError(
+            f"{wanted!r} is not SERVICE=NUMBER, with one of {', '.join(SERVICES)} and 1 to {MOST_REPLICAS}"
+        )
+    return service, int(number)
+
+
 def main() -> None:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m notify_local", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".local"), help="where data, logs and addresses are kept")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="run the whole system in the foreground")
-    up.add_argument("--senders", type=int, default=1, help="of each channel (default: %(default)s)")
+    up.add_argument(
+        "--scale", type=_scale, nargs="+", default=[], metavar="SERVICE=NUMBER", help="run more than one of a service"
+    )
     commands.add_parser("servers", help="run PostgreSQL and RabbitMQ alone")
     commands.add_parser("services", help="run the services alone, on the servers that POSTGRES_* and RABBITMQ_* name")
     demo = commands.add_parser("demo", help="send a file of notifications and follow it to the end")
@@ -89,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = StackFolder(arguments.folder.resolve())
     work = {
-        "up": lambda: _up(folder, arguments.senders),
+        "up": lambda: _up(folder, dict(arguments.scale)),
         "servers": lambda: _servers(folder),
         "services": lambda: _services(folder),
         "demo": lambda: run_demo(folder, arguments.file),

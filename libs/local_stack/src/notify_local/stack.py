@@ -25,9 +25,10 @@ SERVER_START_TIMEOUT = 120.0  # seconds
 SERVICE_START_TIMEOUT = 60.0  # seconds
 
 POSTGRES_PORT, RABBITMQ_PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT, EPMD_PORT = 5432, 5672, 15672, 25672, 4370
-REPLICA_PORT_STEP = 100  # between the health ports of two senders of a channel
+REPLICA_PORT_STEP = 100  # between the ports of two replicas of a service
 # In the order of their start: who reads before who writes. The gateway starts last and stops first.
 WORKERS = {"status_writer": 8083, "telegram_sender": 8081, "email_sender": 8082}
+SERVICES = (*WORKERS, "gateway")
 
 
 class GatewayWishes(ServiceSettings):
@@ -65,14 +66,16 @@ async def running_servers(folder: StackFolder) -> AsyncIterator[Stack]:
 
 
 @asynccontextmanager
-async def running_system(folder: StackFolder, *, show_logs: bool, senders: int = 1) -> AsyncIterator[Stack]:
-    """The servers and all services until the context ends; `senders` of each channel."""
+async def running_system(
+    folder: StackFolder, *, show_logs: bool, scale: Mapping[str, int] | None = None
+) -> AsyncIterator[Stack]:
+    """The servers and all services until the context ends; `scale`: how many of a service, where not one."""
     with folder.locked():
         folder.end_leftovers()
         supervisor, ports = Supervisor(folder), Ports()
         try:
             servers = await _start_servers(supervisor, folder, ports)
-            stack = await _start_services(supervisor, servers, ports, show_logs=show_logs, senders=senders)
+            stack = await _start_services(supervisor, servers, ports, show_logs=show_logs, scale=scale or {})
             folder.publish(stack.addresses)
             yield stack
         finally:
@@ -89,7 +92,7 @@ async def running_services(folder: StackFolder) -> AsyncIterator[Stack]:
         folder.end_leftovers()
         supervisor = Supervisor(folder)
         try:
-            stack = await _start_services(supervisor, given, Ports(), show_logs=True)
+            stack = await _start_services(supervisor, given, Ports(), show_logs=True, scale={})
             folder.publish(stack.addresses)
             yield stack
         finally:
@@ -151,29 +154,33 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
 
 
 async def _start_services(
-    supervisor: Supervisor, servers: Stack, ports: Ports, *, show_logs: bool, senders: int = 1
+    supervisor: Supervisor, servers: Stack, ports: Ports, *, show_logs: bool, scale: Mapping[str, int]
 ) -> Stack:
     settings = servers.server_settings
     say("Migrating the database …")
     await supervisor.run(Program("migrate", [sys.executable, "-m", "notify_database.migrate"], settings))
     say("Starting the services …")
     for service, preferred_port in WORKERS.items():
-        for number in range(1, 1 + (senders if service.endswith("_sender") else 1)):
-            port = ports.free(preferred_port + (number - 1) * REPLICA_PORT_STEP)
+        for replica in range(scale.get(service, 1)):
+            port = ports.free(preferred_port + replica * REPLICA_PORT_STEP)
             environment = {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}
-            name = service if number == 1 else f"{service}-{number}"
-            program = _service(service, environment, shown=show_logs, name=name)
+            program = _service(service, replica, environment, shown=show_logs)
             await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
-    gateway = load_settings(GatewayWishes)
-    port = ports.free(gateway.app_port)
-    program = _service("gateway", {**settings, "APP_PORT": str(port), "AUTH": gateway.auth}, shown=show_logs)
-    host = LOCALHOST if gateway.app_host == ANY_HOST else gateway.app_host
-    await supervisor.start(program, _ready_at(port, host), SERVICE_START_TIMEOUT)
-    return Stack({"GATEWAY_URL": f"http://{host}:{port}", **servers.addresses}, settings)
+    wishes, gateways = load_settings(GatewayWishes), {}
+    host = LOCALHOST if wishes.app_host == ANY_HOST else wishes.app_host
+    for replica in range(scale.get("gateway", 1)):
+        port = ports.free(wishes.app_port + replica * REPLICA_PORT_STEP)
+        environment = {**settings, "APP_PORT": str(port), "AUTH": wishes.auth}
+        await supervisor.start(
+            _service("gateway", replica, environment, shown=show_logs), _ready_at(port, host), SERVICE_START_TIMEOUT
+        )
+        gateways[f"GATEWAY_{replica + 1}_URL" if replica else "GATEWAY_URL"] = f"http://{host}:{port}"
+    return Stack({**gateways, **servers.addresses}, settings)
 
 
-def _service(service: str, environment: Mapping[str, str], *, shown: bool, name: str | None = None) -> Program:
-    return Program(name or service, [sys.executable, "-m", f"notify_{service}"], environment, shown=shown)
+def _service(service: str, replica: int, environment: Mapping[str, str], *, shown: bool) -> Program:
+    name = f"{service}-{replica + 1}" if replica else service
+    return Program(name, [sys.executable, "-m", f"notify_{service}"], environment, shown=shown)
 
 
 def _ready_at(port: int, host: str = LOCALHOST) -> Callable[[], Awaitable[bool]]:

@@ -36,9 +36,21 @@ class Decision:
     next_request: DeliveryRequested | None = None
 
 
-async def call_provider(provider: Provider, request: DeliveryRequested, timeout: float) -> ProviderAnswer:
-    """Call the provider for at most `timeout` seconds."""
-    started_at, start = utc_now(), time.monotonic()
+async def attempt_delivery(
+    provider: Provider, request: DeliveryRequested, timeout: float, schedule: RetrySchedule
+) -> Decision:
+    """Call the provider for at most `timeout` seconds, unless the delivery's time is over, and decide."""
+    now = utc_now()
+    if request.expires_at is not None and request.expires_at <= now:
+        return Decision(expired(request, now))
+    return decide(request, await call_provider(provider, request, timeout, started_at=now), schedule)
+
+
+async def call_provider(
+    provider: Provider, request: DeliveryRequested, timeout: float, *, started_at: datetime
+) -> ProviderAnswer:
+    """What the provider answers within `timeout` seconds."""
+    start = time.monotonic()
     message_id: str | None = None
     failure: ProviderFailure | None = None
     timed_out = False

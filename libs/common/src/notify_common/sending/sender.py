@@ -15,7 +15,7 @@ from notify_common.group_commit import GroupCommit
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.process import utc_now
 from notify_common.rabbitmq import publish_until_confirmed
-from notify_common.sending.attempt import Decision, call_provider, decide, expired
+from notify_common.sending.attempt import Decision, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule
@@ -65,8 +65,6 @@ class Sender:
         now = utc_now()
         if request.not_before is not None and request.not_before > now:
             await self._park(request, now)
-        elif request.expires_at is not None and request.expires_at <= now:
-            await self._results.submit(expired(request, now))
         else:
             with self._attempts.attempt(request) as attempt:
                 decision = await asyncio.shield(attempt.running)
@@ -77,8 +75,7 @@ class Sender:
                         attempt.next_parked = True
 
     async def _attempt_and_report(self, request: DeliveryRequested) -> Decision:
-        answer = await call_provider(self._provider, request, self._provider_timeout)
-        decision = decide(request, answer, self._schedule)
+        decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
         log.debug(
             "attempt delivery_id=%s attempt=%d outcome=%s",
             request.delivery_id, request.attempt, decision.result.outcome,
