@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
+import aio_pika
 import httpx
 import psutil
 import pytest
@@ -140,6 +142,37 @@ def test_the_demo_of_the_example_file_ends_with_every_row_final(system: System) 
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "300 of 300 notifications are final." in demo.stdout
+
+
+async def test_no_text_recipient_or_key_is_ever_logged(system: System) -> None:
+    secret = f"secret-{uuid4().hex}"
+    whole = {
+        "user_id": 1, "message": secret, "subject": secret, "channels": ["telegram", "email"],
+        "recipient": {"email": f"{secret}@example.org"}, "metadata": {"note": secret},
+    }  # fmt: skip
+    async with system.client() as client:
+        headers = {"Idempotency-Key": secret, "Authorization": f"Bearer {secret}"}
+        accepted = [await client.post("/api/notifications", json=whole, headers=headers) for _ in range(3)]
+        for refused in ({**whole, "recipient": {"email": secret}}, {**whole, "user_id": secret}, secret):
+            assert (await client.post("/api/notifications", json=refused)).status_code == 422
+        await client.get("/api/notifications", params={"cursor": secret})
+        await all_final(client, [accepted[0].json()["id"]])
+    connection = await aio_pika.connect(system.amqp_url())
+    async with connection:
+        channel = await connection.channel()
+        for exchange, key in (("notifications", "telegram"), ("notifications.results", "results")):
+            for body in (secret, f'{{"version": 1, "message": "{secret}", "results": [{{"outcome": "{secret}"}}]}}'):
+                await (await channel.get_exchange(exchange)).publish(aio_pika.Message(body.encode()), key)
+        archive = await channel.get_queue("notifications.dead")
+
+        async def all_are_dead() -> bool:
+            return (await archive.declare()).message_count == 4
+
+        await eventually(all_are_dead, "four dead letters")
+        await archive.purge()
+    logs = {file.name: file.read_text() for file in (system.folder / "log").glob("*.log")}
+    assert "poison" in logs["telegram_sender.log"]
+    assert [name for name, text in logs.items() if secret in text] == []
 
 
 @of_the_local_stack

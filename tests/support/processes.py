@@ -44,6 +44,9 @@ class System:
     def addresses(self) -> dict[str, str]:
         return dict(line.split("=", 1) for line in (self.folder / "stack.env").read_text().splitlines())
 
+    def amqp_url(self) -> str:
+        return self.containers.rabbit().amqp_url() if self.containers else self.addresses()["RABBITMQ_URL"]
+
     def pid(self, name: str) -> int:
         if self.containers is not None and name in self.containers.by_name:
             return self.containers.pid(name)
