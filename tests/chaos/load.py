@@ -13,7 +13,8 @@ from uuid import uuid4
 import httpx
 
 CHANNELS = ["telegram", "email"]
-OUTSTANDING = 1000  # requests; past it the client waits
+# Requests; past it the client waits. The connection pool of httpx looks at each connection for each request.
+OUTSTANDING = 300
 RETRY_INTERVAL = 0.3  # seconds
 LIFE = 3.0  # seconds that one which expires is given at most
 CANCELLED_AFTER = 3600.0  # seconds until what is cancelled at once would have been sent
