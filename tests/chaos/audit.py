@@ -25,7 +25,7 @@ GAPS = """
 """
 ENDS = """
     SELECT d.id, count(*) FILTER (WHERE a.outcome IN ('sent', 'failed')) AS ends, min(a.started_at) AS first_attempt,
-           max(a.started_at) AS last_attempt
+           max(a.started_at) AS last_attempt, array_remove(array_agg(a.next_attempt_at), NULL) AS waits
     FROM deliveries d LEFT JOIN attempts a ON a.delivery_id = d.id AND a.round = d.round
     GROUP BY d.id
 """
@@ -89,10 +89,10 @@ async def audit(
 ) -> Report:
     """Compare PostgreSQL, the queues, the ledgers and what the client was told."""
     report = Report(accepted=len(accepted))
-    sent = _read(ledgers)
     connection = await asyncpg.connect(postgres_url)
     try:
         deliveries = await connection.fetch("SELECT id, notification_id, status, attempt FROM deliveries")
+        sent = _read(ledgers)  # after what they have to agree with
         stored = Counter(row["notification_id"] for row in deliveries)
         report.deliveries = Counter(row["status"] for row in deliveries)
         lost = [each for each in accepted if stored[UUID(each)] != len(CHANNELS)]
@@ -120,22 +120,23 @@ async def audit(
     finally:
         await connection.close()
     for row in deliveries:
-        _judge(report, row, sent.get(row["id"], []), rounds[row["id"]]["ends"], kinds[row["id"]].at, faults)
+        _judge(report, row, sent.get(row["id"], []), rounds[row["id"]], kinds[row["id"]].at, faults)
     for queue, count in (await _waiting(management_url)).items():
         _complain(report, f"messages in {queue}", range(count))
     return report
 
 
 def _judge(
-    report: Report, row: Any, sent: Sequence[Sent], ends: int, accepted_at: float, faults: Sequence[Fault]
+    report: Report, row: Any, sent: Sequence[Sent], story: Any, accepted_at: float, faults: Sequence[Fault]
 ) -> None:
     """One delivery: what is out of the ordinary must have its fault."""
-    times = len(sent)
+    times, ends = len(sent), story["ends"]
+    waits = [wait.timestamp() for wait in story["waits"]]
     if times == (row["status"] == "sent") and ends == (row["status"] in {"sent", "failed"}):
         return
     for earlier in sent[: max(times - 1, 1)]:
         # Each sending but the last: why was it not the last?
-        explained = [fault for fault in faults if _explains(fault, earlier, accepted_at)]
+        explained = [fault for fault in faults if _explains(fault, earlier, accepted_at, waits)]
         if not explained:
             what = f"delivery {row['id']} {row['status']}, sent {times} times, {ends} ends: no fault explains it"
             report.complaints.append(what)
@@ -161,8 +162,13 @@ def _judge_times(report: Report, kinds: Mapping[UUID, Accepted], rounds: Mapping
     _complain(report, "attempted after its expiry, or cancelled", late)
 
 
-def _explains(fault: Fault, sent: Sent, accepted_at: float) -> bool:
+def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[float]) -> bool:
     """Whether this sending, or the publish before it, was in flight in what the fault has cut off."""
+    if "rabbitmq" in fault.killed.values():
+        # What it moves out of a retry queue, and has not noted as moved when it dies, it moves again.
+        back = fault.ended + fault.recovered_after + IN_FLIGHT
+        if any(fault.began - IN_FLIGHT <= wait <= back for wait in waits):
+            return True
     in_flight = fault.began - IN_FLIGHT <= sent.at <= fault.ended + IN_FLIGHT
     if fault.cuts_all or sent.pid in fault.killed:
         return in_flight

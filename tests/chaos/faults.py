@@ -31,7 +31,7 @@ class Fault:
     cuts_all: bool
     """Every connection to RabbitMQ was lost."""
     killed: dict[int, str] = field(default_factory=dict)
-    """Process ids of services that were killed: what ends in order by SIGTERM explains nothing."""
+    """Process ids of what was killed, and its name: what ends in order by SIGTERM explains nothing."""
     ended: float = 0.0
     accepted: int = 0
     """Notifications, from its begin to the recovery."""
@@ -99,8 +99,8 @@ class Faults:
     async def _stop_postgres(self, _: Fault) -> None:
         os.kill(self._system.pid("postgres"), signal.SIGQUIT)
 
-    async def _kill_both(self, _: Fault) -> None:
-        os.kill(self._system.pid("rabbitmq"), signal.SIGKILL)
+    async def _kill_both(self, fault: Fault) -> None:
+        self._signal(fault, ["rabbitmq"], signal.SIGKILL)
         os.kill(self._system.pid("postgres"), signal.SIGQUIT)
 
     async def _close_connections(self, _: Fault) -> None:

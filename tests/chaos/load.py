@@ -14,7 +14,7 @@ import httpx
 
 CHANNELS = ["telegram", "email"]
 # Requests; past it the client waits. The connection pool of httpx looks at each connection for each request.
-OUTSTANDING = 300
+OUTSTANDING = 100
 RETRY_INTERVAL = 0.3  # seconds
 LIFE = 3.0  # seconds that one which expires is given at most
 CANCELLED_AFTER = 3600.0  # seconds until what is cancelled at once would have been sent

@@ -13,6 +13,7 @@ from notify_common.sending.service import SETTLING_TIME
 from notify_database.migrate import MigrationSettings
 from notify_email_sender.main import EmailSenderSettings
 from notify_gateway.settings import GatewaySettings
+from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 from notify_status_writer.main import StatusWriterSettings
 from notify_telegram_sender.main import TelegramSenderSettings
 from pydantic_settings import BaseSettings
@@ -129,6 +130,13 @@ def test_the_definitions_declare_what_the_services_would() -> None:
     exchanges = {exchange["name"]: exchange["type"] for exchange in DEFINITIONS["exchanges"]}
     expected = (topology.NOTIFICATIONS, topology.RESULTS, topology.DEAD, topology.EVENTS)
     assert exchanges == {exchange.name: exchange.type.value for exchange in expected}
+
+
+def test_rabbitmq_in_a_container_is_as_patient_as_in_the_local_stack() -> None:
+    [timeout] = re.findall(r"confirm_timeout, (\d+)", (PROJECT / "deploy/rabbitmq/advanced.config").read_text())
+    assert int(timeout) == DEAD_LETTER_TIMEOUT
+    mounted = [volume for volume in COMPOSE["services"]["rabbitmq"]["volumes"] if "advanced.config" in volume]
+    assert mounted == ["./deploy/rabbitmq/advanced.config:/etc/rabbitmq/advanced.config:ro"]
 
 
 def may(user: str, right: str, name: str) -> bool:

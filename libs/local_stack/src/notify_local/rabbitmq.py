@@ -13,6 +13,8 @@ from notify_local.supervisor import Program
 USER = "notify"
 NODE_NAME = "notify@localhost"
 STOP_TIMEOUT = 30.0  # seconds
+# After it, what a dying broker was moving out of a retry queue is moved again. RabbitMQ's default is 3 minutes.
+DEAD_LETTER_TIMEOUT = 20_000  # milliseconds
 
 
 def prepare_epmd(port: int) -> Program:
@@ -55,6 +57,8 @@ log.console.level = info
 log.file = false
 """
     )
+    advanced = data / "advanced.config"
+    advanced.write_text(f"[{{rabbit, [{{dead_letter_worker_publisher_confirm_timeout, {DEAD_LETTER_TIMEOUT}}}]}}].\n")
     return Program(
         name="rabbitmq",
         command=[server],
@@ -62,6 +66,7 @@ log.file = false
             "HOME": str(data),  # its Erlang cookie lies there
             "RABBITMQ_NODENAME": NODE_NAME,
             "RABBITMQ_CONFIG_FILE": str(configuration),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(advanced),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
             "RABBITMQ_CONF_ENV_FILE": str(data / "rabbitmq-env.conf"),
             "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
