@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,9 +117,14 @@ class Faults:
     async def _lock_tables(self, _: Fault) -> None:
         connection = await asyncpg.connect(self._system.addresses()["POSTGRES_URL"])
         try:
-            async with connection.transaction():
-                await connection.execute(LOCKED)
-                await asyncio.sleep(self._hold)
+            held = False
+            while not held:
+                # One table after the other: it may be PostgreSQL's choice that gives way in a deadlock.
+                with suppress(asyncpg.DeadlockDetectedError):
+                    async with connection.transaction():
+                        await connection.execute(LOCKED)
+                        held = True
+                        await asyncio.sleep(self._hold)
         finally:
             await connection.close()
 

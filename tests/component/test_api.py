@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryStatus
 from notify_common.rabbitmq import RabbitSettings, create_broker
@@ -248,7 +249,7 @@ async def test_500_at_once_share_transactions_and_all_are_stored(api: httpx.Asyn
 
 async def test_a_row_that_the_database_refuses_fails_alone(postgres: PostgresSettings) -> None:
     engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
-    relay = OutboxRelay(broker, Outbox(engine), EventPublisher(NOWHERE, "gateway"))
+    relay = OutboxRelay(broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(NOWHERE, "gateway"))
     intake = NotificationIntake(engine, relay, max_waiting=100)
     good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
     bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)

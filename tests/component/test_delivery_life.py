@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryStatus
 from notify_common.process import utc_now
@@ -87,7 +88,7 @@ class DeliveryLife(RuleBasedStateMachine):
             await self._execute(EMPTY)
             # Away: the row is left in the table.
             broker, events = create_broker(NOWHERE, "gateway"), EventPublisher(NOWHERE, "gateway")
-            relay = OutboxRelay(broker, self._outbox, events)
+            relay = OutboxRelay(broker, ConfirmedPublisher(broker), self._outbox, events)
             notification = new_notification(
                 NotificationRequest(user_id=1, message="x", type=Channel.EMAIL), tenant="default"
             )

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
@@ -65,7 +66,7 @@ async def published(hand: Hand, channel: Channel, count: int) -> list[UUID]:
 async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIterator[OutboxRelay]:
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
-    relay = OutboxRelay(broker, Outbox(engine), EventPublisher(rabbit, "gateway"))
+    relay = OutboxRelay(broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(rabbit, "gateway"))
     running = asyncio.create_task(relay.run(stop))
     try:
         yield relay

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from faststream.rabbit import RabbitMessage
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing, PublishFailed
 from notify_common.consuming import subscribe
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested
 from notify_common.process import load_settings
-from notify_common.rabbitmq import PublishFailed, create_broker, prepare_topology
+from notify_common.rabbitmq import create_broker, prepare_topology
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_database.engine import create_engine
@@ -53,10 +54,10 @@ class RelayThatTakesFromTheTable(OutboxRelay):
         return False
 
 
-class RelayThatDiesBeforeTheConfirm(RelayThatTakesFromTheTable):
+class PublisherThatDiesBeforeTheConfirm(ConfirmedPublisher):
     @override
-    async def _publish_one(self, request: DeliveryRequested) -> PublishFailed | None:
-        publishing = asyncio.create_task(super()._publish_one(request))
+    async def publish(self, messages: Sequence[Outgoing]) -> list[PublishFailed | None]:
+        publishing = asyncio.create_task(super().publish(messages))
         async with hand_on(load_settings(OperatorSettings)) as hand:
 
             async def arrived() -> bool:
@@ -75,12 +76,16 @@ class DyingOutbox(Outbox):
         die()
 
 
-async def gateway(relay_class: type[OutboxRelay], outbox_class: type[Outbox]) -> None:
+async def gateway(
+    relay_class: type[OutboxRelay] = RelayThatTakesFromTheTable,
+    outbox_class: type[Outbox] = Outbox,
+    publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
+) -> None:
     """Accept one notification, then relay."""
     settings = load_settings(OperatorSettings)
     await prepare_topology(settings, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     engine, broker = create_engine(settings, pool_size=2), create_broker(settings, "gateway")
-    relay = relay_class(broker, outbox_class(engine), EventPublisher(settings, "gateway"))
+    relay = relay_class(broker, publisher_class(broker), outbox_class(engine), EventPublisher(settings, "gateway"))
     request = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
     await NotificationIntake(engine, relay, max_waiting=10).accept(new_notification(request, "default"))
     await relay.run(asyncio.Event())
@@ -96,8 +101,9 @@ async def sender(*, dies_in_the_call: bool) -> None:
 
     settings = load_settings(OperatorSettings)
     broker, schedule = create_broker(settings, "sender"), RetrySchedule(first_delay=FIRST_DELAY, max_attempts=3)
+    publisher = ConfirmedPublisher(broker)
     working = Sender(
-        broker, channel=Channel.TELEGRAM, provider=FakeProvider(send), provider_timeout=5.0, schedule=schedule
+        publisher, channel=Channel.TELEGRAM, provider=FakeProvider(send), provider_timeout=5.0, schedule=schedule
     )
 
     async def handle(message: RabbitMessage) -> None:
@@ -105,7 +111,7 @@ async def sender(*, dies_in_the_call: bool) -> None:
         die()  # the result is confirmed, the message is not acked
 
     deliveries = topology.deliveries(Channel.TELEGRAM)
-    subscribe(broker, deliveries.subscription, handle, prefetch=1)
+    subscribe(broker, publisher, deliveries.subscription, handle, prefetch=1)
     await prepare_topology(settings, [*topology.dead_letters(), topology.results(), deliveries])
     await broker.start()
     await asyncio.Event().wait()
@@ -115,14 +121,15 @@ async def status_writer() -> None:
     """Write one result."""
     settings = load_settings(OperatorSettings)
     broker, engine = create_broker(settings, "status_writer"), create_engine(settings, pool_size=1)
-    consumer = ResultsConsumer(broker, ResultStore(engine), EventPublisher(settings, "status_writer"))
+    publisher = ConfirmedPublisher(broker)
+    consumer = ResultsConsumer(publisher, ResultStore(engine), EventPublisher(settings, "status_writer"))
 
     async def handle(message: RabbitMessage) -> None:
         await consumer.handle(message)
         die()  # the transaction is committed, the message is not acked
 
     results = topology.results()
-    subscribe(broker, results.subscription, handle, prefetch=1)
+    subscribe(broker, publisher, results.subscription, handle, prefetch=1)
     await prepare_topology(settings, [*topology.dead_letters(), results], [topology.EVENTS])
     await broker.start()
     await asyncio.Event().wait()
@@ -139,9 +146,9 @@ async def retry() -> None:
 
 # Of one delivery's way through the services.
 POINTS = {
-    "between commit and hand-over": lambda: gateway(RelayThatDiesBeforeTheHandOver, Outbox),
-    "between publish and confirm": lambda: gateway(RelayThatDiesBeforeTheConfirm, Outbox),
-    "between confirm and outbox delete": lambda: gateway(RelayThatTakesFromTheTable, DyingOutbox),
+    "between commit and hand-over": lambda: gateway(RelayThatDiesBeforeTheHandOver),
+    "between publish and confirm": lambda: gateway(publisher_class=PublisherThatDiesBeforeTheConfirm),
+    "between confirm and outbox delete": lambda: gateway(outbox_class=DyingOutbox),
     "between provider call and result": lambda: sender(dies_in_the_call=True),
     "between result and ack": lambda: sender(dies_in_the_call=False),
     "between SQL commit and ack": status_writer,

@@ -9,6 +9,7 @@ import httpx
 from faststream.rabbit import RabbitBroker
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consuming import subscribe
 from notify_common.events import EventPublisher
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
@@ -41,9 +42,10 @@ async def running_sender(
     """A sender of one channel."""
     broker = create_broker(rabbit, f"{channel}_sender")
     schedule = RetrySchedule(first_delay=first_delay, max_attempts=max_attempts)
-    sender = Sender(broker, channel=channel, provider=provider, provider_timeout=provider_timeout, schedule=schedule)
+    publisher = ConfirmedPublisher(broker)
+    sender = Sender(publisher, channel=channel, provider=provider, provider_timeout=provider_timeout, schedule=schedule)
     deliveries = topology.deliveries(channel)
-    subscribe(broker, deliveries.subscription, sender.handle, prefetch=concurrency)
+    subscribe(broker, publisher, deliveries.subscription, sender.handle, prefetch=concurrency)
     await prepare_topology(
         rabbit,
         [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.ladder)],
@@ -67,11 +69,12 @@ async def running_status_writer(
     broker, engine = create_broker(rabbit, "status_writer"), create_engine(postgres, pool_size=2)
     store = ResultStore(engine)
     events = EventPublisher(events_to or rabbit, "status_writer")
-    consumer = ResultsConsumer(broker, store, events)
+    publisher = ConfirmedPublisher(broker)
+    consumer = ResultsConsumer(publisher, store, events)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
-    subscribe(broker, results.subscription, consumer.handle, prefetch=40)
+    subscribe(broker, publisher, results.subscription, consumer.handle, prefetch=40)
     if dead_inbox:
-        subscribe(broker, inbox.subscription, DeadInbox(store, consumer).handle, prefetch=10)
+        subscribe(broker, publisher, inbox.subscription, DeadInbox(store, consumer).handle, prefetch=10)
     await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
     await broker.start()
     try:

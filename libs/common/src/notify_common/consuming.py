@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage, RabbitQueue
 
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.dead_letters import bury
+from notify_common.grouped_acks import GroupedAcks
 from notify_common.health import health_app
 from notify_common.process import serve
-from notify_common.rabbitmq import RabbitSettings, prepare_topology, settle
+from notify_common.rabbitmq import RabbitSettings, prepare_topology, reject
 from notify_common.topology import Binding
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,12 @@ class Poison(Exception):
 
 
 def subscribe(
-    broker: RabbitBroker, queue: RabbitQueue, handler: Callable[[RabbitMessage], Awaitable[None]], *, prefetch: int
+    broker: RabbitBroker,
+    publisher: ConfirmedPublisher,
+    queue: RabbitQueue,
+    handler: Callable[[RabbitMessage], Awaitable[None]],
+    *,
+    prefetch: int,
 ) -> None:
     """Let `handler` have every message of `queue`, `prefetch` at a time.
 
@@ -29,6 +36,7 @@ def subscribe(
     A handler that raises `Poison`, or fails by a bug, sends its message to the dead letters, with the reason: requeued,
     it would come back at once, for ever. A handler that is cancelled has lost its connection: its message comes again.
     """
+    acks = GroupedAcks()
 
     async def handle(_: bytes) -> None:
         message: RabbitMessage = broker.context.get_local("message")
@@ -41,17 +49,17 @@ def subscribe(
             log.exception("handler failed queue=%s message_id=%s", queue.name, message.message_id)
             await to_dead_letters(message, f"bug: {type(bug).__name__}")
         else:
-            await settle(message, ack=True)
+            await acks.ack(message)
 
     async def to_dead_letters(message: RabbitMessage, reason: str) -> None:
         try:
-            await bury(broker, message.body, queue=queue.name, reason=reason, headers=message.headers)
+            await bury(publisher, message.body, queue=queue.name, reason=reason, headers=message.headers)
         except Exception:
             # Such headers, for one, that can be received and not sent. RabbitMQ moves it, without the reason.
             log.exception("reason is not kept queue=%s message_id=%s", queue.name, message.message_id)
-            await settle(message, ack=False)
+            await reject(message)
         else:
-            await settle(message, ack=True)
+            await acks.ack(message)
 
     # The channel is the subscriber's own: on a shared one, a failed publish would cancel running handlers.
     broker.subscriber(queue, channel=Channel(prefetch_count=prefetch), ack_policy=AckPolicy.MANUAL)(handle)

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from faststream.rabbit import RabbitBroker
-
 from notify_common import topology
-from notify_common.rabbitmq import publish_until_confirmed
+from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing
 
 REASON_HEADER = "dead_reason"
 QUEUE_HEADER = "dead_queue"
@@ -16,13 +14,11 @@ DEATHS_HEADER = "x-death"
 
 
 async def bury(
-    broker: RabbitBroker, body: bytes, *, queue: str, reason: str, headers: Mapping[str, Any] | None = None
+    publisher: ConfirmedPublisher, body: bytes, *, queue: str, reason: str, headers: Mapping[str, Any] | None = None
 ) -> None:
     """Return once the dead letters have the message, which came from `queue`."""
-    await publish_until_confirmed(
-        broker, body, exchange=topology.DEAD, routing_key="",
-        headers={**original_headers(headers or {}), REASON_HEADER: reason, QUEUE_HEADER: queue},
-    )  # fmt: skip
+    told = {**original_headers(headers or {}), REASON_HEADER: reason, QUEUE_HEADER: queue}
+    await publisher.publish_until_confirmed([Outgoing(topology.DEAD, "", body, told)])
 
 
 def original_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryStatus, StatusChange, StatusChanges
-from notify_common.rabbitmq import BROKER_ERRORS, RabbitSettings, is_being_cancelled
+from notify_common.rabbitmq import BrokerAway, RabbitSettings, broker_errors
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +62,12 @@ class EventPublisher:
             changes = await self._told.get()
             while True:
                 try:
-                    async with asyncio.timeout(TIMEOUT):
-                        await self._publish(changes)
-                except (*BROKER_ERRORS, asyncio.CancelledError) as error:
-                    if is_being_cancelled():
-                        raise
+                    with broker_errors():
+                        async with asyncio.timeout(TIMEOUT):
+                            await self._publish(changes)
+                except BrokerAway as away:
                     await self._disconnect()
-                    await asyncio.sleep(fault.occurred(repr(error)))
+                    await asyncio.sleep(fault.occurred(away))
                 else:
                     fault.over()
                     break
@@ -97,6 +96,6 @@ class EventPublisher:
     async def _disconnect(self) -> None:
         connection, self._connection, self._exchange = self._connection, None, None
         if connection is not None:
-            with suppress(*BROKER_ERRORS):
+            with suppress(BrokerAway), broker_errors():
                 async with asyncio.timeout(TIMEOUT):
                     await connection.close()

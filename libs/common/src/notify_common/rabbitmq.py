@@ -1,12 +1,12 @@
-"""Connections to RabbitMQ: settings, waiting for the broker, publishing with confirms."""
+"""Connections to RabbitMQ: settings, waiting for the broker, settling what was received."""
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from socket import gethostname
 from typing import Any
 from urllib.parse import quote, urlencode
-from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
@@ -14,7 +14,7 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPrec
 from aio_pika.robust_connection import RobustConnection
 from faststream.exceptions import IncorrectState
 from faststream.message import StreamMessage
-from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitMessage
+from faststream.rabbit import RabbitBroker, RabbitExchange, RabbitMessage
 from pydantic import Field, SecretStr
 
 from notify_common.lasting_fault import LastingFault
@@ -29,6 +29,10 @@ HEARTBEAT = 10  # seconds; a connection that is silently gone is noticed after a
 
 # What a broker that is away, going away or refusing raises. ChannelInvalidStateError is no AMQPError.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, IncorrectState, OSError, TimeoutError)
+
+
+class BrokerAway(Exception):
+    """RabbitMQ is away, going away or refusing: what was under way may or may not have reached it."""
 
 
 class RabbitSettings(FromEnvironment):
@@ -51,12 +55,8 @@ class RabbitSettings(FromEnvironment):
         return f"amqp://{user}:{password}@{self.rabbitmq_host}:{self.rabbitmq_port}/{vhost}?{query}"
 
 
-class PublishFailed(Exception):
-    """The broker did not confirm the message: it may or may not have it."""
-
-
 def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: float = 15.0) -> RabbitBroker:
-    """A broker that reconnects by itself, publishes with confirms and hands over bodies as bytes.
+    """A broker that reconnects by itself and hands over bodies as bytes.
 
     No FastDepends, no sync decoder, no logger: each would move every message through a thread.
     """
@@ -77,8 +77,6 @@ def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: floa
         on_close=[lost],
         on_reconnected=[lambda _: fault.over()],
         graceful_timeout=graceful_timeout,
-        # An unroutable message is an error, not a silent loss.
-        default_channel=Channel(on_return_raises=True),
         apply_types=False,
         decoder=_body,
         logger=None,
@@ -124,74 +122,28 @@ def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP fi
         raise Refused(f"RabbitMQ {text} is too old: 3.10 or newer is needed")
 
 
-async def publish_confirmed(
-    broker: RabbitBroker,
-    body: str | bytes,
-    *,
-    exchange: RabbitExchange,
-    routing_key: str,
-    headers: dict[str, Any] | None = None,
-) -> None:
-    """Publish a persistent JSON message with an id of its own and return when the broker has it, else raise.
-
-    There is no timeout: under a memory alarm the broker takes the message late, and a second copy published
-    meanwhile would be sent twice. A connection that is gone is noticed by its heartbeat and raises.
-    """
-    message_id = str(uuid4())
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn what a broker that is away raises into `BrokerAway`."""
     try:
-        await broker.publish(
-            body.encode() if isinstance(body, str) else body,
-            exchange=exchange,
-            routing_key=routing_key,
-            mandatory=True,
-            persist=True,
-            content_type="application/json",
-            message_id=message_id,
-            correlation_id=message_id,
-            headers=headers,
-        )
+        yield
     except BROKER_ERRORS as error:
-        raise PublishFailed(repr(error)) from error
+        raise BrokerAway(repr(error)) from error
     except asyncio.CancelledError as error:
-        if is_being_cancelled():
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
             raise
-        raise PublishFailed("the connection is stuck") from error
+        # Not meant for this task: aiormq cancels, too, what waits on a connection that does not answer its heartbeats.
+        raise BrokerAway("the connection is stuck") from error
 
 
-def is_being_cancelled() -> bool:
-    """Whether a `CancelledError` is meant for this task.
-
-    aiormq cancels, too, what waits for a confirm on a connection that does not answer its heartbeats.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def publish_until_confirmed(
-    broker: RabbitBroker,
-    body: str | bytes,
-    *,
-    exchange: RabbitExchange,
-    routing_key: str,
-    headers: dict[str, Any] | None = None,
-) -> None:
-    """Publish again and again until the broker has it, for as long as the broker is away."""
-    while True:
-        try:
-            await publish_confirmed(broker, body, exchange=exchange, routing_key=routing_key, headers=headers)
-        except PublishFailed as failure:
-            log.debug("not confirmed exchange=%s reason=%s; trying again", exchange.name, failure)
-            await asyncio.sleep(RECONNECT_INTERVAL)
-        else:
-            return
-
-
-async def settle(message: RabbitMessage, *, ack: bool) -> None:
-    """Ack the message, or reject it for good (it is dead-lettered).
+async def reject(message: RabbitMessage) -> None:
+    """Reject the message for good: it is dead-lettered.
 
     Where its connection is gone this does nothing: the broker delivers the message again.
     """
     try:
-        await (message.ack() if ack else message.reject(requeue=False))
-    except (*BROKER_ERRORS, MessageProcessError) as error:
-        log.debug("message is not settled, it will come again message_id=%s error=%r", message.message_id, error)
+        with broker_errors():
+            await message.reject(requeue=False)
+    except (BrokerAway, MessageProcessError) as error:
+        log.debug("message is not rejected, it will come again message_id=%s error=%r", message.message_id, error)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.lasting_fault import LastingFault
 from notify_common.process import Refused
@@ -40,7 +41,7 @@ class Gateway:
         self._engine = create_engine(settings, pool_size=settings.postgres_pool_size)
         self._broker = create_broker(settings, ROLE)
         self._events = EventPublisher(settings, ROLE)
-        self.relay = OutboxRelay(self._broker, Outbox(self._engine), self._events)
+        self.relay = OutboxRelay(self._broker, ConfirmedPublisher(self._broker), Outbox(self._engine), self._events)
         self.intake = NotificationIntake(self._engine, self.relay, max_waiting=settings.max_waiting_requests)
         self.queries = NotificationQueries(self._engine)
         self.retries = DeliveryRetries(self._engine)

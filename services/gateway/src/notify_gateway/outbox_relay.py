@@ -10,10 +10,10 @@ from contextlib import suppress
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitBroker
 from notify_common import topology
+from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing
 from notify_common.events import EventPublisher
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryRequested
-from notify_common.rabbitmq import PublishFailed, publish_confirmed
 from notify_database.engine import DatabaseAway
 
 from notify_gateway.outbox import LEASE, Outbox
@@ -33,8 +33,11 @@ RENEW_INTERVAL = LEASE_RESERVE / 2
 class OutboxRelay:
     """Publishes what this process has just committed, and what no relay holds any more."""
 
-    def __init__(self, broker: RabbitBroker, outbox: Outbox, events: EventPublisher) -> None:
+    def __init__(
+        self, broker: RabbitBroker, publisher: ConfirmedPublisher, outbox: Outbox, events: EventPublisher
+    ) -> None:
         self._broker = broker
+        self._publisher = publisher
         self._outbox = outbox
         self._events = events
         self._connection: AbstractConnection | None = None
@@ -108,7 +111,7 @@ class OutboxRelay:
 
     async def _publish(self, batch: Sequence[DeliveryRequested]) -> float:
         """Publish the batch and delete what is confirmed; how long to wait then, in seconds: 0 where all was."""
-        publishing = asyncio.gather(*(self._publish_one(request) for request in batch))
+        publishing = asyncio.create_task(self._publisher.publish([_outgoing(request) for request in batch]))
         while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
             # Blocked (a memory alarm): nobody else may publish what the broker is about to take.
             with suppress(DatabaseAway):
@@ -124,19 +127,6 @@ class OutboxRelay:
         wait = self._publish_fault.occurred(next(failure for _, failure in outcomes if failure is not None))
         await self._outbox.release(failed)
         return wait
-
-    async def _publish_one(self, request: DeliveryRequested) -> PublishFailed | None:
-        try:
-            await publish_confirmed(
-                self._broker,
-                request.model_dump_json(),
-                exchange=topology.NOTIFICATIONS,
-                routing_key=request.channel.value,
-                headers=request.headers(),
-            )
-        except PublishFailed as failure:
-            return failure
-        return None
 
     async def _delete(self, confirmed: Sequence[DeliveryRequested]) -> None:
         # Only after the confirms: a crash here repeats, never loses. Giving up would repeat all of them.
@@ -159,3 +149,8 @@ class OutboxRelay:
         if remaining:
             with suppress(DatabaseAway):
                 await self._outbox.release(remaining)
+
+
+def _outgoing(request: DeliveryRequested) -> Outgoing:
+    body = request.model_dump_json().encode()
+    return Outgoing(topology.NOTIFICATIONS, request.channel.value, body, request.headers())

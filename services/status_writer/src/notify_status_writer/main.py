@@ -1,6 +1,7 @@
 """The status writer's settings and its start."""
 
 from notify_common import topology
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consuming import consume, subscribe
 from notify_common.events import EventPublisher
 from notify_common.process import WorkerSettings, load_settings, run
@@ -30,11 +31,12 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     engine = create_engine(settings, pool_size=POOL_SIZE)
     store = ResultStore(engine)
     events = EventPublisher(settings, ROLE)
-    results_consumer = ResultsConsumer(broker, store, events)
+    publisher = ConfirmedPublisher(broker)
+    results_consumer = ResultsConsumer(publisher, store, events)
     dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
-    subscribe(broker, results.subscription, results_consumer.handle, prefetch=RESULTS_PREFETCH)
-    subscribe(broker, inbox.subscription, dead_inbox.handle, prefetch=DEAD_PREFETCH)
+    subscribe(broker, publisher, results.subscription, results_consumer.handle, prefetch=RESULTS_PREFETCH)
+    subscribe(broker, publisher, inbox.subscription, dead_inbox.handle, prefetch=DEAD_PREFETCH)
     try:
         async with events.publishing():
             await consume(

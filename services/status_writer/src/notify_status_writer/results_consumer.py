@@ -5,8 +5,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from faststream.rabbit import RabbitBroker, RabbitMessage
+from faststream.rabbit import RabbitMessage
 from notify_common import topology
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consuming import Poison
 from notify_common.dead_letters import bury
 from notify_common.events import EventPublisher
@@ -30,8 +31,8 @@ MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
 class ResultsConsumer:
     """Applies what senders report."""
 
-    def __init__(self, broker: RabbitBroker, store: ResultStore, events: EventPublisher) -> None:
-        self._broker = broker
+    def __init__(self, publisher: ConfirmedPublisher, store: ResultStore, events: EventPublisher) -> None:
+        self._publisher = publisher
         self._store = store
         self._events = events
         self._database_fault = LastingFault(log, "results can not be written")
@@ -83,4 +84,4 @@ class ResultsConsumer:
         log.error("result goes to the dead letters reason=%s", reason)
         # A whole message, which can be put back once its reason is mended.
         body = to_json(ResultsEnvelope(version=1, results=(result,)))
-        await bury(self._broker, body, queue=topology.results().queue.name, reason=reason)
+        await bury(self._publisher, body, queue=topology.results().queue.name, reason=reason)

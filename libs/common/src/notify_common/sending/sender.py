@@ -5,16 +5,16 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 
-from faststream.rabbit import RabbitBroker, RabbitMessage
+from faststream.rabbit import RabbitMessage
 from pydantic import ValidationError
 
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing
 from notify_common.consuming import Poison
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.process import utc_now
-from notify_common.rabbitmq import publish_until_confirmed
 from notify_common.sending.attempt import Decision, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory
 from notify_common.sending.provider import Provider
@@ -23,6 +23,7 @@ from notify_common.sending.retry_schedule import RetrySchedule
 log = logging.getLogger(__name__)
 
 RESULTS_PER_MESSAGE = 200
+PARKED_PER_WRITE = 200
 REMEMBERED_ATTEMPTS = 10_000
 
 
@@ -31,14 +32,14 @@ class Sender:
 
     def __init__(
         self,
-        broker: RabbitBroker,
+        publisher: ConfirmedPublisher,
         *,
         channel: Channel,
         provider: Provider,
         provider_timeout: float,
         schedule: RetrySchedule,
     ) -> None:
-        self._broker = broker
+        self._publisher = publisher
         self._channel = channel
         self._retry_exchange = topology.retry_exchange(channel)
         self._provider = provider
@@ -46,6 +47,8 @@ class Sender:
         self._schedule = schedule
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE)
+        # Results repeat harmlessly, and so does a wait; what is lost would leave its delivery open.
+        self._parked = GroupCommit(publisher.publish_until_confirmed, max_group=PARKED_PER_WRITE)
 
     async def handle(self, message: RabbitMessage) -> None:
         """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
@@ -87,19 +90,10 @@ class Sender:
     async def _park(self, request: DeliveryRequested, now: datetime) -> None:
         """Put the request into a retry queue: no worker waits with it."""
         wait = (request.not_before or now) - now
-        await publish_until_confirmed(
-            self._broker,
-            request.model_dump_json(),
-            exchange=self._retry_exchange,
-            routing_key=topology.retry_routing_key(self._schedule.rung_for(wait)),
-            headers=request.headers(),
-        )
+        routing_key = topology.retry_routing_key(self._schedule.rung_for(wait))
+        body = request.model_dump_json().encode()
+        await self._parked.submit(Outgoing(self._retry_exchange, routing_key, body, request.headers()))
 
     async def _publish_results(self, results: Sequence[DeliveryResult]) -> None:
-        # Results repeat harmlessly; a lost one would leave its delivery open.
-        await publish_until_confirmed(
-            self._broker,
-            DeliveryResults(results=tuple(results)).model_dump_json(),
-            exchange=topology.RESULTS,
-            routing_key=topology.RESULTS_ROUTING_KEY,
-        )
+        body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
+        await self._publisher.publish_until_confirmed([Outgoing(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)])

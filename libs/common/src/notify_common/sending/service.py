@@ -7,6 +7,7 @@ from pydantic import Field
 
 from notify_common import topology
 from notify_common.channels import Channel
+from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consuming import consume, subscribe
 from notify_common.process import WorkerSettings
 from notify_common.rabbitmq import RabbitSettings, create_broker
@@ -42,15 +43,16 @@ async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Pr
     role = f"{channel}_sender"
     broker = create_broker(settings, role, graceful_timeout=settings.provider_timeout + SETTLING_TIME)
     schedule = settings.schedule()
+    publisher = ConfirmedPublisher(broker)
     sender = Sender(
-        broker,
+        publisher,
         channel=channel,
         provider=provider,
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
     )
     deliveries = topology.deliveries(channel)
-    subscribe(broker, deliveries.subscription, sender.handle, prefetch=settings.concurrency)
+    subscribe(broker, publisher, deliveries.subscription, sender.handle, prefetch=settings.concurrency)
     await consume(
         broker,
         role=role,

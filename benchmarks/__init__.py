@@ -1,0 +1,1 @@
+"""The notification service measured beside what one would build instead: `make bench`, `make bench-scale`."""

@@ -1,0 +1,134 @@
+"""`make bench`: each contender on the same servers, one after the other and twice around."""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import plots, tables
+from benchmarks.contenders import CONTENDERS, Contender, Running
+from benchmarks.measure import (
+    Figures,
+    count_lost,
+    find_accepted,
+    find_end_to_end,
+    find_latencies,
+    warm_up,
+)
+from benchmarks.servers import PROJECT, Servers, machine, running_servers, write_json
+
+RESULTS = PROJECT / "benchmarks" / "results"
+LATENCIES = (0.0, 0.2)  # seconds that the simulated provider takes
+RATES = (50.0, 200.0, 500.0)  # requests a second
+ROUNDS = 2
+STEP = 4.0  # seconds
+KILL_RATE = 0.4  # of what it can do
+KILL_PATIENCE = 45.0  # seconds; a lease of a killed gateway takes 30
+
+console = Console()
+
+
+def measure(contender: Contender, servers: Servers, latency: float, round_: int, logs: Path, seconds: float) -> Figures:
+    """All figures of one contender but for what it loses."""
+    figures = Figures(contender.name, latency, round_)
+    running = Running(contender, servers, latency, logs)
+    running.start()
+    try:
+        warm_up(running)
+        find_end_to_end(running, figures, seconds)
+        find_latencies(running, figures, RATES, seconds)
+        figures.memory = running.peak_memory()
+    finally:
+        running.stop()
+    alone = Running(contender, servers, latency, logs, without_sending=True)
+    alone.start()
+    try:
+        find_accepted(alone, figures, seconds)
+    finally:
+        alone.stop()
+    return figures
+
+
+def lost(contender: Contender, servers: Servers, end_to_end: float, logs: Path, seconds: float) -> dict[str, float]:
+    """What a `kill -9` of all its processes costs it."""
+    running = Running(contender, servers, LATENCIES[-1], logs)
+    running.start()
+    try:
+        return count_lost(running, max(KILL_RATE * end_to_end, 5.0), seconds, KILL_PATIENCE)
+    finally:
+        running.stop()
+
+
+def main() -> None:
+    """Measure, and write what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=[each.name for each in CONTENDERS], help="some contenders")
+    parser.add_argument("--seconds", type=float, default=STEP, help="of one step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="(default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
+    options = parser.parse_args()
+    contenders = [each for each in CONTENDERS if not options.only or each.name in options.only]
+    began = time.monotonic()
+    all_figures: list[Figures] = []
+    losses: dict[str, dict[str, float]] = {}
+    logs = Path(tempfile.mkdtemp(prefix="bench-logs-"))
+    with running_servers() as servers:
+        versions = servers.versions()
+        for round_ in range(1, options.rounds + 1):
+            for latency in LATENCIES:
+                for contender in contenders:
+                    figures = measure(contender, servers, latency, round_, logs, options.seconds)
+                    all_figures.append(figures)
+                    _say(figures, began)
+        for contender in contenders:
+            slowest = min(each.end_to_end for each in all_figures if each.contender == contender.name)
+            losses[contender.name] = lost(contender, servers, slowest, logs, options.seconds)
+            console.print(f"{_clock(began)}  {contender.name}: killed in mid-load, {losses[contender.name]}")
+    results = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": (time.monotonic() - began) / 60,
+        "machine": machine(),
+        "servers": versions,
+        "step_seconds": options.seconds,
+        "figures": [figures.as_json() for figures in all_figures],
+        "lost": losses,
+    }
+    write_json(options.results / "compare.json", results)
+    plots.compare(results, options.results)
+    if options.results == RESULTS:
+        tables.write("compare", tables.compare(results))
+    console.print(f"{_clock(began)}  written to {options.results}")
+
+
+def _say(figures: Figures, began: float) -> None:
+    console.print(
+        f"{_clock(began)}  round {figures.round}, latency {figures.latency} s, {figures.contender}: "
+        f"accepted {figures.accepted:.0f}/s, end to end {figures.end_to_end:.0f}/s (tried {_tried(figures.tried)})\n"
+        f"       CPU µs per notification: {_by_process(figures.cpu)}; peak MiB: {_by_process(figures.memory)}\n"
+        f"       POST {_milliseconds(figures.post)}; accepted to sent {_milliseconds(figures.to_sent)}"
+    )
+
+
+def _by_process(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in values.items())
+
+
+def _tried(tried: Sequence[tuple[float, bool]]) -> str:
+    return ", ".join(f"{rate:.0f} {'held' if held else 'did not'}" for rate, held in tried)
+
+
+def _milliseconds(by_rate: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{rate}/s: {each['p50']:.0f}/{each['p99']:.0f} ms" for rate, each in by_rate.items()) or "-"
+
+
+def _clock(began: float) -> str:
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    return f"{minutes:>2}:{seconds:02}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""What is measured: this service, and what one would build instead as its own documentation recommends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+
+from benchmarks.servers import PRODUCT_PYTHON, PROJECT, Servers
+
+START_TIMEOUT = 60.0  # seconds
+STOP_TIMEOUT = 60.0  # seconds
+CELERY_PROCESSES = 2
+SENT_NOTIFICATIONS = """
+    SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float FROM notifications WHERE status = 'sent'
+"""
+TABLE = """
+    CREATE TABLE notifications (
+        id uuid PRIMARY KEY, user_id bigint NOT NULL, message text NOT NULL, type text NOT NULL, status text NOT NULL,
+        created_at timestamptz NOT NULL
+    )
+"""
+
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One process of a contender."""
+
+    name: str
+    command: Sequence[str]
+    sends: bool = False
+    """Whether it is left out where only accepting is measured."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is started, and how it is asked what it has sent."""
+
+    name: str
+    programs: Callable[[int], Sequence[Program]]
+    """Its processes, with the API at the port given."""
+    environment: Callable[[Servers, float], Environment]
+    """Their environment, for a latency of the simulated provider in seconds."""
+    prepare: Callable[[Servers], None]
+    ready_path: str
+    sent: str = SENT_NOTIFICATIONS
+    """SQL: notification id and time of the commit that made it `sent`."""
+    count: str = "SELECT count(*) FROM notifications WHERE status = 'sent'"
+    forget: str = "TRUNCATE notifications"
+
+
+@dataclass
+class Running:
+    """A contender's processes."""
+
+    contender: Contender
+    servers: Servers
+    latency: float
+    logs: Path
+    port: int = 0
+    without_sending: bool = False
+    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Where notifications are posted."""
+        return f"http://127.0.0.1:{self.port}/api/notifications"
+
+    def start(self, *, anew: bool = True) -> None:
+        """Start all processes, on an empty database and an empty broker where `anew`."""
+        if anew:
+            self.servers.renew()
+            self.contender.prepare(self.servers)
+        self.port = self.port or _free_port()
+        environment = {**os.environ, **self.contender.environment(self.servers, self.latency)}
+        for program in self.contender.programs(self.port):
+            if program.sends and self.without_sending:
+                continue
+            with (self.logs / f"{self.contender.name}.{program.name}.log").open("ab") as log:
+                self.processes[program.name] = subprocess.Popen(  # noqa: S603 - ours
+                    program.command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+        self._await_ready()
+
+    def kill(self) -> None:
+        """`kill -9` everything at once."""
+        for process in self.processes.values():
+            os.killpg(process.pid, signal.SIGKILL)
+        self._forget_processes()
+
+    def stop(self) -> None:
+        """End everything; what does not end in time is killed."""
+        for process in self.processes.values():
+            process.terminate()
+        deadline = time.monotonic() + STOP_TIMEOUT
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        self._forget_processes()
+
+    def restart(self) -> None:
+        """Begin anew, with nothing left of what was before."""
+        self.kill()
+        self.start()
+
+    def query(self, statement: str) -> list[tuple[object, ...]]:
+        """What the contender's database says."""
+        with psycopg.connect(self.servers.database_url, autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds of CPU so far by process, its children and both servers included."""
+        pids = {name: process.pid for name, process in self.processes.items()} | self.servers.pids
+        return {name: cpu_seconds(pid) for name, pid in pids.items()}
+
+    def peak_memory(self) -> dict[str, float]:
+        """MiB that each process has had at most, its children included."""
+        return {name: peak_memory(process.pid) for name, process in self.processes.items()}
+
+    def _forget_processes(self) -> None:
+        for process in self.processes.values():
+            process.wait(STOP_TIMEOUT)
+        self.processes.clear()
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10, trust_env=False) as client:
+            while True:
+                for name, process in self.processes.items():
+                    if process.poll() is not None:
+                        raise SystemExit(f"{self.contender.name}: {name} ended; its log is in {self.logs}")
+                try:
+                    if client.get(self.contender.ready_path).is_success:
+                        return
+                except httpx.TransportError:
+                    pass
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"{self.contender.name} is not ready; its logs are in {self.logs}")
+                time.sleep(0.1)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of the process and its children, those that have ended included."""
+    process = psutil.Process(pid)
+    own = process.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in process.children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def peak_memory(pid: int) -> float:
+    """MiB, of the process and its children."""
+    process = psutil.Process(pid)
+    peak = 0
+    for each in (process, *process.children(recursive=True)):
+        status = Path(f"/proc/{each.pid}/status").read_text()
+        peak += int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    return peak / 1024
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _urls(servers: Servers, latency: float) -> Environment:
+    return {
+        "DATABASE_URL": servers.database_url, "RABBITMQ_URL": servers.rabbitmq_url, "LATENCY": str(latency)
+    }  # fmt: skip
+
+
+def _create_table(servers: Servers) -> None:
+    with psycopg.connect(servers.database_url) as connection:
+        connection.execute(TABLE)
+
+
+def _uvicorn(app: str, port: int) -> Program:
+    """As its documentation runs it, but for the access log, which would cost each of them the same."""
+    command = [sys.executable, "-m", "uvicorn", f"benchmarks.contenders.{app}", "--port", str(port), "--no-access-log"]
+    return Program("api", command)
+
+
+def _service_settings(servers: Servers, latency: float) -> Environment:
+    return {
+        **servers.service_settings(), "AUTH": "off", "ERROR_PROBABILITY": "0", "TELEGRAM_SLEEP": str(latency),
+        "LOG_LEVEL": "WARNING",
+    }  # fmt: skip
+
+
+def _migrate(servers: Servers) -> None:
+    environment = {**os.environ, **servers.service_settings(), "LOG_LEVEL": "WARNING"}
+    subprocess.run([PRODUCT_PYTHON, "-m", "notify_database.migrate"], env=environment, check=True)  # noqa: S603 - ours
+
+
+def service_program(name: str, **settings: str) -> Program:
+    """A process of this service; `settings` come on top of the environment."""
+    command = [
+        "env",
+        *(f"{key}={value}" for key, value in settings.items()),
+        str(PRODUCT_PYTHON),
+        "-m",
+        f"notify_{name}",
+    ]
+    return Program(name, command, sends=name != "gateway")
+
+
+SERVICE = Contender(
+    name="this service",
+    programs=lambda port: [
+        service_program("gateway", APP_PORT=str(port)),
+        service_program("telegram_sender", HEALTH_PORT=str(_free_port())),
+        service_program("status_writer", HEALTH_PORT=str(_free_port())),
+    ],
+    environment=_service_settings,
+    prepare=_migrate,
+    ready_path="/readyz",
+    sent="""
+        SELECT notification_id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float
+        FROM deliveries WHERE status = 'sent'
+    """,
+    count="SELECT count(*) FROM deliveries WHERE status = 'sent'",
+    forget="TRUNCATE notifications CASCADE",
+)
+BACKGROUND_TASKS = Contender(
+    name="BackgroundTasks",
+    programs=lambda port: [_uvicorn("background_tasks:app", port)],
+    environment=_urls,
+    prepare=_create_table,
+    ready_path="/openapi.json",
+)
+CELERY = Contender(
+    name="Celery",
+    programs=lambda port: [
+        _uvicorn("celery_api:app", port),
+        Program(
+            "worker",
+            [
+                sys.executable, "-m", "celery", "-A", "benchmarks.contenders.celery_tasks", "worker",
+                "--concurrency", str(CELERY_PROCESSES), "--loglevel", "WARNING",
+            ],
+            sends=True,
+        ),
+    ],
+    environment=_urls,
+    prepare=_create_table,
+    ready_path="/openapi.json",
+)  # fmt: skip
+BARE_DRIVERS = Contender(
+    name="bare drivers",
+    programs=lambda port: [
+        _uvicorn("bare:app", port),
+        Program("sender", [sys.executable, "-m", "benchmarks.contenders.bare", "sender"], sends=True),
+        Program("writer", [sys.executable, "-m", "benchmarks.contenders.bare", "writer"], sends=True),
+    ],
+    environment=_urls,
+    prepare=_create_table,
+    ready_path="/openapi.json",
+)
+CONTENDERS = (SERVICE, BACKGROUND_TASKS, CELERY, BARE_DRIVERS)

@@ -1,0 +1,134 @@
+"""aio-pika and asyncpg alone, in three processes: one publish per message, one statement per message, one ack each.
+
+`python -m benchmarks.contenders.bare sender|writer`; the gateway is an ASGI application, `bare:app`.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import aio_pika
+import asyncpg
+import uvloop
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+
+LATENCY = float(os.environ["LATENCY"])  # seconds
+PREFETCH = 500
+DELIVERIES, RESULTS = "bare.deliveries", "bare.results"
+QUORUM = {"x-queue-type": "quorum"}
+INSERT = """
+    INSERT INTO notifications (id, user_id, message, type, status, created_at) VALUES ($1, $2, $3, $4, 'pending', $5)
+"""
+UPDATE = "UPDATE notifications SET status = 'sent' WHERE id = $1"
+
+
+class NotificationRequest(BaseModel):
+    """A notification to send."""
+
+    user_id: int
+    message: str
+    type: str
+
+
+class NotificationView(NotificationRequest):
+    """A notification as it is told."""
+
+    id: UUID
+    status: str
+    created_at: datetime
+
+
+class Delivery(BaseModel):
+    """What the sender gets."""
+
+    id: UUID
+    user_id: int
+    message: str
+
+
+class Result(BaseModel):
+    """What the writer gets."""
+
+    id: UUID
+
+
+async def open_channel() -> AbstractChannel:
+    """A channel with confirms, and both queues declared."""
+    connection = await aio_pika.connect_robust(os.environ["RABBITMQ_URL"])
+    channel = await connection.channel()
+    await channel.set_qos(PREFETCH)
+    for queue in (DELIVERIES, RESULTS):
+        await channel.declare_queue(queue, durable=True, arguments=QUORUM)
+    return channel
+
+
+async def publish(exchange: AbstractExchange, body: BaseModel, queue: str) -> None:
+    """Return when the broker has it."""
+    message = aio_pika.Message(
+        body.model_dump_json().encode(),
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+    await exchange.publish(message, queue)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """The pool and the channel, for as long as the gateway runs."""
+    app.state.exchange = (await open_channel()).default_exchange
+    async with asyncpg.create_pool(os.environ["DATABASE_URL"]) as pool:
+        app.state.pool = pool
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/api/notifications", status_code=201)
+async def create(body: NotificationRequest, request: Request) -> NotificationView:
+    """Store it, hand it to RabbitMQ, answer."""
+    view = NotificationView(**body.model_dump(), id=uuid4(), status="pending", created_at=datetime.now(UTC))
+    await request.app.state.pool.execute(INSERT, view.id, view.user_id, view.message, view.type, view.created_at)
+    await publish(
+        request.app.state.exchange, Delivery(id=view.id, user_id=view.user_id, message=view.message), DELIVERIES
+    )
+    return view
+
+
+async def sender() -> None:
+    """Send each delivery and report it."""
+    channel = await open_channel()
+    exchange = channel.default_exchange
+
+    async def handle(message: AbstractIncomingMessage) -> None:
+        delivery = Delivery.model_validate_json(message.body)
+        await asyncio.sleep(LATENCY)
+        await publish(exchange, Result(id=delivery.id), RESULTS)
+        await message.ack()
+
+    await (await channel.get_queue(DELIVERIES)).consume(handle)
+    await asyncio.Event().wait()
+
+
+async def writer() -> None:
+    """Write each result."""
+    channel = await open_channel()
+    async with asyncpg.create_pool(os.environ["DATABASE_URL"]) as pool:
+
+        async def handle(message: AbstractIncomingMessage) -> None:
+            result = Result.model_validate_json(message.body)
+            await pool.execute(UPDATE, result.id)
+            await message.ack()
+
+        await (await channel.get_queue(RESULTS)).consume(handle)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run({"sender": sender, "writer": writer}[sys.argv[1]]())

@@ -1,0 +1,49 @@
+"""The HTTP side of the Celery contender: the request stores the row and hands the task to RabbitMQ."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
+
+from benchmarks.contenders.celery_tasks import Notification, new_session, send
+
+app = FastAPI()
+
+
+class NotificationRequest(BaseModel):
+    """A notification to send."""
+
+    user_id: int
+    message: str
+    type: str
+
+
+class NotificationView(NotificationRequest):
+    """A notification as it is told."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    status: str
+    created_at: datetime
+
+
+def session() -> Iterator[Session]:
+    """The session of a request."""
+    with new_session() as opened:
+        yield opened
+
+
+# Not async: both the session and `delay` block.
+@app.post("/api/notifications", status_code=201, response_model=NotificationView)
+def create(body: NotificationRequest, session: Annotated[Session, Depends(session)]) -> Notification:
+    """Store it, and let a worker send it."""
+    notification = Notification(**body.model_dump())
+    session.add(notification)
+    session.commit()
+    send.delay(str(notification.id))
+    return notification

@@ -1,0 +1,147 @@
+"""The private PostgreSQL and RabbitMQ on which every contender runs, one after the other."""
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import httpx
+import psycopg
+
+PROJECT = Path(__file__).parents[1]
+PRODUCT_PYTHON = PROJECT / ".venv" / "bin" / "python"
+START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
+VHOST = "bench"
+DATABASE = "bench"
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Both servers, with one database and one virtual host that are made anew for each contender."""
+
+    postgres: str
+    """URL of the server, with the name of a database that is not the contenders'."""
+    rabbitmq: str
+    management: str
+    pids: dict[str, int]
+
+    @property
+    def database_url(self) -> str:
+        """The contenders' database."""
+        return self.postgres.rpartition("/")[0] + f"/{DATABASE}"
+
+    @property
+    def rabbitmq_url(self) -> str:
+        """The contenders' virtual host."""
+        return self.rabbitmq.rpartition("/")[0] + f"/{quote(VHOST, safe='')}"
+
+    def service_settings(self) -> dict[str, str]:
+        """How this service is told of them."""
+        postgres, rabbitmq = urlsplit(self.postgres), urlsplit(self.rabbitmq)
+        return {
+            "POSTGRES_HOST": str(postgres.hostname), "POSTGRES_PORT": str(postgres.port),
+            "POSTGRES_USER": str(postgres.username), "POSTGRES_PASSWORD": str(postgres.password),
+            "POSTGRES_DATABASE": DATABASE,
+            "RABBITMQ_HOST": str(rabbitmq.hostname), "RABBITMQ_PORT": str(rabbitmq.port),
+            "RABBITMQ_USER": str(rabbitmq.username), "RABBITMQ_PASSWORD": str(rabbitmq.password),
+            "RABBITMQ_VHOST": VHOST,
+        }  # fmt: skip
+
+    def renew(self) -> None:
+        """An empty database and an empty virtual host."""
+        with psycopg.connect(self.postgres, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
+            connection.execute(f"CREATE DATABASE {DATABASE}")
+            connection.execute("CHECKPOINT")
+        user = urlsplit(self.rabbitmq).username
+        with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
+            management.delete(f"/api/vhosts/{VHOST}")
+            management.put(f"/api/vhosts/{VHOST}").raise_for_status()
+            rights = {"configure": ".*", "write": ".*", "read": ".*"}
+            management.put(f"/api/permissions/{VHOST}/{user}", json=rights).raise_for_status()
+
+    def waiting(self) -> int:
+        """Messages in all queues of the virtual host, as RabbitMQ last counted them."""
+        with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
+            queues = management.get(f"/api/queues/{VHOST}").raise_for_status().json()
+        return sum(queue.get("messages", 0) for queue in queues)
+
+    def versions(self) -> dict[str, str]:
+        """What is measured on."""
+        with psycopg.connect(self.postgres) as connection:
+            [version] = connection.execute("SHOW server_version").fetchone() or [""]
+            fsync = {
+                name: (connection.execute(f"SHOW {name}").fetchone() or [""])[0]
+                for name in ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
+            }
+        with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
+            overview = management.get("/api/overview").raise_for_status().json()
+        return {
+            "PostgreSQL": version, **fsync,
+            "RabbitMQ": overview["rabbitmq_version"], "Erlang": overview["erlang_version"],
+        }  # fmt: skip
+
+
+@contextmanager
+def running_servers() -> Iterator[Servers]:
+    """The servers of the local stack in a folder of their own. They keep the time of each commit."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        with _running(folder) as servers, psycopg.connect(servers.postgres, autocommit=True) as connection:
+            # That is how all contenders' latencies are measured alike: when each row was committed as sent.
+            connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+        with _running(folder) as servers:
+            yield servers
+
+
+@contextmanager
+def _running(folder: Path) -> Iterator[Servers]:
+    command = [PRODUCT_PYTHON, "-m", "notify_local", "--folder", folder / "stack", "servers"]
+    log = folder / "servers.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, cwd=folder, env=dict(os.environ), stdout=output, stderr=output)  # noqa: S603 - ours
+        try:
+            addresses = _addresses(process, folder / "stack" / "stack.env", log)
+            run = folder / "stack" / "run"
+            yield Servers(
+                addresses["POSTGRES_URL"],
+                addresses["RABBITMQ_URL"],
+                addresses["RABBITMQ_MANAGEMENT_URL"],
+                {name: int((run / f"{name}.pid").read_text()) for name in ("postgres", "rabbitmq")},
+            )
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _addresses(process: "subprocess.Popen[bytes]", file: Path, log: Path) -> dict[str, str]:
+    deadline = time.monotonic() + START_TIMEOUT
+    while not file.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"The servers do not start:\n{log.read_text()}")
+        time.sleep(0.1)
+    return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cores": str(os.cpu_count()),
+        "processor": model[0].partition(": ")[2] if model else os.uname().machine,
+        "memory": f"{int(memory.split()[1]) / 2**20:.0f} GiB",
+        "system": f"{os.uname().sysname} {os.uname().release}",
+    }
+
+
+def write_json(file: Path, content: object) -> None:
+    """Raw results, as they were measured."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n")

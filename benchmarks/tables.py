@@ -1,0 +1,154 @@
+"""The tables of `benchmarks/README.md`, made from the raw results and from nothing else."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+Json = dict[str, Any]
+SERVICE = "this service"
+README = Path(__file__).with_name("README.md")
+
+
+def write(section: str, text: str) -> None:
+    """Put `text` into its section of the README."""
+    begin, end = f"<!-- {section}: begin -->\n", f"<!-- {section}: end -->"
+    before, _, rest = README.read_text().partition(begin)
+    README.write_text(before + begin + text + end + rest.partition(end)[2])
+
+
+def compare(results: Json) -> str:
+    """Contenders side by side: per latency a table, the goals, CPU, memory and losses."""
+    parts = [_machine(results)]
+    latencies = sorted({figures["latency"] for figures in results["figures"]})
+    parts += [f"### Simulated latency {latency:g} s\n\n" + _contenders(results, latency) for latency in latencies]
+    parts += ["### CPU per notification\n\n" + _cpu(results), "### Goals\n\n" + _goals(results)]
+    return "\n".join(parts)
+
+
+def averaged(results: Json, contender: str, latency: float) -> Json:
+    """The means of all rounds."""
+    rounds = [each for each in results["figures"] if each["contender"] == contender and each["latency"] == latency]
+    return {
+        "accepted": mean(each["accepted"] for each in rounds),
+        "end_to_end": mean(each["end_to_end"] for each in rounds),
+        "cpu": _means([each["cpu"] for each in rounds if each["cpu"]]),
+        "memory": {name: max(each["memory"][name] for each in rounds) for name in rounds[0]["memory"]},
+        "post": _latencies([each["post"] for each in rounds]),
+        "to_sent": _latencies([each["to_sent"] for each in rounds]),
+    }
+
+
+def contenders(results: Json) -> list[str]:
+    """Their names, this service first."""
+    return list(dict.fromkeys(each["contender"] for each in results["figures"]))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; every column but the first is right-aligned."""
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _machine(results: Json) -> str:
+    told = ", ".join(f"{name} {value}" for name, value in {**results["machine"], **results["servers"]}.items())
+    return (
+        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {told}. Steps of "
+        f"{results['step_seconds']:g} s; each figure is the mean of the rounds, memory the highest.\n"
+    )
+
+
+def _contenders(results: Json, latency: float) -> str:
+    head = [
+        "", "accepted/s", "end to end/s", "CPU µs", "POST at 200/s, p50 / p99 ms", "POST at 500/s",
+        "accepted to sent at 200/s, p50 / p99 ms", "at 500/s", "peak MiB", "lost by kill -9",
+    ]  # fmt: skip
+    rows = []
+    for name in contenders(results):
+        figures, lost = averaged(results, name, latency), results["lost"].get(name)
+        rows.append(
+            [
+                name,
+                f"{figures['accepted']:,.0f}",
+                f"{figures['end_to_end']:,.0f}",
+                f"{sum(figures['cpu'].values()):,.0f}",
+                *(_pair(figures["post"], rate) for rate in ("200", "500")),
+                *(_pair(figures["to_sent"], rate) for rate in ("200", "500")),
+                ", ".join(f"{process} {peak:.0f}" for process, peak in figures["memory"].items()),
+                f"{lost['lost']:.0f} of {lost['accepted']:.0f}" if lost else "-",
+            ]
+        )
+    return table(head, rows)
+
+
+def _cpu(results: Json) -> str:
+    latency = min(figures["latency"] for figures in results["figures"])
+    rows = []
+    for name in contenders(results):
+        cpu = averaged(results, name, latency)["cpu"]
+        rows.append(
+            [name, f"{sum(cpu.values()):.0f}", ", ".join(f"{process} {used:.0f}" for process, used in cpu.items())]
+        )
+    return table(["microseconds, latency 0", "in all", "by process"], rows)
+
+
+def _goals(results: Json) -> str:
+    latency = min(figures["latency"] for figures in results["figures"])
+    by_name = {name: averaged(results, name, latency) for name in contenders(results)}
+    if set(by_name) != {SERVICE, "BackgroundTasks", "Celery", "bare drivers"}:
+        return "Not all contenders ran.\n"
+    own = by_name[SERVICE]
+    slow = averaged(results, SERVICE, max(figures["latency"] for figures in results["figures"]))
+
+    def ratio(figure: str, other: str) -> float:
+        return float(own[figure] / by_name[other][figure])
+
+    rows = [
+        ("end to end against BackgroundTasks", ratio("end_to_end", "BackgroundTasks"), 6, 8, "times"),
+        ("end to end against Celery", ratio("end_to_end", "Celery"), 5, 6, "times"),
+        ("end to end against bare drivers", ratio("end_to_end", "bare drivers"), 1.3, 1.5, "times"),
+        ("accepted/s, senders stopped, against BackgroundTasks", ratio("accepted", "BackgroundTasks"), 8, 12, "times"),
+    ]
+    told = [(what, got, least, goal, unit, got >= least, got >= goal) for what, got, least, goal, unit in rows]
+    for what, got, least, goal in (
+        ("accepted to sent at 200/s, p50", slow["to_sent"]["200"]["p50"], 30, 15),
+        ("accepted to sent at 200/s, p99", slow["to_sent"]["200"]["p99"], 150, 60),
+        ("POST p99 at 500/s", own["post"]["500"]["p99"], 50, 20),
+    ):
+        told.append((what, got, least, goal, "ms", got <= least, got <= goal))
+    return goals(told)
+
+
+def goals(told: Iterable[tuple[str, float, float, float, str, bool, bool]]) -> str:
+    """What was asked for and what was measured: figure, measured, at least, goal, unit, whether each is reached."""
+    return table(
+        ["figure", "measured", "at least", "goal", ""],
+        [
+            [what, f"{got:,.2f} {unit}", f"{least:,g} {unit}", f"{goal:,g} {unit}", _verdict(reached, beyond)]
+            for what, got, least, goal, unit, reached, beyond in told
+        ],
+    )
+
+
+def _verdict(reached: bool, beyond: bool) -> str:
+    return "goal reached" if beyond else "reached" if reached else "**not reached**"
+
+
+def _pair(by_rate: Mapping[str, Mapping[str, float]], rate: str) -> str:
+    return f"{by_rate[rate]['p50']:.1f} / {by_rate[rate]['p99']:.1f}" if rate in by_rate else "-"
+
+
+def _latencies(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    rates = [rate for rate in rounds[0] if all(rate in each for each in rounds)]
+    return {rate: _means([each[rate] for each in rounds]) for rate in rates}
+
+
+def _means(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: mean(each[name] for each in rounds) for name in rounds[0]} if rounds else {}
+
+
+def read(file: Path) -> Json:
+    """Raw results."""
+    results: Json = json.loads(file.read_text())
+    return results
