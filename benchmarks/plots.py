@@ -41,14 +41,15 @@ def _cpu(results: tables.Json, names: list[str], latency: float) -> Figure:
     figure, axis = plt.subplots(figsize=(10, 3))
     palette = plt.get_cmap("tab20").colors
     seen: dict[str, tuple[float, ...]] = {}
-    for name in names:
+    for place, name in enumerate(names):
         left = 0.0
         for process, used in tables.averaged(results, name, latency)["cpu"].items():
             label = None if process in seen else process
             colour = seen.setdefault(process, palette[len(seen)])
-            axis.barh(name, used, left=left, color=colour, label=label)
+            axis.barh(place, used, left=left, color=colour, label=label)
             left += used
-        axis.text(left, name, f" {left:.0f}", va="center")
+        axis.text(left, place, f" {left:.0f}", va="center")
+    axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_title(f"CPU microseconds per notification, latency {latency:g} s")
     axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)

@@ -16,7 +16,7 @@ from notify_gateway.access import RateLimit
 from notify_gateway.api_keys import CACHE_SECONDS, ApiKeys, Scope
 from notify_gateway.gateway import Gateway
 from notify_gateway.limits import MAX_BODY, MAX_HEAD, LimitedProtocol, Limits
-from notify_gateway.main import create_app
+from notify_gateway.main import create_api, create_app
 from notify_gateway.settings import GatewaySettings
 from pydantic import ValidationError
 from sqlalchemy import text
@@ -79,7 +79,7 @@ async def test_four_routes_are_open(api: httpx.AsyncClient, path: str) -> None:
 
 def test_every_route_that_is_not_open_is_tried_here(postgres: PostgresSettings) -> None:
     settings = {**postgres.model_dump(), "auth": "on"}
-    documented = create_app(Gateway(GatewaySettings.model_validate(settings))).openapi()["paths"]
+    documented = create_api(Gateway(GatewaySettings.model_validate(settings))).openapi()["paths"]
     for path, operations in documented.items():
         for method in operations:
             pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))

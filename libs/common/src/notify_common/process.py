@@ -98,6 +98,7 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # whose address it is, nobody asks
             # Longer than clients and proxies keep a connection: who closes first must not be the one that is asked.
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,

@@ -87,12 +87,7 @@ class StrictRequest(Request):
 
     @override
     async def json(self) -> Any:
-        try:
-            return json.loads(await self.body(), object_pairs_hook=_each_once)
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:  # no UTF-8, a number too long, too deep
-            raise json.JSONDecodeError(f"{type(error).__name__}: {error}", "", 0) from None
+        return read_json(await self.body())
 
 
 class KeyedRoute(APIRoute):
@@ -110,6 +105,23 @@ class KeyedRoute(APIRoute):
         return admit_and_handle
 
 
+def read_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is anything
+    """What `body` says, if it says it clearly and each thing once; else a `JSONDecodeError` that tells why."""
+    try:
+        return json.loads(body, object_pairs_hook=_each_once)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number too long, too deep
+        raise json.JSONDecodeError(f"{type(error).__name__}: {error}", "", 0) from None
+
+
+def require(access: Access, scope: Scope) -> None:
+    """403 where the key does not have the scope."""
+    if scope not in access.scopes:
+        challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
+        raise HTTPException(403, f"This key does not have the scope {scope}.", challenge)
+
+
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -120,15 +132,12 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _needs(scope: Scope) -> Callable[..., Awaitable[Access]]:
     async def enter(request: Request, response: Response, _: Annotated[object, Depends(bearer)]) -> Access:
         access, headers = request.state.admitted
-        if scope not in access.scopes:
-            challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
-            raise HTTPException(403, f"This key does not have the scope {scope}.", challenge)
+        require(access, scope)
         response.headers.update(headers)
         return cast("Access", access)
 
     return enter
 
 
-Sending = Annotated[Access, Depends(_needs(Scope.SEND))]
 Reading = Annotated[Access, Depends(_needs(Scope.READ))]
 Administering = Annotated[Access, Depends(_needs(Scope.ADMIN))]

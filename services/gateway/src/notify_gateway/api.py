@@ -3,19 +3,19 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Header, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi.routing import APIRoute
 from notify_common.messages import DeliveryStatus
+from typing_extensions import override
 
-from notify_gateway.access import Administering, KeyedRoute, Reading, Sending
+from notify_gateway.access import Administering, KeyedRoute, Reading, bearer
 from notify_gateway.gateway import Gateway
-from notify_gateway.idempotency import Claim, body_hash
-from notify_gateway.intake import NewNotification, new_notification
-from notify_gateway.notification_status import NotificationStatus
+from notify_gateway.idempotency import IdempotencyKey
+from notify_gateway.limits import AsgiScope, Receive, Send
 from notify_gateway.problems import NotCancelled, documented
 from notify_gateway.schemas import (
     EXAMPLE_REQUESTS,
     DeliverySummary,
-    DeliveryView,
     ListQuery,
     NotificationPage,
     NotificationRequest,
@@ -32,15 +32,21 @@ ALWAYS = documented(401, 403, 408, 413, 429, 431, 503)  # what any request can b
 router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS, route_class=KeyedRoute)
 deliveries_router = APIRouter(prefix="/api/deliveries", tags=["deliveries"], responses=ALWAYS, route_class=KeyedRoute)
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        pattern="^[ -~]+$",
-        description="A repeat with this key, within 24 hours, gets the answer that the first request got.",
-    ),
-]
+posting_router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS)
+
+
+class DirectRoute(APIRoute):
+    """A route that is described here and answered by `PostNotification`."""
+
+    @override
+    async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await super().handle(scope, receive, send)
+            return
+        await scope["app"].state.post_notification(scope, receive, send)
+
+
+posting_router.route_class = DirectRoute
 
 
 def _gateway(request: Request) -> Gateway:
@@ -48,26 +54,17 @@ def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-@router.post("/", status_code=201, response_model=NotificationView, include_in_schema=False)
-@router.post("", status_code=201, response_model=NotificationView, responses=documented(400, 422))
+@posting_router.post("/", status_code=201, response_model=NotificationView, include_in_schema=False)
+@posting_router.post("", status_code=201, response_model=NotificationView, responses=documented(400, 422))
 async def create_notification(
     body: Annotated[NotificationRequest, Body(openapi_examples=EXAMPLE_REQUESTS)],
-    access: Sending,
-    request: Request,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> NotificationView | Response:
+    _: Annotated[object, Depends(bearer)],
+    idempotency_key: Annotated[
+        IdempotencyKey | None,
+        Header(description="A repeat with this key, within 24 hours, gets the answer that the first request got."),
+    ] = None,
+) -> None:
     """Accept a notification. 201 means that it is stored durably; it is sent from then on, whatever fails."""
-    intake, notification = _gateway(request).intake, new_notification(body, access.tenant)
-    view = _as_accepted(notification)
-    if idempotency_key is None:
-        await intake.accept(notification)
-        return view
-    claim = Claim(access.tenant, idempotency_key, body_hash(body), answer=view.model_dump_json())
-    answered = await intake.accept(notification, claim)
-    if answered is not None:
-        response.headers["Idempotent-Replayed"] = "true"
-    return Response(answered or claim.answer, 201, dict(response.headers), "application/json")
 
 
 @router.get("/", include_in_schema=False)
@@ -186,32 +183,3 @@ async def readyz(request: Request, response: Response) -> dict[str, str]:
         "postgresql": postgresql or "ready",
         "rabbitmq": "ready" if gateway.relay.connected else "not reachable: accepted notifications wait in the outbox",
     }
-
-
-def _as_accepted(notification: NewNotification) -> NotificationView:
-    """The view of a notification that was committed just now, without reading it back."""
-    request = notification.request
-    return NotificationView.model_construct(
-        id=notification.id,
-        user_id=request.user_id,
-        message=request.message,
-        type=notification.deliveries[0].channel if len(notification.deliveries) == 1 else None,
-        channels=request.requested_channels(),
-        status=NotificationStatus.PENDING,
-        subject=request.subject,
-        metadata=request.metadata,
-        created_at=notification.created_at,
-        send_at=request.send_at,
-        expires_at=request.expires_at,
-        deliveries=[
-            DeliveryView.model_construct(
-                id=delivery.delivery_id,
-                channel=delivery.channel,
-                recipient=delivery.recipient,
-                status=DeliveryStatus.PENDING,
-                updated_at=notification.created_at,
-                attempts=[],
-            )
-            for delivery in notification.deliveries
-        ],
-    )

@@ -8,8 +8,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Annotated
 
 from notify_database.engine import database_errors
+from pydantic import StringConstraints
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -42,6 +44,9 @@ CLEAN = text("""
         LIMIT :limit FOR UPDATE SKIP LOCKED
     )
 """)
+
+
+IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
 
 
 class KeyReused(Exception):

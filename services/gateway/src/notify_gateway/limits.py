@@ -24,10 +24,11 @@ SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
 ]
 
+AsgiScope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+App = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 
 class Limits:
@@ -40,7 +41,7 @@ class Limits:
         self._body_timeout = body_timeout
         self._request_timeout = request_timeout
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Serve one request within its limits."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)

@@ -1,6 +1,6 @@
 """Errors as problem details (RFC 9457) that name the field."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -66,56 +66,55 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Let `app` answer every error with problem details."""
     _describe_problems(app)
-    _install_refusals(app)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_field_problem(problem) for problem in error.errors()]
-        detail = "; ".join(f"{problem.field}: {problem.detail}" for problem in errors)
-        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        headers = error.headers
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        answered = answer_to(error)
+        if answered.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             # Each route knows its own methods only; RFC 9110 wants those of the resource.
-            headers = {"Allow": ", ".join(_methods(request))}
-        return _answer(HTTPStatus(error.status_code), error.detail, headers=headers)
+            answered.headers["Allow"] = ", ".join(_methods(request))
+        return answered
 
-    @app.exception_handler(NotCancelled)
-    async def not_cancelled(_: Request, error: NotCancelled) -> JSONResponse:
-        detail = "Some deliveries are under way or final already; those that were not are cancelled."
-        return _answer(HTTPStatus.CONFLICT, detail, deliveries=error.deliveries)
-
-    @app.exception_handler(WaitingRoomFull)
-    async def overloaded(_: Request, __: WaitingRoomFull) -> JSONResponse:
-        return _try_later("Too many requests are waiting for the database.")
-
-    @app.exception_handler(DatabaseAway)
-    async def database_away(_: Request, __: DatabaseAway) -> JSONResponse:
-        return _try_later("The database is not available.")
-
-    @app.exception_handler(Exception)
-    async def bug(_: Request, __: Exception) -> JSONResponse:
-        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error; the log of the gateway has more.")
+    for kind in (*ANSWERS, Exception):
+        app.add_exception_handler(kind, answer)
 
 
-def _install_refusals(app: FastAPI) -> None:
-    """What is valid in itself, and can not be accepted."""
+def answer_to(error: Exception) -> JSONResponse:
+    """The problem that `error` is to the client; one that is not expected is a bug of ours."""
+    for kind in type(error).__mro__:
+        if kind in ANSWERS:
+            return ANSWERS[kind](error)
+    return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error; the log of the gateway has more.")
 
-    @app.exception_handler(KeyReused)
-    async def key_reused(_: Request, __: KeyReused) -> JSONResponse:
-        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key: was used with another body")
 
-    @app.exception_handler(NotNow)
-    async def not_now(_: Request, error: NotNow) -> JSONResponse:
-        field, detail = str(error).split(": ", 1)
-        errors = [FieldProblem(location="body", field=field, detail=detail)]
-        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors=errors)
+def _invalid_request(error: RequestValidationError) -> JSONResponse:
+    errors = [_field_problem(problem) for problem in error.errors()]
+    detail = "; ".join(f"{problem.field}: {problem.detail}" for problem in errors)
+    return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
 
-    @app.exception_handler(StatementRefused)
-    async def refused(_: Request, __: StatementRefused) -> JSONResponse:
-        return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "The database can not store a value of this request.")
+
+def _not_now(error: NotNow) -> JSONResponse:
+    field, detail = str(error).split(": ", 1)
+    errors = [FieldProblem(location="body", field=field, detail=detail)]
+    return _answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors=errors)
+
+
+def _not_cancelled(error: NotCancelled) -> JSONResponse:
+    detail = "Some deliveries are under way or final already; those that were not are cancelled."
+    return _answer(HTTPStatus.CONFLICT, detail, deliveries=error.deliveries)
+
+
+ANSWERS: dict[type, Callable[[Any], JSONResponse]] = {
+    RequestValidationError: _invalid_request,
+    HTTPException: lambda error: _answer(HTTPStatus(error.status_code), error.detail, headers=error.headers),
+    NotCancelled: _not_cancelled,
+    NotNow: _not_now,
+    KeyReused: lambda _: _answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key: was used with another body"),
+    StatementRefused: lambda _: _answer(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "The database can not store a value of this request."
+    ),
+    WaitingRoomFull: lambda _: _try_later("Too many requests are waiting for the database."),
+    DatabaseAway: lambda _: _try_later("The database is not available."),
+}
 
 
 def _methods(request: Request) -> list[str]:

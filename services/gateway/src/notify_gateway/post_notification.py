@@ -1,0 +1,154 @@
+"""`POST /api/notifications` straight from ASGI: the one route that is asked for thousands of times a second.
+
+`api.py` documents it. Through FastAPI's layers it costs twice as much (`docs/decisions/0009-post-without-layers.md`).
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from notify_common.messages import DeliveryStatus
+from pydantic import TypeAdapter, ValidationError
+
+from notify_gateway.access import read_json, require
+from notify_gateway.api_keys import Scope
+from notify_gateway.gateway import Gateway
+from notify_gateway.idempotency import Claim, IdempotencyKey, body_hash
+from notify_gateway.intake import NewNotification, new_notification
+from notify_gateway.limits import AsgiScope, Receive, Send
+from notify_gateway.notification_status import NotificationStatus
+from notify_gateway.problems import answer_to
+from notify_gateway.schemas import DeliveryView, NotificationRequest, NotificationView
+
+log = logging.getLogger(__name__)
+
+IDEMPOTENCY_KEY = TypeAdapter(IdempotencyKey)
+
+
+class PostNotification:
+    """An ASGI endpoint."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            headers, body = await self._accept(scope, receive)
+        except ClientGone:
+            return
+        except Exception as error:
+            answer = answer_to(error)
+            if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+                log.exception("a request failed")
+            await answer(scope, receive, send)
+            return
+        length = (b"content-length", b"%d" % len(body))
+        head = [(b"content-type", b"application/json"), length, *_encoded(headers)]
+        await send({"type": "http.response.start", "status": 201, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _accept(self, scope: AsgiScope, receive: Receive) -> tuple[Mapping[str, str], bytes]:
+        """Headers and body of the 201, once the notification is stored durably."""
+        sent: dict[bytes, bytes] = dict(scope["headers"])
+        # The key is asked for before the body is read.
+        access, headers = await self._gateway.door.admit(_text(sent.get(b"authorization")))
+        require(access, Scope.SEND)
+        request = _read(await _body(receive), _text(sent.get(b"content-type")) or "")
+        notification = new_notification(request, access.tenant)
+        answer = _as_accepted(notification).model_dump_json()
+        key = _idempotency_key(sent)
+        if key is None:
+            await self._gateway.intake.accept(notification)
+            return headers, answer.encode()
+        claim = Claim(access.tenant, key, body_hash(request), answer)
+        answered = await self._gateway.intake.accept(notification, claim)
+        if answered is None:
+            return headers, answer.encode()
+        return {**headers, "Idempotent-Replayed": "true"}, answered.encode()
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer."""
+
+
+async def _body(receive: Receive) -> bytes:
+    body: bytes = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part: bytes = message.get("body", b"")
+        body += part
+        if not message.get("more_body"):
+            return body
+
+
+def _read(body: bytes, content_type: str) -> NotificationRequest:
+    if not body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+    subtype = content_type.partition(";")[0].strip().lower()
+    try:
+        is_json = subtype == "application/json" or (subtype.startswith("application/") and subtype.endswith("+json"))
+        content = read_json(body) if is_json else body
+    except json.JSONDecodeError as error:
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
+        raise RequestValidationError([problem]) from None
+    try:
+        return NotificationRequest.model_validate(content)
+    except ValidationError as error:
+        raise RequestValidationError(_located(error, "body")) from None
+
+
+def _idempotency_key(headers: Mapping[bytes, bytes]) -> str | None:
+    given = headers.get(b"idempotency-key")
+    if given is None:
+        return None
+    try:
+        return IDEMPOTENCY_KEY.validate_python(_text(given))
+    except ValidationError as error:
+        raise RequestValidationError(_located(error, "header", "idempotency-key")) from None
+
+
+def _located(error: ValidationError, *location: str) -> list[dict[str, Any]]:
+    return [{**problem, "loc": (*location, *problem["loc"])} for problem in error.errors(include_url=False)]
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
+
+
+def _encoded(headers: Mapping[str, str]) -> Iterable[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+def _as_accepted(notification: NewNotification) -> NotificationView:
+    """The view of a notification that was committed just now, without reading it back."""
+    request = notification.request
+    return NotificationView.model_construct(
+        id=notification.id,
+        user_id=request.user_id,
+        message=request.message,
+        type=notification.deliveries[0].channel if len(notification.deliveries) == 1 else None,
+        channels=request.requested_channels(),
+        status=NotificationStatus.PENDING,
+        subject=request.subject,
+        metadata=request.metadata,
+        created_at=notification.created_at,
+        send_at=request.send_at,
+        expires_at=request.expires_at,
+        deliveries=[
+            DeliveryView.model_construct(
+                id=delivery.delivery_id,
+                channel=delivery.channel,
+                recipient=delivery.recipient,
+                status=DeliveryStatus.PENDING,
+                updated_at=notification.created_at,
+                attempts=[],
+            )
+            for delivery in notification.deliveries
+        ],
+    )
