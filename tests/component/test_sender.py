@@ -2,14 +2,13 @@
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from uuid import uuid4
 
 import pytest
-from notify_common import topology
 from notify_common.channels import Channel
-from notify_common.health import consumer_problem
 from notify_common.messages import Content, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
 from notify_common.rabbitmq import RabbitSettings
 from notify_common.sending.provider import PermanentFailure, TemporaryFailure, Throttled
@@ -269,9 +268,9 @@ async def test_a_connection_that_freezes_loses_no_result_and_repeats_no_call(
         return "sent once"
 
     provider = FakeProvider(wait)
-    async with running_sender(through_network, provider) as broker:
+    async with running_sender(through_network, provider) as sender:
         closed = asyncio.Event()
-        (await broker.connect()).close_callbacks.add(lambda *_: closed.set())
+        (await sender.broker.connect()).close_callbacks.add(lambda *_: closed.set())
         await hand.request(wanted)
         await provider.called.wait()
         network.freeze()
@@ -295,10 +294,11 @@ async def test_a_graceful_stop_finishes_what_is_in_flight(rabbit: RabbitSettings
         return "sent"
 
     provider = FakeProvider(wait)
-    async with running_sender(rabbit, provider) as broker:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(running_sender(rabbit, provider))
         await hand.request(request())
         await provider.called.wait()
-        stopping = asyncio.create_task(broker.stop())
+        stopping = asyncio.create_task(stack.pop_all().aclose())
         finished, _ = await asyncio.wait({stopping}, timeout=0.2)
         assert not finished
         go.set()
@@ -308,12 +308,15 @@ async def test_a_graceful_stop_finishes_what_is_in_flight(rabbit: RabbitSettings
 
 
 async def test_ready_means_that_the_consumer_consumes(rabbit: RabbitSettings, hand: Hand) -> None:
-    queue = topology.deliveries(Channel.TELEGRAM).subscription
-    async with running_sender(rabbit, FakeProvider()) as broker:
-        assert await consumer_problem(broker, queue) is None
-        await hand.channel.queue_delete(queue.name)
+    async with running_sender(rabbit, FakeProvider()) as sender:
+
+        async def ready() -> bool:
+            return await sender.consumer.problem() is None
+
+        await eventually(ready, "it consumes")
+        await hand.channel.queue_delete(sender.consumer.queue)
 
         async def not_ready() -> bool:
-            return await consumer_problem(broker, queue) is not None
+            return await sender.consumer.problem() is not None
 
         await eventually(not_ready, "a consumer without its queue is not ready, although it is connected")

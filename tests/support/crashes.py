@@ -6,11 +6,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from faststream.rabbit import RabbitMessage
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing, PublishFailed
-from notify_common.consuming import subscribe
+from notify_common.consumer import Consumer, Message
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested
 from notify_common.process import load_settings
@@ -106,15 +105,16 @@ async def sender(*, dies_in_the_call: bool) -> None:
         publisher, channel=Channel.TELEGRAM, provider=FakeProvider(send), provider_timeout=5.0, schedule=schedule
     )
 
-    async def handle(message: RabbitMessage) -> None:
+    async def handle(message: Message) -> None:
         await working.handle(message)
         die()  # the result is confirmed, the message is not acked
 
     deliveries = topology.deliveries(Channel.TELEGRAM)
-    subscribe(broker, publisher, deliveries.subscription, handle, prefetch=1)
+    consumer = Consumer(broker, publisher, deliveries.queue.name, handle, prefetch=1)
     await prepare_topology(settings, [*topology.dead_letters(), topology.results(), deliveries])
-    await broker.start()
-    await asyncio.Event().wait()
+    await broker.connect()
+    async with consumer.consuming(0):
+        await asyncio.Event().wait()
 
 
 async def status_writer() -> None:
@@ -122,17 +122,18 @@ async def status_writer() -> None:
     settings = load_settings(OperatorSettings)
     broker, engine = create_broker(settings, "status_writer"), create_engine(settings, pool_size=1)
     publisher = ConfirmedPublisher(broker)
-    consumer = ResultsConsumer(publisher, ResultStore(engine), EventPublisher(settings, "status_writer"))
+    results_consumer = ResultsConsumer(publisher, ResultStore(engine), EventPublisher(settings, "status_writer"))
 
-    async def handle(message: RabbitMessage) -> None:
-        await consumer.handle(message)
+    async def handle(message: Message) -> None:
+        await results_consumer.handle(message)
         die()  # the transaction is committed, the message is not acked
 
     results = topology.results()
-    subscribe(broker, publisher, results.subscription, handle, prefetch=1)
+    consumer = Consumer(broker, publisher, results.queue.name, handle, prefetch=1)
     await prepare_topology(settings, [*topology.dead_letters(), results], [topology.EVENTS])
-    await broker.start()
-    await asyncio.Event().wait()
+    await broker.connect()
+    async with consumer.consuming(0):
+        await asyncio.Event().wait()
 
 
 async def retry() -> None:

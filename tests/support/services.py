@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import httpx
@@ -10,7 +11,7 @@ from faststream.rabbit import RabbitBroker
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.consuming import subscribe
+from notify_common.consumer import Consumer
 from notify_common.events import EventPublisher
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
 from notify_common.sending.provider import Provider
@@ -28,6 +29,14 @@ FIRST_DELAY = timedelta(milliseconds=50)
 TIMEOUT = 20.0  # seconds; only for what never comes
 
 
+@dataclass(frozen=True)
+class RunningSender:
+    """A sender that consumes."""
+
+    broker: RabbitBroker
+    consumer: Consumer
+
+
 @asynccontextmanager
 async def running_sender(
     rabbit: RabbitSettings,
@@ -38,23 +47,22 @@ async def running_sender(
     provider_timeout: float = 5.0,
     concurrency: int = 100,
     first_delay: timedelta = FIRST_DELAY,
-) -> AsyncIterator[RabbitBroker]:
+) -> AsyncIterator[RunningSender]:
     """A sender of one channel."""
     broker = create_broker(rabbit, f"{channel}_sender")
     schedule = RetrySchedule(first_delay=first_delay, max_attempts=max_attempts)
     publisher = ConfirmedPublisher(broker)
     sender = Sender(publisher, channel=channel, provider=provider, provider_timeout=provider_timeout, schedule=schedule)
     deliveries = topology.deliveries(channel)
-    subscribe(broker, publisher, deliveries.subscription, sender.handle, prefetch=concurrency)
+    consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=concurrency)
     await prepare_topology(
         rabbit,
         [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.ladder)],
     )
-    await broker.start()
-    try:
-        yield broker
-    finally:
-        await broker.stop()
+    await broker.connect()
+    async with consumer.consuming(TIMEOUT):
+        yield RunningSender(broker, consumer)
+    await broker.stop()
 
 
 @asynccontextmanager
@@ -64,7 +72,7 @@ async def running_status_writer(
     *,
     dead_inbox: bool = True,
     events_to: RabbitSettings | None = None,
-) -> AsyncIterator[RabbitBroker]:
+) -> AsyncIterator[None]:
     """A status writer."""
     broker, engine = create_broker(rabbit, "status_writer"), create_engine(postgres, pool_size=2)
     store = ResultStore(engine)
@@ -72,17 +80,18 @@ async def running_status_writer(
     publisher = ConfirmedPublisher(broker)
     consumer = ResultsConsumer(publisher, store, events)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
-    subscribe(broker, publisher, results.subscription, consumer.handle, prefetch=40)
+    consumers = [Consumer(broker, publisher, results.queue.name, consumer.handle, prefetch=40)]
     if dead_inbox:
-        subscribe(broker, publisher, inbox.subscription, DeadInbox(store, consumer).handle, prefetch=10)
+        consumers.append(Consumer(broker, publisher, inbox.queue.name, DeadInbox(store, consumer).handle, prefetch=10))
     await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
-    await broker.start()
-    try:
-        async with events.publishing():
-            yield broker
-    finally:
-        await broker.stop()
-        await engine.dispose()
+    await broker.connect()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(events.publishing())
+        for each in consumers:
+            await stack.enter_async_context(each.consuming(TIMEOUT))
+        yield
+    await broker.stop()
+    await engine.dispose()
 
 
 @asynccontextmanager

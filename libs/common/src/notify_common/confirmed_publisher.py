@@ -11,13 +11,13 @@ from typing import Any
 from uuid import uuid4
 
 from aiormq import spec
-from aiormq.abc import AbstractChannel, ChannelFrame, FrameType
+from aiormq.abc import ChannelFrame, FrameType
 from aiormq.channel import Channel
 from faststream.rabbit import RabbitBroker, RabbitExchange
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from notify_common.rabbitmq import RECONNECT_INTERVAL, BrokerAway, broker_errors
+from notify_common.rabbitmq import RECONNECT_INTERVAL, BrokerAway, broker_errors, open_channel
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +82,7 @@ class ConfirmedPublisher:
     async def _open_channel(self) -> Channel:
         async with self._opening:
             if self._channel is None or self._channel.is_closed:
-                connection = await self._broker.connect()
-                if connection.transport is None or not connection.connected.is_set():
-                    raise ConnectionError("not connected to RabbitMQ")
-                # An unroutable message is an error, not a silent loss.
-                opened: AbstractChannel = await connection.transport.connection.channel(
-                    publisher_confirms=True, on_return_raises=True
-                )
-                assert isinstance(opened, Channel)  # noqa: S101 - aiormq's one class of channels
-                self._channel = opened
+                self._channel = await open_channel(self._broker, publisher_confirms=True)
             return self._channel
 
 

@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: settings, waiting for the broker, settling what was received."""
+"""Connections to RabbitMQ: settings, waiting for the broker, channels."""
 
 import asyncio
 import logging
@@ -10,11 +10,11 @@ from urllib.parse import quote, urlencode
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed, MessageProcessError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed
 from aio_pika.robust_connection import RobustConnection
+from aiormq.channel import Channel
 from faststream.exceptions import IncorrectState
-from faststream.message import StreamMessage
-from faststream.rabbit import RabbitBroker, RabbitExchange, RabbitMessage
+from faststream.rabbit import RabbitBroker, RabbitExchange
 from pydantic import Field, SecretStr
 
 from notify_common.lasting_fault import LastingFault
@@ -55,11 +55,8 @@ class RabbitSettings(FromEnvironment):
         return f"amqp://{user}:{password}@{self.rabbitmq_host}:{self.rabbitmq_port}/{vhost}?{query}"
 
 
-def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: float = 15.0) -> RabbitBroker:
-    """A broker that reconnects by itself and hands over bodies as bytes.
-
-    No FastDepends, no sync decoder, no logger: each would move every message through a thread.
-    """
+def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
+    """A broker that keeps a connection and reconnects by itself."""
     fault = LastingFault(log, "the connection to rabbitmq is lost")
 
     def lost(connection: AbstractConnection | None, error: BaseException | None) -> None:
@@ -76,15 +73,9 @@ def create_broker(settings: RabbitSettings, role: str, *, graceful_timeout: floa
         reconnect_interval=RECONNECT_INTERVAL,
         on_close=[lost],
         on_reconnected=[lambda _: fault.over()],
-        graceful_timeout=graceful_timeout,
         apply_types=False,
-        decoder=_body,
         logger=None,
     )
-
-
-async def _body(message: StreamMessage[Any]) -> Any:  # noqa: ANN401 - FastStream's decoder signature
-    return message.body
 
 
 async def prepare_topology(
@@ -137,13 +128,14 @@ def broker_errors() -> Iterator[None]:
         raise BrokerAway("the connection is stuck") from error
 
 
-async def reject(message: RabbitMessage) -> None:
-    """Reject the message for good: it is dead-lettered.
-
-    Where its connection is gone this does nothing: the broker delivers the message again.
-    """
-    try:
-        with broker_errors():
-            await message.reject(requeue=False)
-    except (BrokerAway, MessageProcessError) as error:
-        log.debug("message is not rejected, it will come again message_id=%s error=%r", message.message_id, error)
+async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
+    """A channel of aiormq on the connection that `broker` keeps; it is not opened anew when it is lost."""
+    connection = await broker.connect()
+    if connection.transport is None or not connection.connected.is_set():
+        raise ConnectionError("not connected to RabbitMQ")
+    channel = await connection.transport.connection.channel(
+        publisher_confirms=publisher_confirms,
+        on_return_raises=True,  # an unroutable message is an error, not a silent loss
+    )
+    assert isinstance(channel, Channel)  # noqa: S101 - aiormq's one class of channels
+    return channel

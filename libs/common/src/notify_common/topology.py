@@ -40,11 +40,6 @@ class Binding:
     queue: RabbitQueue
     routing_key: str = ""
 
-    @property
-    def subscription(self) -> RabbitQueue:
-        """The queue as its consumer names it: declared before, since a reader need not have the right to."""
-        return RabbitQueue(self.queue.name, declare=False)
-
 
 def delivery_queue_name(channel: Channel) -> str:
     """The queue a channel's senders read."""

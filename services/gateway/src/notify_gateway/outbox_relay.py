@@ -65,7 +65,6 @@ class OutboxRelay:
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop`; the broker has been prepared and may go away at any time."""
         self._connection = await self._broker.connect()
-        await self._broker.start()
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._wake.set())
         while not stop.is_set():

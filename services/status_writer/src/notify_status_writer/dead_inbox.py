@@ -4,8 +4,8 @@ import asyncio
 import logging
 from uuid import UUID
 
-from faststream.rabbit import RabbitMessage
 from notify_common.channels import Channel
+from notify_common.consumer import Message
 from notify_common.dead_letters import queues_of_death
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import (
@@ -38,7 +38,7 @@ class DeadInbox:
         self._results = results
         self._database_fault = LastingFault(log, "dead deliveries can not be looked up")
 
-    async def handle(self, message: RabbitMessage) -> None:
+    async def handle(self, message: Message) -> None:
         """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
         if not queues_of_death(message.headers) & DELIVERY_QUEUES:
             return
@@ -49,14 +49,14 @@ class DeadInbox:
             log.error("delivery is dead delivery_id=%s", result.delivery_id)
             await self._results.write([result])
 
-    async def _result_of(self, message: RabbitMessage) -> DeliveryResult | None:
+    async def _result_of(self, message: Message) -> DeliveryResult | None:
         try:
             request = DeliveryRequested.model_validate_json(message.body)
         except ValidationError:
             return await self._result_by_headers(message)
         return _poison(request.delivery_id, request.round, request.attempt, request.failures + 1)
 
-    async def _result_by_headers(self, message: RabbitMessage) -> DeliveryResult | None:
+    async def _result_by_headers(self, message: Message) -> DeliveryResult | None:
         try:
             delivery_id = UUID(str(message.headers.get(DELIVERY_ID_HEADER)))
         except ValueError:

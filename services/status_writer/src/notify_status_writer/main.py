@@ -2,7 +2,8 @@
 
 from notify_common import topology
 from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.consuming import consume, subscribe
+from notify_common.consumer import Consumer
+from notify_common.consuming import consume
 from notify_common.events import EventPublisher
 from notify_common.process import WorkerSettings, load_settings, run
 from notify_common.rabbitmq import RabbitSettings, create_broker
@@ -35,17 +36,19 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     results_consumer = ResultsConsumer(publisher, store, events)
     dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
-    subscribe(broker, publisher, results.subscription, results_consumer.handle, prefetch=RESULTS_PREFETCH)
-    subscribe(broker, publisher, inbox.subscription, dead_inbox.handle, prefetch=DEAD_PREFETCH)
+    consumers = [
+        Consumer(broker, publisher, results.queue.name, results_consumer.handle, prefetch=RESULTS_PREFETCH),
+        Consumer(broker, publisher, inbox.queue.name, dead_inbox.handle, prefetch=DEAD_PREFETCH),
+    ]
     try:
         async with events.publishing():
             await consume(
                 broker,
+                consumers,
                 role=ROLE,
                 rabbit=settings,
                 health_host=settings.health_host,
                 health_port=settings.health_port,
-                reads=[results.subscription, inbox.subscription],
                 declares=[archive, inbox, results],
                 exchanges=[topology.EVENTS],
                 prepare=lambda: await_database(engine),

@@ -5,10 +5,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from faststream.rabbit import RabbitMessage
 from notify_common import topology
 from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.consuming import Poison
+from notify_common.consumer import Message, Poison
 from notify_common.dead_letters import bury
 from notify_common.events import EventPublisher
 from notify_common.group_commit import GroupCommit
@@ -38,7 +37,7 @@ class ResultsConsumer:
         self._database_fault = LastingFault(log, "results can not be written")
         self._group_commit = GroupCommit(self._commit, max_group=MESSAGES_PER_TRANSACTION, refusals=(StatementRefused,))
 
-    async def handle(self, message: RabbitMessage) -> None:
+    async def handle(self, message: Message) -> None:
         """Handle one message of results to its end."""
         try:
             envelope = ResultsEnvelope.model_validate_json(message.body)

@@ -5,13 +5,12 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 
-from faststream.rabbit import RabbitMessage
 from pydantic import ValidationError
 
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing
-from notify_common.consuming import Poison
+from notify_common.consumer import Message, Poison
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.process import utc_now
@@ -50,7 +49,7 @@ class Sender:
         # Results repeat harmlessly, and so does a wait; what is lost would leave its delivery open.
         self._parked = GroupCommit(publisher.publish_until_confirmed, max_group=PARKED_PER_WRITE)
 
-    async def handle(self, message: RabbitMessage) -> None:
+    async def handle(self, message: Message) -> None:
         """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
         await self._deliver(self._read(message.body))
 

@@ -8,7 +8,8 @@ from pydantic import Field
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.consuming import consume, subscribe
+from notify_common.consumer import Consumer
+from notify_common.consuming import consume
 from notify_common.process import WorkerSettings
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_common.sending.provider import Provider
@@ -41,9 +42,8 @@ class SenderSettings(WorkerSettings, RabbitSettings):
 async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Provider, health_port: int) -> None:
     """Deliver over `channel` until SIGTERM."""
     role = f"{channel}_sender"
-    broker = create_broker(settings, role, graceful_timeout=settings.provider_timeout + SETTLING_TIME)
-    schedule = settings.schedule()
-    publisher = ConfirmedPublisher(broker)
+    broker = create_broker(settings, role)
+    publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
     sender = Sender(
         publisher,
         channel=channel,
@@ -52,18 +52,19 @@ async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Pr
         schedule=schedule,
     )
     deliveries = topology.deliveries(channel)
-    subscribe(broker, publisher, deliveries.subscription, sender.handle, prefetch=settings.concurrency)
+    consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=settings.concurrency)
     await consume(
         broker,
+        [consumer],
         role=role,
         rabbit=settings,
         health_host=settings.health_host,
         health_port=health_port,
-        reads=[deliveries.subscription],
         declares=[
             *topology.dead_letters(),
             topology.results(),
             deliveries,
             *topology.retries(channel, schedule.ladder),
         ],
+        graceful_timeout=settings.provider_timeout + SETTLING_TIME,
     )

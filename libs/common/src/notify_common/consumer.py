@@ -1,0 +1,177 @@
+"""Consumes one queue: a handler for each message, acks in groups, what can not be handled to the dead letters."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.channel import Channel
+from faststream.rabbit import RabbitBroker
+
+from notify_common.confirmed_publisher import ConfirmedPublisher
+from notify_common.dead_letters import bury
+from notify_common.lasting_fault import LastingFault
+from notify_common.rabbitmq import BrokerAway, broker_errors, open_channel
+from notify_common.settlements import Settlements
+
+log = logging.getLogger(__name__)
+
+CHECK_TIMEOUT = 2.0  # seconds
+CANCEL_TIMEOUT = 5.0  # seconds
+
+
+class Poison(Exception):
+    """The message can never be handled: it belongs in the dead letters. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What was received."""
+
+    body: bytes
+    headers: Mapping[str, Any]
+    message_id: str | None
+    channel: AbstractChannel
+    delivery_tag: int
+
+
+class Consumer:
+    """Lets `handler` have every message of `queue`, `prefetch` at a time, on a channel of its own.
+
+    A message is acked once its handler returns, and not before all that follows from it is confirmed or committed.
+    A handler that raises `Poison`, or fails by a bug, sends its message to the dead letters, with the reason: requeued,
+    it would come back at once, for ever. A handler whose connection is lost is cancelled: its message comes again.
+    """
+
+    def __init__(
+        self,
+        broker: RabbitBroker,
+        publisher: ConfirmedPublisher,
+        queue: str,
+        handler: Callable[[Message], Awaitable[None]],
+        *,
+        prefetch: int,
+    ) -> None:
+        self.queue = queue
+        self._broker = broker
+        self._publisher = publisher
+        self._handler = handler
+        self._prefetch = prefetch
+        self._settlements = Settlements()
+        self._channel: Channel | None = None
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def consuming(self, graceful_timeout: float) -> AsyncIterator[None]:
+        """Consume for as long as the context lasts; then let handlers finish for at most `graceful_timeout` seconds."""
+        consuming = asyncio.create_task(self._consume())
+        try:
+            yield
+        finally:
+            consuming.cancel()
+            await asyncio.wait({consuming})
+            await self._take_no_more()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(graceful_timeout):
+                    await self._idle.wait()
+            # What is not settled by now comes again.
+            if self._channel is not None:
+                await _close(self._channel)
+
+    async def problem(self) -> str | None:
+        """Why nothing is consumed, or None where it is.
+
+        An open connection proves nothing: the channel must answer, hold its consumer, and the broker must count it.
+        """
+        channel = self._channel
+        if channel is None or channel.is_closed:
+            return f"{self.queue}: not connected to RabbitMQ"
+        if not channel.consumers:
+            return f"{self.queue}: the consumer was cancelled"
+        try:
+            with broker_errors():
+                async with asyncio.timeout(CHECK_TIMEOUT):
+                    declared = await channel.queue_declare(self.queue, passive=True)
+        except BrokerAway as away:
+            return f"{self.queue}: RabbitMQ does not answer ({away})"
+        return None if declared.consumer_count else f"{self.queue}: RabbitMQ knows no consumer"
+
+    async def _consume(self) -> None:
+        fault = LastingFault(log, f"nothing is consumed from {self.queue}")
+        while True:
+            try:
+                with broker_errors():
+                    ended = await self._start()
+                fault.over()
+                await ended.wait()
+                wait = fault.occurred("the consumer has ended")
+            except BrokerAway as away:
+                wait = fault.occurred(away)
+            await asyncio.sleep(wait)
+
+    async def _start(self) -> asyncio.Event:
+        """Begin to consume; set when that has ended, with the channel or by the broker's wish."""
+        await (await self._broker.connect()).connected.wait()
+        channel = await open_channel(self._broker, publisher_confirms=False)
+        self._channel, ended = channel, asyncio.Event()
+        channel.closing.add_done_callback(lambda _: ended.set())
+        channel.on_consumer_cancel_callbacks.add(lambda _: ended.set())
+        await channel.basic_qos(prefetch_count=self._prefetch)
+        await channel.basic_consume(self.queue, self._receive)
+        return ended
+
+    async def _take_no_more(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        with suppress(BrokerAway), broker_errors():
+            async with asyncio.timeout(CANCEL_TIMEOUT):
+                for consumer_tag in list(channel.consumers):
+                    await channel.basic_cancel(consumer_tag)
+
+    async def _receive(self, delivered: DeliveredMessage) -> None:
+        tag = delivered.delivery_tag
+        assert tag is not None  # noqa: S101 - every delivery has one
+        properties = delivered.header.properties
+        message = Message(delivered.body, properties.headers or {}, properties.message_id, delivered.channel, tag)
+        self._running += 1
+        self._idle.clear()
+        try:
+            await self._handle(message)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _handle(self, message: Message) -> None:
+        try:
+            await self._handler(message)
+        except Poison as poison:
+            log.error("message is poison queue=%s message_id=%s reason=%s", self.queue, message.message_id, poison)
+            await self._to_dead_letters(message, str(poison))
+        except Exception as bug:
+            log.exception("handler failed queue=%s message_id=%s", self.queue, message.message_id)
+            await self._to_dead_letters(message, f"bug: {type(bug).__name__}")
+        else:
+            await self._settlements.ack(message.channel, message.delivery_tag)
+
+    async def _to_dead_letters(self, message: Message, reason: str) -> None:
+        try:
+            await bury(self._publisher, message.body, queue=self.queue, reason=reason, headers=message.headers)
+        except Exception:
+            # Such headers, for one, that can be received and not sent. RabbitMQ moves it, without the reason.
+            log.exception("reason is not kept queue=%s message_id=%s", self.queue, message.message_id)
+            await self._settlements.reject(message.channel, message.delivery_tag)
+        else:
+            await self._settlements.ack(message.channel, message.delivery_tag)
+
+
+async def _close(channel: Channel) -> None:
+    with suppress(BrokerAway), broker_errors():
+        async with asyncio.timeout(CANCEL_TIMEOUT):
+            await channel.close()
