@@ -1,7 +1,8 @@
 """Group commit: what arrives while one group is under way goes together in the next.
 
 A lone item never waits for a group to fill, and under load the cost of a commit (a transaction, a publisher
-confirm) is shared by all of its group.
+confirm) is shared by all of its group. Where an `interval` is given, groups begin at least so far apart: what follows
+closely on another waits a little, for company.
 """
 
 import asyncio
@@ -29,11 +30,14 @@ class GroupCommit(Generic[Item]):
         *,
         max_group: int,
         max_waiting: int | None = None,
+        interval: float = 0.0,
         refusals: tuple[type[Exception], ...] = (),
     ) -> None:
         self._commit = commit
         self._max_group = max_group
         self._max_waiting = max_waiting
+        self._interval = interval  # seconds
+        self._next_group_at = 0.0
         self._refusals = refusals
         self._waiting: deque[tuple[Item, asyncio.Future[None]]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -54,7 +58,11 @@ class GroupCommit(Generic[Item]):
             await asyncio.wait({self._worker})
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
+            if (wait := self._next_group_at - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            self._next_group_at = loop.time() + self._interval
             size = min(len(self._waiting), self._max_group)
             group = [self._waiting.popleft() for _ in range(size)]
             # A caller that has gone away before its commit began takes its item with it.

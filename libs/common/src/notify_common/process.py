@@ -1,6 +1,7 @@
 """The edge of a service process: settings, logging, signals, and serving HTTP while the real work runs."""
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 GRACEFUL_TIMEOUT = 15  # seconds that requests under way have after SIGTERM
 KEEP_ALIVE = 75  # seconds an idle connection stays open
+COLLECTED_AFTER = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
 
 LogLevel = Annotated[
     str,
@@ -68,6 +70,10 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
     # They report each try to reconnect, with its traceback; what is lost and what is back we say ourselves.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
+    # A full collection looks at every message under way, and takes tens of milliseconds: seldom, and without what lives
+    # as long as the process.
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AFTER)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

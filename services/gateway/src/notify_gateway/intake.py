@@ -10,7 +10,7 @@ from uuid import UUID
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import Content, DeliveryRequested
 from notify_common.process import utc_now
-from notify_database.engine import StatementRefused, database_errors
+from notify_database.engine import StatementRefused, database_errors, without_transactions
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -21,6 +21,7 @@ from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest
 
 NOTIFICATIONS_PER_TRANSACTION = 500
+GROUP_INTERVAL = 0.01  # seconds
 
 # One statement, so one round trip: a notification without its deliveries and their outbox rows never exists.
 ACCEPT = text("""
@@ -82,11 +83,13 @@ class NotificationIntake:
 
     def __init__(self, engine: AsyncEngine, relay: OutboxRelay, *, max_waiting: int) -> None:
         self._engine = engine
+        self._engine_without_transactions = without_transactions(engine)
         self._relay = relay
         self._group_commit = GroupCommit(
             self._commit,
             max_group=NOTIFICATIONS_PER_TRANSACTION,
             max_waiting=max_waiting,
+            interval=GROUP_INTERVAL,
             refusals=(StatementRefused,),
         )
 
@@ -118,9 +121,14 @@ class NotificationIntake:
         leased = self._relay.has_room_for(due_now)
         lease_began = time.monotonic()  # before the database's clock is asked: the lease ends here first
         with database_errors():
-            async with self._engine.begin() as connection:
-                new = await _without_repeats(connection, group)
-                if new:
+            if any(each.claim is not None for each in group):
+                async with self._engine.begin() as connection:
+                    new = await _without_repeats(connection, group)
+                    if new:
+                        await connection.execute(ACCEPT, _columns(new, leased=leased))
+            else:
+                new = [each.notification for each in group]
+                async with self._engine_without_transactions.connect() as connection:
                     await connection.execute(ACCEPT, _columns(new, leased=leased))
         if leased:
             requests = [request for each in new if each.due_at is None for request in each.deliveries]

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from notify_common.channels import Channel
 from notify_common.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
-from notify_database.engine import database_errors
+from notify_database.engine import database_errors, without_transactions
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -70,12 +70,12 @@ class Outbox:
     """The statements on the outbox; each is a transaction of its own and raises `DatabaseAway`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+        self._engine = without_transactions(engine)
 
     async def take_due(self, limit: int) -> DueDeliveries:
         """Lease at most `limit` due rows that nobody holds; end those deliveries whose time is over."""
         with database_errors():
-            async with self._engine.begin() as connection:
+            async with self._engine.connect() as connection:
                 rows = (await connection.execute(TAKE_DUE, {"limit": limit, "lease": LEASE})).all()
         return DueDeliveries(
             requests=[
@@ -112,5 +112,5 @@ class Outbox:
     async def _execute(self, statement: TextClause, held: Sequence[DeliveryRequested], **parameters: object) -> None:
         ids, rounds = [request.delivery_id for request in held], [request.round for request in held]
         with database_errors():
-            async with self._engine.begin() as connection:
+            async with self._engine.connect() as connection:
                 await connection.execute(statement, {"ids": ids, "rounds": rounds, **parameters})

@@ -21,6 +21,7 @@ from notify_gateway.outbox import LEASE, Outbox
 log = logging.getLogger(__name__)
 
 PUBLISH_WINDOW = 200  # messages whose confirms are awaited together
+BATCH_INTERVAL = 0.01  # seconds; what follows closely on a batch shares the next one's write and delete
 HAND_OVER_BOUND = 10_000  # deliveries
 POLL_INTERVAL = 0.5  # seconds between looks for due rows that nobody holds
 CONNECTION_INTERVAL = 0.5  # seconds between looks whether RabbitMQ is back
@@ -71,14 +72,14 @@ class OutboxRelay:
             if not self.connected:
                 await asyncio.wait({stopping}, timeout=CONNECTION_INTERVAL)
                 continue
-            wait = 0.0
+            wait, next_batch_at = 0.0, time.monotonic() + BATCH_INTERVAL
             try:
                 if batch := await self._next_batch():
-                    wait = await self._publish(batch)
+                    wait = await self._publish(batch) or next_batch_at - time.monotonic()
                 self._database_fault.over()
             except DatabaseAway as away:
                 wait = self._database_fault.occurred(away)
-            if wait:
+            if wait > 0:
                 await asyncio.wait({stopping}, timeout=wait)
         await self._give_back()
 

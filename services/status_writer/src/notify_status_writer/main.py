@@ -7,7 +7,7 @@ from notify_common.consuming import consume
 from notify_common.events import EventPublisher
 from notify_common.process import WorkerSettings, load_settings, run
 from notify_common.rabbitmq import RabbitSettings, create_broker
-from notify_database.engine import PostgresSettings, await_database, create_engine
+from notify_database.engine import ROWS_BY_KEY, PostgresSettings, await_database, create_engine
 from pydantic import Field
 
 from notify_status_writer.dead_inbox import DeadInbox
@@ -29,7 +29,7 @@ class StatusWriterSettings(WorkerSettings, PostgresSettings, RabbitSettings):
 async def run_status_writer(settings: StatusWriterSettings) -> None:
     """Write results until SIGTERM."""
     broker = create_broker(settings, ROLE)
-    engine = create_engine(settings, pool_size=POOL_SIZE)
+    engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     store = ResultStore(engine)
     events = EventPublisher(settings, ROLE)
     publisher = ConfirmedPublisher(broker)

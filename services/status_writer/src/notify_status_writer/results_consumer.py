@@ -25,6 +25,7 @@ from notify_status_writer.result_store import Applied, ResultStore
 log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
+GROUP_INTERVAL = 0.01  # seconds
 
 
 class ResultsConsumer:
@@ -35,7 +36,12 @@ class ResultsConsumer:
         self._store = store
         self._events = events
         self._database_fault = LastingFault(log, "results can not be written")
-        self._group_commit = GroupCommit(self._commit, max_group=MESSAGES_PER_TRANSACTION, refusals=(StatementRefused,))
+        self._group_commit = GroupCommit(
+            self._commit,
+            max_group=MESSAGES_PER_TRANSACTION,
+            interval=GROUP_INTERVAL,
+            refusals=(StatementRefused,),
+        )
 
     async def handle(self, message: Message) -> None:
         """Handle one message of results to its end."""

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RESULTS_PER_MESSAGE = 200
 PARKED_PER_WRITE = 200
+GROUP_INTERVAL = 0.01  # seconds
 REMEMBERED_ATTEMPTS = 10_000
 
 
@@ -45,9 +46,11 @@ class Sender:
         self._provider_timeout = provider_timeout
         self._schedule = schedule
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
-        self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE)
+        self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE, interval=GROUP_INTERVAL)
         # Results repeat harmlessly, and so does a wait; what is lost would leave its delivery open.
-        self._parked = GroupCommit(publisher.publish_until_confirmed, max_group=PARKED_PER_WRITE)
+        self._parked = GroupCommit(
+            publisher.publish_until_confirmed, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL
+        )
 
     async def handle(self, message: Message) -> None:
         """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
