@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach name,common database email-sender gateway local status-writer telegram-sender,--no-emit-package notify-$(name))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test chaos fuzz test-compose check format lock clean
+.PHONY: help install up demo test chaos fuzz test-compose bench check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +32,13 @@ fuzz: install ## ten thousand requests made from the API's own document; ARGS="-
 test-compose: install ## build, run, scale and break the containers (needs a Docker engine with compose)
 	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)
 
+bench: install benchmarks/.venv/installed ## this service beside what one would build instead, in 20 minutes
+	@benchmarks/.venv/bin/python -m benchmarks.compare $(ARGS)
+
 check: install ## lint, format, types, and who may import whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests
+	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests benchmarks
 	@$(BIN)/lint-imports --no-logo
 
 format: install ## format the code and sort its imports
@@ -46,9 +49,10 @@ lock: install ## lock the dependencies anew, with hashes (UPGRADE=1 takes newer 
 	@for folder in $(LOCKED); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv --directory benchmarks $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock
 
 clean: ## remove the virtual environment and the data of the private servers
-	@rm -rf $(VENV) .local
+	@rm -rf $(VENV) benchmarks/.venv .local
 
 install: $(VENV)/installed ## prepare the virtual environment
 
@@ -59,4 +63,11 @@ $(VENV)/installed: requirements.lock $(addsuffix /pyproject.toml,$(PACKAGES))
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
+	@touch $@
+
+# What the benchmarks need is none of the product's business.
+benchmarks/.venv/installed: benchmarks/requirements.lock
+	@echo "Preparing benchmarks/.venv (once, and after a change of its dependencies) …"
+	@$(PYTHON) -m venv --clear benchmarks/.venv
+	@benchmarks/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
 	@touch $@

@@ -17,6 +17,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
+from typing_extensions import override
 
 TICK = 0.001  # seconds between looks for requests whose time has come
 PATIENCE = 20.0  # seconds for the last answers
@@ -80,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._received = b""
         self._due: float | None = None
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
@@ -92,6 +94,7 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(self._client.request)
 
+    @override
     def data_received(self, data: bytes) -> None:
         """Take one answer, however many parts it comes in."""
         self._received += data
@@ -113,6 +116,7 @@ class Connection(asyncio.Protocol):
         self._due = None
         self._client.next(self)
 
+    @override
     def connection_lost(self, _: Exception | None) -> None:
         """Count what has no answer now; the connection is of no more use."""
         if self._due is not None:
@@ -132,7 +136,9 @@ async def generate(url: str, body: bytes, *, rate: float, seconds: float, connec
     client = Client(head.encode() + body, closed_until=None if rate else began + seconds)
     loop = asyncio.get_running_loop()
     for _ in range(connections):
-        _, connection = await loop.create_connection(lambda: Connection(client), parts.hostname, parts.port)
+        _, connection = await loop.create_connection(
+            lambda: Connection(client), str(parts.hostname), int(parts.port or 80)
+        )
         client.free.append(connection)
     used = _cpu()
     client.seen.began = began = time.time()

@@ -118,7 +118,7 @@ def run_step(running: Running, rate: float, seconds: float, connections: int = C
 
 def generate(url: str, rate: float, seconds: float, connections: int = CONNECTIONS) -> dict[str, Any]:
     """What the load generator has seen."""
-    done = subprocess.run(  # noqa: S603 - ours
+    done = subprocess.run(
         [
             sys.executable, "-m", "benchmarks.load", url, "--body", BODY, "--rate", str(rate),
             "--seconds", str(seconds), "--connections", str(connections),
@@ -178,7 +178,7 @@ def count_lost(running: Running, rate: float, seconds: float, patience: float) -
         sys.executable, "-m", "benchmarks.load", running.url, "--body", BODY, "--rate", str(rate),
         "--seconds", str(seconds), "--connections", str(CONNECTIONS),
     ]  # fmt: skip
-    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as loading:  # noqa: S603 - ours
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as loading:
         time.sleep(seconds)
         running.kill()
         output, _ = loading.communicate()

@@ -102,10 +102,10 @@ def running_servers() -> Iterator[Servers]:
 
 @contextmanager
 def _running(folder: Path) -> Iterator[Servers]:
-    command = [PRODUCT_PYTHON, "-m", "notify_local", "--folder", folder / "stack", "servers"]
+    command = [str(PRODUCT_PYTHON), "-m", "notify_local", "--folder", str(folder / "stack"), "servers"]
     log = folder / "servers.log"
     with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=folder, env=dict(os.environ), stdout=output, stderr=output)  # noqa: S603 - ours
+        process = subprocess.Popen(command, cwd=folder, env=dict(os.environ), stdout=output, stderr=output)
         try:
             addresses = _addresses(process, folder / "stack" / "stack.env", log)
             run = folder / "stack" / "run"

@@ -87,7 +87,7 @@ class Running:
             if program.sends and self.without_sending:
                 continue
             with (self.logs / f"{self.contender.name}.{program.name}.log").open("ab") as log:
-                self.processes[program.name] = subprocess.Popen(  # noqa: S603 - ours
+                self.processes[program.name] = subprocess.Popen(
                     program.command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
                 )
         self._await_ready()
@@ -209,7 +209,7 @@ def _service_settings(servers: Servers, latency: float) -> Environment:
 
 def _migrate(servers: Servers) -> None:
     environment = {**os.environ, **servers.service_settings(), "LOG_LEVEL": "WARNING"}
-    subprocess.run([PRODUCT_PYTHON, "-m", "notify_database.migrate"], env=environment, check=True)  # noqa: S603 - ours
+    subprocess.run([PRODUCT_PYTHON, "-m", "notify_database.migrate"], env=environment, check=True)
 
 
 def service_program(name: str, **settings: str) -> Program:

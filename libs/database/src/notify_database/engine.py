@@ -22,8 +22,8 @@ CONNECT_TIMEOUT = 5.0  # seconds
 # A session that stops in a transaction, or waits for a lock too long, must not hold up the others for ever.
 STATEMENT_TIMEOUT = 30.0  # seconds
 IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
-# For who looks rows up by their keys and does nothing else. A prepared statement keeps the plan of its first executions:
-# made while a table was empty, it would read all of it for each group of results.
+# For who looks rows up by their keys and does nothing else. A prepared statement keeps the plan of its first
+# executions: made while a table was empty, it would read all of it for each group of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
 NEWEST_TABLE = "retry_jobs"  # of the newest migration
