@@ -18,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument("--short", action="store_true", help="two minutes instead of a quarter of an hour")
     options = parser.parse_args()
-    full = Plan(options.seed, notifications=50_000, faults=42, seconds=660, hold=4, outage=60)
+    full = Plan(options.seed, notifications=51_000, faults=42, seconds=660, hold=4, outage=60)
     short = Plan(options.seed, notifications=5_000, faults=10, seconds=80, hold=2, outage=5)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     report = asyncio.run(run_chaos(folder, short if options.short else full))

@@ -11,11 +11,14 @@ from uuid import UUID
 
 import asyncpg
 import httpx
+from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 
 from chaos.faults import Fault
 from chaos.load import CHANNELS, Accepted, Kind
 
 QUIET_TIMEOUT = 180.0  # seconds
+# What a killed RabbitMQ was moving out of a retry queue is in no queue's count until it is moved again.
+MOVED_AGAIN = DEAD_LETTER_TIMEOUT / 1000 + 5  # seconds
 # From a provider's acceptance to the ack that follows from it; what is busy, or just came back, takes a while.
 IN_FLIGHT = 5.0  # seconds
 OPEN = "SELECT count(*) FROM deliveries WHERE status IN ('pending', 'retrying')"
@@ -64,17 +67,19 @@ class Report:
     """What no fault explains."""
 
 
-async def await_quiet(postgres_url: str, management_url: str) -> None:
-    """Return when nothing is under way any more."""
-    deadline = time.monotonic() + QUIET_TIMEOUT
-    while True:
+async def await_quiet(postgres_url: str, management_url: str, *, broker_died: bool) -> None:
+    """Return when nothing is under way any more; the audit says what is left after `QUIET_TIMEOUT`."""
+    quiet_for = MOVED_AGAIN if broker_died else 0.0
+    deadline, quiet_since = time.monotonic() + QUIET_TIMEOUT, time.monotonic()
+    while time.monotonic() < deadline:
         try:
-            if await _nothing_open(postgres_url, management_url):
-                return
+            quiet = await _nothing_open(postgres_url, management_url)
         except (OSError, asyncpg.PostgresError, httpx.HTTPError):
-            pass  # not back yet
-        if time.monotonic() > deadline:
-            return  # the audit says what is left
+            quiet = False  # not back yet
+        if not quiet:
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since >= quiet_for:
+            return
         await asyncio.sleep(0.5)
 
 
@@ -108,10 +113,17 @@ async def audit(
         _complain(report, "in a ledger and not stored", sent.keys() - {row["id"] for row in deliveries})
         _complain(report, "gaps in the attempts", [row["id"] for row in await connection.fetch(GAPS)])
         attempts = {(row[0], row[1]) for row in await connection.fetch("SELECT delivery_id, attempt FROM attempts")}
-        told = [(delivery_id, line.attempt) for delivery_id, lines in sent.items() for line in lines]
-        _complain(report, "sent in an attempt that is not on record", set(told) - attempts)
         rounds = {row["id"]: row for row in await connection.fetch(ENDS)}
         _judge_times(report, kinds, rounds)
+        # Sent by a process that died before it could tell, and too late to be attempted again.
+        untold = [
+            (delivery_id, line.attempt)
+            for delivery_id, lines in sent.items()
+            for line in lines
+            if (delivery_id, line.attempt) not in attempts
+            and not any(line.pid in fault.killed and _in_flight(fault, line) for fault in faults)
+        ]
+        _complain(report, "sent in an attempt that is not on record", untold)
         _complain(report, "outbox rows", await connection.fetch("SELECT delivery_id FROM outbox"))
         poison = await connection.fetch("SELECT delivery_id FROM attempts WHERE error_class = 'poison'")
         _complain(report, "healthy deliveries that ended as poison", poison)
@@ -169,12 +181,15 @@ def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[floa
         back = fault.ended + fault.recovered_after + IN_FLIGHT
         if any(fault.began - IN_FLIGHT <= wait <= back for wait in waits):
             return True
-    in_flight = fault.began - IN_FLIGHT <= sent.at <= fault.ended + IN_FLIGHT
     if fault.cuts_all or sent.pid in fault.killed:
-        return in_flight
+        return _in_flight(fault, sent)
     # A gateway that dies between publish and delete: what it had accepted is published again when its lease has ended.
     gateway_died = any(name.startswith("gateway") for name in fault.killed.values())
     return gateway_died and accepted_at <= fault.ended and sent.at >= fault.began - IN_FLIGHT
+
+
+def _in_flight(fault: Fault, sent: Sent) -> bool:
+    return fault.began - IN_FLIGHT <= sent.at <= fault.ended + IN_FLIGHT
 
 
 def _read(folder: Path) -> dict[UUID, list[Sent]]:

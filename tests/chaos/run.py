@@ -55,7 +55,7 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
             await loading
         say("quiet: waiting until nothing is under way")
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
-        await await_quiet(*urls)
+        await await_quiet(*urls, broker_died=any("rabbitmq" in fault.killed.values() for fault in faults))
         report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
         report.complaints += _floods(system.folder / "log", len(faults))
     if load.answered != len(load.accepted):

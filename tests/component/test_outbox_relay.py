@@ -12,8 +12,10 @@ from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested
+from notify_common.process import utc_now
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
 from notify_database.engine import PostgresSettings, create_engine
+from notify_gateway.ids import new_id
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from sqlalchemy import text
@@ -25,12 +27,12 @@ from support.services import eventually, running_gateway
 BODY = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
 ADD = text("""
     WITH n AS (
-        INSERT INTO notifications VALUES (gen_random_uuid(), 1, 'from before', NULL, NULL, now(), 'default')
+        INSERT INTO notifications VALUES (:notification_id, 1, 'from before', NULL, NULL, now(), 'default')
         RETURNING id
     ),
     d AS (
         INSERT INTO deliveries
-        SELECT gen_random_uuid(), id, 'telegram', '42', 'pending', 1, 0, 0, now() FROM n RETURNING id
+        SELECT CAST(:delivery_id AS uuid), id, 'telegram', '42', 'pending', 1, 0, 0, now() FROM n RETURNING id
     )
     INSERT INTO outbox SELECT id, now() + CAST(:due AS interval), now() + CAST(:lease AS interval), 1 FROM d
     RETURNING delivery_id
@@ -39,8 +41,10 @@ ADD = text("""
 
 async def add_row(engine: AsyncEngine, lease: timedelta | None = None, due: timedelta = timedelta(0)) -> UUID:
     """A committed delivery whose process is gone, `lease` before its lease ends."""
+    delivery_id, notification_id = new_id(utc_now()), new_id(utc_now())
+    row = {"lease": lease, "due": due, "delivery_id": delivery_id, "notification_id": notification_id}
     async with engine.begin() as connection:
-        delivery_id: UUID = (await connection.execute(ADD, {"lease": lease, "due": due})).scalar_one()
+        await connection.execute(ADD, row)
     return delivery_id
 
 

@@ -26,7 +26,8 @@ IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
 # executions: made while a table was empty, it would read all of it for each group of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
-NEWEST_TABLE = "retry_jobs"  # of the newest migration
+# What the newest migration has done.
+MIGRATED = text("SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('notifications'))")
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
 # Of SQLSTATE (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program limit
@@ -120,6 +121,8 @@ def _decision(error: BaseException) -> DatabaseAway | StatementRefused:
     sqlstate = str(getattr(error, "sqlstate", None) or "")
     if sqlstate[:2] in LOGIN_CLASSES:
         return LoginRefused(str(error))
+    if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
+        return DatabaseAway("no partition of its time")  # it is made soon, see partitions.py
     # asyncpg refuses what it can not encode (its DataError) before it sends it.
     refused = sqlstate[:2] in REFUSAL_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
     description = f"{type(error).__name__} {sqlstate}".rstrip()
@@ -141,8 +144,7 @@ async def database_problem(engine: AsyncEngine) -> str | None:
         with database_errors():
             async with engine.connect() as connection:
                 version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
-                newest = text("SELECT to_regclass(:table) IS NOT NULL")
-                migrated = (await connection.execute(newest, {"table": NEWEST_TABLE})).scalar_one()
+                migrated = (await connection.execute(MIGRATED)).scalar_one()
     except LoginRefused as refusal:
         raise Refused(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {refusal}") from refusal
     except DatabaseAway as away:

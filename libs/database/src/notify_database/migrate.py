@@ -5,11 +5,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from notify_common.process import ServiceSettings, load_settings, run
+from notify_common.process import ServiceSettings, load_settings, run, utc_now
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_database.engine import PostgresSettings, await_database, create_engine
+from notify_database.partitions import make_partitions
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ async def migrate(engine: AsyncEngine, schema: str) -> None:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
         await connection.run_sync(_upgrade)
+    await make_partitions(engine, utc_now())
 
 
 def _upgrade(connection: Connection) -> None:

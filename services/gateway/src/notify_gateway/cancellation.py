@@ -4,6 +4,7 @@ from uuid import UUID
 
 from notify_common.messages import DeliveryStatus, StatusChange
 from notify_database.engine import database_errors
+from notify_database.id_ranges import of_the_same_time
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -14,7 +15,7 @@ CANCEL = text("""
     WITH free AS (
         SELECT outbox.delivery_id
         FROM outbox JOIN deliveries ON deliveries.id = outbox.delivery_id
-        WHERE deliveries.notification_id = :notification_id
+        WHERE deliveries.notification_id = :notification_id AND deliveries.id BETWEEN :first_id AND :last_id
           AND (outbox.leased_until IS NULL OR outbox.leased_until < now())
         ORDER BY outbox.delivery_id
         FOR UPDATE OF outbox
@@ -31,5 +32,7 @@ async def cancel(engine: AsyncEngine, notification_id: UUID) -> list[StatusChang
     """Cancel the deliveries of the notification that wait in the outbox, in one transaction with their rows."""
     with database_errors():
         async with engine.begin() as connection:
-            rows = (await connection.execute(CANCEL, {"notification_id": notification_id})).all()
+            first_id, last_id = of_the_same_time(notification_id)
+            parameters = {"notification_id": notification_id, "first_id": first_id, "last_id": last_id}
+            rows = (await connection.execute(CANCEL, parameters)).all()
     return status_changes(rows, DeliveryStatus.CANCELLED)

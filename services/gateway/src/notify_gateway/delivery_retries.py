@@ -6,11 +6,12 @@ from uuid import UUID
 from notify_common.messages import DeliveryStatus, StatusChange
 from notify_common.process import utc_now
 from notify_database.engine import database_errors
+from notify_database.id_ranges import first_id_at
 from notify_database.models import RetryJob
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from notify_gateway.ids import first_id_at, new_id, to_millisecond
+from notify_gateway.ids import new_id, to_millisecond
 from notify_gateway.schemas import RetryJobView, RetryRequest
 from notify_gateway.status_changes import status_changes
 

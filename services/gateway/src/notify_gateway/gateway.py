@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from datetime import timedelta
 from uuid import UUID
 
 from notify_common import topology
@@ -108,7 +109,9 @@ class Gateway:
             else:
                 fault.over()
                 break
-        await keep_house(self._engine, self.retries, self._events.tell, stop)
+        days = self._settings.retention_days
+        retention = timedelta(days=days) if days else None
+        await keep_house(self._engine, self.retries, self._events.tell, stop, retention=retention)
 
     async def _relay(self, stop: asyncio.Event) -> None:
         await await_database(self._engine)

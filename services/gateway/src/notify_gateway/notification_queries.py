@@ -1,5 +1,6 @@
 """Reads: one notification with its story, pages of many. Nothing here writes or commits."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -7,12 +8,12 @@ from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus
 from notify_common.process import utc_now
 from notify_database.engine import database_errors
+from notify_database.id_ranges import first_id_at, of_the_same_time
 from notify_database.models import Delivery, Notification
 from sqlalchemy import Select, exists, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import selectinload
 
-from notify_gateway.ids import first_id_at
 from notify_gateway.notification_status import (
     NotificationStatus,
     notification_status,
@@ -39,20 +40,26 @@ class NotificationQueries:
 
     async def get(self, tenant: str, notification_id: UUID) -> NotificationView | None:
         """The tenant's notification with every attempt, or None where there is none."""
-        story = selectinload(Notification.deliveries).selectinload(Delivery.attempts)
+        # By the range of their ids, too: one partition in place of all.
+        own = Notification.deliveries.and_(Delivery.id.between(*of_the_same_time(notification_id)))
+        story = selectinload(own).selectinload(Delivery.attempts)
         with database_errors():
             async with AsyncSession(self._engine) as session:
                 notification = await session.get(Notification, notification_id, options=[story])
         if notification is None or notification.tenant != tenant:
             return None
         return NotificationView(
-            **_own_fields(notification),
+            **_own_fields(notification, notification.deliveries),
             deliveries=[DeliveryView.model_validate(delivery) for delivery in notification.deliveries],
         )
 
     async def delivery(self, tenant: str, delivery_id: UUID) -> DeliverySummary | None:
         """The tenant's delivery, or None where there is none."""
-        statement = select(Delivery).join(Notification).where(Delivery.id == delivery_id, Notification.tenant == tenant)
+        statement = (
+            select(Delivery)
+            .join(Notification, Notification.id == Delivery.notification_id)
+            .where(Delivery.id == delivery_id, Notification.tenant == tenant)
+        )
         with database_errors():
             async with AsyncSession(self._engine) as session:
                 delivery = await session.scalar(statement)
@@ -91,29 +98,44 @@ class NotificationQueries:
         return await self._summaries(statement, USER_LIST_LIMIT)
 
     async def _summaries(self, statement: Select[Notification], limit: int) -> list[NotificationSummary]:
-        statement = statement.options(selectinload(Notification.deliveries))
         statement = statement.order_by(Notification.id.desc()).limit(limit)
         with database_errors():
             async with AsyncSession(self._engine) as session:
                 notifications = (await session.scalars(statement)).all()
+                deliveries = await _deliveries_of(session, notifications)
         return [
             NotificationSummary(
-                **_own_fields(notification),
-                deliveries=[DeliverySummary.model_validate(delivery) for delivery in notification.deliveries],
+                **_own_fields(notification, deliveries[notification.id]),
+                deliveries=[DeliverySummary.model_validate(delivery) for delivery in deliveries[notification.id]],
             )
             for notification in notifications
         ]
 
 
-def _own_fields(notification: Notification) -> dict[str, object]:
-    channels = [Channel(delivery.channel) for delivery in notification.deliveries]
+async def _deliveries_of(session: AsyncSession, notifications: Sequence[Notification]) -> dict[UUID, list[Delivery]]:
+    """Of notifications that are ordered, the newest first."""
+    deliveries: dict[UUID, list[Delivery]] = {notification.id: [] for notification in notifications}
+    if notifications:
+        (first_id, _), (_, last_id) = of_the_same_time(notifications[-1].id), of_the_same_time(notifications[0].id)
+        statement = (
+            select(Delivery)
+            .where(Delivery.notification_id.in_(deliveries), Delivery.id.between(first_id, last_id))
+            .order_by(Delivery.channel)
+        )
+        for delivery in await session.scalars(statement):
+            deliveries[delivery.notification_id].append(delivery)
+    return deliveries
+
+
+def _own_fields(notification: Notification, deliveries: Sequence[Delivery]) -> dict[str, object]:
+    channels = [Channel(delivery.channel) for delivery in deliveries]
     return {
         "id": notification.id,
         "user_id": notification.user_id,
         "message": notification.message,
         "type": channels[0] if len(channels) == 1 else None,
         "channels": channels,
-        "status": notification_status(DeliveryStatus(delivery.status) for delivery in notification.deliveries),
+        "status": notification_status(DeliveryStatus(delivery.status) for delivery in deliveries),
         "subject": notification.subject,
         "metadata": notification.client_metadata,
         "created_at": notification.created_at,

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from notify_common.channels import Channel, Recipients
 from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
+from notify_database.id_ranges import EPOCH
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -18,7 +19,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from notify_gateway.ids import EPOCH
 from notify_gateway.notification_status import NotificationStatus
 
 MAX_USER_ID = 2**63 - 1

@@ -30,6 +30,7 @@ class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings):
     allow_insecure: bool = False
     bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)
     rate_limit: int = Field(0, ge=0)
+    retention_days: int = Field(0, ge=0, le=36500)
 
     @model_validator(mode="after")
     def _is_not_open_to_others(self) -> Self:

@@ -1,0 +1,134 @@
+"""Partitions of notifications, deliveries and attempts: a week each, made ahead of time, dropped when they are too old.
+
+Each is named after its end: `deliveries_until_20261207` holds what is older than that day (UTC), back to the last one.
+"""
+
+import logging
+from datetime import UTC, datetime, time, timedelta
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from notify_database.engine import database_errors, without_transactions
+from notify_database.id_ranges import first_id_at
+
+log = logging.getLogger(__name__)
+
+# In the order in which they are detached: what has no delivery any more is looked at by nobody. The storage parameter
+# leaves room on each page for the new version of a row, so that a change of status touches no index (HOT).
+STORAGE = {"deliveries": "WITH (fillfactor = 80)", "notifications": "", "attempts": ""}
+WIDTH = timedelta(weeks=1)
+AHEAD = timedelta(weeks=5)
+LOCK_TIMEOUT = "2s"  # who waits for a lock blocks all who come after
+ADVISORY_LOCK = 0x6E6F74706172  # any number that nothing else in this database uses
+
+CHILDREN = text("""
+    SELECT child.relname, inhdetachpending
+    FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid WHERE inhparent = to_regclass(:table)
+""")
+TABLES = text("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace")
+EXISTS = text("SELECT to_regclass(:partition) IS NOT NULL")
+OPEN = "SELECT EXISTS (SELECT FROM {partition} WHERE status IN ('pending', 'retrying'))"
+UNPUBLISHED = text("SELECT EXISTS (SELECT FROM outbox WHERE delivery_id < :end)")
+
+
+def partition_name(table: str, end: datetime) -> str:
+    """Of the partition that ends there."""
+    return f"{table}_until_{end:%Y%m%d}"
+
+
+def first_end(now: datetime) -> datetime:
+    """Where the first partition ends: on a Monday that is at least a day away."""
+    day = (now + timedelta(days=1)).date()
+    return datetime.combine(day + timedelta(days=7 - day.weekday()), time(), UTC)
+
+
+async def make_partitions(engine: AsyncEngine, now: datetime) -> None:
+    """Make what is missing of the next weeks. Nobody who reads or writes waits for it."""
+    with database_errors():
+        async with engine.begin() as connection:
+            # Who comes second waits here and then finds nothing left to do.
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            for table, storage in STORAGE.items():
+                end = max(await _ends(connection, table))
+                while end < now + AHEAD:
+                    begin, end = end, end + WIDTH
+                    await _make(connection, table, storage, begin, end)
+
+
+async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedelta) -> list[datetime]:
+    """Drop what ended longer than `retention` ago and is all final; the ends of what was dropped."""
+    dropped: list[datetime] = []
+    with database_errors():
+        async with without_transactions(engine).connect() as connection:
+            await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+            mine = text("SELECT pg_try_advisory_lock(:key)")
+            if not (await connection.execute(mine, {"key": ADVISORY_LOCK})).scalar_one():
+                return []
+            try:
+                ends = {end for table in STORAGE for end in await _ends(connection, table)}
+                for end in sorted(end for end in ends if end + retention <= now):
+                    if await _drop(connection, end):
+                        log.info("partitions are dropped end=%s", end.date())
+                        dropped.append(end)
+            finally:
+                await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
+                await connection.execute(text("RESET lock_timeout"))
+    return dropped
+
+
+async def _make(connection: AsyncConnection, table: str, storage: str, begin: datetime, end: datetime) -> None:
+    partition = partition_name(table, end)
+    copied = "INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES"
+    # Made by itself and then attached: that locks out nobody.
+    await connection.execute(text(f"CREATE TABLE {partition} (LIKE {table} {copied}) {storage}"))
+    await _attach(connection, table, end, first_id_at(begin))
+
+
+async def _attach(connection: AsyncConnection, table: str, end: datetime, begin: UUID | None) -> None:
+    bounds = f"FROM ({'MINVALUE' if begin is None else repr(str(begin))}) TO ('{first_id_at(end)}')"
+    await connection.execute(
+        text(f"ALTER TABLE {table} ATTACH PARTITION {partition_name(table, end)} FOR VALUES {bounds}")
+    )
+
+
+async def _drop(connection: AsyncConnection, end: datetime) -> bool:
+    """Whether it could be dropped. A crash in between leaves what the next call goes on with."""
+    deliveries = partition_name("deliveries", end)
+    if await _is_needed(connection, deliveries, end):
+        return False
+    for table in STORAGE:
+        await _detach(connection, table, end)
+        # Looked at again where nobody can reach it any more: an operator may have put one back meanwhile.
+        if table == "deliveries" and await _is_needed(connection, deliveries, end):
+            earlier = [each for each in await _ends(connection, table) if each < end]
+            await _attach(connection, table, end, first_id_at(max(earlier)) if earlier else None)
+            return False
+    for table in STORAGE:
+        await connection.execute(text(f"DROP TABLE IF EXISTS {partition_name(table, end)}"))
+    return True
+
+
+async def _detach(connection: AsyncConnection, table: str, end: datetime) -> None:
+    partition = partition_name(table, end)
+    pending = {row.relname: row.inhdetachpending for row in await connection.execute(CHILDREN, {"table": table})}
+    if partition in pending:
+        how = "FINALIZE" if pending[partition] else "CONCURRENTLY"
+        await connection.execute(text(f"ALTER TABLE {table} DETACH PARTITION {partition} {how}"))
+
+
+async def _is_needed(connection: AsyncConnection, deliveries: str, end: datetime) -> bool:
+    if not (await connection.execute(EXISTS, {"partition": deliveries})).scalar_one():
+        return False  # dropped before a crash
+    unfinished = (await connection.execute(text(OPEN.format(partition=deliveries)))).scalar_one()
+    unpublished = (await connection.execute(UNPUBLISHED, {"end": first_id_at(end)})).scalar_one()
+    return bool(unfinished or unpublished)
+
+
+async def _ends(connection: AsyncConnection, table: str) -> list[datetime]:
+    """Of all partitions of `table`, one that is being dropped included."""
+    names = {row.relname for row in await connection.execute(CHILDREN, {"table": table})}
+    names |= {name for name in (await connection.execute(TABLES)).scalars() if name.startswith(f"{table}_until_")}
+    return sorted(datetime.strptime(name.rpartition("_")[2], "%Y%m%d").replace(tzinfo=UTC) for name in names)
