@@ -302,7 +302,7 @@ async def test_an_operator_makes_lists_and_revokes_keys(
 async def test_unknown_keys_do_not_take_the_connections_of_known_ones(
     postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on", postgres_pool_size=3) as api:
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on", postgres_pool_size=5) as api:
         headers = await bearer(engine, Scope.SEND)
         assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 201
         async with engine.begin() as lock:

@@ -8,9 +8,10 @@ from itertools import pairwise
 from uuid import uuid4
 
 import pytest
+from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.messages import Content, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_common.sending.provider import PermanentFailure, TemporaryFailure, Throttled
 from support.amqp import Hand
 from support.fakes import CuttableNetwork, FakeProvider
@@ -320,3 +321,25 @@ async def test_ready_means_that_the_consumer_consumes(rabbit: RabbitSettings, ha
             return await sender.consumer.problem() is not None
 
         await eventually(not_ready, "a consumer without its queue is not ready, although it is connected")
+
+
+async def test_a_consumer_whose_queue_comes_back_consumes_again(rabbit: RabbitSettings, hand: Hand) -> None:
+    provider = FakeProvider()
+    async with running_sender(rabbit, provider) as sender:
+        await hand.request(request())
+        await provider.called.wait()
+        await hand.channel.queue_delete("notifications.telegram")
+
+        async def consumes() -> bool:
+            return await sender.consumer.problem() is None
+
+        async def was_cancelled() -> bool:
+            # Not before: RabbitMQ 3.10 confuses a new queue of the same name with the old one, and loses messages.
+            return "does not answer" not in (await sender.consumer.problem() or "does not answer")
+
+        await eventually(was_cancelled, "the consumer has noticed that its queue is gone")
+        await prepare_topology(rabbit, [topology.deliveries(Channel.TELEGRAM)])
+        await eventually(consumes, "the queue that was declared anew has its consumer")
+        await hand.request(another := request())
+        assert [result.outcome for result in await hand.results(2)] == [Outcome.SENT] * 2
+    assert another in provider.calls

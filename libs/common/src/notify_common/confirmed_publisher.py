@@ -17,7 +17,7 @@ from faststream.rabbit import RabbitBroker, RabbitExchange
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from notify_common.rabbitmq import RECONNECT_INTERVAL, BrokerAway, broker_errors, open_channel
+from notify_common.rabbitmq import RECONNECT_INTERVAL, BrokerAway, broker_errors, open_channel, write
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ async def _write(channel: Channel, messages: Sequence[Outgoing], ids: Sequence[s
         channel.confirmations.update(confirmations)
         channel.message_id_delivery_tag.update(zip(ids, confirmations, strict=True))
         try:
-            await channel.write_queue.put(payload)
+            await write(channel, payload)
         except BaseException:
             # Not written, and the lock is held: the numbers are free again.
             channel.delivery_tag = before
@@ -119,7 +119,8 @@ def _frames(message: Outgoing, message_id: str, content_size: int) -> list[Frame
         message_id=message_id,
     )
     body = message.body
-    parts = [ContentBody(body[at : at + content_size]) for at in range(0, len(body), content_size)]
+    size = content_size if content_size > 0 else len(body) or 1  # 0 and less: no limit was agreed on
+    parts = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
     publish = spec.Basic.Publish(exchange=message.exchange.name, routing_key=message.routing_key, mandatory=True)
     return [publish, ContentHeader(properties=properties, body_size=len(body)), *parts]
 

@@ -20,7 +20,7 @@ from notify_common.settlements import Settlements
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT = 2.0  # seconds
-CANCEL_TIMEOUT = 5.0  # seconds
+CLOSE_TIMEOUT = 5.0  # seconds
 
 
 class Poison(Exception):
@@ -67,11 +67,14 @@ class Consumer:
         self._idle.set()
 
     @asynccontextmanager
-    async def consuming(self, graceful_timeout: float) -> AsyncIterator[None]:
-        """Consume for as long as the context lasts; then let handlers finish for at most `graceful_timeout` seconds."""
+    async def consuming(self, graceful_timeout: float) -> AsyncIterator[asyncio.Task[None]]:
+        """Consume for as long as the context lasts; then let handlers finish for at most `graceful_timeout` seconds.
+
+        The task ends before the context only by a bug.
+        """
         consuming = asyncio.create_task(self._consume())
         try:
-            yield
+            yield consuming
         finally:
             consuming.cancel()
             await asyncio.wait({consuming})
@@ -80,13 +83,12 @@ class Consumer:
                 async with asyncio.timeout(graceful_timeout):
                     await self._idle.wait()
             # What is not settled by now comes again.
-            if self._channel is not None:
-                await _close(self._channel)
+            await self._close_channel()
 
     async def problem(self) -> str | None:
         """Why nothing is consumed, or None where it is.
 
-        An open connection proves nothing: the channel must answer, hold its consumer, and the broker must count it.
+        An open connection proves nothing: the channel must hold its consumer, the broker must answer and count it.
         """
         channel = self._channel
         if channel is None or channel.is_closed:
@@ -96,7 +98,10 @@ class Consumer:
         try:
             with broker_errors():
                 async with asyncio.timeout(CHECK_TIMEOUT):
-                    declared = await channel.queue_declare(self.queue, passive=True)
+                    # Not on the consumer's channel: aiormq closes one on which a call was given up.
+                    asking = await open_channel(self._broker, publisher_confirms=False)
+                    declared = await asking.queue_declare(self.queue, passive=True)
+                    await asking.close()
         except BrokerAway as away:
             return f"{self.queue}: RabbitMQ does not answer ({away})"
         return None if declared.consumer_count else f"{self.queue}: RabbitMQ knows no consumer"
@@ -110,6 +115,9 @@ class Consumer:
                 fault.over()
                 await ended.wait()
                 wait = fault.occurred("the consumer has ended")
+                # Where it was the broker's wish, the channel still lives, and so do its handlers.
+                await self._idle.wait()
+                await self._close_channel()
             except BrokerAway as away:
                 wait = fault.occurred(away)
             await asyncio.sleep(wait)
@@ -130,9 +138,14 @@ class Consumer:
         if channel is None:
             return
         with suppress(BrokerAway), broker_errors():
-            async with asyncio.timeout(CANCEL_TIMEOUT):
-                for consumer_tag in list(channel.consumers):
-                    await channel.basic_cancel(consumer_tag)
+            for consumer_tag in list(channel.consumers):
+                await channel.basic_cancel(consumer_tag, nowait=True)
+
+    async def _close_channel(self) -> None:
+        if self._channel is not None:
+            with suppress(BrokerAway), broker_errors():
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await self._channel.close()
 
     async def _receive(self, delivered: DeliveredMessage) -> None:
         tag = delivered.delivery_tag
@@ -169,9 +182,3 @@ class Consumer:
             await self._settlements.reject(message.channel, message.delivery_tag)
         else:
             await self._settlements.ack(message.channel, message.delivery_tag)
-
-
-async def _close(channel: Channel) -> None:
-    with suppress(BrokerAway), broker_errors():
-        async with asyncio.timeout(CANCEL_TIMEOUT):
-            await channel.close()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from faststream.rabbit import RabbitBroker, RabbitExchange
 
@@ -27,11 +27,13 @@ async def consume(
     declares: Sequence[Binding],
     exchanges: Sequence[RabbitExchange] = (),
     prepare: Callable[[], Awaitable[None]] | None = None,
+    drained: Callable[[], Awaitable[None]] | None = None,
     graceful_timeout: float = GRACEFUL_TIMEOUT,
 ) -> None:
     """Consume until SIGTERM, serving health all the while; `prepare` comes first, if given.
 
-    The broker may be away at the start and at any time later. What runs at the end has `graceful_timeout` seconds.
+    The broker may be away at the start and at any time later. What runs at the end has `graceful_timeout` seconds:
+    handlers, then what `drained` waits for, if given: what outlives the handlers whose connection was lost.
     """
 
     async def work(stop: asyncio.Event) -> None:
@@ -47,11 +49,18 @@ async def consume(
         if starting.done():
             starting.result()
             async with AsyncExitStack() as stack:
-                for consumer in consumers:
-                    await stack.enter_async_context(consumer.consuming(graceful_timeout))
+                tasks = [
+                    await stack.enter_async_context(consumer.consuming(graceful_timeout)) for consumer in consumers
+                ]
                 log.info("consuming queues=%s", ",".join(consumer.queue for consumer in consumers))
-                await stopping
+                ended, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
                 log.info("stopping: finishing what is in flight")
+            if drained is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(graceful_timeout):
+                        await drained()
+            for task in ended:
+                task.result()  # a consumer that has ended by itself: its error ends the process
         else:
             starting.cancel()
             await asyncio.wait({starting})

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0  # seconds
 LAST_WORDS_TIMEOUT = 1.0  # seconds
-KEPT_GROUPS = 1000  # told and not published yet; what comes past them is dropped
+KEPT_CHANGES = 10_000  # told and not published yet; what comes past them is dropped
 
 
 class EventPublisher:
@@ -32,15 +32,16 @@ class EventPublisher:
 
     def __init__(self, settings: RabbitSettings, role: str) -> None:
         self._url = settings.amqp_url(f"{role}.events")
-        self._told: asyncio.Queue[Sequence[StatusChange]] = asyncio.Queue(KEPT_GROUPS)
+        self._told: asyncio.Queue[Sequence[StatusChange]] = asyncio.Queue()
+        self._kept = 0
         self._connection: AbstractConnection | None = None
         self._exchange: AbstractExchange | None = None
 
     def tell(self, changes: Sequence[StatusChange]) -> None:
         """Publish what has changed, after its commit, as soon as RabbitMQ takes it."""
-        if changes:
-            with suppress(asyncio.QueueFull):
-                self._told.put_nowait(changes)
+        if changes and self._kept + len(changes) <= KEPT_CHANGES:
+            self._kept += len(changes)
+            self._told.put_nowait(changes)
 
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[None]:
@@ -71,6 +72,7 @@ class EventPublisher:
                 else:
                     fault.over()
                     break
+            self._kept -= len(changes)
             self._told.task_done()
 
     async def _publish(self, changes: Sequence[StatusChange]) -> None:

@@ -12,8 +12,8 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelPreconditionFailed
 from aio_pika.robust_connection import RobustConnection
+from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
-from faststream.exceptions import IncorrectState
 from faststream.rabbit import RabbitBroker, RabbitExchange
 from pydantic import Field, SecretStr
 
@@ -28,7 +28,9 @@ RECONNECT_INTERVAL = 1.0  # seconds
 HEARTBEAT = 10  # seconds; a connection that is silently gone is noticed after about three
 
 # What a broker that is away, going away or refusing raises. ChannelInvalidStateError is no AMQPError.
-BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, IncorrectState, OSError, TimeoutError)
+BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
+# aiormq raises these, of no class of its own, for some of what a lost connection takes along.
+PLAIN_ERRORS = (Exception, RuntimeError)
 
 
 class BrokerAway(Exception):
@@ -118,8 +120,10 @@ def broker_errors() -> Iterator[None]:
     """Turn what a broker that is away raises into `BrokerAway`."""
     try:
         yield
-    except BROKER_ERRORS as error:
-        raise BrokerAway(repr(error)) from error
+    except Exception as error:
+        if isinstance(error, BROKER_ERRORS) or type(error) in PLAIN_ERRORS:
+            raise BrokerAway(repr(error)) from error
+        raise
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -131,11 +135,23 @@ def broker_errors() -> Iterator[None]:
 async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
     """A channel of aiormq on the connection that `broker` keeps; it is not opened anew when it is lost."""
     connection = await broker.connect()
-    if connection.transport is None or not connection.connected.is_set():
+    transport = connection.transport
+    if transport is None or transport.connection.is_closed or not connection.connected.is_set():
         raise ConnectionError("not connected to RabbitMQ")
-    channel = await connection.transport.connection.channel(
+    channel = await transport.connection.channel(
         publisher_confirms=publisher_confirms,
-        on_return_raises=True,  # an unroutable message is an error, not a silent loss
+        on_return_raises=publisher_confirms,  # an unroutable message is an error, not a silent loss
     )
     assert isinstance(channel, Channel)  # noqa: S101 - aiormq's one class of channels
     return channel
+
+
+async def write(channel: Channel, frames: ChannelFrame) -> None:
+    """Hand the frames to the connection's writer; an error where the channel ends first: nobody takes them then."""
+    writing = asyncio.create_task(channel.write_queue.put(frames))
+    try:
+        await asyncio.wait({writing, channel.closing}, return_when=asyncio.FIRST_COMPLETED)
+        if not writing.done():
+            raise ConnectionError("the channel is closed")
+    finally:
+        writing.cancel()

@@ -11,7 +11,7 @@ from aiormq.abc import AbstractChannel, ChannelFrame
 from aiormq.channel import Channel
 
 from notify_common.group_commit import GroupCommit
-from notify_common.rabbitmq import BrokerAway, broker_errors
+from notify_common.rabbitmq import BrokerAway, broker_errors, write
 
 log = logging.getLogger(__name__)
 
@@ -89,5 +89,5 @@ async def _write_and_drain(channel: AbstractChannel, frames: Sequence[spec.Basic
     if channel.is_closed:
         raise ConnectionError("the channel is closed")
     drained = channel.create_future()
-    await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames, drain_future=drained))
+    await write(channel, ChannelFrame.marshall(channel.number, frames, drain_future=drained))
     await drained

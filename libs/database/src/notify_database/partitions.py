@@ -64,6 +64,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
     with database_errors():
         async with without_transactions(engine).connect() as connection:
             await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+            await connection.execute(text("SET statement_timeout = 0"))  # a whole week may have to be read
             mine = text("SELECT pg_try_advisory_lock(:key)")
             if not (await connection.execute(mine, {"key": ADVISORY_LOCK})).scalar_one():
                 return []
@@ -76,6 +77,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
             finally:
                 await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
                 await connection.execute(text("RESET lock_timeout"))
+                await connection.execute(text("RESET statement_timeout"))
     return dropped
 
 

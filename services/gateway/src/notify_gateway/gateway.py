@@ -13,7 +13,7 @@ from notify_common.events import EventPublisher
 from notify_common.lasting_fault import LastingFault
 from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
-from notify_database.engine import DatabaseAway, await_database, create_engine, database_problem
+from notify_database.engine import ROWS_BY_KEY, DatabaseAway, await_database, create_engine, database_problem
 
 from notify_gateway.access import Door, RateLimit
 from notify_gateway.api_keys import ApiKeys
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 ROLE = "gateway"
 READINESS_TIMEOUT = 2.0  # seconds
 READINESS_INTERVAL = 1.0  # seconds
+RELAY_CONNECTIONS = 1  # it does one thing after the other
 RELAY_STOP_TIMEOUT = 10.0  # seconds; what is not published by then is left to the next relay
 
 
@@ -39,10 +40,13 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._engine = create_engine(settings, pool_size=settings.postgres_pool_size)
+        self._engine = create_engine(settings, pool_size=settings.postgres_pool_size - RELAY_CONNECTIONS)
+        self._relay_engine = create_engine(settings, pool_size=RELAY_CONNECTIONS, planner=ROWS_BY_KEY)
         self._broker = create_broker(settings, ROLE)
         self._events = EventPublisher(settings, ROLE)
-        self.relay = OutboxRelay(self._broker, ConfirmedPublisher(self._broker), Outbox(self._engine), self._events)
+        self.relay = OutboxRelay(
+            self._broker, ConfirmedPublisher(self._broker), Outbox(self._relay_engine), self._events
+        )
         self.intake = NotificationIntake(self._engine, self.relay, max_waiting=settings.max_waiting_requests)
         self.queries = NotificationQueries(self._engine)
         self.retries = DeliveryRetries(self._engine)
@@ -96,6 +100,7 @@ class Gateway:
                 elif task.exception() is not None or not stop.is_set():
                     await task
         await self._broker.stop()
+        await self._relay_engine.dispose()
         await self._engine.dispose()
 
     async def _keep_house(self, stop: asyncio.Event) -> None:

@@ -39,11 +39,6 @@ async def keep_house(
         retried: Sequence[StatusChange] | None = None
         more = False
         try:
-            if time.monotonic() > next_partitions:
-                await make_partitions(engine, utc_now())
-                if retention is not None:
-                    await drop_partitions(engine, utc_now(), retention)
-                next_partitions = time.monotonic() + PARTITIONS_INTERVAL
             retried = await retries.advance()
             more = time.monotonic() > next_cleaning and await clean_keys(engine)
             if time.monotonic() > next_cleaning and not more:
@@ -52,6 +47,16 @@ async def keep_house(
             fault.occurred(away)
         else:
             fault.over()
+        if time.monotonic() > next_partitions:
+            # By itself: a week that can not be made or dropped now must not keep the rest from its turn.
+            next_partitions = time.monotonic() + PARTITIONS_INTERVAL
+            try:
+                await make_partitions(engine, utc_now())
+                if retention is not None:
+                    await drop_partitions(engine, utc_now(), retention)
+            except DatabaseAway as away:
+                log.warning("partitions are looked at again in a minute: %s", away)
+                next_partitions = time.monotonic() + CLEANING_INTERVAL
         if retried is not None:
             tell(retried)
         elif not more:

@@ -53,7 +53,7 @@ class PostNotification:
 
     async def _accept(self, scope: AsgiScope, receive: Receive) -> tuple[Mapping[str, str], bytes]:
         """Headers and body of the 201, once the notification is stored durably."""
-        sent: dict[bytes, bytes] = dict(scope["headers"])
+        sent: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of one that comes twice, the first
         # The key is asked for before the body is read.
         access, headers = await self._gateway.door.admit(_text(sent.get(b"authorization")))
         require(access, Scope.SEND)

@@ -25,7 +25,7 @@ class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings):
     app_host: str = "127.0.0.1"
     app_port: int = Field(8080, ge=1, le=65535)
     max_waiting_requests: int = Field(5000, ge=1)
-    postgres_pool_size: int = Field(10, ge=3, le=200)
+    postgres_pool_size: int = Field(10, ge=5, le=200)
     auth: Auth = Auth.ON
     allow_insecure: bool = False
     bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)

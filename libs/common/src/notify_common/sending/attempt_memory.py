@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +20,8 @@ class RememberedAttempt:
 
     running: asyncio.Task[Decision]
     """Ends when the result is confirmed."""
-    next_parked: bool = False
-    """The next attempt waits in the broker: a second message for this attempt must not park another."""
-    settling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    parking: asyncio.Task[bool] | None = None
+    """Ends when it is known whether the broker has the next attempt; a second message must not park another."""
     handlers: int = 0
 
 
@@ -53,6 +52,11 @@ class AttemptMemory:
             if remembered.handlers == 0:
                 self._idle[key] = None
                 self._forget()
+
+    async def drained(self) -> None:
+        """Return when no attempt is under way."""
+        while running := {attempt.running for attempt in self._attempts.values() if not attempt.running.done()}:
+            await asyncio.wait(running)
 
     def _forget(self) -> None:
         while len(self._idle) > self._keep:

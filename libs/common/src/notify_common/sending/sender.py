@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -14,8 +15,9 @@ from notify_common.consumer import Message, Poison
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.process import utc_now
+from notify_common.rabbitmq import RECONNECT_INTERVAL
 from notify_common.sending.attempt import Decision, attempt_delivery
-from notify_common.sending.attempt_memory import AttemptMemory
+from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule
 
@@ -25,6 +27,12 @@ RESULTS_PER_MESSAGE = 200
 PARKED_PER_WRITE = 200
 GROUP_INTERVAL = 0.01  # seconds
 REMEMBERED_ATTEMPTS = 10_000
+
+
+@dataclass(slots=True)
+class _Parking:
+    message: Outgoing
+    confirmed: bool = False
 
 
 class Sender:
@@ -47,10 +55,7 @@ class Sender:
         self._schedule = schedule
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE, interval=GROUP_INTERVAL)
-        # Results repeat harmlessly, and so does a wait; what is lost would leave its delivery open.
-        self._parked = GroupCommit(
-            publisher.publish_until_confirmed, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL
-        )
+        self._parkings = GroupCommit(self._publish_parkings, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL)
 
     async def handle(self, message: Message) -> None:
         """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
@@ -66,18 +71,33 @@ class Sender:
             raise Poison(f"for channel {request.channel}")
         return request
 
+    async def drained(self) -> None:
+        """Return when every attempt has ended and is reported, those of lost connections too."""
+        await self._attempts.drained()
+
     async def _deliver(self, request: DeliveryRequested) -> None:
         now = utc_now()
         if request.not_before is not None and request.not_before > now:
-            await self._park(request, now)
-        else:
-            with self._attempts.attempt(request) as attempt:
-                decision = await asyncio.shield(attempt.running)
-                async with attempt.settling:
-                    if decision.next_request is not None and not attempt.next_parked:
-                        # From the end of the attempt on: the wait is then exactly one rung.
-                        await self._park(decision.next_request, decision.result.finished_at)
-                        attempt.next_parked = True
+            while not await self._park(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
+                await asyncio.sleep(RECONNECT_INTERVAL)
+            return
+        with self._attempts.attempt(request) as attempt:
+            decision = await asyncio.shield(attempt.running)
+            if decision.next_request is not None:
+                await self._park_next(attempt, decision.next_request, decision.result.finished_at)
+
+    async def _park_next(self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime) -> None:
+        """Return once the broker has the next attempt, whichever message of this one has put it there.
+
+        Only a message whose connection lives tries again: with the connection it would belong to whoever gets it next.
+        """
+        while True:
+            if attempt.parking is None or attempt.parking.done():
+                # From the end of the attempt on: the wait is then exactly one rung.
+                attempt.parking = asyncio.create_task(self._park(request, finished_at))
+            if await asyncio.shield(attempt.parking):
+                return
+            await asyncio.sleep(RECONNECT_INTERVAL)
 
     async def _attempt_and_report(self, request: DeliveryRequested) -> Decision:
         decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
@@ -89,13 +109,21 @@ class Sender:
         await self._results.submit(decision.result)
         return decision
 
-    async def _park(self, request: DeliveryRequested, now: datetime) -> None:
-        """Put the request into a retry queue: no worker waits with it."""
+    async def _park(self, request: DeliveryRequested, now: datetime) -> bool:
+        """Put the request into a retry queue, where no worker waits with it; whether the broker has it."""
         wait = (request.not_before or now) - now
         routing_key = topology.retry_routing_key(self._schedule.rung_for(wait))
         body = request.model_dump_json().encode()
-        await self._parked.submit(Outgoing(self._retry_exchange, routing_key, body, request.headers()))
+        parking = _Parking(Outgoing(self._retry_exchange, routing_key, body, request.headers()))
+        await self._parkings.submit(parking)
+        return parking.confirmed
+
+    async def _publish_parkings(self, parkings: Sequence[_Parking]) -> None:
+        failures = await self._publisher.publish([parking.message for parking in parkings])
+        for parking, failure in zip(parkings, failures, strict=True):
+            parking.confirmed = failure is None
 
     async def _publish_results(self, results: Sequence[DeliveryResult]) -> None:
+        # Results repeat harmlessly; a lost one would leave its delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
         await self._publisher.publish_until_confirmed([Outgoing(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)])

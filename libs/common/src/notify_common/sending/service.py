@@ -66,5 +66,6 @@ async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Pr
             deliveries,
             *topology.retries(channel, schedule.ladder),
         ],
+        drained=sender.drained,
         graceful_timeout=settings.provider_timeout + SETTLING_TIME,
     )
