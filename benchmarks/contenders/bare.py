@@ -18,6 +18,8 @@ from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMess
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
+from benchmarks.contenders.notifications import NotificationRequest, NotificationView
+
 LATENCY = float(os.environ["LATENCY"])  # seconds
 PREFETCH = 500
 DELIVERIES, RESULTS = "bare.deliveries", "bare.results"
@@ -26,22 +28,6 @@ INSERT = """
     INSERT INTO notifications (id, user_id, message, type, status, created_at) VALUES ($1, $2, $3, $4, 'pending', $5)
 """
 UPDATE = "UPDATE notifications SET status = 'sent' WHERE id = $1"
-
-
-class NotificationRequest(BaseModel):
-    """A notification to send."""
-
-    user_id: int
-    message: str
-    type: str
-
-
-class NotificationView(NotificationRequest):
-    """A notification as it is told."""
-
-    id: UUID
-    status: str
-    created_at: datetime
 
 
 class Delivery(BaseModel):

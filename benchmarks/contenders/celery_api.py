@@ -1,35 +1,15 @@
 """The HTTP side of the Celery contender: the request stores the row and hands the task to RabbitMQ."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Depends, FastAPI
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from benchmarks.contenders.celery_tasks import Notification, new_session, send
+from benchmarks.contenders.celery_tasks import new_session, send
+from benchmarks.contenders.notifications import Notification, NotificationRequest, NotificationView
 
 app = FastAPI()
-
-
-class NotificationRequest(BaseModel):
-    """A notification to send."""
-
-    user_id: int
-    message: str
-    type: str
-
-
-class NotificationView(NotificationRequest):
-    """A notification as it is told."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: UUID
-    status: str
-    created_at: datetime
 
 
 def session() -> Iterator[Session]:

@@ -5,12 +5,13 @@ After https://docs.celeryq.dev/en/stable/getting-started/first-steps-with-celery
 
 import os
 import time
-from datetime import UTC, datetime
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from celery import Celery
-from sqlalchemy import BigInteger, DateTime, create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+from benchmarks.contenders.notifications import Notification
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 
@@ -23,23 +24,6 @@ app.conf.update(
 )
 engine = create_engine(os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://"))
 new_session = sessionmaker(engine, expire_on_commit=False)
-
-
-class Base(DeclarativeBase):
-    """All tables."""
-
-
-class Notification(Base):
-    """What a client asked for, and what became of it."""
-
-    __tablename__ = "notifications"
-
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
-    user_id: Mapped[int] = mapped_column(BigInteger)
-    message: Mapped[str]
-    type: Mapped[str]
-    status: Mapped[str] = mapped_column(default="pending")
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=lambda: datetime.now(UTC))
 
 
 @app.task  # type: ignore[untyped-decorator]  # Celery publishes no types
