@@ -185,4 +185,4 @@ async def test_a_delivery_that_waits_for_its_publication_keeps_its_week(engine: 
     delivery_id = await add(engine, first - WIDTH / 2, "sent")
     async with engine.begin() as connection:
         await connection.execute(text("INSERT INTO outbox VALUES (:id, now(), NULL, 1)"), {"id": delivery_id})
-    assert await drop_partitions(engine, first + 2 * WIDTH, WIDTH) == []
+    assert await drop_partitions(engine, first + 2 * WIDTH, 2 * WIDTH) == []

@@ -343,3 +343,27 @@ async def test_a_consumer_whose_queue_comes_back_consumes_again(rabbit: RabbitSe
         await hand.request(another := request())
         assert [result.outcome for result in await hand.results(2)] == [Outcome.SENT] * 2
     assert another in provider.calls
+
+
+async def test_an_attempt_that_comes_again_parks_its_next_one_once(rabbit: RabbitSettings, hand: Hand) -> None:
+    async def refuse(_: DeliveryRequested) -> str:
+        raise TemporaryFailure("no")
+
+    provider, wanted = FakeProvider(refuse), request()
+    async with running_sender(rabbit, provider, first_delay=timedelta(minutes=5)):
+        for _ in range(3):
+            await hand.request(wanted)
+            await eventually_empty(hand, "notifications.telegram")
+        await hand.results(1)
+        await hand.request(request())
+        await hand.results(1)  # by now the others are settled
+    assert [call.delivery_id for call in provider.calls].count(wanted.delivery_id) == 1
+    assert await hand.depth("notifications.telegram.retry.300000") == 2
+    assert await hand.depth("notifications.telegram") == 0
+
+
+async def eventually_empty(hand: Hand, queue: str) -> None:
+    async def is_empty() -> bool:
+        return await hand.depth(queue) == 0
+
+    await eventually(is_empty, f"{queue} is empty")

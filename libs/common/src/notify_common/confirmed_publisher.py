@@ -56,15 +56,17 @@ class ConfirmedPublisher:
         try:
             with broker_errors():
                 channel = await self._open_channel()
-                confirmations = await _write(channel, messages, ids)
+                confirmations = await self._write(channel, messages, ids)
         except BrokerAway as away:
             failure = PublishFailed(str(away))
             return [failure for _ in messages]
+        closing = channel.closing
         try:
             # The channel's end: what is not confirmed by then never will be.
-            await asyncio.wait({asyncio.gather(*confirmations, return_exceptions=True), channel.closing},
-                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            all_known = asyncio.gather(*confirmations, return_exceptions=True)
+            await asyncio.wait({all_known, closing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            closing.cancel()  # an observer of the channel's end, which the channel would keep
             for message_id in ids:
                 channel.message_id_delivery_tag.pop(message_id, None)
         return [_failure(confirmation) for confirmation in confirmations]
@@ -85,30 +87,29 @@ class ConfirmedPublisher:
                 self._channel = await open_channel(self._broker, publisher_confirms=True)
             return self._channel
 
-
-async def _write(channel: Channel, messages: Sequence[Outgoing], ids: Sequence[str]) -> list[asyncio.Future[Any]]:
-    """Write all with one call; their confirmations, which fail where a message is refused or returned."""
-    frames: list[FrameType | ContentBody] = []
-    for message, message_id in zip(messages, ids, strict=True):
-        frames += _frames(message, message_id, channel.max_content_size)
-    payload = ChannelFrame.marshall(channel.number, frames)
-    loop = asyncio.get_running_loop()
-    async with channel.lock:
-        # RabbitMQ counts what is published on a channel; a number belongs to each message from here on.
-        before = channel.delivery_tag
-        confirmations = {before + number: loop.create_future() for number in range(1, len(messages) + 1)}
-        channel.delivery_tag += len(messages)
-        channel.confirmations.update(confirmations)
-        channel.message_id_delivery_tag.update(zip(ids, confirmations, strict=True))
-        try:
-            await write(channel, payload)
-        except BaseException:
-            # Not written, and the lock is held: the numbers are free again.
-            channel.delivery_tag = before
-            for number in confirmations:
-                del channel.confirmations[number]
-            raise
-    return list(confirmations.values())
+    async def _write(
+        self, channel: Channel, messages: Sequence[Outgoing], ids: Sequence[str]
+    ) -> list[asyncio.Future[Any]]:
+        """Write all with one call; their confirmations, which fail where a message is refused or returned."""
+        frames: list[FrameType | ContentBody] = []
+        for message, message_id in zip(messages, ids, strict=True):
+            frames += _frames(message, message_id, channel.max_content_size)
+        payload = ChannelFrame.marshall(channel.number, frames)
+        loop = asyncio.get_running_loop()
+        async with channel.lock:
+            # RabbitMQ counts what is published on a channel; a number belongs to each message from here on.
+            first = channel.delivery_tag + 1
+            confirmations = {first + number: loop.create_future() for number in range(len(messages))}
+            channel.delivery_tag += len(messages)
+            channel.confirmations.update(confirmations)
+            channel.message_id_delivery_tag.update(zip(ids, confirmations, strict=True))
+            try:
+                await write(channel, payload)
+            except BaseException:
+                # Whether it was written may not be known, and then neither is what the next confirm counts.
+                self._channel = None
+                raise
+        return list(confirmations.values())
 
 
 def _frames(message: Outgoing, message_id: str, content_size: int) -> list[FrameType | ContentBody]:

@@ -91,17 +91,18 @@ async def prepare_topology(
     fault = LastingFault(log, f"rabbitmq is not ready at {settings.rabbitmq_host}:{settings.rabbitmq_port}")
     while True:
         try:
-            async with await aio_pika.connect(settings.amqp_url(role)) as connection:
-                if connection.transport is not None:
-                    _check_version(connection.transport.connection.server_properties)
-                await declare(connection, bindings, exchanges)
-        except ChannelPreconditionFailed as error:
-            raise Refused(
-                f"RabbitMQ has a queue or exchange of one of our names with other arguments: {error}\n"
-                "Another version has declared it. Delete it once it is empty: it is then declared anew."
-            ) from error
-        except BROKER_ERRORS as error:
-            await asyncio.sleep(fault.occurred(repr(error)))
+            with broker_errors():
+                async with await aio_pika.connect(settings.amqp_url(role)) as connection:
+                    if connection.transport is not None:
+                        _check_version(connection.transport.connection.server_properties)
+                    await declare(connection, bindings, exchanges)
+        except BrokerAway as away:
+            if isinstance(away.__cause__, ChannelPreconditionFailed):
+                raise Refused(
+                    f"RabbitMQ has a queue or exchange of one of our names with other arguments: {away}\n"
+                    "Another version has declared it. Delete it once it is empty: it is then declared anew."
+                ) from away
+            await asyncio.sleep(fault.occurred(away))
         else:
             fault.over()
             return
@@ -121,15 +122,25 @@ def broker_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, BROKER_ERRORS) or type(error) in PLAIN_ERRORS:
-            raise BrokerAway(repr(error)) from error
-        raise
+        if not isinstance(error, BROKER_ERRORS) and type(error) not in PLAIN_ERRORS:
+            raise
+        if _is_being_cancelled():
+            # aiormq puts the loss of the connection in the place of a cancellation that comes with it.
+            raise asyncio.CancelledError from error
+        raise BrokerAway(repr(error)) from error
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if _is_being_cancelled():
             raise
         # Not meant for this task: aiormq cancels, too, what waits on a connection that does not answer its heartbeats.
         raise BrokerAway("the connection is stuck") from error
+
+
+def _is_being_cancelled() -> bool:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
@@ -148,10 +159,14 @@ async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Cha
 
 async def write(channel: Channel, frames: ChannelFrame) -> None:
     """Hand the frames to the connection's writer; an error where the channel ends first: nobody takes them then."""
-    writing = asyncio.create_task(channel.write_queue.put(frames))
     try:
-        await asyncio.wait({writing, channel.closing}, return_when=asyncio.FIRST_COMPLETED)
-        if not writing.done():
-            raise ConnectionError("the channel is closed")
-    finally:
-        writing.cancel()
+        channel.write_queue.put_nowait(frames)
+    except asyncio.QueueFull:
+        writing, closing = asyncio.create_task(channel.write_queue.put(frames)), channel.closing
+        try:
+            await asyncio.wait({writing, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                raise ConnectionError("the channel is closed") from None
+        finally:
+            writing.cancel()
+            closing.cancel()  # an observer of the channel's end, which the channel would keep

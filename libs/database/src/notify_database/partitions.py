@@ -15,9 +15,9 @@ from notify_database.id_ranges import first_id_at
 
 log = logging.getLogger(__name__)
 
-# In the order in which they are detached: what has no delivery any more is looked at by nobody. The storage parameter
-# leaves room on each page for the new version of a row, so that a change of status touches no index (HOT).
-STORAGE = {"deliveries": "WITH (fillfactor = 80)", "notifications": "", "attempts": ""}
+# In the order in which they are detached: a notification that can not be found can not be put back by an operator. The
+# storage parameter leaves room on each page for the new version of a row: a change of status touches no index (HOT).
+STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
 WIDTH = timedelta(weeks=1)
 AHEAD = timedelta(weeks=5)
 LOCK_TIMEOUT = "2s"  # who waits for a lock blocks all who come after
@@ -27,10 +27,13 @@ CHILDREN = text("""
     SELECT child.relname, inhdetachpending
     FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid WHERE inhparent = to_regclass(:table)
 """)
-TABLES = text("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace")
+TABLES = text("""
+    SELECT relname FROM pg_class
+    WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace AND relname ~ :pattern
+""")
 EXISTS = text("SELECT to_regclass(:partition) IS NOT NULL")
 OPEN = "SELECT EXISTS (SELECT FROM {partition} WHERE status IN ('pending', 'retrying'))"
-UNPUBLISHED = text("SELECT EXISTS (SELECT FROM outbox WHERE delivery_id < :end)")
+UNPUBLISHED = text("SELECT EXISTS (SELECT FROM outbox WHERE delivery_id >= :begin AND delivery_id < :end)")
 
 
 def partition_name(table: str, end: datetime) -> str:
@@ -63,21 +66,20 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
     dropped: list[datetime] = []
     with database_errors():
         async with without_transactions(engine).connect() as connection:
-            await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-            await connection.execute(text("SET statement_timeout = 0"))  # a whole week may have to be read
             mine = text("SELECT pg_try_advisory_lock(:key)")
             if not (await connection.execute(mine, {"key": ADVISORY_LOCK})).scalar_one():
                 return []
             try:
+                await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+                await connection.execute(text("SET statement_timeout = 0"))  # a whole week may have to be read
                 ends = {end for table in STORAGE for end in await _ends(connection, table)}
                 for end in sorted(end for end in ends if end + retention <= now):
                     if await _drop(connection, end):
                         log.info("partitions are dropped end=%s", end.date())
                         dropped.append(end)
             finally:
-                await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
-                await connection.execute(text("RESET lock_timeout"))
-                await connection.execute(text("RESET statement_timeout"))
+                # The lock and the settings go with the session, whatever has happened to it.
+                await connection.invalidate()
     return dropped
 
 
@@ -97,20 +99,30 @@ async def _attach(connection: AsyncConnection, table: str, end: datetime, begin:
 
 
 async def _drop(connection: AsyncConnection, end: datetime) -> bool:
-    """Whether it could be dropped. A crash in between leaves what the next call goes on with."""
-    deliveries = partition_name("deliveries", end)
-    if await _is_needed(connection, deliveries, end):
+    """Whether it could be dropped. Cut off in between, the next call goes on with what is left, or undoes it."""
+    if await _is_needed(connection, end):
+        await _attach_again(connection, end)
+        return False
+    await _detach(connection, "notifications", end)
+    # An operator may have put one back meanwhile; from here on nobody can.
+    if await _is_needed(connection, end):
+        await _attach_again(connection, end)
         return False
     for table in STORAGE:
         await _detach(connection, table, end)
-        # Looked at again where nobody can reach it any more: an operator may have put one back meanwhile.
-        if table == "deliveries" and await _is_needed(connection, deliveries, end):
-            earlier = [each for each in await _ends(connection, table) if each < end]
-            await _attach(connection, table, end, first_id_at(max(earlier)) if earlier else None)
-            return False
     for table in STORAGE:
         await connection.execute(text(f"DROP TABLE IF EXISTS {partition_name(table, end)}"))
     return True
+
+
+async def _attach_again(connection: AsyncConnection, end: datetime) -> None:
+    for table in STORAGE:
+        children = {row.relname: row.inhdetachpending for row in await connection.execute(CHILDREN, {"table": table})}
+        if children.get(partition_name(table, end)):
+            await _detach(connection, table, end)  # to its end
+        elif partition_name(table, end) in children:
+            continue
+        await _attach(connection, table, end, await _begin(connection, table, end))
 
 
 async def _detach(connection: AsyncConnection, table: str, end: datetime) -> None:
@@ -121,16 +133,23 @@ async def _detach(connection: AsyncConnection, table: str, end: datetime) -> Non
         await connection.execute(text(f"ALTER TABLE {table} DETACH PARTITION {partition} {how}"))
 
 
-async def _is_needed(connection: AsyncConnection, deliveries: str, end: datetime) -> bool:
+async def _is_needed(connection: AsyncConnection, end: datetime) -> bool:
+    deliveries = partition_name("deliveries", end)
     if not (await connection.execute(EXISTS, {"partition": deliveries})).scalar_one():
         return False  # dropped before a crash
     unfinished = (await connection.execute(text(OPEN.format(partition=deliveries)))).scalar_one()
-    unpublished = (await connection.execute(UNPUBLISHED, {"end": first_id_at(end)})).scalar_one()
+    bounds = {"begin": await _begin(connection, "deliveries", end) or UUID(int=0), "end": first_id_at(end)}
+    unpublished = (await connection.execute(UNPUBLISHED, bounds)).scalar_one()
     return bool(unfinished or unpublished)
+
+
+async def _begin(connection: AsyncConnection, table: str, end: datetime) -> UUID | None:
+    """The lower bound of the partition that ends there; None: there is none before it."""
+    earlier = [each for each in await _ends(connection, table) if each < end]
+    return first_id_at(max(earlier)) if earlier else None
 
 
 async def _ends(connection: AsyncConnection, table: str) -> list[datetime]:
     """Of all partitions of `table`, one that is being dropped included."""
-    names = {row.relname for row in await connection.execute(CHILDREN, {"table": table})}
-    names |= {name for name in (await connection.execute(TABLES)).scalars() if name.startswith(f"{table}_until_")}
+    names = (await connection.execute(TABLES, {"pattern": f"^{table}_until_[0-9]{{8}}$"})).scalars()
     return sorted(datetime.strptime(name.rpartition("_")[2], "%Y%m%d").replace(tzinfo=UTC) for name in names)

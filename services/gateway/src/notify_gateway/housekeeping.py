@@ -9,7 +9,7 @@ from datetime import timedelta
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import StatusChange
 from notify_common.process import utc_now
-from notify_database.engine import DatabaseAway
+from notify_database.engine import DatabaseAway, StatementRefused
 from notify_database.partitions import drop_partitions, make_partitions
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -54,7 +54,7 @@ async def keep_house(
                 await make_partitions(engine, utc_now())
                 if retention is not None:
                     await drop_partitions(engine, utc_now(), retention)
-            except DatabaseAway as away:
+            except (DatabaseAway, StatementRefused) as away:
                 log.warning("partitions are looked at again in a minute: %s", away)
                 next_partitions = time.monotonic() + CLEANING_INTERVAL
         if retried is not None:

@@ -92,7 +92,7 @@ class Sender:
         Only a message whose connection lives tries again: with the connection it would belong to whoever gets it next.
         """
         while True:
-            if attempt.parking is None or attempt.parking.done():
+            if attempt.parking is None or (attempt.parking.done() and not attempt.parking.result()):
                 # From the end of the attempt on: the wait is then exactly one rung.
                 attempt.parking = asyncio.create_task(self._park(request, finished_at))
             if await asyncio.shield(attempt.parking):
