@@ -54,8 +54,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _machine(results: Json) -> str:
     told = ", ".join(f"{name} {value}" for name, value in {**results["machine"], **results["servers"]}.items())
     return (
-        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {told}. Steps of "
-        f"{results['step_seconds']:g} s; each figure is the mean of the rounds, memory the highest.\n"
+        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {told}. "
+        f"{max(figures['round'] for figures in results['figures'])} round(s), steps of {results['step_seconds']:g} s; "
+        "each figure is the mean of the rounds, memory the highest.\n"
     )
 
 
