@@ -32,7 +32,7 @@ fuzz: install ## ten thousand requests made from the API's own document; ARGS="-
 test-compose: install ## build, run, scale and break the containers (needs a Docker engine with compose)
 	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)
 
-bench: install benchmarks/.venv/installed ## this service beside what one would build instead, in 20 minutes
+bench: install benchmarks/.venv/installed ## this service beside what one would build instead; ARGS="--rounds 1" takes 7 minutes
 	@benchmarks/.venv/bin/python -m benchmarks.compare $(ARGS)
 
 check: install ## lint, format, types, and who may import whom
