@@ -17,7 +17,14 @@ from faststream.rabbit import RabbitBroker, RabbitExchange
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from notify_common.rabbitmq import RECONNECT_INTERVAL, BrokerAway, broker_errors, open_channel, write
+from notify_common.rabbitmq import (
+    RECONNECT_INTERVAL,
+    BrokerAway,
+    broker_errors,
+    open_channel,
+    wait_unless_closed,
+    write,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +67,10 @@ class ConfirmedPublisher:
         except BrokerAway as away:
             failure = PublishFailed(str(away))
             return [failure for _ in messages]
-        closing = channel.closing
         try:
-            # The channel's end: what is not confirmed by then never will be.
-            all_known = asyncio.gather(*confirmations, return_exceptions=True)
-            await asyncio.wait({all_known, closing}, return_when=asyncio.FIRST_COMPLETED)
+            # What is not confirmed by the channel's end never will be.
+            await wait_unless_closed(channel, asyncio.gather(*confirmations, return_exceptions=True))
         finally:
-            closing.cancel()  # an observer of the channel's end, which the channel would keep
             for message_id in ids:
                 channel.message_id_delivery_tag.pop(message_id, None)
         return [_failure(confirmation) for confirmation in confirmations]

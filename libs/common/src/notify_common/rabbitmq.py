@@ -136,10 +136,7 @@ def broker_errors() -> Iterator[None]:
 
 
 def _is_being_cancelled() -> bool:
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop
-        return False
+    task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
@@ -162,11 +159,19 @@ async def write(channel: Channel, frames: ChannelFrame) -> None:
     try:
         channel.write_queue.put_nowait(frames)
     except asyncio.QueueFull:
-        writing, closing = asyncio.create_task(channel.write_queue.put(frames)), channel.closing
+        writing = asyncio.create_task(channel.write_queue.put(frames))
         try:
-            await asyncio.wait({writing, closing}, return_when=asyncio.FIRST_COMPLETED)
+            await wait_unless_closed(channel, writing)
             if not writing.done():
                 raise ConnectionError("the channel is closed") from None
         finally:
             writing.cancel()
-            closing.cancel()  # an observer of the channel's end, which the channel would keep
+
+
+async def wait_unless_closed(channel: Channel, awaited: "asyncio.Future[Any]") -> None:
+    """Return when `awaited` is done, or the channel has ended."""
+    closing = channel.closing
+    try:
+        await asyncio.wait({awaited, closing}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        closing.cancel()  # an observer of the channel's end, which the channel would keep
