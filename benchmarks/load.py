@@ -2,7 +2,8 @@
 
 Open loop (`--rate`): requests leave at their times whatever the answers do, and latencies count from those times, so
 that a slow server can not hide behind a client that waits for it. Closed loop (`--rate 0`): each connection asks again
-as soon as it is answered. What it has seen goes to standard output as JSON.
+as soon as it is answered. It posts `--body`, or gets the paths of a file one after the other (`--paths`). What it has
+seen goes to standard output as JSON.
 """
 
 import argparse
@@ -12,7 +13,10 @@ import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
+from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -33,7 +37,7 @@ class Seen:
     due: list[float] = field(default_factory=list)
     answered: list[float] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    """Of the accepted ones, in the order of `answered`."""
+    """Of the notifications that were accepted, in the order of `answered`."""
     refused: int = 0
     unanswered: int = 0
     cpu: float = 0.0
@@ -43,9 +47,9 @@ class Seen:
 class Client:
     """Some connections to one server, and the requests that wait for a free one."""
 
-    def __init__(self, request: bytes, *, closed_until: float | None) -> None:
+    def __init__(self, requests: Iterator[bytes], *, closed_until: float | None) -> None:
         self.seen = Seen()
-        self.request = request
+        self.requests = requests
         self._closed_until = closed_until
         self.free: list[Connection] = []
         self._waiting: deque[float] = deque()
@@ -92,7 +96,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             self.connection_lost(None)
         else:
-            self._transport.write(self._client.request)
+            self._transport.write(next(self._client.requests))
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -106,11 +110,13 @@ class Connection(asyncio.Protocol):
             return
         self._received = b""
         seen = self._client.seen
-        if head[9:12] == b"201" and self._due is not None:
-            at = body.index(ID) + len(ID)
+        status = head[9:12]
+        if status in (b"200", b"201") and self._due is not None:
             seen.due.append(self._due)
             seen.answered.append(time.time())
-            seen.ids.append(body[at : at + ID_LENGTH].decode())
+            if status == b"201":
+                at = body.index(ID) + len(ID)
+                seen.ids.append(body[at : at + ID_LENGTH].decode())
         else:
             seen.refused += 1
         self._due = None
@@ -125,15 +131,11 @@ class Connection(asyncio.Protocol):
             self._client.seen.unanswered += 1
 
 
-async def generate(url: str, body: bytes, *, rate: float, seconds: float, connections: int) -> Seen:
-    """Post `body` for `seconds` at `rate` requests a second, or as fast as `connections` are answered (0)."""
+async def generate(url: str, requests: Sequence[bytes], *, rate: float, seconds: float, connections: int) -> Seen:
+    """Send `requests` in turn for `seconds` at `rate` a second, or as fast as `connections` are answered (0)."""
     parts = urlsplit(url)
-    head = (
-        f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
     began = time.time()
-    client = Client(head.encode() + body, closed_until=None if rate else began + seconds)
+    client = Client(cycle(requests), closed_until=None if rate else began + seconds)
     loop = asyncio.get_running_loop()
     for _ in range(connections):
         _, connection = await loop.create_connection(
@@ -164,6 +166,14 @@ async def generate(url: str, body: bytes, *, rate: float, seconds: float, connec
     return client.seen
 
 
+def _request(method: str, url: str, path: str, body: bytes = b"") -> bytes:
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
 def _cpu() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
@@ -173,17 +183,20 @@ def main() -> None:
     """Generate, and tell."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("url")
-    parser.add_argument("--body", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--body", help="JSON to post")
+    what.add_argument("--paths", type=Path, help="file, a path to get in each line")
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--connections", type=int, required=True)
     options = parser.parse_args()
+    if options.body is not None:
+        requests = [_request("POST", options.url, urlsplit(options.url).path, options.body.encode())]
+    else:
+        requests = [_request("GET", options.url, path) for path in options.paths.read_text().split()]
     seen = uvloop.run(
-        generate(
-            options.url, options.body.encode(), rate=options.rate, seconds=options.seconds,
-            connections=options.connections,
-        )
-    )  # fmt: skip
+        generate(options.url, requests, rate=options.rate, seconds=options.seconds, connections=options.connections)
+    )
     json.dump(asdict(seen), sys.stdout)
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import Running
@@ -116,17 +117,22 @@ def run_step(running: Running, rate: float, seconds: float, connections: int = C
     return step
 
 
-def generate(url: str, rate: float, seconds: float, connections: int = CONNECTIONS) -> dict[str, Any]:
-    """What the load generator has seen."""
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "benchmarks.load", url, "--body", BODY, "--rate", str(rate),
-            "--seconds", str(seconds), "--connections", str(connections),
-        ],
-        cwd=PROJECT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+def generate(
+    url: str, rate: float, seconds: float, connections: int = CONNECTIONS, paths: Path | None = None
+) -> dict[str, Any]:
+    """What the load generator has seen: of POSTs, or of GETs of the `paths` in a file."""
+    command = _load_command(url, rate, seconds, connections, paths)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen
+
+
+def _load_command(url: str, rate: float, seconds: float, connections: int, paths: Path | None = None) -> list[str]:
+    what = ["--body", BODY] if paths is None else ["--paths", str(paths)]
+    return [
+        sys.executable, "-m", "benchmarks.load", url, *what, "--rate", str(rate), "--seconds", str(seconds),
+        "--connections", str(connections),
+    ]  # fmt: skip
 
 
 def warm_up(running: Running) -> None:
@@ -162,8 +168,8 @@ def find_latencies(running: Running, figures: Figures, rates: Sequence[float], s
         if rate > 0.95 * figures.end_to_end:
             continue
         step = run_step(running, rate, seconds)
-        figures.post[f"{rate:.0f}"] = _percentiles(step.latencies)
-        figures.to_sent[f"{rate:.0f}"] = _percentiles([each - figures.latency for each in step.to_sent])
+        figures.post[f"{rate:.0f}"] = percentiles(step.latencies)
+        figures.to_sent[f"{rate:.0f}"] = percentiles([each - figures.latency for each in step.to_sent])
 
 
 def find_accepted(running: Running, figures: Figures, seconds: float) -> None:
@@ -174,10 +180,7 @@ def find_accepted(running: Running, figures: Figures, seconds: float) -> None:
 
 def count_lost(running: Running, rate: float, seconds: float, patience: float) -> dict[str, float]:
     """Kill every process in mid-load, start them again, and count what was accepted and is never sent."""
-    command = [
-        sys.executable, "-m", "benchmarks.load", running.url, "--body", BODY, "--rate", str(rate),
-        "--seconds", str(seconds), "--connections", str(CONNECTIONS),
-    ]  # fmt: skip
+    command = _load_command(running.url, rate, seconds, CONNECTIONS)
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as loading:
         time.sleep(seconds)
         running.kill()
@@ -205,7 +208,8 @@ def _await_drained(running: Running, accepted: int) -> int:
         time.sleep(0.1)
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """The p50 and p99, in milliseconds."""
     ordered = sorted(seconds)
     return {
         name: ordered[min(int(len(ordered) * share), len(ordered) - 1)] * 1000

@@ -66,11 +66,11 @@ class Servers:
             rights = {"configure": ".*", "write": ".*", "read": ".*"}
             management.put(f"/api/permissions/{VHOST}/{user}", json=rights).raise_for_status()
 
-    def waiting(self) -> int:
-        """Messages in all queues of the virtual host, as RabbitMQ last counted them."""
+    def acknowledged(self, queue: str) -> int:
+        """Messages of a queue that were acknowledged, as RabbitMQ last counted them: some seconds ago."""
         with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
-            queues = management.get(f"/api/queues/{VHOST}").raise_for_status().json()
-        return sum(queue.get("messages", 0) for queue in queues)
+            found = management.get(f"/api/queues/{VHOST}/{queue}").raise_for_status().json()
+        return int(found.get("message_stats", {}).get("ack", 0))
 
     def versions(self) -> dict[str, str]:
         """What is measured on."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class Program:
 
     name: str
     command: Sequence[str]
+    ready: str | None = None
+    """URL that answers 2xx once it is; None: there is nothing to ask."""
     sends: bool = False
     """Whether it is left out where only accepting is measured."""
 
@@ -52,7 +55,6 @@ class Contender:
     environment: Callable[[Servers, float], Environment]
     """Their environment, for a latency of the simulated provider in seconds."""
     prepare: Callable[[Servers], None]
-    ready_path: str
     sent: str = SENT_NOTIFICATIONS
     """SQL: notification id and time of the commit that made it `sent`."""
     count: str = "SELECT count(*) FROM notifications WHERE status = 'sent'"
@@ -81,34 +83,42 @@ class Running:
         if anew:
             self.servers.renew()
             self.contender.prepare(self.servers)
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
+        programs = self.contender.programs(self.port)
+        self.launch(*(each for each in programs if not (each.sends and self.without_sending)))
+
+    def launch(self, *programs: Program) -> None:
+        """Start some processes more; return when all are ready."""
         environment = {**os.environ, **self.contender.environment(self.servers, self.latency)}
-        for program in self.contender.programs(self.port):
-            if program.sends and self.without_sending:
-                continue
+        for program in programs:
             with (self.logs / f"{self.contender.name}.{program.name}.log").open("ab") as log:
                 self.processes[program.name] = subprocess.Popen(
                     program.command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
                 )
-        self._await_ready()
+        deadline = time.monotonic() + START_TIMEOUT
+        for program in programs:
+            self._await_ready(program, deadline)
 
     def kill(self) -> None:
         """`kill -9` everything at once."""
         for process in self.processes.values():
             os.killpg(process.pid, signal.SIGKILL)
-        self._forget_processes()
-
-    def stop(self) -> None:
-        """End everything; what does not end in time is killed."""
         for process in self.processes.values():
+            process.wait(STOP_TIMEOUT)
+        self.processes.clear()
+
+    def stop(self, *names: str) -> None:
+        """End these processes, or everything; what does not end in time is killed."""
+        ending = [self.processes.pop(name) for name in names or list(self.processes)]
+        for process in ending:
             process.terminate()
         deadline = time.monotonic() + STOP_TIMEOUT
-        for process in self.processes.values():
+        for process in ending:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-        self._forget_processes()
+                process.wait(STOP_TIMEOUT)
 
     def restart(self) -> None:
         """Begin anew, with nothing left of what was before."""
@@ -130,26 +140,16 @@ class Running:
         """MiB that each process has had at most, its children included."""
         return {name: peak_memory(process.pid) for name, process in self.processes.items()}
 
-    def _forget_processes(self) -> None:
-        for process in self.processes.values():
-            process.wait(STOP_TIMEOUT)
-        self.processes.clear()
-
-    def _await_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
-        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10, trust_env=False) as client:
-            while True:
-                for name, process in self.processes.items():
-                    if process.poll() is not None:
-                        raise SystemExit(f"{self.contender.name}: {name} ended; its log is in {self.logs}")
-                try:
-                    if client.get(self.contender.ready_path).is_success:
-                        return
-                except httpx.TransportError:
-                    pass
-                if time.monotonic() > deadline:
-                    raise SystemExit(f"{self.contender.name} is not ready; its logs are in {self.logs}")
-                time.sleep(0.1)
+    def _await_ready(self, program: Program, deadline: float) -> None:
+        while program.ready is not None:
+            if self.processes[program.name].poll() is not None:
+                raise SystemExit(f"{self.contender.name}: {program.name} ended; its log is in {self.logs}")
+            with suppress(httpx.TransportError):
+                if httpx.get(program.ready, timeout=10, trust_env=False).is_success:
+                    return
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.contender.name}: {program.name} is not ready; its log is in {self.logs}")
+            time.sleep(0.1)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -176,7 +176,8 @@ def peak_memory(pid: int) -> float:
     return peak / 1024
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -197,7 +198,7 @@ def _create_table(servers: Servers) -> None:
 def _uvicorn(app: str, port: int) -> Program:
     """As its documentation runs it, but for the access log, which would cost each of them the same."""
     command = [sys.executable, "-m", "uvicorn", f"benchmarks.contenders.{app}", "--port", str(port), "--no-access-log"]
-    return Program("api", command)
+    return Program("api", command, ready=f"http://127.0.0.1:{port}/openapi.json")
 
 
 def _service_settings(servers: Servers, latency: float) -> Environment:
@@ -212,41 +213,39 @@ def _migrate(servers: Servers) -> None:
     subprocess.run([PRODUCT_PYTHON, "-m", "notify_database.migrate"], env=environment, check=True)
 
 
-def service_program(name: str, **settings: str) -> Program:
-    """A process of this service; `settings` come on top of the environment."""
-    command = [
-        "env",
-        *(f"{key}={value}" for key, value in settings.items()),
-        str(PRODUCT_PYTHON),
-        "-m",
-        f"notify_{name}",
-    ]
-    return Program(name, command, sends=name != "gateway")
+def service_program(service: str, number: int = 1, *, port: int | None = None, **settings: str) -> Program:
+    """A process of this service, the `number`th of its kind; `settings` come on top of the environment."""
+    port = port or free_port()
+    settings["APP_PORT" if service == "gateway" else "HEALTH_PORT"] = str(port)
+    return Program(
+        service if number == 1 else f"{service} {number}",
+        ["env", *(f"{key}={value}" for key, value in settings.items()), str(PRODUCT_PYTHON), "-m", f"notify_{service}"],
+        ready=f"http://127.0.0.1:{port}/readyz",
+        sends=service != "gateway",
+    )
 
 
 SERVICE = Contender(
     name="this service",
     programs=lambda port: [
-        service_program("gateway", APP_PORT=str(port)),
-        service_program("telegram_sender", HEALTH_PORT=str(_free_port())),
-        service_program("status_writer", HEALTH_PORT=str(_free_port())),
+        service_program("gateway", port=port),
+        service_program("telegram_sender"),
+        service_program("status_writer"),
     ],
     environment=_service_settings,
     prepare=_migrate,
-    ready_path="/readyz",
     sent="""
         SELECT notification_id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float
         FROM deliveries WHERE status = 'sent'
     """,
     count="SELECT count(*) FROM deliveries WHERE status = 'sent'",
-    forget="TRUNCATE notifications CASCADE",
+    forget="TRUNCATE notifications, deliveries, attempts",
 )
 BACKGROUND_TASKS = Contender(
     name="BackgroundTasks",
     programs=lambda port: [_uvicorn("background_tasks:app", port)],
     environment=_urls,
     prepare=_create_table,
-    ready_path="/openapi.json",
 )
 CELERY = Contender(
     name="Celery",
@@ -263,7 +262,6 @@ CELERY = Contender(
     ],
     environment=_urls,
     prepare=_create_table,
-    ready_path="/openapi.json",
 )  # fmt: skip
 BARE_DRIVERS = Contender(
     name="bare drivers",
@@ -274,6 +272,5 @@ BARE_DRIVERS = Contender(
     ],
     environment=_urls,
     prepare=_create_table,
-    ready_path="/openapi.json",
 )
 CONTENDERS = (SERVICE, BACKGROUND_TASKS, CELERY, BARE_DRIVERS)
