@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach name,common database email-sender gateway local status-writer telegram-sender,--no-emit-package notify-$(name))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test chaos fuzz test-compose bench check format lock clean
+.PHONY: help install up demo test chaos fuzz test-compose bench bench-scale check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-compose: install ## build, run, scale and break the containers (needs a Doc
 
 bench: install benchmarks/.venv/installed ## this service beside what one would build instead; ARGS="--rounds 1" takes 7 minutes
 	@benchmarks/.venv/bin/python -m benchmarks.compare $(ARGS)
+
+bench-scale: install benchmarks/.venv/installed ## with much waiting, much stored, several of each
+	@benchmarks/.venv/bin/python -m benchmarks.scale $(ARGS)
 
 check: install ## lint, format, types, and who may import whom
 	@$(BIN)/ruff check .

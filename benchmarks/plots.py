@@ -26,6 +26,28 @@ def compare(results: tables.Json, folder: Path) -> None:
     _save(_to_sent(results, names, latencies[-1]), folder / "accepted-to-sent")
 
 
+def scale(results: tables.Json, folder: Path) -> None:
+    """Sent a second by the number of senders, CPU and memory by what waits."""
+    figure, (senders, cpu, memory) = plt.subplots(1, 3, figsize=(10, 3))
+    counts = [each["senders"] for each in results["scaling"]["figures"]]
+    rates = [each["rate"] for each in results["scaling"]["figures"]]
+    senders.plot(counts, [rates[0] * count / counts[0] for count in counts], ":", color="grey", label="linear")
+    senders.plot(counts, rates, "-", marker="o", color=COLOURS[0], label="measured")
+    senders.set_title(f"sent/s by senders, latency {results['scaling']['latency']:g} s")
+    senders.legend(frameon=False)
+    standing = results["backlog"]["figures"]
+    waiting = [f"{each['waiting']:,}" for each in standing]
+    _bars(cpu, waiting, [sum(each["cpu"].values()) for each in standing])
+    cpu.set_title("CPU µs per notification by what waits")
+    for name, colour in zip(standing[0]["memory"], COLOURS, strict=False):
+        memory.plot(waiting, [each["memory"][name] for each in standing], marker="o", color=colour, label=name)
+    memory.set_ylim(0)
+    memory.set_title("peak MiB by what waits")
+    memory.legend(frameon=False)
+    figure.tight_layout()
+    _save(figure, folder / "scale")
+
+
 def _throughput(results: tables.Json, names: list[str], latencies: list[float]) -> Figure:
     figure, axes = plt.subplots(1, len(latencies) + 1, figsize=(10, 3))
     for axis, latency in zip(axes, latencies, strict=False):

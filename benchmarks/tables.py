@@ -27,6 +27,18 @@ def compare(results: Json) -> str:
     return "\n".join(parts)
 
 
+def scale(results: Json) -> str:
+    """The service alone: the goals, what waits, what is stored, and several of each process."""
+    parts = [
+        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {_told(results)}.\n",
+        "### Goals at scale\n\n" + _scale_goals(results),
+        "### With many waiting\n\n" + _backlog(results["backlog"]),
+        "### With millions stored\n\n" + _stored(results["stored"]),
+        "### Several of each\n\n" + _several(results["scaling"], results["side_by_side"]),
+    ]
+    return "\n".join(parts)
+
+
 def averaged(results: Json, contender: str, latency: float) -> Json:
     """The means of all rounds."""
     rounds = [each for each in results["figures"] if each["contender"] == contender and each["latency"] == latency]
@@ -51,10 +63,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def _told(results: Json) -> str:
+    return ", ".join(f"{name} {value}" for name, value in {**results["machine"], **results["servers"]}.items())
+
+
 def _machine(results: Json) -> str:
-    told = ", ".join(f"{name} {value}" for name, value in {**results["machine"], **results["servers"]}.items())
     return (
-        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {told}. "
+        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {_told(results)}. "
         f"{max(figures['round'] for figures in results['figures'])} round(s), steps of {results['step_seconds']:g} s; "
         "each figure is the mean of the rounds, memory the highest.\n"
     )
@@ -119,6 +134,76 @@ def _goals(results: Json) -> str:
     ):
         told.append((what, got, least, goal, "ms", got <= least, got <= goal))
     return goals(told)
+
+
+def _scale_goals(results: Json) -> str:
+    standing = {each["waiting"]: each for each in results["backlog"]["figures"]}
+    least, middle, most = (standing[waiting] for waiting in sorted(standing))
+    cpu = sum(most["cpu"].values()) / sum(least["cpu"].values())
+    memory = max(middle["memory"].values())
+    reads = results["stored"]["reads"]
+    rows = [
+        (f"memory of the largest of our processes, {middle['waiting']:,} waiting", memory, 150, 100, "MiB"),
+        (f"CPU per notification, {most['waiting']:,} waiting against {least['waiting']:,}", cpu, 1.2, 1.05, "times"),
+        *((f"`GET` p99, {name}", took["p99"], 15, 5, "ms") for name, took in reads.items()),
+    ]
+    told = [(what, got, at_least, goal, unit, got <= at_least, got <= goal) for what, got, at_least, goal, unit in rows]
+    for what, got, at_least, goal in (
+        ("status writer alone, catching up", results["status_writer"]["rate"], 8000, 15000),
+        (_sender_alone(results["sender"]), results["sender"]["rate"], 2000, 4000),
+    ):
+        told.append((what, got, at_least, goal, "/s", got >= at_least, got >= goal))
+    return goals(told)
+
+
+def _sender_alone(sender: Json) -> str:
+    return f"one sender, latency {sender['latency']:g} s, `CONCURRENCY={sender['concurrency']}`"
+
+
+def _backlog(backlog: Json) -> str:
+    rows = [
+        [
+            f"{each['waiting']:,}", f"{each['accepted']:,}", f"{each['sent']:,}", f"{sum(each['cpu'].values()):,.0f}",
+            *(", ".join(f"{name} {value:.0f}" for name, value in each[what].items()) for what in ("cpu", "memory")),
+        ]
+        for each in backlog["figures"]
+    ]  # fmt: skip
+    return (
+        f"{backlog['rate']:,.0f} a second are accepted for {backlog['seconds']:g} s while the sender sends as many "
+        f"(latency {backlog['latency']:g} s, `CONCURRENCY={backlog['concurrency']}`).\n\n"
+    ) + table(["waiting", "accepted", "sent", "CPU µs each", "by process", "peak MiB"], rows)
+
+
+def _stored(stored: Json) -> str:
+    reads = [[name, f"{took['p50']:.1f}", f"{took['p99']:.1f}"] for name, took in stored["reads"].items()]
+    inserts = [
+        [rows, f"{took['p50']:.1f}", f"{took['p99']:.1f}", f"{took['accepted']:,.0f}"]
+        for rows, took in (
+            ("none", stored["inserts"]["empty"]), (f"{stored['stored']:,}", stored["inserts"]["stored"])
+        )
+    ]  # fmt: skip
+    drop = stored["drop"]
+    return (
+        table([f"`GET` at {stored['read_rate']:.0f}/s, {stored['stored']:,} stored", "p50 ms", "p99 ms"], reads)
+        + "\n"
+        + table([f"`POST` at {stored['post_rate']:.0f}/s, stored", "p50 ms", "p99 ms", "accepted/s"], inserts)
+        + f"\nWith `RETENTION_DAYS={drop['retention_days']}`, {drop['before'] - drop['after']:,} of {drop['before']:,} "
+        f"were dropped, by partitions, under {stored['post_rate']:.0f} POSTs a second: "
+        f"p50 {drop['post']['p50']:.1f} ms, p99 {drop['post']['p99']:.1f} ms, {drop['refused']} refused.\n"
+    )
+
+
+def _several(scaling: Json, side_by_side: Json) -> str:
+    [alone, *_] = scaling["figures"]
+    rows = [
+        [f"{each['senders']}", f"{each['rate']:,.0f}", f"{each['rate'] / alone['rate']:.2f}"]
+        for each in scaling["figures"]
+    ]
+    return table([f"senders, latency {scaling['latency']:g} s", "sent/s", "times one"], rows) + (
+        "\n{gateways} gateways, {senders} senders and {status_writers} status writers side by side, "
+        "{rate:,.0f} requests a second: {accepted:,} accepted, {refused:,} refused, {sent:,} sent, "
+        "{attempts:,} attempts stored, {provider_calls:,} provider calls.\n"
+    ).format(**side_by_side)
 
 
 def goals(told: Iterable[tuple[str, float, float, float, str, bool, bool]]) -> str:

@@ -1,0 +1,280 @@
+"""`make bench-scale`: this service alone, with much waiting, much stored, and several of each process."""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import plots, tables
+from benchmarks.contenders import SERVICE, Running, free_port, service_program
+from benchmarks.measure import LOAD_GENERATOR, generate
+from benchmarks.servers import PROJECT, Servers, machine, running_servers, write_json
+from benchmarks.stored import stored
+
+RESULTS = PROJECT / "benchmarks" / "results"
+FILL_STEP = 20.0  # seconds of load between two looks at how many there are
+CATCH_UP_TIMEOUT = 300.0  # seconds
+POLL = 0.5  # seconds
+
+WAITING = (10_000, 100_000, 1_000_000)
+WAITING_RATE = 1400.0  # a second, accepted and sent, while so many wait
+WAITING_LATENCY = 0.2  # seconds
+WAITING_CONCURRENCY = 300  # provider calls at once: with that latency no more than 1,500 a second
+WAITING_SECONDS = 20.0
+SETTLING = 4.0  # seconds
+
+DELIVERY_QUEUE = "notifications.telegram"
+RESULTS_WAITING = 100_000
+DELIVERIES_WAITING = 80_000
+SENDER_LATENCY = 0.2  # seconds
+SENDER_CONCURRENCY = 1000
+SENDERS = (1, 2, 4, 8)
+SCALING_LATENCY = 1.0  # seconds
+SCALING_SECONDS = 14.0
+TOGETHER_RATE = 600.0  # a second to each of two gateways
+TOGETHER_SECONDS = 20.0
+TOGETHER_LATENCY = 0.05  # seconds
+
+Json = dict[str, object]
+console = Console()
+
+
+@contextmanager
+def gateway_alone(servers: Servers, logs: Path, latency: float = 0.0) -> Iterator[Running]:
+    """The service on empty servers with its gateway only; everything else is started by who asks."""
+    running = Running(SERVICE, servers, latency, logs, without_sending=True)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def backlog(servers: Servers, logs: Path, fraction: float) -> Json:
+    """CPU per notification and memory while so many wait: as many come as are sent."""
+    figures = []
+    with gateway_alone(servers, logs, WAITING_LATENCY) as running:
+        for count in WAITING:
+            _fill(running, int(count * fraction))
+            _settle(running)
+            running.launch(
+                service_program("telegram_sender", CONCURRENCY=str(WAITING_CONCURRENCY)),
+                service_program("status_writer"),
+            )
+            time.sleep(SETTLING)
+            figures.append(_standing(running, int(count * fraction)))
+            running.stop("telegram_sender", "status_writer")
+    return {
+        "rate": WAITING_RATE, "seconds": WAITING_SECONDS, "latency": WAITING_LATENCY,
+        "concurrency": WAITING_CONCURRENCY, "figures": figures,
+    }  # fmt: skip
+
+
+def status_writer_alone(servers: Servers, logs: Path, fraction: float) -> Json:
+    """How fast a status writer catches up with results that wait, nothing else running."""
+    with gateway_alone(servers, logs) as running:
+        running.launch(service_program("telegram_sender"))
+        count = _fill(running, int(RESULTS_WAITING * fraction))
+        _await_attempted(running, count)
+        running.stop()
+        _settle(running)
+        running.launch(service_program("status_writer"))
+        before = running.cpu()
+        _await_sent(running, count)
+        return {
+            "results": count, "rate": _steady_rate(_times(running, "pg_xact_commit_timestamp(xmin)", "deliveries")),
+            "cpu": _per_item(before, running.cpu(), count),
+        }  # fmt: skip
+
+
+def sender_alone(servers: Servers, logs: Path, fraction: float) -> Json:
+    """How fast one sender delivers what waits, with a provider that takes its time and nothing else running."""
+    with gateway_alone(servers, logs, SENDER_LATENCY) as running:
+        count = _fill(running, int(DELIVERIES_WAITING * fraction))
+        running.stop()
+        running.launch(service_program("telegram_sender", CONCURRENCY=str(SENDER_CONCURRENCY)))
+        before = running.cpu()
+        _await_attempted(running, count)
+        cpu, memory = _per_item(before, running.cpu(), count), running.peak_memory()
+        running.stop()
+        running.launch(service_program("status_writer"))
+        _await_sent(running, count)
+        return {
+            "deliveries": count, "latency": SENDER_LATENCY, "concurrency": SENDER_CONCURRENCY,
+            "rate": _steady_rate(_times(running, "finished_at", "attempts")), "cpu": cpu, "memory": memory,
+        }  # fmt: skip
+
+
+def scaling(servers: Servers, logs: Path, fraction: float) -> Json:
+    """Sent a second by the number of senders, with a slow provider."""
+    figures = []
+    for senders in SENDERS:
+        with gateway_alone(servers, logs, SCALING_LATENCY) as running:
+            count = _fill(running, int(senders * 500 * SCALING_SECONDS * fraction))
+            running.launch(
+                service_program("status_writer"),
+                *(service_program("telegram_sender", number) for number in range(1, senders + 1)),
+            )
+            _await_sent(running, count)
+            rate = _steady_rate(_times(running, "pg_xact_commit_timestamp(xmin)", "deliveries"))
+            figures.append({"senders": senders, "deliveries": count, "rate": rate})
+    return {"latency": SCALING_LATENCY, "figures": figures}
+
+
+def side_by_side(servers: Servers, logs: Path, fraction: float) -> Json:
+    """Two gateways, four senders and two status writers at once: what was accepted, and how often it was sent."""
+    ledgers, second_port = logs / "ledgers", free_port()
+    with gateway_alone(servers, logs, TOGETHER_LATENCY) as running:
+        running.launch(
+            service_program("gateway", 2, port=second_port),
+            *(service_program("telegram_sender", number, SIMULATOR_FOLDER=str(ledgers)) for number in range(1, 5)),
+            *(service_program("status_writer", number) for number in (1, 2)),
+        )
+        urls = [running.url, running.url.replace(f":{running.port}/", f":{second_port}/")]
+        with ThreadPoolExecutor(len(urls)) as pool:
+            seconds = TOGETHER_SECONDS * fraction
+            seen = list(pool.map(lambda url: generate(url, TOGETHER_RATE, seconds), urls))
+        accepted = {id_ for each in seen for id_ in each["ids"]}
+        _await_sent(running, len(accepted))
+        known = "SELECT id::text FROM deliveries WHERE status = 'sent'"
+        deliveries = {str(id_) for [id_] in running.query(known)}
+        [[attempts]] = running.query("SELECT count(*) FROM attempts")
+    calls = [line.split()[1] for file in ledgers.glob("*.ledger") for line in file.read_text().splitlines()]
+    return {
+        "gateways": 2, "senders": 4, "status_writers": 2, "rate": TOGETHER_RATE * 2, "accepted": len(accepted),
+        "refused": sum(each["refused"] + each["unanswered"] for each in seen), "sent": len(deliveries),
+        "attempts": attempts, "provider_calls": sum(call in deliveries for call in calls),
+    }  # fmt: skip
+
+
+SECTIONS: dict[str, Callable[[Servers, Path, float], Json]] = {
+    "status_writer": status_writer_alone,
+    "sender": sender_alone,
+    "scaling": scaling,
+    "side_by_side": side_by_side,
+    "backlog": backlog,
+    "stored": stored,
+}
+
+
+def main() -> None:
+    """Measure, and write what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="some sections; the README stays as it is")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of all counts, for a try (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
+    options = parser.parse_args()
+    began = time.monotonic()
+    sections: dict[str, Json] = {}
+    logs = Path(tempfile.mkdtemp(prefix="bench-logs-"))
+    with running_servers() as servers:
+        versions = servers.versions()
+        for name in options.only or SECTIONS:
+            console.print(f"{_clock(began)}  {name}: {SECTIONS[name].__doc__}")
+            sections[name] = SECTIONS[name](servers, logs, options.fraction)
+            console.print(f"{_clock(began)}  {sections[name]}")
+    results = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": (time.monotonic() - began) / 60,
+        "machine": machine(),
+        "servers": versions,
+        "fraction": options.fraction,
+        **sections,
+    }
+    if options.only or options.fraction != 1:
+        return
+    write_json(options.results / "scale.json", results)
+    plots.scale(results, options.results)
+    if options.results == RESULTS:
+        tables.write("scale", tables.scale(results))
+    console.print(f"{_clock(began)}  written to {options.results}")
+
+
+def _fill(running: Running, count: int) -> int:
+    """Post until at least `count` notifications have been accepted and published, in all; how many there are."""
+    while (missing := count - _count(running, "notifications")) > 0:
+        generate(running.url, 0, min(FILL_STEP, max(missing / 5000, 0.2)))
+    while _count(running, "outbox"):
+        time.sleep(POLL)
+    return _count(running, "notifications")
+
+
+def _settle(running: Running) -> None:
+    """Let PostgreSQL do first what the filling has left it to do: it would be counted among what is measured."""
+    running.query("VACUUM (ANALYZE) notifications, deliveries, attempts")
+    running.query("CHECKPOINT")
+    while running.query("SELECT FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"):
+        time.sleep(POLL)
+
+
+def _standing(running: Running, waiting: int) -> Json:
+    before, began = running.cpu(), time.time()
+    seen = generate(running.url, WAITING_RATE, WAITING_SECONDS)
+    after, ended = running.cpu(), time.time()
+    [[sent]] = running.query(
+        "SELECT count(*) FROM deliveries WHERE status = 'sent' "
+        f"AND pg_xact_commit_timestamp(xmin) BETWEEN to_timestamp({began}) AND to_timestamp({ended})"
+    )
+    accepted, delivered = len(seen["ids"]), int(str(sent))
+    items = {"gateway": accepted, "telegram_sender": delivered, "status_writer": delivered}
+    cpu = {name: (after[name] - before[name]) / items.get(name, (accepted + delivered) / 2) * 1e6 for name in after} | {
+        LOAD_GENERATOR: seen["cpu"] / accepted * 1e6
+    }
+    return {
+        "waiting": waiting, "accepted": accepted, "sent": delivered,
+        "waiting_at_the_end": _count(running, "notifications") - _count(running, "attempts"),
+        "cpu": cpu, "memory": running.peak_memory(),
+    }  # fmt: skip
+
+
+def _await_attempted(running: Running, count: int) -> None:
+    """Until the results of as many deliveries wait in the broker."""
+    _await(running, lambda: running.servers.acknowledged(DELIVERY_QUEUE) >= count)
+
+
+def _await_sent(running: Running, count: int) -> None:
+    _await(running, lambda: int(str(running.query(SERVICE.count)[0][0])) >= count)
+
+
+def _await(running: Running, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + CATCH_UP_TIMEOUT
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"Not done after {CATCH_UP_TIMEOUT:.0f} s; the logs are in {running.logs}")
+        time.sleep(POLL)
+
+
+def _count(running: Running, table: str) -> int:
+    [[count]] = running.query(f"SELECT count(*) FROM {table}")
+    return int(str(count))
+
+
+def _times(running: Running, what: str, table: str) -> list[float]:
+    """Seconds since the epoch, in order."""
+    rows = running.query(f"SELECT extract(epoch FROM {what})::float FROM {table} ORDER BY 1")
+    return [float(str(at)) for [at] in rows]
+
+
+def _steady_rate(times: Sequence[float]) -> float:
+    """A second, without the first and the last tenth: processes start and queues run dry there."""
+    first, last = len(times) // 10, len(times) * 9 // 10
+    return (last - first) / (times[last] - times[first])
+
+
+def _per_item(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:
+    return {name: (after[name] - before[name]) / count * 1e6 for name in after}
+
+
+def _clock(began: float) -> str:
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    return f"{minutes:>2}:{seconds:02}"
+
+
+if __name__ == "__main__":
+    main()

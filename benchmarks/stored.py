@@ -1,0 +1,169 @@
+"""Reads and inserts with millions of notifications stored, and the dropping of what is too old."""
+
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+
+from benchmarks.contenders import SERVICE, Running, service_program
+from benchmarks.measure import generate, percentiles, warm_up
+from benchmarks.servers import Servers
+
+STORED = 5_000_000
+USERS = 100_000
+WEEKS = 4
+READ_RATE = 100.0  # a second
+READ_SECONDS = 20.0
+POST_RATE = 200.0  # a second
+STEP = 10.0  # seconds
+PATHS = 2000
+RETENTION_DAYS = 8
+
+Json = dict[str, object]
+
+# The first partition of a new database holds all of the past; here the past has weeks, as if the service had run.
+PARTITION = """
+    CREATE TABLE {table}_until_{end:%Y%m%d} PARTITION OF {table} FOR VALUES FROM ({begin}) TO ('{last}') {storage}
+"""
+FIRST = """
+    SELECT inhrelid::regclass::text, substring(inhrelid::regclass::text from '[0-9]+$')
+    FROM pg_inherits WHERE inhparent = '{table}'::regclass ORDER BY 2 LIMIT 1
+"""
+STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
+# A UUIDv7 of that time: its milliseconds in front of a random UUID.
+ID_AT = """
+    CREATE FUNCTION pg_temp.id_at(at timestamptz) RETURNS uuid LANGUAGE sql AS $$
+        SELECT overlay(overlay(gen_random_uuid()::text PLACING '7' FROM 15) PLACING
+            substr(hex, 1, 8) || '-' || substr(hex, 9, 4) FROM 1)::uuid
+        FROM lpad(to_hex(floor(extract(epoch FROM at) * 1000)::bigint), 12, '0') AS hex
+    $$
+"""
+# One of fifty has failed.
+FILL = """
+    WITH made AS (
+        SELECT pg_temp.id_at(at) AS notification_id, pg_temp.id_at(at) AS delivery_id, at, number
+        FROM (
+            SELECT number, now() - interval '1 minute' - interval '{span} seconds' * (1 - number / {count}::float) AS at
+            FROM generate_series({first}, {last}) AS number
+        ) AS numbers
+    ), notification AS (
+        INSERT INTO notifications (id, user_id, message, created_at)
+        SELECT notification_id, 1 + floor(random() * {users}), 'Your code: ' || number, at FROM made
+    ), delivery AS (
+        INSERT INTO deliveries (id, notification_id, channel, status, round, attempt, failures, updated_at)
+        SELECT delivery_id, notification_id, 'telegram', CASE WHEN number % 50 = 0 THEN 'failed' ELSE 'sent' END,
+            1, 1, (number % 50 = 0)::int, at
+        FROM made
+    )
+    INSERT INTO attempts (delivery_id, attempt, round, outcome, error_class, error_code, started_at, finished_at)
+    SELECT delivery_id, 1, 1, CASE WHEN number % 50 = 0 THEN 'failed' ELSE 'sent' END,
+        CASE WHEN number % 50 = 0 THEN 'permanent' END, CASE WHEN number % 50 = 0 THEN 'simulated_error' END, at, at
+    FROM made
+"""
+CHUNK = 250_000
+
+
+def stored(servers: Servers, logs: Path, fraction: float) -> Json:
+    """GETs, POSTs and the dropping of partitions with millions of notifications stored."""
+    running = Running(SERVICE, servers, 0.0, logs)
+    running.start()
+    try:
+        warm_up(running)
+        empty = _inserts(running)
+        running.stop()
+        servers.renew()
+        SERVICE.prepare(servers)
+        began = time.monotonic()
+        count = int(STORED * fraction)
+        _store(servers, count)
+        filled = time.monotonic() - began
+        running.start(anew=False)
+        reads = {name: _reads(running, paths) for name, paths in _paths(running).items()}
+        return {
+            "stored": count, "filled_in": filled, "read_rate": READ_RATE, "post_rate": POST_RATE, "reads": reads,
+            "inserts": {"empty": empty, "stored": _inserts(running)}, "drop": _drop(running),
+        }  # fmt: skip
+    finally:
+        running.stop()
+
+
+def _store(servers: Servers, count: int) -> None:
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        for table, storage in STORAGE.items():
+            [first, end] = connection.execute(FIRST.format(table=table)).fetchone() or ("", "")
+            connection.execute(f"DROP TABLE {first}")
+            last = datetime.strptime(end, "%Y%m%d").replace(tzinfo=UTC)
+            begin = "MINVALUE"
+            for week in range(WEEKS, -1, -1):
+                until = last - timedelta(weeks=week)
+                bound = _first_id(until)
+                connection.execute(PARTITION.format(table=table, end=until, begin=begin, last=bound, storage=storage))
+                begin = f"'{bound}'"
+        connection.execute(ID_AT)
+        span = timedelta(weeks=WEEKS).total_seconds()
+        for first_number in range(1, count + 1, CHUNK):
+            last_number = min(first_number + CHUNK - 1, count)
+            connection.execute(FILL.format(first=first_number, last=last_number, count=count, span=span, users=USERS))
+        connection.execute("VACUUM (ANALYZE) notifications, deliveries, attempts")
+        connection.execute("CHECKPOINT")
+
+
+def _first_id(at: datetime) -> str:
+    hexadecimal = f"{int(at.timestamp() * 1000):012x}".ljust(32, "0")
+    return "-".join(hexadecimal[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
+
+
+def _paths(running: Running) -> dict[str, list[str]]:
+    ids = running.query(f"SELECT id::text FROM notifications TABLESAMPLE SYSTEM (1) ORDER BY random() LIMIT {PATHS}")
+    users = running.query(f"SELECT 1 + floor(random() * {USERS})::int FROM generate_series(1, {PATHS})")
+    recent = running.query(
+        "SELECT id::text FROM notifications WHERE created_at > now() - interval '20 hours' ORDER BY random() LIMIT 500"
+    )
+    base = "/api/notifications"
+    return {
+        "one notification": [f"{base}/{id_}" for [id_] in ids],
+        "one user's, 50 a page": [f"{base}?user_id={user}" for [user] in users],
+        "the newest, 50 a page": [base],
+        "a page of the last day": [f"{base}?cursor={id_}" for [id_] in recent],
+        "the failed of the last day": [f"{base}?status=failed"],
+    }
+
+
+def _reads(running: Running, paths: list[str]) -> Json:
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write("\n".join(paths))
+        file.flush()
+        generate(running.url, READ_RATE, 2, paths=Path(file.name))
+        seen = generate(running.url, READ_RATE, READ_SECONDS, paths=Path(file.name))
+    if seen["refused"] or seen["unanswered"]:
+        raise SystemExit(f"{seen['refused']} refused, {seen['unanswered']} unanswered: {paths[0]}")
+    return {**percentiles(_latencies(seen))}
+
+
+def _inserts(running: Running) -> Json:
+    """POSTs at a steady rate, then as many as are answered with nothing sent."""
+    seen = generate(running.url, POST_RATE, STEP)
+    running.stop("telegram_sender", "status_writer")
+    full = generate(running.url, 0, STEP)
+    running.launch(service_program("telegram_sender"), service_program("status_writer"))
+    return {**percentiles(_latencies(seen)), "accepted": len(full["ids"]) / STEP}
+
+
+def _drop(running: Running) -> Json:
+    """How long it takes to drop the old partitions, and what POSTs take meanwhile."""
+    rows = "SELECT count(*) FROM notifications"
+    [[before]] = running.query(rows)
+    # Another gateway, with a retention: it drops as it starts.
+    running.launch(service_program("gateway", 2, RETENTION_DAYS=str(RETENTION_DAYS)))
+    seen = generate(running.url, POST_RATE, 2 * STEP)
+    [[after]] = running.query(rows)
+    return {
+        "retention_days": RETENTION_DAYS, "before": before, "after": after - len(seen["ids"]),
+        "post": percentiles(_latencies(seen)), "refused": seen["refused"] + seen["unanswered"],
+    }  # fmt: skip
+
+
+def _latencies(seen: dict[str, list[float]]) -> list[float]:
+    return [answered - due for due, answered in zip(seen["due"], seen["answered"], strict=True)]
