@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -173,8 +174,10 @@ async def test_the_list_without_a_user_is_the_last_24_hours(api: httpx.AsyncClie
     async with engine.begin() as connection:
         await connection.execute(
             text(
-                "INSERT INTO notifications"
-                " VALUES ('01890000-0000-7000-8000-000000000000', 1, 'old', NULL, NULL, now(), 'default')"
+                "WITH notification AS (INSERT INTO notifications"
+                " VALUES ('01890000-0000-7000-8000-000000000000', 1, 'old', NULL, NULL, now(), 'default'))"
+                " INSERT INTO deliveries VALUES ('01890000-0000-7000-8000-000000000001',"
+                " '01890000-0000-7000-8000-000000000000', 'telegram', NULL, 'sent', 1, 1, 0, now())"
             )
         )
     assert ids(await api.get("/api/notifications")) == [recent]
@@ -209,6 +212,35 @@ async def test_the_list_filters_by_status_and_channel(api: httpx.AsyncClient, en
         ({"status": "failed"}, []),
     ):
         assert ids(await api.get("/api/notifications", params=query)) == expected, query
+
+
+async def test_all_filters_of_the_list_go_together(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    created_ids: list[str] = []
+    for number in range(12):
+        over = (["telegram"], ["email"], ["telegram", "email"])[number % 3]
+        created = await post(api, type=None, channels=over, user_id=1 + number % 2)
+        created_ids.append(created["id"])
+        await set_status(engine, created["id"], ("sent", "failed")[number % 4 // 2])
+    stored = [(await api.get(f"/api/notifications/{id_}")).json() for id_ in sorted(created_ids, reverse=True)]
+    times = [each["created_at"] for each in stored]
+    for user, status, channel in product((None, 1), (None, "sent", "failed"), (None, "email")):
+        for first, end, cursor in product((None, times[-3]), (None, times[2]), (None, stored[4]["id"])):
+            query = {
+                "user_id": user, "status": status, "channel": channel, "created_after": first, "created_before": end,
+                "cursor": cursor,
+            }  # fmt: skip
+            expected = [
+                each["id"]
+                for each in stored
+                if user in (None, each["user_id"])
+                and status in (None, each["status"])
+                and (channel is None or channel in each["channels"])
+                and (first is None or each["created_at"] >= first)
+                and (end is None or each["created_at"] < end)
+                and (cursor is None or each["id"] < cursor)
+            ]
+            asked = {name: value for name, value in query.items() if value is not None}
+            assert ids(await api.get("/api/notifications", params=asked)) == expected, asked
 
 
 async def test_the_status_rule_is_the_same_in_sql(api: httpx.AsyncClient, engine: AsyncEngine) -> None:

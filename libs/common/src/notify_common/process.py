@@ -70,10 +70,6 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
     # They report each try to reconnect, with its traceback; what is lost and what is back we say ourselves.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    # A full collection looks at every message under way, and takes tens of milliseconds: seldom, and without what lives
-    # as long as the process.
-    gc.freeze()
-    gc.set_threshold(*COLLECTED_AFTER)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
@@ -93,6 +89,10 @@ async def serve(
 
     HTTP ends first: what it has accepted is then still worked on. If `work` fails, the process ends with its error.
     """
+    # A full collection looks at every message under way, and takes tens of milliseconds: seldom, and without what lives
+    # as long as the process.
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AFTER)
     stop = asyncio.Event()
     server = uvicorn.Server(
         uvicorn.Config(

@@ -19,3 +19,9 @@ def of_the_same_time(id_: UUID) -> tuple[UUID, UUID]:
     """The bounds, both inclusive, of the ids that carry the same time: a notification's and its deliveries'."""
     first = id_.int >> RANDOM_BITS << RANDOM_BITS
     return UUID(int=first), UUID(int=first | (1 << RANDOM_BITS) - 1)
+
+
+def of_the_same_time_sql(id_: str) -> str:
+    """The same bounds of a column: `BETWEEN` is to stand before them."""
+    time = f"left({id_}::text, 13)"  # twelve digits and a hyphen
+    return f"({time} || '-0000-0000-000000000000')::uuid AND ({time} || '-ffff-ffff-ffffffffffff')::uuid"

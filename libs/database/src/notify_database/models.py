@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 def _one_of(column: str, values: type[Channel | DeliveryStatus | Outcome | ErrorClass]) -> str:
@@ -59,11 +59,6 @@ class Notification(Base):
     send_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
 
-    deliveries: Mapped[list["Delivery"]] = relationship(
-        primaryjoin="foreign(Delivery.notification_id) == Notification.id",
-        order_by="Delivery.channel", lazy="raise", viewonly=True,
-    )  # fmt: skip
-
 
 class Delivery(Base):
     """One notification over one channel: the unit of work, of status and of retry."""
@@ -90,11 +85,6 @@ class Delivery(Base):
     attempt: Mapped[int]
     failures: Mapped[int]
     updated_at: Mapped[datetime]
-
-    attempts: Mapped[list["Attempt"]] = relationship(
-        primaryjoin="foreign(Attempt.delivery_id) == Delivery.id",
-        order_by="Attempt.attempt", lazy="raise", viewonly=True,
-    )  # fmt: skip
 
 
 class Attempt(Base):

@@ -1,25 +1,26 @@
-"""Reads: one notification with its story, pages of many. Nothing here writes or commits."""
+"""Reads: one notification with its story, pages of many. Nothing here writes or commits.
+
+The deliveries of a notification carry its time: by the range of their ids PostgreSQL finds one partition, not all.
+"""
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
 from uuid import UUID
 
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryStatus
 from notify_common.process import utc_now
-from notify_database.engine import database_errors
-from notify_database.id_ranges import first_id_at, of_the_same_time
-from notify_database.models import Delivery, Notification
-from sqlalchemy import Select, exists, select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import selectinload
+from notify_database.engine import database_errors, without_transactions
+from notify_database.id_ranges import first_id_at, of_the_same_time, of_the_same_time_sql
+from sqlalchemy import Executable, Row, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.notification_status import (
-    NotificationStatus,
-    notification_status,
-    notification_status_sql,
-)
+from notify_gateway.notification_status import NotificationStatus, has_status_sql, notification_status
 from notify_gateway.schemas import (
+    AttemptView,
     DeliverySummary,
     DeliveryView,
     ListQuery,
@@ -31,114 +32,139 @@ from notify_gateway.schemas import (
 DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
 
+DELIVERY = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.updated_at"
+STORY = f"""
+    SELECT n.*, {DELIVERY}, a.attempt, a.round, a.outcome, a.error_class, a.error_code, a.provider_message_id,
+           a.started_at, a.finished_at, a.next_attempt_at
+    FROM notifications n
+    JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN :first_id AND :last_id
+    LEFT JOIN attempts a ON a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
+    WHERE n.id = :id AND n.tenant = :tenant
+    ORDER BY d.channel, a.attempt
+"""  # noqa: S608 - a constant
+ONE_DELIVERY = f"""
+    SELECT {DELIVERY} FROM deliveries d JOIN notifications n ON n.id = d.notification_id
+    WHERE d.id = :id AND n.tenant = :tenant
+"""  # noqa: S608 - a constant
+OF_ITS_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
+PAGE = f"""
+    SELECT n.*, {DELIVERY}
+    FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS n
+    JOIN deliveries d ON {OF_ITS_NOTIFICATION}
+    ORDER BY n.id DESC, d.channel
+"""  # noqa: S608 - the conditions are constants, too
+
 
 class NotificationQueries:
-    """Answers from PostgreSQL; a session lives for one answer."""
+    """Answers from PostgreSQL, one statement each."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+        self._engine = without_transactions(engine)
 
     async def get(self, tenant: str, notification_id: UUID) -> NotificationView | None:
         """The tenant's notification with every attempt, or None where there is none."""
-        # By the range of their ids, too: one partition in place of all.
-        own = Notification.deliveries.and_(Delivery.id.between(*of_the_same_time(notification_id)))
-        story = selectinload(own).selectinload(Delivery.attempts)
-        with database_errors():
-            async with AsyncSession(self._engine) as session:
-                notification = await session.get(Notification, notification_id, options=[story])
-        if notification is None or notification.tenant != tenant:
+        first_id, last_id = of_the_same_time(notification_id)
+        rows = await self._rows(STORY, id=notification_id, tenant=tenant, first_id=first_id, last_id=last_id)
+        if not rows:
             return None
-        return NotificationView(
-            **_own_fields(notification, notification.deliveries),
-            deliveries=[DeliveryView.model_validate(delivery) for delivery in notification.deliveries],
-        )
+        deliveries = [
+            DeliveryView(
+                **_delivery(of_one[0]),
+                attempts=[AttemptView.model_validate(row) for row in of_one if row.attempt is not None],
+            )
+            for of_one in _groups(rows, "delivery_id")
+        ]
+        return NotificationView(**_notification(rows[0], deliveries), deliveries=deliveries)
 
     async def delivery(self, tenant: str, delivery_id: UUID) -> DeliverySummary | None:
         """The tenant's delivery, or None where there is none."""
-        statement = (
-            select(Delivery)
-            .join(Notification, Notification.id == Delivery.notification_id)
-            .where(Delivery.id == delivery_id, Notification.tenant == tenant)
-        )
-        with database_errors():
-            async with AsyncSession(self._engine) as session:
-                delivery = await session.scalar(statement)
-        return None if delivery is None else DeliverySummary.model_validate(delivery)
+        rows = await self._rows(ONE_DELIVERY, id=delivery_id, tenant=tenant)
+        return DeliverySummary(**_delivery(rows[0])) if rows else None
 
     async def page(self, tenant: str, query: ListQuery) -> NotificationPage:
         """One page of the tenant's, newest first. A page begins after the last id of the one before."""
-        statement = select(Notification).where(Notification.tenant == tenant)
+        values: dict[str, object] = {"tenant": tenant, "limit": query.limit + 1}
+        conditions, its_deliveries = ["n.tenant = :tenant"], OF_ITS_NOTIFICATION
         created_after = query.created_after
         if query.user_id is not None:
-            statement = statement.where(Notification.user_id == query.user_id)
+            values["user_id"] = query.user_id
+            conditions.append("n.user_id = :user_id")
         elif created_after is None:
             created_after = (query.created_before or utc_now()) - DEFAULT_WINDOW
+        # Both sides of each join end where the window does: PostgreSQL walks both in the order of ids.
         if created_after is not None:
-            statement = statement.where(Notification.id >= first_id_at(created_after))
-        if query.created_before is not None:
-            statement = statement.where(Notification.id < first_id_at(query.created_before))
-        if query.cursor is not None:
-            statement = statement.where(Notification.id < query.cursor)
+            values["first_id"] = first_id_at(created_after)
+            conditions.append("n.id >= :first_id")
+            its_deliveries += " AND d.notification_id >= :first_id AND d.id >= :first_id"
+        created_before = None if query.created_before is None else first_id_at(query.created_before)
+        if ends := [end for end in (created_before, query.cursor) if end is not None]:
+            values["end_id"] = min(ends)
+            _, values["last_id"] = of_the_same_time(min(ends))
+            conditions.append("n.id < :end_id")
+            its_deliveries += " AND d.notification_id < :end_id AND d.id <= :last_id"
         if query.channel is not None:
-            over_channel = exists().where(
-                Delivery.notification_id == Notification.id, Delivery.channel == query.channel.value
-            )
-            statement = statement.where(over_channel)
+            values["channel"] = query.channel.value
+            conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {its_deliveries} AND d.channel = :channel)")
         if query.status is not None:
-            statement = statement.where(notification_status_sql() == query.status.value)
-        found = await self._summaries(statement, query.limit + 1)
+            conditions.append(has_status_sql(query.status, its_deliveries))
+        found = await self._summaries(conditions, **values)
         items = found[: query.limit]
         return NotificationPage(items=items, next_cursor=items[-1].id if len(found) > len(items) else None)
 
     async def of_user(self, tenant: str, user_id: int, status: NotificationStatus | None) -> list[NotificationSummary]:
         """A user's notifications as the first API lists them."""
-        statement = select(Notification).where(Notification.tenant == tenant, Notification.user_id == user_id)
+        conditions = ["n.tenant = :tenant", "n.user_id = :user_id"]
         if status is not None:
-            statement = statement.where(notification_status_sql() == status.value)
-        return await self._summaries(statement, USER_LIST_LIMIT)
+            conditions.append(has_status_sql(status, OF_ITS_NOTIFICATION))
+        return await self._summaries(conditions, tenant=tenant, user_id=user_id, limit=USER_LIST_LIMIT)
 
-    async def _summaries(self, statement: Select[Notification], limit: int) -> list[NotificationSummary]:
-        statement = statement.order_by(Notification.id.desc()).limit(limit)
+    async def _summaries(self, conditions: Sequence[str], **values: object) -> list[NotificationSummary]:
+        rows = await self._rows(PAGE.format(conditions=" AND ".join(conditions)), **values)
+        summaries = []
+        for of_one in _groups(rows, "id"):
+            deliveries = [DeliverySummary(**_delivery(row)) for row in of_one]
+            summaries.append(NotificationSummary(**_notification(of_one[0], deliveries), deliveries=deliveries))
+        return summaries
+
+    async def _rows(self, sql: str, **values: object) -> Sequence[Row[Any]]:
         with database_errors():
-            async with AsyncSession(self._engine) as session:
-                notifications = (await session.scalars(statement)).all()
-                deliveries = await _deliveries_of(session, notifications)
-        return [
-            NotificationSummary(
-                **_own_fields(notification, deliveries[notification.id]),
-                deliveries=[DeliverySummary.model_validate(delivery) for delivery in deliveries[notification.id]],
-            )
-            for notification in notifications
-        ]
+            async with self._engine.connect() as connection:
+                return (await connection.execute(_statement(sql), values)).all()
 
 
-async def _deliveries_of(session: AsyncSession, notifications: Sequence[Notification]) -> dict[UUID, list[Delivery]]:
-    """Of notifications that are ordered, the newest first."""
-    deliveries: dict[UUID, list[Delivery]] = {notification.id: [] for notification in notifications}
-    if notifications:
-        (first_id, _), (_, last_id) = of_the_same_time(notifications[-1].id), of_the_same_time(notifications[0].id)
-        statement = (
-            select(Delivery)
-            .where(Delivery.notification_id.in_(deliveries), Delivery.id.between(first_id, last_id))
-            .order_by(Delivery.channel)
-        )
-        for delivery in await session.scalars(statement):
-            deliveries[delivery.notification_id].append(delivery)
-    return deliveries
+@cache
+def _statement(sql: str) -> Executable:
+    """What SQLAlchemy makes of the text, once for each set of filters."""
+    return text(sql).columns(metadata=JSONB)
 
 
-def _own_fields(notification: Notification, deliveries: Sequence[Delivery]) -> dict[str, object]:
-    channels = [Channel(delivery.channel) for delivery in deliveries]
+def _groups(rows: Sequence[Row[Any]], key: str) -> list[list[Row[Any]]]:
+    """Of rows that are ordered by `key`."""
+    return [list(group) for _, group in groupby(rows, key=attrgetter(key))]
+
+
+def _delivery(row: Row[Any]) -> dict[str, Any]:
     return {
-        "id": notification.id,
-        "user_id": notification.user_id,
-        "message": notification.message,
+        "id": row.delivery_id,
+        "channel": row.channel,
+        "recipient": row.recipient,
+        "status": row.status,
+        "updated_at": row.updated_at,
+    }
+
+
+def _notification(row: Row[Any], deliveries: Sequence[DeliverySummary]) -> dict[str, Any]:
+    channels = [delivery.channel for delivery in deliveries]
+    return {
+        "id": row.id,
+        "user_id": row.user_id,
+        "message": row.message,
         "type": channels[0] if len(channels) == 1 else None,
         "channels": channels,
-        "status": notification_status(DeliveryStatus(delivery.status) for delivery in deliveries),
-        "subject": notification.subject,
-        "metadata": notification.client_metadata,
-        "created_at": notification.created_at,
-        "send_at": notification.send_at,
-        "expires_at": notification.expires_at,
+        "status": notification_status(delivery.status for delivery in deliveries),
+        "subject": row.subject,
+        "metadata": row.metadata,
+        "created_at": row.created_at,
+        "send_at": row.send_at,
+        "expires_at": row.expires_at,
     }
