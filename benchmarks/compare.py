@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import plots, tables
 from benchmarks.contenders import CONTENDERS, Contender, Running
 from benchmarks.measure import (
@@ -19,6 +17,7 @@ from benchmarks.measure import (
     find_latencies,
     warm_up,
 )
+from benchmarks.progress import say
 from benchmarks.servers import PROJECT, Servers, machine, running_servers, write_json
 
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -28,8 +27,6 @@ ROUNDS = 2
 STEP = 4.0  # seconds
 KILL_RATE = 0.4  # of what it can do
 KILL_PATIENCE = 45.0  # seconds; a lease of a killed gateway takes 30
-
-console = Console()
 
 
 def measure(contender: Contender, servers: Servers, latency: float, round_: int, logs: Path, seconds: float) -> Figures:
@@ -83,11 +80,11 @@ def main() -> None:
                 for contender in contenders:
                     figures = measure(contender, servers, latency, round_, logs, options.seconds)
                     all_figures.append(figures)
-                    _say(figures, began)
+                    _say(figures)
         for contender in contenders:
             slowest = min(each.end_to_end for each in all_figures if each.contender == contender.name)
             losses[contender.name] = lost(contender, servers, slowest, logs, options.seconds)
-            console.print(f"{_clock(began)}  {contender.name}: killed in mid-load, {losses[contender.name]}")
+            say(f"{contender.name}: killed in mid-load, {losses[contender.name]}")
     results = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": (time.monotonic() - began) / 60,
@@ -101,20 +98,16 @@ def main() -> None:
     plots.compare(results, options.results)
     if options.results == RESULTS:
         tables.write("compare", tables.compare(results))
-    console.print(f"{_clock(began)}  written to {options.results}")
+    say(f"written to {options.results}")
 
 
-def _say(figures: Figures, began: float) -> None:
-    console.print(
-        f"{_clock(began)}  round {figures.round}, latency {figures.latency} s, {figures.contender}: "
+def _say(figures: Figures) -> None:
+    say(
+        f"round {figures.round}, latency {figures.latency} s, {figures.contender}: "
         f"accepted {figures.accepted:.0f}/s, end to end {figures.end_to_end:.0f}/s (tried {_tried(figures.tried)})\n"
-        f"       CPU µs per notification: {_by_process(figures.cpu)}; peak MiB: {_by_process(figures.memory)}\n"
-        f"       POST {_milliseconds(figures.post)}; accepted to sent {_milliseconds(figures.to_sent)}"
+        f"CPU µs per notification: {tables.listed(figures.cpu)}; peak MiB: {tables.listed(figures.memory)}\n"
+        f"POST {_milliseconds(figures.post)}; accepted to sent {_milliseconds(figures.to_sent)}"
     )
-
-
-def _by_process(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.0f}" for name, value in values.items())
 
 
 def _tried(tried: Sequence[tuple[float, bool]]) -> str:
@@ -123,11 +116,6 @@ def _tried(tried: Sequence[tuple[float, bool]]) -> str:
 
 def _milliseconds(by_rate: dict[str, dict[str, float]]) -> str:
     return ", ".join(f"{rate}/s: {each['p50']:.0f}/{each['p99']:.0f} ms" for rate, each in by_rate.items()) or "-"
-
-
-def _clock(began: float) -> str:
-    minutes, seconds = divmod(int(time.monotonic() - began), 60)
-    return f"{minutes:>2}:{seconds:02}"
 
 
 if __name__ == "__main__":

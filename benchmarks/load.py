@@ -12,7 +12,7 @@ import json
 import resource
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
@@ -38,7 +38,8 @@ class Seen:
     answered: list[float] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     """Of the notifications that were accepted, in the order of `answered`."""
-    refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """Answers other than 200 and 201, by status."""
     unanswered: int = 0
     cpu: float = 0.0
     """Seconds of CPU that the generator itself has used."""
@@ -51,7 +52,8 @@ class Client:
         self.seen = Seen()
         self.requests = requests
         self._closed_until = closed_until
-        self.free: list[Connection] = []
+        # In turn: a server may close what is not used for long.
+        self.free: deque[Connection] = deque()
         self._waiting: deque[float] = deque()
         self.open = 0
 
@@ -59,7 +61,7 @@ class Client:
         """Send the request that is due now, or let it wait."""
         self.open += 1
         if self.free:
-            self.free.pop().ask(due)
+            self.free.popleft().ask(due)
         else:
             self._waiting.append(due)
 
@@ -118,7 +120,7 @@ class Connection(asyncio.Protocol):
                 at = body.index(ID) + len(ID)
                 seen.ids.append(body[at : at + ID_LENGTH].decode())
         else:
-            seen.refused += 1
+            seen.refused[status.decode()] += 1
         self._due = None
         self._client.next(self)
 

@@ -106,7 +106,7 @@ def run_step(running: Running, rate: float, seconds: float, connections: int = C
         latencies=[answered - due for due, answered in zip(seen["due"], seen["answered"], strict=True)],
         to_sent=[sent[each] - at for each, at in accepted.items() if each in sent],
         sent=sorted(sent[each] for each in accepted if each in sent),
-        failed=seen["refused"] + seen["unanswered"],
+        failed=failures(seen),
         left=left,
         cpu=cpu,
     )
@@ -125,6 +125,11 @@ def generate(
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen
+
+
+def failures(seen: dict[str, Any]) -> int:
+    """Requests that were not answered as they should be."""
+    return int(seen["unanswered"] + sum(seen["refused"].values()))
 
 
 def _load_command(url: str, rate: float, seconds: float, connections: int, paths: Path | None = None) -> list[str]:

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import plots, tables
 from benchmarks.contenders import SERVICE, Running, free_port, service_program
-from benchmarks.measure import LOAD_GENERATOR, generate
+from benchmarks.measure import LOAD_GENERATOR, failures, generate
+from benchmarks.progress import say
 from benchmarks.servers import PROJECT, Servers, machine, running_servers, write_json
 from benchmarks.stored import stored
 
@@ -42,7 +41,6 @@ TOGETHER_SECONDS = 20.0
 TOGETHER_LATENCY = 0.05  # seconds
 
 Json = dict[str, object]
-console = Console()
 
 
 @contextmanager
@@ -62,12 +60,13 @@ def backlog(servers: Servers, logs: Path, fraction: float) -> Json:
     with gateway_alone(servers, logs, WAITING_LATENCY) as running:
         for count in WAITING:
             _fill(running, int(count * fraction))
+            say(f"{_waiting(running):,} are waiting")
             _settle(running)
             running.launch(
                 service_program("telegram_sender", CONCURRENCY=str(WAITING_CONCURRENCY)),
                 service_program("status_writer"),
             )
-            time.sleep(SETTLING)
+            generate(running.url, WAITING_RATE, SETTLING)
             figures.append(_standing(running, int(count * fraction)))
             running.stop("telegram_sender", "status_writer")
     return {
@@ -124,6 +123,7 @@ def scaling(servers: Servers, logs: Path, fraction: float) -> Json:
             _await_sent(running, count)
             rate = _steady_rate(_times(running, "pg_xact_commit_timestamp(xmin)", "deliveries"))
             figures.append({"senders": senders, "deliveries": count, "rate": rate})
+            say(f"{senders}: {rate:,.0f}/s")
     return {"latency": SCALING_LATENCY, "figures": figures}
 
 
@@ -148,7 +148,7 @@ def side_by_side(servers: Servers, logs: Path, fraction: float) -> Json:
     calls = [line.split()[1] for file in ledgers.glob("*.ledger") for line in file.read_text().splitlines()]
     return {
         "gateways": 2, "senders": 4, "status_writers": 2, "rate": TOGETHER_RATE * 2, "accepted": len(accepted),
-        "refused": sum(each["refused"] + each["unanswered"] for each in seen), "sent": len(deliveries),
+        "refused": sum(map(failures, seen)), "sent": len(deliveries),
         "attempts": attempts, "provider_calls": sum(call in deliveries for call in calls),
     }  # fmt: skip
 
@@ -176,9 +176,9 @@ def main() -> None:
     with running_servers() as servers:
         versions = servers.versions()
         for name in options.only or SECTIONS:
-            console.print(f"{_clock(began)}  {name}: {SECTIONS[name].__doc__}")
+            say(f"{name}: {SECTIONS[name].__doc__}")
             sections[name] = SECTIONS[name](servers, logs, options.fraction)
-            console.print(f"{_clock(began)}  {sections[name]}")
+            say(tables.SECTIONS[name](sections[name]))
     results = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": (time.monotonic() - began) / 60,
@@ -193,12 +193,12 @@ def main() -> None:
     plots.scale(results, options.results)
     if options.results == RESULTS:
         tables.write("scale", tables.scale(results))
-    console.print(f"{_clock(began)}  written to {options.results}")
+    say(f"written to {options.results}")
 
 
 def _fill(running: Running, count: int) -> int:
-    """Post until at least `count` notifications have been accepted and published, in all; how many there are."""
-    while (missing := count - _count(running, "notifications")) > 0:
+    """Post until at least `count` notifications wait in the broker; how many there are, those of before included."""
+    while (missing := count - _waiting(running)) > 0:
         generate(running.url, 0, min(FILL_STEP, max(missing / 5000, 0.2)))
     while _count(running, "outbox"):
         time.sleep(POLL)
@@ -228,7 +228,7 @@ def _standing(running: Running, waiting: int) -> Json:
     }
     return {
         "waiting": waiting, "accepted": accepted, "sent": delivered,
-        "waiting_at_the_end": _count(running, "notifications") - _count(running, "attempts"),
+        "waiting_at_the_end": _waiting(running),
         "cpu": cpu, "memory": running.peak_memory(),
     }  # fmt: skip
 
@@ -255,6 +255,11 @@ def _count(running: Running, table: str) -> int:
     return int(str(count))
 
 
+def _waiting(running: Running) -> int:
+    """Notifications that were not attempted yet."""
+    return _count(running, "notifications") - _count(running, "attempts")
+
+
 def _times(running: Running, what: str, table: str) -> list[float]:
     """Seconds since the epoch, in order."""
     rows = running.query(f"SELECT extract(epoch FROM {what})::float FROM {table} ORDER BY 1")
@@ -269,11 +274,6 @@ def _steady_rate(times: Sequence[float]) -> float:
 
 def _per_item(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:
     return {name: (after[name] - before[name]) / count * 1e6 for name in after}
-
-
-def _clock(began: float) -> str:
-    minutes, seconds = divmod(int(time.monotonic() - began), 60)
-    return f"{minutes:>2}:{seconds:02}"
 
 
 if __name__ == "__main__":

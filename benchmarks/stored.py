@@ -8,7 +8,8 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.contenders import SERVICE, Running, service_program
-from benchmarks.measure import generate, percentiles, warm_up
+from benchmarks.measure import failures, generate, percentiles, warm_up
+from benchmarks.progress import say
 from benchmarks.servers import Servers
 
 STORED = 5_000_000
@@ -79,6 +80,7 @@ def stored(servers: Servers, logs: Path, fraction: float) -> Json:
         count = int(STORED * fraction)
         _store(servers, count)
         filled = time.monotonic() - began
+        say(f"{count:,} are stored")
         running.start(anew=False)
         reads = {name: _reads(running, paths) for name, paths in _paths(running).items()}
         return {
@@ -137,7 +139,7 @@ def _reads(running: Running, paths: list[str]) -> Json:
         file.flush()
         generate(running.url, READ_RATE, 2, paths=Path(file.name))
         seen = generate(running.url, READ_RATE, READ_SECONDS, paths=Path(file.name))
-    if seen["refused"] or seen["unanswered"]:
+    if failures(seen):
         raise SystemExit(f"{seen['refused']} refused, {seen['unanswered']} unanswered: {paths[0]}")
     return {**percentiles(_latencies(seen))}
 
@@ -153,16 +155,20 @@ def _inserts(running: Running) -> Json:
 
 def _drop(running: Running) -> Json:
     """How long it takes to drop the old partitions, and what POSTs take meanwhile."""
-    rows = "SELECT count(*) FROM notifications"
-    [[before]] = running.query(rows)
+    before = _count(running)
     # Another gateway, with a retention: it drops as it starts.
     running.launch(service_program("gateway", 2, RETENTION_DAYS=str(RETENTION_DAYS)))
     seen = generate(running.url, POST_RATE, 2 * STEP)
-    [[after]] = running.query(rows)
+    after = _count(running)
     return {
         "retention_days": RETENTION_DAYS, "before": before, "after": after - len(seen["ids"]),
-        "post": percentiles(_latencies(seen)), "refused": seen["refused"] + seen["unanswered"],
+        "post": percentiles(_latencies(seen)), "refused": failures(seen),
     }  # fmt: skip
+
+
+def _count(running: Running) -> int:
+    [[count]] = running.query("SELECT count(*) FROM notifications")
+    return int(str(count))
 
 
 def _latencies(seen: dict[str, list[float]]) -> list[float]:

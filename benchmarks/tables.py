@@ -34,7 +34,8 @@ def scale(results: Json) -> str:
         "### Goals at scale\n\n" + _scale_goals(results),
         "### With many waiting\n\n" + _backlog(results["backlog"]),
         "### With millions stored\n\n" + _stored(results["stored"]),
-        "### Several of each\n\n" + _several(results["scaling"], results["side_by_side"]),
+        "### One process alone\n\n" + _status_writer(results["status_writer"]) + "\n" + _sender(results["sender"]),
+        "### Several of each\n\n" + _scaling(results["scaling"]) + "\n" + _side_by_side(results["side_by_side"]),
     ]
     return "\n".join(parts)
 
@@ -91,7 +92,7 @@ def _contenders(results: Json, latency: float) -> str:
                 f"{sum(figures['cpu'].values()):,.0f}",
                 *(_pair(figures["post"], rate) for rate in ("200", "500")),
                 *(_pair(figures["to_sent"], rate) for rate in ("200", "500")),
-                ", ".join(f"{process} {peak:.0f}" for process, peak in figures["memory"].items()),
+                listed(figures["memory"]),
                 f"{lost['lost']:.0f} of {lost['accepted']:.0f}" if lost else "-",
             ]
         )
@@ -103,9 +104,7 @@ def _cpu(results: Json) -> str:
     rows = []
     for name in contenders(results):
         cpu = averaged(results, name, latency)["cpu"]
-        rows.append(
-            [name, f"{sum(cpu.values()):.0f}", ", ".join(f"{process} {used:.0f}" for process, used in cpu.items())]
-        )
+        rows.append([name, f"{sum(cpu.values()):.0f}", listed(cpu)])
     return table(["microseconds, latency 0", "in all", "by process"], rows)
 
 
@@ -150,21 +149,33 @@ def _scale_goals(results: Json) -> str:
     told = [(what, got, at_least, goal, unit, got <= at_least, got <= goal) for what, got, at_least, goal, unit in rows]
     for what, got, at_least, goal in (
         ("status writer alone, catching up", results["status_writer"]["rate"], 8000, 15000),
-        (_sender_alone(results["sender"]), results["sender"]["rate"], 2000, 4000),
+        (f"one sender, latency {results['sender']['latency']:g} s", results["sender"]["rate"], 2000, 4000),
     ):
         told.append((what, got, at_least, goal, "/s", got >= at_least, got >= goal))
     return goals(told)
 
 
-def _sender_alone(sender: Json) -> str:
-    return f"one sender, latency {sender['latency']:g} s, `CONCURRENCY={sender['concurrency']}`"
+def _status_writer(alone: Json) -> str:
+    return f"One status writer stores {alone['rate']:,.0f} results a second; CPU µs each: {listed(alone['cpu'])}.\n"
+
+
+def _sender(alone: Json) -> str:
+    return (
+        f"One sender with `CONCURRENCY={alone['concurrency']}` delivers {alone['rate']:,.0f} a second at a latency of "
+        f"{alone['latency']:g} s; CPU µs each: {listed(alone['cpu'])}; peak MiB: {listed(alone['memory'])}.\n"
+    )
+
+
+def listed(by_process: Mapping[str, float]) -> str:
+    """Names and values, without decimals."""
+    return ", ".join(f"{name} {value:.0f}" for name, value in by_process.items())
 
 
 def _backlog(backlog: Json) -> str:
     rows = [
         [
             f"{each['waiting']:,}", f"{each['accepted']:,}", f"{each['sent']:,}", f"{sum(each['cpu'].values()):,.0f}",
-            *(", ".join(f"{name} {value:.0f}" for name, value in each[what].items()) for what in ("cpu", "memory")),
+            *(listed(each[what]) for what in ("cpu", "memory")),
         ]
         for each in backlog["figures"]
     ]  # fmt: skip
@@ -193,17 +204,32 @@ def _stored(stored: Json) -> str:
     )
 
 
-def _several(scaling: Json, side_by_side: Json) -> str:
+def _scaling(scaling: Json) -> str:
     [alone, *_] = scaling["figures"]
     rows = [
         [f"{each['senders']}", f"{each['rate']:,.0f}", f"{each['rate'] / alone['rate']:.2f}"]
         for each in scaling["figures"]
     ]
-    return table([f"senders, latency {scaling['latency']:g} s", "sent/s", "times one"], rows) + (
-        "\n{gateways} gateways, {senders} senders and {status_writers} status writers side by side, "
+    return table([f"senders, latency {scaling['latency']:g} s", "sent/s", "times one"], rows)
+
+
+def _side_by_side(together: Json) -> str:
+    return (
+        "{gateways} gateways, {senders} senders and {status_writers} status writers side by side, "
         "{rate:,.0f} requests a second: {accepted:,} accepted, {refused:,} refused, {sent:,} sent, "
         "{attempts:,} attempts stored, {provider_calls:,} provider calls.\n"
-    ).format(**side_by_side)
+    ).format(**together)
+
+
+# Of `make bench-scale`, by name.
+SECTIONS = {
+    "status_writer": _status_writer,
+    "sender": _sender,
+    "scaling": _scaling,
+    "side_by_side": _side_by_side,
+    "backlog": _backlog,
+    "stored": _stored,
+}
 
 
 def goals(told: Iterable[tuple[str, float, float, float, str, bool, bool]]) -> str:

@@ -1,6 +1,7 @@
 """What is measured: this service, and what one would build instead as its own documentation recommends."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from benchmarks.servers import PRODUCT_PYTHON, PROJECT, Servers
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 60.0  # seconds
+PORTS = range(20_000, 30_000)
 CELERY_PROCESSES = 2
 SENT_NOTIFICATIONS = """
     SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float FROM notifications WHERE status = 'sent'
@@ -177,11 +179,12 @@ def peak_memory(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port that nobody listens on, and none of those that outgoing connections are given."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise SystemExit(f"No port is free of {PORTS}")
 
 
 def _urls(servers: Servers, latency: float) -> Environment:
