@@ -33,8 +33,8 @@ def measure(contender: Contender, servers: Servers, latency: float, round_: int,
     """All figures of one contender but for what it loses."""
     figures = Figures(contender.name, latency, round_)
     running = Running(contender, servers, latency, logs)
-    running.start()
     try:
+        running.start()
         warm_up(running)
         find_end_to_end(running, figures, seconds)
         find_latencies(running, figures, RATES, seconds)
@@ -42,8 +42,8 @@ def measure(contender: Contender, servers: Servers, latency: float, round_: int,
     finally:
         running.stop()
     alone = Running(contender, servers, latency, logs, without_sending=True)
-    alone.start()
     try:
+        alone.start()
         find_accepted(alone, figures, seconds)
     finally:
         alone.stop()
@@ -53,8 +53,8 @@ def measure(contender: Contender, servers: Servers, latency: float, round_: int,
 def lost(contender: Contender, servers: Servers, end_to_end: float, logs: Path, seconds: float) -> dict[str, float]:
     """What a `kill -9` of all its processes costs it."""
     running = Running(contender, servers, LATENCIES[-1], logs)
-    running.start()
     try:
+        running.start()
         return count_lost(running, max(KILL_RATE * end_to_end, 5.0), seconds, KILL_PATIENCE)
     finally:
         running.stop()

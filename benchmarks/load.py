@@ -12,7 +12,7 @@ import json
 import resource
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
@@ -38,7 +38,7 @@ class Seen:
     answered: list[float] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     """Of the notifications that were accepted, in the order of `answered`."""
-    refused: Counter[str] = field(default_factory=Counter)
+    refused: dict[str, int] = field(default_factory=dict)
     """Answers other than 200 and 201, by status."""
     unanswered: int = 0
     cpu: float = 0.0
@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
                 at = body.index(ID) + len(ID)
                 seen.ids.append(body[at : at + ID_LENGTH].decode())
         else:
-            seen.refused[status.decode()] += 1
+            seen.refused[status.decode()] = seen.refused.get(status.decode(), 0) + 1
         self._due = None
         self._client.next(self)
 

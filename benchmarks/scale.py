@@ -47,8 +47,8 @@ Json = dict[str, object]
 def gateway_alone(servers: Servers, logs: Path, latency: float = 0.0) -> Iterator[Running]:
     """The service on empty servers with its gateway only; everything else is started by who asks."""
     running = Running(SERVICE, servers, latency, logs, without_sending=True)
-    running.start()
     try:
+        running.start()
         yield running
     finally:
         running.stop()

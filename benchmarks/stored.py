@@ -69,8 +69,8 @@ CHUNK = 250_000
 def stored(servers: Servers, logs: Path, fraction: float) -> Json:
     """GETs, POSTs and the dropping of partitions with millions of notifications stored."""
     running = Running(SERVICE, servers, 0.0, logs)
-    running.start()
     try:
+        running.start()
         warm_up(running)
         empty = _inserts(running)
         running.stop()

@@ -1,7 +1,6 @@
 """What is measured: this service, and what one would build instead as its own documentation recommends."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from benchmarks.servers import PRODUCT_PYTHON, PROJECT, Servers
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 60.0  # seconds
-PORTS = range(20_000, 30_000)
+PORTS = iter(range(20_000, 30_000))
 CELERY_PROCESSES = 2
 SENT_NOTIFICATIONS = """
     SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float FROM notifications WHERE status = 'sent'
@@ -131,7 +130,7 @@ class Running:
         """What the contender's database says."""
         with psycopg.connect(self.servers.database_url, autocommit=True) as connection:
             cursor = connection.execute(statement)
-            return cursor.fetchall() if cursor.description else []
+            return [] if cursor.description is None else cursor.fetchall()
 
     def cpu(self) -> dict[str, float]:
         """Seconds of CPU so far by process, its children and both servers included."""
@@ -143,9 +142,12 @@ class Running:
         return {name: peak_memory(process.pid) for name, process in self.processes.items()}
 
     def _await_ready(self, program: Program, deadline: float) -> None:
-        while program.ready is not None:
-            if self.processes[program.name].poll() is not None:
-                raise SystemExit(f"{self.contender.name}: {program.name} ended; its log is in {self.logs}")
+        while True:
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    raise SystemExit(f"{self.contender.name}: {name} ended; its log is in {self.logs}")
+            if program.ready is None:
+                return
             with suppress(httpx.TransportError):
                 if httpx.get(program.ready, timeout=10, trust_env=False).is_success:
                     return
@@ -179,12 +181,12 @@ def peak_memory(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and none of those that outgoing connections are given."""
-    for port in random.sample(PORTS, len(PORTS)):
+    """A port that nobody listens on, was told before, or is given for a connection of its own."""
+    for port in PORTS:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise SystemExit(f"No port is free of {PORTS}")
+    raise SystemExit("No port is free")
 
 
 def _urls(servers: Servers, latency: float) -> Environment:
