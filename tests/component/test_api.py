@@ -224,7 +224,9 @@ async def test_all_filters_of_the_list_go_together(api: httpx.AsyncClient, engin
     stored = [(await api.get(f"/api/notifications/{id_}")).json() for id_ in sorted(created_ids, reverse=True)]
     times = [each["created_at"] for each in stored]
     for user, status, channel in product((None, 1), (None, "sent", "failed"), (None, "email")):
-        for first, end, cursor in product((None, times[-3]), (None, times[2]), (None, stored[4]["id"])):
+        for first, end, cursor in product(
+            (None, times[-3]), (None, times[2]), (None, stored[4]["id"], str(UUID(int=2**128 - 1)))
+        ):
             query = {
                 "user_id": user, "status": status, "channel": channel, "created_after": first, "created_before": end,
                 "cursor": cursor,
@@ -235,8 +237,8 @@ async def test_all_filters_of_the_list_go_together(api: httpx.AsyncClient, engin
                 if user in (None, each["user_id"])
                 and status in (None, each["status"])
                 and (channel is None or channel in each["channels"])
-                and (first is None or each["created_at"] >= first)
-                and (end is None or each["created_at"] < end)
+                and (first is None or datetime.fromisoformat(each["created_at"]) >= datetime.fromisoformat(first))
+                and (end is None or datetime.fromisoformat(each["created_at"]) < datetime.fromisoformat(end))
                 and (cursor is None or each["id"] < cursor)
             ]
             asked = {name: value for name, value in query.items() if value is not None}

@@ -163,7 +163,7 @@ def new_notification(request: NotificationRequest, tenant: str) -> NewNotificati
         request=request,
         deliveries=tuple(
             DeliveryRequested(
-                # The notification's own time: both fall into the same range of ids.
+                # The notification's own time: that is where its deliveries are looked for.
                 delivery_id=new_id(created_at),
                 notification_id=notification_id,
                 user_id=request.user_id,

@@ -15,12 +15,11 @@ from notify_common.process import utc_now
 from notify_database.engine import database_errors, without_transactions
 from notify_database.id_ranges import first_id_at, of_the_same_time, of_the_same_time_sql
 from sqlalchemy import Executable, Row, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.notification_status import NotificationStatus, has_status_sql, notification_status
 from notify_gateway.schemas import (
-    AttemptView,
     DeliverySummary,
     DeliveryView,
     ListQuery,
@@ -32,15 +31,19 @@ from notify_gateway.schemas import (
 DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
 
+# By name: a column more must not change the type of a statement that is prepared already.
+NOTIFICATION = "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at"
 DELIVERY = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.updated_at"
 STORY = f"""
-    SELECT n.*, {DELIVERY}, a.attempt, a.round, a.outcome, a.error_class, a.error_code, a.provider_message_id,
-           a.started_at, a.finished_at, a.next_attempt_at
+    SELECT {NOTIFICATION}, {DELIVERY}, story.attempts
     FROM notifications n
     JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN :first_id AND :last_id
-    LEFT JOIN attempts a ON a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
+    CROSS JOIN LATERAL (
+        SELECT json_agg(a ORDER BY a.attempt) AS attempts
+        FROM attempts a WHERE a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
+    ) AS story
     WHERE n.id = :id AND n.tenant = :tenant
-    ORDER BY d.channel, a.attempt
+    ORDER BY d.channel
 """  # noqa: S608 - a constant
 ONE_DELIVERY = f"""
     SELECT {DELIVERY} FROM deliveries d JOIN notifications n ON n.id = d.notification_id
@@ -48,7 +51,7 @@ ONE_DELIVERY = f"""
 """  # noqa: S608 - a constant
 OF_ITS_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
 PAGE = f"""
-    SELECT n.*, {DELIVERY}
+    SELECT {NOTIFICATION}, {DELIVERY}
     FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS n
     JOIN deliveries d ON {OF_ITS_NOTIFICATION}
     ORDER BY n.id DESC, d.channel
@@ -67,13 +70,7 @@ class NotificationQueries:
         rows = await self._rows(STORY, id=notification_id, tenant=tenant, first_id=first_id, last_id=last_id)
         if not rows:
             return None
-        deliveries = [
-            DeliveryView(
-                **_delivery(of_one[0]),
-                attempts=[AttemptView.model_validate(row) for row in of_one if row.attempt is not None],
-            )
-            for of_one in _groups(rows, "delivery_id")
-        ]
+        deliveries = [DeliveryView(**_delivery(row), attempts=row.attempts or []) for row in rows]
         return NotificationView(**_notification(rows[0], deliveries), deliveries=deliveries)
 
     async def delivery(self, tenant: str, delivery_id: UUID) -> DeliverySummary | None:
@@ -91,7 +88,7 @@ class NotificationQueries:
             conditions.append("n.user_id = :user_id")
         elif created_after is None:
             created_after = (query.created_before or utc_now()) - DEFAULT_WINDOW
-        # Both sides of each join end where the window does: PostgreSQL walks both in the order of ids.
+        # Both sides of the joins with a filter end where the window does: PostgreSQL walks them in the order of ids.
         if created_after is not None:
             values["first_id"] = first_id_at(created_after)
             conditions.append("n.id >= :first_id")
@@ -121,7 +118,8 @@ class NotificationQueries:
     async def _summaries(self, conditions: Sequence[str], **values: object) -> list[NotificationSummary]:
         rows = await self._rows(PAGE.format(conditions=" AND ".join(conditions)), **values)
         summaries = []
-        for of_one in _groups(rows, "id"):
+        for _, group in groupby(rows, key=attrgetter("id")):
+            of_one = list(group)
             deliveries = [DeliverySummary(**_delivery(row)) for row in of_one]
             summaries.append(NotificationSummary(**_notification(of_one[0], deliveries), deliveries=deliveries))
         return summaries
@@ -135,12 +133,7 @@ class NotificationQueries:
 @cache
 def _statement(sql: str) -> Executable:
     """What SQLAlchemy makes of the text, once for each set of filters."""
-    return text(sql).columns(metadata=JSONB)
-
-
-def _groups(rows: Sequence[Row[Any]], key: str) -> list[list[Row[Any]]]:
-    """Of rows that are ordered by `key`."""
-    return [list(group) for _, group in groupby(rows, key=attrgetter(key))]
+    return text(sql).columns(metadata=JSONB, attempts=JSON)
 
 
 def _delivery(row: Row[Any]) -> dict[str, Any]:

@@ -132,8 +132,6 @@ class NotificationRequest(BaseModel):
 class AttemptView(BaseModel):
     """One call of the provider."""
 
-    model_config = ConfigDict(from_attributes=True)
-
     number: int = Field(validation_alias="attempt")
     round: int
     outcome: Outcome
@@ -147,8 +145,6 @@ class AttemptView(BaseModel):
 
 class DeliverySummary(BaseModel):
     """The notification over one channel."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     id: UUID
     channel: Channel
