@@ -11,10 +11,10 @@ from typing import Any
 
 from benchmarks.contenders import Running
 from benchmarks.servers import PROJECT
+from benchmarks.tables import LOAD_GENERATOR
 
 BODY = json.dumps({"user_id": 123, "message": "Your code: 11111", "type": "telegram"})
 CONNECTIONS = 64
-LOAD_GENERATOR = "load generator"
 DRAIN_TIMEOUT = 5.0  # seconds for what is on its way after a step; more left than that and the contender begins anew
 WARM_UP = (100.0, 1.0)  # requests a second, seconds
 # Of a step: the rates are taken after the first part of it, in which caches and connections still warm up.

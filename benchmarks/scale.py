@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import plots, tables
 from benchmarks.contenders import SERVICE, Running, free_port, service_program
-from benchmarks.measure import LOAD_GENERATOR, failures, generate
+from benchmarks.measure import failures, generate
 from benchmarks.progress import say
 from benchmarks.servers import PROJECT, Servers, machine, running_servers, write_json
 from benchmarks.stored import stored
@@ -142,14 +142,13 @@ def side_by_side(servers: Servers, logs: Path, fraction: float) -> Json:
             seen = list(pool.map(lambda url: generate(url, TOGETHER_RATE, seconds), urls))
         accepted = {id_ for each in seen for id_ in each["ids"]}
         _await_sent(running, len(accepted))
-        known = "SELECT id::text FROM deliveries WHERE status = 'sent'"
-        deliveries = {str(id_) for [id_] in running.query(known)}
-        [[attempts]] = running.query("SELECT count(*) FROM attempts")
-    calls = [line.split()[1] for file in ledgers.glob("*.ledger") for line in file.read_text().splitlines()]
+        _await(running, lambda: not _waiting(running))
+        [[sent]] = running.query(SERVICE.count)
+        attempts = _count(running, "attempts")
+    calls = [line for file in ledgers.glob("*.ledger") for line in file.read_text().splitlines()]
     return {
         "gateways": 2, "senders": 4, "status_writers": 2, "rate": TOGETHER_RATE * 2, "accepted": len(accepted),
-        "refused": sum(map(failures, seen)), "sent": len(deliveries),
-        "attempts": attempts, "provider_calls": sum(call in deliveries for call in calls),
+        "failed": sum(map(failures, seen)), "sent": sent, "attempts": attempts, "provider_calls": len(calls),
     }  # fmt: skip
 
 
@@ -214,22 +213,22 @@ def _settle(running: Running) -> None:
 
 
 def _standing(running: Running, waiting: int) -> Json:
-    before, began = running.cpu(), time.time()
+    before = running.cpu()
     seen = generate(running.url, WAITING_RATE, WAITING_SECONDS)
-    after, ended = running.cpu(), time.time()
-    [[sent]] = running.query(
-        "SELECT count(*) FROM deliveries WHERE status = 'sent' "
-        f"AND pg_xact_commit_timestamp(xmin) BETWEEN to_timestamp({began}) AND to_timestamp({ended})"
+    after = running.cpu()
+    began, ended = seen["began"], seen["began"] + WAITING_SECONDS
+    [[in_time, sent_in_all]] = running.query(
+        f"SELECT count(*) FILTER (WHERE at < to_timestamp({ended})), count(*) "
+        "FROM (SELECT pg_xact_commit_timestamp(xmin) AS at FROM deliveries WHERE status = 'sent') AS sent "
+        f"WHERE at >= to_timestamp({began})"
     )
-    accepted, delivered = len(seen["ids"]), int(str(sent))
-    items = {"gateway": accepted, "telegram_sender": delivered, "status_writer": delivered}
-    cpu = {name: (after[name] - before[name]) / items.get(name, (accepted + delivered) / 2) * 1e6 for name in after} | {
-        LOAD_GENERATOR: seen["cpu"] / accepted * 1e6
-    }
+    accepted, sent = len(seen["ids"]), int(str(sent_in_all))
+    items = {"gateway": accepted, "telegram_sender": sent, "status_writer": sent}
+    cpu = {name: (after[name] - before[name]) / items.get(name, (accepted + sent) / 2) * 1e6 for name in after}
     return {
-        "waiting": waiting, "accepted": accepted, "sent": delivered,
-        "waiting_at_the_end": _waiting(running),
-        "cpu": cpu, "memory": running.peak_memory(),
+        "waiting": waiting, "accepted": sum(at < ended for at in seen["answered"]) / WAITING_SECONDS,
+        "sent": int(str(in_time)) / WAITING_SECONDS, "failed": failures(seen), "waiting_at_the_end": _waiting(running),
+        "cpu": cpu | {tables.LOAD_GENERATOR: seen["cpu"] / accepted * 1e6}, "memory": running.peak_memory(),
     }  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """Reads and inserts with millions of notifications stored, and the dropping of what is too old."""
 
+import random
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -19,7 +22,8 @@ READ_RATE = 100.0  # a second
 READ_SECONDS = 20.0
 POST_RATE = 200.0  # a second
 STEP = 10.0  # seconds
-PATHS = 2000
+WARM_UP = 2.0  # seconds
+PATHS = int(READ_RATE * (WARM_UP + READ_SECONDS))
 RETENTION_DAYS = 8
 
 Json = dict[str, object]
@@ -118,30 +122,37 @@ def _first_id(at: datetime) -> str:
 
 
 def _paths(running: Running) -> dict[str, list[str]]:
-    ids = running.query(f"SELECT id::text FROM notifications TABLESAMPLE SYSTEM (1) ORDER BY random() LIMIT {PATHS}")
-    users = running.query(f"SELECT 1 + floor(random() * {USERS})::int FROM generate_series(1, {PATHS})")
-    recent = running.query(
-        "SELECT id::text FROM notifications WHERE created_at > now() - interval '20 hours' ORDER BY random() LIMIT 500"
-    )
+    """Each kind of read, every time another one."""
+    some = f"ORDER BY random() LIMIT {PATHS}"
+    ids = running.query(f"SELECT id::text FROM notifications TABLESAMPLE BERNOULLI (0.1) {some}")
+    recent = running.query(f"SELECT id::text FROM notifications WHERE created_at > now() - interval '20 hours' {some}")
+    users = [1 + int(random.random() * USERS) for _ in range(PATHS)]
+    now = datetime.now(UTC)
+    times = [f"{now - timedelta(days=WEEKS * 7 - 1) * random.random():%Y-%m-%dT%H:%M:%SZ}" for _ in range(PATHS)]
     base = "/api/notifications"
     return {
         "one notification": [f"{base}/{id_}" for [id_] in ids],
-        "one user's, 50 a page": [f"{base}?user_id={user}" for [user] in users],
-        "the newest, 50 a page": [base],
-        "a page of the last day": [f"{base}?cursor={id_}" for [id_] in recent],
-        "the failed of the last day": [f"{base}?status=failed"],
+        "one user's, 50 a page": [f"{base}?user_id={user}" for user in users],
+        "the newest of a day, 50 a page": [f"{base}?created_before={time}" for time in times],
+        "a later page of the last day": [f"{base}?cursor={id_}" for [id_] in recent],
+        "the failed of a day": [f"{base}?status=failed&created_before={time}" for time in times],
     }
 
 
 def _reads(running: Running, paths: list[str]) -> Json:
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write("\n".join(paths))
-        file.flush()
-        generate(running.url, READ_RATE, 2, paths=Path(file.name))
-        seen = generate(running.url, READ_RATE, READ_SECONDS, paths=Path(file.name))
+    warm_up = int(READ_RATE * WARM_UP)
+    _get(running, paths[:warm_up], WARM_UP)
+    seen = _get(running, paths[warm_up:], READ_SECONDS)
     if failures(seen):
         raise SystemExit(f"{seen['refused']} refused, {seen['unanswered']} unanswered: {paths[0]}")
     return {**percentiles(_latencies(seen))}
+
+
+def _get(running: Running, paths: list[str], seconds: float) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write("\n".join(paths))
+        file.flush()
+        return generate(running.url, READ_RATE, seconds, paths=Path(file.name))
 
 
 def _inserts(running: Running) -> Json:
@@ -150,20 +161,41 @@ def _inserts(running: Running) -> Json:
     running.stop("telegram_sender", "status_writer")
     full = generate(running.url, 0, STEP)
     running.launch(service_program("telegram_sender"), service_program("status_writer"))
-    return {**percentiles(_latencies(seen)), "accepted": len(full["ids"]) / STEP}
+    accepted = sum(at < full["began"] + STEP for at in full["answered"])
+    return {**percentiles(_latencies(seen)), "accepted": accepted / STEP}
 
 
 def _drop(running: Running) -> Json:
-    """How long it takes to drop the old partitions, and what POSTs take meanwhile."""
-    before = _count(running)
-    # Another gateway, with a retention: it drops as it starts.
-    running.launch(service_program("gateway", 2, RETENTION_DAYS=str(RETENTION_DAYS)))
-    seen = generate(running.url, POST_RATE, 2 * STEP)
-    after = _count(running)
+    """What POSTs take while the old partitions are dropped, and how long that takes."""
+    while running.query("SELECT id FROM deliveries WHERE status IN ('pending', 'retrying') LIMIT 1"):
+        time.sleep(1)
+    before, partitions = _count(running), _old_partitions(running)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(generate, running.url, POST_RATE, 2 * STEP)
+        time.sleep(STEP / 2)
+        began = time.time()
+        # Another gateway, with a retention: it drops as it starts.
+        running.launch(service_program("gateway", 2, RETENTION_DAYS=str(RETENTION_DAYS)))
+        while _old_partitions(running):
+            time.sleep(0.01)
+        ended = time.time()
+        seen = loading.result()
+    meanwhile = [
+        answered - due for due, answered in zip(seen["due"], seen["answered"], strict=True) if began <= due < ended
+    ]
     return {
-        "retention_days": RETENTION_DAYS, "before": before, "after": after - len(seen["ids"]),
-        "post": percentiles(_latencies(seen)), "refused": failures(seen),
+        "retention_days": RETENTION_DAYS, "partitions": partitions, "before": before,
+        "after": _count(running) - len(seen["ids"]), "seconds": ended - began, "post": percentiles(meanwhile),
+        "failed": failures(seen),
     }  # fmt: skip
+
+
+def _old_partitions(running: Running) -> int:
+    [[count]] = running.query(
+        "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname ~ '_until_[0-9]{8}$' "
+        f"AND to_date(right(relname, 8), 'YYYYMMDD') + {RETENTION_DAYS} <= current_date"
+    )
+    return int(str(count))
 
 
 def _count(running: Running) -> int:

@@ -8,14 +8,18 @@ from typing import Any
 
 Json = dict[str, Any]
 SERVICE = "this service"
+LOAD_GENERATOR = "load generator"
 README = Path(__file__).with_name("README.md")
 
 
 def write(section: str, text: str) -> None:
     """Put `text` into its section of the README."""
     begin, end = f"<!-- {section}: begin -->\n", f"<!-- {section}: end -->"
-    before, _, rest = README.read_text().partition(begin)
-    README.write_text(before + begin + text + end + rest.partition(end)[2])
+    before, begun, rest = README.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise SystemExit(f"{README} has no section {section}")
+    README.write_text(before + begin + text + end + after)
 
 
 def compare(results: Json) -> str:
@@ -138,7 +142,7 @@ def _goals(results: Json) -> str:
 def _scale_goals(results: Json) -> str:
     standing = {each["waiting"]: each for each in results["backlog"]["figures"]}
     least, middle, most = (standing[waiting] for waiting in sorted(standing))
-    cpu = sum(most["cpu"].values()) / sum(least["cpu"].values())
+    cpu = _service_cpu(most) / _service_cpu(least)
     memory = max(middle["memory"].values())
     reads = results["stored"]["reads"]
     rows = [
@@ -153,6 +157,10 @@ def _scale_goals(results: Json) -> str:
     ):
         told.append((what, got, at_least, goal, "/s", got >= at_least, got >= goal))
     return goals(told)
+
+
+def _service_cpu(standing: Json) -> float:
+    return sum(used for name, used in standing["cpu"].items() if name != LOAD_GENERATOR)
 
 
 def _status_writer(alone: Json) -> str:
@@ -174,15 +182,18 @@ def listed(by_process: Mapping[str, float]) -> str:
 def _backlog(backlog: Json) -> str:
     rows = [
         [
-            f"{each['waiting']:,}", f"{each['accepted']:,}", f"{each['sent']:,}", f"{sum(each['cpu'].values()):,.0f}",
+            f"{each['waiting']:,}", f"{each['accepted']:,.0f}", f"{each['sent']:,.0f}",
+            f"{each['waiting_at_the_end']:,}", f"{_service_cpu(each):,.0f}",
             *(listed(each[what]) for what in ("cpu", "memory")),
         ]
         for each in backlog["figures"]
     ]  # fmt: skip
+    failed = sum(each["failed"] for each in backlog["figures"])
     return (
-        f"{backlog['rate']:,.0f} a second are accepted for {backlog['seconds']:g} s while the sender sends as many "
+        f"{backlog['rate']:,.0f} requests a second for {backlog['seconds']:g} s, {failed} of them not accepted, "
+        "and a sender that can send a few more "
         f"(latency {backlog['latency']:g} s, `CONCURRENCY={backlog['concurrency']}`).\n\n"
-    ) + table(["waiting", "accepted", "sent", "CPU µs each", "by process", "peak MiB"], rows)
+    ) + table(["waiting", "accepted/s", "sent/s", "waiting at the end", "CPU µs each", "by process", "peak MiB"], rows)
 
 
 def _stored(stored: Json) -> str:
@@ -193,14 +204,16 @@ def _stored(stored: Json) -> str:
             ("none", stored["inserts"]["empty"]), (f"{stored['stored']:,}", stored["inserts"]["stored"])
         )
     ]  # fmt: skip
-    drop = stored["drop"]
+    drop, rate = stored["drop"], f"{stored['post_rate']:.0f}/s"
     return (
         table([f"`GET` at {stored['read_rate']:.0f}/s, {stored['stored']:,} stored", "p50 ms", "p99 ms"], reads)
         + "\n"
-        + table([f"`POST` at {stored['post_rate']:.0f}/s, stored", "p50 ms", "p99 ms", "accepted/s"], inserts)
-        + f"\nWith `RETENTION_DAYS={drop['retention_days']}`, {drop['before'] - drop['after']:,} of {drop['before']:,} "
-        f"were dropped, by partitions, under {stored['post_rate']:.0f} POSTs a second: "
-        f"p50 {drop['post']['p50']:.1f} ms, p99 {drop['post']['p99']:.1f} ms, {drop['refused']} refused.\n"
+        + table(["stored", f"`POST` at {rate}, p50 ms", "p99 ms", "accepted/s, nothing sent"], inserts)
+        + f"\nA gateway with `RETENTION_DAYS={drop['retention_days']}` starts, and {drop['seconds']:.1f} s later it has "
+        f"dropped {drop['partitions']} tables with {drop['before'] - drop['after']:,} of {drop['before']:,} "
+        "notifications. "
+        f"`POST` at {rate} meanwhile: p50 {drop['post']['p50']:.1f} ms, p99 {drop['post']['p99']:.1f} ms, "
+        f"{drop['failed']} not accepted.\n"
     )
 
 
@@ -216,7 +229,7 @@ def _scaling(scaling: Json) -> str:
 def _side_by_side(together: Json) -> str:
     return (
         "{gateways} gateways, {senders} senders and {status_writers} status writers side by side, "
-        "{rate:,.0f} requests a second: {accepted:,} accepted, {refused:,} refused, {sent:,} sent, "
+        "{rate:,.0f} requests a second: {accepted:,} accepted, {failed:,} not, {sent:,} sent, "
         "{attempts:,} attempts stored, {provider_calls:,} provider calls.\n"
     ).format(**together)
 
