@@ -209,8 +209,8 @@ def _stored(stored: Json) -> str:
         table([f"`GET` at {stored['read_rate']:.0f}/s, {stored['stored']:,} stored", "p50 ms", "p99 ms"], reads)
         + "\n"
         + table(["stored", f"`POST` at {rate}, p50 ms", "p99 ms", "accepted/s, nothing sent"], inserts)
-        + f"\nA gateway with `RETENTION_DAYS={drop['retention_days']}` starts, and {drop['seconds']:.1f} s later it has "
-        f"dropped {drop['partitions']} tables with {drop['before'] - drop['after']:,} of {drop['before']:,} "
+        + f"\nA gateway with `RETENTION_DAYS={drop['retention_days']}` starts, and {drop['seconds']:.1f} s later it "
+        f"has dropped {drop['partitions']} tables with {drop['before'] - drop['after']:,} of {drop['before']:,} "
         "notifications. "
         f"`POST` at {rate} meanwhile: p50 {drop['post']['p50']:.1f} ms, p99 {drop['post']['p99']:.1f} ms, "
         f"{drop['failed']} not accepted.\n"

@@ -1,12 +1,18 @@
 """What the benchmarks' README says is what was measured."""
 
+from collections.abc import Callable
+
+import pytest
 from support.servers import PROJECT
 
 from benchmarks import tables
 
-RESULTS = PROJECT / "benchmarks" / "results"
+FOLDER = PROJECT / "benchmarks"
 
 
-def test_every_figure_of_the_readme_comes_from_the_raw_results() -> None:
-    text = tables.compare(tables.read(RESULTS / "compare.json"))
-    assert text in (PROJECT / "benchmarks" / "README.md").read_text()
+@pytest.mark.parametrize(("results", "told"), [("compare", tables.compare), ("scale", tables.scale)])
+def test_every_figure_of_the_readme_comes_from_the_raw_results(
+    results: str, told: Callable[[tables.Json], str]
+) -> None:
+    text = told(tables.read(FOLDER / "results" / f"{results}.json"))
+    assert f"<!-- {results}: begin -->\n{text}<!-- {results}: end -->" in (FOLDER / "README.md").read_text()
