@@ -160,7 +160,7 @@ def _scale_goals(results: Json) -> str:
 
 
 def _service_cpu(standing: Json) -> float:
-    return sum(used for name, used in standing["cpu"].items() if name != LOAD_GENERATOR)
+    return float(sum(used for name, used in standing["cpu"].items() if name != LOAD_GENERATOR))
 
 
 def _status_writer(alone: Json) -> str:

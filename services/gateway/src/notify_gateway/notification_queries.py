@@ -88,17 +88,20 @@ class NotificationQueries:
             conditions.append("n.user_id = :user_id")
         elif created_after is None:
             created_after = (query.created_before or utc_now()) - DEFAULT_WINDOW
-        # Both sides of the joins with a filter end where the window does: PostgreSQL walks them in the order of ids.
+        window = ""
         if created_after is not None:
             values["first_id"] = first_id_at(created_after)
             conditions.append("n.id >= :first_id")
-            its_deliveries += " AND d.notification_id >= :first_id AND d.id >= :first_id"
+            window += " AND d.notification_id >= :first_id"
         created_before = None if query.created_before is None else first_id_at(query.created_before)
         if ends := [end for end in (created_before, query.cursor) if end is not None]:
             values["end_id"] = min(ends)
-            _, values["last_id"] = of_the_same_time(min(ends))
             conditions.append("n.id < :end_id")
-            its_deliveries += " AND d.notification_id < :end_id AND d.id <= :last_id"
+            window += " AND d.notification_id < :end_id"
+        if query.user_id is None:
+            # Filters join many: both sides are walked in the order of the notifications' ids, until the page is full.
+            # With the ranges of the deliveries' own ids the planner would expect too few to stop there.
+            its_deliveries = f"d.notification_id = n.id{window}"
         if query.channel is not None:
             values["channel"] = query.channel.value
             conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {its_deliveries} AND d.channel = :channel)")
