@@ -48,7 +48,8 @@ STATE = text("""
     FROM deliveries d
 """)
 ANSWERS: list[ProviderFailure | None] = [
-    None, TemporaryFailure("busy"), *[PermanentFailure("blocked")] * 2, Throttled("slower", timedelta(seconds=1))
+    None, TemporaryFailure("busy"), *[PermanentFailure("blocked")] * 2,
+    Throttled("slower", retry_after=timedelta(seconds=1)),
 ]  # fmt: skip
 Result = TypeVar("Result")
 

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from notify_common.channels import Channel
 from notify_common.messages import Content, DeliveryRequested, ErrorClass, Outcome
 from notify_common.sending.attempt import ProviderAnswer, call_provider, decide, expired
-from notify_common.sending.provider import PermanentFailure, ProviderFailure, TemporaryFailure, Throttled
+from notify_common.sending.provider import (
+    PermanentFailure,
+    ProviderFailure,
+    TemporaryFailure,
+    Throttled,
+    UnknownOutcome,
+    Unreachable,
+)
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.simulator import Simulator
 from support.fakes import FakeProvider
@@ -76,7 +83,9 @@ def test_a_permanent_failure_is_final_at_once() -> None:
 
 
 def test_a_throttled_call_is_an_attempt_and_not_a_failure() -> None:
-    decision = decide(request(attempt=5, failures=2), answer(Throttled("slow down", timedelta(seconds=30))), SCHEDULE)
+    decision = decide(
+        request(attempt=5, failures=2), answer(Throttled("slow down", retry_after=timedelta(seconds=30))), SCHEDULE
+    )
     assert (decision.result.outcome, decision.result.failures) == (Outcome.THROTTLED, 2)
     assert decision.next_request is not None
     assert (decision.next_request.attempt, decision.next_request.failures) == (6, 2)
@@ -93,7 +102,7 @@ def test_a_round_makes_at_most_its_budget_of_failures_whatever_happens(outcomes:
     schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=budget)
     current, failures = request(), 0
     for number, outcome in enumerate(outcomes, start=1):
-        failure = TemporaryFailure("x") if outcome == "temporary" else Throttled("x", timedelta(seconds=1))
+        failure = TemporaryFailure("x") if outcome == "temporary" else Throttled("x", retry_after=timedelta(seconds=1))
         failures += outcome == "temporary"
         decision = decide(current, answer(failure), schedule)
         assert (decision.result.attempt, decision.result.failures) == (number, failures)
@@ -123,3 +132,52 @@ async def test_the_simulator_never_fails_at_0_and_always_at_1(probability: float
     simulator = Simulator(latency=0, error_probability=probability)
     answers = [await call_provider(simulator, request(), timeout=1, started_at=NOW) for _ in range(200)]
     assert {answer.failure is not None for answer in answers} == {fails}
+
+
+@pytest.mark.parametrize(
+    ("failure", "outcome", "error_class"),
+    [
+        (Unreachable("connect"), Outcome.RETRYING, ErrorClass.UNREACHABLE),
+        (Throttled("smtp_421"), Outcome.THROTTLED, ErrorClass.THROTTLED),
+    ],
+)
+def test_what_is_not_the_deliverys_fault_costs_no_budget_and_waits_ever_longer(
+    failure: ProviderFailure, outcome: Outcome, error_class: ErrorClass
+) -> None:
+    wanted, waits = request(failures=2), []
+    now = NOW
+    for _ in range(6):
+        decision = decide(wanted, ProviderAnswer(now, now, failure=failure), SCHEDULE)
+        assert (decision.result.outcome, decision.result.error_class) == (outcome, error_class)
+        assert decision.result.failures == 2
+        assert decision.next_request is not None
+        assert decision.next_request.waiting_since == NOW
+        wanted = decision.next_request
+        assert wanted.not_before is not None
+        waits.append((wanted.not_before - now).total_seconds())
+        now = wanted.not_before
+    assert waits == [1, 1, 2, 4, 8, 16]
+
+
+def test_the_longest_wait_ends_it() -> None:
+    late = NOW + SCHEDULE.max_wait
+    waiting = request(attempt=9).model_copy(update={"waiting_since": NOW})
+    decision = decide(waiting, ProviderAnswer(late, late, failure=Unreachable("connect")), SCHEDULE)
+    assert decision.next_request is None
+    result = decision.result
+    assert (result.outcome, result.error_class) == (Outcome.FAILED, ErrorClass.UNREACHABLE)
+
+
+def test_a_failure_of_its_own_begins_the_waiting_anew() -> None:
+    waiting = request(attempt=2).model_copy(update={"waiting_since": NOW})
+    decision = decide(waiting, answer(TemporaryFailure("busy")), SCHEDULE)
+    assert decision.next_request is not None
+    assert decision.next_request.waiting_since is None
+
+
+def test_an_unknown_outcome_is_tried_again_and_marked() -> None:
+    decision = decide(request(), answer(UnknownOutcome("connection_lost", "it broke")), SCHEDULE)
+    result = decision.result
+    assert (result.outcome, result.error_class, result.failures) == (Outcome.RETRYING, ErrorClass.UNKNOWN, 1)
+    assert (result.error_code, result.error_text) == ("connection_lost", "it broke")
+    assert decision.next_request is not None

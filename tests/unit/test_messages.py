@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from notify_common.messages import DeliveryRequested, DeliveryResults, ResultsEnvelope, StatusChanges
@@ -11,12 +12,20 @@ GOLDEN = Path(__file__).with_name("golden")
 MESSAGES = (DeliveryRequested, DeliveryResults, StatusChanges)
 
 
+def _of_then(written: Any, golden: Any) -> Any:
+    """What is written, without the fields that are newer than the golden message."""
+    if isinstance(golden, dict):
+        return {key: _of_then(written[key], golden[key]) for key in golden}
+    if isinstance(golden, list):
+        return [_of_then(*pair) for pair in zip(written, golden, strict=True)]
+    return written
+
+
 @pytest.mark.parametrize("model", MESSAGES)
 def test_the_golden_message_is_read_and_written_back(model: type[BaseModel]) -> None:
     golden = (GOLDEN / f"{model.__name__}.json").read_text()
     written = json.loads(model.model_validate_json(golden).model_dump_json())
-    # Newer fields may be written besides.
-    assert {key: written[key] for key in json.loads(golden)} == json.loads(golden)
+    assert _of_then(written, json.loads(golden)) == json.loads(golden)
 
 
 @pytest.mark.parametrize("model", MESSAGES)

@@ -61,6 +61,9 @@ class ErrorClass(StrEnum):
     PERMANENT = "permanent"
     THROTTLED = "throttled"
     TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    UNKNOWN = "unknown"
+    """The connection broke after the request was sent: the provider may have sent it or not."""
     POISON = "poison"
 
 
@@ -92,6 +95,8 @@ class DeliveryRequested(_Frozen):
     """What the round has used of its budget before this attempt."""
     not_before: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
+    waiting_since: AwareDatetime | None = None
+    """The first of the attempts in a row that the provider has throttled or could not be asked for."""
 
     def headers(self) -> dict[str, Any]:
         """AMQP headers, a dict of its own per message."""
@@ -114,6 +119,7 @@ class DeliveryResult(_Frozen):
     outcome: Outcome
     error_class: ErrorClass | None = None
     error_code: ShortText | None = None
+    error_text: ShortText | None = None
     provider_message_id: ShortText | None = None
     started_at: AwareDatetime
     finished_at: AwareDatetime

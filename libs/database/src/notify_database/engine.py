@@ -26,8 +26,10 @@ IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
 # executions: made while a table was empty, it would read all of it for each group of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
-# What the newest migration that a service can not do without has done.
-MIGRATED = text("SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('notifications'))")
+# What the newest migration has done.
+MIGRATED = text(
+    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('attempts') AND attname = 'error_text')"
+)
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
 # Of SQLSTATE (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program limit

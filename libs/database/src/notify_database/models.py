@@ -109,6 +109,7 @@ class Attempt(Base):
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime]
     next_attempt_at: Mapped[datetime | None]
+    error_text: Mapped[str | None]
 
 
 class OutboxEntry(Base):

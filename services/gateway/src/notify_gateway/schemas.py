@@ -1,5 +1,6 @@
 """What the API takes and answers."""
 
+from collections.abc import Set
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -82,7 +83,9 @@ class NotificationRequest(BaseModel):
     type: Channel | None = None
     channels: Annotated[list[Channel], Field(min_length=1)] | None = None
     subject: Subject | None = Field(None, description="For channels that have one (email).")
-    recipient: Recipients = Field(Recipients(), description="The simulator needs none.")
+    recipient: Recipients = Field(
+        Recipients(), description="Needed where a channel is sent over for real; the simulator needs none."
+    )
     metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=50)] | None = Field(
         None, description="Stored and returned, never sent."
     )
@@ -116,8 +119,11 @@ class NotificationRequest(BaseModel):
             raise _rule("expires_at", "must be later than send_at")
         return self
 
-    def problem_at(self, now: datetime) -> str | None:
+    def problem_now(self, now: datetime, real_channels: Set[Channel]) -> str | None:
         """Why this can not be accepted now. A repeat of what was accepted earlier is not asked."""
+        for channel in self.requested_channels():
+            if channel in real_channels and self.recipient.of(channel) is None:
+                return f"recipient.{channel}: is needed, {channel} is sent for real"
         if self.send_at is not None and self.send_at > now + LONGEST_SCHEDULE:
             return f"send_at: must not be more than {LONGEST_SCHEDULE.days} days ahead"
         if self.expires_at is not None and self.expires_at <= now:
@@ -137,6 +143,7 @@ class AttemptView(BaseModel):
     outcome: Outcome
     error_class: ErrorClass | None
     error_code: str | None
+    error_text: str | None = Field(None, description="In the provider's own words.")
     provider_message_id: str | None
     started_at: datetime
     finished_at: datetime

@@ -32,19 +32,20 @@ WRITE = text("""
     )
     INSERT INTO attempts
         (delivery_id, attempt, round, outcome, error_class, error_code, provider_message_id,
-         started_at, finished_at, next_attempt_at)
+         started_at, finished_at, next_attempt_at, error_text)
     SELECT * FROM unnest(
         CAST(:a_delivery_ids AS uuid[]), CAST(:a_attempts AS integer[]), CAST(:a_rounds AS integer[]),
         CAST(:a_outcomes AS text[]), CAST(:a_error_classes AS text[]), CAST(:a_error_codes AS text[]),
         CAST(:a_provider_message_ids AS text[]), CAST(:a_started_at AS timestamptz[]),
-        CAST(:a_finished_at AS timestamptz[]), CAST(:a_next_attempt_at AS timestamptz[])
+        CAST(:a_finished_at AS timestamptz[]), CAST(:a_next_attempt_at AS timestamptz[]),
+        CAST(:a_error_texts AS text[])
     )
     -- Written once, and upgraded only by a higher rank: sent > failed > retrying, throttled.
     ON CONFLICT (delivery_id, attempt) DO UPDATE SET
         round = excluded.round, outcome = excluded.outcome, error_class = excluded.error_class,
         error_code = excluded.error_code, provider_message_id = excluded.provider_message_id,
         started_at = excluded.started_at, finished_at = excluded.finished_at,
-        next_attempt_at = excluded.next_attempt_at
+        next_attempt_at = excluded.next_attempt_at, error_text = excluded.error_text
     WHERE (excluded.outcome = 'sent' AND attempts.outcome <> 'sent')
        OR (excluded.outcome = 'failed' AND attempts.outcome IN ('retrying', 'throttled'))
 """)
@@ -135,4 +136,5 @@ def _columns(changed: Sequence[DeliveryState], attempts: Iterable[DeliveryResult
         "a_started_at": [row.started_at for row in rows],
         "a_finished_at": [row.finished_at for row in rows],
         "a_next_attempt_at": [row.next_attempt_at for row in rows],
+        "a_error_texts": [row.error_text for row in rows],
     }

@@ -13,6 +13,8 @@ from notify_common.sending.provider import (
     ProviderFailure,
     TemporaryFailure,
     Throttled,
+    UnknownOutcome,
+    Unreachable,
 )
 from notify_common.sending.retry_schedule import RetrySchedule
 
@@ -34,6 +36,13 @@ class Decision:
 
     result: DeliveryResult
     next_request: DeliveryRequested | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """The attempt was not made: the request for it comes again."""
+
+    next_request: DeliveryRequested
 
 
 async def attempt_delivery(
@@ -71,17 +80,36 @@ def decide(request: DeliveryRequested, answer: ProviderAnswer, schedule: RetrySc
     failure = answer.failure
     if failure is None:
         return Decision(_result(request, answer, Outcome.SENT, failures=request.failures))
-    if isinstance(failure, Throttled):
-        return _try_again(
-            request, answer, Outcome.THROTTLED, ErrorClass.THROTTLED, request.failures, failure.retry_after
-        )
+    if isinstance(failure, Throttled | Unreachable):
+        return _wait(request, answer, failure, schedule)
     failures = request.failures + 1
     if isinstance(failure, PermanentFailure):
         return Decision(_result(request, answer, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
-    error_class = ErrorClass.TIMEOUT if answer.timed_out else ErrorClass.TEMPORARY
+    error_class = ErrorClass.TEMPORARY
+    if isinstance(failure, UnknownOutcome):
+        error_class = ErrorClass.UNKNOWN
+    elif answer.timed_out:
+        error_class = ErrorClass.TIMEOUT
     if schedule.exhausted(failures):
         return Decision(_result(request, answer, Outcome.FAILED, failures=failures, error_class=error_class))
     return _try_again(request, answer, Outcome.RETRYING, error_class, failures, schedule.delay_after(failures))
+
+
+def _wait(
+    request: DeliveryRequested, answer: ProviderAnswer, failure: Throttled | Unreachable, schedule: RetrySchedule
+) -> Decision:
+    """Another attempt without a failure, for as long as the schedule waits at all."""
+    throttled = isinstance(failure, Throttled)
+    outcome = Outcome.THROTTLED if throttled else Outcome.RETRYING
+    error_class = ErrorClass.THROTTLED if throttled else ErrorClass.UNREACHABLE
+    since = request.waiting_since or answer.started_at
+    waited = answer.finished_at - since
+    if waited >= schedule.max_wait:
+        return Decision(_result(request, answer, Outcome.FAILED, failures=request.failures, error_class=error_class))
+    delay = failure.retry_after if isinstance(failure, Throttled) else None
+    # As long again as it has waited: the waits double.
+    delay = delay or schedule.rung_for(waited)
+    return _try_again(request, answer, outcome, error_class, request.failures, delay, waiting_since=since)
 
 
 def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:
@@ -104,11 +132,16 @@ def _try_again(
     error_class: ErrorClass,
     failures: int,
     delay: timedelta,
+    *,
+    waiting_since: datetime | None = None,
 ) -> Decision:
     not_before = answer.finished_at + delay
+    following = {
+        "attempt": request.attempt + 1, "failures": failures, "not_before": not_before, "waiting_since": waiting_since
+    }  # fmt: skip
     return Decision(
         _result(request, answer, outcome, failures=failures, error_class=error_class, next_attempt_at=not_before),
-        request.model_copy(update={"attempt": request.attempt + 1, "failures": failures, "not_before": not_before}),
+        request.model_copy(update=following),
     )
 
 
@@ -129,6 +162,7 @@ def _result(
         outcome=outcome,
         error_class=error_class,
         error_code=_storable(answer.failure.code) if answer.failure else None,
+        error_text=_storable(answer.failure.text) if answer.failure and answer.failure.text else None,
         provider_message_id=_storable(answer.provider_message_id) if answer.provider_message_id else None,
         started_at=answer.started_at,
         finished_at=answer.finished_at,
@@ -138,4 +172,4 @@ def _result(
 
 def _storable(text: str) -> str:
     """What a provider says may be anything; too long or with a NUL, it would cost its result."""
-    return text.replace("\x00", "")[:SHORT_TEXT_LENGTH]
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()[:SHORT_TEXT_LENGTH]

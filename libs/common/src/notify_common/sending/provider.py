@@ -12,13 +12,17 @@ class Provider(Protocol):
     async def send(self, request: DeliveryRequested) -> str | None:
         """Send, and return the provider's message id if it gives one; raise a `ProviderFailure` otherwise."""
 
+    async def aclose(self) -> None:
+        """Close what is open between two calls."""
+
 
 class ProviderFailure(Exception):
-    """The provider did not send. `code` is its own word for why; it is stored and shown."""
+    """The provider did not send. `code` is why, in a word, `text` in its own words: both are stored and shown."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, text: str | None = None) -> None:
         super().__init__(code)
         self.code = code
+        self.text = text
 
 
 class TemporaryFailure(ProviderFailure):
@@ -29,9 +33,17 @@ class PermanentFailure(ProviderFailure):
     """No attempt will ever succeed."""
 
 
-class Throttled(ProviderFailure):
-    """The provider asks to wait `retry_after`: an attempt, but not a failure."""
+class UnknownOutcome(ProviderFailure):
+    """The connection broke after the request was sent: it may have been sent or not. Another attempt may repeat it."""
 
-    def __init__(self, code: str, retry_after: timedelta) -> None:
-        super().__init__(code)
+
+class Unreachable(ProviderFailure):
+    """The provider could not be asked, or does not let us in: nothing was sent, and no delivery pays for it."""
+
+
+class Throttled(ProviderFailure):
+    """The provider asks to wait, `retry_after` if it says so: an attempt, but not a failure."""
+
+    def __init__(self, code: str, text: str | None = None, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(code, text)
         self.retry_after = retry_after

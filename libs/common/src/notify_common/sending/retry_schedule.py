@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 LONGEST_DELAY = timedelta(hours=1)
+MAX_WAIT = timedelta(hours=24)
 SLACK = 1.05  # of a wait
 
 
 class RetrySchedule:
-    """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures a round."""
+    """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures a round.
 
-    def __init__(self, *, first_delay: timedelta, max_attempts: int) -> None:
+    What is not the delivery's fault uses none of them, for at most `max_wait`.
+    """
+
+    def __init__(self, *, first_delay: timedelta, max_attempts: int, max_wait: timedelta = MAX_WAIT) -> None:
         self._max_attempts = max_attempts
+        self.max_wait = max_wait
         ladder = [first_delay]
         # No two rungs so close that one wait could take either.
         while ladder[-1] * SLACK < LONGEST_DELAY:
