@@ -22,6 +22,9 @@ class FakeProvider:
         self.called.set()
         return await self._answer(request) if self._answer else f"message-{len(self.calls)}"
 
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
 
 class CuttableNetwork:
     """A TCP proxy: its port can be closed and its connections cut, or they freeze, as when a server dies."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,8 +15,10 @@ from notify_common.consumer import Consumer
 from notify_common.events import EventPublisher
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_gate import ProviderGate, ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
-from notify_common.sending.sender import Sender
+from notify_common.sending.sender import PATIENCE, Sender
+from notify_common.sending.simulator import WithSimulatedRecipients
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.gateway import Gateway
 from notify_gateway.main import create_app
@@ -47,12 +49,22 @@ async def running_sender(
     provider_timeout: float = 5.0,
     concurrency: int = 100,
     first_delay: timedelta = FIRST_DELAY,
+    limits: ProviderLimits | None = None,
+    patience: timedelta = PATIENCE,
 ) -> AsyncIterator[RunningSender]:
     """A sender of one channel."""
     broker = create_broker(rabbit, f"{channel}_sender")
     schedule = RetrySchedule(first_delay=first_delay, max_attempts=max_attempts)
     publisher = ConfirmedPublisher(broker)
-    sender = Sender(publisher, channel=channel, provider=provider, provider_timeout=provider_timeout, schedule=schedule)
+    sender = Sender(
+        publisher,
+        channel=channel,
+        provider=WithSimulatedRecipients(provider),
+        provider_timeout=provider_timeout,
+        schedule=schedule,
+        gate=ProviderGate(f"{channel} provider", limits) if limits else None,
+        patience=patience,
+    )
     deliveries = topology.deliveries(channel)
     consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=concurrency)
     await prepare_topology(
@@ -60,7 +72,7 @@ async def running_sender(
         [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.ladder)],
     )
     await broker.connect()
-    async with consumer.consuming(TIMEOUT):
+    async with aclosing(provider), consumer.consuming(TIMEOUT):
         yield RunningSender(broker, consumer)
     await broker.stop()
 

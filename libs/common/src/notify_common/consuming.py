@@ -27,12 +27,14 @@ async def consume(
     declares: Sequence[Binding],
     exchanges: Sequence[RabbitExchange] = (),
     prepare: Callable[[], Awaitable[None]] | None = None,
+    stopping: Callable[[], None] | None = None,
     drained: Callable[[], Awaitable[None]] | None = None,
     graceful_timeout: float = GRACEFUL_TIMEOUT,
 ) -> None:
     """Consume until SIGTERM, serving health all the while; `prepare` comes first, if given.
 
-    The broker may be away at the start and at any time later. What runs at the end has `graceful_timeout` seconds:
+    The broker may be away at the start and at any time later. `stopping`, if given, is called when the end begins. What
+    runs then has `graceful_timeout` seconds:
     handlers, then what `drained` waits for, if given: what outlives the handlers whose connection was lost.
     """
 
@@ -44,8 +46,8 @@ async def consume(
             await broker.connect()
 
         starting = asyncio.create_task(start())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        told_to_stop = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, told_to_stop}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
             async with AsyncExitStack() as stack:
@@ -53,8 +55,10 @@ async def consume(
                     await stack.enter_async_context(consumer.consuming(graceful_timeout)) for consumer in consumers
                 ]
                 log.info("consuming queues=%s", ",".join(consumer.queue for consumer in consumers))
-                ended, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+                ended, _ = await asyncio.wait({told_to_stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
                 log.info("stopping: finishing what is in flight")
+                if stopping is not None:
+                    stopping()
             if drained is not None:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(graceful_timeout):

@@ -32,9 +32,9 @@ class Refused(Exception):
 
 
 class FromEnvironment(BaseSettings):
-    """Read from the environment, then from `.env`. Every part of a service's settings derives from it."""
+    """Read from the environment, then from `.env`; what is empty is not set. All settings derive from it."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
 
 
 class ServiceSettings(FromEnvironment):

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from notify_common.messages import DeliveryRequested
-from notify_common.sending.attempt import Decision
+from notify_common.sending.attempt import Decision, Postponed
 
 AttemptKey = tuple[UUID, int, int]
 
@@ -18,17 +18,26 @@ AttemptKey = tuple[UUID, int, int]
 class RememberedAttempt:
     """An attempt that is under way or done, whichever connection its message came over."""
 
-    running: asyncio.Task[Decision]
+    running: asyncio.Task[Decision | Postponed]
     """Ends when the result is confirmed."""
     parking: asyncio.Task[bool] | None = None
     """Ends when it is known whether the broker has the next attempt; a second message must not park another."""
     handlers: int = 0
 
+    @property
+    def postponed(self) -> bool:
+        """Whether it has ended without having been made."""
+        if not self.running.done() or self.running.cancelled() or self.running.exception() is not None:
+            return False
+        return isinstance(self.running.result(), Postponed)
+
 
 class AttemptMemory:
     """Every attempt some handler waits for, and the last `keep` others (an ack can be lost after it was written)."""
 
-    def __init__(self, start: Callable[[DeliveryRequested], Coroutine[Any, Any, Decision]], *, keep: int) -> None:
+    def __init__(
+        self, start: Callable[[DeliveryRequested], Coroutine[Any, Any, Decision | Postponed]], *, keep: int
+    ) -> None:
         self._start = start
         self._keep = keep
         self._attempts: dict[AttemptKey, RememberedAttempt] = {}
@@ -49,7 +58,9 @@ class AttemptMemory:
             yield remembered
         finally:
             remembered.handlers -= 1
-            if remembered.handlers == 0:
+            if remembered.handlers == 0 and remembered.postponed:
+                del self._attempts[key]
+            elif remembered.handlers == 0:
                 self._idle[key] = None
                 self._forget()
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -16,10 +16,12 @@ from notify_common.group_commit import GroupCommit
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.process import utc_now
 from notify_common.rabbitmq import RECONNECT_INTERVAL
-from notify_common.sending.attempt import Decision, attempt_delivery
+from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_gate import ProviderGate
 from notify_common.sending.retry_schedule import RetrySchedule
+from notify_common.simulated_recipients import simulated_behaviour
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ RESULTS_PER_MESSAGE = 200
 PARKED_PER_WRITE = 200
 GROUP_INTERVAL = 0.01  # seconds
 REMEMBERED_ATTEMPTS = 10_000
+PATIENCE = timedelta(minutes=2)  # of a message in a worker's hand that may not be sent yet
 
 
 @dataclass(slots=True)
@@ -46,6 +49,8 @@ class Sender:
         provider: Provider,
         provider_timeout: float,
         schedule: RetrySchedule,
+        gate: ProviderGate | None = None,
+        patience: timedelta = PATIENCE,
     ) -> None:
         self._publisher = publisher
         self._channel = channel
@@ -53,6 +58,8 @@ class Sender:
         self._provider = provider
         self._provider_timeout = provider_timeout
         self._schedule = schedule
+        self._gate = gate
+        self._patience = patience
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE, interval=GROUP_INTERVAL)
         self._parkings = GroupCommit(self._publish_parkings, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL)
@@ -84,7 +91,8 @@ class Sender:
         with self._attempts.attempt(request) as attempt:
             decision = await asyncio.shield(attempt.running)
             if decision.next_request is not None:
-                await self._park_next(attempt, decision.next_request, decision.result.finished_at)
+                ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
+                await self._park_next(attempt, decision.next_request, ended_at)
 
     async def _park_next(self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime) -> None:
         """Return once the broker has the next attempt, whichever message of this one has put it there.
@@ -99,8 +107,14 @@ class Sender:
                 return
             await asyncio.sleep(RECONNECT_INTERVAL)
 
-    async def _attempt_and_report(self, request: DeliveryRequested) -> Decision:
-        decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
+    async def _attempt_and_report(self, request: DeliveryRequested) -> Decision | Postponed:
+        decision: Decision | Postponed
+        if self._gate is None or simulated_behaviour(request.recipient):
+            decision = await self._attempt(request)
+        else:
+            decision = await self._attempt_when_admitted(self._gate, request)
+        if isinstance(decision, Postponed):
+            return decision
         log.debug(
             "attempt delivery_id=%s attempt=%d outcome=%s",
             request.delivery_id, request.attempt, decision.result.outcome,
@@ -108,6 +122,30 @@ class Sender:
         # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
         await self._results.submit(decision.result)
         return decision
+
+    async def _attempt(self, request: DeliveryRequested) -> Decision:
+        return await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
+
+    async def _attempt_when_admitted(self, gate: ProviderGate, request: DeliveryRequested) -> Decision | Postponed:
+        now, since = utc_now(), request.waiting_since
+        patience = self._patience if request.expires_at is None else min(self._patience, request.expires_at - now)
+        is_the_last = since is not None and now - since >= self._schedule.max_wait
+        async with gate.admitted(
+            request.recipient or "", patience.total_seconds(), even_closed=is_the_last
+        ) as admission:
+            if admission is not None:
+                decision = await self._attempt(request)
+                admission.saw(decision.result)
+                return decision
+        now = utc_now()
+        if request.expires_at is not None and request.expires_at <= now:
+            return await self._attempt(request)  # which is not made any more
+        # A message that is held for ever would cost the consumer its channel.
+        later = {
+            "not_before": now if gate.stopped else now + self._patience,
+            "waiting_since": since or (now if gate.closed else None),
+        }
+        return Postponed(request.model_copy(update=later))
 
     async def _park(self, request: DeliveryRequested, now: datetime) -> bool:
         """Put the request into a retry queue, where no worker waits with it; whether the broker has it."""

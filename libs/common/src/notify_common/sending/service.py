@@ -1,5 +1,6 @@
 """A sender as a process: the same for every channel but for its settings and its provider."""
 
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from notify_common.consuming import consume
 from notify_common.process import WorkerSettings
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_gate import ProviderGate, ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
-from notify_common.sending.simulator import Simulator
+from notify_common.sending.simulator import Simulator, WithSimulatedRecipients
 
 SETTLING_TIME = 5.0  # seconds, for results and acks after the last provider call
 
@@ -25,6 +27,7 @@ class SenderSettings(WorkerSettings, RabbitSettings):
 
     max_retries: int = Field(3, ge=1, le=1000)
     retry_delay: float = Field(1.0, ge=0.01, le=3600)
+    max_wait: float = Field(86_400.0, ge=1, le=30 * 86_400)
     error_probability: float = Field(0.1, ge=0, le=1)
     simulator_folder: Path | None = None
     concurrency: int = Field(500, ge=1, le=65535)
@@ -36,36 +39,51 @@ class SenderSettings(WorkerSettings, RabbitSettings):
 
     def schedule(self) -> RetrySchedule:
         """When attempts are made again."""
-        return RetrySchedule(first_delay=timedelta(seconds=self.retry_delay), max_attempts=self.max_retries)
+        return RetrySchedule(
+            first_delay=timedelta(seconds=self.retry_delay),
+            max_attempts=self.max_retries,
+            max_wait=timedelta(seconds=self.max_wait),
+        )
 
 
-async def run_sender(settings: SenderSettings, *, channel: Channel, provider: Provider, health_port: int) -> None:
-    """Deliver over `channel` until SIGTERM."""
+async def run_sender(
+    settings: SenderSettings,
+    *,
+    channel: Channel,
+    provider: Provider,
+    limits: ProviderLimits | None = None,
+    health_port: int,
+) -> None:
+    """Deliver over `channel` until SIGTERM; `limits`: of a provider that has to be protected."""
     role = f"{channel}_sender"
     broker = create_broker(settings, role)
     publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
+    gate = ProviderGate(f"{channel} provider", limits) if limits else None
     sender = Sender(
         publisher,
         channel=channel,
-        provider=provider,
+        provider=WithSimulatedRecipients(provider),
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
+        gate=gate,
     )
     deliveries = topology.deliveries(channel)
     consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=settings.concurrency)
-    await consume(
-        broker,
-        [consumer],
-        role=role,
-        rabbit=settings,
-        health_host=settings.health_host,
-        health_port=health_port,
-        declares=[
-            *topology.dead_letters(),
-            topology.results(),
-            deliveries,
-            *topology.retries(channel, schedule.ladder),
-        ],
-        drained=sender.drained,
-        graceful_timeout=settings.provider_timeout + SETTLING_TIME,
-    )
+    async with aclosing(provider):
+        await consume(
+            broker,
+            [consumer],
+            role=role,
+            rabbit=settings,
+            health_host=settings.health_host,
+            health_port=health_port,
+            declares=[
+                *topology.dead_letters(),
+                topology.results(),
+                deliveries,
+                *topology.retries(channel, schedule.ladder),
+            ],
+            stopping=gate.stop if gate else None,
+            drained=sender.drained,
+            graceful_timeout=settings.provider_timeout + SETTLING_TIME,
+        )

@@ -4,11 +4,15 @@ import asyncio
 import os
 import random
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
 from notify_common.messages import DeliveryRequested
-from notify_common.sending.provider import TemporaryFailure
+from notify_common.sending.provider import PermanentFailure, Provider, TemporaryFailure, Throttled
+from notify_common.simulated_recipients import Behaviour, simulated_behaviour
+
+THROTTLED_FOR = timedelta(seconds=3)
 
 
 class Simulator:
@@ -39,8 +43,37 @@ class Simulator:
             self._ledger.write(f"{time.time():.3f} {request.delivery_id} {request.round} {request.attempt}\n")
         return f"simulated-{request.delivery_id}-{request.attempt}"
 
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
     async def _misbehave(self, mode: str) -> None:
         if mode == "hang":
             await asyncio.Event().wait()
         if mode == "fail":
             raise TemporaryFailure("simulated_outage")
+
+
+class WithSimulatedRecipients:
+    """A provider that is spared these recipients."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    async def send(self, request: DeliveryRequested) -> str | None:
+        """Do as the recipient says, or really send."""
+        match simulated_behaviour(request.recipient):
+            case None:
+                return await self._provider.send(request)
+            case Behaviour.PERMANENT:
+                raise PermanentFailure("simulated_permanent")
+            case Behaviour.TEMPORARY:
+                raise TemporaryFailure("simulated_temporary")
+            case Behaviour.TIMEOUT:
+                await asyncio.Event().wait()
+            case Behaviour.THROTTLED if request.waiting_since is None:
+                raise Throttled("simulated_throttled", retry_after=THROTTLED_FOR)
+        return f"simulated-{request.delivery_id}-{request.attempt}"
+
+    async def aclose(self) -> None:
+        """Close the provider."""
+        await self._provider.aclose()

@@ -1,0 +1,165 @@
+"""Protects a provider: no more calls at once and no faster than it takes, and one probe at a time while it is down."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from notify_common.lasting_fault import LastingFault
+from notify_common.messages import DeliveryResult, ErrorClass, Outcome
+
+log = logging.getLogger(__name__)
+
+CLOSING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
+UNCLEAR = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
+REMEMBERED_RECIPIENTS = 10_000
+LONGEST_PACE = 5.0  # seconds that a call waits in its slot for its turn; who would wait longer is not admitted
+
+
+@dataclass(frozen=True)
+class ProviderLimits:
+    """What a provider takes; a rate of 0: it has no such limit."""
+
+    concurrency: int
+    """Calls at once."""
+    rate: float = 0
+    """Calls a second."""
+    rate_per_recipient: float = 0
+    """Calls a second to one recipient."""
+
+
+class Pacer:
+    """Keeps calls with the same key `interval` seconds apart."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._next: dict[str, float] = {}
+
+    def reserve(self, key: str, now: float) -> float:
+        """Take the next free time; seconds until then. Raises `TimeoutError` where that is too far off."""
+        at = max(now, self._next.get(key, now))
+        if at - now > LONGEST_PACE:
+            raise TimeoutError
+        if len(self._next) >= REMEMBERED_RECIPIENTS:
+            self._next = {key: next_ for key, next_ in self._next.items() if next_ > now}
+        self._next[key] = at + self._interval
+        return at - now
+
+
+class ProviderGate:
+    """Lets calls through in the order in which they come.
+
+    The first that finds the provider unreachable or throttling closes the gate. From then on one call at a time is let
+    through, as a probe, ever more seldom; the first that finds the provider well opens it for all.
+    """
+
+    def __init__(self, name: str, limits: ProviderLimits) -> None:
+        self._fault = LastingFault(log, f"{name} is not to be had")
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._pace = Pacer(1 / limits.rate) if limits.rate else None
+        self._pace_of_recipient = Pacer(1 / limits.rate_per_recipient) if limits.rate_per_recipient else None
+        self._closed_until: float | None = None
+        self._probing = False
+        self._changed = asyncio.Event()
+        self._waits: set[asyncio.Timeout] = set()
+        self.stopped = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the provider was found not to be had."""
+        return self._closed_until is not None
+
+    def stop(self) -> None:
+        """Admit nobody any more; who waits is sent away."""
+        self.stopped = True
+        for wait in self._waits:
+            if not wait.expired():
+                wait.reschedule(0)
+
+    @asynccontextmanager
+    async def admitted(
+        self, recipient: str, patience: float, *, even_closed: bool = False
+    ) -> AsyncIterator["Admission | None"]:
+        """An admission for one call, or None after `patience` seconds without one."""
+        admission = await self._enter(recipient, patience, even_closed=even_closed)
+        try:
+            yield admission
+        finally:
+            if admission is not None:
+                self._slots.release()
+                if admission.probing:
+                    self._end_probe()
+
+    def saw(self, result: DeliveryResult, *, probing: bool) -> None:
+        """Open or close by how a call ended that was let through."""
+        if result.outcome is Outcome.EXPIRED:
+            return
+        says_closed = result.error_class in CLOSING
+        if says_closed or (probing and result.error_class in UNCLEAR):
+            # Others that were under way when it was closed say nothing new.
+            if self._closed_until is None or probing:
+                self._closed_until = _now() + self._fault.occurred(result.error_code)
+        elif result.error_class not in UNCLEAR:
+            self._closed_until = None
+            self._fault.over()
+            self._tell()
+
+    async def _enter(self, recipient: str, patience: float, *, even_closed: bool) -> "Admission | None":
+        if self.stopped:
+            return None
+        try:
+            async with asyncio.timeout(patience) as wait:
+                with ExitStack() as undo:
+                    self._waits.add(wait)
+                    undo.callback(self._waits.discard, wait)
+                    await self._slots.acquire()
+                    undo.callback(self._slots.release)
+                    probing = not even_closed and await self._opened_or_probe()
+                    if probing:
+                        undo.callback(self._end_probe)
+                    # At the last moment: what is reserved is used.
+                    for pacer, key in ((self._pace_of_recipient, recipient), (self._pace, "")):
+                        if pacer is not None:
+                            await asyncio.sleep(pacer.reserve(key, _now()))
+                    undo.pop_all()
+                self._waits.discard(wait)
+                return Admission(self, probing)
+        except TimeoutError:
+            return None
+
+    async def _opened_or_probe(self) -> bool:
+        """Return when the gate is open (False), or when it is this call's turn to be the probe (True)."""
+        while self._closed_until is not None:
+            until_probe = None if self._probing else self._closed_until - _now()
+            if until_probe is not None and until_probe <= 0:
+                self._probing = True
+                return True
+            with suppress(TimeoutError):
+                async with asyncio.timeout(until_probe):
+                    await self._changed.wait()
+        return False
+
+    def _end_probe(self) -> None:
+        self._probing = False
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+@dataclass(frozen=True)
+class Admission:
+    """One call that may be made now."""
+
+    gate: ProviderGate
+    probing: bool
+
+    def saw(self, result: DeliveryResult) -> None:
+        """Tell the gate how the call ended."""
+        self.gate.saw(result, probing=self.probing)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
