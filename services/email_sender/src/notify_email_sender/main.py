@@ -1,23 +1,26 @@
-"""The email sender's settings, its provider, and its start."""
+"""The email sender's start: its provider, by the settings."""
 
 from notify_common.channels import Channel
 from notify_common.process import load_settings, run
-from notify_common.sending.service import SenderSettings, run_sender
-from pydantic import Field
+from notify_common.sending.provider import Provider
+from notify_common.sending.provider_gate import ProviderLimits
+from notify_common.sending.service import run_sender
 
-
-class EmailSenderSettings(SenderSettings):
-    """What only this sender has; times are seconds."""
-
-    email_sleep: float = Field(1.0, ge=0, le=600)
-    health_port: int = Field(8082, ge=1, le=65535)
+from notify_email_sender.settings import EmailProvider, EmailSenderSettings
+from notify_email_sender.smtp import Smtp
 
 
 def main() -> None:
     """Run the email sender."""
     settings = load_settings(EmailSenderSettings)
-    provider = settings.simulator(settings.email_sleep)
+    provider: Provider = settings.simulator(settings.email_sleep)
+    limits = None
+    if settings.email_provider is EmailProvider.SMTP:
+        provider = Smtp(settings)
+        limits = ProviderLimits(concurrency=settings.smtp_connections, rate=settings.email_rate)
     run(
-        lambda: run_sender(settings, channel=Channel.EMAIL, provider=provider, health_port=settings.health_port),
+        lambda: run_sender(
+            settings, channel=Channel.EMAIL, provider=provider, limits=limits, health_port=settings.health_port
+        ),
         settings.log_level,
     )

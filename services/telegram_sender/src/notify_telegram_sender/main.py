@@ -1,23 +1,30 @@
-"""The telegram sender's settings, its provider, and its start."""
+"""The telegram sender's start: its provider, by the settings."""
 
 from notify_common.channels import Channel
 from notify_common.process import load_settings, run
-from notify_common.sending.service import SenderSettings, run_sender
-from pydantic import Field
+from notify_common.sending.provider import Provider
+from notify_common.sending.provider_gate import ProviderLimits
+from notify_common.sending.service import run_sender
 
-
-class TelegramSenderSettings(SenderSettings):
-    """What only this sender has; times are seconds."""
-
-    telegram_sleep: float = Field(0.2, ge=0, le=600)
-    health_port: int = Field(8081, ge=1, le=65535)
+from notify_telegram_sender.bot_api import BotApi
+from notify_telegram_sender.settings import TelegramProvider, TelegramSenderSettings
 
 
 def main() -> None:
     """Run the telegram sender."""
     settings = load_settings(TelegramSenderSettings)
-    provider = settings.simulator(settings.telegram_sleep)
+    provider: Provider = settings.simulator(settings.telegram_sleep)
+    limits = None
+    if settings.telegram_provider is TelegramProvider.BOT_API:
+        provider = BotApi(settings)
+        limits = ProviderLimits(
+            concurrency=settings.telegram_connections,
+            rate=settings.telegram_rate,
+            rate_per_recipient=settings.telegram_rate_per_chat,
+        )
     run(
-        lambda: run_sender(settings, channel=Channel.TELEGRAM, provider=provider, health_port=settings.health_port),
+        lambda: run_sender(
+            settings, channel=Channel.TELEGRAM, provider=provider, limits=limits, health_port=settings.health_port
+        ),
         settings.log_level,
     )

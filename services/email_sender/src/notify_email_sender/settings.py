@@ -1,0 +1,94 @@
+"""The email sender's settings."""
+
+from email.headerregistry import Address
+from enum import StrEnum
+from typing import Annotated, Self
+
+import idna
+from notify_common.sending.service import SenderSettings
+from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
+from pydantic.networks import validate_email
+
+from notify_email_sender.message import EmailTemplate
+
+HOST = r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_-]{1,63})*$"  # a name or an address
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class EmailProvider(StrEnum):
+    """What sends."""
+
+    SIMULATOR = "simulator"
+    SMTP = "smtp"
+
+
+class SmtpTls(StrEnum):
+    """How the connection to the mail server is encrypted."""
+
+    STARTTLS = "starttls"
+    TLS = "tls"
+    NONE = "none"
+
+
+PORTS = {SmtpTls.STARTTLS: 587, SmtpTls.TLS: 465, SmtpTls.NONE: 25}  # RFC 6409, RFC 8314, RFC 5321
+
+
+def _mailbox(text: str) -> str:
+    _, address = validate_email(text)
+    if not address.rpartition("@")[0].isascii():
+        raise ValueError("must be ASCII before the @")
+    return text
+
+
+# `orders@example.org` or `Example Shop <orders@example.org>`
+Mailbox = Annotated[str, AfterValidator(_mailbox)]
+HeaderText = Annotated[str, Field(min_length=1, max_length=998, pattern=r"^[\x20-\x7e]*$")]
+
+
+class EmailSenderSettings(SenderSettings):
+    """What only this sender has; times are seconds."""
+
+    email_sleep: float = Field(1.0, ge=0, le=600)
+    health_port: int = Field(8082, ge=1, le=65535)
+    email_provider: EmailProvider = EmailProvider.SIMULATOR
+    email_from: Mailbox | None = None
+    email_reply_to: Mailbox | None = None
+    email_list_unsubscribe: HeaderText | None = None
+    email_rate: float = Field(0, ge=0)
+    smtp_host: Annotated[str, Field(pattern=HOST)] | None = None
+    smtp_port: int | None = Field(None, ge=1, le=65535)
+    smtp_tls: SmtpTls = SmtpTls.STARTTLS
+    smtp_ca_file: FilePath | None = None
+    smtp_user: str | None = None
+    smtp_password: SecretStr | None = None
+    smtp_connections: int = Field(10, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _smtp_is_complete(self) -> Self:
+        if self.email_provider is EmailProvider.SMTP:
+            if self.smtp_host is None or self.email_from is None:
+                raise ValueError("EMAIL_PROVIDER: smtp needs SMTP_HOST and EMAIL_FROM")
+            if (self.smtp_user is None) != (self.smtp_password is None):
+                raise ValueError("SMTP_USER and SMTP_PASSWORD go together")
+            if self.smtp_password is not None and self.smtp_tls is SmtpTls.NONE and self.smtp_host not in LOOPBACK:
+                raise ValueError("SMTP_TLS: none would send SMTP_PASSWORD over the network as it is")
+        return self
+
+    def port(self) -> int:
+        """Of the mail server."""
+        return self.smtp_port or PORTS[self.smtp_tls]
+
+    def template(self) -> EmailTemplate:
+        """What all messages have in common."""
+        return EmailTemplate(
+            sender=_address(self.email_from or ""),
+            reply_to=None if self.email_reply_to is None else _address(self.email_reply_to),
+            list_unsubscribe=self.email_list_unsubscribe,
+        )
+
+
+def _address(mailbox: str) -> Address:
+    name, addr_spec = validate_email(mailbox)
+    local_part, _, domain = addr_spec.rpartition("@")
+    ascii_domain = idna.encode(domain, uts46=True).decode()
+    return Address(display_name=name if "<" in mailbox else "", username=local_part, domain=ascii_domain)

@@ -1,0 +1,140 @@
+"""Delivers over the Telegram Bot API: https://core.telegram.org/bots/api."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+from notify_common.messages import DeliveryRequested
+from notify_common.sending.provider import (
+    PermanentFailure,
+    ProviderFailure,
+    TemporaryFailure,
+    Throttled,
+    UnknownOutcome,
+    Unreachable,
+)
+from pydantic import BaseModel, ValidationError
+
+from notify_telegram_sender.settings import TelegramSenderSettings
+
+CONNECT_TIMEOUT = 10.0  # seconds; an answer may take as long as an attempt may
+PART_INTERVAL = 1.0  # seconds between two messages to one chat
+LONGEST_WAIT = 3600  # seconds, whatever the answer says
+MESSAGE_LENGTH = 4096  # UTF-16 code units
+# The token is wrong or was revoked: no delivery is to pay for that.
+NOT_LET_IN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND})
+
+
+class _Parameters(BaseModel):
+    retry_after: int | None = None
+
+
+class _Message(BaseModel):
+    message_id: int
+
+
+class _Answer(BaseModel):
+    """https://core.telegram.org/bots/api#making-requests."""
+
+    ok: bool
+    result: _Message | None = None
+    error_code: int | None = None
+    description: str = ""
+    parameters: _Parameters = _Parameters()
+
+
+class BotApi:
+    """`sendMessage`, on connections that stay open."""
+
+    def __init__(self, settings: TelegramSenderSettings) -> None:
+        # They log each URL, and the token is part of it.
+        for library in ("httpx", "httpcore"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        token = settings.telegram_bot_token
+        secret = token.get_secret_value() if token else ""
+        self._url = f"{str(settings.telegram_api_url).rstrip('/')}/bot{secret}/sendMessage"
+        self._options: dict[str, Any] = {"link_preview_options": {"is_disabled": True}}
+        if settings.telegram_silent:
+            self._options["disable_notification"] = True
+        if settings.telegram_parse_mode is not None:
+            self._options["parse_mode"] = settings.telegram_parse_mode.value
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
+            limits=httpx.Limits(max_connections=settings.telegram_connections),
+        )
+
+    async def send(self, request: DeliveryRequested) -> str:
+        """Send the message, in several where it is too long for one; returns the id of the last."""
+        if request.recipient is None:
+            raise PermanentFailure("no_recipient")
+        # What is marked up can not be cut anywhere.
+        first, *others = [request.content.message] if "parse_mode" in self._options else split(request.content.message)
+        message_id = await self._send_message(request.recipient, first)
+        for text in others:
+            await asyncio.sleep(PART_INTERVAL)
+            try:
+                message_id = await self._send_message(request.recipient, text)
+            except (Throttled, Unreachable) as failure:
+                # Another attempt sends the first parts again: that is to have an end.
+                raise UnknownOutcome("sent_in_part", failure.text) from None
+        return message_id
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _send_message(self, chat_id: str, text: str) -> str:
+        try:
+            response = await self._client.post(self._url, json={"chat_id": chat_id, "text": text, **self._options})
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
+            raise Unreachable("connect", str(error)) from None
+        except httpx.RequestError as error:
+            raise UnknownOutcome("connection_lost", str(error)) from None
+        try:
+            answer = _Answer.model_validate_json(response.content)
+        except ValidationError:
+            # Not the Bot API: a proxy in front of it, perhaps.
+            if response.is_success:
+                raise UnknownOutcome("unreadable_answer") from None
+            raise TemporaryFailure(f"http_{response.status_code}") from None
+        if not answer.ok or answer.result is None:
+            raise _failure(answer)
+        return str(answer.result.message_id)
+
+
+def _failure(answer: _Answer) -> ProviderFailure:
+    status = answer.error_code or 0
+    code, text = f"bot_api_{status}", answer.description
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        seconds = answer.parameters.retry_after
+        wait = None if seconds is None else timedelta(seconds=min(seconds, LONGEST_WAIT))
+        return Throttled(code, text, retry_after=wait)
+    if status in NOT_LET_IN:
+        return Unreachable(code, text)
+    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return PermanentFailure(code, text)
+    return TemporaryFailure(code, text)
+
+
+def split(text: str) -> list[str]:
+    """Parts that Telegram takes, cut after a paragraph, else a line, else a word, else anywhere."""
+    parts = []
+    while _length(text) > MESSAGE_LENGTH:
+        fitting = _fitting(text)
+        ends = (fitting.rfind(mark) for mark in ("\n\n", "\n", " "))
+        end = next((end for end in ends if end > len(fitting) // 2), len(fitting))
+        parts.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    return [part for part in (*parts, text) if part]
+
+
+def _length(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def _fitting(text: str) -> str:
+    """The longest beginning that is not too long; a pair of surrogates is not cut."""
+    return text.encode("utf-16-le")[: 2 * MESSAGE_LENGTH].decode("utf-16-le", errors="ignore")

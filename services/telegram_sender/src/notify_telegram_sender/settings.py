@@ -1,0 +1,52 @@
+"""The telegram sender's settings."""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Self
+
+from notify_common.sending.service import SenderSettings
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
+
+TOKEN = re.compile(r"[0-9]+:[A-Za-z0-9_-]+")  # https://core.telegram.org/bots/api#authorizing-your-bot
+
+
+class TelegramProvider(StrEnum):
+    """What sends."""
+
+    SIMULATOR = "simulator"
+    BOT_API = "bot_api"
+
+
+class ParseMode(StrEnum):
+    """How a message is marked up: https://core.telegram.org/bots/api#formatting-options."""
+
+    HTML = "HTML"
+    MARKDOWN = "MarkdownV2"
+
+
+def _token(token: SecretStr) -> SecretStr:
+    if not TOKEN.fullmatch(token.get_secret_value()):
+        raise ValueError("should look like 123456:ABC-DEF, as BotFather gives it")
+    return token
+
+
+class TelegramSenderSettings(SenderSettings):
+    """What only this sender has; times are seconds."""
+
+    telegram_sleep: float = Field(0.2, ge=0, le=600)
+    health_port: int = Field(8081, ge=1, le=65535)
+    telegram_provider: TelegramProvider = TelegramProvider.SIMULATOR
+    telegram_bot_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
+    telegram_api_url: HttpUrl = HttpUrl("https://api.telegram.org")
+    telegram_parse_mode: ParseMode | None = None
+    telegram_silent: bool = False
+    # What Telegram lets a bot send: https://core.telegram.org/bots/faq#my-bot-is-hitting-limits-how-do-i-avoid-this
+    telegram_rate: float = Field(30, ge=0)
+    telegram_rate_per_chat: float = Field(1, ge=0)
+    telegram_connections: int = Field(30, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _bot_api_is_complete(self) -> Self:
+        if self.telegram_provider is TelegramProvider.BOT_API and self.telegram_bot_token is None:
+            raise ValueError("TELEGRAM_PROVIDER: bot_api needs TELEGRAM_BOT_TOKEN")
+        return self

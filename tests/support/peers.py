@@ -1,0 +1,238 @@
+"""Real peers of the providers: an SMTP server, and one that answers as the Telegram Bot API does."""
+
+import asyncio
+import json
+import ssl
+from email import message_from_bytes, policy
+from email.message import EmailMessage, Message
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import trustme
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+from notify_common.sending.provider import Provider
+from notify_email_sender.settings import EmailSenderSettings
+from notify_email_sender.smtp import Smtp
+from notify_telegram_sender.bot_api import BotApi
+from notify_telegram_sender.settings import TelegramSenderSettings
+
+SECRET = "1234567:a-secret-that-nobody-sees"
+
+
+class Behaviour(StrEnum):
+    """What a peer does with a message."""
+
+    ACCEPT = "accept"
+    PERMANENT = "permanent"
+    TEMPORARY = "temporary"
+    THROTTLE = "throttle"
+    HANG = "hang"
+    BREAK = "break"
+    """Take it whole, and end the connection without an answer."""
+
+
+class Peer(Protocol):
+    """A server that a provider talks to."""
+
+    behaviour: Behaviour
+    connections: int
+    """So far."""
+    recipient: str
+    """One it takes messages for."""
+
+    def provider(self, secret: str = SECRET) -> Provider:
+        """What talks to it."""
+
+    def received(self) -> list[str]:
+        """The texts it has accepted."""
+
+    async def open(self) -> None:
+        """Listen, on the same port each time."""
+
+    async def close(self) -> None:
+        """Listen no more, and end all connections."""
+
+
+class SmtpPeer:
+    """An SMTP server with STARTTLS and a login."""
+
+    recipient = "a@example.org"
+
+    def __init__(self, folder: Path) -> None:
+        self.behaviour, self.connections = Behaviour.ACCEPT, 0
+        self.script: list[Behaviour] = []
+        """For one message each; then it is as `behaviour` says."""
+        self.asked = asyncio.Event()
+        self.messages: list[EmailMessage] = []
+        self.raw: list[Message] = []
+        """Their headers as they came."""
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._protocols: set[SMTP] = set()
+        authority = trustme.CA()
+        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(self._tls)
+        self._ca_file = folder / "ca.pem"
+        authority.cert_pem.write_to_path(self._ca_file)
+
+    def settings(self, secret: str = SECRET, **change: object) -> EmailSenderSettings:
+        return EmailSenderSettings.model_validate(
+            {
+                "email_provider": "smtp",
+                "email_from": "Example Shop <orders@example.org>",
+                "smtp_host": "127.0.0.1",
+                "smtp_port": self._port,
+                "smtp_user": "orders",
+                "smtp_password": secret,
+                "smtp_ca_file": self._ca_file,
+                "provider_timeout": 5,
+                **change,
+            }
+        )
+
+    def provider(self, secret: str = SECRET) -> Provider:
+        return Smtp(self.settings(secret))
+
+    def received(self) -> list[str]:
+        return [message.get_content().replace("\r\n", "\n").rstrip("\n") for message in self.messages]
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._protocol, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for protocol in self._protocols:
+            if protocol.transport is not None:
+                cast("asyncio.Transport", protocol.transport).abort()
+        self._protocols.clear()
+
+    def _protocol(self) -> SMTP:
+        self.connections += 1
+        protocol = SMTP(
+            self,
+            hostname="localhost",
+            tls_context=self._tls,
+            require_starttls=True,
+            authenticator=self._authenticate,
+            auth_required=True,
+            enable_SMTPUTF8=True,
+            loop=asyncio.get_running_loop(),
+        )
+        self._protocols.add(protocol)
+        return protocol
+
+    def _authenticate(self, _: object, __: object, ___: object, ____: str, login: LoginPassword) -> AuthResult:
+        return AuthResult(success=login.password == SECRET.encode(), handled=False)
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
+        self, _: SMTP, __: Session, envelope: Envelope, address: str, ___: list[str]
+    ) -> str:
+        self.asked.set()
+        if self.script:
+            self.behaviour = self.script.pop(0)
+        match self.behaviour:
+            case Behaviour.PERMANENT:
+                return f"550 5.1.1 <{address}>: no such user"
+            case Behaviour.TEMPORARY:
+                return "450 4.2.1 mailbox busy"
+            case Behaviour.THROTTLE:
+                return "421 4.7.0 too many messages, come back later"
+            case Behaviour.HANG:
+                await asyncio.Event().wait()
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
+    async def handle_DATA(self, server: SMTP, _: Session, envelope: Envelope) -> str:  # noqa: N802 - as above
+        if self.behaviour is Behaviour.BREAK:
+            cast("asyncio.Transport", server.transport).abort()
+            return "250 nobody hears it"
+        content = cast("bytes", envelope.original_content)
+        self.raw.append(message_from_bytes(content, policy=policy.compat32))
+        self.messages.append(message_from_bytes(content, policy=policy.default))
+        return f"250 2.0.0 queued as {len(self.messages)}"
+
+
+ANSWERS: dict[Behaviour, tuple[int, dict[str, Any]]] = {
+    Behaviour.PERMANENT: (403, {"description": "Forbidden: bot was blocked by the user"}),
+    Behaviour.TEMPORARY: (500, {"description": "Internal Server Error"}),
+    Behaviour.THROTTLE: (
+        429,
+        {"description": "Too Many Requests: retry after 1", "parameters": {"retry_after": 1}},
+    ),
+}
+
+
+class BotApiPeer:
+    """An HTTP server with the answers of https://core.telegram.org/bots/api#making-requests."""
+
+    recipient = "987654321"
+
+    def __init__(self) -> None:
+        self.behaviour, self.connections = Behaviour.ACCEPT, 0
+        self.requests: list[dict[str, Any]] = []
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def settings(self, secret: str = SECRET, **change: object) -> TelegramSenderSettings:
+        url = f"http://127.0.0.1:{self._port}"
+        own = {"telegram_provider": "bot_api", "telegram_bot_token": secret, "telegram_api_url": url, **change}
+        return TelegramSenderSettings.model_validate(own)
+
+    def provider(self, secret: str = SECRET) -> Provider:
+        return BotApi(self.settings(secret))
+
+    def received(self) -> list[str]:
+        return [request["text"] for request in self.requests]
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    int(line.partition(b":")[2])
+                    for line in head.lower().splitlines()
+                    if line.startswith(b"content-length:")
+                )
+                body = json.loads(await reader.readexactly(length))
+                await self._answer(head.split(b" ")[1].decode(), body, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def _answer(self, path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if self.behaviour is Behaviour.BREAK:
+            writer.transport.abort()
+            return
+        if self.behaviour is Behaviour.HANG:
+            await asyncio.Event().wait()
+        status: int
+        answer: dict[str, Any]
+        if path != f"/bot{SECRET}/sendMessage":
+            status, answer = 401, {"description": "Unauthorized"}
+        elif self.behaviour is Behaviour.ACCEPT:
+            self.requests.append(body)
+            status, answer = 200, {"ok": True, "result": {"message_id": len(self.requests), "date": 0}}
+        else:
+            status, answer = ANSWERS[self.behaviour]
+        if status != 200:
+            answer = {"ok": False, "error_code": status, **answer}
+        content = json.dumps(answer).encode()
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(content)) + content)
+        await writer.drain()
