@@ -88,6 +88,17 @@ async def test_two_channels_are_two_deliveries(api: httpx.AsyncClient) -> None:
     assert sorted(stored["channels"]) == ["email", "telegram"]
 
 
+async def test_what_is_sent_for_real_needs_a_recipient(postgres: PostgresSettings) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, email_provider="smtp") as api:
+        await post(api)
+        both: Json = {**BODY, "type": None, "channels": ["telegram", "email"]}
+        refused = await api.post("/api/notifications", json=both)
+        assert refused.status_code == 422
+        assert [error["field"] for error in refused.json()["errors"]] == ["recipient.email"]
+        for address in ("a@example.org", "permanent@simulator.invalid"):
+            await post(api, type="email", recipient={"email": address})
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_trailing_slash_works_without_a_redirect(api: httpx.AsyncClient, method: str) -> None:
     answer = await api.request(method, "/api/notifications/", json=BODY if method == "POST" else None)
@@ -107,6 +118,7 @@ async def test_a_trailing_slash_works_without_a_redirect(api: httpx.AsyncClient,
         ({"user_id": 1, "message": "x", "channels": ["email", "pigeon"]}, "channels.1"),
         ({**BODY, "colour": "red"}, "colour"),
         ({**BODY, "recipient": {"email": "a@example.org"}}, "recipient.email"),
+        ({**BODY, "type": "email", "recipient": {"email": "a@example.invalid"}}, "recipient.email"),
         ({**BODY, "metadata": {"a": 1}}, "metadata.a"),
         ({"message": "x", "type": "email"}, "user_id"),
         ([], "body"),

@@ -2,15 +2,16 @@ from pathlib import Path
 
 import pytest
 from notify_common.process import load_settings
-from notify_email_sender.main import EmailSenderSettings
+from notify_email_sender.settings import EmailSenderSettings
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.main import StatusWriterSettings
-from notify_telegram_sender.main import TelegramSenderSettings
+from notify_telegram_sender.settings import TelegramSenderSettings
 from pydantic_settings import BaseSettings
 
 ALL: list[type[BaseSettings]] = [
     GatewaySettings, TelegramSenderSettings, EmailSenderSettings, StatusWriterSettings
 ]  # fmt: skip
+SMTP = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail.example.org", "EMAIL_FROM": "Shop <a@example.org>"}
 
 
 def test_the_defaults_of_the_first_sketch_stay() -> None:
@@ -67,3 +68,33 @@ def test_the_amqp_url_survives_odd_characters(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RABBITMQ_PASSWORD", "p@ss/w:rd")
     monkeypatch.setenv("RABBITMQ_VHOST", "/my vhost")
     assert GatewaySettings().amqp_url().startswith("amqp://guest:p%40ss%2Fw%3Ard@localhost:5672/%2Fmy%20vhost")
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "told"),
+    [
+        (EmailSenderSettings, {"EMAIL_PROVIDER": "smtp", "EMAIL_FROM": "a@example.org"}, "SMTP_HOST"),
+        (EmailSenderSettings, {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail"}, "EMAIL_FROM"),
+        (EmailSenderSettings, {"EMAIL_FROM": "nobody"}, "EMAIL_FROM"),
+        (EmailSenderSettings, {"EMAIL_PROVIDER": "pigeon"}, "EMAIL_PROVIDER"),
+        (EmailSenderSettings, {**SMTP, "SMTP_USER": "a"}, "SMTP_PASSWORD"),
+        (EmailSenderSettings, {**SMTP, "SMTP_USER": "a", "SMTP_PASSWORD": "b", "SMTP_TLS": "none"}, "SMTP_TLS"),
+        (EmailSenderSettings, {**SMTP, "EMAIL_LIST_UNSUBSCRIBE": "<mailto:a>\r\nBcc: b"}, "EMAIL_LIST_UNSUBSCRIBE"),
+        (TelegramSenderSettings, {"TELEGRAM_PROVIDER": "bot_api"}, "TELEGRAM_BOT_TOKEN"),
+        (TelegramSenderSettings, {"TELEGRAM_BOT_TOKEN": "no token"}, "TELEGRAM_BOT_TOKEN"),
+    ],
+)
+def test_a_provider_that_can_not_work_stops_the_service_and_names_the_variable(
+    settings: type[BaseSettings], given: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=told):
+        load_settings(settings)
+
+
+def test_what_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SMTP_HOST", "SMTP_PORT", "SMTP_PASSWORD", "EMAIL_FROM", "SMTP_CA_FILE"):
+        monkeypatch.setenv(name, "")
+    settings = load_settings(EmailSenderSettings)
+    assert (settings.smtp_host, settings.smtp_port, settings.smtp_password, settings.email_from) == (None,) * 4

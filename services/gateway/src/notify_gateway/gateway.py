@@ -47,7 +47,12 @@ class Gateway:
         self.relay = OutboxRelay(
             self._broker, ConfirmedPublisher(self._broker), Outbox(self._relay_engine), self._events
         )
-        self.intake = NotificationIntake(self._engine, self.relay, max_waiting=settings.max_waiting_requests)
+        self.intake = NotificationIntake(
+            self._engine,
+            self.relay,
+            max_waiting=settings.max_waiting_requests,
+            real_channels=settings.real_channels(),
+        )
         self.queries = NotificationQueries(self._engine)
         self.retries = DeliveryRetries(self._engine)
         self.keys = ApiKeys(self._engine)

@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from notify_common.channels import Channel
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import Content, DeliveryRequested
 from notify_common.process import utc_now
@@ -50,7 +51,7 @@ ACCEPT = text("""
 
 
 class NotNow(Exception):
-    """A time in the request does not fit the present. The message names the field."""
+    """The request does not fit the present time or settings. The message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,18 @@ class _Submission:
 class NotificationIntake:
     """Stores notifications durably, in groups."""
 
-    def __init__(self, engine: AsyncEngine, relay: OutboxRelay, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        relay: OutboxRelay,
+        *,
+        max_waiting: int,
+        real_channels: Set[Channel] = frozenset(),
+    ) -> None:
         self._engine = engine
         self._engine_without_transactions = without_transactions(engine)
         self._relay = relay
+        self._real_channels = real_channels
         self._group_commit = GroupCommit(
             self._commit,
             max_group=NOTIFICATIONS_PER_TRANSACTION,
@@ -98,9 +107,9 @@ class NotificationIntake:
 
         Raises `NotNow`, `KeyReused`, `WaitingRoomFull`, `StatementRefused`, or `DatabaseAway` (stored or not).
         """
-        problem = notification.request.problem_at(notification.created_at)
+        problem = notification.request.problem_now(notification.created_at, self._real_channels)
         if problem is not None:
-            # Its time was to come when it was accepted, if it was.
+            # It was none when it was accepted, if it was.
             answered = None if claim is None else await find_answered(self._engine, claim)
             if claim is None or answered is None:
                 raise NotNow(problem)
