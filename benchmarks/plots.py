@@ -81,7 +81,7 @@ def _cpu(results: tables.Json, names: list[str], latency: float) -> Figure:
 
 def _to_sent(results: tables.Json, names: list[str], latency: float) -> Figure:
     figure, axis = plt.subplots(figsize=(10, 3))
-    for name, colour in zip(names, COLOURS, strict=True):
+    for name, colour in zip(names, COLOURS, strict=False):
         by_rate = tables.averaged(results, name, latency)["to_sent"]
         rates = [float(rate) for rate in by_rate]
         for quantile, style in (("p50", "-"), ("p99", ":")):
