@@ -4,7 +4,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import plots, tables
@@ -18,7 +17,7 @@ from benchmarks.measure import (
     warm_up,
 )
 from benchmarks.progress import say
-from benchmarks.servers import PROJECT, Servers, machine, running_servers, write_json
+from benchmarks.servers import PROJECT, Servers, circumstances, running_servers, write_json
 
 RESULTS = PROJECT / "benchmarks" / "results"
 LATENCIES = (0.0, 0.2)  # seconds that the simulated provider takes
@@ -86,10 +85,7 @@ def main() -> None:
             losses[contender.name] = lost(contender, servers, slowest, logs, options.seconds)
             say(f"{contender.name}: killed in mid-load, {losses[contender.name]}")
     results = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "minutes": (time.monotonic() - began) / 60,
-        "machine": machine(),
-        "servers": versions,
+        **circumstances(began, versions),
         "step_seconds": options.seconds,
         "figures": [figures.as_json() for figures in all_figures],
         "lost": losses,

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import plots, tables
 from benchmarks.contenders import SERVICE, Running, free_port, service_program
 from benchmarks.measure import failures, generate
 from benchmarks.progress import say
-from benchmarks.servers import PROJECT, Servers, machine, running_servers, write_json
+from benchmarks.servers import PROJECT, Servers, circumstances, running_servers, write_json
 from benchmarks.stored import stored
 
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -179,10 +178,7 @@ def main() -> None:
             sections[name] = SECTIONS[name](servers, logs, options.fraction)
             say(tables.SECTIONS[name](sections[name]))
     results = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "minutes": (time.monotonic() - began) / 60,
-        "machine": machine(),
-        "servers": versions,
+        **circumstances(began, versions),
         "fraction": options.fraction,
         **sections,
     }

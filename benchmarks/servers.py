@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -138,6 +139,16 @@ def machine() -> dict[str, str]:
         "processor": model[0].partition(": ")[2] if model else os.uname().machine,
         "memory": f"{int(memory.split()[1]) / 2**20:.0f} GiB",
         "system": f"{os.uname().sysname} {os.uname().release}",
+    }
+
+
+def circumstances(began: float, versions: dict[str, str]) -> dict[str, object]:
+    """When, how long and on what was measured; `began`: monotonic."""
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": (time.monotonic() - began) / 60,
+        "machine": machine(),
+        "servers": versions,
     }
 
 
