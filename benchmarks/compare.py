@@ -1,7 +1,6 @@
 """`make bench`: each contender on the same servers, one after the other and twice around."""
 
 import argparse
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from benchmarks.measure import (
     warm_up,
 )
 from benchmarks.progress import say
-from benchmarks.servers import PROJECT, Servers, circumstances, running_servers, write_json
+from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, running_servers, write_json
 
 RESULTS = PROJECT / "benchmarks" / "results"
 LATENCIES = (0.0, 0.2)  # seconds that the simulated provider takes
@@ -71,8 +70,7 @@ def main() -> None:
     began = time.monotonic()
     all_figures: list[Figures] = []
     losses: dict[str, dict[str, float]] = {}
-    logs = Path(tempfile.mkdtemp(prefix="bench-logs-"))
-    with running_servers() as servers:
+    with log_folder() as logs, running_servers() as servers:
         versions = servers.versions()
         for round_ in range(1, options.rounds + 1):
             for latency in LATENCIES:

@@ -1,7 +1,6 @@
 """`make bench-scale`: this service alone, with much waiting, much stored, and several of each process."""
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from benchmarks import plots, tables
 from benchmarks.contenders import SERVICE, Running, free_port, service_program
 from benchmarks.measure import failures, generate
 from benchmarks.progress import say
-from benchmarks.servers import PROJECT, Servers, circumstances, running_servers, write_json
+from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, running_servers, write_json
 from benchmarks.stored import stored
 
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -170,8 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     sections: dict[str, Json] = {}
-    logs = Path(tempfile.mkdtemp(prefix="bench-logs-"))
-    with running_servers() as servers:
+    with log_folder() as logs, running_servers() as servers:
         versions = servers.versions()
         for name in options.only or SECTIONS:
             say(f"{name}: {SECTIONS[name].__doc__}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -87,6 +88,14 @@ class Servers:
             "PostgreSQL": version, **fsync,
             "RabbitMQ": overview["rabbitmq_version"], "Erlang": overview["erlang_version"],
         }  # fmt: skip
+
+
+@contextmanager
+def log_folder() -> Iterator[Path]:
+    """Where processes log; it stays where the benchmark fails."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-logs-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @contextmanager
