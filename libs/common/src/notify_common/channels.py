@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.networks import validate_email
 
-from notify_common.simulated_recipients import simulated_behaviour
+from notify_common.simulated_recipients import Behaviour, simulated_behaviour
 
 
 class Channel(StrEnum):
@@ -16,8 +16,19 @@ class Channel(StrEnum):
     EMAIL = "email"
 
 
+def _telegram(recipient: str) -> str:
+    if recipient.lower().startswith("@simulator_") and simulated_behaviour(recipient) is None:
+        # Whoever has that name is not meant.
+        raise ValueError(f"is none of the recipients for tests: @simulator_ goes with {', '.join(Behaviour)}")
+    return recipient
+
+
 # A chat id (negative for groups) or the @name of a public chat: https://core.telegram.org/bots/api#sendmessage
-TelegramRecipient = Annotated[str, StringConstraints(pattern=r"^(-?[1-9][0-9]{0,18}|@[A-Za-z][A-Za-z0-9_]{3,31})$")]
+TelegramRecipient = Annotated[
+    str,
+    StringConstraints(pattern=r"^(-?[1-9][0-9]{0,18}|@[A-Za-z][A-Za-z0-9_]{3,31})$"),
+    AfterValidator(_telegram),
+]
 
 
 def _email(address: str) -> str:
