@@ -26,7 +26,6 @@ MESSAGES_PER_CONNECTION = 100
 TRANSIENT, PERMANENT = 4, 5  # the first digit: RFC 5321, 4.2.1
 NOT_LET_IN = frozenset({530, 534, 535, 538})  # the login is missing or refused: RFC 4954, 6
 NOT_AVAILABLE = 421  # "closing transmission channel": RFC 5321, 3.8
-LOST = (aiosmtplib.SMTPServerDisconnected, OSError)
 ADDRESS = re.compile(r"\S+@\S+")
 
 
@@ -99,7 +98,7 @@ class Smtp:
             raise PermanentFailure("not_supported", cleaned(str(lacking))) from None
         except TimeoutError:
             raise  # no answer to a command within the time of an attempt
-        except LOST as error:
+        except OSError as error:  # the connection is lost
             if content_sent:
                 raise UnknownOutcome("connection_lost", cleaned(str(error))) from None
             if connection.messages > 1:

@@ -82,14 +82,14 @@ class ProviderGate:
         self, recipient: str, patience: float, *, even_closed: bool = False
     ) -> AsyncIterator["Admission | None"]:
         """An admission for one call, or None after `patience` seconds without one."""
-        admission = await self._enter(recipient, patience, even_closed=even_closed)
-        try:
+        with ExitStack() as held:
+            admission = None
+            if not self.stopped:
+                with suppress(TimeoutError):
+                    admission = await self._enter(held, recipient, patience, even_closed=even_closed)
+            if admission is None:
+                held.close()  # whatever was taken until the patience was over
             yield admission
-        finally:
-            if admission is not None:
-                self._slots.release()
-                if admission.probing:
-                    self._end_probe()
 
     def saw(self, result: DeliveryResult, *, probing: bool) -> None:
         """Open or close by how a call ended that was let through."""
@@ -105,28 +105,22 @@ class ProviderGate:
             self._fault.over()
             self._tell()
 
-    async def _enter(self, recipient: str, patience: float, *, even_closed: bool) -> "Admission | None":
-        if self.stopped:
-            return None
-        try:
-            async with asyncio.timeout(patience) as wait:
-                with ExitStack() as undo:
-                    self._waits.add(wait)
-                    undo.callback(self._waits.discard, wait)
-                    await self._slots.acquire()
-                    undo.callback(self._slots.release)
-                    probing = not even_closed and await self._opened_or_probe()
-                    if probing:
-                        undo.callback(self._end_probe)
-                    # At the last moment: what is reserved is used.
-                    for pacer, key in ((self._pace_of_recipient, recipient), (self._pace, "")):
-                        if pacer is not None:
-                            await asyncio.sleep(pacer.reserve(key, _now()))
-                    undo.pop_all()
-                self._waits.discard(wait)
-                return Admission(self, probing)
-        except TimeoutError:
-            return None
+    async def _enter(self, held: ExitStack, recipient: str, patience: float, *, even_closed: bool) -> "Admission":
+        """What is taken for the call is given back when `held` is closed; raises `TimeoutError`."""
+        async with asyncio.timeout(patience) as wait:
+            with ExitStack() as waiting:
+                self._waits.add(wait)
+                waiting.callback(self._waits.discard, wait)
+                await self._slots.acquire()
+                held.callback(self._slots.release)
+                probing = not even_closed and await self._opened_or_probe()
+                if probing:
+                    held.callback(self._end_probe)
+                # At the last moment: what is reserved is used.
+                for pacer, key in ((self._pace_of_recipient, recipient), (self._pace, "")):
+                    if pacer is not None:
+                        await asyncio.sleep(pacer.reserve(key, _now()))
+        return Admission(self, probing)
 
     async def _opened_or_probe(self) -> bool:
         """Return when the gate is open (False), or when it is this call's turn to be the probe (True)."""
