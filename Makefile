@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := libs/common libs/database libs/local_stack services/gateway services/telegram_sender \
-	services/email_sender services/status_writer
-LOCKED := services/gateway services/telegram_sender services/email_sender services/status_writer
+PROJECTS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
+PACKAGES := $(patsubst %/pyproject.toml,%,$(PROJECTS))
+LOCKED := $(filter services/%,$(PACKAGES))
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-	$(foreach name,common database email-sender gateway local status-writer telegram-sender,--no-emit-package notify-$(name))
+	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test chaos fuzz test-compose bench bench-scale check format lock clean
@@ -38,11 +38,10 @@ bench: install benchmarks/.venv/installed ## this service beside what one would 
 bench-scale: install benchmarks/.venv/installed ## with much waiting, much stored, several of each
 	@benchmarks/.venv/bin/python -m benchmarks.scale $(ARGS)
 
-check: install ## lint, format, types, and who may import whom
+check: install ## lint, format, types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests benchmarks
-	@$(BIN)/lint-imports --no-logo
 
 format: install ## format the code and sort its imports
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -51,7 +50,7 @@ format: install ## format the code and sort its imports
 lock: install ## lock the dependencies anew, with hashes (UPGRADE=1 takes newer releases)
 	@for folder in $(LOCKED); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
-	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev $(PROJECTS) -o requirements.lock
 	@$(BIN)/uv --directory benchmarks $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock
 
 clean: ## remove the virtual environment and the data of the private servers
@@ -59,7 +58,7 @@ clean: ## remove the virtual environment and the data of the private servers
 
 install: $(VENV)/installed ## prepare the virtual environment
 
-$(VENV)/installed: requirements.lock $(addsuffix /pyproject.toml,$(PACKAGES))
+$(VENV)/installed: requirements.lock $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 …" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing (Debian, Ubuntu: apt-get install python3-venv)."; exit 1; }
 	@echo "Preparing $(VENV) (once, and after a change of dependencies) …"

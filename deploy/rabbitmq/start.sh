@@ -6,8 +6,7 @@ filled=/run/notify/definitions.json
 cookie=/var/lib/rabbitmq/.erlang.cookie
 
 definitions=$(</etc/notify/definitions.json)
-for variable in RABBITMQ_ADMIN_PASSWORD RABBITMQ_GATEWAY_PASSWORD RABBITMQ_TELEGRAM_SENDER_PASSWORD \
-    RABBITMQ_EMAIL_SENDER_PASSWORD RABBITMQ_STATUS_WRITER_PASSWORD; do
+for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
     password=${!variable:-}
     if [[ -z $password || $password == *[[:cntrl:]]* || $password == *"\${"* ]]; then
         echo "$variable must be set, without control characters and without \${" >&2

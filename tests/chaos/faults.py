@@ -15,10 +15,11 @@ import asyncpg
 import httpx
 import psutil
 from notify_local.rabbitmq_install import rabbitmq_server
+from notify_local.stack import SENDERS, SERVICES
 from support.processes import System
 
-REPLICAS = {"gateway": 2, "status_writer": 2, "telegram_sender": 2, "email_sender": 2}
-SERVICES = tuple(name for service in REPLICAS for name in (service, f"{service}-2"))
+REPLICAS = dict.fromkeys(SERVICES, 2)
+PROGRAMS = tuple(name for service in SERVICES for name in (service, f"{service}-2"))
 LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # of the machine's memory
 LOCKED = "LOCK TABLE notifications, deliveries, attempts, outbox IN ACCESS EXCLUSIVE MODE"
 
@@ -55,8 +56,7 @@ class Faults:
             "kill -9 one gateway": (self._killing("gateway"), False),
             "kill -9 every gateway": (self._killing("gateway", "gateway-2"), False),
             "kill -9 every status_writer": (self._killing("status_writer", "status_writer-2"), False),
-            "kill -9 one telegram_sender": (self._killing("telegram_sender"), False),
-            "kill -9 one email_sender": (self._killing("email_sender-2"), False),
+            **{f"kill -9 one {sender}": (self._killing(sender), False) for sender in SENDERS},
             "kill -9 every telegram_sender": (self._killing("telegram_sender", "telegram_sender-2"), False),
             "kill -9 several services": (self._kill_several, False),
             "SIGTERM a service": (self._terminate_one, False),
@@ -92,10 +92,10 @@ class Faults:
         return act
 
     async def _kill_several(self, fault: Fault) -> None:
-        self._signal(fault, self._rng.sample(SERVICES, 3), signal.SIGKILL)
+        self._signal(fault, self._rng.sample(PROGRAMS, 3), signal.SIGKILL)
 
     async def _terminate_one(self, fault: Fault) -> None:
-        self._signal(fault, [self._rng.choice(SERVICES)], signal.SIGTERM)
+        self._signal(fault, [self._rng.choice(PROGRAMS)], signal.SIGTERM)
 
     async def _stop_postgres(self, _: Fault) -> None:
         os.kill(self._system.pid("postgres"), signal.SIGQUIT)

@@ -11,8 +11,9 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+from notify_common.channels import Channel
 
-CHANNELS = ["telegram", "email"]
+CHANNELS = list(Channel)
 # Requests; past it the client waits. The connection pool of httpx looks at each connection for each request.
 OUTSTANDING = 100
 RETRY_INTERVAL = 0.3  # seconds

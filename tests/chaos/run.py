@@ -14,7 +14,7 @@ from rich.table import Table
 from support.processes import FINAL, running_system
 
 from chaos.audit import Report, audit, await_quiet
-from chaos.faults import REPLICAS, SERVICES, Fault, Faults
+from chaos.faults import PROGRAMS, REPLICAS, Fault, Faults
 from chaos.load import Load
 
 SETTINGS = {
@@ -104,7 +104,7 @@ async def _recovery(load: Load) -> float:
 
 def _floods(logs: Path, faults: int) -> list[str]:
     """Services that have logged more than their faults give reason for."""
-    lines = {name: len((logs / f"{name}.log").read_text().splitlines()) for name in SERVICES}
+    lines = {name: len((logs / f"{name}.log").read_text().splitlines()) for name in PROGRAMS}
     say("lines logged: " + ", ".join(f"{count} {name}" for name, count in lines.items()))
     return [f"{name} logged {count} lines" for name, count in lines.items() if count > LINES_PER_FAULT * (faults + 1)]
 

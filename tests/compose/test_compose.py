@@ -4,17 +4,17 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from notify_common import topology
+from notify_common.channels import Channel
+from notify_local.stack import SENDERS, SERVICES
 from support.compose import LABEL, Compose, docker, inspect
 from support.processes import all_final
 from support.services import eventually
 
-SERVICES = ("gateway", "telegram_sender", "email_sender", "status_writer")
-SENDERS = ("telegram_sender", "email_sender")
-CHANNELS = ("telegram", "email")
+QUEUES = {f"{channel}_sender": topology.delivery_queue_name(channel) for channel in Channel}
 MANY = 2_000
 REQUESTS_AT_ONCE = 50
 TRY_RIGHTS = Path(__file__).with_name("try_rights.py").read_text()
@@ -37,11 +37,11 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 
 
 async def post(client: httpx.AsyncClient, count: int) -> list[str]:
-    """Post to both channels; each must be accepted at once."""
+    """Post to all channels; each must be accepted at once."""
     places = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
     async def one(user_id: int) -> str:
-        body = {"user_id": user_id, "message": "Your code: 11111", "channels": CHANNELS}
+        body = {"user_id": user_id, "message": "Your code: 11111", "channels": list(Channel)}
         async with places:
             answer = await client.post("/api/notifications", json=body)
         assert answer.status_code == 201, answer.text
@@ -91,15 +91,15 @@ async def each_consumes(compose: Compose, service: str, queue: str, count: int) 
 async def test_a_notification_is_delivered_and_the_management_ui_shows_its_queues(compose: Compose) -> None:
     async with compose.gateway() as client:
         [notification] = await all_final(client, await post(client, 1))
-    assert {delivery["channel"] for delivery in notification["deliveries"]} == set(CHANNELS)
+    assert {delivery["channel"] for delivery in notification["deliveries"]} == set(Channel)
     with compose.management() as management:
         queues = {queue["name"] for queue in management.get("/api/queues").raise_for_status().json()}
-    assert {"notifications.telegram", "notifications.email", "notifications.results", "notifications.dead"} <= queues
+    assert {*QUEUES.values(), "notifications.results", "notifications.dead"} <= queues
 
 
 async def test_connections_are_named_after_their_container(compose: Compose) -> None:
-    await each_consumes(compose, "telegram_sender", "notifications.telegram", 1)
-    await each_consumes(compose, "email_sender", "notifications.email", 1)
+    for sender, queue in QUEUES.items():
+        await each_consumes(compose, sender, queue, 1)
     await each_consumes(compose, "status_writer", "notifications.results", 1)
 
 
@@ -126,29 +126,24 @@ def test_a_senders_image_has_no_database_driver_and_no_fastapi(compose: Compose,
     assert compose.run("exec", "-T", service, "python", "-c", find.format(modules)).strip() == "['aio_pika']"
 
 
-@pytest.mark.parametrize(
-    ("service", "foreign"),
-    [
-        ("gateway", [
-            ["read", "notifications.telegram"], ["read", "notifications.email"], ["read", "notifications.results"],
-            ["publish", "notifications.results"], ["publish", "notifications.dead"],
-        ]),
-        ("telegram_sender", [
-            ["read", "notifications.email"], ["read", "notifications.results"], ["read", "notifications.dead"],
-            ["publish", "notifications"], ["publish", "notifications.email.retry"], ["bind", "notifications.telegram"],
-        ]),
-        ("email_sender", [
-            ["read", "notifications.telegram"], ["read", "notifications.results"], ["read", "notifications.dead"],
-            ["publish", "notifications"], ["publish", "notifications.telegram.retry"],
-        ]),
-        ("status_writer", [
-            ["read", "notifications.telegram"], ["read", "notifications.email"], ["publish", "notifications"],
-        ]),
-    ],
-)  # fmt: skip
-def test_rabbitmq_refuses_a_role_what_is_not_its_own(compose: Compose, service: str, foreign: list[Any]) -> None:
+SAID_BY_SENDERS = ("notifications.results", "notifications.dead")
+OWN: dict[str, dict[str, list[str]]] = {
+    "gateway": {"publish": ["notifications"]},
+    **{sender: {"read": [queue], "publish": [f"{queue}.retry", *SAID_BY_SENDERS]} for sender, queue in QUEUES.items()},
+    "status_writer": {"read": ["notifications.results"], "publish": ["notifications.dead"]},
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_rabbitmq_refuses_a_role_what_is_not_its_own(compose: Compose, service: str) -> None:
+    own = OWN[service]
+    read = [*QUEUES.values(), "notifications.results", "notifications.dead"]
+    publish = ["", "notifications", *SAID_BY_SENDERS, *(f"{queue}.retry" for queue in QUEUES.values())]
     refused = [
-        *foreign, ["publish", ""], ["delete", "notifications.telegram"], ["delete", "notifications.email"],
+        *(["read", name] for name in read if name not in own.get("read", [])),
+        *(["publish", name] for name in publish if name not in own.get("publish", [])),
+        *(["delete", queue] for queue in QUEUES.values()),
+        ["bind", QUEUES["telegram_sender"]],
         ["declare-exchange", "foreign"], ["declare-exchange", "notifications.mine"],
         ["declare-queue", "foreign"], ["declare-queue", "notifications.mine"],
     ]  # fmt: skip
@@ -204,8 +199,8 @@ async def test_back_to_one_sender_with_another_setting_under_load(compose: Compo
     for service in SENDERS:
         [container] = compose.containers(service)
         assert "ERROR_PROBABILITY=0" in inspect(container)["Config"]["Env"]
-    await each_consumes(compose, "telegram_sender", "notifications.telegram", 1)
-    await each_consumes(compose, "email_sender", "notifications.email", 1)
+    for sender, queue in QUEUES.items():
+        await each_consumes(compose, sender, queue, 1)
 
 
 async def test_a_sender_whose_queue_was_deleted_is_unhealthy_until_it_is_back(compose: Compose) -> None:

@@ -15,6 +15,7 @@ from notify_common.messages import Content, DeliveryRequested, Outcome
 from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
+from notify_local.stack import SENDERS
 from support.amqp import hand_on
 from support.processes import STOP_TIMEOUT, answers, running_service
 from support.servers import PROJECT
@@ -59,7 +60,7 @@ async def test_sigterm_lets_a_sender_finish_what_is_in_flight(rabbit: RabbitSett
             assert await hand.depth("notifications.telegram") == 30
 
 
-@pytest.mark.parametrize("name", ["telegram_sender", "email_sender", "status_writer"])
+@pytest.mark.parametrize("name", [*SENDERS, "status_writer"])
 async def test_with_the_broker_away_a_worker_lives_is_not_ready_and_stops_in_order(
     name: str, postgres: PostgresSettings, port: int
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_login_that_postgresql_refuses_ends_a_service_with_a_message(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("sender", ["telegram_sender", "email_sender"])
+@pytest.mark.parametrize("sender", SENDERS)
 def test_a_sender_alone_has_no_database_driver_and_no_fastapi(sender: str, tmp_path: Path) -> None:
     """Installed from its own lock file into an environment of its own."""
     folder, environment = PROJECT / "services" / sender, tmp_path / "venv"

@@ -3,26 +3,33 @@
 import json
 import re
 import tomllib
+from importlib import import_module
+from itertools import permutations
 from typing import Any
 
 import pytest
 import yaml
 from notify_common import topology
 from notify_common.channels import Channel
-from notify_common.sending.service import SETTLING_TIME
+from notify_common.sending.service import SETTLING_TIME, SenderSettings
 from notify_database.migrate import MigrationSettings
-from notify_email_sender.settings import EmailSenderSettings
 from notify_gateway.settings import GatewaySettings
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
+from notify_local.stack import SERVICES as RUNNING
 from notify_status_writer.main import StatusWriterSettings
-from notify_telegram_sender.settings import TelegramSenderSettings
 from pydantic_settings import BaseSettings
 from support.servers import PROJECT
 
+
+def settings_of(channel: Channel) -> type[SenderSettings]:
+    module = import_module(f"notify_{channel}_sender.settings")
+    settings: type[SenderSettings] = getattr(module, f"{channel.title()}SenderSettings")
+    return settings
+
+
 SERVICES: dict[str, type[BaseSettings]] = {
     "gateway": GatewaySettings,
-    "telegram_sender": TelegramSenderSettings,
-    "email_sender": EmailSenderSettings,
+    **{f"{channel}_sender": settings_of(channel) for channel in Channel},
     "status_writer": StatusWriterSettings,
     "migrate": MigrationSettings,
 }
@@ -87,7 +94,7 @@ def test_the_example_file_and_compose_have_the_defaults() -> None:
                 assert table()[name] == (value or "none")
 
 
-@pytest.mark.parametrize("service", ["gateway", "telegram_sender", "email_sender", "status_writer"])
+@pytest.mark.parametrize("service", RUNNING)
 def test_an_image_says_the_version_and_the_port_of_its_service(service: str) -> None:
     folder = PROJECT / "services" / service
     package = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
@@ -99,7 +106,7 @@ def test_an_image_says_the_version_and_the_port_of_its_service(service: str) -> 
 
 
 def test_a_sender_has_the_time_to_finish_before_it_is_killed() -> None:
-    longest = TelegramSenderSettings.model_fields["provider_timeout"].default + SETTLING_TIME
+    longest = SenderSettings.model_fields["provider_timeout"].default + SETTLING_TIME
     assert int(EXAMPLE["SENDER_STOP_GRACE_PERIOD"].removesuffix("s")) > longest
 
 
@@ -149,9 +156,9 @@ def test_each_role_may_do_its_work_and_no_more() -> None:
     assert may("gateway", "write", "notifications")
     assert may("gateway", "write", "notifications.events")
     assert not may("gateway", "write", "notifications.results")
-    for queue in ("notifications.telegram", "notifications.email", "notifications.results", "notifications.dead"):
+    for queue in (*map(topology.delivery_queue_name, Channel), "notifications.results", "notifications.dead"):
         assert not may("gateway", "read", queue)
-    for channel, other in (("telegram", "email"), ("email", "telegram")):
+    for channel, other in permutations(Channel, 2):
         sender = f"{channel}_sender"
         assert may(sender, "read", f"notifications.{channel}")
         # To declare is to be allowed to delete, with all that waits in it.

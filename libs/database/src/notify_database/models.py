@@ -3,7 +3,6 @@
 from datetime import datetime
 from uuid import UUID
 
-from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
 from sqlalchemy import (
     BigInteger,
@@ -19,7 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
-def _one_of(column: str, values: type[Channel | DeliveryStatus | Outcome | ErrorClass]) -> str:
+def _one_of(column: str, values: type[DeliveryStatus | Outcome | ErrorClass]) -> str:
     return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
 
 
@@ -65,7 +64,6 @@ class Delivery(Base):
 
     __tablename__ = "deliveries"
     __table_args__ = (
-        CheckConstraint(_one_of("channel", Channel), name="channel"),
         CheckConstraint(_one_of("status", DeliveryStatus), name="status"),
         CheckConstraint("round >= 1", name="round"),
         CheckConstraint("attempt >= 0", name="attempt"),

@@ -14,6 +14,7 @@ from statistics import quantiles
 from typing import Any
 
 import httpx
+from notify_common.channels import Channel
 from notify_common.process import FromEnvironment, load_settings
 from pydantic import SecretStr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -24,7 +25,7 @@ from notify_local.errors import CanNotRun
 from notify_local.folder import StackFolder
 from notify_local.stack import running_system
 
-NEEDED_COLUMNS = frozenset({"user_id", "channels", "message"})  # and, where wanted, subject, email, telegram
+NEEDED_COLUMNS = frozenset({"user_id", "channels", "message"})  # and, where wanted, subject and one per channel
 REQUESTS_AT_ONCE = 50
 USER_ID_DIGITS = 20
 MAX_TRIES = 10  # while the gateway says 503
@@ -112,7 +113,7 @@ def _request(row: Json) -> Json:
     }
     if subject := row.get("subject"):
         request["subject"] = subject
-    if recipient := {channel: row[channel] for channel in ("email", "telegram") if row.get(channel)}:
+    if recipient := {channel: row[channel] for channel in Channel if row.get(channel)}:
         request["recipient"] = recipient
     return request
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import httpx
+from notify_common.channels import Channel
 from notify_common.process import ServiceSettings, load_settings
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
@@ -26,9 +27,10 @@ SERVICE_START_TIMEOUT = 60.0  # seconds
 
 POSTGRES_PORT, RABBITMQ_PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT, EPMD_PORT = 5432, 5672, 15672, 25672, 4370
 REPLICA_PORT_STEP = 100  # between the ports of two replicas of a service
+SENDERS = tuple(f"{channel}_sender" for channel in Channel)
 # In the order of their start: who reads before who writes. The gateway starts last and stops first.
-WORKERS = {"status_writer": 8083, "telegram_sender": 8081, "email_sender": 8082}
-SERVICES = (*WORKERS, "gateway")
+SERVICES = ("status_writer", *SENDERS, "gateway")
+FIRST_HEALTH_PORT = 8081
 
 
 class GatewayWishes(ServiceSettings):
@@ -160,9 +162,9 @@ async def _start_services(
     say("Migrating the database …")
     await supervisor.run(Program("migrate", [sys.executable, "-m", "notify_database.migrate"], settings))
     say("Starting the services …")
-    for service, preferred_port in WORKERS.items():
+    for number, service in enumerate(service for service in SERVICES if service != "gateway"):
         for replica in range(scale.get(service, 1)):
-            port = ports.free(preferred_port + replica * REPLICA_PORT_STEP)
+            port = ports.free(FIRST_HEALTH_PORT + number + replica * REPLICA_PORT_STEP)
             environment = {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}
             program = _service(service, replica, environment, shown=show_logs)
             await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
