@@ -465,9 +465,10 @@ async def test_who_may_not_be_sent_for_too_long_goes_back_to_the_broker_unspent(
     rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
 ) -> None:
     wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(3)]
-    one_at_a_time, patience = ProviderLimits(concurrency=1), timedelta(seconds=0.2)
+    wait = timedelta(seconds=0.2)
+    one_at_a_time = ProviderLimits(concurrency=1, patience=wait, parked=wait)
     async with running_sender(
-        rabbit, smtp.provider(), channel=Channel.EMAIL, limits=one_at_a_time, patience=patience, provider_timeout=60
+        rabbit, smtp.provider(), channel=Channel.EMAIL, limits=one_at_a_time, provider_timeout=60
     ):
         smtp.script = [Behaviour.HANG]
         await hand.request(wanted[0])

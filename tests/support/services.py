@@ -15,9 +15,9 @@ from notify_common.consumer import Consumer
 from notify_common.events import EventPublisher
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import ProviderGate, ProviderLimits
+from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
-from notify_common.sending.sender import PATIENCE, Sender
+from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import WithSimulatedRecipients
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.gateway import Gateway
@@ -50,7 +50,6 @@ async def running_sender(
     concurrency: int = 100,
     first_delay: timedelta = FIRST_DELAY,
     limits: ProviderLimits | None = None,
-    patience: timedelta = PATIENCE,
 ) -> AsyncIterator[RunningSender]:
     """A sender of one channel."""
     broker = create_broker(rabbit, f"{channel}_sender")
@@ -62,8 +61,7 @@ async def running_sender(
         provider=WithSimulatedRecipients(provider),
         provider_timeout=provider_timeout,
         schedule=schedule,
-        gate=ProviderGate(f"{channel} provider", limits) if limits else None,
-        patience=patience,
+        gates=ProviderGates(f"{channel} provider", limits) if limits else None,
     )
     deliveries = topology.deliveries(channel)
     consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=concurrency)

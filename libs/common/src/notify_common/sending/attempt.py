@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from notify_common.messages import SHORT_TEXT_LENGTH, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
@@ -36,6 +36,8 @@ class Decision:
 
     result: DeliveryResult
     next_request: DeliveryRequested | None = None
+    retry_after: timedelta | None = None
+    """What the provider asked all to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,11 @@ def _wait(
     waited = answer.finished_at - since
     if waited >= schedule.max_wait:
         return Decision(_result(request, answer, Outcome.FAILED, failures=request.failures, error_class=error_class))
-    delay = failure.retry_after if isinstance(failure, Throttled) else None
+    retry_after = failure.retry_after if isinstance(failure, Throttled) else None
     # As long again as it has waited: the waits double.
-    delay = delay or schedule.rung_for(waited)
-    return _try_again(request, answer, outcome, error_class, request.failures, delay, waiting_since=since)
+    delay = retry_after or schedule.rung_for(waited)
+    decision = _try_again(request, answer, outcome, error_class, request.failures, delay, waiting_since=since)
+    return replace(decision, retry_after=retry_after)
 
 
 def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:

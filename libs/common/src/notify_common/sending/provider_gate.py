@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryResult, ErrorClass, Outcome
@@ -14,6 +15,8 @@ log = logging.getLogger(__name__)
 CLOSING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
 UNCLEAR = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
 REMEMBERED_RECIPIENTS = 10_000
+REMEMBERED_PROVIDERS = 10_000
+LONGEST_CLOSED = timedelta(seconds=30)  # at a time: what asks for more may mean one recipient only
 LONGEST_PACE = 5.0  # seconds that a call waits in its slot for its turn; who would wait longer is not admitted
 
 
@@ -27,6 +30,12 @@ class ProviderLimits:
     """Calls a second."""
     rate_per_recipient: float = 0
     """Calls a second to one recipient."""
+    patience: timedelta = timedelta(minutes=2)
+    """How long a message waits in a worker's hand for its turn."""
+    parked: timedelta = timedelta(minutes=2)
+    """How long it then waits in a retry queue."""
+    provider_of: Callable[[str], str] = lambda _: ""
+    """Whose limits a recipient comes under, where a channel has many providers."""
 
 
 class Pacer:
@@ -63,12 +72,18 @@ class ProviderGate:
         self._probing = False
         self._changed = asyncio.Event()
         self._waits: set[asyncio.Timeout] = set()
+        self._inside = 0
         self.stopped = False
 
     @property
     def closed(self) -> bool:
         """Whether the provider was found not to be had."""
         return self._closed_until is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether a new gate would do as well."""
+        return not self.closed and not self._inside
 
     def stop(self) -> None:
         """Admit nobody any more; who waits is sent away."""
@@ -83,6 +98,8 @@ class ProviderGate:
     ) -> AsyncIterator["Admission | None"]:
         """An admission for one call, or None after `patience` seconds without one."""
         with ExitStack() as held:
+            self._inside += 1
+            held.callback(self._leave)
             admission = None
             if not self.stopped:
                 with suppress(TimeoutError):
@@ -91,7 +108,10 @@ class ProviderGate:
                 held.close()  # whatever was taken until the patience was over
             yield admission
 
-    def saw(self, result: DeliveryResult, *, probing: bool) -> None:
+    def _leave(self) -> None:
+        self._inside -= 1
+
+    def saw(self, result: DeliveryResult, *, retry_after: timedelta | None, probing: bool) -> None:
         """Open or close by how a call ended that was let through."""
         if result.outcome is Outcome.EXPIRED:
             return
@@ -99,7 +119,8 @@ class ProviderGate:
         if says_closed or (probing and result.error_class in UNCLEAR):
             # Others that were under way when it was closed say nothing new.
             if self._closed_until is None or probing:
-                self._closed_until = _now() + self._fault.occurred(result.error_code)
+                asked = min(retry_after or timedelta(), LONGEST_CLOSED)
+                self._closed_until = _now() + max(self._fault.occurred(result.error_code), asked.total_seconds())
         elif result.error_class not in UNCLEAR:
             self._closed_until = None
             self._fault.over()
@@ -150,9 +171,36 @@ class Admission:
     gate: ProviderGate
     probing: bool
 
-    def saw(self, result: DeliveryResult) -> None:
-        """Tell the gate how the call ended."""
-        self.gate.saw(result, probing=self.probing)
+    def saw(self, result: DeliveryResult, *, retry_after: timedelta | None = None) -> None:
+        """Tell the gate how the call ended, and how long the provider asked to wait."""
+        self.gate.saw(result, retry_after=retry_after, probing=self.probing)
+
+
+class ProviderGates:
+    """One gate for each provider behind a channel: those that are well do not wait for those that are not."""
+
+    def __init__(self, name: str, limits: ProviderLimits) -> None:
+        self._name = name
+        self.limits = limits
+        self._gates: dict[str, ProviderGate] = {}
+        self._stopped = False
+
+    def of(self, recipient: str) -> ProviderGate:
+        """The gate before the provider of `recipient`."""
+        provider = self.limits.provider_of(recipient)
+        gate = self._gates.get(provider)
+        if gate is None:
+            if len(self._gates) >= REMEMBERED_PROVIDERS:
+                self._gates = {key: gate for key, gate in self._gates.items() if not gate.idle}
+            gate = self._gates[provider] = ProviderGate(self._name, self.limits)
+            gate.stopped = self._stopped
+        return gate
+
+    def stop(self) -> None:
+        """Admit nobody any more."""
+        self._stopped = True
+        for gate in self._gates.values():
+            gate.stop()
 
 
 def _now() -> float:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -19,7 +19,7 @@ from notify_common.rabbitmq import RECONNECT_INTERVAL
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import ProviderGate
+from notify_common.sending.provider_gate import ProviderGates
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.simulated_recipients import simulated_behaviour
 
@@ -29,7 +29,6 @@ RESULTS_PER_MESSAGE = 200
 PARKED_PER_WRITE = 200
 GROUP_INTERVAL = 0.01  # seconds
 REMEMBERED_ATTEMPTS = 10_000
-PATIENCE = timedelta(minutes=2)  # of a message in a worker's hand that may not be sent yet
 
 
 @dataclass(slots=True)
@@ -49,8 +48,7 @@ class Sender:
         provider: Provider,
         provider_timeout: float,
         schedule: RetrySchedule,
-        gate: ProviderGate | None = None,
-        patience: timedelta = PATIENCE,
+        gates: ProviderGates | None = None,
     ) -> None:
         self._publisher = publisher
         self._channel = channel
@@ -58,8 +56,7 @@ class Sender:
         self._provider = provider
         self._provider_timeout = provider_timeout
         self._schedule = schedule
-        self._gate = gate
-        self._patience = patience
+        self._gates = gates
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE, interval=GROUP_INTERVAL)
         self._parkings = GroupCommit(self._publish_parkings, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL)
@@ -109,10 +106,10 @@ class Sender:
 
     async def _attempt_and_report(self, request: DeliveryRequested) -> Decision | Postponed:
         decision: Decision | Postponed
-        if self._gate is None or simulated_behaviour(request.recipient):
+        if self._gates is None or simulated_behaviour(request.recipient):
             decision = await self._attempt(request)
         else:
-            decision = await self._attempt_when_admitted(self._gate, request)
+            decision = await self._attempt_when_admitted(self._gates, request)
         if isinstance(decision, Postponed):
             return decision
         log.debug(
@@ -126,23 +123,25 @@ class Sender:
     async def _attempt(self, request: DeliveryRequested) -> Decision:
         return await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
 
-    async def _attempt_when_admitted(self, gate: ProviderGate, request: DeliveryRequested) -> Decision | Postponed:
+    async def _attempt_when_admitted(self, gates: ProviderGates, request: DeliveryRequested) -> Decision | Postponed:
         now, since = utc_now(), request.waiting_since
-        patience = self._patience if request.expires_at is None else min(self._patience, request.expires_at - now)
+        gate, patience = gates.of(request.recipient or ""), gates.limits.patience
+        if request.expires_at is not None:
+            patience = min(patience, request.expires_at - now)
         is_the_last = since is not None and now - since >= self._schedule.max_wait
         async with gate.admitted(
             request.recipient or "", patience.total_seconds(), even_closed=is_the_last
         ) as admission:
             if admission is not None:
                 decision = await self._attempt(request)
-                admission.saw(decision.result)
+                admission.saw(decision.result, retry_after=decision.retry_after)
                 return decision
         now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
             return await self._attempt(request)  # which is not made any more
         # A message that is held for ever would cost the consumer its channel.
         later = {
-            "not_before": now if gate.stopped else now + self._patience,
+            "not_before": now if gate.stopped else now + gates.limits.parked,
             "waiting_since": since or (now if gate.closed else None),
         }
         return Postponed(request.model_copy(update=later))

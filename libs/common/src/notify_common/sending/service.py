@@ -14,7 +14,7 @@ from notify_common.consuming import consume
 from notify_common.process import WorkerSettings
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import ProviderGate, ProviderLimits
+from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import Simulator, WithSimulatedRecipients
@@ -58,14 +58,14 @@ async def run_sender(
     role = f"{channel}_sender"
     broker = create_broker(settings, role)
     publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
-    gate = ProviderGate(f"{channel} provider", limits) if limits else None
+    gates = ProviderGates(f"{channel} provider", limits) if limits else None
     sender = Sender(
         publisher,
         channel=channel,
         provider=WithSimulatedRecipients(provider),
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
-        gate=gate,
+        gates=gates,
     )
     deliveries = topology.deliveries(channel)
     consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=settings.concurrency)
@@ -83,7 +83,7 @@ async def run_sender(
                 deliveries,
                 *topology.retries(channel, schedule.ladder),
             ],
-            stopping=gate.stop if gate else None,
+            stopping=gates.stop if gates else None,
             drained=sender.drained,
             graceful_timeout=settings.provider_timeout + SETTLING_TIME,
         )
