@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import httpx
+from notify_common.lasting_fault import JITTER, LONGEST_WAIT
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 
 from chaos.faults import Fault
@@ -21,6 +22,8 @@ QUIET_TIMEOUT = 180.0  # seconds
 MOVED_AGAIN = DEAD_LETTER_TIMEOUT / 1000 + 5  # seconds
 # From a provider's acceptance to the ack that follows from it; what is busy, or just came back, takes a while.
 IN_FLIGHT = 5.0  # seconds
+# From the recovery, for which one sender is enough, until the last one has a connection again.
+RECONNECTED = LONGEST_WAIT * (1 + JITTER) + 1  # seconds
 OPEN = "SELECT count(*) FROM deliveries WHERE status IN ('pending', 'retrying')"
 GAPS = """
     SELECT d.id FROM deliveries d LEFT JOIN attempts a ON a.delivery_id = d.id
@@ -121,7 +124,7 @@ async def audit(
             for delivery_id, lines in sent.items()
             for line in lines
             if (delivery_id, line.attempt) not in attempts
-            and not any(line.pid in fault.killed and _in_flight(fault, line) for fault in faults)
+            and not any(line.pid in fault.killed and _in_hand(line, fault, faults) for fault in faults)
         ]
         _complain(report, "sent in an attempt that is not on record", untold)
         _complain(report, "outbox rows", await connection.fetch("SELECT delivery_id FROM outbox"))
@@ -190,6 +193,12 @@ def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[floa
 
 def _in_flight(fault: Fault, sent: Sent) -> bool:
     return fault.began - IN_FLIGHT <= sent.at <= fault.ended + IN_FLIGHT
+
+
+def _in_hand(sent: Sent, kill: Fault, faults: Sequence[Fault]) -> bool:
+    """Whether its sender may still have had the result when it was killed: it was under way, or RabbitMQ was away."""
+    cuts = (fault for fault in faults if fault.cuts_all and _in_flight(fault, sent))
+    return _in_flight(kill, sent) or any(kill.began <= cut.ended + cut.recovered_after + RECONNECTED for cut in cuts)
 
 
 def _read(folder: Path) -> dict[UUID, list[Sent]]:
