@@ -17,9 +17,11 @@ from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_common.sending.provider import PermanentFailure, TemporaryFailure, Throttled
 from notify_common.sending.provider_gate import ProviderLimits
 from support.amqp import Hand
+from support.bot_api_peer import BotApiPeer
+from support.conformance import Behaviour
 from support.fakes import CuttableNetwork, FakeProvider
-from support.peers import Behaviour, BotApiPeer, SmtpPeer
 from support.services import eventually, running_sender
+from support.smtp_peer import SmtpPeer
 
 
 def request(**change: object) -> DeliveryRequested:

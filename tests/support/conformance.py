@@ -1,13 +1,11 @@
-"""Each provider against a real peer. What all must do stands in `Conformance`, which a new one inherits."""
+"""What every provider must do, whatever it sends over: a new one's tests inherit it and bring a real peer."""
 
 import asyncio
 import logging
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from datetime import timedelta
-from email.header import decode_header, make_header
-from pathlib import Path
-from uuid import uuid4
+from enum import StrEnum
+from typing import Protocol
 
 import pytest
 from notify_common.channels import Channel
@@ -21,8 +19,43 @@ from notify_common.sending.provider import (
     UnknownOutcome,
     Unreachable,
 )
-from notify_email_sender.smtp import Smtp
-from support.peers import SECRET, Behaviour, BotApiPeer, Peer, SmtpPeer
+from uuid_utils.compat import uuid7
+
+SECRET = "1234567:a-secret-that-nobody-sees"
+
+
+class Behaviour(StrEnum):
+    """What a peer does with a message."""
+
+    ACCEPT = "accept"
+    PERMANENT = "permanent"
+    TEMPORARY = "temporary"
+    THROTTLE = "throttle"
+    HANG = "hang"
+    BREAK = "break"
+    """Take it whole, and end the connection without an answer."""
+
+
+class Peer(Protocol):
+    """A server that a provider talks to."""
+
+    behaviour: Behaviour
+    connections: int
+    """So far."""
+    recipient: str
+    """One it takes messages for."""
+
+    def provider(self, secret: str = SECRET) -> Provider:
+        """What talks to it."""
+
+    def received(self) -> list[str]:
+        """The texts it has accepted."""
+
+    async def open(self) -> None:
+        """Listen, on the same port each time."""
+
+    async def close(self) -> None:
+        """Listen no more, and end all connections."""
 
 
 class Conformance:
@@ -137,118 +170,10 @@ class Conformance:
 
 def request(recipient: str | None, message: str = "Your code: 11111", subject: str | None = None) -> DeliveryRequested:
     return DeliveryRequested(
-        delivery_id=uuid4(),
-        notification_id=uuid4(),
+        delivery_id=uuid7(),
+        notification_id=uuid7(),
         user_id=1,
         channel=Channel.EMAIL,
         recipient=recipient,
         content=Content(message=message, subject=subject),
     )
-
-
-HEADERS = {
-    "Subject", "From", "To", "Date", "Message-ID", "Auto-Submitted", "Content-Type", "Content-Transfer-Encoding",
-    "MIME-Version",
-}  # fmt: skip
-
-
-class TestSmtp(Conformance):
-    @pytest.fixture
-    async def peer(self, tmp_path: Path) -> AsyncIterator[SmtpPeer]:
-        peer = SmtpPeer(tmp_path)
-        await peer.open()
-        yield peer
-        await peer.close()
-
-    async def test_a_message_is_what_it_should_be(self, peer: SmtpPeer, provider: Provider) -> None:
-        wanted = request("a@bücher.example", "您的订单\n已发货。\n.\nEnde", "发货通知")
-        await provider.send(wanted)
-        [message] = peer.messages
-        assert message["From"] == "Example Shop <orders@example.org>"
-        assert message["To"] == "a@xn--bcher-kva.example"
-        assert message["Subject"] == "发货通知"
-        assert message["Message-ID"] == f"<{wanted.delivery_id}@example.org>"
-        assert message["Auto-Submitted"] == "auto-generated"
-        assert message.get_content_type() == "text/plain"
-        assert peer.received() == ["您的订单\n已发货。\n.\nEnde"]
-        assert not message.defects
-
-    @pytest.mark.parametrize(
-        "subject",
-        [
-            "=?utf-8?q?foo=0D=0ABcc:_evil@example.org?=",
-            "=?utf-8?q?foo=0D=0A=0D=0A<h1>?=",
-            "line\u2028separator\x0band\x85more",
-            "x" * 500,
-            "é" * 500,
-        ],
-    )
-    async def test_nothing_in_a_subject_is_more_than_a_subject(
-        self, peer: SmtpPeer, provider: Provider, subject: str
-    ) -> None:
-        await provider.send(request(peer.recipient, "the text", subject))
-        await provider.send(request(peer.recipient, f"{subject}\nthe text"))
-        for message in peer.messages:
-            assert message["Bcc"] is None
-            assert set(message.keys()) == HEADERS
-            assert message.get_content_type() == "text/plain"
-        assert peer.received()[0] == "the text"
-        told = str(make_header(decode_header(peer.raw[0]["Subject"])))
-        assert told == " ".join(subject.split())
-
-    async def test_a_long_list_unsubscribe_is_one_line(self, peer: SmtpPeer) -> None:
-        value = "<https://example.org/unsubscribe?token=" + "a" * 200 + ">"
-        provider = Smtp(peer.settings(email_list_unsubscribe=value))
-        await provider.send(request(peer.recipient))
-        assert peer.raw[0]["List-Unsubscribe"] == value
-        await provider.aclose()
-
-    async def test_a_repeat_has_the_same_message_id(self, peer: SmtpPeer, provider: Provider) -> None:
-        wanted = request(peer.recipient)
-        await provider.send(wanted)
-        await provider.send(wanted.model_copy(update={"attempt": 2}))
-        first, second = peer.messages
-        assert first["Message-ID"] == second["Message-ID"]
-
-    async def test_an_address_that_is_not_ascii_is_written_as_it_is(self, peer: SmtpPeer, provider: Provider) -> None:
-        await provider.send(request("данные@example.org"))
-        assert peer.messages[0]["To"] == "данные@example.org"
-
-    async def test_a_text_without_subject_has_its_first_line(self, peer: SmtpPeer, provider: Provider) -> None:
-        await provider.send(request(peer.recipient, "Line one\nand two"))
-        await provider.send(request(peer.recipient, "x" * 1000))
-        assert [message["Subject"] for message in peer.messages] == ["Line one", "x" * 77 + "…"]
-
-    async def test_a_certificate_that_nobody_vouches_for_is_refused(self, peer: SmtpPeer) -> None:
-        stranger = peer.settings()
-        stranger.smtp_ca_file = None
-        provider = Smtp(stranger)
-        with pytest.raises(Unreachable, match="tls"):
-            await provider.send(request(peer.recipient))
-        assert peer.messages == []
-
-
-class TestBotApi(Conformance):
-    @pytest.fixture
-    async def peer(self) -> AsyncIterator[BotApiPeer]:
-        peer = BotApiPeer()
-        await peer.open()
-        yield peer
-        await peer.close()
-
-    async def test_it_says_how_long_to_wait(self, peer: BotApiPeer, provider: Provider) -> None:
-        peer.behaviour = Behaviour.THROTTLE
-        with pytest.raises(Throttled) as raised:
-            await provider.send(request(peer.recipient))
-        assert raised.value.retry_after == timedelta(seconds=1)
-
-    async def test_a_long_text_is_sent_in_parts(self, peer: BotApiPeer, provider: Provider) -> None:
-        paragraphs = ["a" * 3000, "b" * 3000, "📦" * 3000]
-        assert await provider.send(request(peer.recipient, "\n\n".join(paragraphs))) == "4"
-        assert peer.received() == [*paragraphs[:2], "📦" * 2048, "📦" * 952]
-
-    async def test_links_are_not_shown_and_nothing_is_marked_up(self, peer: BotApiPeer, provider: Provider) -> None:
-        await provider.send(request(peer.recipient))
-        assert peer.requests == [
-            {"chat_id": "987654321", "text": "Your code: 11111", "link_preview_options": {"is_disabled": True}}
-        ]

@@ -1,0 +1,55 @@
+"""An HTTP server that answers as the Telegram Bot API does."""
+
+import json
+from typing import Any
+
+from notify_common.sending.provider import Provider
+from notify_telegram_sender.bot_api import BotApi
+from notify_telegram_sender.settings import TelegramSenderSettings
+from typing_extensions import override
+
+from support.conformance import SECRET, Behaviour
+from support.http_peer import HttpPeer, HttpRequest
+
+ANSWERS: dict[Behaviour, tuple[int, dict[str, Any]]] = {
+    Behaviour.PERMANENT: (403, {"description": "Forbidden: bot was blocked by the user"}),
+    Behaviour.TEMPORARY: (500, {"description": "Internal Server Error"}),
+    Behaviour.THROTTLE: (
+        429,
+        {"description": "Too Many Requests: retry after 1", "parameters": {"retry_after": 1}},
+    ),
+}
+
+
+class BotApiPeer(HttpPeer):
+    """An HTTP server with the answers of https://core.telegram.org/bots/api#making-requests."""
+
+    recipient = "987654321"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[dict[str, Any]] = []
+
+    def settings(self, secret: str = SECRET, **change: object) -> TelegramSenderSettings:
+        own = {"telegram_provider": "bot_api", "telegram_bot_token": secret, "telegram_api_url": self.url, **change}
+        return TelegramSenderSettings.model_validate(own)
+
+    def provider(self, secret: str = SECRET) -> Provider:
+        return BotApi(self.settings(secret))
+
+    def received(self) -> list[str]:
+        return [request["text"] for request in self.requests]
+
+    @override
+    async def answer(self, request: HttpRequest) -> tuple[int, dict[str, str], bytes]:
+        answer: dict[str, Any]
+        if request.path != f"/bot{SECRET}/sendMessage":
+            status, answer = 401, {"description": "Unauthorized"}
+        elif self.behaviour is Behaviour.ACCEPT:
+            self.requests.append(json.loads(request.body))
+            status, answer = 200, {"ok": True, "result": {"message_id": len(self.requests), "date": 0}}
+        else:
+            status, answer = ANSWERS[self.behaviour]
+        if status != 200:
+            answer = {"ok": False, "error_code": status, **answer}
+        return status, {}, json.dumps(answer).encode()
