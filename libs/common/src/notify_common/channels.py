@@ -1,11 +1,12 @@
-"""The channels a notification can go over, and how each names a recipient."""
+"""The channels a notification can go over: how each names a recipient, and what it can be delivered by."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, StringConstraints, TypeAdapter
 from pydantic.networks import validate_email
 
+from notify_common.process import FromEnvironment
 from notify_common.simulated_recipients import Behaviour, simulated_behaviour
 
 
@@ -14,6 +15,7 @@ class Channel(StrEnum):
 
     TELEGRAM = "telegram"
     EMAIL = "email"
+    WEBHOOK = "webhook"
 
 
 def _telegram(recipient: str) -> str:
@@ -39,6 +41,23 @@ def _email(address: str) -> str:
 EmailRecipient = Annotated[str, AfterValidator(_email), Field(json_schema_extra={"format": "email"})]
 
 
+URL = TypeAdapter(HttpUrl)
+
+
+def _webhook(text: str) -> str:
+    url = URL.validate_python(text)
+    if url.username or url.password or url.fragment:
+        raise ValueError("must have neither a login nor a fragment")
+    if (url.host or "").endswith(".invalid") and simulated_behaviour(str(url)) is None:
+        raise ValueError(f"is none of the recipients for tests: .simulator.invalid goes with {', '.join(Behaviour)}")
+    return str(url)
+
+
+WebhookRecipient = Annotated[
+    str, StringConstraints(pattern="^https?://"), AfterValidator(_webhook), Field(json_schema_extra={"format": "uri"})
+]
+
+
 class Recipients(BaseModel):
     """Where to reach the user, one optional field per channel, named as the channel."""
 
@@ -46,8 +65,21 @@ class Recipients(BaseModel):
 
     telegram: TelegramRecipient | None = None
     email: EmailRecipient | None = None
+    webhook: WebhookRecipient | None = None
 
     def of(self, channel: Channel) -> str | None:
         """The recipient on `channel`, if the client named one."""
         recipient: str | None = getattr(self, channel.value)
         return recipient
+
+
+class ProviderSettings(FromEnvironment):
+    """The provider of each channel: its sender's setting, which the gateway reads, too."""
+
+    telegram_provider: Literal["simulator", "bot_api"] = "simulator"
+    email_provider: Literal["simulator", "smtp"] = "simulator"
+    webhook_provider: Literal["simulator", "http"] = "simulator"
+
+    def real_channels(self) -> frozenset[Channel]:
+        """Those that the simulator does not deliver over: they need a recipient."""
+        return frozenset(channel for channel in Channel if getattr(self, f"{channel}_provider") != "simulator")

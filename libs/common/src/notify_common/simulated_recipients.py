@@ -16,10 +16,10 @@ class Behaviour(StrEnum):
 
 NAMES = "|".join(Behaviour)
 # `.invalid` is nobody's domain: RFC 2606.
-RECIPIENT = re.compile(rf"@simulator_({NAMES})|({NAMES})@simulator\.invalid")
+RECIPIENT = re.compile(rf"@simulator_({NAMES})|({NAMES})@simulator\.invalid|https?://({NAMES})\.simulator\.invalid/.*")
 
 
 def simulated_behaviour(recipient: str | None) -> Behaviour | None:
     """What `permanent@simulator.invalid` or `@simulator_permanent` asks for; None: it is a real recipient."""
     match = RECIPIENT.fullmatch(recipient) if recipient else None
-    return Behaviour(match[1] or match[2]) if match else None
+    return Behaviour(next(filter(None, match.groups()))) if match else None

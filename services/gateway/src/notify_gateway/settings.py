@@ -1,9 +1,9 @@
 """The gateway's settings."""
 
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Self
 
-from notify_common.channels import Channel
+from notify_common.channels import ProviderSettings
 from notify_common.process import ServiceSettings
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
@@ -20,7 +20,7 @@ class Auth(StrEnum):
     OFF = "off"
 
 
-class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings):
+class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings, ProviderSettings):
     """What the gateway needs."""
 
     app_host: str = "127.0.0.1"
@@ -32,13 +32,6 @@ class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings):
     bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)
     rate_limit: int = Field(0, ge=0)
     retention_days: int = Field(0, ge=0, le=36500)
-    # The senders': what is sent for real needs a recipient.
-    telegram_provider: Literal["simulator", "bot_api"] = "simulator"
-    email_provider: Literal["simulator", "smtp"] = "simulator"
-
-    def real_channels(self) -> frozenset[Channel]:
-        """Those that the simulator does not deliver over."""
-        return frozenset(channel for channel in Channel if getattr(self, f"{channel}_provider") != "simulator")
 
     @model_validator(mode="after")
     def _is_not_open_to_others(self) -> Self:

@@ -1,0 +1,1 @@
+"""Delivers as webhooks. What is its own stands here; the rest is `notify_common.sending`."""

@@ -1,0 +1,5 @@
+"""`python -m notify_webhook_sender`."""
+
+from notify_webhook_sender.main import main
+
+main()

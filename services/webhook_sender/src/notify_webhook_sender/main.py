@@ -1,0 +1,38 @@
+"""The webhook sender's start: its provider, by the settings."""
+
+from datetime import timedelta
+
+from notify_common.channels import Channel
+from notify_common.process import load_settings, run
+from notify_common.sending.provider import Provider
+from notify_common.sending.provider_gate import ProviderLimits
+from notify_common.sending.service import run_sender
+
+from notify_webhook_sender.settings import WebhookProvider, WebhookSenderSettings
+from notify_webhook_sender.webhook import Webhook, host_of
+
+# A receiver that is down or slow must not keep the messages of all others waiting.
+PATIENCE = timedelta(seconds=1)
+PARKED = timedelta(seconds=30)
+
+
+def main() -> None:
+    """Run the webhook sender."""
+    settings = load_settings(WebhookSenderSettings)
+    provider: Provider = settings.simulator(settings.webhook_sleep)
+    limits = None
+    if settings.webhook_provider is WebhookProvider.HTTP:
+        provider = Webhook(settings)
+        limits = ProviderLimits(
+            concurrency=settings.webhook_calls_per_host,
+            rate=settings.webhook_rate_per_host,
+            patience=PATIENCE,
+            parked=PARKED,
+            provider_of=host_of,
+        )
+    run(
+        lambda: run_sender(
+            settings, channel=Channel.WEBHOOK, provider=provider, limits=limits, health_port=settings.health_port
+        ),
+        settings.log_level,
+    )

@@ -1,0 +1,79 @@
+"""A receiver of webhooks that verifies them with the Standard Webhooks library."""
+
+import json
+import ssl
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import trustme
+from notify_common.sending.provider import Provider
+from notify_webhook_sender.settings import WebhookSenderSettings
+from notify_webhook_sender.webhook import Webhook
+from standardwebhooks import Webhook as Verifier
+from standardwebhooks import WebhookVerificationError
+from typing_extensions import override
+
+from support.conformance import SECRET, Behaviour
+from support.http_peer import HttpPeer, HttpRequest
+
+ANSWERS: dict[Behaviour, tuple[int, dict[str, str], bytes]] = {
+    Behaviour.ACCEPT: (204, {}, b""),
+    Behaviour.PERMANENT: (410, {}, b"gone"),
+    Behaviour.TEMPORARY: (500, {}, b"Internal Server Error"),
+    Behaviour.THROTTLE: (429, {"Retry-After": "7"}, b"Too Many Requests"),
+}
+
+
+def key(secret: str) -> str:
+    """As Standard Webhooks writes it."""
+    return f"whsec_{b64encode(secret.encode()).decode()}"
+
+
+class WebhookPeer(HttpPeer):
+    """An HTTPS server whose certificate is for `hooks.localhost`, a name of 127.0.0.1 by RFC 6761."""
+
+    def __init__(self, folder: Path) -> None:
+        authority = trustme.CA()
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost").configure_cert(tls)
+        self._ca_file = folder / "ca.pem"
+        authority.cert_pem.write_to_path(self._ca_file)
+        super().__init__(tls)
+        self.answers = dict(ANSWERS)
+        self.requests: list[HttpRequest] = []
+        """Those whose signature is right."""
+
+    @property
+    def recipient(self) -> str:
+        return f"https://localhost:{self._port}/hooks"
+
+    def settings(self, secrets: str, **change: object) -> WebhookSenderSettings:
+        return WebhookSenderSettings.model_validate(
+            {
+                "webhook_provider": "http",
+                "webhook_secrets": secrets,
+                "webhook_allowed_networks": "127.0.0.0/8 ::1/128",
+                "webhook_ca_file": self._ca_file,
+                **change,
+            }
+        )
+
+    def provider(self, secret: str = SECRET) -> Provider:
+        return Webhook(self.settings(key(secret)))
+
+    def received(self) -> list[str]:
+        return [told["data"]["message"] for told in self.told()]
+
+    def told(self) -> list[dict[str, Any]]:
+        return [json.loads(request.body) for request in self.requests]
+
+    @override
+    async def answer(self, request: HttpRequest) -> tuple[int, dict[str, str], bytes]:
+        try:
+            Verifier(key(SECRET)).verify(request.body, request.headers)
+        except WebhookVerificationError:
+            return 401, {}, b"unknown signature"
+        if self.behaviour is Behaviour.ACCEPT:
+            self.requests.append(request)
+        return self.answers[self.behaviour]
