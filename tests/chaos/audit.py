@@ -99,7 +99,7 @@ async def audit(
     report = Report(accepted=len(accepted))
     connection = await asyncpg.connect(postgres_url)
     try:
-        deliveries = await connection.fetch("SELECT id, notification_id, status, attempt FROM deliveries")
+        deliveries = await connection.fetch("SELECT id, notification_id, channel, status, attempt FROM deliveries")
         sent = _read(ledgers)  # after what they have to agree with
         stored = Counter(row["notification_id"] for row in deliveries)
         report.deliveries = Counter(row["status"] for row in deliveries)
@@ -151,7 +151,12 @@ def _judge(
         return
     for earlier in sent[: max(times - 1, 1)]:
         # Each sending but the last: why was it not the last?
-        explained = [fault for fault in faults if _explains(fault, earlier, accepted_at, waits)]
+        explained = [
+            fault
+            for fault in faults
+            if _explains(fault, earlier, accepted_at, waits)
+            or (earlier.attempt < sent[-1].attempt and _ran_again(fault, earlier, row["channel"]))
+        ]
         if not explained:
             what = f"delivery {row['id']} {row['status']}, sent {times} times, {ends} ends: no fault explains it"
             report.complaints.append(what)
@@ -189,6 +194,12 @@ def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[floa
     # A gateway that dies between publish and delete: what it had accepted is published again when its lease has ended.
     gateway_died = any(name.startswith("gateway") for name in fault.killed.values())
     return gateway_died and accepted_at <= fault.ended and sent.at >= fault.began - IN_FLIGHT
+
+
+def _ran_again(fault: Fault, sent: Sent, channel: str) -> bool:
+    """Whether a killed sender may have failed in this attempt before, and left the next one waiting without an ack."""
+    sender_died = any(name.startswith(f"{channel}_sender") for name in fault.killed.values())
+    return sender_died and _in_flight(fault, sent)
 
 
 def _in_flight(fault: Fault, sent: Sent) -> bool:
