@@ -16,7 +16,8 @@ from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryStatus
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_database.engine import PostgresSettings, StatementRefused, create_engine
-from notify_gateway.intake import NotificationIntake, new_notification
+from notify_gateway.intake import NotificationIntake
+from notify_gateway.new_notification import new_notification
 from notify_gateway.notification_status import NotificationStatus, notification_status
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay

@@ -28,7 +28,8 @@ from notify_common.sending.retry_schedule import RetrySchedule
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.cancellation import cancel
 from notify_gateway.delivery_retries import DeliveryRetries
-from notify_gateway.intake import NotificationIntake, new_notification
+from notify_gateway.intake import NotificationIntake
+from notify_gateway.new_notification import new_notification
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest

@@ -27,6 +27,7 @@ from support.services import eventually, running_gateway
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 BODY = {"user_id": 1, "message": "x", "type": "email"}
 OPEN = ("/livez", "/readyz", "/docs", "/openapi.json")
+BODIES = ("POST", "PUT")
 ROUTES = [
     ("POST", "/api/notifications", Scope.SEND),
     ("GET", "/api/notifications", Scope.READ),
@@ -36,6 +37,10 @@ ROUTES = [
     ("POST", f"/api/deliveries/{uuid4()}/retry", Scope.ADMIN),
     ("POST", "/api/deliveries/retry", Scope.ADMIN),
     ("GET", f"/api/deliveries/retry/{uuid4()}", Scope.ADMIN),
+    ("GET", "/api/users/1/channels", Scope.READ),
+    ("GET", "/api/users/1/channels/email", Scope.READ),
+    ("PUT", "/api/users/1/channels/email", Scope.SEND),
+    ("DELETE", "/api/users/1/channels/email", Scope.SEND),
 ]
 
 
@@ -55,7 +60,7 @@ async def test_without_a_key_or_with_an_unknown_one_nobody_gets_in(
     api: httpx.AsyncClient, method: str, path: str
 ) -> None:
     for headers in ({}, {"Authorization": "Bearer ntf_unknown"}, {"Authorization": "Basic bm90OmE="}):
-        answer = await api.request(method, path, headers=headers, json=BODY if method == "POST" else None)
+        answer = await api.request(method, path, headers=headers, json=BODY if method in BODIES else None)
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert answer.json()["status"] == 401
 
@@ -67,7 +72,7 @@ async def test_each_route_takes_its_scope_and_no_other(
     body = BODY if path == "/api/notifications" else {}
     for given in Scope:
         answer = await api.request(
-            method, path, headers=await bearer(engine, given), json=body if method == "POST" else None
+            method, path, headers=await bearer(engine, given), json=body if method in BODIES else None
         )
         assert (answer.status_code == 403) == (given is not scope), answer.text
 

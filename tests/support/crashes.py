@@ -19,7 +19,8 @@ from notify_common.sending.sender import Sender
 from notify_database.engine import create_engine
 from notify_gateway.commands import OperatorSettings
 from notify_gateway.delivery_retries import RETRY_CHUNK, DeliveryRetries
-from notify_gateway.intake import NotificationIntake, new_notification
+from notify_gateway.intake import NotificationIntake
+from notify_gateway.new_notification import new_notification
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest

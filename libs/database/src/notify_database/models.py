@@ -83,6 +83,7 @@ class Delivery(Base):
     attempt: Mapped[int]
     failures: Mapped[int]
     updated_at: Mapped[datetime]
+    reason: Mapped[str | None]
 
 
 class Attempt(Base):
@@ -120,6 +121,20 @@ class OutboxEntry(Base):
     due_at: Mapped[datetime]
     leased_until: Mapped[datetime | None]
     round: Mapped[int] = mapped_column(server_default="1")
+
+
+class UserChannel(Base):
+    """Where a user is reached over a channel, or that the user does not want to be."""
+
+    __tablename__ = "user_channels"
+    __table_args__ = (CheckConstraint("user_id >= 1", name="user_id"),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    channel: Mapped[str] = mapped_column(primary_key=True)
+    recipient: Mapped[str | None]
+    opted_out: Mapped[bool]
+    updated_at: Mapped[datetime]
 
 
 class IdempotencyKey(Base):

@@ -139,5 +139,6 @@ def _needs(scope: Scope) -> Callable[..., Awaitable[Access]]:
     return enter
 
 
+Sending = Annotated[Access, Depends(_needs(Scope.SEND))]
 Reading = Annotated[Access, Depends(_needs(Scope.READ))]
 Administering = Annotated[Access, Depends(_needs(Scope.ADMIN))]

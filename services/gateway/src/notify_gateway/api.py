@@ -5,10 +5,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.routing import APIRoute
+from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus
 from typing_extensions import override
 
-from notify_gateway.access import Administering, KeyedRoute, Reading, bearer
+from notify_gateway.access import Administering, KeyedRoute, Reading, Sending, bearer
 from notify_gateway.gateway import Gateway
 from notify_gateway.idempotency import IdempotencyKey
 from notify_gateway.limits import AsgiScope, Receive, Send
@@ -24,13 +25,18 @@ from notify_gateway.schemas import (
     RetryCount,
     RetryJobView,
     RetryRequest,
+    UserChannelSettings,
+    UserChannelView,
     UserId,
     UserListQuery,
+    valid_recipient,
 )
 
 ALWAYS = documented(401, 403, 408, 413, 429, 431, 503)  # what any request can be answered
 router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS, route_class=KeyedRoute)
 deliveries_router = APIRouter(prefix="/api/deliveries", tags=["deliveries"], responses=ALWAYS, route_class=KeyedRoute)
+
+users_router = APIRouter(prefix="/api/users", tags=["users"], responses=ALWAYS, route_class=KeyedRoute)
 
 posting_router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS)
 
@@ -153,6 +159,51 @@ async def get_retry_job(
     if job is None:
         raise HTTPException(404, f"There is no retry {id_}.")
     return job
+
+
+@users_router.get("/{user_id}/channels", responses=documented(422))
+async def list_user_channels(
+    user_id: Annotated[UserId, Path()], access: Reading, request: Request
+) -> list[UserChannelView]:
+    """Where a user is reached, and which channels the user does not want."""
+    return await _gateway(request).user_channels.of_user(access.tenant, user_id)
+
+
+@users_router.get("/{user_id}/channels/{channel}", responses=documented(404, 422))
+async def get_user_channel(
+    user_id: Annotated[UserId, Path()], channel: Channel, access: Reading, request: Request
+) -> UserChannelView:
+    """What is stored of one channel of a user."""
+    stored = await _gateway(request).user_channels.of_user(access.tenant, user_id)
+    for each in stored:
+        if each.channel is channel:
+            return each
+    raise HTTPException(404, f"Nothing is stored of {channel} of user {user_id}.")
+
+
+@users_router.put("/{user_id}/channels/{channel}", responses=documented(400, 422))
+async def put_user_channel(
+    user_id: Annotated[UserId, Path()],
+    channel: Channel,
+    body: UserChannelSettings,
+    access: Sending,
+    request: Request,
+) -> UserChannelView:
+    """Store where a user is reached over a channel, or that the user does not want it.
+
+    It holds from then on, for what is scheduled, too; a recipient goes with notifications that name none.
+    """
+    wanted = body.model_copy(update={"recipient": valid_recipient(channel, body.recipient)})
+    return await _gateway(request).user_channels.store(access.tenant, user_id, channel, wanted)
+
+
+@users_router.delete("/{user_id}/channels/{channel}", status_code=204, responses=documented(404, 422))
+async def delete_user_channel(
+    user_id: Annotated[UserId, Path()], channel: Channel, access: Sending, request: Request
+) -> None:
+    """Forget what is stored of a channel of a user."""
+    if not await _gateway(request).user_channels.forget(access.tenant, user_id, channel):
+        raise HTTPException(404, f"Nothing is stored of {channel} of user {user_id}.")
 
 
 async def _notification(request: Request, tenant: str, notification_id: UUID) -> NotificationView:

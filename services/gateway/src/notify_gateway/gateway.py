@@ -25,6 +25,7 @@ from notify_gateway.notification_queries import NotificationQueries
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.settings import Auth, GatewaySettings
+from notify_gateway.user_channels import UserChannels
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,11 @@ class Gateway:
             self.relay,
             max_waiting=settings.max_waiting_requests,
             real_channels=settings.real_channels(),
+            tell=self._events.tell,
         )
         self.queries = NotificationQueries(self._engine)
         self.retries = DeliveryRetries(self._engine)
+        self.user_channels = UserChannels(self._engine)
         self.keys = ApiKeys(self._engine)
         self.door = Door(self.keys, RateLimit(settings.rate_limit), closed=settings.auth is Auth.ON)
         # `/readyz` is open to everybody: it must not be a way to keep the database busy.

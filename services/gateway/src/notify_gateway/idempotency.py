@@ -55,12 +55,12 @@ class KeyReused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request that wants its key, with the answer it gives if it is the first."""
+    """A request that wants its key, with the answer it gives if it is the first: known at its commit."""
 
     tenant: str
     key: str
     body_hash: bytes
-    answer: str
+    answer: str = ""
 
     @property
     def identity(self) -> tuple[str, str]:

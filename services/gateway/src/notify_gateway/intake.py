@@ -2,24 +2,21 @@
 
 import json
 import time
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
-from datetime import datetime
-from uuid import UUID
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 
 from notify_common.channels import Channel
 from notify_common.group_commit import GroupCommit
-from notify_common.messages import Content, DeliveryRequested
-from notify_common.process import utc_now
+from notify_common.messages import StatusChange
 from notify_database.engine import StatementRefused, database_errors, without_transactions
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.idempotency import Claim, claim_keys, find_answered
-from notify_gateway.ids import new_id, to_millisecond
+from notify_gateway.new_notification import NewNotification, as_accepted
 from notify_gateway.outbox import LEASE
 from notify_gateway.outbox_relay import OutboxRelay
-from notify_gateway.schemas import NotificationRequest
+from notify_gateway.user_channels import channels_of
 
 NOTIFICATIONS_PER_TRANSACTION = 500
 GROUP_INTERVAL = 0.01  # seconds
@@ -37,16 +34,17 @@ ACCEPT = text("""
         ) AS n (id, tenant, user_id, message, subject, metadata, created_at, send_at, expires_at)
     ), requested AS (
         INSERT INTO deliveries
-            (id, notification_id, channel, recipient, status, round, attempt, failures, updated_at)
-        SELECT id, notification_id, channel, recipient, 'pending', 1, 0, 0, created_at
+            (id, notification_id, channel, recipient, status, reason, round, attempt, failures, updated_at)
+        SELECT id, notification_id, channel, recipient, status, reason, 1, 0, 0, created_at
         FROM unnest(
             CAST(:delivery_ids AS uuid[]), CAST(:notification_ids AS uuid[]), CAST(:channels AS text[]),
-            CAST(:recipients AS text[]), CAST(:delivery_created_at AS timestamptz[])
-        ) AS d (id, notification_id, channel, recipient, created_at)
+            CAST(:recipients AS text[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
+            CAST(:delivery_created_at AS timestamptz[])
+        ) AS d (id, notification_id, channel, recipient, status, reason, created_at)
     )
     INSERT INTO outbox (delivery_id, due_at, leased_until, round)
     SELECT id, coalesce(due_at, now()), CASE WHEN due_at IS NULL THEN now() + CAST(:lease AS interval) END, 1
-    FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
+    FROM unnest(CAST(:wanted_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
 """)
 
 
@@ -55,20 +53,12 @@ class NotNow(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class NewNotification:
-    """A valid request with its ids, not committed yet."""
+class Answer:
+    """What the client is told, as JSON."""
 
-    id: UUID
-    tenant: str
-    created_at: datetime
-    request: NotificationRequest
-    deliveries: tuple[DeliveryRequested, ...]
-
-    @property
-    def due_at(self) -> datetime | None:
-        """When it is to be sent; None: at once."""
-        send_at = self.request.send_at
-        return send_at if send_at is not None and send_at > self.created_at else None
+    told: str
+    replayed: bool = False
+    """Whether an earlier request with its key was told so."""
 
 
 @dataclass(slots=True)
@@ -77,6 +67,7 @@ class _Submission:
     claim: Claim | None
     answered: Claim | None = None
     """The earlier request with the same idempotency key, where there was one."""
+    problem: str | None = None
 
 
 class NotificationIntake:
@@ -89,11 +80,13 @@ class NotificationIntake:
         *,
         max_waiting: int,
         real_channels: Set[Channel] = frozenset(),
+        tell: Callable[[Sequence[StatusChange]], None] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._engine_without_transactions = without_transactions(engine)
         self._relay = relay
         self._real_channels = real_channels
+        self._tell = tell
         self._group_commit = GroupCommit(
             self._commit,
             max_group=NOTIFICATIONS_PER_TRANSACTION,
@@ -102,23 +95,23 @@ class NotificationIntake:
             refusals=(StatementRefused,),
         )
 
-    async def accept(self, notification: NewNotification, claim: Claim | None = None) -> str | None:
+    async def accept(self, notification: NewNotification, claim: Claim | None = None) -> Answer:
         """Return once the notification is committed; or, where it is a repeat, the answer that the first one got.
 
         Raises `NotNow`, `KeyReused`, `WaitingRoomFull`, `StatementRefused`, or `DatabaseAway` (stored or not).
         """
-        problem = notification.request.problem_now(notification.created_at, self._real_channels)
-        if problem is not None:
-            # It was none when it was accepted, if it was.
-            answered = None if claim is None else await find_answered(self._engine, claim)
-            if claim is None or answered is None:
-                raise NotNow(problem)
-            return answered.answer_to(claim)
         submission = _Submission(notification, claim)
-        await self._group_commit.submit(submission)
-        if claim is None or submission.answered is None:
-            return None
-        return submission.answered.answer_to(claim)
+        submission.problem = notification.request.problem_now(notification.created_at)
+        if submission.problem is None:
+            await self._group_commit.submit(submission)
+        if submission.problem is not None:
+            # It was none when it was accepted, if it was.
+            submission.answered = None if claim is None else await find_answered(self._engine, claim)
+            if submission.answered is None:
+                raise NotNow(submission.problem)
+        if claim is not None and submission.answered is not None:
+            return Answer(submission.answered.answer_to(claim), replayed=True)
+        return Answer(as_accepted(submission.notification))
 
     async def drained(self) -> None:
         """Return when no request waits for its commit."""
@@ -129,19 +122,27 @@ class NotificationIntake:
         # What the relay has no room for is left to whichever relay looks for due rows next.
         leased = self._relay.has_room_for(due_now)
         lease_began = time.monotonic()  # before the database's clock is asked: the lease ends here first
+        keyed = any(each.claim is not None for each in group)
+        # Without keys there is one statement that writes, which needs no transaction around it.
+        engine = self._engine if keyed else self._engine_without_transactions
         with database_errors():
-            if any(each.claim is not None for each in group):
-                async with self._engine.begin() as connection:
-                    new = await _without_repeats(connection, group)
-                    if new:
-                        await connection.execute(ACCEPT, _columns(new, leased=leased))
-            else:
-                new = [each.notification for each in group]
-                async with self._engine_without_transactions.connect() as connection:
+            async with engine.begin() as connection:
+                await self._resolve(connection, group)
+                new = await _without_repeats(connection, [each for each in group if each.problem is None])
+                if new:
                     await connection.execute(ACCEPT, _columns(new, leased=leased))
         if leased:
-            requests = [request for each in new if each.due_at is None for request in each.deliveries]
+            requests = [request for each in new if each.due_at is None for request in each.wanted()]
             self._relay.hand_over(requests, lease_began)
+        self._tell([change for each in new for change in each.cancelled()])
+
+    async def _resolve(self, connection: AsyncConnection, group: Sequence[_Submission]) -> None:
+        """Look up whom the notifications reach, and whether that is enough."""
+        stored = await channels_of(connection, [key for each in group for key in each.notification.user_channels()])
+        for each in group:
+            if found := {key[2]: stored[key] for key in each.notification.user_channels() if key in stored}:
+                each.notification = each.notification.for_user(found)
+            each.problem = each.notification.missing_recipient(self._real_channels)
 
 
 async def _without_repeats(connection: AsyncConnection, group: Sequence[_Submission]) -> list[NewNotification]:
@@ -149,6 +150,7 @@ async def _without_repeats(connection: AsyncConnection, group: Sequence[_Submiss
     first: dict[tuple[str, str], Claim] = {}
     for each in group:
         if each.claim is not None:
+            each.claim = replace(each.claim, answer=as_accepted(each.notification))
             # Within the group, too, one key is one request.
             each.answered = first.get(each.claim.identity)
             first.setdefault(each.claim.identity, each.claim)
@@ -160,35 +162,13 @@ async def _without_repeats(connection: AsyncConnection, group: Sequence[_Submiss
     return [each.notification for each in group if each.answered is None]
 
 
-def new_notification(request: NotificationRequest, tenant: str) -> NewNotification:
-    """Give the request its ids and its time."""
-    created_at = to_millisecond(utc_now())
-    notification_id = new_id(created_at)
-    content = Content(message=request.message, subject=request.subject)
-    return NewNotification(
-        id=notification_id,
-        tenant=tenant,
-        created_at=created_at,
-        request=request,
-        deliveries=tuple(
-            DeliveryRequested(
-                # The notification's own time: that is where its deliveries are looked for.
-                delivery_id=new_id(created_at),
-                notification_id=notification_id,
-                user_id=request.user_id,
-                channel=channel,
-                recipient=request.recipient.of(channel),
-                content=content,
-                expires_at=request.expires_at,
-            )
-            for channel in request.requested_channels()
-        ),
-    )
-
-
 def _columns(group: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:
-    of_delivery = [(notification, request) for notification in group for request in notification.deliveries]
-    requests = [request for _, request in of_delivery]
+    of_delivery = [
+        (notification, delivery, notification.status_of(delivery))
+        for notification in group
+        for delivery in notification.deliveries
+    ]
+    wanted = [(notification, delivery) for notification in group for delivery in notification.wanted()]
     metadata = [notification.request.metadata for notification in group]
     return {
         "ids": [notification.id for notification in group],
@@ -200,11 +180,14 @@ def _columns(group: Sequence[NewNotification], *, leased: bool) -> dict[str, obj
         "tenants": [notification.tenant for notification in group],
         "send_at": [notification.request.send_at for notification in group],
         "expires_at": [notification.request.expires_at for notification in group],
-        "delivery_ids": [request.delivery_id for request in requests],
-        "notification_ids": [request.notification_id for request in requests],
-        "channels": [request.channel.value for request in requests],
-        "recipients": [request.recipient for request in requests],
-        "delivery_created_at": [notification.created_at for notification, _ in of_delivery],
-        "due_at": [notification.due_at for notification, _ in of_delivery],
+        "delivery_ids": [delivery.delivery_id for _, delivery, _ in of_delivery],
+        "notification_ids": [delivery.notification_id for _, delivery, _ in of_delivery],
+        "channels": [delivery.channel.value for _, delivery, _ in of_delivery],
+        "recipients": [delivery.recipient for _, delivery, _ in of_delivery],
+        "statuses": [status.value for _, _, (status, _) in of_delivery],
+        "reasons": [reason for _, _, (_, reason) in of_delivery],
+        "delivery_created_at": [notification.created_at for notification, _, _ in of_delivery],
+        "wanted_ids": [delivery.delivery_id for _, delivery in wanted],
+        "due_at": [notification.due_at for notification, _ in wanted],
         "lease": LEASE if leased else None,
     }

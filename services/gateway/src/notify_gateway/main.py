@@ -58,6 +58,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     app.include_router(api.posting_router)
     app.include_router(api.router)
     app.include_router(api.deliveries_router)
+    app.include_router(api.users_router)
     app.include_router(api.health_router)
     return app
 

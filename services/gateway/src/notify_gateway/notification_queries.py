@@ -33,7 +33,7 @@ USER_LIST_LIMIT = 1000
 
 # By name: a column more must not change the type of a statement that is prepared already.
 NOTIFICATION = "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at"
-DELIVERY = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.updated_at"
+DELIVERY = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
 STORY = f"""
     SELECT {NOTIFICATION}, {DELIVERY}, story.attempts
     FROM notifications n
@@ -145,6 +145,7 @@ def _delivery(row: Row[Any]) -> dict[str, Any]:
         "channel": row.channel,
         "recipient": row.recipient,
         "status": row.status,
+        "reason": row.reason,
         "updated_at": row.updated_at,
     }
 

@@ -26,25 +26,34 @@ TAKE_DUE = text("""
         FOR UPDATE SKIP LOCKED
     ), story AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
-               n.user_id, n.message, n.subject, n.expires_at, coalesce(n.expires_at <= now(), false) AS too_late
+               n.user_id, n.message, n.subject, n.expires_at,
+               CASE
+                   WHEN u.opted_out THEN 'cancelled'
+                   WHEN n.expires_at <= now() THEN 'expired'
+               END AS end_status
         FROM due
         -- The row is as it is now, the delivery as it was when the statement began: where an operator has put it back
         -- in between, their rounds differ, and the row waits for the next look.
         JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
         JOIN notifications n ON n.id = d.notification_id
-    ), expired AS (
-        UPDATE deliveries SET status = 'expired', updated_at = now()
+        LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.user_id = n.user_id AND u.channel = d.channel
+    ), ended AS (
+        UPDATE deliveries
+        SET status = end_status, updated_at = now(), reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
         FROM story
-        WHERE deliveries.id = story.id AND deliveries.round = story.round AND deliveries.status = 'pending' AND too_late
+        WHERE deliveries.id = story.id AND deliveries.round = story.round AND deliveries.status = 'pending'
+          AND end_status IS NOT NULL
     ), gone AS (
-        -- Too late; or its relay died between the confirm and the delete: its story has gone on without the row.
+        -- Too late, or not wanted any more; or its relay died between the confirm and the delete: its story has gone on
+        -- without the row.
         DELETE FROM outbox USING story
-        WHERE outbox.delivery_id = story.id AND outbox.round = story.round AND (story.status <> 'pending' OR too_late)
+        WHERE outbox.delivery_id = story.id AND outbox.round = story.round
+          AND (story.status <> 'pending' OR end_status IS NOT NULL)
     ), taken AS (
         UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
         FROM story
         WHERE outbox.delivery_id = story.id AND outbox.round = story.round
-          AND story.status = 'pending' AND NOT too_late
+          AND story.status = 'pending' AND end_status IS NULL
     )
     SELECT * FROM story WHERE status = 'pending'
 """)
@@ -60,10 +69,10 @@ DELETE = text(f"DELETE FROM outbox {HELD.replace('FROM', 'USING')}")  # noqa: S6
 
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
-    """What is due: to be published, or too late for that."""
+    """What is due: to be published, or ended instead."""
 
     requests: Sequence[DeliveryRequested]
-    expired: Sequence[StatusChange]
+    ended: Sequence[StatusChange]
 
 
 class Outbox:
@@ -73,7 +82,7 @@ class Outbox:
         self._engine = without_transactions(engine)
 
     async def take_due(self, limit: int) -> DueDeliveries:
-        """Lease at most `limit` due rows that nobody holds; end those deliveries whose time is over."""
+        """Lease at most `limit` due rows that nobody holds; end those that are too late or not wanted any more."""
         with database_errors():
             async with self._engine.connect() as connection:
                 rows = (await connection.execute(TAKE_DUE, {"limit": limit, "lease": LEASE})).all()
@@ -92,9 +101,13 @@ class Outbox:
                     expires_at=row.expires_at,
                 )
                 for row in rows
-                if not row.too_late
+                if row.end_status is None
             ],
-            expired=status_changes([row for row in rows if row.too_late], DeliveryStatus.EXPIRED),
+            ended=[
+                change
+                for status in (DeliveryStatus.EXPIRED, DeliveryStatus.CANCELLED)
+                for change in status_changes([row for row in rows if row.end_status == status], status)
+            ],
         )
 
     async def renew(self, held: Sequence[DeliveryRequested]) -> None:

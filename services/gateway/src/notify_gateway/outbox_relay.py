@@ -93,9 +93,9 @@ class OutboxRelay:
                         await self._wake.wait()
             return self._take_handed_over()
         due = await self._outbox.take_due(PUBLISH_WINDOW)
-        if len(due.requests) + len(due.expired) < PUBLISH_WINDOW:
+        if len(due.requests) + len(due.ended) < PUBLISH_WINDOW:
             self._next_poll = time.monotonic() + POLL_INTERVAL
-        self._events.tell(due.expired)
+        self._events.tell(due.ended)
         # Together, so that neither starves the other.
         return [*due.requests, *self._take_handed_over()]
 

@@ -10,18 +10,16 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from notify_common.messages import DeliveryStatus
 from pydantic import TypeAdapter, ValidationError
 
 from notify_gateway.access import read_json, require
 from notify_gateway.api_keys import Scope
 from notify_gateway.gateway import Gateway
 from notify_gateway.idempotency import Claim, IdempotencyKey, body_hash
-from notify_gateway.intake import NewNotification, new_notification
 from notify_gateway.limits import AsgiScope, Receive, Send
-from notify_gateway.notification_status import NotificationStatus
+from notify_gateway.new_notification import new_notification
 from notify_gateway.problems import answer_to
-from notify_gateway.schemas import DeliveryView, NotificationRequest, NotificationView
+from notify_gateway.schemas import NotificationRequest
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +56,12 @@ class PostNotification:
         access, headers = await self._gateway.door.admit(_text(sent.get(b"authorization")))
         require(access, Scope.SEND)
         request = _read(await _body(receive), _text(sent.get(b"content-type")) or "")
-        notification = new_notification(request, access.tenant)
-        answer = _as_accepted(notification).model_dump_json()
         key = _idempotency_key(sent)
-        if key is None:
-            await self._gateway.intake.accept(notification)
-            return headers, answer.encode()
-        claim = Claim(access.tenant, key, body_hash(request), answer)
-        answered = await self._gateway.intake.accept(notification, claim)
-        if answered is None:
-            return headers, answer.encode()
-        return {**headers, "Idempotent-Replayed": "true"}, answered.encode()
+        claim = None if key is None else Claim(access.tenant, key, body_hash(request))
+        answer = await self._gateway.intake.accept(new_notification(request, access.tenant), claim)
+        if answer.replayed:
+            headers = {**headers, "Idempotent-Replayed": "true"}
+        return headers, answer.told.encode()
 
 
 class ClientGone(Exception):
@@ -123,32 +116,3 @@ def _text(header: bytes | None) -> str | None:
 
 def _encoded(headers: Mapping[str, str]) -> Iterable[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-
-
-def _as_accepted(notification: NewNotification) -> NotificationView:
-    """The view of a notification that was committed just now, without reading it back."""
-    request = notification.request
-    return NotificationView.model_construct(
-        id=notification.id,
-        user_id=request.user_id,
-        message=request.message,
-        type=notification.deliveries[0].channel if len(notification.deliveries) == 1 else None,
-        channels=request.requested_channels(),
-        status=NotificationStatus.PENDING,
-        subject=request.subject,
-        metadata=request.metadata,
-        created_at=notification.created_at,
-        send_at=request.send_at,
-        expires_at=request.expires_at,
-        deliveries=[
-            DeliveryView.model_construct(
-                id=delivery.delivery_id,
-                channel=delivery.channel,
-                recipient=delivery.recipient,
-                status=DeliveryStatus.PENDING,
-                updated_at=notification.created_at,
-                attempts=[],
-            )
-            for delivery in notification.deliveries
-        ],
-    )

@@ -1,10 +1,11 @@
 """What the API takes and answers."""
 
-from collections.abc import Set
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Annotated, Any, Self
 from uuid import UUID
 
+from fastapi.exceptions import RequestValidationError
 from notify_common.channels import Channel, Recipients
 from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
 from notify_database.id_ranges import EPOCH
@@ -15,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -119,11 +121,8 @@ class NotificationRequest(BaseModel):
             raise _rule("expires_at", "must be later than send_at")
         return self
 
-    def problem_now(self, now: datetime, real_channels: Set[Channel]) -> str | None:
+    def problem_now(self, now: datetime) -> str | None:
         """Why this can not be accepted now. A repeat of what was accepted earlier is not asked."""
-        for channel in self.requested_channels():
-            if channel in real_channels and self.recipient.of(channel) is None:
-                return f"recipient.{channel}: is needed, {channel} is sent for real"
         if self.send_at is not None and self.send_at > now + LONGEST_SCHEDULE:
             return f"send_at: must not be more than {LONGEST_SCHEDULE.days} days ahead"
         if self.expires_at is not None and self.expires_at <= now:
@@ -133,6 +132,13 @@ class NotificationRequest(BaseModel):
     def requested_channels(self) -> list[Channel]:
         """One or many, whichever way they were asked for; in the order in which answers list them."""
         return sorted(self.channels or ([self.type] if self.type else []))
+
+
+class CancelReason(StrEnum):
+    """Why a delivery was cancelled: by a request, or because the user has opted out of its channel."""
+
+    REQUESTED = "requested"
+    OPTED_OUT = "opted_out"
 
 
 class AttemptView(BaseModel):
@@ -157,6 +163,7 @@ class DeliverySummary(BaseModel):
     channel: Channel
     recipient: str | None
     status: DeliveryStatus
+    reason: CancelReason | None = Field(None, description="Why it was cancelled.")
     updated_at: datetime
 
 
@@ -243,6 +250,33 @@ class RetryJobView(BaseModel):
     retried: int = Field(description="Deliveries put back so far.")
     created_at: datetime
     finished_at: datetime | None
+
+
+class UserChannelSettings(BaseModel):
+    """How a user is reached over a channel."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipient: str | None = Field(None, description="For notifications that name none.")
+    opted_out: bool = Field(False, strict=True, description="Nothing is sent over it; deliveries are cancelled.")
+
+
+def valid_recipient(channel: Channel, recipient: str | None) -> str | None:
+    """The recipient as the channel takes it; raises `RequestValidationError`."""
+    try:
+        return Recipients.model_validate({channel.value: recipient}).of(channel)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        raise RequestValidationError([{**problem, "loc": ("body", "recipient")} for problem in problems]) from None
+
+
+class UserChannelView(UserChannelSettings):
+    """How a user is reached over a channel."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    channel: Channel
+    updated_at: datetime
 
 
 class UserListQuery(BaseModel):
