@@ -100,6 +100,14 @@ async def test_what_is_sent_for_real_needs_a_recipient(postgres: PostgresSetting
             await post(api, type="email", recipient={"email": address})
 
 
+async def test_what_goes_by_email_only_is_stored_and_told(api: httpx.AsyncClient) -> None:
+    own = {"html": "<p>Hello</p>", "reply_to": "a@example.org", "list_unsubscribe": "https://example.org/u?t=1"}
+    created = await post(api, type="email", email=own)
+    assert created["email"] == own
+    assert (await api.get(f"/api/notifications/{created['id']}")).json() == created
+    assert (await post(api))["email"] is None
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_trailing_slash_works_without_a_redirect(api: httpx.AsyncClient, method: str) -> None:
     answer = await api.request(method, "/api/notifications/", json=BODY if method == "POST" else None)
@@ -122,6 +130,22 @@ async def test_a_trailing_slash_works_without_a_redirect(api: httpx.AsyncClient,
         ({**BODY, "type": "email", "recipient": {"email": "a@example.invalid"}}, "recipient.email"),
         ({**BODY, "type": "email", "recipient": {"email": "delivery@simulator.invalid"}}, "recipient.email"),
         ({**BODY, "recipient": {"telegram": "@simulator_delivery"}}, "recipient.telegram"),
+        ({**BODY, "type": "webhook", "recipient": {"webhook": "example.org"}}, "recipient.webhook"),
+        ({**BODY, "type": "webhook", "recipient": {"webhook": "https://a:b@example.org"}}, "recipient.webhook"),
+        (
+            {**BODY, "type": "webhook", "recipient": {"webhook": "https://delivery.simulator.invalid"}},
+            "recipient.webhook",
+        ),
+        ({**BODY, "email": {"html": "<p>x</p>"}}, "email"),
+        ({**BODY, "type": "email", "email": {"html": " "}}, "email.html"),
+        ({**BODY, "type": "email", "email": {"html": "<p>\x00"}}, "email.html"),
+        ({**BODY, "type": "email", "email": {"reply_to": "a@example.org\r\nBcc: b@example.org"}}, "email.reply_to"),
+        ({**BODY, "type": "email", "email": {"list_unsubscribe": "http://example.org"}}, "email.list_unsubscribe"),
+        (
+            {**BODY, "type": "email", "email": {"list_unsubscribe": "https://example.org/" + "x" * 900}},
+            "email.list_unsubscribe",
+        ),
+        ({**BODY, "type": "email", "email": {"text": "x"}}, "email.text"),
         ({**BODY, "metadata": {"a": 1}}, "metadata.a"),
         ({"message": "x", "type": "email"}, "user_id"),
         ([], "body"),

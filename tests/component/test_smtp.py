@@ -1,10 +1,15 @@
 """SMTP, against a server with STARTTLS and a login."""
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from email.header import decode_header, make_header
 from pathlib import Path
 
+import dkim
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from notify_common.messages import EmailContent
 from notify_common.sending.provider import Provider, Unreachable
 from notify_email_sender.smtp import Smtp
 from support.conformance import Conformance, request
@@ -65,6 +70,50 @@ class TestSmtp(Conformance):
         provider = Smtp(peer.settings(email_list_unsubscribe=value))
         await provider.send(request(peer.recipient))
         assert peer.raw[0]["List-Unsubscribe"] == value
+        await provider.aclose()
+
+    async def test_html_comes_beside_the_text(self, peer: SmtpPeer, provider: Provider) -> None:
+        html = "<p>Ваш заказ <b>5512</b></p>\n"
+        await provider.send(request(peer.recipient, "Ваш заказ 5512", email=EmailContent(html=html)))
+        [message] = peer.messages
+        assert message.get_content_type() == "multipart/alternative"
+        text, marked_up = message.iter_parts()
+        assert (text.get_content_type(), marked_up.get_content_type()) == ("text/plain", "text/html")
+        assert text.get_content().strip() == "Ваш заказ 5512"
+        assert marked_up.get_content().replace("\r\n", "\n") == html
+        assert not message.defects
+
+    async def test_a_message_has_its_own_reply_address_and_way_to_unsubscribe(self, peer: SmtpPeer) -> None:
+        provider = Smtp(
+            peer.settings(email_reply_to="all@example.org", email_list_unsubscribe="<mailto:all@example.org>")
+        )
+        own = EmailContent(reply_to="one@bücher.example", list_unsubscribe="https://example.org/u?token=" + "x" * 200)
+        await provider.send(request(peer.recipient))
+        await provider.send(request(peer.recipient, email=own))
+        first, second = peer.raw
+        assert (first["Reply-To"], first["List-Unsubscribe"]) == ("all@example.org", "<mailto:all@example.org>")
+        assert first["List-Unsubscribe-Post"] is None
+        assert second["Reply-To"] == "one@xn--bcher-kva.example"
+        assert second["List-Unsubscribe"] == f"<{own.list_unsubscribe}>"
+        assert second["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"  # RFC 8058
+        await provider.aclose()
+
+    @pytest.mark.parametrize("subject", ["Your order", "您的订单已发货", None])
+    async def test_a_signed_message_is_whole(self, peer: SmtpPeer, subject: str | None) -> None:
+        key = rsa.generate_private_key(65537, 2048)
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode()
+        public = b64encode(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+        def dns(name: bytes, timeout: float = 5) -> bytes | None:  # noqa: ARG001 - dkimpy's signature
+            return b"v=DKIM1; k=rsa; p=" + public if name == b"s1._domainkey.example.org." else None
+
+        provider = Smtp(peer.settings(email_dkim_selector="s1", email_dkim_key=pem.replace("\n", "\\n")))
+        own = EmailContent(html="<p>x</p>", list_unsubscribe="https://example.org/u")
+        await provider.send(request(peer.recipient, "Line one\n.\nline three ", subject, own))
+        [content] = peer.contents
+        assert dkim.verify(content, dnsfunc=dns)
+        assert not dkim.verify(content.replace(b"One-Click", b"Two-Click"), dnsfunc=dns)
+        assert not dkim.verify(content.replace(b"<p>", b"<b>").replace(b"PHA+", b"PGI+"), dnsfunc=dns)
         await provider.aclose()
 
     async def test_a_repeat_has_the_same_message_id(self, peer: SmtpPeer, provider: Provider) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 from notify_common.channels import Channel
-from notify_common.messages import Content, DeliveryRequested
+from notify_common.messages import Content, DeliveryRequested, EmailContent
 from notify_common.sending.provider import (
     PermanentFailure,
     Provider,
@@ -168,12 +168,17 @@ class Conformance:
             await provider.send(request(None))
 
 
-def request(recipient: str | None, message: str = "Your code: 11111", subject: str | None = None) -> DeliveryRequested:
+def request(
+    recipient: str | None,
+    message: str = "Your code: 11111",
+    subject: str | None = None,
+    email: EmailContent | None = None,
+) -> DeliveryRequested:
     return DeliveryRequested(
         delivery_id=uuid7(),
         notification_id=uuid7(),
         user_id=1,
         channel=Channel.EMAIL,
         recipient=recipient,
-        content=Content(message=message, subject=subject),
+        content=Content(message=message, subject=subject, email=email),
     )

@@ -27,6 +27,7 @@ class SmtpPeer:
         """For one message each; then it is as `behaviour` says."""
         self.asked = asyncio.Event()
         self.messages: list[EmailMessage] = []
+        self.contents: list[bytes] = []
         self.raw: list[Message] = []
         """Their headers as they came."""
         self._port = 0
@@ -113,6 +114,7 @@ class SmtpPeer:
             cast("asyncio.Transport", server.transport).abort()
             return "250 nobody hears it"
         content = cast("bytes", envelope.original_content)
+        self.contents.append(content)
         self.raw.append(message_from_bytes(content, policy=policy.compat32))
         self.messages.append(message_from_bytes(content, policy=policy.default))
         return f"250 2.0.0 queued as {len(self.messages)}"

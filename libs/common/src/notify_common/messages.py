@@ -71,11 +71,23 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class EmailContent(_Frozen):
+    """What an e-mail has besides."""
+
+    html: str | None = None
+    """The message once more, for programs that show HTML."""
+    reply_to: str | None = None
+    list_unsubscribe: str | None = None
+    """Where one POST unsubscribes (RFC 8058)."""
+
+
 class Content(_Frozen):
     """What the user is to read."""
 
     message: str
     subject: str | None = None
+    email: EmailContent | None = None
+    """Only where the channel is email."""
 
 
 class DeliveryRequested(_Frozen):

@@ -57,6 +57,7 @@ class Notification(Base):
     tenant: Mapped[str] = mapped_column(server_default="default")
     send_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
+    email: Mapped[dict[str, str] | None] = mapped_column(JSONB)
 
 
 class Delivery(Base):

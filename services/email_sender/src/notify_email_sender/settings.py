@@ -1,15 +1,14 @@
 """The email sender's settings."""
 
-from email.headerregistry import Address
 from enum import StrEnum
 from typing import Annotated, Self
 
-import idna
+import dkim.crypto
 from notify_common.sending.service import SenderSettings
 from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 from pydantic.networks import validate_email
 
-from notify_email_sender.message import EmailTemplate
+from notify_email_sender.message import DkimKey, EmailTemplate, address_of
 
 HOST = r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_-]{1,63})*$"  # a name or an address
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -42,6 +41,21 @@ def _mailbox(text: str) -> str:
 
 # `orders@example.org` or `Example Shop <orders@example.org>`
 Mailbox = Annotated[str, AfterValidator(_mailbox)]
+
+
+def _rsa_key(key: SecretStr) -> SecretStr:
+    try:
+        dkim.crypto.parse_pem_private_key(pem(key))
+    except dkim.crypto.UnparsableKeyError:
+        raise ValueError("should be an RSA key as PEM; its line breaks may be written \\n") from None
+    return key
+
+
+def pem(key: SecretStr) -> bytes:
+    """The key with real line breaks."""
+    return key.get_secret_value().replace("\\n", "\n").encode()
+
+
 HeaderText = Annotated[str, Field(min_length=1, max_length=998, pattern=r"^[\x20-\x7e]*$")]
 
 
@@ -54,6 +68,8 @@ class EmailSenderSettings(SenderSettings):
     email_from: Mailbox | None = None
     email_reply_to: Mailbox | None = None
     email_list_unsubscribe: HeaderText | None = None
+    email_dkim_selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,63}$")] | None = None
+    email_dkim_key: Annotated[SecretStr, AfterValidator(_rsa_key)] | None = None
     email_rate: float = Field(0, ge=0)
     smtp_host: Annotated[str, Field(pattern=HOST)] | None = None
     smtp_port: int | None = Field(None, ge=1, le=65535)
@@ -68,6 +84,8 @@ class EmailSenderSettings(SenderSettings):
         if self.email_provider is EmailProvider.SMTP:
             if self.smtp_host is None or self.email_from is None:
                 raise ValueError("EMAIL_PROVIDER: smtp needs SMTP_HOST and EMAIL_FROM")
+            if (self.email_dkim_selector is None) != (self.email_dkim_key is None):
+                raise ValueError("EMAIL_DKIM_SELECTOR and EMAIL_DKIM_KEY go together")
             if (self.smtp_user is None) != (self.smtp_password is None):
                 raise ValueError("SMTP_USER and SMTP_PASSWORD go together")
             if self.smtp_password is not None and self.smtp_tls is SmtpTls.NONE and self.smtp_host not in LOOPBACK:
@@ -78,17 +96,16 @@ class EmailSenderSettings(SenderSettings):
         """Of the mail server."""
         return self.smtp_port or PORTS[self.smtp_tls]
 
+    def _dkim(self) -> DkimKey | None:
+        if self.email_dkim_selector is None or self.email_dkim_key is None:
+            return None
+        return DkimKey(self.email_dkim_selector, pem(self.email_dkim_key))
+
     def template(self) -> EmailTemplate:
         """What all messages have in common."""
         return EmailTemplate(
-            sender=_address(self.email_from or ""),
-            reply_to=None if self.email_reply_to is None else _address(self.email_reply_to),
+            sender=address_of(self.email_from or ""),
+            reply_to=None if self.email_reply_to is None else address_of(self.email_reply_to),
             list_unsubscribe=self.email_list_unsubscribe,
+            dkim=self._dkim(),
         )
-
-
-def _address(mailbox: str) -> Address:
-    name, addr_spec = validate_email(mailbox)
-    local_part, _, domain = addr_spec.rpartition("@")
-    ascii_domain = idna.encode(domain, uts46=True).decode()
-    return Address(display_name=name if "<" in mailbox else "", username=local_part, domain=ascii_domain)

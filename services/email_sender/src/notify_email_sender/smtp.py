@@ -21,6 +21,7 @@ from notify_email_sender.message import Envelope
 from notify_email_sender.settings import EmailSenderSettings, SmtpTls
 
 CONNECT_TIMEOUT = 10.0  # seconds for all of it: connection, greeting, TLS, login; at most half of an attempt's
+QUIT_TIMEOUT = 1.0  # seconds
 IDLE_TIMEOUT = 20.0  # seconds; servers close idle connections, too
 MESSAGES_PER_CONNECTION = 100
 TRANSIENT, PERMANENT = 4, 5  # the first digit: RFC 5321, 4.2.1
@@ -72,8 +73,11 @@ class Smtp:
 
     async def aclose(self) -> None:
         """Take leave of the server."""
-        while self._idle:
-            self._idle.pop().client.close()
+        clients = [connection.client for connection in self._idle]
+        self._idle.clear()
+        await asyncio.gather(*(client.quit(timeout=QUIT_TIMEOUT) for client in clients), return_exceptions=True)
+        for client in clients:
+            _drop(client)
 
     async def _transaction(self, connection: _Connection, envelope: Envelope) -> str:
         client = connection.client
@@ -110,7 +114,7 @@ class Smtp:
                 self._idle.append(connection)
             else:
                 # In the middle of something, perhaps cut off by a timeout.
-                client.close()
+                _drop(client)
         return cleaned(answer.message)
 
     def _take_idle(self) -> _Connection | None:
@@ -119,17 +123,14 @@ class Smtp:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
-            connection.client.close()
+            _drop(connection.client)
         return None
 
     async def _connect(self) -> _Connection:
         settings = self._settings
-        password = settings.smtp_password
         client = aiosmtplib.SMTP(
             hostname=settings.smtp_host,
             port=settings.port(),
-            username=settings.smtp_user,
-            password=None if password is None else password.get_secret_value(),
             use_tls=settings.smtp_tls is SmtpTls.TLS,
             start_tls=settings.smtp_tls is SmtpTls.STARTTLS,
             tls_context=self._tls,
@@ -140,7 +141,9 @@ class Smtp:
         try:
             async with asyncio.timeout(min(CONNECT_TIMEOUT, settings.provider_timeout / 2)):
                 await client.connect()
-                if client.is_ehlo_or_helo_needed:
+                if settings.smtp_user is not None and settings.smtp_password is not None:
+                    await client.login(settings.smtp_user, settings.smtp_password.get_secret_value())
+                elif client.is_ehlo_or_helo_needed:
                     await client.ehlo()
             connected = True
         except aiosmtplib.SMTPResponseException as refusal:
@@ -151,7 +154,7 @@ class Smtp:
             raise Unreachable(_reason(error), cleaned(str(error))) from None
         finally:
             if not connected:
-                client.close()
+                _drop(client)
         return _Connection(client)
 
 
@@ -183,6 +186,13 @@ def _reason(error: Exception) -> str:
     if isinstance(error, aiosmtplib.SMTPConnectError):
         return "connect"
     return "handshake"
+
+
+def _drop(client: aiosmtplib.SMTP) -> None:
+    """Close at once: with TLS it would be waited for the server's farewell."""
+    if isinstance(client.transport, asyncio.Transport):
+        client.transport.abort()
+    client.close()
 
 
 async def _reset(client: aiosmtplib.SMTP) -> bool:

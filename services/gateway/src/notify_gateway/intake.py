@@ -25,13 +25,13 @@ GROUP_INTERVAL = 0.01  # seconds
 ACCEPT = text("""
     WITH accepted AS (
         INSERT INTO notifications
-            (id, tenant, user_id, message, subject, metadata, created_at, send_at, expires_at)
-        SELECT id, tenant, user_id, message, subject, metadata::jsonb, created_at, send_at, expires_at
+            (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at)
+        SELECT id, tenant, user_id, message, subject, email::jsonb, metadata::jsonb, created_at, send_at, expires_at
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:messages AS text[]),
-            CAST(:subjects AS text[]), CAST(:metadata AS text[]), CAST(:created_at AS timestamptz[]),
-            CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[])
-        ) AS n (id, tenant, user_id, message, subject, metadata, created_at, send_at, expires_at)
+            CAST(:subjects AS text[]), CAST(:emails AS text[]), CAST(:metadata AS text[]),
+            CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[])
+        ) AS n (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at)
     ), requested AS (
         INSERT INTO deliveries
             (id, notification_id, channel, recipient, status, reason, round, attempt, failures, updated_at)
@@ -170,11 +170,13 @@ def _columns(group: Sequence[NewNotification], *, leased: bool) -> dict[str, obj
     ]
     wanted = [(notification, delivery) for notification in group for delivery in notification.wanted()]
     metadata = [notification.request.metadata for notification in group]
+    emails = [notification.request.email for notification in group]
     return {
         "ids": [notification.id for notification in group],
         "user_ids": [notification.request.user_id for notification in group],
         "messages": [notification.request.message for notification in group],
         "subjects": [notification.request.subject for notification in group],
+        "emails": [None if email is None else email.model_dump_json() for email in emails],
         "metadata": [None if entries is None else json.dumps(entries) for entries in metadata],
         "created_at": [notification.created_at for notification in group],
         "tenants": [notification.tenant for notification in group],

@@ -89,6 +89,7 @@ def new_notification(request: NotificationRequest, tenant: str) -> NewNotificati
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
     content = Content(message=request.message, subject=request.subject)
+    by_email = content if request.email is None else content.model_copy(update={"email": request.email.content()})
     return NewNotification(
         id=notification_id,
         tenant=tenant,
@@ -102,7 +103,7 @@ def new_notification(request: NotificationRequest, tenant: str) -> NewNotificati
                 user_id=request.user_id,
                 channel=channel,
                 recipient=request.recipient.of(channel),
-                content=content,
+                content=by_email if channel is Channel.EMAIL else content,
                 expires_at=request.expires_at,
             )
             for channel in request.requested_channels()
@@ -122,6 +123,7 @@ def as_accepted(notification: NewNotification) -> str:
         channels=request.requested_channels(),
         status=notification_status(delivery.status for delivery in deliveries),
         subject=request.subject,
+        email=None if request.email is None else request.email.content(),
         metadata=request.metadata,
         created_at=notification.created_at,
         send_at=request.send_at,

@@ -32,7 +32,7 @@ DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
 
 # By name: a column more must not change the type of a statement that is prepared already.
-NOTIFICATION = "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at"
+NOTIFICATION = "n.id, n.user_id, n.message, n.subject, n.email, n.metadata, n.created_at, n.send_at, n.expires_at"
 DELIVERY = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
 STORY = f"""
     SELECT {NOTIFICATION}, {DELIVERY}, story.attempts
@@ -136,7 +136,7 @@ class NotificationQueries:
 @cache
 def _statement(sql: str) -> Executable:
     """What SQLAlchemy makes of the text, once for each set of filters."""
-    return text(sql).columns(metadata=JSONB, attempts=JSON)
+    return text(sql).columns(email=JSONB, metadata=JSONB, attempts=JSON)
 
 
 def _delivery(row: Row[Any]) -> dict[str, Any]:
@@ -160,6 +160,7 @@ def _notification(row: Row[Any], deliveries: Sequence[DeliverySummary]) -> dict[
         "channels": channels,
         "status": notification_status(delivery.status for delivery in deliveries),
         "subject": row.subject,
+        "email": row.email,
         "metadata": row.metadata,
         "created_at": row.created_at,
         "send_at": row.send_at,

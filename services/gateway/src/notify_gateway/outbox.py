@@ -11,6 +11,7 @@ from notify_common.channels import Channel
 from notify_common.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
 from notify_database.engine import database_errors, without_transactions
 from sqlalchemy import TextClause, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.status_changes import status_changes
@@ -26,7 +27,7 @@ TAKE_DUE = text("""
         FOR UPDATE SKIP LOCKED
     ), story AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
-               n.user_id, n.message, n.subject, n.expires_at,
+               n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email, n.expires_at,
                CASE
                    WHEN u.opted_out THEN 'cancelled'
                    WHEN n.expires_at <= now() THEN 'expired'
@@ -56,7 +57,7 @@ TAKE_DUE = text("""
           AND story.status = 'pending' AND end_status IS NULL
     )
     SELECT * FROM story WHERE status = 'pending'
-""")
+""").columns(email=JSONB)
 # What a relay holds is a row of one round: a retry by an operator makes it another row, which is not its to touch.
 HELD = """
     FROM unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
@@ -94,7 +95,7 @@ class Outbox:
                     user_id=row.user_id,
                     channel=Channel(row.channel),
                     recipient=row.recipient,
-                    content=Content(message=row.message, subject=row.subject),
+                    content=Content(message=row.message, subject=row.subject, email=row.email),
                     round=row.round,
                     attempt=row.attempt + 1,
                     failures=row.failures,

@@ -6,18 +6,20 @@ from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi.exceptions import RequestValidationError
-from notify_common.channels import Channel, Recipients
-from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
+from notify_common.channels import Channel, EmailRecipient, Recipients
+from notify_common.messages import DeliveryStatus, EmailContent, ErrorClass, Outcome
 from notify_database.id_ranges import EPOCH
 from pydantic import (
     AfterValidator,
+    AnyUrl,
     AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
     StringConstraints,
+    TypeAdapter,
+    UrlConstraints,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -26,12 +28,22 @@ from notify_gateway.notification_status import NotificationStatus
 
 MAX_USER_ID = 2**63 - 1
 LONGEST_SCHEDULE = timedelta(days=90)
+LONGEST_UNSUBSCRIBE_URL = 900  # characters; a line of a header has at most 998 (RFC 5322, 2.1.1)
+HTTPS_URL = TypeAdapter(Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"])])
 
 
 def _fits_64_bits(user_id: int) -> int:
     if user_id > MAX_USER_ID:
         raise PydanticCustomError("less_than_equal", "Input should be less than or equal to 2^63-1")
     return user_id
+
+
+def _readable(text: str) -> str:
+    if "\x00" in text:
+        raise PydanticCustomError("value_error", "must not contain a NUL character")
+    if not text.strip():
+        raise PydanticCustomError("value_error", "must not be blank")
+    return text
 
 
 UserId = Annotated[
@@ -55,6 +67,16 @@ MetadataText = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Subject = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00\r\n]*$")]
 
+
+def _unsubscribe_url(text: str) -> str:
+    url = str(HTTPS_URL.validate_python(text))
+    if len(url) > LONGEST_UNSUBSCRIBE_URL:
+        raise PydanticCustomError("value_error", f"must not be longer than {LONGEST_UNSUBSCRIBE_URL} characters")
+    return url
+
+
+UnsubscribeUrl = Annotated[str, AfterValidator(_unsubscribe_url), Field(json_schema_extra={"format": "uri"})]
+
 EXAMPLE_REQUESTS: dict[str, Any] = {
     "one channel": {"value": {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}},
     "two channels": {
@@ -75,16 +97,35 @@ def _rule(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("value_error", "{message}", {"field": field, "message": message})
 
 
+class EmailOptions(BaseModel):
+    """What goes with the notification by e-mail only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    html: Annotated[str, Field(min_length=1, max_length=102_400), AfterValidator(_readable)] | None = Field(
+        None, description="The message once more, for programs that show HTML."
+    )
+    reply_to: EmailRecipient | None = Field(None, description="In the place of EMAIL_REPLY_TO.")
+    list_unsubscribe: UnsubscribeUrl | None = Field(
+        None, description="An https URL where one POST unsubscribes (RFC 8058)."
+    )
+
+    def content(self) -> EmailContent:
+        """As the sender gets it."""
+        return EmailContent.model_validate(self.model_dump())
+
+
 class NotificationRequest(BaseModel):
     """A notification to send. Exactly one of `type` and `channels` says how."""
 
     model_config = ConfigDict(extra="forbid")
 
     user_id: Annotated[UserId, Field(strict=True)]
-    message: Annotated[str, Field(min_length=1, max_length=16_384)]
+    message: Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_readable)]
     type: Channel | None = None
     channels: Annotated[list[Channel], Field(min_length=1)] | None = None
     subject: Subject | None = Field(None, description="For channels that have one (email).")
+    email: EmailOptions | None = None
     recipient: Recipients = Field(
         Recipients(), description="Needed where a channel is sent over for real; the simulator needs none."
     )
@@ -93,15 +134,6 @@ class NotificationRequest(BaseModel):
     )
     send_at: FutureTime | None = Field(None, description="Not before then; at most 90 days ahead.")
     expires_at: FutureTime | None = Field(None, description="Not from then on: what is not sent yet is `expired`.")
-
-    @field_validator("message")
-    @classmethod
-    def _readable(cls, message: str) -> str:
-        if "\x00" in message:
-            raise PydanticCustomError("value_error", "must not contain a NUL character")
-        if not message.strip():
-            raise PydanticCustomError("value_error", "must not be blank")
-        return message
 
     @model_validator(mode="after")
     def _channels_are_clear(self) -> Self:
@@ -113,6 +145,8 @@ class NotificationRequest(BaseModel):
         for channel in self.recipient.model_fields_set:
             if channel not in channels:
                 raise _rule(f"recipient.{channel}", "is not one of the channels of this notification")
+        if self.email is not None and Channel.EMAIL not in channels:
+            raise _rule("email", "is not one of the channels of this notification")
         return self
 
     @model_validator(mode="after")
@@ -183,6 +217,7 @@ class NotificationSummary(BaseModel):
     channels: list[Channel]
     status: NotificationStatus
     subject: str | None
+    email: EmailContent | None
     metadata: dict[str, str] | None
     created_at: datetime
     send_at: datetime | None
