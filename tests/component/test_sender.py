@@ -2,39 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from notify_common import topology
 from notify_common.channels import Channel
-from notify_common.messages import Content, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
+from notify_common.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
 from notify_common.rabbitmq import RabbitSettings, prepare_topology
 from notify_common.sending.provider import PermanentFailure, TemporaryFailure, Throttled
-from notify_common.sending.provider_gate import ProviderLimits
 from support.amqp import Hand
-from support.bot_api_peer import BotApiPeer
-from support.conformance import Behaviour
 from support.fakes import CuttableNetwork, FakeProvider
+from support.services import delivery_requested as request
 from support.services import eventually, running_sender
-from support.smtp_peer import SmtpPeer
-
-
-def request(**change: object) -> DeliveryRequested:
-    return DeliveryRequested.model_validate(
-        {
-            "delivery_id": uuid4(),
-            "notification_id": uuid4(),
-            "user_id": 1,
-            "channel": Channel.TELEGRAM,
-            "content": Content(message="hello"),
-            **change,
-        }
-    )
 
 
 def failing(*failures: Exception) -> FakeProvider:
@@ -370,124 +351,3 @@ async def test_an_attempt_that_comes_again_parks_its_next_one_once(rabbit: Rabbi
     assert [call.delivery_id for call in provider.calls].count(wanted.delivery_id) == 1
     assert await hand.depth("notifications.telegram.retry.300000") == 2
     assert await hand.depth("notifications.telegram") == 0
-
-
-@pytest.fixture
-async def smtp(tmp_path: Path) -> AsyncIterator[SmtpPeer]:
-    peer = SmtpPeer(tmp_path)
-    await peer.open()
-    yield peer
-    await peer.close()
-
-
-LIMITS = ProviderLimits(concurrency=10)
-
-
-async def test_each_answer_of_a_mail_server_is_what_the_documentation_says(
-    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
-) -> None:
-    wanted = request(channel=Channel.EMAIL, recipient="a@example.org")
-    async with running_sender(rabbit, smtp.provider(), channel=Channel.EMAIL, max_attempts=3, limits=LIMITS):
-        smtp.script = [Behaviour.THROTTLE, Behaviour.TEMPORARY, Behaviour.BREAK, Behaviour.PERMANENT]
-        await hand.request(wanted)
-        results = await hand.results(4)
-    told = [(result.outcome, result.error_class, result.error_code, result.failures) for result in results]
-    assert told == [
-        (Outcome.THROTTLED, ErrorClass.THROTTLED, "smtp_421", 0),
-        (Outcome.RETRYING, ErrorClass.TEMPORARY, "smtp_450", 1),
-        (Outcome.RETRYING, ErrorClass.UNKNOWN, "connection_lost", 2),
-        (Outcome.FAILED, ErrorClass.PERMANENT, "smtp_550", 3),
-    ]
-
-
-async def test_while_a_mail_server_is_down_nothing_fails_and_the_queue_waits(
-    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
-) -> None:
-    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(50)]
-    provider = smtp.provider()
-    await smtp.close()
-    async with running_sender(rabbit, provider, channel=Channel.EMAIL, concurrency=20, limits=LIMITS):
-        for each in wanted:
-            await hand.request(each)
-        # As many as were under way when the first one found out, and a probe: the others are not spent on it.
-        unreachable = await hand.results(2)
-        assert {result.error_class for result in unreachable} == {ErrorClass.UNREACHABLE}
-        await smtp.open()
-        results = unreachable
-        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
-            results += await hand.results(1)
-    assert {result.failures for result in results} == {0}
-    assert len(smtp.messages) == len(wanted)
-    assert len(results) < 2 * len(wanted)
-
-
-async def test_a_bot_that_is_throttled_fails_nothing_and_recovers(rabbit: RabbitSettings, hand: Hand) -> None:
-    peer = BotApiPeer()
-    await peer.open()
-    wanted = [request(recipient=str(1 + number)) for number in range(20)]
-    async with running_sender(rabbit, peer.provider(), limits=LIMITS):
-        peer.behaviour = Behaviour.THROTTLE
-        for each in wanted:
-            await hand.request(each)
-        results = await hand.results(1)
-        throttled = results[0]
-        assert (throttled.outcome, throttled.failures) == (Outcome.THROTTLED, 0)
-        assert throttled.next_attempt_at is not None
-        assert throttled.next_attempt_at - throttled.finished_at == timedelta(seconds=1)
-        peer.behaviour = Behaviour.ACCEPT
-        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
-            results += await hand.results(1)
-    await peer.close()
-    assert {result.failures for result in results} == {0}
-    assert len(peer.requests) == len(wanted)
-
-
-@pytest.mark.parametrize(
-    ("recipient", "outcomes"),
-    [
-        ("@simulator_delivered", [Outcome.SENT]),
-        ("@simulator_permanent", [Outcome.FAILED]),
-        ("@simulator_temporary", [Outcome.RETRYING, Outcome.FAILED]),
-        ("@simulator_throttled", [Outcome.THROTTLED, Outcome.SENT]),
-        ("@simulator_timeout", [Outcome.RETRYING, Outcome.FAILED]),
-    ],
-)
-async def test_a_test_recipient_ends_as_its_name_says_and_no_provider_is_called(
-    rabbit: RabbitSettings, hand: Hand, recipient: str, outcomes: list[Outcome]
-) -> None:
-    provider = FakeProvider()
-    async with running_sender(rabbit, provider, max_attempts=2, provider_timeout=0.2, limits=LIMITS):
-        await hand.request(request(recipient=recipient))
-        results = [(await hand.results(1))[0] for _ in outcomes]
-    assert [result.outcome for result in results] == outcomes
-    assert provider.calls == []
-
-
-async def test_who_may_not_be_sent_for_too_long_goes_back_to_the_broker_unspent(
-    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
-) -> None:
-    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(3)]
-    wait = timedelta(seconds=0.2)
-    one_at_a_time = ProviderLimits(concurrency=1, patience=wait, parked=wait)
-    async with running_sender(
-        rabbit, smtp.provider(), channel=Channel.EMAIL, limits=one_at_a_time, provider_timeout=60
-    ):
-        smtp.script = [Behaviour.HANG]
-        await hand.request(wanted[0])
-        await smtp.asked.wait()
-        for each in wanted[1:]:
-            await hand.request(each)
-
-        async def both_wait_in_the_broker() -> bool:
-            return await hand.depth("notifications.email") == 0 and len(smtp.messages) == 0
-
-        await eventually(both_wait_in_the_broker, "the messages are taken")
-        await smtp.close()
-        await smtp.open()
-        smtp.behaviour = Behaviour.ACCEPT
-        results: list[DeliveryResult] = []
-        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
-            results += await hand.results(1)
-    others = [result for result in results if result.delivery_id != wanted[0].delivery_id]
-    assert {(result.outcome, result.attempt, result.failures) for result in others} == {(Outcome.SENT, 1, 0)}
-    assert len(smtp.messages) == len(wanted)

@@ -34,6 +34,8 @@ class Behaviour(StrEnum):
     HANG = "hang"
     BREAK = "break"
     """Take it whole, and end the connection without an answer."""
+    CUT_IN_DATA = "cut in data"
+    """End the connection before it is whole (a mail server's)."""
 
 
 class Peer(Protocol):

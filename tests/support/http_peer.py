@@ -53,7 +53,7 @@ class HttpPeer:
                 head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
                 body = await reader.readexactly(int(headers["content-length"]))
-                if self.behaviour is Behaviour.BREAK:
+                if self.behaviour in {Behaviour.BREAK, Behaviour.CUT_IN_DATA}:
                     writer.transport.abort()
                     return
                 if self.behaviour is Behaviour.HANG:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import uuid4
 
 import httpx
 from faststream.rabbit import RabbitBroker
@@ -13,6 +14,7 @@ from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consumer import Consumer
 from notify_common.events import EventPublisher
+from notify_common.messages import Content, DeliveryRequested
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
@@ -29,6 +31,19 @@ from notify_status_writer.results_consumer import ResultsConsumer
 
 FIRST_DELAY = timedelta(milliseconds=50)
 TIMEOUT = 20.0  # seconds; only for what never comes
+
+
+def delivery_requested(**change: object) -> DeliveryRequested:
+    return DeliveryRequested.model_validate(
+        {
+            "delivery_id": uuid4(),
+            "notification_id": uuid4(),
+            "user_id": 1,
+            "channel": Channel.TELEGRAM,
+            "content": Content(message="hello"),
+            **change,
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,19 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from notify_common.sending.provider import Provider
 from notify_email_sender.settings import EmailSenderSettings
 from notify_email_sender.smtp import Smtp
+from typing_extensions import override
 
 from support.conformance import SECRET, Behaviour
+
+
+class _Server(SMTP):
+    @override
+    async def smtp_DATA(self, arg: str) -> None:
+        if self.event_handler.behaviour is Behaviour.CUT_IN_DATA:
+            await self.push("354 End data with <CR><LF>.<CR><LF>")
+            cast("asyncio.Transport", self.transport).abort()
+        else:
+            await super().smtp_DATA(arg)
 
 
 class SmtpPeer:
@@ -75,7 +86,7 @@ class SmtpPeer:
 
     def _protocol(self) -> SMTP:
         self.connections += 1
-        protocol = SMTP(
+        protocol = _Server(
             self,
             hostname="localhost",
             tls_context=self._tls,
