@@ -17,9 +17,10 @@ def main() -> None:
         "--seed", type=int, default=int(time.time()), help="of the series of faults (default: the time)"
     )
     parser.add_argument("--short", action="store_true", help="two minutes instead of a quarter of an hour")
+    parser.add_argument("--smtp", action="store_true", help="e-mail goes to a mail server, which goes down, too")
     options = parser.parse_args()
-    full = Plan(options.seed, notifications=51_000, faults=42, seconds=660, hold=4, outage=60)
-    short = Plan(options.seed, notifications=5_000, faults=10, seconds=80, hold=2, outage=5)
+    full = Plan(options.seed, notifications=51_000, faults=42, seconds=660, hold=4, outage=60, smtp=options.smtp)
+    short = Plan(options.seed, notifications=5_000, faults=10, seconds=80, hold=2, outage=5, smtp=options.smtp)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     report = asyncio.run(run_chaos(folder, short if options.short else full))
     if report.lost or report.complaints:

@@ -14,7 +14,7 @@ import httpx
 from notify_common.lasting_fault import JITTER, LONGEST_WAIT
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 
-from chaos.faults import Fault
+from chaos.faults import MAIL_SERVER_DOWN, Fault
 from chaos.load import CHANNELS, Accepted, Kind
 
 QUIET_TIMEOUT = 180.0  # seconds
@@ -39,11 +39,17 @@ ENDS = """
 
 @dataclass(frozen=True)
 class Sent:
-    """A line of a ledger."""
+    """A line of a ledger. A mail server's says neither which process has sent nor in which attempt: both are 0."""
 
     at: float
     pid: int
     attempt: int
+
+    def is_of_one_killed(self, fault: Fault) -> bool:
+        """Whether its sender was among those that were killed."""
+        if self.pid:
+            return self.pid in fault.killed
+        return any(name.startswith("email_sender") for name in fault.killed.values())
 
 
 # What may become of a delivery, by what its client wanted.
@@ -118,13 +124,15 @@ async def audit(
         attempts = {(row[0], row[1]) for row in await connection.fetch("SELECT delivery_id, attempt FROM attempts")}
         rounds = {row["id"]: row for row in await connection.fetch(ENDS)}
         _judge_times(report, kinds, rounds)
+        told_as_sent = {row["id"]: row["status"] == "sent" for row in deliveries}
         # Sent by a process that died before it could tell, and too late to be attempted again.
         untold = [
             (delivery_id, line.attempt)
             for delivery_id, lines in sent.items()
             for line in lines
             if (delivery_id, line.attempt) not in attempts
-            and not any(line.pid in fault.killed and _in_hand(line, fault, faults) for fault in faults)
+            and not (line.attempt == 0 and told_as_sent[delivery_id])
+            and not any(line.is_of_one_killed(fault) and _in_hand(line, fault, faults) for fault in faults)
         ]
         _complain(report, "sent in an attempt that is not on record", untold)
         _complain(report, "outbox rows", await connection.fetch("SELECT delivery_id FROM outbox"))
@@ -155,7 +163,7 @@ def _judge(
             fault
             for fault in faults
             if _explains(fault, earlier, accepted_at, waits)
-            or (earlier.attempt < sent[-1].attempt and _ran_again(fault, earlier, row["channel"]))
+            or ((earlier.attempt < sent[-1].attempt or earlier.pid == 0) and _ran_again(fault, earlier, row["channel"]))
         ]
         if not explained:
             what = f"delivery {row['id']} {row['status']}, sent {times} times, {ends} ends: no fault explains it"
@@ -189,7 +197,8 @@ def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[floa
         back = fault.ended + fault.recovered_after + IN_FLIGHT
         if any(fault.began - IN_FLIGHT <= wait <= back for wait in waits):
             return True
-    if fault.cuts_all or sent.pid in fault.killed:
+    cut_from_provider = fault.name == MAIL_SERVER_DOWN and sent.pid == 0
+    if fault.cuts_all or sent.is_of_one_killed(fault) or cut_from_provider:
         return _in_flight(fault, sent)
     # A gateway that dies between publish and delete: what it had accepted is published again when its lease has ended.
     gateway_died = any(name.startswith("gateway") for name in fault.killed.values())

@@ -18,8 +18,11 @@ from notify_local.rabbitmq_install import rabbitmq_server
 from notify_local.stack import SENDERS, SERVICES
 from support.processes import System
 
+from chaos.mail_server import MailServer
+
 REPLICAS = dict.fromkeys(SERVICES, 2)
 PROGRAMS = tuple(name for service in SERVICES for name in (service, f"{service}-2"))
+MAIL_SERVER_DOWN = "mail server down"
 LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # of the machine's memory
 LOCKED = "LOCK TABLE notifications, deliveries, attempts, outbox IN ACCESS EXCLUSIVE MODE"
 
@@ -47,7 +50,15 @@ Act = Callable[[Fault], Awaitable[None]]
 class Faults:
     """The faults, by name; `hold` is how long those that last do, `outage` how long a provider fails, in seconds."""
 
-    def __init__(self, system: System, simulator_folder: Path, rng: random.Random, hold: float, outage: float) -> None:
+    def __init__(
+        self,
+        system: System,
+        simulator_folder: Path,
+        rng: random.Random,
+        hold: float,
+        outage: float,
+        mail_server: MailServer | None = None,
+    ) -> None:
         self._system = system
         self._mode = simulator_folder / "mode"
         self._rng = rng
@@ -69,6 +80,8 @@ class Faults:
             "provider hangs": (self._misbehaving("hang", hold), False),
             "provider fails": (self._misbehaving("fail", outage), False),
         }
+        if mail_server is not None:
+            self._acts[MAIL_SERVER_DOWN] = (self._mail_server_down(mail_server, outage), False)
 
     def series(self, count: int) -> list[str]:
         """`count` names: every fault, in a random order, as often as they fit."""
@@ -133,6 +146,12 @@ class Faults:
             self._mode.write_text(mode)
             await asyncio.sleep(seconds)
             self._mode.unlink()
+
+        return act
+
+    def _mail_server_down(self, mail_server: MailServer, seconds: float) -> Act:
+        async def act(_: Fault) -> None:
+            await mail_server.down(seconds)
 
         return act
 

@@ -53,6 +53,8 @@ class Load:
     gateways: Sequence[httpx.AsyncClient]
     rate: float
     ahead: float
+    recipients: bool = False
+    """Whether each has an e-mail address."""
     accepted: dict[str, Accepted] = field(default_factory=dict)
     """By id."""
     answered: int = 0
@@ -77,6 +79,8 @@ class Load:
         """Post one until it is accepted, and cancel it if it is of that kind; its id."""
         wanted = self._time_of(kind)
         body: dict[str, Any] = {"user_id": user_id, "message": "Your order has left.", "channels": CHANNELS}
+        if self.recipients:
+            body["recipient"] = {"email": f"user{user_id}@example.org"}
         if wanted is not None:
             body["expires_at" if kind is Kind.EXPIRING else "send_at"] = datetime.fromtimestamp(wanted, UTC).isoformat()
         answer = await self._ask(user_id, "/api/notifications", json=body, headers={"Idempotency-Key": uuid4().hex})

@@ -16,6 +16,7 @@ from support.processes import FINAL, running_system
 from chaos.audit import Report, audit, await_quiet
 from chaos.faults import PROGRAMS, REPLICAS, Fault, Faults
 from chaos.load import Load
+from chaos.mail_server import MailServer
 
 SETTINGS = {
     "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.5", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5", "MAX_RETRIES": "8",
@@ -39,18 +40,26 @@ class Plan:
     """How long faults that last do, in seconds."""
     outage: float
     """How long a provider fails, in seconds."""
+    smtp: bool = False
+    """Whether e-mail goes to a mail server instead of the simulator."""
 
 
 async def run_chaos(folder: Path, plan: Plan) -> Report:
     """Run the plan and print what happened."""
     ledgers = folder / "simulator"
-    with running_system(folder / "stack", {**SETTINGS, "SIMULATOR_FOLDER": str(ledgers)}, scale=REPLICAS) as system:
+    settings = {**SETTINGS, "SIMULATOR_FOLDER": str(ledgers)}
+    mail_server = MailServer(ledgers) if plan.smtp else None
+    if mail_server is not None:
+        await mail_server.open()
+        settings |= mail_server.environment()
+    # Its start waits without the loop, which the mail server needs only later.
+    with running_system(folder / "stack", settings, scale=REPLICAS) as system:
         addresses = system.addresses()
         async with system.client() as first, system.client("GATEWAY_2_URL") as second:
-            load = Load([first, second], plan.notifications / plan.seconds, plan.seconds / 10)
+            load = Load([first, second], plan.notifications / plan.seconds, plan.seconds / 10, recipients=plan.smtp)
             loading = asyncio.create_task(load.run(plan.notifications))
             faults = await _break_it(
-                load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage), plan
+                load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage, mail_server), plan
             )
             await loading
         say("quiet: waiting until nothing is under way")
@@ -58,6 +67,8 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
         await await_quiet(*urls, broker_died=any("rabbitmq" in fault.killed.values() for fault in faults))
         report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
         report.complaints += _floods(system.folder / "log", len(faults))
+    if mail_server is not None:
+        await mail_server.close()
     if load.answered != len(load.accepted):
         report.complaints.append(f"{load.answered} requests were told of {len(load.accepted)} notifications")
     report.complaints += load.refusals[:5]

@@ -103,7 +103,7 @@ class SmtpPeer:
         return AuthResult(success=login.password == SECRET.encode(), handled=False)
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
-        self, _: SMTP, __: Session, envelope: Envelope, address: str, ___: list[str]
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
         self.asked.set()
         if self.script:
@@ -120,7 +120,7 @@ class SmtpPeer:
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 OK"
 
-    async def handle_DATA(self, server: SMTP, _: Session, envelope: Envelope) -> str:  # noqa: N802 - as above
+    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - as above
         if self.behaviour is Behaviour.BREAK:
             cast("asyncio.Transport", server.transport).abort()
             return "250 nobody hears it"
