@@ -162,8 +162,9 @@ def test_a_sender_alone_has_no_database_driver_and_no_fastapi(sender: str, tmp_p
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)  # noqa: S603 - ours
         assert done.returncode == 0, done.stdout + done.stderr
 
-    install = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
-    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    uv = (sys.executable, "-m", "uv", "--quiet")
+    install = (*uv, "pip", "install", "--python", python)
+    run(*uv, "venv", "--python", sys.executable, environment)
     run(*install, "--require-hashes", "-r", folder / "requirements.lock")
     run(*install, "--no-deps", PROJECT / "libs" / "common", folder)
     run(python, "-c", f"import notify_{sender}.main")

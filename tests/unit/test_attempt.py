@@ -176,7 +176,7 @@ def test_a_failure_of_its_own_begins_the_waiting_anew() -> None:
 
 
 def test_an_unknown_outcome_is_tried_again_and_marked() -> None:
-    decision = decide(request(), answer(UnknownOutcome("connection_lost", "it broke")), SCHEDULE)
+    decision = decide(request(), answer(UnknownOutcome("connection_lost", " it\r\nbroke\x00")), SCHEDULE)
     result = decision.result
     assert (result.outcome, result.error_class, result.failures) == (Outcome.RETRYING, ErrorClass.UNKNOWN, 1)
     assert (result.error_code, result.error_text) == ("connection_lost", "it broke")

@@ -4,7 +4,14 @@ from uuid import uuid4
 
 import pytest
 from notify_common.messages import DeliveryResult, ErrorClass, Outcome
-from notify_common.sending.provider_gate import LONGEST_PACE, Pacer, ProviderGate, ProviderLimits
+from notify_common.sending.provider_gate import (
+    LONGEST_CLOSED,
+    LONGEST_PACE,
+    Pacer,
+    ProviderGate,
+    ProviderGates,
+    ProviderLimits,
+)
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -162,3 +169,42 @@ def test_a_time_that_is_too_far_off_is_not_taken() -> None:
         with pytest.raises(TimeoutError):
             pacer.reserve("a", 0.0)
     assert pacer.reserve("a", 2.0) == LONGEST_PACE - 1
+
+
+async def test_nobody_asks_again_before_the_time_that_the_provider_named() -> None:
+    for asked in (timedelta(seconds=20), timedelta(hours=1)):
+        gate = ProviderGate("a provider", ProviderLimits(concurrency=100))
+        began = asyncio.get_running_loop().time()
+        async with gate.admitted("", 60) as admission:
+            assert admission is not None
+            admission.saw(result(ErrorClass.THROTTLED), retry_after=asked)
+        assert gate.closed_until is not None
+        assert gate.closed_until >= began + min(asked, LONGEST_CLOSED).total_seconds()
+
+
+async def test_a_provider_that_is_down_closes_the_way_to_no_other() -> None:
+    limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient.partition("/")[0])
+    gates = ProviderGates("a provider", limits)
+    async with gates.of("down/1").admitted("", 1) as admission:
+        assert admission is not None
+        admission.saw(result(ErrorClass.UNREACHABLE))
+    assert gates.of("down/2").closed
+    assert not gates.of("well/1").closed
+    gates.stop()
+    for recipient in ("well/2", "new/1"):
+        async with gates.of(recipient).admitted("", 1) as admission:
+            assert admission is None
+
+
+async def test_gates_that_nobody_needs_are_forgotten() -> None:
+    limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient)
+    gates = ProviderGates("a provider", limits, remembered=3)
+    closed, inside, idle = gates.of("closed"), gates.of("inside"), gates.of("idle")
+    async with closed.admitted("", 1) as admission:
+        assert admission is not None
+        admission.saw(result(ErrorClass.UNREACHABLE))
+    async with inside.admitted("", 1):
+        gates.of("one more than are remembered")
+        assert gates.of("closed") is closed
+        assert gates.of("inside") is inside
+        assert gates.of("idle") is not idle

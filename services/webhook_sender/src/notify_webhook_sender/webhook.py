@@ -148,7 +148,7 @@ def judged(status: int, retry_after: str, told: bytes) -> ProviderFailure | None
     """What an answer means: any 2xx is a success, 410 says that nobody wants it any more."""
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return None
-    code, text = f"http_{status}", " ".join(told.decode("utf-8", "replace").split()) or None
+    code, text = f"http_{status}", told.decode("utf-8", "replace") or None
     wait = _wait(retry_after)
     if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None):
         return Throttled(code, text, retry_after=wait)

@@ -165,12 +165,16 @@ def _result(
         outcome=outcome,
         error_class=error_class,
         error_code=_storable(answer.failure.code) if answer.failure else None,
-        error_text=_storable(answer.failure.text) if answer.failure and answer.failure.text else None,
+        error_text=_one_line(answer.failure.text) if answer.failure and answer.failure.text else None,
         provider_message_id=_storable(answer.provider_message_id) if answer.provider_message_id else None,
         started_at=answer.started_at,
         finished_at=answer.finished_at,
         next_attempt_at=next_attempt_at,
     )
+
+
+def _one_line(text: str) -> str:
+    return _storable(" ".join(text.split()))
 
 
 def _storable(text: str) -> str:

@@ -68,7 +68,8 @@ class ProviderGate:
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._pace = Pacer(1 / limits.rate) if limits.rate else None
         self._pace_of_recipient = Pacer(1 / limits.rate_per_recipient) if limits.rate_per_recipient else None
-        self._closed_until: float | None = None
+        self.closed_until: float | None = None
+        """On the loop's clock; None while it is open."""
         self._probing = False
         self._changed = asyncio.Event()
         self._waits: set[asyncio.Timeout] = set()
@@ -78,7 +79,7 @@ class ProviderGate:
     @property
     def closed(self) -> bool:
         """Whether the provider was found not to be had."""
-        return self._closed_until is not None
+        return self.closed_until is not None
 
     @property
     def idle(self) -> bool:
@@ -118,11 +119,11 @@ class ProviderGate:
         says_closed = result.error_class in CLOSING
         if says_closed or (probing and result.error_class in UNCLEAR):
             # Others that were under way when it was closed say nothing new.
-            if self._closed_until is None or probing:
+            if self.closed_until is None or probing:
                 asked = min(retry_after or timedelta(), LONGEST_CLOSED)
-                self._closed_until = _now() + max(self._fault.occurred(result.error_code), asked.total_seconds())
+                self.closed_until = _now() + max(self._fault.occurred(result.error_code), asked.total_seconds())
         elif result.error_class not in UNCLEAR:
-            self._closed_until = None
+            self.closed_until = None
             self._fault.over()
             self._tell()
 
@@ -145,8 +146,8 @@ class ProviderGate:
 
     async def _opened_or_probe(self) -> bool:
         """Return when the gate is open (False), or when it is this call's turn to be the probe (True)."""
-        while self._closed_until is not None:
-            until_probe = None if self._probing else self._closed_until - _now()
+        while self.closed_until is not None:
+            until_probe = None if self._probing else self.closed_until - _now()
             if until_probe is not None and until_probe <= 0:
                 self._probing = True
                 return True
@@ -179,8 +180,9 @@ class Admission:
 class ProviderGates:
     """One gate for each provider behind a channel: those that are well do not wait for those that are not."""
 
-    def __init__(self, name: str, limits: ProviderLimits) -> None:
+    def __init__(self, name: str, limits: ProviderLimits, *, remembered: int = REMEMBERED_PROVIDERS) -> None:
         self._name = name
+        self._remembered = remembered
         self.limits = limits
         self._gates: dict[str, ProviderGate] = {}
         self._stopped = False
@@ -190,7 +192,7 @@ class ProviderGates:
         provider = self.limits.provider_of(recipient)
         gate = self._gates.get(provider)
         if gate is None:
-            if len(self._gates) >= REMEMBERED_PROVIDERS:
+            if len(self._gates) >= self._remembered:
                 self._gates = {key: gate for key, gate in self._gates.items() if not gate.idle}
             gate = self._gates[provider] = ProviderGate(self._name, self.limits)
             gate.stopped = self._stopped
