@@ -34,10 +34,10 @@ POISON = {
 
 
 async def load(client: httpx.AsyncClient, stop: asyncio.Event) -> None:
-    """At most 200 notifications a second, over both channels."""
+    """At most 200 notifications a second, over all channels."""
     posting: set[asyncio.Task[httpx.Response]] = set()
     for user_id in itertools.takewhile(lambda _: not stop.is_set(), itertools.count(1)):
-        body = {"user_id": user_id, "message": "Your order has left.", "channels": ["telegram", "email"]}
+        body = {"user_id": user_id, "message": "Your order has left.", "channels": ["telegram", "email", "webhook"]}
         task = asyncio.create_task(client.post("/api/notifications", json=body))
         posting.add(task)
         task.add_done_callback(posting.discard)

@@ -11,7 +11,8 @@ from support.processes import System, running_system
 
 KEY = "a-key-of-the-fuzzing-run"
 SETTINGS = {
-    "AUTH": "on", "BOOTSTRAP_API_KEY": KEY, "TELEGRAM_SLEEP": "0", "EMAIL_SLEEP": "0", "LOG_LEVEL": "WARNING"
+    "AUTH": "on", "BOOTSTRAP_API_KEY": KEY, "TELEGRAM_SLEEP": "0", "EMAIL_SLEEP": "0", "WEBHOOK_SLEEP": "0",
+    "LOG_LEVEL": "WARNING",
 }  # fmt: skip
 # Some rules hold between fields (a channel once, expiry after the start): a schema can not say them.
 LEFT_OUT = "positive_data_acceptance"
