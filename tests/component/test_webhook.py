@@ -76,6 +76,10 @@ class TestWebhook(Conformance):
         with pytest.raises(PermanentFailure, match="bad_address"):
             await provider.send(request(url))
 
+    async def test_a_name_that_nobody_can_have_is_refused(self, provider: Provider) -> None:
+        with pytest.raises(PermanentFailure):
+            await provider.send(request(f"https://{'x' * 64}.example/"))
+
     async def test_a_name_that_is_nobodys_is_unreachable(self, provider: Provider) -> None:
         with pytest.raises(Unreachable, match="dns"):
             await provider.send(request("https://hooks.nowhere.example/"))

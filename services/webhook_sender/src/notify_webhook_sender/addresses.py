@@ -14,6 +14,10 @@ Network: TypeAlias = IPv4Network | IPv6Network
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 
+class HostUnknown(Exception):
+    """The name could not be looked up."""
+
+
 class AddressRefused(Exception):
     """None of the addresses of the host may be connected to."""
 
@@ -58,9 +62,14 @@ class GuardedBackend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of `host` that answers; raises `AddressRefused` where none may be asked."""
-        async with asyncio.timeout(timeout):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        """Connect to the first address of `host` that answers; raises `HostUnknown`, or `AddressRefused` where none may be asked."""
+        try:
+            async with asyncio.timeout(timeout):
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (TimeoutError, socket.gaierror) as error:
+            raise HostUnknown(str(error)) from None
+        except UnicodeError:
+            raise AddressRefused from None  # no host can have such a name
         addresses = [address for info in found if self._may_connect(address := ip_address(info[4][0]))]
         if not addresses:
             raise AddressRefused

@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import json
 import logging
-import socket
 import ssl
 import time
 from base64 import b64encode
@@ -29,7 +28,7 @@ from notify_common.sending.provider import (
 )
 from pydantic import TypeAdapter, ValidationError
 
-from notify_webhook_sender.addresses import AddressRefused, GuardedBackend, is_in, is_public, networks
+from notify_webhook_sender.addresses import AddressRefused, GuardedBackend, HostUnknown, is_in, is_public, networks
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
 CONNECT_TIMEOUT = 10.0  # seconds for the connection, and for TLS; an answer may take as long as an attempt may
@@ -112,8 +111,8 @@ class Webhook:
                 return judged(response.status, retry_after.decode("latin-1"), await _beginning(response))
         except AddressRefused:
             return PermanentFailure("address_refused")
-        except socket.gaierror as error:
-            return Unreachable("dns", str(error.strerror))
+        except HostUnknown as unknown:
+            return Unreachable("dns", str(unknown) or None)
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             # The pool takes the cause away and leaves the context.
             reason = "tls" if isinstance(error.__context__, ssl.SSLError) else "connect"
