@@ -62,7 +62,7 @@ class GuardedBackend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of `host` that answers; raises `HostUnknown`, or `AddressRefused` where none may be asked."""
+        """Connect to the first address of `host` that may be asked and answers; raises `HostUnknown`, `AddressRefused`."""
         try:
             async with asyncio.timeout(timeout):
                 found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
