@@ -1,5 +1,7 @@
 """Webhooks, against a receiver that verifies them."""
 
+import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -7,11 +9,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from uuid import UUID
 
+import httpcore
 import pytest
 from notify_common.process import utc_now
-from notify_common.sending.provider import PermanentFailure, Provider, TemporaryFailure, Throttled, Unreachable
+from notify_common.sending.provider import (
+    PermanentFailure,
+    Provider,
+    TemporaryFailure,
+    Throttled,
+    UnknownOutcome,
+    Unreachable,
+)
 from notify_webhook_sender.addresses import is_public
-from notify_webhook_sender.webhook import Webhook
+from notify_webhook_sender.webhook import Webhook, broken
 from support.conformance import SECRET, Behaviour, Conformance, request
 from support.webhook_peer import WebhookPeer, key
 
@@ -71,13 +81,15 @@ class TestWebhook(Conformance):
             await provider.send(request(peer.recipient))
         await provider.aclose()
 
-    @pytest.mark.parametrize("url", ["ftp://example.org", "https://", "https://user:pass@example.org/", "nonsense"])
+    @pytest.mark.parametrize(
+        "url", ["ftp://example.org", "https://", "https://user:pass@example.org/", "nonsense", f"https://h/{'é' * 500}"]
+    )
     async def test_what_is_no_url_is_nobodys(self, provider: Provider, url: str) -> None:
         with pytest.raises(PermanentFailure, match="bad_address"):
             await provider.send(request(url))
 
     async def test_a_name_that_nobody_can_have_is_refused(self, provider: Provider) -> None:
-        with pytest.raises(PermanentFailure):
+        with pytest.raises(PermanentFailure, match="bad_address"):
             await provider.send(request(f"https://{'x' * 64}.example/"))
 
     async def test_a_name_that_is_nobodys_is_unreachable(self, provider: Provider) -> None:
@@ -104,9 +116,33 @@ class TestWebhook(Conformance):
             await provider.send(request(peer.recipient))
         assert raised.value.retry_after == wait
 
+    async def test_a_success_is_one_although_the_rest_never_comes(self, peer: WebhookPeer, provider: Provider) -> None:
+        peer.answers[Behaviour.ACCEPT] = (200, {"Content-Length": "10"}, b"half")
+        async with asyncio.timeout(0.5):
+            assert await provider.send(request(peer.recipient))
+
+    async def test_a_receiver_that_wants_to_know_who_calls_ends_no_sender(self, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        peer = WebhookPeer(tmp_path / "other", wants_client=True)
+        await peer.open()
+        provider = peer.provider()
+        # It says so with an alert, or resets the connection.
+        with pytest.raises((Unreachable, UnknownOutcome)):
+            await provider.send(request(peer.recipient))
+        await provider.aclose()
+        await peer.close()
+
     async def test_a_success_is_one_however_much_is_told_with_it(self, peer: WebhookPeer, provider: Provider) -> None:
         peer.answers[Behaviour.ACCEPT] = (200, {"Content-Length": "1000000"}, b"x" * 20_000)
         assert await provider.send(request(peer.recipient))
+
+
+def test_an_alert_of_tls_is_no_broken_connection() -> None:
+    alert, noise = ssl.SSLError(1, "no certificate"), ssl.SSLError(1, "wrong version")
+    alert.reason, noise.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED", "WRONG_VERSION_NUMBER"
+    assert isinstance(broken(alert), Unreachable)
+    assert isinstance(broken(noise), UnknownOutcome)
+    assert isinstance(broken(httpcore.ReadError()), UnknownOutcome)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +165,13 @@ class TestWebhook(Conformance):
         ("64:ff9b::a9fe:a9fe", False),
         ("64:ff9b::5db8:d70e", True),
         ("2002:0a00:0001::", False),
+        ("fec0::1", False),
+        ("::7f00:1", False),
+        ("::ffff:0:a9fe:a9fe", False),
+        ("64:ff9b:1::a9fe:a9fe", False),
+        ("3fff::1", False),
+        ("5f00::1", False),
+        ("192.88.99.1", False),
     ],
 )
 def test_an_address_is_public_or_it_is_not(address: str, public: bool) -> None:

@@ -31,12 +31,14 @@ def key(secret: str) -> str:
 
 
 class WebhookPeer(HttpPeer):
-    """An HTTPS server whose certificate is for `hooks.localhost`, a name of 127.0.0.1 by RFC 6761."""
+    """An HTTPS server on `localhost`; with `wants_client` it takes nobody who has no certificate."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, wants_client: bool = False) -> None:
         authority = trustme.CA()
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         authority.issue_cert("localhost").configure_cert(tls)
+        if wants_client:
+            tls.verify_mode = ssl.CERT_REQUIRED
         self._ca_file = folder / "ca.pem"
         authority.cert_pem.write_to_path(self._ca_file)
         super().__init__(tls)

@@ -4,6 +4,8 @@ from uuid import uuid4
 
 import pytest
 from notify_common.messages import DeliveryResult, ErrorClass, Outcome
+from notify_common.sending.attempt import Decision
+from notify_common.sending.provider import ProviderFailure, Throttled, Unreachable
 from notify_common.sending.provider_gate import (
     LONGEST_CLOSED,
     LONGEST_PACE,
@@ -16,8 +18,8 @@ from notify_common.sending.provider_gate import (
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
-def result(error_class: ErrorClass | None = None) -> DeliveryResult:
-    return DeliveryResult(
+def ended(error_class: ErrorClass | None = None, failure: ProviderFailure | None = None) -> Decision:
+    result = DeliveryResult(
         delivery_id=uuid4(),
         round=1,
         attempt=1,
@@ -27,6 +29,7 @@ def result(error_class: ErrorClass | None = None) -> DeliveryResult:
         started_at=NOW,
         finished_at=NOW + timedelta(seconds=1),
     )
+    return Decision(result, failure=failure)
 
 
 class Calls:
@@ -48,7 +51,7 @@ class Calls:
             self.most_at_once = max(self.most_at_once, self.under_way)
             await asyncio.sleep(0)
             self.under_way -= 1
-            admission.saw(result(self.error_class))
+            admission.saw(ended(self.error_class))
             return True
 
 
@@ -111,7 +114,7 @@ async def test_all_who_wait_go_on_as_soon_as_any_call_finds_the_provider_well() 
         await asyncio.sleep(0)
         before = asyncio.get_running_loop().time()
         assert under_way is not None
-        under_way.saw(result())
+        under_way.saw(ended())
         assert all(await asyncio.gather(*waiting))
     assert asyncio.get_running_loop().time() - before < 0.5  # not after the wait of the next probe
 
@@ -157,18 +160,18 @@ async def test_calls_keep_their_pace_after_an_outage() -> None:
 
 def test_calls_with_one_key_are_spaced_and_others_do_not_wait() -> None:
     pacer = Pacer(0.5)
-    assert [pacer.reserve("a", 10.0) for _ in range(3)] == [0, 0.5, 1.0]
-    assert pacer.reserve("b", 10.0) == 0
-    assert pacer.reserve("a", 20.0) == 0
+    assert [pacer.reserve("a", 10.0, 60) for _ in range(3)] == [0, 0.5, 1.0]
+    assert pacer.reserve("b", 10.0, 60) == 0
+    assert pacer.reserve("a", 20.0, 60) == 0
 
 
 def test_a_time_that_is_too_far_off_is_not_taken() -> None:
     pacer = Pacer(LONGEST_PACE + 1)
-    assert pacer.reserve("a", 0.0) == 0
+    assert pacer.reserve("a", 0.0, 60) == 0
     for _ in range(2):
         with pytest.raises(TimeoutError):
-            pacer.reserve("a", 0.0)
-    assert pacer.reserve("a", 2.0) == LONGEST_PACE - 1
+            pacer.reserve("a", 0.0, 60)
+    assert pacer.reserve("a", 2.0, 60) == LONGEST_PACE - 1
 
 
 async def test_nobody_asks_again_before_the_time_that_the_provider_named() -> None:
@@ -177,7 +180,7 @@ async def test_nobody_asks_again_before_the_time_that_the_provider_named() -> No
         began = asyncio.get_running_loop().time()
         async with gate.admitted("", 60) as admission:
             assert admission is not None
-            admission.saw(result(ErrorClass.THROTTLED), retry_after=asked)
+            admission.saw(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=asked)))
         assert gate.closed_until is not None
         assert gate.closed_until >= began + min(asked, LONGEST_CLOSED).total_seconds()
 
@@ -187,7 +190,7 @@ async def test_a_provider_that_is_down_closes_the_way_to_no_other() -> None:
     gates = ProviderGates("a provider", limits)
     async with gates.of("down/1").admitted("", 1) as admission:
         assert admission is not None
-        admission.saw(result(ErrorClass.UNREACHABLE))
+        admission.saw(ended(ErrorClass.UNREACHABLE))
     assert gates.of("down/2").closed
     assert not gates.of("well/1").closed
     gates.stop()
@@ -202,9 +205,36 @@ async def test_gates_that_nobody_needs_are_forgotten() -> None:
     closed, inside, idle = gates.of("closed"), gates.of("inside"), gates.of("idle")
     async with closed.admitted("", 1) as admission:
         assert admission is not None
-        admission.saw(result(ErrorClass.UNREACHABLE))
+        admission.saw(ended(ErrorClass.UNREACHABLE))
     async with inside.admitted("", 1):
         gates.of("one more than are remembered")
         assert gates.of("closed") is closed
         assert gates.of("inside") is inside
         assert gates.of("idle") is not idle
+
+
+def test_a_time_that_nobody_will_wait_for_is_not_taken() -> None:
+    pacer = Pacer(0.5)
+    assert [pacer.reserve("a", 0.0, 1) for _ in range(3)] == [0, 0.5, 1.0]
+    with pytest.raises(TimeoutError):
+        pacer.reserve("a", 0.0, 1)
+    assert pacer.reserve("a", 1.0, 1) == 0.5
+
+
+async def test_who_would_not_be_let_in_in_time_does_not_wait() -> None:
+    gate = ProviderGate("a provider", ProviderLimits(concurrency=1))
+    async with gate.admitted("", 1) as admission:
+        assert admission is not None
+        admission.saw(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
+    waiting = asyncio.ensure_future(gate.admitted("", 10).__aenter__())
+    await asyncio.sleep(0)
+    assert waiting.done()
+    assert waiting.result() is None
+
+
+async def test_what_is_said_of_one_recipient_closes_the_way_to_no_other() -> None:
+    gate = ProviderGate("a provider", ProviderLimits(concurrency=1))
+    async with gate.admitted("", 1) as admission:
+        assert admission is not None
+        admission.saw(ended(ErrorClass.UNREACHABLE, Unreachable("http_401", of_recipient=True)))
+    assert not gate.closed

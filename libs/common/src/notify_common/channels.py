@@ -42,10 +42,17 @@ EmailRecipient = Annotated[str, AfterValidator(_email), Field(json_schema_extra=
 
 
 URL = TypeAdapter(HttpUrl)
+LONGEST_URL = 2083
 
 
 def _webhook(text: str) -> str:
     url = URL.validate_python(text)
+    if len(str(url)) > LONGEST_URL:
+        raise ValueError(f"must not be longer than {LONGEST_URL} characters, all of them in ASCII")
+    try:
+        (url.host or "").strip("[]").encode("idna")
+    except UnicodeError:
+        raise ValueError("has a host that no host can have") from None
     if url.username or url.password or url.fragment:
         raise ValueError("must have neither a login nor a fragment")
     if (url.host or "").endswith(".invalid") and simulated_behaviour(str(url)) is None:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
@@ -11,7 +12,12 @@ from typing_extensions import override
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
+
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: nothing else of IPv6 is out there
+# What the `ipaddress` of an older Python does not know: RFC 7526, RFC 9637.
+SPECIAL = (IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
+LOOKUPS = 64  # names at once; each holds a thread until its servers have answered
 
 
 class HostUnknown(Exception):
@@ -23,7 +29,7 @@ class AddressRefused(Exception):
 
 
 def networks(text: str) -> list[Network]:
-    """Those that `text` lists, with spaces between."""
+    """Those that `text` lists, with spaces between; raises `ValueError`."""
     return [ip_network(network) for network in text.split()]
 
 
@@ -35,7 +41,9 @@ def is_public(address: Address) -> bool:
             inner = IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(inner)
-    return address.is_global and not address.is_multicast
+        if address not in GLOBAL_UNICAST:
+            return False
+    return address.is_global and not address.is_multicast and not any(address in network for network in SPECIAL)
 
 
 def is_in(address: Address, allowed: Iterable[Network]) -> bool:
@@ -44,13 +52,44 @@ def is_in(address: Address, allowed: Iterable[Network]) -> bool:
     return any((inner or address) in network for network in allowed)
 
 
+class Resolver:
+    """Looks names up, each once for all who want it now: one that is slow must not keep the others waiting."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="resolver")
+        self._lookups: dict[str, asyncio.Future[list[Address]]] = {}
+
+    async def addresses(self, host: str) -> list[Address]:
+        """Of the host; raises `HostUnknown`."""
+        lookup = self._lookups.get(host)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
+            self._lookups[host] = lookup
+            lookup.add_done_callback(lambda _: self._lookups.pop(host))
+        try:
+            # Whoever gives up leaves it to the others.
+            return await asyncio.shield(lookup)
+        except OSError as error:
+            raise HostUnknown(error.strerror or str(error)) from None
+
+    def close(self) -> None:
+        """Wait for nobody's answer."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_up(host: str) -> list[Address]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [ip_address(info[4][0]) for info in found]
+
+
 class GuardedBackend(httpcore.AnyIOBackend):
     """TCP connections to the addresses that `may_connect` allows.
 
     What is checked is what is connected to: a name that is looked up twice may have two answers.
     """
 
-    def __init__(self, may_connect: Callable[[Address], bool]) -> None:
+    def __init__(self, resolver: Resolver, may_connect: Callable[[Address], bool]) -> None:
+        self._resolver = resolver
         self._may_connect = may_connect
 
     @override
@@ -62,20 +101,27 @@ class GuardedBackend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of `host` that may be asked and answers; raises `HostUnknown`, `AddressRefused`."""
+        """Connect to the first address that may be asked and answers, all within `timeout`.
+
+        Raises `HostUnknown` or `AddressRefused`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
         try:
-            async with asyncio.timeout(timeout):
-                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (TimeoutError, socket.gaierror) as error:
-            raise HostUnknown(str(error)) from None
-        except UnicodeError:
-            raise AddressRefused from None  # no host can have such a name
-        addresses = [address for info in found if self._may_connect(address := ip_address(info[4][0]))]
+            async with asyncio.timeout_at(deadline):
+                found = await self._resolver.addresses(host)
+        except TimeoutError:
+            raise HostUnknown("no answer in time") from None
+        addresses = [address for address in found if self._may_connect(address)]
         if not addresses:
             raise AddressRefused
-        for address in addresses[:-1]:
+        while True:
+            address, *others = addresses
+            # What is left of the time is for all of them.
+            share = None if deadline is None else max(0.0, deadline - loop.time()) / len(addresses)
             try:
-                return await super().connect_tcp(str(address), port, timeout, local_address, socket_options)
+                return await super().connect_tcp(str(address), port, share, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                continue
-        return await super().connect_tcp(str(addresses[-1]), port, timeout, local_address, socket_options)
+                if not others:
+                    raise
+                addresses = others

@@ -25,7 +25,6 @@ def main() -> None:
         provider = Webhook(settings)
         limits = ProviderLimits(
             concurrency=settings.webhook_calls_per_host,
-            rate=settings.webhook_rate_per_host,
             patience=PATIENCE,
             parked=PARKED,
             provider_of=host_of,

@@ -2,11 +2,12 @@
 
 from base64 import b64decode
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Self
 
 from notify_common.sending.service import SenderSettings
 from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
+
+from notify_webhook_sender.addresses import networks
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
 SHORTEST_SECRET, LONGEST_SECRET = 24, 64  # bytes
@@ -20,13 +21,15 @@ class WebhookProvider(StrEnum):
 
 
 def keys(secrets: SecretStr) -> list[bytes]:
-    """The keys that are signed with; raises `ValueError`."""
-    found = []
+    """The keys that are signed with, at least one; raises `ValueError`."""
+    found: list[bytes] = []
     for secret in secrets.get_secret_value().split():
         key = b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
         if not secret.startswith(SECRET_PREFIX) or not SHORTEST_SECRET <= len(key) <= LONGEST_SECRET:
             raise ValueError
         found.append(key)
+    if not found:
+        raise ValueError
     return found
 
 
@@ -39,8 +42,7 @@ def _secrets(secrets: SecretStr) -> SecretStr:
 
 
 def _networks(text: str) -> str:
-    for network in text.split():
-        IPv4Network(network) if "." in network else IPv6Network(network)
+    networks(text)
     return text
 
 
@@ -54,7 +56,6 @@ class WebhookSenderSettings(SenderSettings):
     webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] | None = None
     webhook_ca_file: FilePath | None = None
     webhook_calls_per_host: int = Field(20, ge=1, le=1000)
-    webhook_rate_per_host: float = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _http_is_complete(self) -> Self:

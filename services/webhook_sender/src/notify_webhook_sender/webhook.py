@@ -28,12 +28,19 @@ from notify_common.sending.provider import (
 )
 from pydantic import TypeAdapter, ValidationError
 
-from notify_webhook_sender.addresses import AddressRefused, GuardedBackend, HostUnknown, is_in, is_public, networks
+from notify_webhook_sender.addresses import (
+    AddressRefused,
+    GuardedBackend,
+    HostUnknown,
+    Resolver,
+    is_in,
+    is_public,
+    networks,
+)
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
-CONNECT_TIMEOUT = 10.0  # seconds for the connection, and for TLS; an answer may take as long as an attempt may
+CONNECT_TIMEOUT = 10.0  # seconds for all of it: name, connection, TLS; at most half of an attempt's
 KEEPALIVE = 20.0  # seconds
-IDLE_CONNECTIONS = 100
 READ_LENGTH, READ_TIMEOUT = 10_000, 1.0  # bytes and seconds of what follows an answer's status
 LONGEST_WAIT = timedelta(hours=1)  # whatever the answer says
 MILLISECOND = timedelta(milliseconds=1)
@@ -43,7 +50,11 @@ RECIPIENT = TypeAdapter(WebhookRecipient)
 
 def host_of(url: str) -> str:
     """Host and port: what is down or busy together."""
-    return urlsplit(url).netloc.lower()
+    try:
+        parts = urlsplit(url)
+        return f"{(parts.hostname or '').rstrip('.')}:{parts.port or parts.scheme}"
+    except ValueError:
+        return ""  # whatever it is, it will be refused
 
 
 class Webhook:
@@ -55,20 +66,27 @@ class Webhook:
         self._keys = keys(settings.webhook_secrets) if settings.webhook_secrets else []
         allowed = networks(settings.webhook_allowed_networks or "")
         context = ssl.create_default_context(cafile=settings.webhook_ca_file)
+        connect_timeout = min(CONNECT_TIMEOUT, settings.provider_timeout / 2)
+        # It holds for the connection and for TLS, each.
+        self._extensions = {"timeout": {"connect": connect_timeout / 2}}
+        self._finishing: set[asyncio.Task[bytes]] = set()
+        self._resolver = Resolver()
 
         def pool(backend: GuardedBackend) -> httpcore.AsyncConnectionPool:
             return httpcore.AsyncConnectionPool(
                 ssl_context=context,
                 max_connections=settings.concurrency,
-                max_keepalive_connections=IDLE_CONNECTIONS,
+                max_keepalive_connections=settings.concurrency,
                 keepalive_expiry=KEEPALIVE,
                 network_backend=backend,
             )
 
         self._pools = {
-            "https": pool(GuardedBackend(lambda address: is_public(address) or is_in(address, allowed))),
+            "https": pool(
+                GuardedBackend(self._resolver, lambda address: is_public(address) or is_in(address, allowed))
+            ),
             # Everybody on the way could read it.
-            "http": pool(GuardedBackend(lambda address: is_in(address, allowed))),
+            "http": pool(GuardedBackend(self._resolver, lambda address: is_in(address, allowed))),
         }
 
     async def send(self, request: DeliveryRequested) -> str:
@@ -83,7 +101,7 @@ class Webhook:
         message_id = str(request.delivery_id)
         timestamp = str(int(time.time()))
         headers = {
-            "host": host_of(url),
+            "host": urlsplit(url).netloc,
             "content-type": "application/json",
             "content-length": str(len(content)),
             "user-agent": "notification-service",
@@ -98,27 +116,39 @@ class Webhook:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        if self._finishing:
+            await asyncio.wait(self._finishing)
+        self._resolver.close()
         for pool in self._pools.values():
             await pool.aclose()
 
     async def _post(self, url: str, headers: dict[str, str], content: bytes) -> ProviderFailure | None:
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
-        timeouts = {"timeout": {"connect": CONNECT_TIMEOUT}}
-        pool = self._pools[urlsplit(url).scheme]
+        request = httpcore.Request("POST", url, headers=fields, content=content, extensions=self._extensions)
         try:
-            async with pool.stream("POST", url, headers=fields, content=content, extensions=timeouts) as response:
-                retry_after = next((value for name, value in response.headers if name.lower() == b"retry-after"), b"")
-                return judged(response.status, retry_after.decode("latin-1"), await _beginning(response))
+            response = await self._pools[urlsplit(url).scheme].handle_async_request(request)
+            told = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+            if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+                await self._finish_accepted(response, told.get(b"content-length"))
+                return None
+            return refusal(response.status, told.get(b"retry-after", ""), await _finish(response))
+        except TimeoutError:
+            raise  # of the whole attempt
         except AddressRefused:
             return PermanentFailure("address_refused")
         except HostUnknown as unknown:
-            return Unreachable("dns", str(unknown) or None)
-        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-            # The pool takes the cause away and leaves the context.
-            reason = "tls" if isinstance(error.__context__, ssl.SSLError) else "connect"
-            return Unreachable(reason, str(error) or None)
-        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            return UnknownOutcome("connection_lost", str(error) or None)
+            return Unreachable("dns", str(unknown))
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+            return broken(error)
+
+    async def _finish_accepted(self, response: httpcore.Response, length: str | None) -> None:
+        """It has been taken: nothing that comes now changes that, and nobody waits for it."""
+        finishing = asyncio.create_task(_finish(response))
+        self._finishing.add(finishing)
+        finishing.add_done_callback(self._finishing.discard)
+        if response.status == HTTPStatus.NO_CONTENT or length == "0":
+            # All of it is here.
+            await asyncio.shield(finishing)
 
 
 def payload(request: DeliveryRequested) -> bytes:
@@ -143,20 +173,31 @@ def signature(key: bytes, message_id: str, timestamp: str, content: bytes) -> st
     return f"v1,{b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
 
 
-def judged(status: int, retry_after: str, told: bytes) -> ProviderFailure | None:
-    """What an answer means: any 2xx is a success, 410 says that nobody wants it any more."""
-    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-        return None
-    code, text = f"http_{status}", told.decode("utf-8", "replace") or None
-    wait = _wait(retry_after)
-    if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None):
+def refusal(status: int, retry_after: str, told: bytes) -> ProviderFailure:
+    """What an answer means that is no success: 410 says that nobody wants it any more."""
+    code, text, wait = f"http_{status}", told.decode("utf-8", "replace") or None, _wait(retry_after)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Throttled(code, text, retry_after=wait, of_recipient=True)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None:
         return Throttled(code, text, retry_after=wait)
     if status == HTTPStatus.UNAUTHORIZED:
         # The secret is wrong: no delivery is to pay for that.
-        return Unreachable(code, text)
+        return Unreachable(code, text, of_recipient=True)
     if status == HTTPStatus.GONE:
         return PermanentFailure(code, text)
     return TemporaryFailure(code, text)
+
+
+def broken(error: Exception) -> ProviderFailure:
+    """What it means that there is no answer."""
+    text = str(error) or None
+    if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout):
+        # The pool takes the cause away and leaves the context.
+        return Unreachable("tls" if isinstance(error.__context__, ssl.SSLError) else "connect", text)
+    if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+        # In TLS 1.3 a client that is not welcome is told so only now.
+        return Unreachable("tls", text)
+    return UnknownOutcome("connection_lost", text)
 
 
 def _wait(retry_after: str) -> timedelta | None:
@@ -170,13 +211,17 @@ def _wait(retry_after: str) -> timedelta | None:
     return None
 
 
-async def _beginning(response: httpcore.Response) -> bytes:
-    """Of what the receiver says. The status has told how it ended, whatever becomes of the rest."""
+async def _finish(response: httpcore.Response) -> bytes:
+    """Read the beginning of what the receiver says, and let the connection be used again if that was all."""
     told = b""
-    with suppress(TimeoutError, httpcore.NetworkError, httpcore.ProtocolError):
+    try:
         async with asyncio.timeout(READ_TIMEOUT):
             async for part in response.aiter_stream():
                 told += part
                 if len(told) >= READ_LENGTH:
                     break
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
+        pass  # a timeout is an OSError, too
+    finally:
+        await response.aclose()
     return told

@@ -36,8 +36,8 @@ class Decision:
 
     result: DeliveryResult
     next_request: DeliveryRequested | None = None
-    retry_after: timedelta | None = None
-    """What the provider asked all to wait."""
+    failure: ProviderFailure | None = None
+    """What the provider said, for who decides whether it may be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ async def attempt_delivery(
     now = utc_now()
     if request.expires_at is not None and request.expires_at <= now:
         return Decision(expired(request, now))
-    return decide(request, await call_provider(provider, request, timeout, started_at=now), schedule)
+    answer = await call_provider(provider, request, timeout, started_at=now)
+    return replace(decide(request, answer, schedule), failure=answer.failure)
 
 
 async def call_provider(
@@ -108,11 +109,10 @@ def _wait(
     waited = answer.finished_at - since
     if waited >= schedule.max_wait:
         return Decision(_result(request, answer, Outcome.FAILED, failures=request.failures, error_class=error_class))
-    retry_after = failure.retry_after if isinstance(failure, Throttled) else None
+    delay = failure.retry_after if isinstance(failure, Throttled) else None
     # As long again as it has waited: the waits double.
-    delay = retry_after or schedule.rung_for(waited)
-    decision = _try_again(request, answer, outcome, error_class, request.failures, delay, waiting_since=since)
-    return replace(decision, retry_after=retry_after)
+    delay = delay or schedule.rung_for(waited)
+    return _try_again(request, answer, outcome, error_class, request.failures, delay, waiting_since=since)
 
 
 def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:

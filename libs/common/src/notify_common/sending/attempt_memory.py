@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ AttemptKey = tuple[UUID, int, int]
 class RememberedAttempt:
     """An attempt that is under way or done, whichever connection its message came over."""
 
-    running: asyncio.Task[Decision | Postponed]
+    running: asyncio.Future[Decision | Postponed]
     """Ends when the result is confirmed."""
     parking: asyncio.Task[bool] | None = None
     """Ends when it is known whether the broker has the next attempt; a second message must not park another."""
@@ -30,6 +30,11 @@ class RememberedAttempt:
         if not self.running.done() or self.running.cancelled() or self.running.exception() is not None:
             return False
         return isinstance(self.running.result(), Postponed)
+
+    def next_is_parked(self, decision: Decision) -> None:
+        """Forget the next attempt: the broker has it, and thousands, with all that they say, would fill memory."""
+        self.running = asyncio.get_running_loop().create_future()
+        self.running.set_result(replace(decision, next_request=None))
 
 
 class AttemptMemory:

@@ -7,7 +7,7 @@ from notify_common.messages import DeliveryRequested
 
 
 class Provider(Protocol):
-    """A way to really send: the simulator, SMTP, the Telegram Bot API."""
+    """A way to send: the simulator, SMTP, the Telegram Bot API, HTTP."""
 
     async def send(self, request: DeliveryRequested) -> str | None:
         """Send, and return the provider's message id if it gives one; raise a `ProviderFailure` otherwise."""
@@ -18,6 +18,9 @@ class Provider(Protocol):
 
 class ProviderFailure(Exception):
     """The provider did not send. `code` is why, in a word, `text` in its own words: both are stored and shown."""
+
+    of_recipient = False
+    """Whether it says nothing of what other recipients may expect."""
 
     def __init__(self, code: str, text: str | None = None) -> None:
         super().__init__(code)
@@ -40,10 +43,22 @@ class UnknownOutcome(ProviderFailure):
 class Unreachable(ProviderFailure):
     """The provider could not be asked, or does not let us in: nothing was sent, and no delivery pays for it."""
 
+    def __init__(self, code: str, text: str | None = None, *, of_recipient: bool = False) -> None:
+        super().__init__(code, text)
+        self.of_recipient = of_recipient
+
 
 class Throttled(ProviderFailure):
     """The provider asks to wait, `retry_after` if it says so: an attempt, but not a failure."""
 
-    def __init__(self, code: str, text: str | None = None, *, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        text: str | None = None,
+        *,
+        retry_after: timedelta | None = None,
+        of_recipient: bool = False,
+    ) -> None:
         super().__init__(code, text)
         self.retry_after = retry_after
+        self.of_recipient = of_recipient

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from notify_common.lasting_fault import LastingFault
-from notify_common.messages import DeliveryResult, ErrorClass, Outcome
+from notify_common.messages import ErrorClass, Outcome
+from notify_common.sending.attempt import Decision
+from notify_common.sending.provider import Throttled
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,10 @@ class Pacer:
         self._interval = interval
         self._next: dict[str, float] = {}
 
-    def reserve(self, key: str, now: float) -> float:
+    def reserve(self, key: str, now: float, patience: float) -> float:
         """Take the next free time; seconds until then. Raises `TimeoutError` where that is too far off."""
         at = max(now, self._next.get(key, now))
-        if at - now > LONGEST_PACE:
+        if at - now > min(patience, LONGEST_PACE):
             raise TimeoutError
         if len(self._next) >= REMEMBERED_RECIPIENTS:
             self._next = {key: next_ for key, next_ in self._next.items() if next_ > now}
@@ -84,7 +86,7 @@ class ProviderGate:
     @property
     def idle(self) -> bool:
         """Whether a new gate would do as well."""
-        return not self.closed and not self._inside
+        return not self._inside and (self.closed_until is None or self.closed_until < _now())
 
     def stop(self) -> None:
         """Admit nobody any more; who waits is sent away."""
@@ -112,14 +114,16 @@ class ProviderGate:
     def _leave(self) -> None:
         self._inside -= 1
 
-    def saw(self, result: DeliveryResult, *, retry_after: timedelta | None, probing: bool) -> None:
+    def saw(self, decision: Decision, *, probing: bool) -> None:
         """Open or close by how a call ended that was let through."""
+        result, failure = decision.result, decision.failure
         if result.outcome is Outcome.EXPIRED:
             return
-        says_closed = result.error_class in CLOSING
+        says_closed = result.error_class in CLOSING and not (failure is not None and failure.of_recipient)
         if says_closed or (probing and result.error_class in UNCLEAR):
             # Others that were under way when it was closed say nothing new.
             if self.closed_until is None or probing:
+                retry_after = failure.retry_after if isinstance(failure, Throttled) else None
                 asked = min(retry_after or timedelta(), LONGEST_CLOSED)
                 self.closed_until = _now() + max(self._fault.occurred(result.error_code), asked.total_seconds())
         elif result.error_class not in UNCLEAR:
@@ -133,6 +137,8 @@ class ProviderGate:
             with ExitStack() as waiting:
                 self._waits.add(wait)
                 waiting.callback(self._waits.discard, wait)
+                if not even_closed and (self.closed_until or 0) - _now() > patience:
+                    raise TimeoutError  # nobody will be let in by then
                 await self._slots.acquire()
                 held.callback(self._slots.release)
                 probing = not even_closed and await self._opened_or_probe()
@@ -141,7 +147,7 @@ class ProviderGate:
                 # At the last moment: what is reserved is used.
                 for pacer, key in ((self._pace_of_recipient, recipient), (self._pace, "")):
                     if pacer is not None:
-                        await asyncio.sleep(pacer.reserve(key, _now()))
+                        await asyncio.sleep(pacer.reserve(key, _now(), (wait.when() or 0) - _now()))
         return Admission(self, probing)
 
     async def _opened_or_probe(self) -> bool:
@@ -172,9 +178,9 @@ class Admission:
     gate: ProviderGate
     probing: bool
 
-    def saw(self, result: DeliveryResult, *, retry_after: timedelta | None = None) -> None:
-        """Tell the gate how the call ended, and how long the provider asked to wait."""
-        self.gate.saw(result, retry_after=retry_after, probing=self.probing)
+    def saw(self, decision: Decision) -> None:
+        """Tell the gate how the call ended."""
+        self.gate.saw(decision, probing=self.probing)
 
 
 class ProviderGates:
@@ -194,7 +200,7 @@ class ProviderGates:
         if gate is None:
             if len(self._gates) >= self._remembered:
                 self._gates = {key: gate for key, gate in self._gates.items() if not gate.idle}
-            gate = self._gates[provider] = ProviderGate(self._name, self.limits)
+            gate = self._gates[provider] = ProviderGate(f"{self._name} {provider}".rstrip(), self.limits)
             gate.stopped = self._stopped
         return gate
 

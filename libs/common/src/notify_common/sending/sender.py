@@ -90,6 +90,8 @@ class Sender:
             if decision.next_request is not None:
                 ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
                 await self._park_next(attempt, decision.next_request, ended_at)
+                if isinstance(decision, Decision):
+                    attempt.next_is_parked(decision)
 
     async def _park_next(self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime) -> None:
         """Return once the broker has the next attempt, whichever message of this one has put it there.
@@ -134,16 +136,18 @@ class Sender:
         ) as admission:
             if admission is not None:
                 decision = await self._attempt(request)
-                admission.saw(decision.result, retry_after=decision.retry_after)
+                admission.saw(decision)
                 return decision
         now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
             return await self._attempt(request)  # which is not made any more
         # A message that is held for ever would cost the consumer its channel.
-        later = {
-            "not_before": now if gate.stopped else now + gates.limits.parked,
-            "waiting_since": since or (now if gate.closed else None),
-        }
+        wait = gates.limits.parked if gate.closed else gates.limits.patience
+        not_before = now if gate.stopped else now + wait
+        if request.expires_at is not None:
+            # The wait in the worker's hand may have ended a moment before.
+            not_before = min(not_before, request.expires_at)
+        later = {"not_before": not_before, "waiting_since": since or (now if gate.closed else None)}
         return Postponed(request.model_copy(update=later))
 
     async def _park(self, request: DeliveryRequested, now: datetime) -> bool:
