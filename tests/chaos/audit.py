@@ -131,7 +131,7 @@ async def audit(
             for delivery_id, lines in sent.items()
             for line in lines
             if (delivery_id, line.attempt) not in attempts
-            and not (line.attempt == 0 and told_as_sent[delivery_id])
+            and not (line.attempt == 0 and told_as_sent.get(delivery_id))
             and not any(line.is_of_one_killed(fault) and _in_hand(line, fault, faults) for fault in faults)
         ]
         _complain(report, "sent in an attempt that is not on record", untold)
@@ -218,7 +218,9 @@ def _in_flight(fault: Fault, sent: Sent) -> bool:
 def _in_hand(sent: Sent, kill: Fault, faults: Sequence[Fault]) -> bool:
     """Whether its sender may still have had the result when it was killed: it was under way, or RabbitMQ was away."""
     cuts = (fault for fault in faults if fault.cuts_all and _in_flight(fault, sent))
-    return _in_flight(kill, sent) or any(kill.began <= cut.ended + cut.recovered_after + RECONNECTED for cut in cuts)
+    return _in_flight(kill, sent) or any(
+        sent.at - IN_FLIGHT <= kill.began <= cut.ended + cut.recovered_after + RECONNECTED for cut in cuts
+    )
 
 
 def _read(folder: Path) -> dict[UUID, list[Sent]]:

@@ -5,6 +5,7 @@ from uuid import UUID
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from notify_common.process import utc_now
@@ -90,6 +91,22 @@ async def test_another_schema_is_created_and_used(empty_postgres: PostgresSettin
         tables = await connection.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'notify'"))
         assert {"notifications", "deliveries", "attempts", "outbox"} <= set(tables.scalars())
     await engine.dispose()
+
+
+async def test_a_schema_without_the_newest_migration_is_not_enough(empty_postgres: PostgresSettings) -> None:
+    engine = create_engine(empty_postgres, pool_size=1)
+    config = alembic_config()
+    newest, before, *_ = ScriptDirectory.from_config(config).walk_revisions()
+    for revision, problem in ((before, NOT_MIGRATED), (newest, None)):
+        async with engine.begin() as connection:
+            await connection.run_sync(_upgrade, config, revision.revision)
+        assert await database_problem(engine) == problem
+    await engine.dispose()
+
+
+def _upgrade(connection: Connection, config: Config, revision: str) -> None:
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 async def add(engine: AsyncEngine, time: datetime, status: str) -> UUID:

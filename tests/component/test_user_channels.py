@@ -66,7 +66,12 @@ async def test_what_is_stored_is_told_replaced_and_forgotten(api: httpx.AsyncCli
     first = await store(api, "email", 2**63 - 1, recipient="a@BÜCHER.example")
     assert (first["channel"], first["recipient"], first["opted_out"]) == ("email", "a@bücher.example", False)
     second = await store(api, "email", 2**63 - 1, opted_out=True)
-    assert (second["recipient"], second["opted_out"]) == (None, True)
+    assert (second["recipient"], second["opted_out"]) == ("a@bücher.example", True)
+    third = await store(api, "email", 2**63 - 1, recipient=None)
+    assert (third["recipient"], third["opted_out"]) == (None, True)
+    # A new address is no consent.
+    second = await store(api, "email", 2**63 - 1, recipient="b@example.org")
+    assert (second["recipient"], second["opted_out"]) == ("b@example.org", True)
     webhook = await store(api, "webhook", 2**63 - 1, recipient="https://hooks.example.org/shop")
     assert (await api.get(f"{url}/email")).json() == second
     assert (await api.get(url)).json() == [second, webhook]

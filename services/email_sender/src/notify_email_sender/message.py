@@ -17,8 +17,9 @@ from pydantic.networks import validate_email as parse_mailbox
 SUBJECT_LENGTH = 78  # of what is cut from the text where there is no subject: RFC 5322, 2.1.1
 # Any server takes it: what is not ASCII is encoded.
 POLICY = SMTP.clone(cte_type="7bit")
+# Not Date and Message-ID: some relays put their own in their place.
 SIGNED_HEADERS = [
-    b"from", b"to", b"reply-to", b"subject", b"date", b"message-id", b"mime-version", b"content-type",
+    b"from", b"to", b"reply-to", b"subject", b"mime-version", b"content-type",
     b"content-transfer-encoding", b"list-unsubscribe", b"list-unsubscribe-post",
 ]  # fmt: skip
 UTF8_POLICY = SMTPUTF8.clone(cte_type="7bit")

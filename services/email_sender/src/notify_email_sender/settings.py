@@ -68,7 +68,16 @@ class EmailSenderSettings(SenderSettings):
     email_from: Mailbox | None = None
     email_reply_to: Mailbox | None = None
     email_list_unsubscribe: HeaderText | None = None
-    email_dkim_selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,63}$")] | None = None
+    email_dkim_selector: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$",
+                max_length=63,
+            ),
+        ]
+        | None
+    ) = None
     email_dkim_key: Annotated[SecretStr, AfterValidator(_rsa_key)] | None = None
     email_rate: float = Field(0, ge=0)
     smtp_host: Annotated[str, Field(pattern=HOST)] | None = None

@@ -191,9 +191,12 @@ async def put_user_channel(
 ) -> UserChannelView:
     """Store where a user is reached over a channel, or that the user does not want it.
 
-    It holds from then on, for what is scheduled, too; a recipient goes with notifications that name none.
+    The recipient goes with notifications that are posted from then on and name none. That a user has opted out holds
+    for what is scheduled, too.
     """
-    wanted = body.model_copy(update={"recipient": valid_recipient(channel, body.recipient)})
+    wanted = body
+    if body.recipient is not None:
+        wanted = body.model_copy(update={"recipient": valid_recipient(channel, body.recipient)})
     return await _gateway(request).user_channels.store(access.tenant, user_id, channel, wanted)
 
 

@@ -32,10 +32,10 @@ DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
 
 # By name: a column more must not change the type of a statement that is prepared already.
-NOTIFICATION = "n.id, n.user_id, n.message, n.subject, n.email, n.metadata, n.created_at, n.send_at, n.expires_at"
+NOTIFICATION = "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at"
 DELIVERY = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
 STORY = f"""
-    SELECT {NOTIFICATION}, {DELIVERY}, story.attempts
+    SELECT {NOTIFICATION}, n.email, {DELIVERY}, story.attempts
     FROM notifications n
     JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN :first_id AND :last_id
     CROSS JOIN LATERAL (
@@ -71,7 +71,7 @@ class NotificationQueries:
         if not rows:
             return None
         deliveries = [DeliveryView(**_delivery(row), attempts=row.attempts or []) for row in rows]
-        return NotificationView(**_notification(rows[0], deliveries), deliveries=deliveries)
+        return NotificationView(**_notification(rows[0], deliveries), email=rows[0].email, deliveries=deliveries)
 
     async def delivery(self, tenant: str, delivery_id: UUID) -> DeliverySummary | None:
         """The tenant's delivery, or None where there is none."""
@@ -160,7 +160,6 @@ def _notification(row: Row[Any], deliveries: Sequence[DeliverySummary]) -> dict[
         "channels": channels,
         "status": notification_status(delivery.status for delivery in deliveries),
         "subject": row.subject,
-        "email": row.email,
         "metadata": row.metadata,
         "created_at": row.created_at,
         "send_at": row.send_at,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi.exceptions import RequestValidationError
-from notify_common.channels import Channel, EmailRecipient, Recipients
+from notify_common.channels import Channel, Recipients
 from notify_common.messages import DeliveryStatus, EmailContent, ErrorClass, Outcome
 from notify_database.id_ranges import EPOCH
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.networks import validate_email
 from pydantic_core import PydanticCustomError
 
 from notify_gateway.notification_status import NotificationStatus
@@ -75,6 +76,14 @@ def _unsubscribe_url(text: str) -> str:
     return url
 
 
+def _reply_to(address: str) -> str:
+    _, mailbox = validate_email(address)
+    if not mailbox.rpartition("@")[0].isascii():
+        raise PydanticCustomError("value_error", "must be ASCII before the @")
+    return mailbox
+
+
+ReplyTo = Annotated[str, AfterValidator(_reply_to), Field(json_schema_extra={"format": "email"})]
 UnsubscribeUrl = Annotated[str, AfterValidator(_unsubscribe_url), Field(json_schema_extra={"format": "uri"})]
 
 EXAMPLE_REQUESTS: dict[str, Any] = {
@@ -102,10 +111,10 @@ class EmailOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    html: Annotated[str, Field(min_length=1, max_length=102_400), AfterValidator(_readable)] | None = Field(
+    html: Annotated[str, Field(min_length=1, max_length=65_536), AfterValidator(_readable)] | None = Field(
         None, description="The message once more, for programs that show HTML."
     )
-    reply_to: EmailRecipient | None = Field(None, description="In the place of EMAIL_REPLY_TO.")
+    reply_to: ReplyTo | None = Field(None, description="In the place of EMAIL_REPLY_TO.")
     list_unsubscribe: UnsubscribeUrl | None = Field(
         None, description="An https URL where one POST unsubscribes (RFC 8058)."
     )
@@ -124,7 +133,7 @@ class NotificationRequest(BaseModel):
     message: Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_readable)]
     type: Channel | None = None
     channels: Annotated[list[Channel], Field(min_length=1)] | None = None
-    subject: Subject | None = Field(None, description="For channels that have one (email).")
+    subject: Subject | None = Field(None, description="For channels that have one: email, webhook.")
     email: EmailOptions | None = None
     recipient: Recipients = Field(
         Recipients(), description="Needed where a channel is sent over for real; the simulator needs none."
@@ -217,7 +226,6 @@ class NotificationSummary(BaseModel):
     channels: list[Channel]
     status: NotificationStatus
     subject: str | None
-    email: EmailContent | None
     metadata: dict[str, str] | None
     created_at: datetime
     send_at: datetime | None
@@ -228,6 +236,7 @@ class NotificationSummary(BaseModel):
 class NotificationView(NotificationSummary):
     """A notification with its whole story."""
 
+    email: EmailContent | None
     deliveries: list[DeliveryView]  # type: ignore[assignment]  # a narrower item: read only, so it is safe
 
 
@@ -288,11 +297,11 @@ class RetryJobView(BaseModel):
 
 
 class UserChannelSettings(BaseModel):
-    """How a user is reached over a channel."""
+    """How a user is to be reached over a channel. What is left out stays as it is stored."""
 
     model_config = ConfigDict(extra="forbid")
 
-    recipient: str | None = Field(None, description="For notifications that name none.")
+    recipient: str | None = Field(None, description="For notifications that name none; null forgets it.")
     opted_out: bool = Field(False, strict=True, description="Nothing is sent over it; deliveries are cancelled.")
 
 
@@ -305,12 +314,14 @@ def valid_recipient(channel: Channel, recipient: str | None) -> str | None:
         raise RequestValidationError([{**problem, "loc": ("body", "recipient")} for problem in problems]) from None
 
 
-class UserChannelView(UserChannelSettings):
+class UserChannelView(BaseModel):
     """How a user is reached over a channel."""
 
     model_config = ConfigDict(from_attributes=True)
 
     channel: Channel
+    recipient: str | None
+    opted_out: bool
     updated_at: datetime
 
 

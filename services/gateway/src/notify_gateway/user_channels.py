@@ -24,7 +24,9 @@ STORE = text(f"""
     INSERT INTO user_channels (tenant, user_id, channel, recipient, opted_out, updated_at)
     VALUES (:tenant, :user_id, :channel, :recipient, :opted_out, now())
     ON CONFLICT (tenant, user_id, channel) DO UPDATE
-        SET recipient = excluded.recipient, opted_out = excluded.opted_out, updated_at = excluded.updated_at
+        SET recipient = CASE WHEN :names_recipient THEN excluded.recipient ELSE user_channels.recipient END,
+            opted_out = CASE WHEN :names_opted_out THEN excluded.opted_out ELSE user_channels.opted_out END,
+            updated_at = excluded.updated_at
     RETURNING {COLUMNS}
 """)  # noqa: S608 - a constant
 FORGET = text("DELETE FROM user_channels WHERE tenant = :tenant AND user_id = :user_id AND channel = :channel")
@@ -64,8 +66,9 @@ class UserChannels:
         return [UserChannelView.model_validate(row) for row in rows]
 
     async def store(self, tenant: str, user_id: int, channel: Channel, wanted: UserChannelSettings) -> UserChannelView:
-        """Put it in the place of what was stored."""
+        """Store what is wanted; what that does not name stays: whoever corrects an address opts nobody in again."""
         values = wanted.model_dump()
+        values |= {f"names_{field}": field in wanted.model_fields_set for field in values}
         row = (await self._execute(STORE, tenant=tenant, user_id=user_id, channel=channel.value, **values)).one()
         return UserChannelView.model_validate(row)
 

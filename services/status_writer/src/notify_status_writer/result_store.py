@@ -23,7 +23,8 @@ READ = text(f"SELECT {COLUMNS} FROM deliveries WHERE id = :id")  # noqa: S608 - 
 WRITE = text("""
     WITH changed AS (
         UPDATE deliveries
-        SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = now()
+        SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = now(),
+            reason = CASE WHEN c.status = 'cancelled' THEN reason END
         FROM unnest(
             CAST(:changed_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:rounds AS integer[]),
             CAST(:attempts AS integer[]), CAST(:failures AS integer[])
