@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from notify_common.channels import Channel
 from notify_common.messages import DeliveryResult, ErrorClass, Outcome
+from notify_common.process import utc_now
 from notify_common.rabbitmq import RabbitSettings
 from notify_common.sending.provider_gate import ProviderLimits
 from support.amqp import Hand
@@ -142,3 +143,19 @@ async def test_who_may_not_be_sent_for_too_long_goes_back_to_the_broker_unspent(
     others = [result for result in results if result.delivery_id != wanted[0].delivery_id]
     assert {(result.outcome, result.attempt, result.failures) for result in others} == {(Outcome.SENT, 1, 0)}
     assert len(smtp.messages) == len(wanted)
+
+
+async def test_who_waits_for_a_provider_that_is_down_expires_in_time(
+    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
+) -> None:
+    provider = smtp.provider()
+    await smtp.close()
+    expires_at = utc_now() + timedelta(seconds=1)
+    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org", expires_at=expires_at) for _ in range(20)]
+    async with running_sender(rabbit, provider, channel=Channel.EMAIL, limits=LIMITS):
+        for each in wanted:
+            await hand.request(each)
+        results: list[DeliveryResult] = []
+        while sum(result.outcome is Outcome.EXPIRED for result in results) < len(wanted):
+            results += await hand.results(1)
+    assert all(result.started_at >= expires_at for result in results if result.outcome is Outcome.EXPIRED)

@@ -182,6 +182,17 @@ async def test_expired_writes_no_attempt(engine: AsyncEngine) -> None:
     assert await attempt_rows(engine, delivery_id) == []
 
 
+async def test_a_reason_goes_with_the_status_that_it_explains(engine: AsyncEngine) -> None:
+    delivery_id = await add_delivery(engine)
+    reason = text("SELECT status, reason FROM deliveries")
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET status = 'cancelled', reason = 'opted_out'"))
+    # Its relay had published it before, and died before it could say so.
+    await ResultStore(engine).apply([result(delivery_id)])
+    async with engine.connect() as connection:
+        assert tuple((await connection.execute(reason)).one()) == ("sent", None)
+
+
 async def test_writers_that_share_deliveries_do_not_deadlock(engine: AsyncEngine) -> None:
     store, deliveries = ResultStore(engine), [await add_delivery(engine) for _ in range(20)]
     forwards = [result(delivery_id) for delivery_id in deliveries]
