@@ -16,7 +16,7 @@ class Ports:
     def free(self, preferred: int) -> int:
         """A port that nothing listens on."""
         for port in range(preferred, min(preferred + TRIED, 65536)):
-            if port not in self._taken and _is_free(port):
+            if port not in self._taken and _is_free(port) and _reserve(port):
                 self._taken.add(port)
                 if port != preferred:
                     say(f"Port {preferred} is taken: using {port}")
@@ -29,6 +29,19 @@ class Ports:
             port: int = probe.getsockname()[1]
         self._taken.add(port)
         return port
+
+
+def _reserve(port: int) -> bool:
+    """Whether no other stack is about to use the port: it takes a while until a server listens there."""
+    reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        # The same number in UDP, which nobody here uses.
+        reservation.bind(("127.0.0.1", port))
+    except OSError:
+        reservation.close()
+        return False
+    reservation.detach()  # until this process ends
+    return True
 
 
 def _is_free(port: int) -> bool:
