@@ -13,7 +13,6 @@ from notify_webhook_sender.webhook import Webhook, host_of
 
 # A receiver that is down or slow must not keep the messages of all others waiting.
 PATIENCE = timedelta(seconds=1)
-PARKED = timedelta(seconds=30)
 
 
 def main() -> None:
@@ -26,7 +25,6 @@ def main() -> None:
         limits = ProviderLimits(
             concurrency=settings.webhook_calls_per_host,
             patience=PATIENCE,
-            parked=PARKED,
             provider_of=host_of,
         )
     run(

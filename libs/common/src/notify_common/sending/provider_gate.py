@@ -34,8 +34,8 @@ class ProviderLimits:
     """Calls a second to one recipient."""
     patience: timedelta = timedelta(minutes=2)
     """How long a message waits in a worker's hand for its turn."""
-    parked: timedelta = timedelta(minutes=2)
-    """How long it then waits in a retry queue."""
+    parked: timedelta = timedelta(seconds=30)
+    """How long it then waits in a retry queue, if the provider is not to be had."""
     provider_of: Callable[[str], str] = lambda _: ""
     """Whose limits a recipient comes under, where a channel has many providers."""
 
