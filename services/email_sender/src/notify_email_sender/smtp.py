@@ -5,6 +5,7 @@ import re
 import ssl
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 import aiosmtplib
 from notify_common.messages import DeliveryRequested
@@ -37,6 +38,8 @@ class _ClosedWhileIdle(Exception):
 @dataclass(slots=True)
 class _Connection:
     client: aiosmtplib.SMTP
+    transport: asyncio.Transport | None = None
+    """The client lets go of it where the server has said 421."""
     messages: int = 0
     idle_since: float = field(default_factory=time.monotonic)
 
@@ -45,6 +48,12 @@ class _Connection:
         """Whether another message may be tried on it."""
         idle = time.monotonic() - self.idle_since
         return self.client.is_connected and self.messages < MESSAGES_PER_CONNECTION and idle < IDLE_TIMEOUT
+
+    def drop(self) -> None:
+        """Close at once. To close TLS in order is to wait for the server's farewell, half a minute if it has none."""
+        if self.transport is not None:
+            self.transport.abort()
+        self.client.close()
 
 
 class Smtp:
@@ -73,11 +82,11 @@ class Smtp:
 
     async def aclose(self) -> None:
         """Take leave of the server."""
-        clients = [connection.client for connection in self._idle]
-        self._idle.clear()
-        await asyncio.gather(*(client.quit(timeout=QUIT_TIMEOUT) for client in clients), return_exceptions=True)
-        for client in clients:
-            _drop(client)
+        idle, self._idle = self._idle, []
+        farewells = (connection.client.quit(timeout=QUIT_TIMEOUT) for connection in idle)
+        await asyncio.gather(*farewells, return_exceptions=True)
+        for connection in idle:
+            connection.drop()
 
     async def _transaction(self, connection: _Connection, envelope: Envelope) -> str:
         client = connection.client
@@ -114,7 +123,7 @@ class Smtp:
                 self._idle.append(connection)
             else:
                 # In the middle of something, perhaps cut off by a timeout.
-                _drop(client)
+                connection.drop()
         return cleaned(answer.message)
 
     def _take_idle(self) -> _Connection | None:
@@ -123,7 +132,7 @@ class Smtp:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
-            _drop(connection.client)
+            connection.drop()
         return None
 
     async def _connect(self) -> _Connection:
@@ -137,10 +146,12 @@ class Smtp:
             # Not only around it all: before Python 3.12 a cancellation can be lost in what the client awaits.
             timeout=settings.provider_timeout,
         )
-        connected = False
+        connection, connected = _Connection(client), False
         try:
             async with asyncio.timeout(min(CONNECT_TIMEOUT, settings.provider_timeout / 2)):
                 await client.connect()
+                # That of uvloop does not derive from asyncio's.
+                connection.transport = cast("asyncio.Transport", client.transport)
                 if settings.smtp_user is not None and settings.smtp_password is not None:
                     await client.login(settings.smtp_user, settings.smtp_password.get_secret_value())
                 elif client.is_ehlo_or_helo_needed:
@@ -154,8 +165,8 @@ class Smtp:
             raise Unreachable(_reason(error), cleaned(str(error))) from None
         finally:
             if not connected:
-                _drop(client)
-        return _Connection(client)
+                connection.drop()
+        return connection
 
 
 def failure(refusal: aiosmtplib.SMTPResponseException, *, content_sent: bool) -> ProviderFailure:
@@ -186,13 +197,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, aiosmtplib.SMTPConnectError):
         return "connect"
     return "handshake"
-
-
-def _drop(client: aiosmtplib.SMTP) -> None:
-    """Close at once: with TLS it would be waited for the server's farewell."""
-    if isinstance(client.transport, asyncio.Transport):
-        client.transport.abort()
-    client.close()
 
 
 async def _reset(client: aiosmtplib.SMTP) -> bool:
