@@ -1,12 +1,13 @@
 """Fixtures: one pair of servers a run, a database and a virtual host of its own for each test that asks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
+import uvloop
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_common.rabbitmq import RabbitSettings, prepare_topology
@@ -17,6 +18,11 @@ from support.amqp import Hand, hand_on
 from support.servers import Servers, servers_for_tests
 
 TEMPLATE = "notify_test_template"
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the services run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
