@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
+import httpx
 import pytest
 import uvloop
 from notify_common import topology
@@ -16,6 +17,7 @@ from notify_database.migrate import migrate
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
 from support.servers import Servers, servers_for_tests
+from support.services import NOWHERE, running_gateway
 
 TEMPLATE = "notify_test_template"
 
@@ -85,6 +87,13 @@ async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
     )
     async with hand_on(rabbit) as hand:
         yield hand
+
+
+@pytest.fixture
+async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway that never publishes: RabbitMQ is away."""
+    async with running_gateway(NOWHERE, postgres, relaying=False) as client:
+        yield client
 
 
 async def _make_template(settings: PostgresSettings) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any
@@ -14,7 +13,7 @@ from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryStatus
-from notify_common.rabbitmq import RabbitSettings, create_broker
+from notify_common.rabbitmq import create_broker
 from notify_database.engine import PostgresSettings, StatementRefused, create_engine
 from notify_gateway.intake import NotificationIntake
 from notify_gateway.new_notification import new_notification
@@ -24,7 +23,7 @@ from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.services import running_gateway
+from support.services import NOWHERE, running_gateway
 
 Json = dict[str, Any]
 JSON_HEADERS = {"content-type": "application/json"}
@@ -34,14 +33,7 @@ SET_STATUS = text("""
     WHERE notification_id = :id AND channel = coalesce(:channel, channel)
 """)
 TRANSACTIONS = text("SELECT pg_current_xact_id()::text::bigint")
-NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 BODY: Json = {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}
-
-
-@pytest.fixture
-async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
-    async with running_gateway(NOWHERE, postgres, relaying=False) as client:
-        yield client
 
 
 async def post(api: httpx.AsyncClient, **change: Any) -> Json:

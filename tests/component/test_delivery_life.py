@@ -21,7 +21,7 @@ from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryStatus
 from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings, create_broker
+from notify_common.rabbitmq import create_broker
 from notify_common.sending.attempt import ProviderAnswer, decide, expired
 from notify_common.sending.provider import PermanentFailure, ProviderFailure, TemporaryFailure, Throttled
 from notify_common.sending.retry_schedule import RetrySchedule
@@ -35,9 +35,9 @@ from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
+from support.services import NOWHERE
 from typing_extensions import override
 
-NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 SCHEDULE = RetrySchedule(first_delay=timedelta(milliseconds=10), max_attempts=3)
 EMPTY = text("TRUNCATE notifications, deliveries, attempts, outbox")
 LEASES_END = text("UPDATE outbox SET leased_until = now() - interval '1 second'")

@@ -10,7 +10,6 @@ from uuid import uuid4
 import httpx
 import pytest
 import uvicorn
-from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_gateway.access import RateLimit
 from notify_gateway.api_keys import CACHE_SECONDS, ApiKeys, Scope
@@ -22,9 +21,8 @@ from pydantic import ValidationError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.processes import gateway_command
-from support.services import eventually, running_gateway
+from support.services import NOWHERE, eventually, running_gateway
 
-NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 BODY = {"user_id": 1, "message": "x", "type": "email"}
 OPEN = ("/livez", "/readyz", "/docs", "/openapi.json")
 BODIES = ("POST", "PUT")

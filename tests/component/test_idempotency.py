@@ -2,29 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_gateway.idempotency import clean_keys
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.services import running_gateway
+from support.services import NOWHERE, running_gateway
 
-NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 BODY = {"user_id": 123, "message": "Your code: 11111", "channels": ["telegram", "email"], "metadata": {"a": "1"}}
 REPEATS = 50
-
-
-@pytest.fixture
-async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
-    async with running_gateway(NOWHERE, postgres, relaying=False) as client:
-        yield client
 
 
 async def post(api: httpx.AsyncClient, key: str, content: Any = None, **change: Any) -> httpx.Response:

@@ -20,21 +20,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
 from support.processes import crash
-from support.services import eventually, running_gateway
+from support.services import NOWHERE, eventually, running_gateway
 
-NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 FAIL = text("UPDATE deliveries SET status = 'failed', attempt = 3, failures = 3 WHERE id = ANY(CAST(:ids AS uuid[]))")
 ADD_ATTEMPT = text("""
     INSERT INTO attempts (delivery_id, attempt, round, outcome, error_class, started_at, finished_at)
     VALUES (:id, 3, 1, 'failed', :error_class, now(), now())
 """)
-
-
-@pytest.fixture
-async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway that never publishes: RabbitMQ is away."""
-    async with running_gateway(NOWHERE, postgres, relaying=False) as client:
-        yield client
 
 
 @pytest.fixture

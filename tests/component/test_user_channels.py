@@ -16,19 +16,11 @@ from notify_gateway.api_keys import ApiKeys, Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
-from support.services import running_gateway
+from support.services import NOWHERE, running_gateway
 
-NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 FAIL = text("UPDATE deliveries SET status = 'failed', attempt = 3, failures = 3")
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway that never publishes: RabbitMQ is away."""
-    async with running_gateway(NOWHERE, postgres, relaying=False) as client:
-        yield client
 
 
 @pytest.fixture

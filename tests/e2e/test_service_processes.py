@@ -19,9 +19,7 @@ from notify_local.stack import SENDERS
 from support.amqp import hand_on
 from support.processes import STOP_TIMEOUT, answers, running_service
 from support.servers import PROJECT
-from support.services import eventually
-
-NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
+from support.services import NOWHERE, eventually
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from notify_status_writer.dead_inbox import DeadInbox
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.results_consumer import ResultsConsumer
 
+NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 FIRST_DELAY = timedelta(milliseconds=50)
 TIMEOUT = 20.0  # seconds; only for what never comes
 
