@@ -26,15 +26,16 @@ from support.services import NOWHERE, eventually, running_gateway
 BODY = {"user_id": 1, "message": "x", "type": "email"}
 OPEN = ("/livez", "/readyz", "/docs", "/openapi.json")
 BODIES = ("POST", "PUT")
+SOME_ID = "01a2107e-2b08-7f6c-80e3-ee68c821945a"
 ROUTES = [
     ("POST", "/api/notifications", Scope.SEND),
     ("GET", "/api/notifications", Scope.READ),
-    ("GET", f"/api/notifications/{uuid4()}", Scope.READ),
+    ("GET", f"/api/notifications/{SOME_ID}", Scope.READ),
     ("GET", "/api/notifications/1", Scope.READ),
     ("POST", f"/api/notifications/{uuid4()}/cancel", Scope.ADMIN),
     ("POST", f"/api/deliveries/{uuid4()}/retry", Scope.ADMIN),
     ("POST", "/api/deliveries/retry", Scope.ADMIN),
-    ("GET", f"/api/deliveries/retry/{uuid4()}", Scope.ADMIN),
+    ("GET", f"/api/deliveries/retry/{SOME_ID}", Scope.ADMIN),
     ("GET", "/api/users/1/channels", Scope.READ),
     ("GET", "/api/users/1/channels/email", Scope.READ),
     ("PUT", "/api/users/1/channels/email", Scope.SEND),
