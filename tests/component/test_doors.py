@@ -5,7 +5,6 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -32,8 +31,8 @@ ROUTES = [
     ("GET", "/api/notifications", Scope.READ),
     ("GET", f"/api/notifications/{SOME_ID}", Scope.READ),
     ("GET", "/api/notifications/1", Scope.READ),
-    ("POST", f"/api/notifications/{uuid4()}/cancel", Scope.ADMIN),
-    ("POST", f"/api/deliveries/{uuid4()}/retry", Scope.ADMIN),
+    ("POST", f"/api/notifications/{SOME_ID}/cancel", Scope.ADMIN),
+    ("POST", f"/api/deliveries/{SOME_ID}/retry", Scope.ADMIN),
     ("POST", "/api/deliveries/retry", Scope.ADMIN),
     ("GET", f"/api/deliveries/retry/{SOME_ID}", Scope.ADMIN),
     ("GET", "/api/users/1/channels", Scope.READ),
