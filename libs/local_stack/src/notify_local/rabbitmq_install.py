@@ -1,8 +1,10 @@
 """Finds RabbitMQ on this machine or installs it from the machine's package manager."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +25,11 @@ Ways to go on:
 
 def rabbitmq_server(log: Path) -> Path:
     """The path of `rabbitmq-server`; installs it where it is missing. `log` gets the package manager's output."""
-    found = _find()
-    if found is not None:
-        return found
+    with _one_at_a_time():
+        return _find() or _install(log)
+
+
+def _install(log: Path) -> Path:
     if shutil.which("apt-get"):
         _install_with_apt(log)
     elif brew := shutil.which("brew"):
@@ -37,6 +41,14 @@ def rabbitmq_server(log: Path) -> Path:
     if found is None:
         raise CanNotRun(WAYS_ON.format(reason=f"the package brought no rabbitmq-server; see {log}"))
     return found
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let nobody install while somebody else does: stacks may start together."""
+    with Path(tempfile.gettempdir(), f"notify-rabbitmq-install-{os.geteuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _find() -> Path | None:
