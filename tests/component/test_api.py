@@ -135,6 +135,7 @@ async def test_a_trailing_slash_works_without_a_redirect(api: httpx.AsyncClient,
         ({**BODY, "type": "email", "email": {"html": "<p>\x00"}}, "email.html"),
         ({**BODY, "type": "email", "email": {"reply_to": "a@example.org\r\nBcc: b@example.org"}}, "email.reply_to"),
         ({**BODY, "type": "email", "email": {"reply_to": "jörg@example.org"}}, "email.reply_to"),
+        ({**BODY, "type": "email", "email": {"reply_to": "Shop <a@example.org>"}}, "email.reply_to"),
         ({**BODY, "type": "email", "email": {"reply_to": "delivered@simulator.invalid"}}, "email.reply_to"),
         ({**BODY, "type": "email", "email": {"list_unsubscribe": "http://example.org"}}, "email.list_unsubscribe"),
         (

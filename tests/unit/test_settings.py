@@ -6,6 +6,7 @@ from notify_email_sender.settings import EmailSenderSettings
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.main import StatusWriterSettings
 from notify_telegram_sender.settings import TelegramSenderSettings
+from notify_webhook_sender.settings import WebhookSenderSettings
 from pydantic_settings import BaseSettings
 
 ALL: list[type[BaseSettings]] = [
@@ -43,6 +44,13 @@ def test_error_probability_may_be_never_and_always(probability: str, monkeypatch
         (TelegramSenderSettings, "ERROR_PROBABILITY", "1.5"),
         (TelegramSenderSettings, "TELEGRAM_SLEEP", "soon"),
         (EmailSenderSettings, "MAX_RETRIES", "0"),
+        (EmailSenderSettings, "EMAIL_LIST_UNSUBSCRIBE", "https://example.org/u"),
+        (EmailSenderSettings, "EMAIL_LIST_UNSUBSCRIBE", "<http://example.org>"),
+        (EmailSenderSettings, "EMAIL_DKIM_KEY", "-----BEGIN RSA PRIVATE KEY-----"),
+        (EmailSenderSettings, "EMAIL_DKIM_SELECTOR", "a..b"),
+        (WebhookSenderSettings, "WEBHOOK_SECRETS", "\t"),
+        (WebhookSenderSettings, "WEBHOOK_SECRETS", "whsec_dG9vIHNob3J0"),
+        (WebhookSenderSettings, "WEBHOOK_ALLOWED_NETWORKS", "10.0.0.0/8,127.0.0.0/8"),
         (GatewaySettings, "APP_PORT", "80800"),
         (GatewaySettings, "POSTGRES_SCHEMA", 'x"; DROP'),
         (StatusWriterSettings, "LOG_LEVEL", "loud"),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import uvicorn
 import uvloop
 from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,14 @@ def load_settings(settings_class: type[Settings]) -> Settings:
         return settings_class()
     except ValidationError as error:
         # The values stay out of it: one of them may be a secret.
-        problems = [f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors()]
-        sys.exit("Wrong settings:\n  " + "\n  ".join(problems))
+        sys.exit("Wrong settings:\n  " + "\n  ".join(map(_problem, error.errors())))
+
+
+def _problem(error: ErrorDetails) -> str:
+    """What is wrong with one variable; a rule over several names them itself."""
+    variable = ".".join(map(str, error["loc"])).upper()
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{variable}: {message}" if variable else message
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:

@@ -1,5 +1,6 @@
 """The email sender's settings."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -11,6 +12,8 @@ from pydantic.networks import validate_email
 from notify_email_sender.message import DkimKey, EmailTemplate, address_of
 
 HOST = r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_-]{1,63})*$"  # a name or an address
+UNSUBSCRIBE_URI = r"<(?:https://|mailto:)[!-;=?-~]+>"  # printable ASCII without < and >
+LIST_UNSUBSCRIBE = re.compile(rf"{UNSUBSCRIBE_URI}(?:, ?{UNSUBSCRIBE_URI})*")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -56,7 +59,14 @@ def pem(key: SecretStr) -> bytes:
     return key.get_secret_value().replace("\\n", "\n").encode()
 
 
-HeaderText = Annotated[str, Field(min_length=1, max_length=998, pattern=r"^[\x20-\x7e]*$")]
+def _list_unsubscribe(text: str) -> str:
+    if not LIST_UNSUBSCRIBE.fullmatch(text):
+        raise ValueError("should be <https://…> or <mailto:…>, several with commas between")
+    return text
+
+
+# RFC 2369, 3.2
+ListUnsubscribe = Annotated[str, AfterValidator(_list_unsubscribe), Field(max_length=900)]
 
 
 class EmailSenderSettings(SenderSettings):
@@ -67,7 +77,7 @@ class EmailSenderSettings(SenderSettings):
     email_provider: EmailProvider = EmailProvider.SIMULATOR
     email_from: Mailbox | None = None
     email_reply_to: Mailbox | None = None
-    email_list_unsubscribe: HeaderText | None = None
+    email_list_unsubscribe: ListUnsubscribe | None = None
     email_dkim_selector: (
         Annotated[
             str,

@@ -78,6 +78,8 @@ def _unsubscribe_url(text: str) -> str:
 
 def _reply_to(address: str) -> str:
     _, mailbox = validate_email(address)
+    if "<" in address:
+        raise PydanticCustomError("value_error", "must be an address alone")
     if not mailbox.rpartition("@")[0].isascii():
         raise PydanticCustomError("value_error", "must be ASCII before the @")
     return mailbox

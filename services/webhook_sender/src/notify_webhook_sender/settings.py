@@ -42,7 +42,10 @@ def _secrets(secrets: SecretStr) -> SecretStr:
 
 
 def _networks(text: str) -> str:
-    networks(text)
+    try:
+        networks(text)
+    except ValueError:
+        raise ValueError("should be networks such as 10.1.0.0/16, several of them with spaces between") from None
     return text
 
 

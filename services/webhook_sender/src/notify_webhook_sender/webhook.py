@@ -174,12 +174,10 @@ def signature(key: bytes, message_id: str, timestamp: str, content: bytes) -> st
 
 
 def refusal(status: int, retry_after: str, told: bytes) -> ProviderFailure:
-    """What an answer means that is no success: 410 says that nobody wants it any more."""
+    """What an answer means that is no success; it is of one URL, not of its host. 410: nobody wants it any more."""
     code, text, wait = f"http_{status}", told.decode("utf-8", "replace") or None, _wait(retry_after)
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
+    if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None):
         return Throttled(code, text, retry_after=wait, of_recipient=True)
-    if status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None:
-        return Throttled(code, text, retry_after=wait)
     if status == HTTPStatus.UNAUTHORIZED:
         # The secret is wrong: no delivery is to pay for that.
         return Unreachable(code, text, of_recipient=True)
