@@ -23,7 +23,7 @@ from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.services import NOWHERE, running_gateway
+from support.services import NOWHERE, gateway_metrics, running_gateway
 
 Json = dict[str, Any]
 JSON_HEADERS = {"content-type": "application/json"}
@@ -319,8 +319,10 @@ async def test_500_at_once_share_transactions_and_all_are_stored(api: httpx.Asyn
 
 async def test_a_row_that_the_database_refuses_fails_alone(postgres: PostgresSettings) -> None:
     engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
-    relay = OutboxRelay(broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(NOWHERE, "gateway"))
-    intake = NotificationIntake(engine, relay, max_waiting=100)
+    relay = OutboxRelay(
+        broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
+    )
+    intake = NotificationIntake(engine, relay, max_waiting=100, metrics=gateway_metrics())
     good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
     bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
     accepting = [intake.accept(new_notification(request, "default")) for request in (good, bad, good)]

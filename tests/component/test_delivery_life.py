@@ -35,7 +35,7 @@ from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
-from support.services import NOWHERE
+from support.services import NOWHERE, gateway_metrics
 from typing_extensions import override
 
 SCHEDULE = RetrySchedule(first_delay=timedelta(milliseconds=10), max_attempts=3)
@@ -90,11 +90,11 @@ class DeliveryLife(RuleBasedStateMachine):
             await self._execute(EMPTY)
             # Away: the row is left in the table.
             broker, events = create_broker(NOWHERE, "gateway"), EventPublisher(NOWHERE, "gateway")
-            relay = OutboxRelay(broker, ConfirmedPublisher(broker), self._outbox, events)
+            relay = OutboxRelay(broker, ConfirmedPublisher(broker), self._outbox, events, gateway_metrics())
             notification = new_notification(
                 NotificationRequest(user_id=1, message="x", type=Channel.EMAIL), tenant="default"
             )
-            await NotificationIntake(self._engine, relay, max_waiting=1).accept(notification)
+            await NotificationIntake(self._engine, relay, max_waiting=1, metrics=gateway_metrics()).accept(notification)
             self._delivery_id = notification.deliveries[0].delivery_id
             self._notification_id = notification.id
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.processes import gateway_command
-from support.services import NOWHERE, eventually, running_gateway
+from support.services import NOWHERE, eventually, gateway_metrics, running_gateway
 
 BODY = {"user_id": 1, "message": "x", "type": "email"}
 OPEN = ("/livez", "/readyz", "/docs", "/openapi.json")
@@ -262,7 +262,7 @@ async def test_requests_on_one_connection_have_their_limits_each(postgres: Postg
 async def hurried(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway whose requests have little time."""
     app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
-    transport = httpx.ASGITransport(Limits(app, **limits))
+    transport = httpx.ASGITransport(Limits(app, gateway_metrics().answered, **limits))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
 

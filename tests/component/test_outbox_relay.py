@@ -22,7 +22,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
 from support.fakes import CuttableNetwork
-from support.services import eventually, running_gateway
+from support.services import eventually, gateway_metrics, running_gateway
 
 BODY = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
 ADD = text("""
@@ -70,7 +70,9 @@ async def published(hand: Hand, channel: Channel, count: int) -> list[UUID]:
 async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIterator[OutboxRelay]:
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
-    relay = OutboxRelay(broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(rabbit, "gateway"))
+    relay = OutboxRelay(
+        broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
+    )
     running = asyncio.create_task(relay.run(stop))
     try:
         yield relay

@@ -12,6 +12,7 @@ from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing, Publ
 from notify_common.consumer import Consumer, Message
 from notify_common.events import EventPublisher
 from notify_common.messages import DeliveryRequested
+from notify_common.metrics import SenderMetrics
 from notify_common.process import load_settings
 from notify_common.rabbitmq import create_broker, prepare_topology
 from notify_common.sending.retry_schedule import RetrySchedule
@@ -24,13 +25,15 @@ from notify_gateway.new_notification import new_notification
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.schemas import NotificationRequest
+from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.results_consumer import ResultsConsumer
+from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from support.amqp import hand_on
 from support.fakes import FakeProvider
-from support.services import FIRST_DELAY, eventually
+from support.services import FIRST_DELAY, eventually, gateway_metrics
 
 
 def die() -> None:
@@ -85,9 +88,11 @@ async def gateway(
     settings = load_settings(OperatorSettings)
     await prepare_topology(settings, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     engine, broker = create_engine(settings, pool_size=2), create_broker(settings, "gateway")
-    relay = relay_class(broker, publisher_class(broker), outbox_class(engine), EventPublisher(settings, "gateway"))
+    events, metrics = EventPublisher(settings, "gateway"), gateway_metrics()
+    relay = relay_class(broker, publisher_class(broker), outbox_class(engine), events, metrics)
     request = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
-    await NotificationIntake(engine, relay, max_waiting=10).accept(new_notification(request, "default"))
+    intake = NotificationIntake(engine, relay, max_waiting=10, metrics=metrics)
+    await intake.accept(new_notification(request, "default"))
     await relay.run(asyncio.Event())
 
 
@@ -103,7 +108,12 @@ async def sender(*, dies_in_the_call: bool) -> None:
     broker, schedule = create_broker(settings, "sender"), RetrySchedule(first_delay=FIRST_DELAY, max_attempts=3)
     publisher = ConfirmedPublisher(broker)
     working = Sender(
-        publisher, channel=Channel.TELEGRAM, provider=FakeProvider(send), provider_timeout=5.0, schedule=schedule
+        publisher,
+        channel=Channel.TELEGRAM,
+        provider=FakeProvider(send),
+        provider_timeout=5.0,
+        schedule=schedule,
+        metrics=SenderMetrics(CollectorRegistry(), Channel.TELEGRAM),
     )
 
     async def handle(message: Message) -> None:
@@ -123,7 +133,12 @@ async def status_writer() -> None:
     settings = load_settings(OperatorSettings)
     broker, engine = create_broker(settings, "status_writer"), create_engine(settings, pool_size=1)
     publisher = ConfirmedPublisher(broker)
-    results_consumer = ResultsConsumer(publisher, ResultStore(engine), EventPublisher(settings, "status_writer"))
+    results_consumer = ResultsConsumer(
+        publisher,
+        ResultStore(engine),
+        EventPublisher(settings, "status_writer"),
+        StatusWriterMetrics(CollectorRegistry()),
+    )
 
     async def handle(message: Message) -> None:
         await results_consumer.handle(message)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
+from notify_local.ports import Ports
 from notify_local.stack import as_environment
 
 from support.containers import ServerContainers, running_containers
@@ -173,7 +174,7 @@ def running_service(
     name: str, *servers: PostgresSettings | RabbitSettings, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
     """One service as a process; killed at the end if it still runs."""
-    environment = {**os.environ, "AUTH": "off", **settings}
+    environment = {**os.environ, "AUTH": "off", "HEALTH_PORT": str(Ports().free(18_800)), **settings}
     for server in servers:
         environment |= as_environment(server)
     process = subprocess.Popen(  # noqa: S603 - ours

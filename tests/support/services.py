@@ -15,6 +15,7 @@ from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consumer import Consumer
 from notify_common.events import EventPublisher
 from notify_common.messages import Content, DeliveryRequested
+from notify_common.metrics import SenderMetrics
 from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
@@ -24,10 +25,13 @@ from notify_common.sending.simulator import WithSimulatedRecipients
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.gateway import Gateway
 from notify_gateway.main import create_app
+from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.dead_inbox import DeadInbox
+from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.results_consumer import ResultsConsumer
+from prometheus_client import CollectorRegistry
 
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 FIRST_DELAY = timedelta(milliseconds=50)
@@ -45,6 +49,11 @@ def delivery_requested(**change: object) -> DeliveryRequested:
             **change,
         }
     )
+
+
+def gateway_metrics() -> GatewayMetrics:
+    """Of a gateway that nobody asks for them."""
+    return GatewayMetrics(CollectorRegistry())
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ async def running_sender(
     concurrency: int = 100,
     first_delay: timedelta = FIRST_DELAY,
     limits: ProviderLimits | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> AsyncIterator[RunningSender]:
     """A sender of one channel."""
     broker = create_broker(rabbit, f"{channel}_sender")
@@ -77,6 +87,7 @@ async def running_sender(
         provider=WithSimulatedRecipients(provider),
         provider_timeout=provider_timeout,
         schedule=schedule,
+        metrics=SenderMetrics(registry or CollectorRegistry(), channel),
         gates=ProviderGates(f"{channel} provider", limits) if limits else None,
     )
     deliveries = topology.deliveries(channel)
@@ -104,7 +115,7 @@ async def running_status_writer(
     store = ResultStore(engine)
     events = EventPublisher(events_to or rabbit, "status_writer")
     publisher = ConfirmedPublisher(broker)
-    consumer = ResultsConsumer(publisher, store, events)
+    consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(CollectorRegistry()))
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     consumers = [Consumer(broker, publisher, results.queue.name, consumer.handle, prefetch=40)]
     if dead_inbox:

@@ -101,8 +101,8 @@ def test_an_image_says_the_version_and_the_port_of_its_service(service: str) -> 
     dockerfile = (folder / "Dockerfile").read_text()
     assert f"ARG VERSION={package['version']}\n" in dockerfile
     fields = SERVICES[service].model_fields
-    [port] = [name for name in ("app_port", "health_port") if name in fields]
-    assert f"{port.upper()}={fields[port].default}\n" in dockerfile
+    ports = [name for name in ("app_port", "health_port") if name in fields]
+    assert all(f"{port.upper()}={fields[port].default}" in dockerfile for port in ports)
 
 
 def test_a_sender_has_the_time_to_finish_before_it_is_killed() -> None:

@@ -82,7 +82,7 @@ class ConfirmedPublisher:
             messages = [message for message, failure in zip(messages, failures, strict=True) if failure is not None]
             if not messages:
                 return
-            log.debug("not confirmed count=%d reason=%s; trying again", len(messages), failures)
+            log.debug("not confirmed; trying again", extra={"count": len(messages), "reason": str(failures)})
             await asyncio.sleep(RECONNECT_INTERVAL)
 
     async def _open_channel(self) -> Channel:

@@ -14,6 +14,7 @@ from faststream.rabbit import RabbitBroker
 from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.dead_letters import bury
 from notify_common.lasting_fault import LastingFault
+from notify_common.messages import DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER
 from notify_common.rabbitmq import BrokerAway, broker_errors, open_channel
 from notify_common.settlements import Settlements
 
@@ -84,6 +85,11 @@ class Consumer:
                     await self._idle.wait()
             # What is not settled by now comes again.
             await self._close_channel()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a channel that holds its consumer, as far as is known here."""
+        return self._channel is not None and not self._channel.is_closed and bool(self._channel.consumers)
 
     async def problem(self) -> str | None:
         """Why nothing is consumed, or None where it is.
@@ -165,20 +171,25 @@ class Consumer:
         try:
             await self._handler(message)
         except Poison as poison:
-            log.error("message is poison queue=%s message_id=%s reason=%s", self.queue, message.message_id, poison)
+            log.error("message is poison", extra={**self._names(message), "reason": str(poison)})
             await self._to_dead_letters(message, str(poison))
         except Exception as bug:
-            log.exception("handler failed queue=%s message_id=%s", self.queue, message.message_id)
+            log.exception("handler failed", extra=self._names(message))
             await self._to_dead_letters(message, f"bug: {type(bug).__name__}")
         else:
             await self._settlements.ack(message.channel, message.delivery_tag)
+
+    def _names(self, message: Message) -> dict[str, object]:
+        """Of a message in the log: its headers tell what it is about even where it can not be read."""
+        told = {name: message.headers.get(name) for name in (DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER)}
+        return {"queue": self.queue, "message_id": message.message_id, **told}
 
     async def _to_dead_letters(self, message: Message, reason: str) -> None:
         try:
             await bury(self._publisher, message.body, queue=self.queue, reason=reason, headers=message.headers)
         except Exception:
             # Such headers, for one, that can be received and not sent. RabbitMQ moves it, without the reason.
-            log.exception("reason is not kept queue=%s message_id=%s", self.queue, message.message_id)
+            log.exception("reason is not kept", extra=self._names(message))
             await self._settlements.reject(message.channel, message.delivery_tag)
         else:
             await self._settlements.ack(message.channel, message.delivery_tag)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 
 from faststream.rabbit import RabbitBroker, RabbitExchange
+from prometheus_client import CollectorRegistry
 
 from notify_common.consumer import Consumer
 from notify_common.health import health_app
@@ -24,6 +25,7 @@ async def consume(
     rabbit: RabbitSettings,
     health_host: str,
     health_port: int,
+    registry: CollectorRegistry,
     declares: Sequence[Binding],
     exchanges: Sequence[RabbitExchange] = (),
     prepare: Callable[[], Awaitable[None]] | None = None,
@@ -31,7 +33,7 @@ async def consume(
     drained: Callable[[], Awaitable[None]] | None = None,
     graceful_timeout: float = GRACEFUL_TIMEOUT,
 ) -> None:
-    """Consume until SIGTERM, serving health all the while; `prepare` comes first, if given.
+    """Consume until SIGTERM, serving health and metrics all the while; `prepare` comes first, if given.
 
     The broker may be away at the start and at any time later. `stopping`, if given, is called when the end begins. What
     runs then has `graceful_timeout` seconds:
@@ -54,7 +56,7 @@ async def consume(
                 tasks = [
                     await stack.enter_async_context(consumer.consuming(graceful_timeout)) for consumer in consumers
                 ]
-                log.info("consuming queues=%s", ",".join(consumer.queue for consumer in consumers))
+                log.info("consuming", extra={"queues": [consumer.queue for consumer in consumers]})
                 ended, _ = await asyncio.wait({told_to_stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
                 log.info("stopping: finishing what is in flight")
                 if stopping is not None:
@@ -70,4 +72,4 @@ async def consume(
             await asyncio.wait({starting})
         await broker.stop()
 
-    await serve(health_app(consumers), host=health_host, port=health_port, work=work)
+    await serve(health_app(consumers, registry), host=health_host, port=health_port, work=work)

@@ -32,6 +32,7 @@ class GroupCommit(Generic[Item]):
         max_waiting: int | None = None,
         interval: float = 0.0,
         refusals: tuple[type[Exception], ...] = (),
+        observe: Callable[[int], object] | None = None,
     ) -> None:
         self._commit = commit
         self._max_group = max_group
@@ -39,6 +40,7 @@ class GroupCommit(Generic[Item]):
         self._interval = interval  # seconds
         self._next_group_at = 0.0
         self._refusals = refusals
+        self._observe = observe  # the size of each group
         self._waiting: deque[tuple[Item, asyncio.Future[None]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
@@ -68,6 +70,8 @@ class GroupCommit(Generic[Item]):
             # A caller that has gone away before its commit began takes its item with it.
             group = [(item, committed) for item, committed in group if not committed.done()]
             if group:
+                if self._observe is not None:
+                    self._observe(len(group))
                 await self._commit_group(group)
 
     async def _commit_group(self, group: Sequence[tuple[Item, asyncio.Future[None]]]) -> None:

@@ -1,16 +1,22 @@
-"""`/livez` and `/readyz` of the services that consume: ready means that the consumers really consume."""
+"""`/livez`, `/readyz` and `/metrics` of the services that consume: ready means that the consumers really consume."""
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.asgi.types import Scope
+from prometheus_client import CollectorRegistry, Gauge
 
 from notify_common.consumer import Consumer
+from notify_common.metrics import exposition
 
 
-def health_app(consumers: Sequence[Consumer]) -> AsgiFastStream:
+def health_app(consumers: Sequence[Consumer], registry: CollectorRegistry) -> AsgiFastStream:
     """An ASGI app that answers for these consumers."""
+    alive = Gauge("notify_consumer_up", "Whether the queue is consumed from.", ["queue"], registry=registry)
+    for consumer in consumers:
+        alive.labels(consumer.queue).set_function(partial(_alive, consumer))
 
     @get
     async def livez(_: Scope) -> AsgiResponse:
@@ -23,7 +29,18 @@ def health_app(consumers: Sequence[Consumer]) -> AsgiFastStream:
             return _json(503, {"status": "not ready", "problems": problems})
         return _json(200, {"status": "ready", "consuming": [consumer.queue for consumer in consumers]})
 
-    return AsgiFastStream(asgi_routes=[("/livez", livez), ("/readyz", readyz)], logger=None)
+    @get
+    async def metrics(scope: Scope) -> AsgiResponse:
+        accepted = next((value.decode() for name, value in scope["headers"] if name == b"accept"), "")
+        content, content_type = exposition(registry, accepted)
+        return AsgiResponse(content, 200, headers={"content-type": content_type})
+
+    routes = [("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)]
+    return AsgiFastStream(asgi_routes=routes, logger=None)
+
+
+def _alive(consumer: Consumer) -> float:
+    return float(consumer.alive)
 
 
 def _json(status: int, body: dict[str, object]) -> AsgiResponse:

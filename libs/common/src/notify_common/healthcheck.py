@@ -9,8 +9,8 @@ TIMEOUT = 5.0  # seconds
 
 
 def main() -> None:
-    """Ask `/readyz` on the worker's `HEALTH_PORT`, or on the gateway's `APP_PORT`."""
-    port = int(os.environ.get("HEALTH_PORT") or os.environ["APP_PORT"])
+    """Ask `/readyz` on `HEALTH_PORT`."""
+    port = int(os.environ["HEALTH_PORT"])
     connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
         connection.request("GET", "/readyz")

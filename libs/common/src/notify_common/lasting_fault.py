@@ -25,10 +25,11 @@ class LastingFault:
         if self._began is None:
             self._began = self._reminded = now
             self._wait = FIRST_WAIT
-            self._log.warning("%s: %s; trying again", self._what, error)
+            self._log.warning("%s; trying again", self._what, extra={"error": str(error)})
         elif now - self._reminded >= REMINDER_INTERVAL:
             self._reminded = now
-            self._log.warning("%s, for %.0f s now: %s", self._what, now - self._began, error)
+            seconds = round(now - self._began, 1)
+            self._log.warning("%s still; trying again", self._what, extra={"error": str(error), "seconds": seconds})
         wait = self._wait * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
         self._wait = min(self._wait * 2, LONGEST_WAIT)
         return wait
@@ -36,5 +37,6 @@ class LastingFault:
     def over(self) -> None:
         """Note that it works."""
         if self._began is not None:
-            self._log.info("%s: over after %.1f s", self._what, time.monotonic() - self._began)
+            seconds = round(time.monotonic() - self._began, 1)
+            self._log.info("%s: over", self._what, extra={"seconds": seconds})
             self._began = None

@@ -15,6 +15,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from notify_common.logs import LogFormat, configure_logs
+
 log = logging.getLogger(__name__)
 
 GRACEFUL_TIMEOUT = 15  # seconds that requests under way have after SIGTERM
@@ -42,6 +44,7 @@ class ServiceSettings(FromEnvironment):
     """What every service has."""
 
     log_level: LogLevel = "INFO"
+    log_format: LogFormat | None = None
 
 
 class WorkerSettings(ServiceSettings):
@@ -69,14 +72,9 @@ def _problem(error: ErrorDetails) -> str:
     return f"{variable}: {message}" if variable else message
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
+def run(main: Callable[[], Coroutine[Any, Any, None]], settings: ServiceSettings) -> None:
     """Run a service to its end: exit 0 after SIGTERM or SIGINT, 1 with one line where it is `Refused`."""
-    logging.basicConfig(level=log_level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
-    # Its lines about its own start say nothing that ours do not.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-    # They report each try to reconnect, with its traceback; what is lost and what is back we say ourselves.
-    for library in ("aio_pika", "aiormq"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    configure_logs(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
@@ -91,8 +89,11 @@ async def serve(
     port: int,
     work: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     http: type[asyncio.Protocol] | Literal["auto"] = "auto",
+    also: tuple[str, int] | None = None,
 ) -> None:
     """Serve `app` and do `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
+
+    `also`: one more address, for what is not public; `app` sees in its scope which one was asked.
 
     HTTP ends first: what it has accepted is then still worked on. If `work` fails, the process ends with its error.
     """
@@ -101,8 +102,9 @@ async def serve(
     gc.freeze()
     gc.set_threshold(*COLLECTED_AFTER)
     stop = asyncio.Event()
-    server = uvicorn.Server(
-        uvicorn.Config(
+
+    def config(host: str, port: int) -> uvicorn.Config:
+        return uvicorn.Config(
             app,
             host=host,
             port=port,
@@ -116,7 +118,10 @@ async def serve(
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
         )
-    )
+
+    server = uvicorn.Server(config(host, port))
+    addresses = [(host, port)] if also is None else [(host, port), also]
+    sockets = [config(*address).bind_socket() for address in addresses]
 
     def end_serving(*_: object) -> None:
         server.should_exit = True
@@ -125,11 +130,11 @@ async def serve(
     # would still end as killed by the signal.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end_serving)
-    log.info("listening on http://%s:%d", host, port)
+    log.info("listening", extra={"url": f"http://{host}:{port}"})
     working = asyncio.create_task(work(stop))
     working.add_done_callback(end_serving)
     try:
-        await server.serve()
+        await server.serve(sockets)
     finally:
         stop.set()
         await working

@@ -81,7 +81,9 @@ class Settlements:
                 with broker_errors():
                     await _write_and_drain(channel, frames)
             except BrokerAway as away:
-                log.debug("messages are not settled, they will come again count=%d reason=%s", len(own), away)
+                log.debug(
+                    "messages are not settled, they will come again", extra={"count": len(own), "reason": str(away)}
+                )
 
 
 async def _write_and_drain(channel: AbstractChannel, frames: Sequence[spec.Basic.Ack | spec.Basic.Reject]) -> None:

@@ -58,7 +58,7 @@ async def _main(settings: MigrationSettings) -> None:
 def main() -> None:
     """Run the migrations."""
     settings = load_settings(MigrationSettings)
-    run(lambda: _main(settings), settings.log_level)
+    run(lambda: _main(settings), settings)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
                 ends = {end for table in STORAGE for end in await _ends(connection, table)}
                 for end in sorted(end for end in ends if end + retention <= now):
                     if await _drop(connection, end):
-                        log.info("partitions are dropped end=%s", end.date())
+                        log.info("partitions are dropped", extra={"end": str(end.date())})
                         dropped.append(end)
             finally:
                 # The lock and the settings go with the session, whatever has happened to it.

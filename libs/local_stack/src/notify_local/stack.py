@@ -1,5 +1,6 @@
 """The whole system on one machine: which processes, in which order, with which addresses."""
 
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ REPLICA_PORT_STEP = 100  # between the ports of two replicas of a service
 SENDERS = tuple(f"{channel}_sender" for channel in Channel)
 # In the order of their start: who reads before who writes. The gateway starts last and stops first.
 SERVICES = ("status_writer", *SENDERS, "gateway")
+GATEWAY_HEALTH_PORT = 8090
 FIRST_HEALTH_PORT = 8081
 
 
@@ -172,7 +174,8 @@ async def _start_services(
     host = LOCALHOST if wishes.app_host == ANY_HOST else wishes.app_host
     for replica in range(scale.get("gateway", 1)):
         port = ports.free(wishes.app_port + replica * REPLICA_PORT_STEP)
-        environment = {**settings, "APP_PORT": str(port), "AUTH": wishes.auth}
+        health_port = ports.free(GATEWAY_HEALTH_PORT + replica * REPLICA_PORT_STEP)
+        environment = {**settings, "APP_PORT": str(port), "AUTH": wishes.auth, "HEALTH_PORT": str(health_port)}
         await supervisor.start(
             _service("gateway", replica, environment, shown=show_logs), _ready_at(port, host), SERVICE_START_TIMEOUT
         )
@@ -182,7 +185,9 @@ async def _start_services(
 
 def _service(service: str, replica: int, environment: Mapping[str, str], *, shown: bool) -> Program:
     name = f"{service}-{replica + 1}" if replica else service
-    return Program(name, [sys.executable, "-m", f"notify_{service}"], environment, shown=shown)
+    # They are read by people, here and in the folder of the logs.
+    readable = {"LOG_FORMAT": os.environ.get("LOG_FORMAT", "console")}
+    return Program(name, [sys.executable, "-m", f"notify_{service}"], {**readable, **environment}, shown=shown)
 
 
 def _ready_at(port: int, host: str = LOCALHOST) -> Callable[[], Awaitable[bool]]:

@@ -22,5 +22,5 @@ def main() -> None:
         lambda: run_sender(
             settings, channel=Channel.EMAIL, provider=provider, limits=limits, health_port=settings.health_port
         ),
-        settings.log_level,
+        settings,
     )

@@ -216,6 +216,16 @@ async def _notification(request: Request, tenant: str, notification_id: UUID) ->
     return notification
 
 
+metrics_router = APIRouter()
+
+
+@metrics_router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Metrics for Prometheus."""
+    content, content_type = await _gateway(request).exposition(request.headers.get("Accept", ""))
+    return Response(content, media_type=content_type)
+
+
 health_router = APIRouter(tags=["health"])
 
 

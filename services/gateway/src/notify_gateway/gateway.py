@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from datetime import timedelta
 from uuid import UUID
@@ -11,6 +12,7 @@ from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.events import EventPublisher
 from notify_common.lasting_fault import LastingFault
+from notify_common.metrics import exposition, process_registry
 from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
 from notify_database.engine import ROWS_BY_KEY, DatabaseAway, await_database, create_engine, database_problem
@@ -21,6 +23,7 @@ from notify_gateway.cancellation import cancel
 from notify_gateway.delivery_retries import DeliveryRetries
 from notify_gateway.housekeeping import keep_house
 from notify_gateway.intake import NotificationIntake
+from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.notification_queries import NotificationQueries
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
@@ -41,18 +44,22 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self._registry = process_registry()
+        self.metrics = GatewayMetrics(self._registry)
+        self.health_port = settings.health_port
         self._engine = create_engine(settings, pool_size=settings.postgres_pool_size - RELAY_CONNECTIONS)
         self._relay_engine = create_engine(settings, pool_size=RELAY_CONNECTIONS, planner=ROWS_BY_KEY)
         self._broker = create_broker(settings, ROLE)
         self._events = EventPublisher(settings, ROLE)
         self.relay = OutboxRelay(
-            self._broker, ConfirmedPublisher(self._broker), Outbox(self._relay_engine), self._events
+            self._broker, ConfirmedPublisher(self._broker), Outbox(self._relay_engine), self._events, self.metrics
         )
         self.intake = NotificationIntake(
             self._engine,
             self.relay,
             max_waiting=settings.max_waiting_requests,
             real_channels=settings.real_channels(),
+            metrics=self.metrics,
             tell=self._events.tell,
         )
         self.queries = NotificationQueries(self._engine)
@@ -74,6 +81,19 @@ class Gateway:
         changes = await self.retries.retry(tenant, delivery_id)
         self._events.tell(changes)
         return bool(changes)
+
+    async def exposition(self, accepted: str) -> tuple[bytes, str]:
+        """All metrics; those of the outbox are as PostgreSQL has them now, or are missing where it does not answer."""
+        outbox = Outbox(self._engine)
+        try:
+            async with asyncio.timeout(READINESS_TIMEOUT):
+                rows, oldest = await outbox.backlog()
+        except (TimeoutError, DatabaseAway):
+            rows, oldest = math.nan, math.nan
+        self.metrics.outbox_rows.set(rows)
+        self.metrics.outbox_oldest.set(oldest)
+        self.metrics.relay_connected.set(self.relay.connected)
+        return exposition(self._registry, accepted)
 
     async def database_problem(self) -> str | None:
         """Why PostgreSQL can not be used, or None: asked at most once a second, however many want to know."""

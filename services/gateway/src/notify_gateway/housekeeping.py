@@ -55,7 +55,7 @@ async def keep_house(
                 if retention is not None:
                     await drop_partitions(engine, utc_now(), retention)
             except (DatabaseAway, StatementRefused) as away:
-                log.warning("partitions are looked at again in a minute: %s", away)
+                log.warning("partitions are looked at again in a minute", extra={"error": str(away)})
                 next_partitions = time.monotonic() + CLEANING_INTERVAL
         if retried is not None:
             tell(retried)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.idempotency import Claim, claim_keys, find_answered
+from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.new_notification import NewNotification, as_accepted
 from notify_gateway.outbox import LEASE
 from notify_gateway.outbox_relay import OutboxRelay
@@ -79,12 +81,14 @@ class NotificationIntake:
         relay: OutboxRelay,
         *,
         max_waiting: int,
+        metrics: GatewayMetrics,
         real_channels: Set[Channel] = frozenset(),
         tell: Callable[[Sequence[StatusChange]], None] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._engine_without_transactions = without_transactions(engine)
         self._relay = relay
+        self._metrics = metrics
         self._real_channels = real_channels
         self._tell = tell
         self._group_commit = GroupCommit(
@@ -93,6 +97,7 @@ class NotificationIntake:
             max_waiting=max_waiting,
             interval=GROUP_INTERVAL,
             refusals=(StatementRefused,),
+            observe=metrics.accepted_together,
         )
 
     async def accept(self, notification: NewNotification, claim: Claim | None = None) -> Answer:
@@ -134,6 +139,8 @@ class NotificationIntake:
         if leased:
             requests = [request for each in new if each.due_at is None for request in each.wanted()]
             self._relay.hand_over(requests, lease_began)
+        for channel, count in Counter(delivery.channel for each in new for delivery in each.deliveries).items():
+            self._metrics.accepted[channel].inc(count)
         self._tell([change for each in new for change in each.cancelled()])
 
     async def _resolve(self, connection: AsyncConnection, group: Sequence[_Submission]) -> None:

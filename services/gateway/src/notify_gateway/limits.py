@@ -1,6 +1,7 @@
 """What one request may take: bytes of its head and body, and time; and the headers that every answer carries."""
 
 import asyncio
+import time
 from asyncio import TimerHandle, Transport
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -31,41 +32,58 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 
+Answered = Callable[[str, str, int, float], None]
+"""Takes method, route, status and seconds."""
+NONE = "none"
+
+
 class Limits:
     """ASGI middleware around the application."""
 
     def __init__(
-        self, app: App, *, body_timeout: float = BODY_TIMEOUT, request_timeout: float = REQUEST_TIMEOUT
+        self,
+        app: App,
+        answered: Answered,
+        *,
+        body_timeout: float = BODY_TIMEOUT,
+        request_timeout: float = REQUEST_TIMEOUT,
     ) -> None:
         self._app = app
+        self._answered = answered
         self._body_timeout = body_timeout
         self._request_timeout = request_timeout
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Serve one request within its limits."""
+        """Serve one request within its limits, and tell how it was answered."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        began, status = time.perf_counter(), 0
 
         async def send_secured(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
             await send(message)
 
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
-            await answer_plainly(431, f"The headers are longer than {MAX_HEAD} bytes.")(scope, receive, send_secured)
-            return
         try:
-            async with asyncio.timeout(self._request_timeout):
-                await self._app(scope, _limited(receive, self._body_timeout), send_secured)
-        except TimeoutError:
-            if started:
-                raise
-            too_slow = answer_plainly(503, "It took too long. The request may have been accepted.", retry_after=1)
-            await too_slow(scope, receive, send_secured)
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+                too_long = answer_plainly(431, f"The headers are longer than {MAX_HEAD} bytes.")
+                await too_long(scope, receive, send_secured)
+                return
+            try:
+                async with asyncio.timeout(self._request_timeout):
+                    await self._app(scope, _limited(receive, self._body_timeout), send_secured)
+            except TimeoutError:
+                if status:
+                    raise
+                too_slow = answer_plainly(503, "It took too long. The request may have been accepted.", retry_after=1)
+                await too_slow(scope, receive, send_secured)
+        finally:
+            # The route and not the path, which has ids.
+            route = getattr(scope.get("route"), "path", None)
+            self._answered(scope["method"] if route else NONE, route or NONE, status, time.perf_counter() - began)
 
 
 def _limited(receive: Receive, timeout: float) -> Receive:

@@ -4,6 +4,7 @@ import logging
 import sys
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from notify_common.process import load_settings, run, serve
 
@@ -26,16 +27,38 @@ POSTING = frozenset({"/api/notifications", "/api/notifications/"})
 def create_app(gateway: Gateway) -> App:
     """The HTTP application: the hot path, then everything else, within the limits of a request."""
     routes = create_api(gateway)
+    health = create_health(gateway)
     post_notification: App = routes.state.post_notification
+    posting = next(route for route in api.posting_router.routes if isinstance(route, APIRoute))
 
     async def dispatch(scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in POSTING:
             # What the route would do, without the way there.
+            scope["route"] = posting
             await post_notification(scope, receive, send)
         else:
             await routes(scope, receive, send)
 
-    return Limits(dispatch)
+    limited = Limits(dispatch, gateway.metrics.answered)
+
+    async def serve(scope: AsgiScope, receive: Receive, send: Send) -> None:
+        server = scope.get("server")
+        if server is not None and server[1] == gateway.health_port:
+            await health(scope, receive, send)
+        else:
+            await limited(scope, receive, send)
+
+    return serve
+
+
+def create_health(gateway: Gateway) -> FastAPI:
+    """What is served on `HEALTH_PORT`: for whoever runs the service, not for its clients."""
+    app = FastAPI(openapi_url=None)
+    app.state.gateway = gateway
+    problems.install(app)
+    app.include_router(api.health_router)
+    app.include_router(api.metrics_router)
+    return app
 
 
 def create_api(gateway: Gateway) -> FastAPI:
@@ -65,10 +88,15 @@ def create_api(gateway: Gateway) -> FastAPI:
 
 async def _serve(settings: GatewaySettings) -> None:
     for variable in settings.example_secrets():
-        log.warning("%s is that of the example file: everybody knows it", variable)
+        log.warning("a secret is that of the example file: everybody knows it", extra={"variable": variable})
     gateway = Gateway(settings)
     await serve(
-        create_app(gateway), host=settings.app_host, port=settings.app_port, work=gateway.work, http=LimitedProtocol
+        create_app(gateway),
+        host=settings.app_host,
+        port=settings.app_port,
+        work=gateway.work,
+        http=LimitedProtocol,
+        also=(settings.health_host, settings.health_port),
     )
 
 
@@ -77,4 +105,4 @@ def main() -> None:
     if len(sys.argv) > 1:
         run_command(sys.argv[1:])
     settings = load_settings(GatewaySettings)
-    run(lambda: _serve(settings), settings.log_level)
+    run(lambda: _serve(settings), settings)

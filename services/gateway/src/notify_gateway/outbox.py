@@ -68,6 +68,13 @@ RELEASE = text(f"UPDATE outbox SET leased_until = NULL {HELD}")  # noqa: S608 - 
 DELETE = text(f"DELETE FROM outbox {HELD.replace('FROM', 'USING')}")  # noqa: S608 - as above
 
 
+# Not all of a million: who looks only wants to know that there are many.
+BACKLOG = text("""
+    SELECT count(*) AS rows, coalesce(extract(epoch FROM now() - min(due_at)), 0) AS oldest
+    FROM (SELECT due_at FROM outbox WHERE due_at <= now() ORDER BY due_at LIMIT 100000) AS due
+""")
+
+
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """What is due: to be published, or ended instead."""
@@ -110,6 +117,13 @@ class Outbox:
                 for change in status_changes([row for row in rows if row.end_status == status], status)
             ],
         )
+
+    async def backlog(self) -> tuple[float, float]:
+        """How many rows are due (100,000 at most), and for how many seconds the oldest has been."""
+        with database_errors():
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(BACKLOG)).one()
+        return float(row.rows), float(row.oldest)
 
     async def renew(self, held: Sequence[DeliveryRequested]) -> None:
         """Hold the leases longer: their publishes are under way still."""

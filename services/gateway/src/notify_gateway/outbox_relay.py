@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -16,6 +16,7 @@ from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryRequested
 from notify_database.engine import DatabaseAway
 
+from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.outbox import LEASE, Outbox
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,18 @@ class OutboxRelay:
     """Publishes what this process has just committed, and what no relay holds any more."""
 
     def __init__(
-        self, broker: RabbitBroker, publisher: ConfirmedPublisher, outbox: Outbox, events: EventPublisher
+        self,
+        broker: RabbitBroker,
+        publisher: ConfirmedPublisher,
+        outbox: Outbox,
+        events: EventPublisher,
+        metrics: GatewayMetrics,
     ) -> None:
         self._broker = broker
         self._publisher = publisher
         self._outbox = outbox
         self._events = events
+        self._metrics = metrics
         self._connection: AbstractConnection | None = None
         self._handed_over: deque[tuple[DeliveryRequested, float]] = deque()
         self._wake = asyncio.Event()
@@ -119,6 +126,9 @@ class OutboxRelay:
         outcomes = list(zip(batch, publishing.result(), strict=True))
         confirmed = [request for request, failure in outcomes if failure is None]
         failed = [request for request, failure in outcomes if failure is not None]
+        self._metrics.published_together(len(batch))
+        for channel, count in Counter(request.channel for request in confirmed).items():
+            self._metrics.published[channel].inc(count)
         if confirmed:
             await self._delete(confirmed)
         if not failed:

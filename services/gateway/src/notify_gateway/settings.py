@@ -25,6 +25,8 @@ class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings, Provide
 
     app_host: str = "127.0.0.1"
     app_port: int = Field(8080, ge=1, le=65535)
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(8085, ge=1, le=65535)
     max_waiting_requests: int = Field(5000, ge=1)
     postgres_pool_size: int = Field(10, ge=5, le=200)
     auth: Auth = Auth.ON

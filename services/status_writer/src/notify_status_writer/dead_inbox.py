@@ -44,9 +44,9 @@ class DeadInbox:
             return
         result = await self._result_of(message)
         if result is None:
-            log.error("dead message names no open delivery message_id=%s", message.message_id)
+            log.error("dead message names no open delivery", extra={"message_id": message.message_id})
         else:
-            log.error("delivery is dead delivery_id=%s", result.delivery_id)
+            log.error("delivery is dead", extra={"delivery_id": str(result.delivery_id)})
             await self._results.write([result])
 
     async def _result_of(self, message: Message) -> DeliveryResult | None:

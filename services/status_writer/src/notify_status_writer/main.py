@@ -5,12 +5,14 @@ from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consumer import Consumer
 from notify_common.consuming import consume
 from notify_common.events import EventPublisher
+from notify_common.metrics import process_registry
 from notify_common.process import WorkerSettings, load_settings, run
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_database.engine import ROWS_BY_KEY, PostgresSettings, await_database, create_engine
 from pydantic import Field
 
 from notify_status_writer.dead_inbox import DeadInbox
+from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.results_consumer import MESSAGES_PER_TRANSACTION, ResultsConsumer
 
@@ -33,7 +35,8 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     store = ResultStore(engine)
     events = EventPublisher(settings, ROLE)
     publisher = ConfirmedPublisher(broker)
-    results_consumer = ResultsConsumer(publisher, store, events)
+    registry = process_registry()
+    results_consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(registry))
     dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     consumers = [
@@ -49,6 +52,7 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
                 rabbit=settings,
                 health_host=settings.health_host,
                 health_port=settings.health_port,
+                registry=registry,
                 declares=[archive, inbox, results],
                 exchanges=[topology.EVENTS],
                 prepare=lambda: await_database(engine),
@@ -60,4 +64,4 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
 def main() -> None:
     """Run the status writer."""
     settings = load_settings(StatusWriterSettings)
-    run(lambda: run_status_writer(settings), settings.log_level)
+    run(lambda: run_status_writer(settings), settings)

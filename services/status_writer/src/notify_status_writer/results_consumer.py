@@ -20,6 +20,7 @@ from notify_database.engine import DatabaseAway, StatementRefused
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import Applied, ResultStore
 
 log = logging.getLogger(__name__)
@@ -31,16 +32,20 @@ GROUP_INTERVAL = 0.01  # seconds
 class ResultsConsumer:
     """Applies what senders report."""
 
-    def __init__(self, publisher: ConfirmedPublisher, store: ResultStore, events: EventPublisher) -> None:
+    def __init__(
+        self, publisher: ConfirmedPublisher, store: ResultStore, events: EventPublisher, metrics: StatusWriterMetrics
+    ) -> None:
         self._publisher = publisher
         self._store = store
         self._events = events
+        self._metrics = metrics
         self._database_fault = LastingFault(log, "results can not be written")
         self._group_commit = GroupCommit(
             self._commit,
             max_group=MESSAGES_PER_TRANSACTION,
             interval=GROUP_INTERVAL,
             refusals=(StatementRefused,),
+            observe=metrics.results_together,
         )
 
     async def handle(self, message: Message) -> None:
@@ -72,6 +77,9 @@ class ResultsConsumer:
         applied = await self._apply([result for message in group for result in message])
         for result in applied.unknown:
             await self._bury(result, "unknown delivery")
+        self._metrics.results.inc(sum(map(len, group)))
+        for change in applied.changes:
+            self._metrics.changed(change)
         self._events.tell(applied.changes)
 
     async def _apply(self, results: Sequence[DeliveryResult]) -> Applied:
@@ -86,7 +94,7 @@ class ResultsConsumer:
                 return applied
 
     async def _bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or what could not be read as one
-        log.error("result goes to the dead letters reason=%s", reason)
+        log.error("result goes to the dead letters", extra={"reason": reason})
         # A whole message, which can be put back once its reason is mended.
         body = to_json(ResultsEnvelope(version=1, results=(result,)))
         await bury(self._publisher, body, queue=topology.results().queue.name, reason=reason)

@@ -26,5 +26,5 @@ def main() -> None:
         lambda: run_sender(
             settings, channel=Channel.TELEGRAM, provider=provider, limits=limits, health_port=settings.health_port
         ),
-        settings.log_level,
+        settings,
     )

@@ -69,6 +69,10 @@ class AttemptMemory:
                 self._idle[key] = None
                 self._forget()
 
+    def under_way(self) -> float:
+        """How many attempts have not ended."""
+        return sum(not attempt.running.done() for attempt in self._attempts.values())
+
     async def drained(self) -> None:
         """Return when no attempt is under way."""
         while running := {attempt.running for attempt in self._attempts.values() if not attempt.running.done()}:

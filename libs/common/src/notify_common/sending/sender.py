@@ -13,7 +13,8 @@ from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing
 from notify_common.consumer import Message, Poison
 from notify_common.group_commit import GroupCommit
-from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
+from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
+from notify_common.metrics import SenderMetrics
 from notify_common.process import utc_now
 from notify_common.rabbitmq import RECONNECT_INTERVAL
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
@@ -29,6 +30,9 @@ RESULTS_PER_MESSAGE = 200
 PARKED_PER_WRITE = 200
 GROUP_INTERVAL = 0.01  # seconds
 REMEMBERED_ATTEMPTS = 10_000
+
+
+LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 
 
 @dataclass(slots=True)
@@ -48,6 +52,7 @@ class Sender:
         provider: Provider,
         provider_timeout: float,
         schedule: RetrySchedule,
+        metrics: SenderMetrics,
         gates: ProviderGates | None = None,
     ) -> None:
         self._publisher = publisher
@@ -56,10 +61,19 @@ class Sender:
         self._provider = provider
         self._provider_timeout = provider_timeout
         self._schedule = schedule
+        self._metrics = metrics
         self._gates = gates
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
-        self._results = GroupCommit(self._publish_results, max_group=RESULTS_PER_MESSAGE, interval=GROUP_INTERVAL)
-        self._parkings = GroupCommit(self._publish_parkings, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL)
+        metrics.in_flight.set_function(self._attempts.under_way)
+        self._results = GroupCommit(
+            self._publish_results,
+            max_group=RESULTS_PER_MESSAGE,
+            interval=GROUP_INTERVAL,
+            observe=metrics.results_together,
+        )
+        self._parkings = GroupCommit(
+            self._publish_parkings, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL, observe=metrics.parked_together
+        )
 
     async def handle(self, message: Message) -> None:
         """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
@@ -113,11 +127,10 @@ class Sender:
         else:
             decision = await self._attempt_when_admitted(self._gates, request)
         if isinstance(decision, Postponed):
+            self._metrics.postponed.inc()
             return decision
-        log.debug(
-            "attempt delivery_id=%s attempt=%d outcome=%s",
-            request.delivery_id, request.attempt, decision.result.outcome,
-        )  # fmt: skip
+        self._metrics.ended(decision.result)
+        _tell(request, decision.result)
         # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
         await self._results.submit(decision.result)
         return decision
@@ -157,6 +170,8 @@ class Sender:
         body = request.model_dump_json().encode()
         parking = _Parking(Outgoing(self._retry_exchange, routing_key, body, request.headers()))
         await self._parkings.submit(parking)
+        if parking.confirmed:
+            self._metrics.parked.inc()
         return parking.confirmed
 
     async def _publish_parkings(self, parkings: Sequence[_Parking]) -> None:
@@ -168,3 +183,16 @@ class Sender:
         # Results repeat harmlessly; a lost one would leave its delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
         await self._publisher.publish_until_confirmed([Outgoing(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)])
+
+
+def _tell(request: DeliveryRequested, result: DeliveryResult) -> None:
+    """One line for each attempt that was made; of those that have sent, only where all is told."""
+    level = LEVELS.get(result.outcome, logging.INFO)
+    if log.isEnabledFor(level):
+        fields = {
+            "notification_id": str(request.notification_id), "delivery_id": str(request.delivery_id),
+            "channel": request.channel.value, "round": request.round, "attempt": result.attempt,
+            "error_class": result.error_class, "error_code": result.error_code,
+            "next_attempt_at": result.next_attempt_at and result.next_attempt_at.isoformat(),
+        }  # fmt: skip
+        log.log(level, "%s", result.outcome.value, extra={name: value for name, value in fields.items() if value})

@@ -11,6 +11,7 @@ from notify_common.channels import Channel
 from notify_common.confirmed_publisher import ConfirmedPublisher
 from notify_common.consumer import Consumer
 from notify_common.consuming import consume
+from notify_common.metrics import SenderMetrics, process_registry
 from notify_common.process import WorkerSettings
 from notify_common.rabbitmq import RabbitSettings, create_broker
 from notify_common.sending.provider import Provider
@@ -57,6 +58,7 @@ async def run_sender(
     """Deliver over `channel` until SIGTERM; `limits`: of a provider that has to be protected."""
     role = f"{channel}_sender"
     broker = create_broker(settings, role)
+    registry = process_registry()
     publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
     gates = ProviderGates(f"{channel} provider", limits) if limits else None
     sender = Sender(
@@ -65,6 +67,7 @@ async def run_sender(
         provider=WithSimulatedRecipients(provider),
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
+        metrics=SenderMetrics(registry, channel),
         gates=gates,
     )
     deliveries = topology.deliveries(channel)
@@ -77,6 +80,7 @@ async def run_sender(
             rabbit=settings,
             health_host=settings.health_host,
             health_port=health_port,
+            registry=registry,
             declares=[
                 *topology.dead_letters(),
                 topology.results(),

@@ -1,0 +1,92 @@
+"""Metrics for Prometheus: names, units and buckets after its conventions; no id is ever a label.
+
+https://prometheus.io/docs/practices/naming/. Each part makes its own in the registry of its process.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from notify_common.channels import Channel
+from notify_common.messages import DeliveryResult, ErrorClass, Outcome
+
+PROVIDER_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
+FINAL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86_400)  # seconds
+SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # items
+
+
+def process_registry() -> CollectorRegistry:
+    """What every process tells about itself: memory, CPU, file descriptors, garbage collections."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def exposition(registry: CollectorRegistry, accepted: str) -> tuple[bytes, str]:
+    """All metrics and their content type, in the format that the `Accept` header asks for."""
+    encode, content_type = choose_encoder(accepted)
+    return encode(registry), content_type
+
+
+def group_sizes(registry: CollectorRegistry) -> Histogram:
+    """Of what goes together in one write or one publish, by the step that it belongs to."""
+    return Histogram(
+        "notify_group_size", "Items committed or published together.", ["step"],
+        registry=registry, buckets=SIZE_BUCKETS,
+    )  # fmt: skip
+
+
+class SenderMetrics:
+    """What a sender counts."""
+
+    def __init__(self, registry: CollectorRegistry, channel: Channel) -> None:
+        attempts = Counter(
+            "notify_attempts", "Attempts that have ended.", ["channel", "outcome", "error_class"], registry=registry
+        )
+        self._attempts = {
+            (outcome, error_class): attempts.labels(channel, outcome, error_class or "")
+            for outcome, error_class in _ENDINGS
+        }
+        self._latency = Histogram(
+            "notify_provider_seconds", "How long a call of the provider took.", ["channel"],
+            registry=registry, buckets=PROVIDER_BUCKETS,
+        ).labels(channel)  # fmt: skip
+        self.in_flight = Gauge(
+            "notify_attempts_in_flight", "Attempts under way, or waiting for their turn.", ["channel"],
+            registry=registry,
+        ).labels(channel)  # fmt: skip
+        self.postponed = Counter(
+            "notify_attempts_postponed", "Messages that went back unspent: the provider was not to be had.",
+            ["channel"], registry=registry,
+        ).labels(channel)  # fmt: skip
+        sizes = group_sizes(registry)
+        self.results_together = sizes.labels("results").observe
+        self.parked_together = sizes.labels("parkings").observe
+        self.parked = Counter(
+            "notify_parked", "Messages put into a retry queue.", ["channel"], registry=registry
+        ).labels(channel)
+
+    def ended(self, result: DeliveryResult) -> None:
+        """Count an attempt, or that one came too late."""
+        self._attempts[result.outcome, result.error_class].inc()
+        if result.outcome is not Outcome.EXPIRED:
+            self._latency.observe((result.finished_at - result.started_at).total_seconds())
+
+
+# What there can be, so that each is there from the start, with 0.
+_ENDINGS = [
+    (Outcome.SENT, None),
+    (Outcome.EXPIRED, None),
+    (Outcome.THROTTLED, ErrorClass.THROTTLED),
+    (Outcome.RETRYING, ErrorClass.UNREACHABLE),
+    *(
+        (outcome, error_class)
+        for outcome in (Outcome.RETRYING, Outcome.FAILED)
+        for error_class in (ErrorClass.TEMPORARY, ErrorClass.TIMEOUT, ErrorClass.UNKNOWN)
+    ),
+    *((Outcome.FAILED, each) for each in (ErrorClass.PERMANENT, ErrorClass.THROTTLED, ErrorClass.UNREACHABLE)),
+]

@@ -1,0 +1,43 @@
+"""Lines of the log as they leave a process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from notify_common.logs import LogFormat
+
+PROGRAM = """
+import logging
+from notify_common.logs import LogFormat, configure_logs
+configure_logs("INFO", {wanted})
+log = logging.getLogger("a.module")
+log.info("failed", extra={{"delivery_id": "01a2", "attempt": 3}})
+log.debug("not told")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("a bug: %s", "ünknown")
+"""
+
+
+def lines_of(wanted: str) -> list[str]:
+    program = PROGRAM.format(wanted=wanted)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("wanted", ["None", "LogFormat.JSON"])
+def test_each_line_is_one_event_as_json_where_no_terminal_is(wanted: str) -> None:
+    first, second = map(json.loads, lines_of(wanted))
+    assert first.pop("timestamp").endswith("Z")
+    assert first == {"event": "failed", "level": "info", "logger": "a.module", "delivery_id": "01a2", "attempt": 3}
+    assert (second["event"], second["level"]) == ("a bug: ünknown", "error")
+    assert "ZeroDivisionError" in second["exception"]
+
+
+def test_a_reader_gets_lines_without_braces() -> None:
+    line = lines_of(f"LogFormat.{LogFormat.CONSOLE.name}")[0]
+    assert "failed" in line
+    assert "delivery_id=01a2" in line
+    assert "{" not in line
