@@ -1,7 +1,6 @@
 """Exim, a real mail server, from Debian's packages; nothing is installed."""
 
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -13,12 +12,12 @@ from email.message import EmailMessage
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
 import trustme
 from notify_email_sender.settings import EmailSenderSettings
 from notify_local.ports import Ports
 
 from support.conformance import SECRET
+from support.debian import unpacked
 
 PACKAGES = ("exim4-daemon-light", "libnss-wrapper")
 NOBODY = 65534
@@ -103,7 +102,7 @@ def running_exim() -> Iterator[Exim]:
 
 @contextmanager
 def _running_in(folder: Path) -> Iterator[Exim]:
-    root = _unpacked(folder / "packages")
+    root = unpacked(*PACKAGES, folder=folder / "packages", with_libraries=True)
     user = os.getuid() or NOBODY  # as root it refuses to run
     for name in ("spool", "log", "mail"):
         (folder / name).mkdir()
@@ -137,20 +136,6 @@ def _running_in(folder: Path) -> Iterator[Exim]:
         finally:
             process.terminate()
             process.wait(10)
-
-
-def _unpacked(folder: Path) -> Path:
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        pytest.skip("Exim is taken from Debian's packages")
-    (folder / "archives" / "partial").mkdir(parents=True)
-    options = ["-qq", "-o", "Debug::NoLocking=1", "-o", f"Dir::Cache::archives={folder / 'archives'}"]
-    download = ["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", *PACKAGES]
-    done = subprocess.run(download, capture_output=True, text=True, check=False)  # noqa: S603 - ours
-    if done.returncode:
-        pytest.skip(f"Exim can not be had: {done.stderr}")
-    for package in (folder / "archives").glob("*.deb"):
-        subprocess.run(["dpkg-deb", "--extract", package, folder / "root"], check=True)  # noqa: S603, S607 - ours
-    return folder / "root"
 
 
 def _await_listening(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:

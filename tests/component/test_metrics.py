@@ -1,0 +1,158 @@
+"""What each service tells Prometheus, and the rules that are made of it."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from notify_common.channels import Channel
+from notify_common.health import health_app
+from notify_common.messages import DeliveryResult, Outcome
+from notify_common.metrics import SenderMetrics, exposition
+from notify_common.process import utc_now
+from notify_common.rabbitmq import RabbitSettings
+from notify_database.engine import PostgresSettings
+from notify_status_writer.metrics import StatusWriterMetrics
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from support.amqp import Hand
+from support.debian import unpacked
+from support.fakes import FakeProvider
+from support.servers import PROJECT
+from support.services import NOWHERE, delivery_requested, eventually, running_gateway, running_sender
+from uuid_utils.compat import uuid7
+
+RULES = PROJECT / "deploy/observability/rules.yml"
+LABELS = {"channel", "outcome", "error_class", "method", "route", "status", "step", "queue", "le"}
+
+
+def samples(told: str) -> dict[tuple[str, ...], float]:
+    """By name and the values of the labels, in the order of their names."""
+    found = {}
+    for family in text_string_to_metric_families(told):
+        for sample in family.samples:
+            if sample.name.startswith("notify_"):
+                assert set(sample.labels) <= LABELS
+                found[sample.name, *(value for _, value in sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+async def metrics(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
+    answer = await client.get("http://gateway:8085/metrics")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    return samples(answer.text)
+
+
+async def test_a_gateway_tells_of_requests_acceptance_and_its_outbox(api: httpx.AsyncClient) -> None:
+    body = {"user_id": 1, "message": "x", "channels": ["telegram", "email"]}
+    for _ in range(3):
+        assert (await api.post("/api/notifications", json=body)).status_code == 201
+    assert (await api.post("/api/notifications", json={})).status_code == 422
+    created = (await api.get("/api/notifications")).json()["items"][0]["id"]
+    await api.get(f"/api/notifications/{created}")
+    await api.get("/nowhere")
+    told = await metrics(api)
+    count = "notify_http_request_seconds_count"
+    assert told[count, "POST", "/api/notifications", "201"] == 3
+    assert told[count, "POST", "/api/notifications", "422"] == 1
+    # Its route and not its path: an id is no label.
+    assert told[count, "GET", "/api/notifications/{id}", "200"] == 1
+    assert told[count, "none", "none", "404"] == 1
+    assert told["notify_deliveries_accepted_total", "email"] == 3
+    assert told["notify_deliveries_accepted_total", "webhook"] == 0
+    assert told["notify_group_size_sum", "accept"] == 3
+    assert told["notify_outbox_rows",] == 6
+    assert told["notify_outbox_oldest_seconds",] > 0
+    assert told["notify_relay_connected",] == 0
+
+
+async def test_metrics_are_not_on_the_public_port(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/metrics")).status_code == 404
+
+
+async def test_a_gateway_without_its_database_still_tells() -> None:
+    away = PostgresSettings.model_validate({"postgres_host": "127.0.0.1", "postgres_port": 1})
+    async with running_gateway(NOWHERE, away, relaying=False) as api:
+        told = await metrics(api)
+    assert str(told["notify_outbox_rows",]) == "nan"
+
+
+async def test_what_has_been_published_is_counted(rabbit: RabbitSettings, postgres: PostgresSettings) -> None:
+    async with running_gateway(rabbit, postgres) as api:
+        await api.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "email"})
+
+        async def published() -> bool:
+            return (await metrics(api))["notify_deliveries_published_total", "email"] == 1
+
+        await eventually(published, "it is published")
+        assert (await metrics(api))["notify_relay_connected",] == 1
+
+
+async def test_a_sender_tells_of_its_attempts_and_its_consumer(rabbit: RabbitSettings, hand: Hand) -> None:
+    registry = CollectorRegistry()
+    async with running_sender(rabbit, FakeProvider(), registry=registry) as sender:
+        app = health_app([sender.consumer], registry)
+        await hand.request(delivery_requested())
+        await hand.results(1)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://sender") as client:
+            told = samples((await client.get("/metrics")).text)
+    assert told["notify_attempts_total", "telegram", "", "sent"] == 1
+    assert told["notify_attempts_total", "telegram", "temporary", "retrying"] == 0
+    assert told["notify_provider_seconds_count", "telegram"] == 1
+    assert told["notify_attempts_in_flight", "telegram"] == 0
+    assert told["notify_consumer_up", "notifications.telegram"] == 1
+
+
+def test_every_end_of_an_attempt_is_counted() -> None:
+    registry = CollectorRegistry()
+    counted = SenderMetrics(registry, Channel.EMAIL)
+    now = utc_now()
+    result = DeliveryResult(
+        delivery_id=uuid7(), round=1, attempt=1, failures=0, outcome=Outcome.EXPIRED, started_at=now, finished_at=now
+    )
+    counted.ended(result)
+    assert registry.get_sample_value("notify_provider_seconds_count", {"channel": "email"}) == 0
+
+
+@pytest.fixture(scope="module")
+def promtool(tmp_path_factory: pytest.TempPathFactory) -> str:
+    found = shutil.which("promtool")
+    root = Path(tmp_path_factory.mktemp("prometheus"), "packages")
+    return found or str(unpacked("prometheus", folder=root, with_libraries=False) / "usr/bin/promtool")
+
+
+def run(*command: str | Path, told: str = "") -> None:
+    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_fires_on_its_fault_and_is_silent_otherwise(promtool: str) -> None:
+    run(promtool, "check", "rules", RULES)
+    run(promtool, "test", "rules", PROJECT / "tests/observability/rules_test.yml")
+    alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
+    tested = (PROJECT / "tests/observability/rules_test.yml").read_text().partition("name: RabbitMQ is away")[2]
+    assert {alert for alert in alerts if f"alertname: {alert}\n" in tested} == alerts
+
+
+async def test_the_rules_are_of_metrics_that_are_exported(promtool: str, api: httpx.AsyncClient) -> None:
+    registry = CollectorRegistry()
+    SenderMetrics(registry, Channel.EMAIL)
+    expositions = [(await api.get("http://gateway:8085/metrics")).text, exposition(registry, "")[0].decode()]
+    registry = CollectorRegistry()
+    StatusWriterMetrics(registry)
+    health_app([], registry)
+    expositions.append(exposition(registry, "")[0].decode())
+    for each in expositions:
+        run(promtool, "check", "metrics", told=each)
+    exported = {name for each in expositions for name in re.findall(r"^# TYPE (\w+)", each, re.MULTILINE)}
+    used = {re.sub("_(bucket|count|sum)$", "", name) for name in re.findall(r"\bnotify_\w+", rule_expressions())}
+    assert used - exported == {"notify_attempts", "notify_failed"}  # of what the rules record themselves
+
+
+def rule_expressions() -> str:
+    rules = yaml.safe_load(RULES.read_text())
+    return "\n".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])

@@ -1,0 +1,26 @@
+"""Programs from Debian's packages, unpacked and not installed."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def unpacked(*packages: str, folder: Path, with_libraries: bool) -> Path:
+    """A root of their own, in `folder`; `with_libraries`: and of what they need that is not on this machine."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        pytest.skip(f"{', '.join(packages)}: taken from Debian's packages")
+    archives = folder / "archives"
+    (archives / "partial").mkdir(parents=True)
+    options = ["-qq", "-o", "Debug::NoLocking=1", "-o", f"Dir::Cache::archives={archives}"]
+    if with_libraries:
+        download = ["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", *packages]
+    else:
+        download = ["apt-get", *options, "download", *packages]
+    done = subprocess.run(download, cwd=archives, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    if done.returncode:
+        pytest.skip(f"{', '.join(packages)} can not be had: {done.stderr}")
+    for package in archives.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "--extract", package, folder / "root"], check=True)  # noqa: S603, S607 - ours
+    return folder / "root"
