@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ SETTINGS = {
 }  # fmt: skip
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
+ATTEMPT = re.compile(r"(retrying|throttled|failed|expired)\b.* delivery_id=")
 LINES_PER_FAULT = 12  # that a service may log; a fault has a begin, an end, and one line a minute
 
 
@@ -121,8 +123,8 @@ def _floods(logs: Path, faults: int) -> list[str]:
 
 
 def _own_lines(text: str) -> int:
-    """How many lines a service has about itself: those about a delivery are as many as there are failures."""
-    return sum("delivery_id=" not in line for line in text.splitlines())
+    """How many lines a service has about itself: those about an attempt are as many as there are failures."""
+    return sum(ATTEMPT.search(line) is None for line in text.splitlines())
 
 
 def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,30 @@ async def test_sigterm_lets_the_gateway_answer_and_publish_what_it_has_accepted(
         assert await hand.depth("notifications.email") >= len(accepted)
 
 
+async def test_the_gateways_metrics_are_on_its_other_port(
+    rabbit: RabbitSettings, postgres: PostgresSettings, port: int
+) -> None:
+    health_port = Ports().free(18_900)
+    settings = {"APP_PORT": str(port), "HEALTH_PORT": str(health_port)}
+    with running_service("gateway", rabbit, postgres, **settings):
+        await answers(f"http://127.0.0.1:{port}/readyz", 200)
+        await answers(f"http://127.0.0.1:{port}/metrics", 404)
+        await answers(f"http://127.0.0.1:{health_port}/readyz", 200)
+        told = await answers(f"http://127.0.0.1:{health_port}/metrics", 200)
+        assert "notify_outbox_rows 0.0" in told.text
+        await answers(f"http://127.0.0.1:{health_port}/api/notifications", 404)
+
+
+async def test_a_port_that_is_taken_ends_a_service_with_a_message(port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-m", "notify_email_sender"],
+            env={"HEALTH_PORT": str(port)}, capture_output=True, text=True, timeout=STOP_TIMEOUT, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port} can not be listened on: Address already in use" in done.stderr
+
+
 async def test_fifty_repeats_at_two_gateways_are_one_notification_and_fifty_equal_answers(
     rabbit: RabbitSettings, postgres: PostgresSettings
 ) -> None:
@@ -138,7 +163,7 @@ def test_a_login_that_postgresql_refuses_ends_a_service_with_a_message(
 ) -> None:
     environment = {
         "POSTGRES_HOST": postgres.postgres_host, "POSTGRES_PORT": str(postgres.postgres_port),
-        "POSTGRES_PASSWORD": "wrong password", "APP_PORT": str(port), "HEALTH_PORT": str(port),
+        "POSTGRES_PASSWORD": "wrong password", "APP_PORT": str(port), "HEALTH_PORT": str(Ports().free(18_900)),
     }  # fmt: skip
     done = subprocess.run(  # noqa: S603 - ours
         [sys.executable, "-m", command],

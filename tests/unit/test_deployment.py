@@ -102,7 +102,7 @@ def test_an_image_says_the_version_and_the_port_of_its_service(service: str) -> 
     assert f"ARG VERSION={package['version']}\n" in dockerfile
     fields = SERVICES[service].model_fields
     ports = [name for name in ("app_port", "health_port") if name in fields]
-    assert all(f"{port.upper()}={fields[port].default}" in dockerfile for port in ports)
+    assert all(re.search(rf"\b{port.upper()}={fields[port].default}\b", dockerfile) for port in ports)
 
 
 def test_a_sender_has_the_time_to_finish_before_it_is_killed() -> None:

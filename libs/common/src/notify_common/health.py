@@ -31,7 +31,7 @@ def health_app(consumers: Sequence[Consumer], registry: CollectorRegistry) -> As
 
     @get
     async def metrics(scope: Scope) -> AsgiResponse:
-        accepted = next((value.decode() for name, value in scope["headers"] if name == b"accept"), "")
+        accepted = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
         content, content_type = exposition(registry, accepted)
         return AsgiResponse(content, 200, headers={"content-type": content_type})
 

@@ -19,7 +19,11 @@ def configure_logs(level: str, wanted: LogFormat | None = None) -> None:
     """Write to stderr; where nothing is `wanted`, a terminal gets lines for a reader and anything else JSON."""
     on_terminal = sys.stderr.isatty()
     as_json = not on_terminal if wanted is None else wanted is LogFormat.JSON
-    rendering: list[Processor] = [structlog.dev.ConsoleRenderer(colors=on_terminal, pad_event_to=0)]
+    # Not the one that shows what variables held.
+    plain = structlog.dev.plain_traceback
+    rendering: list[Processor] = [
+        structlog.dev.ConsoleRenderer(colors=on_terminal, pad_event_to=0, exception_formatter=plain)
+    ]
     if as_json:
         rendering = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
     handler = logging.StreamHandler(sys.stderr)

@@ -28,7 +28,10 @@ def process_registry() -> CollectorRegistry:
 
 def exposition(registry: CollectorRegistry, accepted: str) -> tuple[bytes, str]:
     """All metrics and their content type, in the format that the `Accept` header asks for."""
-    encode, content_type = choose_encoder(accepted)
+    try:
+        encode, content_type = choose_encoder(accepted)
+    except (TypeError, ValueError):  # a header that it does not understand
+        encode, content_type = choose_encoder("")
     return encode(registry), content_type
 
 
@@ -44,7 +47,8 @@ class SenderMetrics:
     """What a sender counts."""
 
     def __init__(self, registry: CollectorRegistry, channel: Channel) -> None:
-        attempts = Counter(
+        self._channel = channel
+        self._counter = attempts = Counter(
             "notify_attempts", "Attempts that have ended.", ["channel", "outcome", "error_class"], registry=registry
         )
         self._attempts = {
@@ -72,7 +76,8 @@ class SenderMetrics:
 
     def ended(self, result: DeliveryResult) -> None:
         """Count an attempt, or that one came too late."""
-        self._attempts[result.outcome, result.error_class].inc()
+        counted = self._attempts.get((result.outcome, result.error_class))
+        (counted or self._counter.labels(self._channel, result.outcome, result.error_class or "")).inc()
         if result.outcome is not Outcome.EXPIRED:
             self._latency.observe((result.finished_at - result.started_at).total_seconds())
 

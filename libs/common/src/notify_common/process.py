@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -103,11 +104,9 @@ async def serve(
     gc.set_threshold(*COLLECTED_AFTER)
     stop = asyncio.Event()
 
-    def config(host: str, port: int) -> uvicorn.Config:
-        return uvicorn.Config(
+    server = uvicorn.Server(
+        uvicorn.Config(
             app,
-            host=host,
-            port=port,
             http=http,
             lifespan="off",
             log_config=None,
@@ -118,10 +117,9 @@ async def serve(
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
         )
-
-    server = uvicorn.Server(config(host, port))
+    )
     addresses = [(host, port)] if also is None else [(host, port), also]
-    sockets = [config(*address).bind_socket() for address in addresses]
+    sockets = [bound for address in addresses for bound in _bound(*address)]
 
     def end_serving(*_: object) -> None:
         server.should_exit = True
@@ -139,6 +137,24 @@ async def serve(
         stop.set()
         await working
     log.info("stopped")
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`; raises `Refused`."""
+    sockets = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            bound = socket.socket(family, kind, protocol)
+            sockets.append(bound)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family is socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(address)
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        raise Refused(f"{host}:{port} can not be listened on: {error.strerror}") from None
+    return sockets
 
 
 def utc_now() -> datetime:

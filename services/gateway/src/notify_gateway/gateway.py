@@ -15,7 +15,14 @@ from notify_common.lasting_fault import LastingFault
 from notify_common.metrics import exposition, process_registry
 from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
-from notify_database.engine import ROWS_BY_KEY, DatabaseAway, await_database, create_engine, database_problem
+from notify_database.engine import (
+    ROWS_BY_KEY,
+    DatabaseAway,
+    StatementRefused,
+    await_database,
+    create_engine,
+    database_problem,
+)
 
 from notify_gateway.access import Door, RateLimit
 from notify_gateway.api_keys import ApiKeys
@@ -83,12 +90,12 @@ class Gateway:
         return bool(changes)
 
     async def exposition(self, accepted: str) -> tuple[bytes, str]:
-        """All metrics; those of the outbox are as PostgreSQL has them now, or are missing where it does not answer."""
+        """All metrics; those of the outbox are as PostgreSQL has them now, or NaN where it does not answer."""
         outbox = Outbox(self._engine)
         try:
             async with asyncio.timeout(READINESS_TIMEOUT):
                 rows, oldest = await outbox.backlog()
-        except (TimeoutError, DatabaseAway):
+        except (TimeoutError, DatabaseAway, StatementRefused):
             rows, oldest = math.nan, math.nan
         self.metrics.outbox_rows.set(rows)
         self.metrics.outbox_oldest.set(oldest)

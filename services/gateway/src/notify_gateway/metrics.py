@@ -4,6 +4,7 @@ from notify_common.channels import Channel
 from notify_common.metrics import group_sizes
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+PROBES = frozenset({"/livez", "/readyz"})
 REQUEST_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
 
 
@@ -41,7 +42,9 @@ class GatewayMetrics:
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Note how a request ended."""
+        """Note how a request ended, unless it was a probe or nobody waited for the answer."""
+        if not status or route in PROBES:
+            return
         key = (method, route, status)
         child = self._children.get(key)
         if child is None:

@@ -36,6 +36,12 @@ class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings, Provide
     retention_days: int = Field(0, ge=0, le=36500)
 
     @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.app_port == self.health_port:
+            raise ValueError("HEALTH_PORT: must be another port than APP_PORT")
+        return self
+
+    @model_validator(mode="after")
     def _is_not_open_to_others(self) -> Self:
         if self.auth is Auth.OFF and self.app_host not in LOOPBACK and not self.allow_insecure:
             raise ValueError(

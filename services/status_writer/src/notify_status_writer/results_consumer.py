@@ -77,10 +77,10 @@ class ResultsConsumer:
         applied = await self._apply([result for message in group for result in message])
         for result in applied.unknown:
             await self._bury(result, "unknown delivery")
+        self._events.tell(applied.changes)
         self._metrics.results.inc(sum(map(len, group)))
         for change in applied.changes:
             self._metrics.changed(change)
-        self._events.tell(applied.changes)
 
     async def _apply(self, results: Sequence[DeliveryResult]) -> Applied:
         while True:

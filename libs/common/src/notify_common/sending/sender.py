@@ -129,10 +129,10 @@ class Sender:
         if isinstance(decision, Postponed):
             self._metrics.postponed.inc()
             return decision
-        self._metrics.ended(decision.result)
-        _tell(request, decision.result)
         # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
         await self._results.submit(decision.result)
+        self._metrics.ended(decision.result)
+        _tell(request, decision.result)
         return decision
 
     async def _attempt(self, request: DeliveryRequested) -> Decision:
