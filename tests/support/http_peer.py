@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from support.conformance import Behaviour
@@ -16,7 +17,7 @@ class HttpRequest:
     body: bytes
 
 
-class HttpPeer:
+class HttpPeer(ABC):
     """An HTTP server on 127.0.0.1 that hangs and breaks as it is told; a subclass knows the answers."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -30,9 +31,9 @@ class HttpPeer:
     def url(self) -> str:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
+    @abstractmethod
     async def answer(self, request: HttpRequest) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body."""
-        raise NotImplementedError
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self._tls)
