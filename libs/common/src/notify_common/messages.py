@@ -23,6 +23,11 @@ NOTIFICATION_ID_HEADER = "notification_id"
 ROUND_HEADER = "round"
 
 
+def accepted_at(notification_id: UUID) -> float:
+    """When the notification was accepted, in seconds since the epoch: its id carries the milliseconds (RFC 9562)."""
+    return (notification_id.int >> 80) / 1000
+
+
 class DeliveryStatus(StrEnum):
     """Where a delivery is. The last four are final."""
 

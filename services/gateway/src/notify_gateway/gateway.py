@@ -69,6 +69,7 @@ class Gateway:
             metrics=self.metrics,
             tell=self._events.tell,
         )
+        self._outbox = Outbox(self._engine)  # for who looks at it; the relay has its own connection
         self.queries = NotificationQueries(self._engine)
         self.retries = DeliveryRetries(self._engine)
         self.user_channels = UserChannels(self._engine)
@@ -91,10 +92,9 @@ class Gateway:
 
     async def exposition(self, accepted: str) -> tuple[bytes, str]:
         """All metrics; those of the outbox are as PostgreSQL has them now, or NaN where it does not answer."""
-        outbox = Outbox(self._engine)
         try:
             async with asyncio.timeout(READINESS_TIMEOUT):
-                rows, oldest = await outbox.backlog()
+                rows, oldest = await self._outbox.backlog()
         except (TimeoutError, DatabaseAway, StatementRefused):
             rows, oldest = math.nan, math.nan
         self.metrics.outbox_rows.set(rows)

@@ -147,7 +147,9 @@ class NotificationIntake:
         """Look up whom the notifications reach, and whether that is enough."""
         stored = await channels_of(connection, [key for each in group for key in each.notification.user_channels()])
         for each in group:
-            if found := {key[2]: stored[key] for key in each.notification.user_channels() if key in stored}:
+            # Where nothing is stored, as mostly, nothing is looked through again.
+            if stored:
+                found = {key[2]: stored[key] for key in each.notification.user_channels() if key in stored}
                 each.notification = each.notification.for_user(found)
             each.problem = each.notification.missing_recipient(self._real_channels)
 

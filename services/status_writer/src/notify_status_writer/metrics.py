@@ -3,11 +3,9 @@
 import time
 
 from notify_common.channels import Channel
-from notify_common.messages import DeliveryStatus, StatusChange
+from notify_common.messages import DeliveryStatus, StatusChange, accepted_at
 from notify_common.metrics import FINAL_BUCKETS, group_sizes
 from prometheus_client import CollectorRegistry, Counter, Histogram
-
-MILLISECONDS = 1000
 
 
 class StatusWriterMetrics:
@@ -31,6 +29,5 @@ class StatusWriterMetrics:
     def changed(self, change: StatusChange) -> None:
         """Note that a delivery has come to its end."""
         if change.status.final:
-            # The id carries the time of the acceptance (UUIDv7, RFC 9562).
-            accepted_at = (change.notification_id.int >> 80) / MILLISECONDS
-            self._final[change.channel, change.status].observe(max(0.0, time.time() - accepted_at))
+            took = time.time() - accepted_at(change.notification_id)
+            self._final[change.channel, change.status].observe(max(0.0, took))

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 from notify_common.channels import WebhookRecipient
-from notify_common.messages import DeliveryRequested
+from notify_common.messages import DeliveryRequested, accepted_at
 from notify_common.process import utc_now
 from notify_common.sending.provider import (
     PermanentFailure,
@@ -43,8 +43,6 @@ CONNECT_TIMEOUT = 10.0  # seconds for all of it: name, connection, TLS; at most 
 KEEPALIVE = 20.0  # seconds
 READ_LENGTH, READ_TIMEOUT = 10_000, 1.0  # bytes and seconds of what follows an answer's status
 LONGEST_WAIT = timedelta(hours=1)  # whatever the answer says
-MILLISECOND = timedelta(milliseconds=1)
-EPOCH = datetime.fromtimestamp(0, UTC)
 RECIPIENT = TypeAdapter(WebhookRecipient)
 
 
@@ -155,8 +153,7 @@ def payload(request: DeliveryRequested) -> bytes:
     """What is posted."""
     body = {
         "type": "notification",
-        # When it was accepted: its id carries the time (UUIDv7, RFC 9562).
-        "timestamp": (EPOCH + (request.notification_id.int >> 80) * MILLISECOND).isoformat(),
+        "timestamp": datetime.fromtimestamp(accepted_at(request.notification_id), UTC).isoformat(),
         "data": {
             "notification_id": str(request.notification_id),
             "user_id": request.user_id,
