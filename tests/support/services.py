@@ -22,6 +22,7 @@ from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import WithSimulatedRecipients
+from notify_common.tracing import UNTRACED, Tracing
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.gateway import Gateway
 from notify_gateway.main import create_app
@@ -76,6 +77,7 @@ async def running_sender(
     first_delay: timedelta = FIRST_DELAY,
     limits: ProviderLimits | None = None,
     registry: CollectorRegistry | None = None,
+    tracing: Tracing = UNTRACED,
 ) -> AsyncIterator[RunningSender]:
     """A sender of one channel."""
     broker = create_broker(rabbit, f"{channel}_sender")
@@ -89,6 +91,7 @@ async def running_sender(
         schedule=schedule,
         metrics=SenderMetrics(registry or CollectorRegistry(), channel),
         gates=ProviderGates(f"{channel} provider", limits) if limits else None,
+        tracing=tracing,
     )
     deliveries = topology.deliveries(channel)
     consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=concurrency)
@@ -109,13 +112,14 @@ async def running_status_writer(
     *,
     dead_inbox: bool = True,
     events_to: RabbitSettings | None = None,
+    tracing: Tracing = UNTRACED,
 ) -> AsyncIterator[None]:
     """A status writer."""
     broker, engine = create_broker(rabbit, "status_writer"), create_engine(postgres, pool_size=2)
     store = ResultStore(engine)
     events = EventPublisher(events_to or rabbit, "status_writer")
     publisher = ConfirmedPublisher(broker)
-    consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(CollectorRegistry()))
+    consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(CollectorRegistry()), tracing)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     consumers = [Consumer(broker, publisher, results.queue.name, consumer.handle, prefetch=40)]
     if dead_inbox:
@@ -138,11 +142,13 @@ async def running_gateway(
     *,
     relaying: bool = True,
     max_waiting_requests: int = 5000,
+    tracing: Tracing = UNTRACED,
     **settings: object,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway, reached without a socket; without its relay it only accepts."""
     own = {"auth": "off", "max_waiting_requests": max_waiting_requests, **settings}
-    gateway = Gateway(GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), **own}))
+    wanted = GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), **own})
+    gateway = Gateway(wanted, tracing)
     stop = asyncio.Event()
     working = asyncio.create_task(gateway.work(stop)) if relaying else None
     transport = httpx.ASGITransport(app=create_app(gateway), raise_app_exceptions=False)

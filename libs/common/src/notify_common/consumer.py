@@ -17,6 +17,7 @@ from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER
 from notify_common.rabbitmq import BrokerAway, broker_errors, open_channel
 from notify_common.settlements import Settlements
+from notify_common.tracing import TRACEPARENT_HEADER, read_traceparent, trace_id
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,8 @@ class Consumer:
     def _names(self, message: Message) -> dict[str, object]:
         """Of a message in the log: its headers tell what it is about even where it can not be read."""
         told = {name: message.headers.get(name) for name in (DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER)}
-        return {"queue": self.queue, "message_id": message.message_id, **told}
+        trace = trace_id(read_traceparent(message.headers.get(TRACEPARENT_HEADER)))
+        return {"queue": self.queue, "message_id": message.message_id, "trace_id": trace, **told}
 
     async def _to_dead_letters(self, message: Message, reason: str) -> None:
         try:

@@ -39,6 +39,9 @@ class EventPublisher:
 
     def tell(self, changes: Sequence[StatusChange]) -> None:
         """Publish what has changed, after its commit, as soon as RabbitMQ takes it."""
+        if log.isEnabledFor(logging.DEBUG):
+            for change in changes:
+                log.debug("status is %s", change.status, extra=change.model_dump(mode="json", exclude={"status"}))
         if changes and self._kept + len(changes) <= KEPT_CHANGES:
             self._kept += len(changes)
             self._told.put_nowait(changes)

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from notify_common.channels import Channel
+from notify_common.tracing import TRACEPARENT_HEADER
 
 # PostgreSQL stores counters as 32-bit integers and no NUL in a text.
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -114,14 +115,19 @@ class DeliveryRequested(_Frozen):
     expires_at: AwareDatetime | None = None
     waiting_since: AwareDatetime | None = None
     """The first of the attempts in a row that the provider has throttled or could not be asked for."""
+    traceparent: str | None = Field(None, exclude=True)
+    """Of what this follows from: a header, not a part of the body."""
 
     def headers(self) -> dict[str, Any]:
         """AMQP headers, a dict of its own per message."""
-        return {
+        headers: dict[str, Any] = {
             DELIVERY_ID_HEADER: str(self.delivery_id),
             NOTIFICATION_ID_HEADER: str(self.notification_id),
             ROUND_HEADER: self.round,
         }
+        if self.traceparent is not None:
+            headers[TRACEPARENT_HEADER] = self.traceparent
+        return headers
 
 
 class DeliveryResult(_Frozen):
@@ -141,6 +147,8 @@ class DeliveryResult(_Frozen):
     started_at: AwareDatetime
     finished_at: AwareDatetime
     next_attempt_at: AwareDatetime | None = None
+    traceparent: ShortText | None = None
+    """Of the attempt."""
 
 
 class DeliveryResults(_Frozen):

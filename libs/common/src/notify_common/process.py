@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import uvicorn
 import uvloop
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, HttpUrl, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from notify_common.logs import LogFormat, configure_logs
+from notify_common.tracing import Tracing, create_tracing
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,18 @@ class ServiceSettings(FromEnvironment):
     log_format: LogFormat | None = None
 
 
-class WorkerSettings(ServiceSettings):
+class TracedSettings(FromEnvironment):
+    """What every service has whose work belongs to a trace."""
+
+    otel_exporter_otlp_endpoint: HttpUrl | None = None
+
+    def tracing(self, service: str) -> Tracing:
+        """Where spans of `service` go."""
+        endpoint = self.otel_exporter_otlp_endpoint
+        return create_tracing(None if endpoint is None else str(endpoint), service)
+
+
+class WorkerSettings(ServiceSettings, TracedSettings):
     """Where a service without an API answers for its health; `health_port` is each worker's own."""
 
     health_host: str = "127.0.0.1"

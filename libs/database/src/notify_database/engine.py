@@ -28,7 +28,7 @@ ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergej
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
 # What the newest migration has done.
 MIGRATED = text(
-    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('notifications') AND attname = 'email')"
+    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('notifications') AND attname = 'traceparent')"
 )
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 

@@ -15,6 +15,7 @@ from notify_common.lasting_fault import LastingFault
 from notify_common.metrics import exposition, process_registry
 from notify_common.process import Refused
 from notify_common.rabbitmq import create_broker, prepare_topology
+from notify_common.tracing import UNTRACED, Tracing
 from notify_database.engine import (
     ROWS_BY_KEY,
     DatabaseAway,
@@ -49,8 +50,9 @@ RELAY_STOP_TIMEOUT = 10.0  # seconds; what is not published by then is left to t
 class Gateway:
     """Intake, queries and relay on one engine and one broker connection."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, tracing: Tracing = UNTRACED) -> None:
         self._settings = settings
+        self.tracing = tracing
         self._registry = process_registry()
         self.metrics = GatewayMetrics(self._registry)
         self.health_port = settings.health_port
@@ -59,7 +61,12 @@ class Gateway:
         self._broker = create_broker(settings, ROLE)
         self._events = EventPublisher(settings, ROLE)
         self.relay = OutboxRelay(
-            self._broker, ConfirmedPublisher(self._broker), Outbox(self._relay_engine), self._events, self.metrics
+            self._broker,
+            ConfirmedPublisher(self._broker),
+            Outbox(self._relay_engine),
+            self._events,
+            self.metrics,
+            tracing,
         )
         self.intake = NotificationIntake(
             self._engine,
@@ -68,6 +75,7 @@ class Gateway:
             real_channels=settings.real_channels(),
             metrics=self.metrics,
             tell=self._events.tell,
+            tracing=tracing,
         )
         self._outbox = Outbox(self._engine)  # for who looks at it; the relay has its own connection
         self.queries = NotificationQueries(self._engine)
@@ -82,11 +90,15 @@ class Gateway:
 
     async def cancel(self, notification_id: UUID) -> None:
         """Cancel what no process has leased."""
-        self._events.tell(await cancel(self._engine, notification_id))
+        changes = await cancel(self._engine, notification_id)
+        log.info("cancelled", extra={"notification_id": str(notification_id), "deliveries": len(changes)})
+        self._events.tell(changes)
 
     async def retry(self, tenant: str, delivery_id: UUID) -> bool:
         """Put a failed delivery back; say whether it was one."""
         changes = await self.retries.retry(tenant, delivery_id)
+        for change in changes:
+            log.info("put back", extra=change.model_dump(mode="json", exclude={"status"}))
         self._events.tell(changes)
         return bool(changes)
 

@@ -1,6 +1,7 @@
 """Accepts notifications: one transaction for all that wait, then the hand-over to the outbox relay."""
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from notify_common.channels import Channel
 from notify_common.group_commit import GroupCommit
 from notify_common.messages import StatusChange
+from notify_common.tracing import UNTRACED, Tracing, trace_id
 from notify_database.engine import StatementRefused, database_errors, without_transactions
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -20,6 +22,8 @@ from notify_gateway.outbox import LEASE
 from notify_gateway.outbox_relay import OutboxRelay
 from notify_gateway.user_channels import channels_of
 
+log = logging.getLogger(__name__)
+
 NOTIFICATIONS_PER_TRANSACTION = 500
 GROUP_INTERVAL = 0.01  # seconds
 
@@ -27,13 +31,16 @@ GROUP_INTERVAL = 0.01  # seconds
 ACCEPT = text("""
     WITH accepted AS (
         INSERT INTO notifications
-            (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at)
-        SELECT id, tenant, user_id, message, subject, email::jsonb, metadata::jsonb, created_at, send_at, expires_at
+            (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at,
+             traceparent)
+        SELECT id, tenant, user_id, message, subject, email::jsonb, metadata::jsonb, created_at, send_at, expires_at,
+               traceparent
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:messages AS text[]),
             CAST(:subjects AS text[]), CAST(:emails AS text[]), CAST(:metadata AS text[]),
-            CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[])
-        ) AS n (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at)
+            CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[]),
+            CAST(:traceparents AS text[])
+        ) AS n (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at, traceparent)
     ), requested AS (
         INSERT INTO deliveries
             (id, notification_id, channel, recipient, status, reason, round, attempt, failures, updated_at)
@@ -84,6 +91,7 @@ class NotificationIntake:
         metrics: GatewayMetrics,
         real_channels: Set[Channel] = frozenset(),
         tell: Callable[[Sequence[StatusChange]], None] = lambda _: None,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         self._engine = engine
         self._engine_without_transactions = without_transactions(engine)
@@ -91,6 +99,7 @@ class NotificationIntake:
         self._metrics = metrics
         self._real_channels = real_channels
         self._tell = tell
+        self._tracing = tracing
         self._group_commit = GroupCommit(
             self._commit,
             max_group=NOTIFICATIONS_PER_TRANSACTION,
@@ -130,7 +139,8 @@ class NotificationIntake:
         keyed = any(each.claim is not None for each in group)
         # Without keys there is one statement that writes, which needs no transaction around it.
         engine = self._engine if keyed else self._engine_without_transactions
-        with database_errors():
+        members = (each.notification.traceparent for each in group)
+        with self._tracing.group("commit notifications", members), database_errors():
             async with engine.begin() as connection:
                 await self._resolve(connection, group)
                 new = await _without_repeats(connection, [each for each in group if each.problem is None])
@@ -141,6 +151,9 @@ class NotificationIntake:
             self._relay.hand_over(requests, lease_began)
         for channel, count in Counter(delivery.channel for each in new for delivery in each.deliveries).items():
             self._metrics.accepted[channel].inc(count)
+        if log.isEnabledFor(logging.DEBUG):
+            for each in new:
+                log.debug("accepted", extra={"notification_id": str(each.id), "trace_id": trace_id(each.traceparent)})
         self._tell([change for each in new for change in each.cancelled()])
 
     async def _resolve(self, connection: AsyncConnection, group: Sequence[_Submission]) -> None:
@@ -191,6 +204,7 @@ def _columns(group: Sequence[NewNotification], *, leased: bool) -> dict[str, obj
         "tenants": [notification.tenant for notification in group],
         "send_at": [notification.request.send_at for notification in group],
         "expires_at": [notification.request.expires_at for notification in group],
+        "traceparents": [notification.traceparent for notification in group],
         "delivery_ids": [delivery.delivery_id for _, delivery, _ in of_delivery],
         "notification_ids": [delivery.notification_id for _, delivery, _ in of_delivery],
         "channels": [delivery.channel.value for _, delivery, _ in of_delivery],

@@ -10,7 +10,7 @@ from notify_common.process import load_settings, run, serve
 
 from notify_gateway import api, problems
 from notify_gateway.commands import run_command
-from notify_gateway.gateway import Gateway
+from notify_gateway.gateway import ROLE, Gateway
 from notify_gateway.limits import App, AsgiScope, LimitedProtocol, Limits, Receive, Send
 from notify_gateway.post_notification import PostNotification
 from notify_gateway.settings import GatewaySettings
@@ -89,7 +89,7 @@ def create_api(gateway: Gateway) -> FastAPI:
 async def _serve(settings: GatewaySettings) -> None:
     for variable in settings.example_secrets():
         log.warning("a secret is that of the example file: everybody knows it", extra={"variable": variable})
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, settings.tracing(ROLE))
     await serve(
         create_app(gateway),
         host=settings.app_host,

@@ -8,6 +8,7 @@ from uuid import UUID
 from notify_common.channels import Channel
 from notify_common.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
 from notify_common.process import utc_now
+from notify_common.tracing import trace_id
 
 from notify_gateway.ids import new_id, to_millisecond
 from notify_gateway.notification_status import notification_status
@@ -24,6 +25,8 @@ class NewNotification:
     created_at: datetime
     request: NotificationRequest
     deliveries: tuple[DeliveryRequested, ...]
+    traceparent: str | None = None
+    """Of the request that has asked for it."""
     opted_out: Set[Channel] = frozenset()
     """Channels that the user does not want: their deliveries are cancelled from the beginning."""
 
@@ -84,7 +87,7 @@ class NewNotification:
         return None
 
 
-def new_notification(request: NotificationRequest, tenant: str) -> NewNotification:
+def new_notification(request: NotificationRequest, tenant: str, traceparent: str | None = None) -> NewNotification:
     """Give the request its ids and its time."""
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
@@ -95,6 +98,7 @@ def new_notification(request: NotificationRequest, tenant: str) -> NewNotificati
         tenant=tenant,
         created_at=created_at,
         request=request,
+        traceparent=traceparent,
         deliveries=tuple(
             DeliveryRequested(
                 # The notification's own time: that is where its deliveries are looked for.
@@ -105,6 +109,7 @@ def new_notification(request: NotificationRequest, tenant: str) -> NewNotificati
                 recipient=request.recipient.of(channel),
                 content=by_email if channel is Channel.EMAIL else content,
                 expires_at=request.expires_at,
+                traceparent=traceparent,
             )
             for channel in request.requested_channels()
         ),
@@ -128,6 +133,7 @@ def as_accepted(notification: NewNotification) -> str:
         created_at=notification.created_at,
         send_at=request.send_at,
         expires_at=request.expires_at,
+        trace_id=trace_id(notification.traceparent),
         deliveries=deliveries,
     ).model_dump_json()
 

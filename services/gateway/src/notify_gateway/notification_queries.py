@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from notify_common.process import utc_now
+from notify_common.tracing import trace_id
 from notify_database.engine import database_errors, without_transactions
 from notify_database.id_ranges import first_id_at, of_the_same_time, of_the_same_time_sql
 from sqlalchemy import Executable, Row, text
@@ -35,7 +36,7 @@ USER_LIST_LIMIT = 1000
 NOTIFICATION = "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at"
 DELIVERY = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
 STORY = f"""
-    SELECT {NOTIFICATION}, n.email, {DELIVERY}, story.attempts
+    SELECT {NOTIFICATION}, n.email, n.traceparent, {DELIVERY}, story.attempts
     FROM notifications n
     JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN :first_id AND :last_id
     CROSS JOIN LATERAL (
@@ -71,7 +72,13 @@ class NotificationQueries:
         if not rows:
             return None
         deliveries = [DeliveryView(**_delivery(row), attempts=row.attempts or []) for row in rows]
-        return NotificationView(**_notification(rows[0], deliveries), email=rows[0].email, deliveries=deliveries)
+        first = rows[0]
+        return NotificationView(
+            **_notification(first, deliveries),
+            email=first.email,
+            trace_id=trace_id(first.traceparent),
+            deliveries=deliveries,
+        )
 
     async def delivery(self, tenant: str, delivery_id: UUID) -> DeliverySummary | None:
         """The tenant's delivery, or None where there is none."""

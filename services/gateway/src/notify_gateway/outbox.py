@@ -28,6 +28,7 @@ TAKE_DUE = text("""
     ), story AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
                n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email, n.expires_at,
+               n.traceparent,
                CASE
                    WHEN u.opted_out THEN 'cancelled'
                    WHEN n.expires_at <= now() THEN 'expired'
@@ -107,6 +108,7 @@ class Outbox:
                     attempt=row.attempt + 1,
                     failures=row.failures,
                     expires_at=row.expires_at,
+                    traceparent=row.traceparent,
                 )
                 for row in rows
                 if row.end_status is None

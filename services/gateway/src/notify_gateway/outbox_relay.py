@@ -10,10 +10,11 @@ from contextlib import suppress
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitBroker
 from notify_common import topology
-from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing
+from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing, PublishFailed
 from notify_common.events import EventPublisher
 from notify_common.lasting_fault import LastingFault
 from notify_common.messages import DeliveryRequested
+from notify_common.tracing import TRACEPARENT_HEADER, UNTRACED, Span, Tracing
 from notify_database.engine import DatabaseAway
 
 from notify_gateway.metrics import GatewayMetrics
@@ -42,12 +43,14 @@ class OutboxRelay:
         outbox: Outbox,
         events: EventPublisher,
         metrics: GatewayMetrics,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         self._broker = broker
         self._publisher = publisher
         self._outbox = outbox
         self._events = events
         self._metrics = metrics
+        self._tracing = tracing
         self._connection: AbstractConnection | None = None
         self._handed_over: deque[tuple[DeliveryRequested, float]] = deque()
         self._wake = asyncio.Event()
@@ -118,7 +121,9 @@ class OutboxRelay:
 
     async def _publish(self, batch: Sequence[DeliveryRequested]) -> float:
         """Publish the batch and delete what is confirmed; how long to wait then, in seconds: 0 where all was."""
-        publishing = asyncio.create_task(self._publisher.publish([_outgoing(request) for request in batch]))
+        spans = [self._tracing.begin(f"publish {each.channel}", each.traceparent, "producer") for each in batch]
+        messages = [_outgoing(request, span) for request, span in zip(batch, spans, strict=True)]
+        publishing = asyncio.create_task(self._publish_together(messages, spans))
         while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
             # Blocked (a memory alarm): nobody else may publish what the broker is about to take.
             with suppress(DatabaseAway):
@@ -137,6 +142,17 @@ class OutboxRelay:
         wait = self._publish_fault.occurred(next(failure for _, failure in outcomes if failure is not None))
         await self._outbox.release(failed)
         return wait
+
+    async def _publish_together(
+        self, messages: Sequence[Outgoing], spans: Sequence[Span]
+    ) -> list[PublishFailed | None]:
+        with self._tracing.group("publish deliveries", (span.traceparent for span in spans)):
+            failures = await self._publisher.publish(messages)
+        for span, failure in zip(spans, failures, strict=True):
+            if failure is not None:
+                span.fail(str(failure))
+            span.end()
+        return failures
 
     async def _delete(self, confirmed: Sequence[DeliveryRequested]) -> None:
         # Only after the confirms: a crash here repeats, never loses. Giving up would repeat all of them.
@@ -161,6 +177,8 @@ class OutboxRelay:
                 await self._outbox.release(remaining)
 
 
-def _outgoing(request: DeliveryRequested) -> Outgoing:
-    body = request.model_dump_json().encode()
-    return Outgoing(topology.NOTIFICATIONS, request.channel.value, body, request.headers())
+def _outgoing(request: DeliveryRequested, span: Span) -> Outgoing:
+    body, headers = request.model_dump_json().encode(), request.headers()
+    if span.traceparent is not None:
+        headers[TRACEPARENT_HEADER] = span.traceparent
+    return Outgoing(topology.NOTIFICATIONS, request.channel.value, body, headers)

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from notify_common.tracing import Span, read_traceparent
 from pydantic import TypeAdapter, ValidationError
 
 from notify_gateway.access import read_json, require
@@ -23,6 +24,7 @@ from notify_gateway.schemas import NotificationRequest
 
 log = logging.getLogger(__name__)
 
+SPAN_ATTRIBUTES = {"http.request.method": "POST", "http.route": "/api/notifications"}
 IDEMPOTENCY_KEY = TypeAdapter(IdempotencyKey)
 
 
@@ -34,33 +36,43 @@ class PostNotification:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        try:
-            headers, body = await self._accept(scope, receive)
-        except ClientGone:
-            return
-        except Exception as error:
-            answer = answer_to(error)
-            if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
-                log.exception("a request failed")
-            await answer(scope, receive, send)
-            return
+        sent: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of one that comes twice, the first
+        parent = read_traceparent(_text(sent.get(b"traceparent")))
+        with self._gateway.tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES) as span:
+            try:
+                headers, body = await self._accept(sent, receive, span)
+            except ClientGone:
+                span.fail("client gone")
+                return
+            except Exception as error:
+                answer = answer_to(error)
+                if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+                    log.exception("a request failed")
+                    span.fail(type(error).__name__)
+                span.set({"http.response.status_code": answer.status_code})
+                await answer(scope, receive, send)
+                return
         length = (b"content-length", b"%d" % len(body))
         head = [(b"content-type", b"application/json"), length, *_encoded(headers)]
         await send({"type": "http.response.start", "status": 201, "headers": head})
         await send({"type": "http.response.body", "body": body})
 
-    async def _accept(self, scope: AsgiScope, receive: Receive) -> tuple[Mapping[str, str], bytes]:
+    async def _accept(
+        self, sent: Mapping[bytes, bytes], receive: Receive, span: Span
+    ) -> tuple[Mapping[str, str], bytes]:
         """Headers and body of the 201, once the notification is stored durably."""
-        sent: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of one that comes twice, the first
         # The key is asked for before the body is read.
         access, headers = await self._gateway.door.admit(_text(sent.get(b"authorization")))
         require(access, Scope.SEND)
         request = _read(await _body(receive), _text(sent.get(b"content-type")) or "")
         key = _idempotency_key(sent)
         claim = None if key is None else Claim(access.tenant, key, body_hash(request))
-        answer = await self._gateway.intake.accept(new_notification(request, access.tenant), claim)
+        notification = new_notification(request, access.tenant, span.traceparent)
+        answer = await self._gateway.intake.accept(notification, claim)
         if answer.replayed:
             headers = {**headers, "Idempotent-Replayed": "true"}
+        elif self._gateway.tracing.on:
+            span.set({"http.response.status_code": HTTPStatus.CREATED, "notify.notification_id": notification.id})
         return headers, answer.told.encode()
 
 

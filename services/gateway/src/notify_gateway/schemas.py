@@ -238,6 +238,7 @@ class NotificationSummary(BaseModel):
 class NotificationView(NotificationSummary):
     """A notification with its whole story."""
 
+    trace_id: str | None = Field(None, description="Of its trace, 32 hexadecimal digits; where there is one.")
     email: EmailContent | None
     deliveries: list[DeliveryView]  # type: ignore[assignment]  # a narrower item: read only, so it is safe
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Self
 
 from notify_common.channels import ProviderSettings
-from notify_common.process import ServiceSettings
+from notify_common.process import ServiceSettings, TracedSettings
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
 from pydantic import Field, SecretStr, model_validator
@@ -20,7 +20,7 @@ class Auth(StrEnum):
     OFF = "off"
 
 
-class GatewaySettings(ServiceSettings, PostgresSettings, RabbitSettings, ProviderSettings):
+class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitSettings, ProviderSettings):
     """What the gateway needs."""
 
     app_host: str = "127.0.0.1"

@@ -18,6 +18,7 @@ from notify_common.messages import (
 )
 from notify_common.process import utc_now
 from notify_common.topology import delivery_queue_name
+from notify_common.tracing import TRACEPARENT_HEADER, read_traceparent
 from notify_database.engine import DatabaseAway
 from pydantic import ValidationError
 
@@ -47,7 +48,8 @@ class DeadInbox:
             log.error("dead message names no open delivery", extra={"message_id": message.message_id})
         else:
             log.error("delivery is dead", extra={"delivery_id": str(result.delivery_id)})
-            await self._results.write([result])
+            traceparent = read_traceparent(message.headers.get(TRACEPARENT_HEADER))
+            await self._results.write([result.model_copy(update={"traceparent": traceparent})])
 
     async def _result_of(self, message: Message) -> DeliveryResult | None:
         try:

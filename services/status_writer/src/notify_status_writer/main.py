@@ -36,7 +36,7 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     events = EventPublisher(settings, ROLE)
     publisher = ConfirmedPublisher(broker)
     registry = process_registry()
-    results_consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(registry))
+    results_consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(registry), settings.tracing(ROLE))
     dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     consumers = [

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from notify_common import topology
@@ -12,10 +13,8 @@ from notify_common.dead_letters import bury
 from notify_common.events import EventPublisher
 from notify_common.group_commit import GroupCommit
 from notify_common.lasting_fault import LastingFault
-from notify_common.messages import (
-    DeliveryResult,
-    ResultsEnvelope,
-)
+from notify_common.messages import DeliveryResult, ResultsEnvelope
+from notify_common.tracing import UNTRACED, Tracing
 from notify_database.engine import DatabaseAway, StatementRefused
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -33,12 +32,18 @@ class ResultsConsumer:
     """Applies what senders report."""
 
     def __init__(
-        self, publisher: ConfirmedPublisher, store: ResultStore, events: EventPublisher, metrics: StatusWriterMetrics
+        self,
+        publisher: ConfirmedPublisher,
+        store: ResultStore,
+        events: EventPublisher,
+        metrics: StatusWriterMetrics,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         self._publisher = publisher
         self._store = store
         self._events = events
         self._metrics = metrics
+        self._tracing = tracing
         self._database_fault = LastingFault(log, "results can not be written")
         self._group_commit = GroupCommit(
             self._commit,
@@ -60,7 +65,12 @@ class ResultsConsumer:
                 results.append(DeliveryResult.model_validate_json(to_json(item)))
             except ValidationError:
                 await self._bury(item, "unreadable result")
-        await self.write(results)
+        with ExitStack() as spans:
+            if self._tracing.on:
+                for result in results:
+                    written = {"notify.delivery_id": result.delivery_id, "notify.outcome": result.outcome}
+                    spans.enter_context(self._tracing.begin("write status", result.traceparent, "consumer", written))
+            await self.write(results)
 
     async def write(self, results: Sequence[DeliveryResult]) -> None:
         """Return once all that can be applied is committed and the rest is among the dead letters."""
@@ -74,11 +84,13 @@ class ResultsConsumer:
                     await self.write([result])
 
     async def _commit(self, group: Sequence[Sequence[DeliveryResult]]) -> None:
-        applied = await self._apply([result for message in group for result in message])
+        results = [result for message in group for result in message]
+        with self._tracing.group("commit results", (result.traceparent for result in results)):
+            applied = await self._apply(results)
         for result in applied.unknown:
             await self._bury(result, "unknown delivery")
         self._events.tell(applied.changes)
-        self._metrics.results.inc(sum(map(len, group)))
+        self._metrics.results.inc(len(results))
         for change in applied.changes:
             self._metrics.changed(change)
 

@@ -125,6 +125,7 @@ def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:
         outcome=Outcome.EXPIRED,
         started_at=now,
         finished_at=now,
+        traceparent=request.traceparent,
     )
 
 
@@ -170,6 +171,7 @@ def _result(
         started_at=answer.started_at,
         finished_at=answer.finished_at,
         next_attempt_at=next_attempt_at,
+        traceparent=request.traceparent,
     )
 
 

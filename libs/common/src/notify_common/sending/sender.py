@@ -23,6 +23,7 @@ from notify_common.sending.provider import Provider
 from notify_common.sending.provider_gate import ProviderGates
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.simulated_recipients import simulated_behaviour
+from notify_common.tracing import TRACEPARENT_HEADER, UNTRACED, Span, Tracing, read_traceparent, trace_id
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Sender:
         schedule: RetrySchedule,
         metrics: SenderMetrics,
         gates: ProviderGates | None = None,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         self._publisher = publisher
         self._channel = channel
@@ -63,6 +65,7 @@ class Sender:
         self._schedule = schedule
         self._metrics = metrics
         self._gates = gates
+        self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.under_way)
         self._results = GroupCommit(
@@ -77,17 +80,18 @@ class Sender:
 
     async def handle(self, message: Message) -> None:
         """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
-        await self._deliver(self._read(message.body))
+        await self._deliver(self._read(message))
 
-    def _read(self, body: bytes) -> DeliveryRequested:
+    def _read(self, message: Message) -> DeliveryRequested:
         try:
-            request = DeliveryRequested.model_validate_json(body)
+            request = DeliveryRequested.model_validate_json(message.body)
         except ValidationError as error:
             where = [".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)]
             raise Poison(f"unreadable: {', '.join(where) or 'no JSON'}") from None
         if request.channel is not self._channel:
             raise Poison(f"for channel {request.channel}")
-        return request
+        traceparent = read_traceparent(message.headers.get(TRACEPARENT_HEADER))
+        return request if traceparent is None else request.model_copy(update={"traceparent": traceparent})
 
     async def drained(self) -> None:
         """Return when every attempt has ended and is reported, those of lost connections too."""
@@ -121,22 +125,31 @@ class Sender:
             await asyncio.sleep(RECONNECT_INTERVAL)
 
     async def _attempt_and_report(self, request: DeliveryRequested) -> Decision | Postponed:
-        decision: Decision | Postponed
-        if self._gates is None or simulated_behaviour(request.recipient):
-            decision = await self._attempt(request)
-        else:
-            decision = await self._attempt_when_admitted(self._gates, request)
-        if isinstance(decision, Postponed):
-            self._metrics.postponed.inc()
+        with self._tracing.begin(f"attempt {self._channel}", request.traceparent, "consumer") as span:
+            if self._tracing.on:
+                # What follows from the attempt says so: its result, and the next attempt.
+                request = request.model_copy(update={"traceparent": span.traceparent})
+            decision = await self._attempt_in_turn(request)
+            if isinstance(decision, Postponed):
+                self._metrics.postponed.inc()
+                return decision
+            # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
+            await self._results.submit(decision.result)
+            self._metrics.ended(decision.result)
+            self._tell(request, decision.result, span)
             return decision
-        # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
-        await self._results.submit(decision.result)
-        self._metrics.ended(decision.result)
-        _tell(request, decision.result)
-        return decision
+
+    async def _attempt_in_turn(self, request: DeliveryRequested) -> Decision | Postponed:
+        if self._gates is None or simulated_behaviour(request.recipient):
+            return await self._attempt(request)
+        return await self._attempt_when_admitted(self._gates, request)
 
     async def _attempt(self, request: DeliveryRequested) -> Decision:
-        return await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
+        with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
+            decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
+            if decision.failure is not None:
+                span.fail(decision.failure.code)
+            return decision
 
     async def _attempt_when_admitted(self, gates: ProviderGates, request: DeliveryRequested) -> Decision | Postponed:
         now, since = utc_now(), request.waiting_since
@@ -182,17 +195,26 @@ class Sender:
     async def _publish_results(self, results: Sequence[DeliveryResult]) -> None:
         # Results repeat harmlessly; a lost one would leave its delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
-        await self._publisher.publish_until_confirmed([Outgoing(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)])
+        with self._tracing.group("publish results", (result.traceparent for result in results)):
+            await self._publisher.publish_until_confirmed(
+                [Outgoing(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)]
+            )
+
+    def _tell(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
+        """One line for each attempt that was made; of those that have sent, only where all is told."""
+        level = LEVELS.get(result.outcome, logging.INFO)
+        if self._tracing.on:
+            span.set({f"notify.{name}": value for name, value in _fields(request, result).items()})
+        if log.isEnabledFor(level):
+            trace = {"trace_id": trace_id(request.traceparent)} if request.traceparent else {}
+            log.log(level, "%s", result.outcome.value, extra={**_fields(request, result), **trace})
 
 
-def _tell(request: DeliveryRequested, result: DeliveryResult) -> None:
-    """One line for each attempt that was made; of those that have sent, only where all is told."""
-    level = LEVELS.get(result.outcome, logging.INFO)
-    if log.isEnabledFor(level):
-        fields = {
-            "notification_id": str(request.notification_id), "delivery_id": str(request.delivery_id),
-            "channel": request.channel.value, "round": request.round, "attempt": result.attempt,
-            "error_class": result.error_class, "error_code": result.error_code,
-            "next_attempt_at": result.next_attempt_at and result.next_attempt_at.isoformat(),
-        }  # fmt: skip
-        log.log(level, "%s", result.outcome.value, extra={name: value for name, value in fields.items() if value})
+def _fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:
+    fields = {
+        "notification_id": str(request.notification_id), "delivery_id": str(request.delivery_id),
+        "channel": request.channel.value, "round": request.round, "attempt": result.attempt,
+        "error_class": result.error_class, "error_code": result.error_code,
+        "next_attempt_at": result.next_attempt_at and result.next_attempt_at.isoformat(),
+    }  # fmt: skip
+    return {name: value for name, value in fields.items() if value}

@@ -58,7 +58,7 @@ async def run_sender(
     """Deliver over `channel` until SIGTERM; `limits`: of a provider that has to be protected."""
     role = f"{channel}_sender"
     broker = create_broker(settings, role)
-    registry = process_registry()
+    registry, tracing = process_registry(), settings.tracing(role)
     publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
     gates = ProviderGates(f"{channel} provider", limits) if limits else None
     sender = Sender(
@@ -69,6 +69,7 @@ async def run_sender(
         schedule=schedule,
         metrics=SenderMetrics(registry, channel),
         gates=gates,
+        tracing=tracing,
     )
     deliveries = topology.deliveries(channel)
     consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=settings.concurrency)

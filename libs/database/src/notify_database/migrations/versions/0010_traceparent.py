@@ -1,0 +1,13 @@
+"""The trace that a notification belongs to."""
+
+from alembic import op
+
+revision = "0010"
+down_revision = "0009"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Change the table."""
+    op.execute("ALTER TABLE notifications ADD COLUMN traceparent text")
