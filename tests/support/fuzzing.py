@@ -24,6 +24,7 @@ def fuzz(system: System, *, examples: int, seed: int, phases: str) -> int:
         str(Path(sys.executable).with_name("schemathesis")), "run", f"{system.addresses()['GATEWAY_URL']}/openapi.json",
         "--header", f"Authorization: Bearer {KEY}", "--exclude-checks", LEFT_OUT, "--phases", phases,
         "--max-examples", str(examples), "--seed", str(seed), "--warnings", "off", "--continue-on-failure",
+        "--exclude-path", "/api/events",  # which has no end
     ]  # fmt: skip
     return subprocess.run(command, cwd=system.folder, check=False).returncode  # noqa: S603 - ours
 

@@ -1,13 +1,15 @@
 """The services in the test's own process, against real servers."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import uuid4
 
 import httpx
+import uvicorn
 from faststream.rabbit import RabbitBroker
 from notify_common import topology
 from notify_common.channels import Channel
@@ -25,6 +27,7 @@ from notify_common.sending.simulator import WithSimulatedRecipients
 from notify_common.tracing import UNTRACED, Tracing
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.gateway import Gateway
+from notify_gateway.limits import LimitedProtocol
 from notify_gateway.main import create_app
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.settings import GatewaySettings
@@ -136,31 +139,63 @@ async def running_status_writer(
 
 
 @asynccontextmanager
+async def working_gateway(
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    *,
+    relaying: bool = True,
+    tracing: Tracing = UNTRACED,
+    **settings: object,
+) -> AsyncIterator[Gateway]:
+    """A gateway that nobody can reach yet; without its relay it only accepts."""
+    own = {"auth": "off", **settings}
+    wanted = GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), **own})
+    gateway, stop = Gateway(wanted, tracing), asyncio.Event()
+    working = asyncio.create_task(gateway.work(stop)) if relaying else None
+    try:
+        yield gateway
+    finally:
+        stop.set()
+        await (gateway.work(stop) if working is None else working)
+
+
+@asynccontextmanager
 async def running_gateway(
     rabbit: RabbitSettings,
     postgres: PostgresSettings,
     *,
     relaying: bool = True,
-    max_waiting_requests: int = 5000,
     tracing: Tracing = UNTRACED,
     **settings: object,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway, reached without a socket; without its relay it only accepts."""
-    own = {"auth": "off", "max_waiting_requests": max_waiting_requests, **settings}
-    wanted = GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), **own})
-    gateway = Gateway(wanted, tracing)
-    stop = asyncio.Event()
-    working = asyncio.create_task(gateway.work(stop)) if relaying else None
-    transport = httpx.ASGITransport(app=create_app(gateway), raise_app_exceptions=False)
-    try:
+    """A gateway, reached without a socket."""
+    async with working_gateway(rabbit, postgres, relaying=relaying, tracing=tracing, **settings) as gateway:
+        transport = httpx.ASGITransport(app=create_app(gateway), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield client
-    finally:
-        stop.set()
-        if working is None:
-            await gateway.work(stop)
-        else:
-            await working
+
+
+@asynccontextmanager
+async def served_gateway(
+    rabbit: RabbitSettings, postgres: PostgresSettings, *, relaying: bool = True, auth: str = "off"
+) -> AsyncIterator[httpx.URL]:
+    """A gateway behind a socket: its address."""
+    async with working_gateway(rabbit, postgres, relaying=relaying, auth=auth) as gateway:
+        with closing(socket.socket()) as listener:
+            # The kernel keeps little for a client that does not read.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            server = uvicorn.Server(
+                uvicorn.Config(create_app(gateway), http=LimitedProtocol, lifespan="off", log_config=None)
+            )
+            serving = asyncio.create_task(server.serve([listener]))
+            try:
+                yield httpx.URL(scheme="http", host="127.0.0.1", port=listener.getsockname()[1])
+            finally:
+                gateway.live.close()
+                server.should_exit = True
+                await serving
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = TIMEOUT) -> None:

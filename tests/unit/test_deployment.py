@@ -156,6 +156,11 @@ def test_each_role_may_do_its_work_and_no_more() -> None:
     assert may("gateway", "write", "notifications")
     assert may("gateway", "write", "notifications.events")
     assert not may("gateway", "write", "notifications.results")
+    # Its own queue of events, while somebody listens.
+    for right in ("configure", "write", "read"):
+        assert may("gateway", right, "notifications.events.gateway.1")
+    assert may("gateway", "read", "notifications.events")
+    assert not may("gateway", "configure", "notifications.events")
     for queue in (*map(topology.delivery_queue_name, Channel), "notifications.results", "notifications.dead"):
         assert not may("gateway", "read", queue)
     for channel, other in permutations(Channel, 2):

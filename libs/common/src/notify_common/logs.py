@@ -41,6 +41,8 @@ def configure_logs(level: str, wanted: LogFormat | None = None) -> None:
     logging.basicConfig(level=level, handlers=[handler])
     # Its lines about its own start say nothing that ours do not.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # A line for each request that it makes.
+    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))
     # They report each try to reconnect, with its traceback; what is lost and what is back we say ourselves.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

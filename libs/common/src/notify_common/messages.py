@@ -175,6 +175,9 @@ class StatusChange(_Frozen):
     round: Ordinal
     attempt: Counter
     changed_at: AwareDatetime
+    """As PostgreSQL has it: the beginning of the transaction."""
+    error_class: ErrorClass | None = None
+    error_code: ShortText | None = None
 
 
 class StatusChanges(_Frozen):

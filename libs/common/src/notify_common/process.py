@@ -103,10 +103,12 @@ async def serve(
     work: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     http: type[asyncio.Protocol] | Literal["auto"] = "auto",
     also: tuple[str, int] | None = None,
+    stopping: Callable[[], None] | None = None,
 ) -> None:
     """Serve `app` and do `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
 
-    `also`: one more address, for what is not public; `app` sees in its scope which one was asked.
+    `also`: one more address, for what is not public; `app` sees in its scope which one was asked. `stopping` ends what
+    would keep HTTP from ending.
 
     HTTP ends first: what it has accepted is then still worked on. If `work` fails, the process ends with its error.
     """
@@ -135,6 +137,8 @@ async def serve(
 
     def end_serving(*_: object) -> None:
         server.should_exit = True
+        if stopping is not None:
+            stopping()
 
     # uvicorn's own handlers raise the signal again at the end: without these, a service that has stopped in order
     # would still end as killed by the signal.

@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from notify_common.channels import Channel
@@ -175,12 +175,25 @@ async def _start_services(
     for replica in range(scale.get("gateway", 1)):
         port = ports.free(wishes.app_port + replica * REPLICA_PORT_STEP)
         health_port = ports.free(GATEWAY_HEALTH_PORT + replica * REPLICA_PORT_STEP)
-        environment = {**settings, "APP_PORT": str(port), "AUTH": wishes.auth, "HEALTH_PORT": str(health_port)}
+        environment = {
+            **settings, **_management(servers),
+            "APP_PORT": str(port), "AUTH": wishes.auth, "HEALTH_PORT": str(health_port),
+        }  # fmt: skip
         await supervisor.start(
             _service("gateway", replica, environment, shown=show_logs), _ready_at(port, host), SERVICE_START_TIMEOUT
         )
         gateways[f"GATEWAY_{replica + 1}_URL" if replica else "GATEWAY_URL"] = f"http://{host}:{port}"
     return Stack({**gateways, **servers.addresses}, settings)
+
+
+def _management(servers: Stack) -> dict[str, str]:
+    """Where the console of the gateway finds RabbitMQ's figures, and its user the UI."""
+    url = servers.addresses.get("RABBITMQ_MANAGEMENT_URL")
+    if url is None:
+        return {}
+    address = urlsplit(url)
+    plain = f"http://{address.hostname}:{address.port}"
+    return {"RABBITMQ_MANAGEMENT_URL": plain, "RABBITMQ_UI_URL": plain}
 
 
 def _service(service: str, replica: int, environment: Mapping[str, str], *, shown: bool) -> Program:

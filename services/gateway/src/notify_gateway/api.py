@@ -4,24 +4,32 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus
 from typing_extensions import override
 
 from notify_gateway.access import Administering, KeyedRoute, Reading, Sending, bearer
+from notify_gateway.event_history import Wanted
+from notify_gateway.event_stream import EventStream
 from notify_gateway.gateway import Gateway
 from notify_gateway.idempotency import IdempotencyKey
 from notify_gateway.limits import AsgiScope, Receive, Send
 from notify_gateway.problems import NotCancelled, documented
 from notify_gateway.schemas import (
     EXAMPLE_REQUESTS,
+    ConsoleLinks,
+    DeliveryOfNotification,
     DeliverySummary,
+    EventId,
+    EventQuery,
     ListQuery,
     NotificationPage,
     NotificationRequest,
     NotificationSummary,
     NotificationView,
+    OverviewView,
     RetryCount,
     RetryJobView,
     RetryRequest,
@@ -31,6 +39,7 @@ from notify_gateway.schemas import (
     UserListQuery,
     valid_recipient,
 )
+from notify_gateway.server_sent import MEDIA_TYPE, position
 
 ALWAYS = documented(401, 403, 408, 413, 429, 431, 503)  # what any request can be answered
 router = APIRouter(prefix="/api/notifications", tags=["notifications"], responses=ALWAYS, route_class=KeyedRoute)
@@ -118,16 +127,21 @@ async def cancel_notification(
     return notification
 
 
+@deliveries_router.get("/{id}", responses=documented(404, 422))
+async def get_delivery(
+    id_: Annotated[UUID, Path(alias="id")], access: Reading, request: Request
+) -> DeliveryOfNotification:
+    """One delivery, and of which notification it is: logs and messages name it."""
+    return await _delivery(request, access.tenant, id_)
+
+
 @deliveries_router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422))
 async def retry_delivery(
     id_: Annotated[UUID, Path(alias="id")], access: Administering, request: Request
-) -> DeliverySummary:
+) -> DeliveryOfNotification:
     """Put a failed delivery back, as a new round with a new budget; its history stays."""
-    gateway = _gateway(request)
-    retried = await gateway.retry(access.tenant, id_)
-    delivery = await gateway.queries.delivery(access.tenant, id_)
-    if delivery is None:
-        raise HTTPException(404, f"There is no delivery {id_}.")
+    retried = await _gateway(request).retry(access.tenant, id_)
+    delivery = await _delivery(request, access.tenant, id_)
     if not retried:
         raise HTTPException(409, f"Only a failed delivery can be retried; this one is {delivery.status}.")
     return delivery
@@ -209,11 +223,58 @@ async def delete_user_channel(
         raise HTTPException(404, f"Nothing is stored of {channel} of user {user_id}.")
 
 
+async def _delivery(request: Request, tenant: str, delivery_id: UUID) -> DeliveryOfNotification:
+    delivery = await _gateway(request).queries.delivery(tenant, delivery_id)
+    if delivery is None:
+        raise HTTPException(404, f"There is no delivery {delivery_id}.")
+    return delivery
+
+
 async def _notification(request: Request, tenant: str, notification_id: UUID) -> NotificationView:
     notification = await _gateway(request).queries.get(tenant, notification_id)
     if notification is None:
         raise HTTPException(404, f"There is no notification {notification_id}.")
     return notification
+
+
+events_router = APIRouter(prefix="/api/events", tags=["events"], responses=ALWAYS, route_class=KeyedRoute)
+
+
+@events_router.get(
+    "",
+    response_class=StreamingResponse,
+    responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}, **documented(422)},
+)
+async def events(
+    query: Annotated[EventQuery, Query()],
+    access: Reading,
+    request: Request,
+    last_event_id: Annotated[EventId | None, Header(description="Of the last event that was read.")] = None,
+) -> EventStream:
+    """Changes of status as they are written, as server-sent events.
+
+    `status`: a `StatusEvent`. `live`: whether they come as they happen; with RabbitMQ away they come afterwards.
+    `reset`: too much was missed to be told one by one. With the id of the last one that was read, what was missed comes
+    first; the last of what was read may come again.
+    """
+    last = last_event_id or query.last_event_id
+    wanted = Wanted(access.tenant, query.user_id, query.notification_id, query.channel)
+    return _gateway(request).listen(wanted, None if last is None else position(last))
+
+
+console_router = APIRouter(prefix="/api", tags=["overview"], responses=ALWAYS, route_class=KeyedRoute)
+
+
+@console_router.get("/overview")
+async def overview(_: Administering, request: Request) -> OverviewView:
+    """What goes in and out, second by second for two minutes, and where it waits."""
+    return await _gateway(request).overview()
+
+
+@console_router.get("/links")
+async def links(_: Reading, request: Request) -> ConsoleLinks:
+    """Where traces and RabbitMQ's management UI are, as far as that is set."""
+    return _gateway(request).links
 
 
 metrics_router = APIRouter()

@@ -24,7 +24,8 @@ CANCEL = text("""
     )
     UPDATE deliveries SET status = 'cancelled', reason = 'requested', updated_at = now()
     FROM free WHERE deliveries.id = free.delivery_id AND deliveries.status = 'pending'
-    RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt
+    RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
+              deliveries.updated_at
 """)
 
 

@@ -23,7 +23,8 @@ PUT_BACK = """
     again AS (
         UPDATE deliveries SET status = 'pending', reason = NULL, round = round + 1, failures = 0, updated_at = now()
         FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
-        RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt
+        RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
+                  deliveries.updated_at
     ), queued AS (
         INSERT INTO outbox (delivery_id, due_at, leased_until, round)
         SELECT id, now(), NULL, round FROM again

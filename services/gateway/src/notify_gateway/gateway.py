@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from notify_common import topology
@@ -29,12 +29,18 @@ from notify_gateway.access import Door, RateLimit
 from notify_gateway.api_keys import ApiKeys
 from notify_gateway.cancellation import cancel
 from notify_gateway.delivery_retries import DeliveryRetries
+from notify_gateway.event_history import EventHistory, Wanted
+from notify_gateway.event_stream import EventStream
 from notify_gateway.housekeeping import keep_house
 from notify_gateway.intake import NotificationIntake
+from notify_gateway.live_events import LiveEvents
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.notification_queries import NotificationQueries
 from notify_gateway.outbox import Outbox
 from notify_gateway.outbox_relay import OutboxRelay
+from notify_gateway.overview import Overview
+from notify_gateway.queue_figures import QueueFigures
+from notify_gateway.schemas import OverviewView
 from notify_gateway.settings import Auth, GatewaySettings
 from notify_gateway.user_channels import UserChannels
 
@@ -81,6 +87,12 @@ class Gateway:
         self.queries = NotificationQueries(self._engine)
         self.retries = DeliveryRetries(self._engine)
         self.user_channels = UserChannels(self._engine)
+        self._history = EventHistory(self._engine)
+        self.live = LiveEvents(settings, ROLE, self._history)
+        management = settings.rabbitmq_management_url
+        self._queues = QueueFigures(settings, None if management is None else str(management))
+        self._overview = Overview(self._engine, self._outbox, self.live, self._queues)
+        self.links = settings.links()
         self.keys = ApiKeys(self._engine)
         self.door = Door(self.keys, RateLimit(settings.rate_limit), closed=settings.auth is Auth.ON)
         # `/readyz` is open to everybody: it must not be a way to keep the database busy.
@@ -101,6 +113,14 @@ class Gateway:
             log.info("put back", extra=change.model_dump(mode="json", exclude={"status"}))
         self._events.tell(changes)
         return bool(changes)
+
+    def listen(self, wanted: Wanted, since: datetime | None) -> EventStream:
+        """The changes that are wanted, from those after `since` on."""
+        return EventStream(self.live, self._history, wanted, since)
+
+    async def overview(self) -> OverviewView:
+        """What happens, for who looks at all of it."""
+        return await self._overview.look(relay_connected=self.relay.connected)
 
     async def exposition(self, accepted: str) -> tuple[bytes, str]:
         """All metrics; those of the outbox are as PostgreSQL has them now, or NaN where it does not answer."""
@@ -146,6 +166,8 @@ class Gateway:
                     await asyncio.wait({task})
                 elif task.exception() is not None or not stop.is_set():
                     await task
+        await self._overview.aclose()
+        await self._queues.aclose()
         await self._broker.stop()
         await self._relay_engine.dispose()
         await self._engine.dispose()

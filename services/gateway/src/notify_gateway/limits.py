@@ -4,6 +4,7 @@ import asyncio
 import time
 from asyncio import TimerHandle, Transport
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from fastapi import HTTPException
@@ -35,6 +36,10 @@ App = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 Answered = Callable[[str, str, int, float], None]
 """Takes method, route, status and seconds."""
 NONE = "none"
+ABORT = "notify.abort"
+"""In the scope of a request: ends its connection at once, whatever is still to be written."""
+UNLIMITED = "notify.unlimited"
+"""In the scope of a request: its answer may take as long as the client likes."""
 
 
 class Limits:
@@ -73,7 +78,8 @@ class Limits:
                 await too_long(scope, receive, send_secured)
                 return
             try:
-                async with asyncio.timeout(self._request_timeout):
+                async with asyncio.timeout(self._request_timeout) as limit:
+                    scope[UNLIMITED] = partial(limit.reschedule, None)
                     await self._app(scope, _limited(receive, self._body_timeout), send_secured)
             except TimeoutError:
                 if status:
@@ -88,10 +94,12 @@ class Limits:
 
 def _limited(receive: Receive, timeout: float) -> Receive:
     """Of the body, no more bytes and no more time than allowed."""
-    received, deadline = 0, asyncio.get_running_loop().time() + timeout
+    received, deadline, complete = 0, asyncio.get_running_loop().time() + timeout, False
 
     async def receive_limited() -> Message:
-        nonlocal received
+        nonlocal received, complete
+        if complete:
+            return await receive()  # that the client is gone
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
@@ -100,6 +108,7 @@ def _limited(receive: Receive, timeout: float) -> Receive:
         received += len(message.get("body", b""))
         if received > MAX_BODY:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
+        complete = not message.get("more_body", False)
         return message
 
     return receive_limited
@@ -133,6 +142,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._await_head()
         super().on_message_begin()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]  # servers may add theirs
 
     @override
     def on_headers_complete(self) -> None:

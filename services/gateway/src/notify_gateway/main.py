@@ -82,6 +82,8 @@ def create_api(gateway: Gateway) -> FastAPI:
     app.include_router(api.router)
     app.include_router(api.deliveries_router)
     app.include_router(api.users_router)
+    app.include_router(api.events_router)
+    app.include_router(api.console_router)
     app.include_router(api.health_router)
     return app
 
@@ -97,6 +99,7 @@ async def _serve(settings: GatewaySettings) -> None:
         work=gateway.work,
         http=LimitedProtocol,
         also=(settings.health_host, settings.health_port),
+        stopping=gateway.live.close,
     )
 
 

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.notification_status import NotificationStatus, has_status_sql, notification_status
 from notify_gateway.schemas import (
+    DeliveryOfNotification,
     DeliverySummary,
     DeliveryView,
     ListQuery,
@@ -47,7 +48,7 @@ STORY = f"""
     ORDER BY d.channel
 """  # noqa: S608 - a constant
 ONE_DELIVERY = f"""
-    SELECT {DELIVERY} FROM deliveries d JOIN notifications n ON n.id = d.notification_id
+    SELECT {DELIVERY}, d.notification_id FROM deliveries d JOIN notifications n ON n.id = d.notification_id
     WHERE d.id = :id AND n.tenant = :tenant
 """  # noqa: S608 - a constant
 OF_ITS_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
@@ -80,10 +81,12 @@ class NotificationQueries:
             deliveries=deliveries,
         )
 
-    async def delivery(self, tenant: str, delivery_id: UUID) -> DeliverySummary | None:
+    async def delivery(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
         """The tenant's delivery, or None where there is none."""
         rows = await self._rows(ONE_DELIVERY, id=delivery_id, tenant=tenant)
-        return DeliverySummary(**_delivery(rows[0])) if rows else None
+        if not rows:
+            return None
+        return DeliveryOfNotification(**_delivery(rows[0]), notification_id=rows[0].notification_id)
 
     async def page(self, tenant: str, query: ListQuery) -> NotificationPage:
         """One page of the tenant's, newest first. A page begins after the last id of the one before."""

@@ -27,6 +27,7 @@ TAKE_DUE = text("""
         FOR UPDATE SKIP LOCKED
     ), story AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
+               now() AS updated_at,
                n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email, n.expires_at,
                n.traceparent,
                CASE

@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from notify_gateway.idempotency import KeyReused
 from notify_gateway.intake import NotNow
+from notify_gateway.live_events import TooManyListeners
 from notify_gateway.schemas import DeliverySummary
 
 MEDIA_TYPE = "application/problem+json"
@@ -113,6 +114,7 @@ ANSWERS: dict[type, Callable[[Any], JSONResponse]] = {
         HTTPStatus.UNPROCESSABLE_ENTITY, "The database can not store a value of this request."
     ),
     WaitingRoomFull: lambda _: _try_later("Too many requests are waiting for the database."),
+    TooManyListeners: lambda _: _try_later("Too many listen to the events of this gateway, or it is about to stop."),
     DatabaseAway: lambda _: _try_later("The database is not available."),
 }
 

@@ -63,6 +63,8 @@ Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
 FutureTime = Annotated[
     Time, Field(le=datetime(9000, 1, 1, tzinfo=UTC)), AfterValidator(lambda time: time.astimezone(UTC))
 ]
+# Microseconds since 1970, up to what a `datetime` can express.
+EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,17}$")]
 # PostgreSQL stores no NUL, and a subject is one line.
 MetadataText = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
@@ -212,6 +214,12 @@ class DeliverySummary(BaseModel):
     updated_at: datetime
 
 
+class DeliveryOfNotification(DeliverySummary):
+    """A delivery that was asked for by its own id."""
+
+    notification_id: UUID
+
+
 class DeliveryView(DeliverySummary):
     """The notification over one channel, with every attempt."""
 
@@ -264,6 +272,86 @@ class ListQuery(BaseModel):
     created_before: Time | None = Field(None, description="Exclusive.")
     limit: int = Field(50, ge=1, le=200)
     cursor: UUID | None = None
+
+
+class EventQuery(BaseModel):
+    """Which changes of status to hear of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: UserId | None = None
+    notification_id: UUID | None = None
+    channel: Channel | None = None
+    last_event_id: EventId | None = Field(None, description="As the header Last-Event-ID, for who can not set one.")
+
+
+class StatusEvent(BaseModel):
+    """A delivery has a new status, or has made another attempt."""
+
+    delivery_id: UUID
+    notification_id: UUID
+    user_id: UserId
+    channel: Channel
+    status: DeliveryStatus
+    round: int
+    attempt: int
+    error_class: ErrorClass | None
+    error_code: str | None
+    changed_at: datetime
+
+
+class SecondsOverview(BaseModel):
+    """How many deliveries, second by second; null where nobody has looked."""
+
+    accepted: list[int]
+    sent: list[int | None]
+    retrying: list[int | None]
+    failed: list[int | None]
+
+
+class ChannelOverview(BaseModel):
+    """What happens on one channel. What RabbitMQ does not tell is null."""
+
+    channel: Channel
+    waiting: int | None = Field(description="Messages in the channel's queue.")
+    in_flight: int | None = Field(description="Messages that senders have.")
+    retrying: int | None = Field(description="Messages in its retry queues.")
+    consumers: int | None
+    latency_p50: float | None = Field(description="Seconds from acceptance to sent, of the last 2,000.")
+    latency_p95: float | None
+    seconds: SecondsOverview
+
+
+class Failures(BaseModel):
+    """Failed deliveries of one kind, among the newest 10,000 deliveries."""
+
+    channel: Channel
+    error_class: ErrorClass | None
+    error_code: str | None
+    count: int
+    last_at: datetime
+    last_notification_id: UUID
+
+
+class OverviewView(BaseModel):
+    """The whole service, of all tenants: numbers, and no content."""
+
+    at: datetime = Field(description="The end of the last of the seconds.")
+    live: bool = Field(description="Whether changes of status are heard from RabbitMQ.")
+    rabbitmq_connected: bool = Field(description="Whether the outbox relay of this gateway is connected.")
+    outbox_rows: int = Field(description="Deliveries that are due and not confirmed by RabbitMQ, 100,000 at most.")
+    outbox_oldest_seconds: float
+    results_waiting: int | None
+    dead_letters: int | None
+    channels: list[ChannelOverview]
+    failures: list[Failures]
+
+
+class ConsoleLinks(BaseModel):
+    """Where the console leads to."""
+
+    rabbitmq: str | None
+    trace: str | None = Field(description="With `{trace_id}` in it.")
 
 
 class RetryRequest(BaseModel):

@@ -1,13 +1,15 @@
 """The gateway's settings."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 from notify_common.channels import ProviderSettings
 from notify_common.process import ServiceSettings, TracedSettings
 from notify_common.rabbitmq import RabbitSettings
 from notify_database.engine import PostgresSettings
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, HttpUrl, SecretStr, model_validator
+
+from notify_gateway.schemas import ConsoleLinks
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 EXAMPLE_SECRET = "change-me"  # noqa: S105 - what the secrets of .env.example have in common
@@ -34,6 +36,9 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)
     rate_limit: int = Field(0, ge=0)
     retention_days: int = Field(0, ge=0, le=36500)
+    rabbitmq_management_url: HttpUrl | None = None
+    rabbitmq_ui_url: HttpUrl | None = None
+    trace_url: Annotated[str, Field(pattern=r"^https?://.*\{trace_id\}")] | None = None
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
@@ -49,6 +54,11 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
                 "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
             )
         return self
+
+    def links(self) -> ConsoleLinks:
+        """Where the console leads to."""
+        ui = self.rabbitmq_ui_url
+        return ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=self.trace_url)
 
     def example_secrets(self) -> list[str]:
         """The variables that still have the value of the example file."""

@@ -5,13 +5,11 @@ from typing import Any
 
 from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus, StatusChange
-from notify_common.process import utc_now
 from sqlalchemy import Row
 
 
 def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[StatusChange]:
-    """One per row of `deliveries` (id, notification_id, channel, round, attempt) that was given `status`."""
-    now = utc_now()
+    """One per row of `deliveries` that was given `status`: id, notification_id, channel, round, attempt, updated_at."""
     return [
         StatusChange(
             delivery_id=row.id,
@@ -20,7 +18,7 @@ def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[Sta
             status=status,
             round=row.round,
             attempt=row.attempt,
-            changed_at=now,
+            changed_at=row.updated_at,
         )
         for row in rows
     ]

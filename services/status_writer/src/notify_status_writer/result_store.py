@@ -7,7 +7,6 @@ from uuid import UUID
 
 from notify_common.channels import Channel
 from notify_common.messages import DeliveryResult, DeliveryStatus, StatusChange
-from notify_common.process import utc_now
 from notify_database.engine import database_errors
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,7 +16,8 @@ from notify_status_writer.delivery_state import DeliveryState, advance, best_att
 COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
 # In id order: two writers that share deliveries can not deadlock.
 LOCK = text(f"""
-    SELECT {COLUMNS} FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+    SELECT {COLUMNS}, now() AS changed_at
+    FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
 """)  # noqa: S608 - the columns are a constant
 READ = text(f"SELECT {COLUMNS} FROM deliveries WHERE id = :id")  # noqa: S608 - the columns are a constant
 WRITE = text("""
@@ -51,6 +51,8 @@ WRITE = text("""
        OR (excluded.outcome = 'failed' AND attempts.outcome IN ('retrying', 'throttled'))
 """)
 
+WITH_ERROR = (DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -80,7 +82,7 @@ class ResultStore:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
                 changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
                 await connection.execute(WRITE, _columns(changed, best_attempts(known).values()))
-        now = utc_now()
+        errors = {(each.delivery_id, each.attempt): each for each in known if each.error_class is not None}
         return Applied(
             changes=[
                 StatusChange(
@@ -90,10 +92,14 @@ class ResultStore:
                     status=state.status,
                     round=state.round,
                     attempt=state.attempt,
-                    changed_at=now,
+                    changed_at=rows[0].changed_at,
+                    error_class=error.error_class if error is not None else None,
+                    error_code=error.error_code if error is not None else None,
                 )
                 for state in changed
-                if state.status is not before[state.id].status
+                # Another attempt under the same status is news, too, until the end has come.
+                if state.status is not before[state.id].status or not state.status.final
+                for error in [errors.get((state.id, state.attempt)) if state.status in WITH_ERROR else None]
             ],
             unknown=[result for result in results if result.delivery_id not in before],
         )

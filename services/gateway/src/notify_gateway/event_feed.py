@@ -1,0 +1,111 @@
+"""What is told on `notifications.events`, heard through a queue of this process's own while somebody wants to know."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+from aiormq.abc import AbstractChannel
+from notify_common import topology
+from notify_common.lasting_fault import LastingFault
+from notify_common.messages import StatusChange, StatusChanges
+from notify_common.rabbitmq import BrokerAway, RabbitSettings, broker_errors
+from pydantic import ValidationError
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 500  # messages, of many changes each
+KEPT_MESSAGES = 10_000  # in the queue; what comes past them is dropped
+TIMEOUT = 5.0  # seconds
+
+
+class EventFeed:
+    """Hears all changes of status, for as long as `run` does.
+
+    RabbitMQ drops what it tells while nobody hears it: `began` is called when it is heard (again), `lost` when no more.
+    """
+
+    def __init__(
+        self,
+        settings: RabbitSettings,
+        role: str,
+        receive: Callable[[Sequence[StatusChange]], Awaitable[None]],
+        *,
+        began: Callable[[], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._url = settings.amqp_url(f"{role}.live")
+        self._queue = f"{topology.EVENTS.name}.{role}"
+        self._receive = receive
+        self._began = began
+        self._lost = lost
+
+    async def run(self) -> None:
+        """Hear, and connect again, until cancelled. The queue goes with its connection."""
+        fault = LastingFault(log, "events are not heard")
+        while True:
+            try:
+                with broker_errors():
+                    await self._hear(fault)
+                wait = fault.occurred("the queue is gone")
+            except BrokerAway as away:
+                wait = fault.occurred(away)
+            await asyncio.sleep(wait)
+
+    async def _hear(self, fault: LastingFault) -> None:
+        arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+        async with asyncio.timeout(TIMEOUT):
+            connection = await aio_pika.connect(self._url)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                channel = await connection.channel(publisher_confirms=False)
+                await channel.set_qos(prefetch_count=PREFETCH)
+                underlay = await channel.get_underlay_channel()
+                _when_ended(underlay, lambda: arrived.put_nowait(None))
+                queue = await channel.declare_queue(
+                    f"{self._queue}.{uuid4()}",
+                    exclusive=True,
+                    auto_delete=True,
+                    arguments={"x-max-length": KEPT_MESSAGES},
+                )
+                await queue.bind(topology.EVENTS.name, "#")
+                await queue.consume(arrived.put)
+            fault.over()
+            self._began()
+            try:
+                while messages := await _next(arrived):
+                    await self._receive([change for message in messages for change in _changes(message)])
+                    await messages[-1].ack(multiple=True)
+            finally:
+                self._lost()
+        finally:
+            with suppress(BrokerAway), broker_errors():
+                async with asyncio.timeout(TIMEOUT):
+                    await connection.close()
+
+
+def _when_ended(channel: AbstractChannel, call: Callable[[], None]) -> None:
+    """Call when no message comes any more: with the channel, or because somebody has deleted the queue."""
+    channel.closing.add_done_callback(lambda _: call())
+    channel.on_consumer_cancel_callbacks.add(lambda _: call())
+
+
+async def _next(
+    arrived: "asyncio.Queue[AbstractIncomingMessage | None]",
+) -> list[AbstractIncomingMessage]:
+    """All that has arrived, at least one; none at the end."""
+    messages = [await arrived.get()]
+    while not arrived.empty():
+        messages.append(arrived.get_nowait())
+    return [] if None in messages else [message for message in messages if message is not None]
+
+
+def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:
+    try:
+        return StatusChanges.model_validate_json(message.body).changes
+    except ValidationError:
+        log.warning("event is unreadable", extra={"message_id": message.message_id})
+        return ()

@@ -1,0 +1,186 @@
+"""Who listens to changes of status, and what each of them is to hear. Nothing is kept open while nobody listens."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
+
+from notify_common.messages import StatusChange
+from notify_common.rabbitmq import RabbitSettings
+from notify_database.engine import DatabaseAway
+
+from notify_gateway.event_feed import EventFeed
+from notify_gateway.event_history import EventHistory, Wanted
+from notify_gateway.schemas import StatusEvent
+from notify_gateway.server_sent import live_chunk, status_chunk
+
+log = logging.getLogger(__name__)
+
+MOST_LISTENERS = 1000
+KEPT_BYTES = 4 * 1024 * 1024  # for a listener that reads slower than things happen
+LIVE_TIMEOUT = 2.0  # seconds until a listener is let in although RabbitMQ does not answer
+
+Watcher = Callable[[Sequence[StatusChange]], None]
+
+
+class TooManyListeners(Exception):
+    """No more can listen to this gateway."""
+
+
+class Listener:
+    """One who listens: what is to be written to the client, in order."""
+
+    def __init__(self, wanted: Wanted, abort: Callable[[], None]) -> None:
+        self.wanted = wanted
+        self._abort = abort
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._kept = 0
+        self._ended = False
+
+    async def next(self) -> bytes | None:
+        """The next to write; None at the end."""
+        chunk = await self._chunks.get()
+        self._kept -= len(chunk or b"")
+        return chunk
+
+    def push(self, chunk: bytes) -> None:
+        """Have it written; one who is too slow is dropped, and can come back for what is missing."""
+        if self._ended:
+            return
+        if self._kept > KEPT_BYTES:
+            log.info("a listener that does not read is dropped", extra={"tenant": self.wanted.tenant})
+            self.end()
+            self._abort()
+        else:
+            self._kept += len(chunk)
+            self._chunks.put_nowait(chunk)
+
+    def end(self) -> None:
+        """Nothing more, after what is there."""
+        self._ended = True
+        self._chunks.put_nowait(None)
+
+
+class LiveEvents:
+    """Hands each change to those who want it."""
+
+    def __init__(self, settings: RabbitSettings, role: str, history: EventHistory) -> None:
+        self._history = history
+        self._feed = EventFeed(settings, role, self._receive, began=self._began, lost=self._lost)
+        self._feeding: asyncio.Task[None] | None = None
+        self._live = asyncio.Event()
+        # By what they want most narrowly: however many listen, a change is looked up three times.
+        self._listeners: defaultdict[UUID | tuple[str, int] | str, set[Listener]] = defaultdict(set)
+        self._let_in: set[Listener] = set()
+        self._count = 0
+        self._watchers: set[Watcher] = set()
+        self._closed = False
+
+    @property
+    def live(self) -> bool:
+        """Whether changes are heard as they are told."""
+        return self._live.is_set()
+
+    @asynccontextmanager
+    async def listening(self, wanted: Wanted, abort: Callable[[], None]) -> AsyncIterator[Listener]:
+        """Listen for as long as the context lasts. `abort` ends the connection of one who does not read."""
+        if self._count >= MOST_LISTENERS or self._closed:
+            raise TooManyListeners
+        listener, key = Listener(wanted, abort), _key(wanted)
+        self._count += 1
+        self._listeners[key].add(listener)
+        try:
+            await self._start()
+            self._let_in.add(listener)
+            yield listener
+        finally:
+            self._count -= 1
+            self._let_in.discard(listener)
+            self._listeners[key].discard(listener)
+            if not self._listeners[key]:
+                del self._listeners[key]
+            await self._stop_unless_wanted()
+
+    async def watch(self, watcher: Watcher) -> None:
+        """Have `watcher` called with all changes, whose ever they are."""
+        self._watchers.add(watcher)
+        await self._start()
+
+    async def unwatch(self, watcher: Watcher) -> None:
+        """Call it no more."""
+        self._watchers.discard(watcher)
+        await self._stop_unless_wanted()
+
+    def close(self) -> None:
+        """End all: the process stops."""
+        self._closed = True
+        self._end_all()
+
+    async def _start(self) -> None:
+        if self._feeding is None or self._feeding.done():
+            self._feeding = asyncio.create_task(self._feed.run())
+            self._feeding.add_done_callback(_log_end)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LIVE_TIMEOUT):
+                await self._live.wait()
+
+    async def _stop_unless_wanted(self) -> None:
+        if self._feeding is None or self._count or self._watchers:
+            return
+        feeding, self._feeding = self._feeding, None
+        feeding.cancel()
+        await asyncio.wait({feeding})
+
+    def _began(self) -> None:
+        # They have missed what was told before: each comes back, and gets it from PostgreSQL.
+        self._end_all()
+        self._live.set()
+
+    def _lost(self) -> None:
+        self._live.clear()
+        for listener in self._let_in:
+            listener.push(live_chunk(live=False))
+
+    def _end_all(self) -> None:
+        for listener in self._let_in:
+            listener.end()
+
+    async def _receive(self, changes: Sequence[StatusChange]) -> None:
+        for watcher in list(self._watchers):
+            watcher(changes)
+        if not self._count:
+            return
+        if all(isinstance(key, UUID) for key in self._listeners):
+            changes = [change for change in changes if change.notification_id in self._listeners]
+        try:
+            events = await self._history.events(changes)
+        except DatabaseAway as away:
+            log.warning("listeners have to come back: whose events they are is not known", extra={"error": str(away)})
+            self._end_all()
+            return
+        self._hand_out(events)
+
+    def _hand_out(self, events: Sequence[tuple[str, StatusEvent]]) -> None:
+        chunks: defaultdict[Listener, list[bytes]] = defaultdict(list)
+        for tenant, event in events:
+            chunk: bytes | None = None
+            for key in (event.notification_id, (tenant, event.user_id), tenant):
+                for listener in self._listeners.get(key, ()):
+                    if listener.wanted.includes(tenant, event):
+                        chunk = chunk or status_chunk(event)
+                        chunks[listener].append(chunk)
+        for listener, its_own in chunks.items():
+            listener.push(b"".join(its_own))
+
+
+def _key(wanted: Wanted) -> UUID | tuple[str, int] | str:
+    if wanted.notification_id is not None:
+        return wanted.notification_id
+    return wanted.tenant if wanted.user_id is None else (wanted.tenant, wanted.user_id)
+
+
+def _log_end(feeding: "asyncio.Task[None]") -> None:
+    if not feeding.cancelled() and (bug := feeding.exception()) is not None:
+        log.error("events are not heard any more", exc_info=bug)
