@@ -1,6 +1,6 @@
 """The routes of the API."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
@@ -11,6 +11,7 @@ from notify_common.messages import DeliveryStatus
 from typing_extensions import override
 
 from notify_gateway.access import Administering, KeyedRoute, Reading, Sending, bearer
+from notify_gateway.asyncapi import asyncapi_document
 from notify_gateway.event_history import Wanted
 from notify_gateway.event_stream import EventStream
 from notify_gateway.gateway import Gateway
@@ -275,6 +276,15 @@ async def overview(_: Administering, request: Request) -> OverviewView:
 async def links(_: Reading, request: Request) -> ConsoleLinks:
     """Where traces and RabbitMQ's management UI are, as far as that is set."""
     return _gateway(request).links
+
+
+documents_router = APIRouter(tags=["documents"])
+
+
+@documents_router.get("/asyncapi")
+async def asyncapi() -> dict[str, Any]:
+    """The messages between the services, as an AsyncAPI document."""
+    return asyncapi_document()
 
 
 metrics_router = APIRouter()

@@ -84,6 +84,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     app.include_router(api.users_router)
     app.include_router(api.events_router)
     app.include_router(api.console_router)
+    app.include_router(api.documents_router)
     app.include_router(api.health_router)
     return app
 

@@ -29,7 +29,8 @@ LATENCIES = 2000  # of the last sent deliveries of a channel
 LATEST = 10_000  # deliveries among which failures are looked for
 
 ACCEPTED = text("""
-    SELECT channel, ('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000 AS second, count(*) AS accepted
+    SELECT channel, ('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000 AS second,
+           count(*) AS accepted
     FROM deliveries WHERE id >= :first_id AND id < :end_id GROUP BY 1, 2
 """)
 # By id and not by status, which has no index: the newest ones are read from the end.
