@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test chaos fuzz test-compose bench bench-scale check format lock clean
+.PHONY: help install up demo test screenshots chaos fuzz test-compose bench bench-scale check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,10 +21,13 @@ demo: install ## send examples/notifications.csv, or FILE=path.csv, and follow i
 	@exec $(BIN)/python -m notify_local demo $(if $(FILE),"$(FILE)")
 
 # Two processes, each with servers of its own; what takes longest begins first.
-WHOLE_SUITE := -n 2 --dist loadfile tests/e2e tests/component tests/unit
+WHOLE_SUITE := -n 2 --dist loadfile tests/e2e tests/browser tests/component tests/unit
 
 test: install ## run the whole suite; ARGS="-k relay" narrows it
 	@$(BIN)/python -m pytest $(or $(ARGS),$(WHOLE_SUITE))
+
+screenshots: install ## take the pictures of the console in docs/images anew, from its tests
+	@SCREENSHOTS="$(CURDIR)/docs/images" $(BIN)/python -m pytest tests/browser
 
 chaos: install ## 50,000 notifications and 42 faults in a quarter of an hour; ARGS="--short --seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)

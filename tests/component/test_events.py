@@ -265,7 +265,7 @@ async def test_a_tenant_hears_nothing_of_another(
     async with (
         running_sender(rabbit, FakeProvider()),
         running_status_writer(rabbit, postgres),
-        served_gateway(rabbit, postgres, auth="on") as url,
+        served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
         reading(url, keys["ours"]) as (ours, _),
         reading(url, keys["theirs"]) as (theirs, _),
     ):

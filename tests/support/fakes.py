@@ -1,8 +1,8 @@
 """Fakes at the edge of the system: providers, and a network that can be cut."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 from notify_common.messages import DeliveryRequested
 
@@ -36,6 +36,17 @@ class CuttableNetwork:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.port = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def before(cls, host: str, port: int) -> AsyncIterator["CuttableNetwork"]:
+        """One that leads there, open until the context ends."""
+        network = cls(host, port)
+        await network.open()
+        try:
+            yield network
+        finally:
+            await network.close()
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)

@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -177,10 +178,15 @@ async def running_gateway(
 
 @asynccontextmanager
 async def served_gateway(
-    rabbit: RabbitSettings, postgres: PostgresSettings, *, relaying: bool = True, auth: str = "off"
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    *,
+    relaying: bool = True,
+    settings: Mapping[str, object] | None = None,
 ) -> AsyncIterator[httpx.URL]:
     """A gateway behind a socket: its address."""
-    async with working_gateway(rabbit, postgres, relaying=relaying, auth=auth) as gateway:
+    own: dict[str, Any] = dict(settings or {})
+    async with working_gateway(rabbit, postgres, relaying=relaying, **own) as gateway:
         with closing(socket.socket()) as listener:
             # The kernel keeps little for a client that does not read.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)

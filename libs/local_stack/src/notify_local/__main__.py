@@ -27,6 +27,7 @@ async def _up(folder: StackFolder, scale: dict[str, int]) -> int:
         say(
             f"""
 Ready.
+  Console      {gateway}/
   API          {gateway}/api/notifications
   Docs         {gateway}/docs
   RabbitMQ UI  http://{ui.hostname}:{ui.port}  (user {ui.username}, password {ui.password})

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from notify_common.process import load_settings, run, serve
 
-from notify_gateway import api, problems
+from notify_gateway import api, console_pages, problems
 from notify_gateway.commands import run_command
 from notify_gateway.gateway import ROLE, Gateway
 from notify_gateway.limits import App, AsgiScope, LimitedProtocol, Limits, Receive, Send
@@ -85,6 +85,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     app.include_router(api.events_router)
     app.include_router(api.console_router)
     app.include_router(api.documents_router)
+    console_pages.install(app)
     app.include_router(api.health_router)
     return app
 

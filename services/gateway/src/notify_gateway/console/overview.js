@@ -1,0 +1,110 @@
+// The whole service at a look, asked for once a second while it is shown.
+
+import { get } from "./api.js";
+import { chart, recent } from "./charts.js";
+import { duration, h, show, time } from "./dom.js";
+import { every } from "./pages.js";
+
+const CHANNEL_FIGURES = [
+  ["waiting", "waiting", "Messages in the channel's queue"],
+  ["in_flight", "in flight", "Messages that senders have"],
+  ["retrying", "retrying", "Messages in its retry queues"],
+  ["failed", "failed", "Failed among the newest 10,000 deliveries"],
+  ["consumers", "senders", "Senders that consume"],
+];
+
+export function overview({ main, signal, state }) {
+  const tiles = h("dl", { className: "tiles" });
+  const channels = h("div", { className: "channels" });
+  const failures = h("div", {});
+  const loading = h("p", { className: "empty", "aria-busy": "true" }, "Loading …");
+  main.append(
+    h("h1", { className: "visually-hidden" }, "Overview"), loading, tiles, channels,
+    h("section", { "aria-labelledby": "failures" },
+      h("h2", { id: "failures" }, "Failures among the newest 10,000 deliveries"), failures),
+  );
+  const cards = new Map();
+  every(1000, signal, async () => {
+    const look = await get("api/overview");
+    loading.remove();
+    state.report(look);
+    showTiles(tiles, look);
+    for (const channel of look.channels) {
+      if (!cards.has(channel.channel)) {
+        cards.set(channel.channel, card(channel.channel));
+        channels.append(cards.get(channel.channel).element);
+      }
+      const failed = look.failures.filter((each) => each.channel === channel.channel);
+      cards.get(channel.channel).update({ ...channel, failed: failed.reduce((sum, each) => sum + each.count, 0) });
+    }
+    showFailures(failures, look.failures);
+  }, (problem) => {
+    if (problem.status !== 403) return false;
+    loading.textContent = "";
+    loading.removeAttribute("aria-busy");
+    loading.append("The overview is of all tenants: a key with the scope admin shows it. ",
+      h("a", { href: "#/notifications" }, "Your notifications"), " need read only.");
+    return true;
+  });
+}
+
+function total(channels, name) {
+  return channels[0].seconds[name].map((_, second) => {
+    const values = channels.map((channel) => channel.seconds[name][second]);
+    return values.includes(null) ? null : values.reduce((sum, value) => sum + value, 0);
+  });
+}
+
+function showTiles(tiles, look) {
+  const latencies = look.channels.filter((channel) => channel.latency_p50 !== null);
+  const slowest = (name) => Math.max(...latencies.map((channel) => channel[name]));
+  const figures = [
+    ["Accepted", `${recent(total(look.channels, "accepted"))}/s`, "deliveries, last 10 s"],
+    ["Sent", `${recent(total(look.channels, "sent"))}/s`, "deliveries, last 10 s"],
+    ["Latency", latencies.length ? duration(slowest("latency_p50")) : "–",
+      latencies.length ? `p95 ${duration(slowest("latency_p95"))}, slowest channel` : "accepted to sent"],
+    ["Outbox", look.outbox_rows.toLocaleString(),
+      look.outbox_rows ? `oldest due for ${duration(look.outbox_oldest_seconds)}` : "nothing waits for RabbitMQ"],
+    ["Results", look.results_waiting === null ? "–" : look.results_waiting.toLocaleString(), "wait for the status writer"],
+    ["Dead letters", look.dead_letters === null ? "–" : look.dead_letters.toLocaleString(),
+      look.dead_letters ? "see notify-gateway dead list" : "messages that can not be handled"],
+  ];
+  show(tiles, JSON.stringify(figures), figures.map(([name, value, note]) =>
+    h("div", { className: "tile" }, h("dt", {}, name), h("dd", { className: "value" }, value), h("dd", { className: "note" }, note))));
+}
+
+function card(name) {
+  const values = Object.fromEntries(CHANNEL_FIGURES.map(([figure]) => [figure, h("dd", {})]));
+  const drawn = chart(name);
+  const latency = h("p", { className: "note" });
+  const element = h("section", { className: "channel", "aria-label": name },
+    h("h2", {}, name),
+    h("dl", { className: "figures" }, CHANNEL_FIGURES.map(([figure, label, title]) =>
+      h("div", { title, "data-figure": figure }, h("dt", {}, label), values[figure]))),
+    drawn.element, latency);
+
+  function update(channel) {
+    for (const [figure] of CHANNEL_FIGURES) values[figure].textContent = channel[figure]?.toLocaleString() ?? "–";
+    element.classList.toggle("unattended", channel.consumers === 0);
+    drawn.update(channel.seconds);
+    latency.textContent = channel.latency_p50 === null ? "Nothing sent since you look."
+      : `Accepted to sent: half within ${duration(channel.latency_p50)}, 95 % within ${duration(channel.latency_p95)}`;
+  }
+  return { element, update };
+}
+
+function showFailures(place, failures) {
+  if (!failures.length) {
+    show(place, "none", h("p", { className: "empty" }, "None. Nothing has failed."));
+    return;
+  }
+  const head = ["Channel", "Error class", "Code", "Count", "Last", ""];
+  show(place, JSON.stringify(failures), h("div", { className: "scroll" }, h("table", {},
+    h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name || h("span", { className: "visually-hidden" }, "Actions"))))),
+    h("tbody", {}, failures.map((each) => h("tr", {},
+      h("td", {}, each.channel), h("td", {}, each.error_class ?? "–"), h("td", {}, each.error_code ?? "–"),
+      h("td", { className: "number" }, each.count.toLocaleString()),
+      h("td", {}, h("a", { href: `#/notifications/${each.last_notification_id}` }, time(each.last_at))),
+      h("td", {}, h("a", { href: `#/retry?${new URLSearchParams({ channel: each.channel, error_class: each.error_class ?? "" })}` },
+        "Retry these …"))))))));
+}

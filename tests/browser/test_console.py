@@ -1,0 +1,473 @@
+"""The console in a real browser, against services on real servers.
+
+With SCREENSHOTS=docs/images the pictures of the documentation are taken on the way: `make screenshots`.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from notify_common.channels import Channel
+from notify_common.messages import DeliveryRequested
+from notify_common.process import utc_now
+from notify_common.rabbitmq import RabbitSettings
+from notify_common.sending.provider import PermanentFailure, TemporaryFailure
+from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys import ApiKeys, Scope
+from notify_gateway.ids import new_id
+from playwright.async_api import Browser, Page, expect
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.browser import PHONE, TIMEOUT, Chromium, find_chromium, opened, running_browser
+from support.fakes import CuttableNetwork, FakeProvider
+from support.processes import local_command, running_system
+from support.servers import PROJECT, Servers
+from support.services import eventually, running_sender, running_status_writer, served_gateway
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+MARKUP = '<img src=x onerror=alert(1)><script>alert(2)</script> & "quoted" </td></table> {{7*7}} \u202eabc'
+PAGES = ["#/", "#/notifications", "#/send", "#/retry"]
+# What the browser says by itself of a request that got no answer, or an error.
+NO_ANSWER = ("net::ERR_", "Failed to load resource")
+MANY = 10_000
+STORE = text("""
+    WITH stored AS (
+        INSERT INTO notifications (id, tenant, user_id, message, created_at)
+        SELECT id, 'default', number, 'Message ' || number, now()
+        FROM unnest(CAST(:ids AS uuid[])) WITH ORDINALITY AS n (id, number)
+    )
+    INSERT INTO deliveries (id, notification_id, channel, status, round, attempt, failures, updated_at)
+    SELECT id, notification_id, 'telegram', 'sent', 1, 1, 0, now()
+    FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:ids AS uuid[])) AS d (id, notification_id)
+""")
+
+
+@pytest.fixture(autouse=True)
+def _patience() -> None:
+    expect.set_options(timeout=TIMEOUT)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Chromium:
+    return find_chromium(tmp_path_factory.mktemp("chromium"))
+
+
+@pytest.fixture
+async def browser(chromium: Chromium) -> AsyncIterator[Browser]:
+    async with running_browser(chromium) as browser:
+        yield browser
+
+
+async def picture(page: Page, name: str) -> None:
+    """For the documentation, where it is wanted."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        await page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+@dataclass
+class Providers:
+    """How each channel's provider answers; by default it sends."""
+
+    answers: dict[Channel, Callable[[DeliveryRequested], str]] = field(default_factory=dict)
+
+    async def answer(self, request: DeliveryRequested) -> str:
+        answer = self.answers.get(request.channel)
+        return answer(request) if answer else f"message-{request.attempt}"
+
+
+def refuses(_: DeliveryRequested) -> str:
+    raise PermanentFailure("blocked", "The user has blocked us.")
+
+
+def fails(_: DeliveryRequested) -> str:
+    raise TemporaryFailure("busy")
+
+
+@asynccontextmanager
+async def running_services(
+    servers: Servers,
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    providers: Providers,
+    **settings: object,
+) -> AsyncIterator[httpx.AsyncClient]:
+    """All services; a client of the gateway, whose address is that of the console."""
+    wanted = {
+        "rabbitmq_management_url": servers.management_url,
+        "rabbitmq_ui_url": servers.management_url,
+        "trace_url": "http://traces.invalid/{trace_id}",
+        **settings,
+    }
+    async with AsyncExitStack() as stack:
+        for channel in Channel:
+            delay = timedelta(milliseconds=300)
+            sender = running_sender(rabbit, FakeProvider(providers.answer), channel=channel, first_delay=delay)
+            await stack.enter_async_context(sender)
+        await stack.enter_async_context(running_status_writer(rabbit, postgres))
+        url = await stack.enter_async_context(served_gateway(rabbit, postgres, settings=wanted))
+        yield await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20, trust_env=False))
+
+
+@asynccontextmanager
+async def away(network: CuttableNetwork) -> AsyncIterator[None]:
+    """What is behind it can not be reached until the context ends."""
+    await network.close()
+    try:
+        yield
+    finally:
+        await network.open()
+
+
+async def post(api: httpx.AsyncClient, **change: Any) -> dict[str, Any]:
+    headers = {"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}
+    body = {"user_id": 123, "message": "hello", "type": "telegram", **change}
+    answer = await api.post("/api/notifications", json=body, headers=headers)
+    assert answer.status_code == 201, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+async def has_status(api: httpx.AsyncClient, notification: dict[str, Any], status: str) -> None:
+    async def reached() -> bool:
+        return bool((await api.get(f"/api/notifications/{notification['id']}")).json()["status"] == status)
+
+    await eventually(reached, f"it is {status}")
+
+
+async def test_a_notification_is_sent_and_followed_to_its_end(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    providers = Providers({Channel.EMAIL: lambda request: fails(request) if request.attempt < 3 else "sent"})
+    async with (
+        running_services(servers, rabbit, postgres, providers) as api,
+        opened(browser, str(api.base_url)) as page,
+    ):
+        await page.get_by_role("link", name="Send").click()
+        # Past what a number of JavaScript holds.
+        await page.get_by_label("User").fill("9007199254740993")
+        await page.get_by_role("checkbox", name="email").check()
+        await page.get_by_label("Message").fill("Hello from the console")
+        await page.get_by_role("button", name="Send").click()
+        for channel, attempts in (("telegram", 1), ("email", 3)):
+            story = page.get_by_role("region", name=f"Delivery over {channel}")
+            await expect(story.get_by_role("heading")).to_contain_text("sent")
+            await expect(story.get_by_text("Attempt ")).to_have_count(attempts)
+        await page.get_by_role("link", name="What became of it").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Notification")
+        await expect(page.get_by_role("link", name="9007199254740993")).to_be_visible()
+
+
+async def test_a_failure_is_found_explained_and_retried(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    providers = Providers({Channel.EMAIL: refuses})
+    async with (
+        running_services(servers, rabbit, postgres, providers) as api,
+        opened(browser, str(api.base_url)) as page,
+    ):
+        failed = await post(api, type="email", recipient={"email": "a@example.org"})
+        row = page.get_by_role("row", name="email permanent blocked")
+        await row.get_by_role("link").first.click()
+        story = page.get_by_role("region", name="Delivery over email")
+        await expect(story).to_contain_text("permanent: blocked")
+        await expect(story).to_contain_text("The user has blocked us.")
+        await expect(story).to_contain_text(f"delivery_id={failed['deliveries'][0]['id']}")
+        trace = page.get_by_role("link", name=TRACE_ID)
+        assert await trace.get_attribute("href") == f"http://traces.invalid/{TRACE_ID}"
+        await picture(page, "console-failure")
+
+        providers.answers.clear()
+        await story.get_by_role("button", name="Retry …").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+        await expect(story.get_by_role("heading")).to_contain_text("sent")
+        await expect(story).to_contain_text("Attempt 2 (round 2)")
+
+
+async def test_many_are_counted_before_they_are_retried(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    providers = Providers({Channel.EMAIL: refuses, Channel.WEBHOOK: refuses})
+    async with (
+        running_services(servers, rabbit, postgres, providers) as api,
+        opened(browser, str(api.base_url)) as page,
+    ):
+        posted = [await post(api, type="email") for _ in range(7)]
+        other = await post(api, type="webhook")
+        for each in (*posted, other):
+            await has_status(api, each, "failed")
+        await page.get_by_role("row", name="email permanent blocked 7").get_by_role("link", name="Retry these").click()
+        providers.answers.clear()
+        await page.get_by_role("button", name="Count").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("Retry 7 deliveries?")
+        await dialog.get_by_role("button", name="Back").click()
+        await has_status(api, posted[0], "failed")
+        await page.get_by_role("button", name="Count").click()
+        await dialog.get_by_role("button", name="Retry 7").click()
+        await expect(page.get_by_role("main").get_by_role("status")).to_have_text("7 of 7 put back")
+        for each in posted:
+            await has_status(api, each, "sent")
+        await has_status(api, other, "failed")
+
+
+async def test_with_rabbitmq_away_it_says_what_that_means_and_when_it_is_back(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    async with (
+        CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network,
+        running_services(
+            servers,
+            rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port}),
+            postgres,
+            Providers(),
+        ) as api,
+        opened(browser, str(api.base_url)) as page,
+    ):
+        state = page.get_by_role("banner").get_by_role("status")
+        await expect(state).to_have_text("Live")
+        story = page.get_by_role("region", name="Delivery over telegram")
+        async with away(network):
+            await expect(state).to_have_text("RabbitMQ away")
+            waiting = [await post(api) for _ in range(3)]
+            await expect(page.get_by_role("alert").first).to_contain_text("nothing is lost. 3 wait there now.")
+            await picture(page, "console-rabbitmq-away")
+            await page.goto(f"{api.base_url}#/notifications/{waiting[0]['id']}")
+            await expect(story).to_contain_text("Waits for its turn")
+        await expect(state).to_have_text("Live")
+        await expect(story.get_by_role("heading")).to_contain_text("sent")
+        await expect(page.get_by_role("alert").first).to_be_empty()
+
+
+async def test_with_postgresql_away_it_keeps_what_it_shows_and_comes_back(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    async with (
+        CuttableNetwork.before(postgres.postgres_host, postgres.postgres_port) as network,
+        running_services(
+            servers,
+            rabbit,
+            postgres.model_copy(update={"postgres_host": "127.0.0.1", "postgres_port": network.port}),
+            Providers(),
+        ) as api,
+        opened(browser, f"{api.base_url}#/notifications", expected=NO_ANSWER) as page,
+    ):
+        await post(api, message="It is shown")
+        await expect(page.get_by_text("It is shown")).to_be_visible()
+        state = page.get_by_role("banner").get_by_role("status")
+        async with away(network):
+            await expect(state).to_have_text("PostgreSQL away")
+            await expect(page.get_by_text("It is shown")).to_be_visible()
+        await expect(state).to_have_text("Live")
+
+
+async def test_without_a_gateway_it_says_so(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(running_services(servers, rabbit, postgres, Providers()))
+        async with opened(browser, str(api.base_url), expected=NO_ANSWER) as page:
+            state = page.get_by_role("banner").get_by_role("status")
+            await expect(state).to_have_text("Live")
+            await stack.aclose()
+            await expect(state).to_have_text("Gateway away")
+
+
+async def test_all_of_it_works_by_keyboard(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    providers = Providers({Channel.TELEGRAM: refuses})
+    async with (
+        running_services(servers, rabbit, postgres, providers) as api,
+        opened(browser, str(api.base_url)) as page,
+    ):
+
+        async def tab_to(name: str) -> None:
+            """Press Tab until what has the focus is called so."""
+            for _ in range(60):
+                await page.keyboard.press("Tab")
+                focus = page.locator(":focus")
+                if await focus.count() and name in (
+                    await focus.text_content() or await focus.get_attribute("name") or ""
+                ):
+                    return
+            pytest.fail(f"Tab does not lead to {name}")
+
+        await page.keyboard.press("Tab")
+        await expect(page.locator(":focus")).to_have_text("Skip to content")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("main")).to_be_focused()
+        await page.keyboard.press("Shift+Tab")
+        await page.reload()
+        await tab_to("Send")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("main")).to_be_focused()
+        await tab_to("message")
+        await page.keyboard.press("Control+A")
+        await page.keyboard.type("Typed")
+        await tab_to("Send")
+        await page.keyboard.press("Enter")
+        story = page.get_by_role("region", name="Delivery over telegram")
+        await expect(story.get_by_role("heading")).to_contain_text("failed")
+        await tab_to("Retry …")
+        await page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog")
+        await page.keyboard.press("Escape")
+        await expect(dialog).to_be_hidden()
+        providers.answers.clear()
+        await page.keyboard.press("Enter")
+        await expect(dialog).to_be_visible()
+        await expect(page.locator(":focus")).to_have_text("Back")
+        await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        await expect(story.get_by_role("heading")).to_contain_text("sent")
+
+
+async def test_what_a_message_says_stays_text(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    def answers_with_markup(_: DeliveryRequested) -> str:
+        raise PermanentFailure(MARKUP[:100], MARKUP)
+
+    providers = Providers({Channel.EMAIL: answers_with_markup})
+    async with (
+        running_services(servers, rabbit, postgres, providers) as api,
+        opened(browser, str(api.base_url)) as page,
+    ):
+        posted = await post(api, type="email", message=MARKUP, subject=MARKUP, metadata={MARKUP: MARKUP})
+        await has_status(api, posted, "failed")
+        await expect(page.get_by_role("cell", name=MARKUP[:100])).to_have_count(1)
+        await page.goto(f"{api.base_url}#/notifications")
+        await expect(page.get_by_role("cell", name="<img src=x")).to_be_visible()
+        await page.goto(f"{api.base_url}#/notifications/{posted['id']}")
+        await expect(page.locator(".message")).to_have_text(MARKUP)
+        await expect(page.locator("q")).to_have_text(" ".join(MARKUP.split()))
+        assert await page.locator("main img, main script").count() == 0
+
+
+async def test_ten_thousand_rows_are_read_in_pages_and_searched(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, browser: Browser
+) -> None:
+    begin = utc_now() - timedelta(hours=1)
+    times = [begin + number * timedelta(milliseconds=100) for number in range(MANY)]
+    ids, delivery_ids = [new_id(at) for at in times], [new_id(at) for at in times]
+    async with engine.begin() as connection:
+        await connection.execute(STORE, {"ids": ids, "delivery_ids": delivery_ids})
+    async with (
+        running_services(servers, rabbit, postgres, Providers()) as api,
+        opened(browser, f"{api.base_url}#/notifications", expected=("Failed to load resource",)) as page,
+    ):
+        rows = page.get_by_role("table").get_by_role("row")
+        await expect(rows.nth(1)).to_contain_text(f"Message {MANY}")
+        await expect(rows).to_have_count(51)
+        await page.get_by_role("link", name="Older").click()
+        await expect(rows.nth(1)).to_contain_text(f"Message {MANY - 50}")
+        await page.get_by_role("link", name="Newest").click()
+        await expect(rows.nth(1)).to_contain_text(f"Message {MANY}")
+        search = page.get_by_role("searchbox")
+        for wanted in (ids[0], delivery_ids[0]):
+            await page.goto(f"{api.base_url}#/notifications")
+            await search.fill(str(wanted))
+            await search.press("Enter")
+            await expect(page.locator(".message")).to_have_text("Message 1")
+        await page.goto(f"{api.base_url}#/notifications")
+        await search.fill("4711")
+        await search.press("Enter")
+        await expect(rows).to_have_count(2)
+        await expect(rows.nth(1)).to_contain_text("Message 4711")
+        await search.fill("not an id")
+        await search.press("Enter")
+        await expect(page.get_by_text("An id is a UUID or, of a user, a number.")).to_be_visible()
+        await search.fill(str(new_id(begin)))
+        await search.press("Enter")
+        await expect(page.get_by_text("There is neither a notification nor a delivery")).to_be_visible()
+
+
+async def test_the_page_is_open_and_its_data_is_not(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, browser: Browser
+) -> None:
+    tokens = {}
+    for name, scopes in {"all": frozenset(Scope), "reader": frozenset({Scope.READ})}.items():
+        _, tokens[name] = await ApiKeys(engine).create("default", name, scopes)
+    async with (
+        running_services(servers, rabbit, postgres, Providers(), auth="on") as api,
+        opened(browser, str(api.base_url), expected=("Failed to load resource",)) as page,
+    ):
+        dialog = page.get_by_role("dialog", name="An API key is needed")
+        await dialog.get_by_label("Key").fill("ntf_wrong")
+        await dialog.get_by_role("button").click()
+        await expect(dialog).to_contain_text("is not known")
+        await dialog.get_by_label("Key").fill(tokens["all"])
+        await dialog.get_by_role("button").click()
+        await expect(page.get_by_role("region", name="telegram")).to_be_visible()
+        await page.reload()
+        await expect(page.get_by_role("region", name="telegram")).to_be_visible()
+        kept = await page.evaluate(
+            "JSON.stringify([{...localStorage}, document.cookie, Object.values({...sessionStorage})])"
+        )
+        assert json.loads(kept) == [{}, "", [tokens["all"]]]
+
+        await page.get_by_role("button", name="Change key").click()
+        await dialog.get_by_label("Key").fill(tokens["reader"])
+        await dialog.get_by_role("button").click()
+        await expect(page.get_by_text("a key with the scope admin shows it")).to_be_visible()
+        await page.get_by_role("link", name="Send").click()
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.get_by_text("This key does not have the scope send.")).to_be_visible()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+async def test_every_page_is_accessible_and_fits_a_phone(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser, *, dark: bool
+) -> None:
+    providers = Providers({Channel.EMAIL: refuses})
+    async with running_services(servers, rabbit, postgres, providers) as api:
+        posted = await post(api, channels=["telegram", "email"], message="long " * 60, type=None)
+        await has_status(api, posted, "partially_sent")
+        async with opened(browser, str(api.base_url), size=PHONE, dark=dark) as page:
+            for path in (*PAGES, f"#/notifications/{posted['id']}"):
+                await page.goto(f"{api.base_url}{path}")
+                await expect(page.locator("[aria-busy]")).to_have_count(0)
+                await expect(page.get_by_role("heading").first).to_be_attached()
+                found = await Axe().run(page)
+                assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+                assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+            await picture(page, f"console-phone-{'dark' if dark else 'light'}")
+
+
+async def test_empty_it_says_how_to_begin(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    async with (
+        running_services(servers, rabbit, postgres, Providers()) as api,
+        opened(browser, str(api.base_url)) as page,
+    ):
+        await expect(page.get_by_text("None. Nothing has failed.")).to_be_visible()
+        await page.get_by_role("link", name="Notifications", exact=True).click()
+        await page.get_by_role("link", name="Send a test notification").click()
+        await expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+async def test_it_shows_the_demo_happen(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "stack"
+    with running_system(folder, {"ERROR_PROBABILITY": "0.1"}) as system:
+        async with opened(browser, f"{system.addresses()['GATEWAY_URL']}/") as page:
+            await expect(page.get_by_role("banner").get_by_role("status")).to_have_text("Live")
+            figures = page.get_by_role("region", name="email").locator("figcaption")
+            await expect(figures).to_contain_text("sent 0/s")
+            demo = await asyncio.create_subprocess_exec(
+                *local_command(folder, "demo", str(PROJECT / "examples/notifications.csv")),
+                stdout=asyncio.subprocess.DEVNULL,
+            )
+            await expect(figures).not_to_contain_text("accepted 0/s")
+            await expect(figures).not_to_contain_text("sent 0/s")
+            await picture(page, "console")
+            assert await demo.wait() == 0

@@ -1,0 +1,103 @@
+"""Debian's Chromium, driven by Playwright."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, ViewportSize, async_playwright
+
+from support.debian import unpacked
+
+TIMEOUT = 20_000  # milliseconds; only for what never comes
+WIDE: ViewportSize = {"width": 1280, "height": 860}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+# The sandbox needs rights that a container, or root, does not have; /dev/shm can be small there.
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/cache</cachedir></fontconfig>
+"""
+
+
+@dataclass(frozen=True)
+class Chromium:
+    """How to start it."""
+
+    executable: Path
+    environment: Mapping[str, str]
+
+
+def find_chromium(folder: Path) -> Chromium:
+    """The machine's own, or one that is unpacked in `folder`; the test is skipped where there can be none."""
+    if os.environ.get("CHROMIUM") or shutil.which("chromium"):
+        return Chromium(Path(os.environ.get("CHROMIUM") or str(shutil.which("chromium"))), {})
+    root = unpacked("chromium", "fonts-dejavu-core", folder=folder, with_libraries=True)
+    (root / "fonts.conf").write_text(FONTS.format(root=root))
+    libraries = sorted({str(library.parent) for library in root.glob("**/lib*.so*")})
+    return Chromium(
+        root / "usr/lib/chromium/chromium",
+        {"LD_LIBRARY_PATH": ":".join(libraries), "FONTCONFIG_FILE": str(root / "fonts.conf"), "HOME": str(folder)},
+    )
+
+
+@dataclass
+class Watched:
+    """A page, and what it must not do: it is looked at when it is closed."""
+
+    page: Page
+    faults: list[str] = field(default_factory=list)
+    expected: tuple[str, ...] = ()
+    """Parts of what the browser itself reports of requests that fail, where a test lets them fail."""
+
+    def note(self, fault: str) -> None:
+        if not any(each in fault for each in self.expected):
+            self.faults.append(fault)
+
+
+@asynccontextmanager
+async def running_browser(chromium: Chromium) -> AsyncIterator[Browser]:
+    """A headless one."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium.executable, args=FLAGS, env={**os.environ, **chromium.environment}
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def opened(
+    browser: Browser, url: str, *, size: ViewportSize = WIDE, dark: bool = False, expected: tuple[str, ...] = ()
+) -> AsyncIterator[Page]:
+    """A tab of its own. An error of a script, a breach of the policy or a request to another host fails the test."""
+    context = await browser.new_context(viewport=size, color_scheme="dark" if dark else "light")
+    context.set_default_timeout(TIMEOUT)
+    page = await context.new_page()
+    watched = Watched(page, expected=expected)
+    host = urlsplit(url).netloc
+
+    def said(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            watched.note(message.text)
+
+    def asked(request: Request) -> None:
+        if urlsplit(request.url).netloc != host:
+            watched.note(f"another host: {request.url}")
+
+    page.on("console", said)
+    page.on("pageerror", lambda error: watched.note(f"script: {error}"))
+    page.on("request", asked)
+    page.on("dialog", lambda dialog: watched.note(f"dialog: {dialog.message}"))
+    await page.goto(url)
+    try:
+        yield page
+    finally:
+        await context.close()
+    if watched.faults:
+        pytest.fail("\n".join(watched.faults))
