@@ -1,31 +1,25 @@
 """What each service tells Prometheus, and the rules that are made of it."""
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
+from datetime import timedelta
 
 import httpx
-import pytest
-import yaml
 from notify_common.channels import Channel
 from notify_common.health import health_app
-from notify_common.messages import DeliveryResult, Outcome
-from notify_common.metrics import SenderMetrics, exposition
+from notify_common.messages import DeliveryRequested, DeliveryResult, Outcome
+from notify_common.metrics import SenderMetrics
 from notify_common.process import utc_now
 from notify_common.rabbitmq import RabbitSettings
+from notify_common.sending.provider import TemporaryFailure
+from notify_common.sending.retry_schedule import RetrySchedule
+from notify_common.sending.waiting_retries import WaitingRetries
 from notify_database.engine import PostgresSettings
-from notify_status_writer.metrics import StatusWriterMetrics
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from support.amqp import Hand
-from support.debian import unpacked
 from support.fakes import FakeProvider
-from support.servers import PROJECT
 from support.services import NOWHERE, delivery_requested, eventually, running_gateway, running_sender
 from uuid_utils.compat import uuid7
 
-RULES = PROJECT / "deploy/observability/rules.yml"
 LABELS = {"channel", "outcome", "error_class", "method", "route", "status", "step", "queue", "le"}
 
 
@@ -92,6 +86,32 @@ async def test_what_has_been_published_is_counted(rabbit: RabbitSettings, postgr
         assert (await metrics(api))["notify_relay_connected",] == 1
 
 
+async def test_a_sender_tells_what_waits_for_its_next_attempt(rabbit: RabbitSettings, hand: Hand) -> None:
+    registry, delay = CollectorRegistry(), timedelta(minutes=1)
+
+    async def refuse(_: DeliveryRequested) -> str:
+        raise TemporaryFailure("no")
+
+    async def told() -> float | None:
+        await waiting.count()
+        return registry.get_sample_value("notify_retries_waiting", {"channel": "telegram"})
+
+    async def none_waits() -> bool:
+        return await told() == 0
+
+    async def all_wait() -> bool:
+        return await told() == 3
+
+    async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
+        ladder = RetrySchedule(first_delay=delay, max_attempts=3).ladder
+        waiting = WaitingRetries(sender.broker, sender.consumer, Channel.TELEGRAM, ladder, registry)
+        await eventually(none_waits, "it consumes, and nothing waits")
+        for _ in range(3):
+            await hand.request(delivery_requested())
+        await eventually(all_wait, "three deliveries wait")
+    assert str(await told()) == "nan"
+
+
 async def test_a_sender_tells_of_its_attempts_and_its_consumer(rabbit: RabbitSettings, hand: Hand) -> None:
     registry = CollectorRegistry()
     async with running_sender(rabbit, FakeProvider(), registry=registry) as sender:
@@ -116,43 +136,3 @@ def test_every_end_of_an_attempt_is_counted() -> None:
     )
     counted.ended(result)
     assert registry.get_sample_value("notify_provider_seconds_count", {"channel": "email"}) == 0
-
-
-@pytest.fixture(scope="module")
-def promtool(tmp_path_factory: pytest.TempPathFactory) -> str:
-    found = shutil.which("promtool")
-    root = Path(tmp_path_factory.mktemp("prometheus"), "packages")
-    return found or str(unpacked("prometheus", folder=root, with_libraries=False) / "usr/bin/promtool")
-
-
-def run(*command: str | Path, told: str = "") -> None:
-    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)  # noqa: S603 - ours
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_each_alert_fires_on_its_fault_and_is_silent_otherwise(promtool: str) -> None:
-    run(promtool, "check", "rules", RULES)
-    run(promtool, "test", "rules", PROJECT / "tests/observability/rules_test.yml")
-    alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
-    tested = (PROJECT / "tests/observability/rules_test.yml").read_text().partition("name: RabbitMQ is away")[2]
-    assert {alert for alert in alerts if f"alertname: {alert}\n" in tested} == alerts
-
-
-async def test_the_rules_are_of_metrics_that_are_exported(promtool: str, api: httpx.AsyncClient) -> None:
-    registry = CollectorRegistry()
-    SenderMetrics(registry, Channel.EMAIL)
-    expositions = [(await api.get("http://gateway:8085/metrics")).text, exposition(registry, "")[0].decode()]
-    registry = CollectorRegistry()
-    StatusWriterMetrics(registry)
-    health_app([], registry)
-    expositions.append(exposition(registry, "")[0].decode())
-    for each in expositions:
-        run(promtool, "check", "metrics", told=each)
-    exported = {name for each in expositions for name in re.findall(r"^# TYPE (\w+)", each, re.MULTILINE)}
-    used = {re.sub("_(bucket|count|sum)$", "", name) for name in re.findall(r"\bnotify_\w+", rule_expressions())}
-    assert used - exported == {"notify_attempts", "notify_failed"}  # of what the rules record themselves
-
-
-def rule_expressions() -> str:
-    rules = yaml.safe_load(RULES.read_text())
-    return "\n".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])

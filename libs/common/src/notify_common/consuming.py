@@ -31,6 +31,7 @@ async def consume(
     prepare: Callable[[], Awaitable[None]] | None = None,
     stopping: Callable[[], None] | None = None,
     drained: Callable[[], Awaitable[None]] | None = None,
+    before_scrape: Callable[[], Awaitable[None]] | None = None,
     graceful_timeout: float = GRACEFUL_TIMEOUT,
 ) -> None:
     """Consume until SIGTERM, serving health and metrics all the while; `prepare` comes first, if given.
@@ -72,4 +73,5 @@ async def consume(
             await asyncio.wait({starting})
         await broker.stop()
 
-    await serve(health_app(consumers, registry), host=health_host, port=health_port, work=work)
+    app = health_app(consumers, registry, before_scrape=before_scrape)
+    await serve(app, host=health_host, port=health_port, work=work)

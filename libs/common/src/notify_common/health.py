@@ -1,7 +1,7 @@
 """`/livez`, `/readyz` and `/metrics` of the services that consume: ready means that the consumers really consume."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
@@ -12,8 +12,13 @@ from notify_common.consumer import Consumer
 from notify_common.metrics import exposition
 
 
-def health_app(consumers: Sequence[Consumer], registry: CollectorRegistry) -> AsgiFastStream:
-    """An ASGI app that answers for these consumers."""
+def health_app(
+    consumers: Sequence[Consumer],
+    registry: CollectorRegistry,
+    *,
+    before_scrape: Callable[[], Awaitable[None]] | None = None,
+) -> AsgiFastStream:
+    """An ASGI app that answers for these consumers; `before_scrape` sets metrics that have to be asked for."""
     alive = Gauge("notify_consumer_up", "Whether the queue is consumed from.", ["queue"], registry=registry)
     for consumer in consumers:
         alive.labels(consumer.queue).set_function(partial(_alive, consumer))
@@ -31,6 +36,8 @@ def health_app(consumers: Sequence[Consumer], registry: CollectorRegistry) -> As
 
     @get
     async def metrics(scope: Scope) -> AsgiResponse:
+        if before_scrape is not None:
+            await before_scrape()
         accepted = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
         content, content_type = exposition(registry, accepted)
         return AsgiResponse(content, 200, headers={"content-type": content_type})

@@ -56,6 +56,11 @@ def retry_routing_key(rung: timedelta) -> str:
     return str(_milliseconds(rung))
 
 
+def retry_queue_names(channel: Channel, ladder: Iterable[timedelta]) -> list[str]:
+    """The queues where a channel's next attempts wait, one per rung."""
+    return [f"{retry_exchange(channel).name}.{_milliseconds(rung)}" for rung in ladder]
+
+
 def dead_letters() -> list[Binding]:
     """The archive of poison messages, and the copy from which their deliveries are ended."""
     return [

@@ -19,6 +19,7 @@ from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import Simulator, WithSimulatedRecipients
+from notify_common.sending.waiting_retries import WaitingRetries
 
 SETTLING_TIME = 5.0  # seconds, for results and acks after the last provider call
 
@@ -90,5 +91,6 @@ async def run_sender(
             ],
             stopping=gates.stop if gates else None,
             drained=sender.drained,
+            before_scrape=WaitingRetries(broker, consumer, channel, schedule.ladder, registry).count,
             graceful_timeout=settings.provider_timeout + SETTLING_TIME,
         )
