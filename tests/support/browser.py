@@ -18,8 +18,14 @@ WIDE: ViewportSize = {"width": 1280, "height": 860}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 # The sandbox needs rights that a container, or root, does not have; /dev/shm can be small there.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+# Pictures show a demo in many languages.
+FONT_PACKAGES = ("fonts-dejavu-core", "fonts-droid-fallback", "fonts-lohit-deva")
 FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/cache</cachedir></fontconfig>
+<fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/cache</cachedir>
+<alias><family>sans-serif</family><prefer><family>DejaVu Sans</family></prefer></alias>
+<alias><family>system-ui</family><prefer><family>DejaVu Sans</family></prefer></alias>
+<alias><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+</fontconfig>
 """
 
 
@@ -35,7 +41,7 @@ def find_chromium(folder: Path) -> Chromium:
     """The machine's own, or one that is unpacked in `folder`; the test is skipped where there can be none."""
     if os.environ.get("CHROMIUM") or shutil.which("chromium"):
         return Chromium(Path(os.environ.get("CHROMIUM") or str(shutil.which("chromium"))), {})
-    root = unpacked("chromium", "fonts-dejavu-core", folder=folder, with_libraries=True)
+    root = unpacked("chromium", *FONT_PACKAGES, folder=folder, with_libraries=True)
     (root / "fonts.conf").write_text(FONTS.format(root=root))
     libraries = sorted({str(library.parent) for library in root.glob("**/lib*.so*")})
     return Chromium(
