@@ -4,19 +4,24 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from notify_common import topology
 from notify_common.channels import Channel
 from notify_local.stack import SENDERS, SERVICES
-from support.compose import LABEL, Compose, docker, inspect
+from support.compose import LABEL, NAME, Compose, docker, inspect
+from support.debian import unpacked
 from support.processes import all_final
+from support.servers import PROJECT
 from support.services import eventually
 
 QUEUES = {f"{channel}_sender": topology.delivery_queue_name(channel) for channel in Channel}
 MANY = 2_000
 REQUESTS_AT_ONCE = 50
+OBSERVABILITY = PROJECT / "deploy/observability"
 TRY_RIGHTS = Path(__file__).with_name("try_rights.py").read_text()
 
 pytestmark = pytest.mark.timeout(600)
@@ -149,6 +154,51 @@ def test_rabbitmq_refuses_a_role_what_is_not_its_own(compose: Compose, service: 
     ]  # fmt: skip
     told = compose.run("exec", "-T", service, "python", "-", json.dumps(refused), script=TRY_RIGHTS)
     assert json.loads(told) == refused
+
+
+ASK_PROMETHEUS = """
+import sys, urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/" + sys.argv[1]).read().decode())
+"""
+
+
+async def test_prometheus_finds_every_container_and_what_the_rules_are_made_of(
+    compose: Compose, tmp_path: Path
+) -> None:
+    """Debian's, where its image would be."""
+    program = unpacked("prometheus", folder=tmp_path / "prometheus", with_libraries=False) / "usr/bin/prometheus"
+    mounts = {program: "/usr/bin/prometheus"}
+    mounts |= {OBSERVABILITY / name: f"/etc/prometheus/{name}" for name in ("prometheus.yml", "rules.yml")}
+    volumes = [f"--volume={source}:{target}:ro" for source, target in mounts.items()]
+    options = ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/tmp/data"]
+    await compose.up("--scale", "telegram_sender=2")
+    container = docker(
+        "run", "--detach", f"--network={NAME}_backend", *volumes, "python:3.13-slim", "prometheus", *options
+    ).strip()
+
+    def ask(path: str) -> Any:
+        return json.loads(docker("exec", container, "python", "-c", ASK_PROMETHEUS, path))["data"]
+
+    def query(expression: str) -> dict[str, float]:
+        result = ask(f"query?query={quote(expression)}")["result"]
+        return {" ".join(each["metric"].values()): float(each["value"][1]) for each in result}
+
+    async def all_are_up() -> bool:
+        told = await asyncio.to_thread(query, "sum by (job) (up)")
+        return told == {**dict.fromkeys([*SERVICES, "rabbitmq"], 1), "telegram_sender": 2}
+
+    async def rules_are_evaluated() -> bool:
+        groups = (await asyncio.to_thread(ask, "rules"))["groups"]
+        return {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
+
+    try:
+        await eventually(all_are_up, "Prometheus scrapes all", timeout=90)
+        await eventually(rules_are_evaluated, "all rules are evaluated", timeout=60)
+        assert query("sum by (queue) (notify_consumer_up)")["notifications.telegram"] == 2
+        assert "notifications.telegram" in query("sum by (queue) (rabbitmq_queue_messages_ready)")
+    finally:
+        docker("rm", "--force", "--volumes", container)
+    await compose.up()
 
 
 async def test_four_senders_work_one_is_killed_and_the_broker_restarted_and_nothing_is_lost(compose: Compose) -> None:

@@ -39,6 +39,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_t
 EXAMPLE = dict(
     line.split("=", 1) for line in (PROJECT / ".env.example").read_text().splitlines() if line and line[0] != "#"
 )
+OBSERVERS = {name for name, service in COMPOSE["services"].items() if "profiles" in service}
 DEFINITIONS: dict[str, list[dict[str, Any]]] = json.loads((PROJECT / "deploy/rabbitmq/definitions.json").read_text())
 
 
@@ -124,8 +125,24 @@ def test_no_service_container_has_more_rights_than_it_needs() -> None:
         assert definition["read_only"]
         assert definition["cap_drop"] == ["ALL"]
     published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
-    assert published == {"gateway", "rabbitmq"}
+    assert published == {"gateway", "rabbitmq"} | OBSERVERS
     assert COMPOSE["networks"]["backend"]["internal"]
+
+
+def test_what_asks_for_no_password_is_published_on_this_machine_only() -> None:
+    for observer in OBSERVERS:
+        definition = COMPOSE["services"][observer]
+        assert definition["profiles"] == ["observability"]
+        assert all(port.startswith("127.0.0.1:") for port in definition["ports"])
+        assert re.search(r":v?\d+\.\d+\.\d+$", definition["image"])
+
+
+def test_prometheus_scrapes_every_service_at_the_port_of_its_image() -> None:
+    configuration = yaml.safe_load((PROJECT / "deploy/observability/prometheus.yml").read_text())
+    scraped = {job["job_name"]: job["dns_sd_configs"][0] for job in configuration["scrape_configs"][:-1]}
+    assert {job: (names["names"], names["port"]) for job, names in scraped.items()} == {
+        service: ([service], SERVICES[service].model_fields["health_port"].default) for service in RUNNING
+    }
 
 
 def test_the_definitions_declare_what_the_services_would() -> None:
