@@ -22,7 +22,7 @@ CANCEL = text("""
     ), gone AS (
         DELETE FROM outbox USING free WHERE outbox.delivery_id = free.delivery_id
     )
-    UPDATE deliveries SET status = 'cancelled', reason = 'requested', updated_at = now()
+    UPDATE deliveries SET status = 'cancelled', reason = 'requested', updated_at = clock_timestamp()
     FROM free WHERE deliveries.id = free.delivery_id AND deliveries.status = 'pending'
     RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
               deliveries.updated_at

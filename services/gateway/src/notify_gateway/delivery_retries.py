@@ -21,7 +21,8 @@ DELIVERIES_PER_TRANSACTION = 5_000  # looked at; those that failed are put back
 # Expects `chosen (id)`. A new budget, attempts numbered on, the history kept.
 PUT_BACK = """
     again AS (
-        UPDATE deliveries SET status = 'pending', reason = NULL, round = round + 1, failures = 0, updated_at = now()
+        UPDATE deliveries
+        SET status = 'pending', reason = NULL, round = round + 1, failures = 0, updated_at = clock_timestamp()
         FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
         RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
                   deliveries.updated_at

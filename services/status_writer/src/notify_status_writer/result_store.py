@@ -15,15 +15,18 @@ from notify_status_writer.delivery_state import DeliveryState, advance, best_att
 
 COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
 # In id order: two writers that share deliveries can not deadlock.
+# The time is taken once all are locked: who asks for what has changed since must not find it in the past.
 LOCK = text(f"""
-    SELECT {COLUMNS}, now() AS changed_at
-    FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+    WITH locked AS (
+        SELECT {COLUMNS} FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+    )
+    SELECT *, clock_timestamp() AS locked_at FROM locked ORDER BY id
 """)  # noqa: S608 - the columns are a constant
 READ = text(f"SELECT {COLUMNS} FROM deliveries WHERE id = :id")  # noqa: S608 - the columns are a constant
 WRITE = text("""
     WITH changed AS (
         UPDATE deliveries
-        SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = now(),
+        SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = :changed_at,
             reason = CASE WHEN c.status = 'cancelled' THEN reason END
         FROM unnest(
             CAST(:changed_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:rounds AS integer[]),
@@ -81,7 +84,9 @@ class ResultStore:
                 for result in known:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
                 changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
-                await connection.execute(WRITE, _columns(changed, best_attempts(known).values()))
+                changed_at = max((row.locked_at for row in rows), default=None)
+                parameters = _columns(changed, best_attempts(known).values())
+                await connection.execute(WRITE, {**parameters, "changed_at": changed_at})
         errors = {(each.delivery_id, each.attempt): each for each in known if each.error_class is not None}
         return Applied(
             changes=[
@@ -92,7 +97,7 @@ class ResultStore:
                     status=state.status,
                     round=state.round,
                     attempt=state.attempt,
-                    changed_at=rows[0].changed_at,
+                    changed_at=changed_at,
                     error_class=error.error_class if error is not None else None,
                     error_code=error.error_code if error is not None else None,
                 )
