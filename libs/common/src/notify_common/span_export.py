@@ -1,21 +1,26 @@
 """Spans that are recorded, with OpenTelemetry, and exported. Sampling and batches: by its own variables (`OTEL_…`)."""
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from socket import gethostname
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 from opentelemetry.trace import Span as OpenTelemetrySpan
 from opentelemetry.trace.propagation import set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from typing_extensions import override
 
+from notify_common.lasting_fault import LastingFault
 from notify_common.tracing import TRACEPARENT_HEADER, Attributes, Kind, Span, Tracing
 
+log = logging.getLogger(__name__)
+
+EXPORT_TIMEOUT = 2.0  # seconds per batch: at the end there may be four, and nobody waits longer for a process to end
 MAX_LINKS = 5000  # of a group: its members
 W3C = TraceContextTextMapPropagator()
 
@@ -25,9 +30,27 @@ def exporting(otlp_endpoint: str, service: str) -> Tracing:
     resource = Resource.create({SERVICE_NAME: service, SERVICE_INSTANCE_ID: gethostname()})
     provider = TracerProvider(resource=resource, span_limits=SpanLimits(max_links=MAX_LINKS))
     # As its specification derives it from the endpoint of all signals.
-    exporter = OTLPSpanExporter(endpoint=f"{otlp_endpoint.rstrip('/')}/v1/traces")
+    exporter = _QuietExporter(f"{otlp_endpoint.rstrip('/')}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # several lines per batch
     return RecordedTracing(provider)
+
+
+class _QuietExporter(OTLPSpanExporter):
+    """Tells of a collector that is away as of any other fault that lasts."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint=endpoint, timeout=EXPORT_TIMEOUT)
+        self._fault = LastingFault(log, "traces are not exported")
+
+    @override
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = super().export(spans)
+        if result is SpanExportResult.SUCCESS:
+            self._fault.over()
+        else:
+            self._fault.occurred("OTEL_EXPORTER_OTLP_ENDPOINT does not take them")
+        return result
 
 
 class RecordedSpan(Span):
@@ -81,7 +104,8 @@ class RecordedTracing(Tracing):
             if member is not None
         ]
         links = [Link(context) for context in contexts]
-        with self._tracer.start_as_current_span(name, W3C.extract({}), links=links):
+        # What a driver says of an error may have values in it: its type is told and nothing else, as of every span.
+        with RecordedSpan(self._tracer.start_span(name, W3C.extract({}), links=links)):
             yield
 
 

@@ -131,6 +131,7 @@ class Sender:
                 request = request.model_copy(update={"traceparent": span.traceparent})
             decision = await self._attempt_in_turn(request)
             if isinstance(decision, Postponed):
+                span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
                 return decision
             # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
