@@ -180,7 +180,7 @@ async def test_a_failure_is_found_explained_and_retried(
         story = page.get_by_role("region", name="Delivery over email")
         await expect(story).to_contain_text("permanent: blocked")
         await expect(story).to_contain_text("The user has blocked us.")
-        await expect(story).to_contain_text(f"delivery_id={failed['deliveries'][0]['id']}")
+        await expect(story).to_contain_text(f"delivery_id: {failed['deliveries'][0]['id']}")
         trace = page.get_by_role("link", name=TRACE_ID)
         assert await trace.get_attribute("href") == f"http://traces.invalid/{TRACE_ID}"
         await picture(page, "console-failure")
@@ -418,7 +418,7 @@ async def test_the_page_is_open_and_its_data_is_not(
         await page.get_by_role("button", name="Change key").click()
         await dialog.get_by_label("Key").fill(tokens["reader"])
         await dialog.get_by_role("button").click()
-        await expect(page.get_by_text("a key with the scope admin shows it")).to_be_visible()
+        await expect(page.get_by_text("a key with the scope operator shows it")).to_be_visible()
         await page.get_by_role("link", name="Send").click()
         await page.get_by_role("button", name="Send").click()
         await expect(page.get_by_text("This key does not have the scope send.")).to_be_visible()
@@ -450,7 +450,7 @@ async def test_empty_it_says_how_to_begin(
         running_services(servers, rabbit, postgres, Providers()) as api,
         opened(browser, str(api.base_url)) as page,
     ):
-        await expect(page.get_by_text("None. Nothing has failed.")).to_be_visible()
+        await expect(page.get_by_text("None of them has failed.")).to_be_visible()
         await page.get_by_role("link", name="Notifications", exact=True).click()
         await page.get_by_role("link", name="Send a test notification").click()
         await expect(page.get_by_role("button", name="Send")).to_be_visible()

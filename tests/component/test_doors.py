@@ -35,7 +35,7 @@ ROUTES = [
     ("POST", "/api/deliveries/retry", Scope.ADMIN),
     ("GET", f"/api/deliveries/retry/{SOME_ID}", Scope.ADMIN),
     ("GET", "/api/events?channel=fax", Scope.READ),
-    ("GET", "/api/overview", Scope.ADMIN),
+    ("GET", "/api/overview", Scope.OPERATOR),
     ("GET", "/api/links", Scope.READ),
     ("GET", "/api/users/1/channels", Scope.READ),
     ("GET", "/api/users/1/channels/email", Scope.READ),
@@ -92,6 +92,17 @@ def test_every_route_that_is_not_open_is_tried_here(postgres: PostgresSettings) 
                 method.upper() == route[0] and re.fullmatch(pattern, route[1].partition("?")[0]) for route in ROUTES
             )
             assert tried != (path in OPEN), f"{method} {path}"
+
+
+async def test_the_console_is_open_and_runs_nothing_from_elsewhere(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/")
+    assert answer.status_code == 200
+    policy = dict(rule.split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert {policy[name] for name in ("script-src", "style-src", "img-src", "connect-src")} == {"'self'"}
+    assert {policy[name] for name in ("base-uri", "form-action", "frame-ancestors")} == {"'none'"}
+    for path in re.findall(r'(?:src|href)="(console/[^"]+)"', answer.text):
+        assert (await api.get(f"/{path}")).status_code == 200
 
 
 async def test_the_key_is_asked_for_before_the_body_is_read(api: httpx.AsyncClient) -> None:

@@ -7,30 +7,37 @@ import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from notify_common import events
 from notify_common.channels import Channel
-from notify_common.messages import DeliveryRequested
+from notify_common.events import EventPublisher
+from notify_common.messages import DeliveryRequested, DeliveryStatus, StatusChange
 from notify_common.process import utc_now
 from notify_common.rabbitmq import RabbitSettings
 from notify_common.sending.provider import PermanentFailure
 from notify_database.engine import PostgresSettings
-from notify_gateway import live_events
+from notify_gateway import api_keys, event_history, event_stream, live_events
 from notify_gateway.api_keys import ApiKeys, Scope
+from notify_gateway.event_history import EventHistory, Wanted
+from notify_gateway.live_events import LiveEvents
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import Hand
 from support.fakes import CuttableNetwork, FakeProvider
 from support.servers import Servers
 from support.services import (
+    NOWHERE,
     TIMEOUT,
     eventually,
     running_sender,
     running_status_writer,
     served_gateway,
 )
+from uuid_utils.compat import uuid7
 
 BODY = {"user_id": 1, "message": "hello", "type": "telegram"}
 
@@ -40,14 +47,20 @@ class Reader:
 
     def __init__(self, answer: httpx.Response) -> None:
         self._lines = answer.aiter_lines()
+        self.last_id: str | None = None
+        """By which a client asks for what it has missed."""
 
     async def next(self) -> dict[str, Any] | None:
         """The next event: `id`, `event`, `data`; None at the end."""
         event: dict[str, Any] = {}
         async with asyncio.timeout(TIMEOUT):
             async for line in self._lines:
-                if not line and "event" in event:
-                    return event
+                if not line:
+                    self.last_id = event.get("id", self.last_id)
+                    if "event" in event:
+                        return event
+                    event = {}
+                    continue
                 name, _, value = line.partition(": ")
                 event[name] = json.loads(value) if name == "data" else value
         return None
@@ -214,11 +227,104 @@ async def test_with_rabbitmq_away_a_stream_says_so_and_ends_when_it_is_back(
         # It may have missed something: it comes back, and has lost nothing.
         while (event := await reader.next()) is not None:
             assert event["event"] in {"live", "status"}
-        begin = str(int((time.time() - 60) * 1e6))
-        async with reading(url, last_event_id=begin) as (returned, told):
+        # It has read no change yet, and knows all the same since when it was away.
+        async with reading(url, last_event_id=reader.last_id) as (returned, told):
             assert told
             assert await returned.until(waiting)
     await network.close()
+
+
+async def test_what_was_dropped_on_the_way_makes_everybody_come_back(
+    rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "KEPT_CHANGES", 1)
+    change = StatusChange(
+        delivery_id=uuid7(), notification_id=uuid7(), channel=Channel.EMAIL, status=DeliveryStatus.SENT, round=1,
+        attempt=1, changed_at=utc_now(),
+    )  # fmt: skip
+    publisher = EventPublisher(rabbit, "test")
+    async with served_gateway(rabbit, postgres) as url, reading(url) as (reader, _):
+        published = await hand.listen("notifications.events", "#")
+        publisher.tell([change])
+        publisher.tell([change])  # one too many
+        async with publisher.publishing(), asyncio.timeout(TIMEOUT):
+            assert [(await published.get()).routing_key for _ in range(2)] == ["email.sent", "dropped"]
+        assert await reader.next() is None
+
+
+async def test_who_has_missed_too_much_is_told_to_ask_anew(
+    rabbit: RabbitSettings, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served_gateway(rabbit, postgres, relaying=False) as url:
+        await post(url)
+        cancelled = await post(url, send_at=(utc_now() + timedelta(days=1)).isoformat())
+        async with httpx.AsyncClient(base_url=url) as client:
+            assert (await client.post(f"/api/notifications/{cancelled['id']}/cancel")).status_code == 200
+        async with reading(url, last_event_id="0") as (reader, _):
+            assert (await reader.status())["notification_id"] == cancelled["id"]
+        for limit, most in (("MOST_LOOKED_AT", 1), ("MOST_MISSED", 0)):
+            with monkeypatch.context() as patch:
+                patch.setattr(event_history, limit, most)
+                async with reading(url, last_event_id="0") as (reader, _):
+                    assert await reader.next() == {"event": "reset", "data": {}}
+
+
+async def test_a_stream_ends_with_its_key(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0.05)
+    monkeypatch.setattr(api_keys, "CACHE_SECONDS", 0)
+    keys = ApiKeys(engine)
+    key_id, token = await keys.create("ours", "of a test", frozenset({Scope.READ}))
+    async with (
+        served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
+        httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}) as client,
+        client.stream("GET", "/api/events") as answer,
+    ):
+        lines = answer.aiter_lines()
+        async with asyncio.timeout(TIMEOUT):
+            while await anext(lines) != ":":  # a heartbeat
+                pass
+        await keys.revoke(key_id)
+        async with asyncio.timeout(TIMEOUT):
+            async for line in lines:
+                assert line in {":", ""}
+
+
+async def test_no_tenant_takes_all_the_places(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_events, "MOST_OF_A_TENANT", 1)
+    keys = {}
+    for tenant in ("ours", "theirs"):
+        _, token = await ApiKeys(engine).create(tenant, "of a test", frozenset({Scope.READ}))
+        keys[tenant] = {"Authorization": f"Bearer {token}"}
+    async with (
+        served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
+        reading(url, keys["ours"]),
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        answer = await client.get("/api/events", headers=keys["ours"])
+        assert answer.status_code == 503
+        assert "Too many listen" in answer.json()["detail"]
+        async with reading(url, keys["theirs"]):
+            pass
+
+
+async def test_who_comes_while_the_gateway_stops_is_not_kept(engine: AsyncEngine) -> None:
+    live = LiveEvents(NOWHERE, "gateway", EventHistory(engine))
+    began = asyncio.Event()
+
+    async def listen() -> bytes | None:
+        began.set()
+        async with live.listening(Wanted("ours"), lambda: None) as listener:
+            return await listener.next()
+
+    listening = asyncio.create_task(listen())
+    await began.wait()
+    live.close()
+    async with asyncio.timeout(TIMEOUT):
+        assert await listening is None
 
 
 async def test_who_does_not_read_is_dropped_and_nobody_waits_for_it(

@@ -26,14 +26,16 @@ KEPT_CHANGES = 10_000  # told and not published yet; what comes past them is dro
 class EventPublisher:
     """Publishes changes of status beside the work that has committed them.
 
-    Events are news, not state: there are no confirms, and what can not be published is dropped in the end. They have a
-    connection of their own: under an alarm RabbitMQ blocks that of a publisher, and with it the acks that it carries.
+    Events are news, not state: there are no confirms, and what can not be published is dropped in the end, which is
+    told afterwards. They have a connection of their own: under an alarm RabbitMQ blocks that of a publisher, and with
+    it the acks that it carries.
     """
 
     def __init__(self, settings: RabbitSettings, role: str) -> None:
         self._url = settings.amqp_url(f"{role}.events")
         self._told: asyncio.Queue[Sequence[StatusChange]] = asyncio.Queue()
         self._kept = 0
+        self._dropped = self._dropped_told = 0
         self._connection: AbstractConnection | None = None
         self._exchange: AbstractExchange | None = None
 
@@ -42,7 +44,9 @@ class EventPublisher:
         if log.isEnabledFor(logging.DEBUG):
             for change in changes:
                 log.debug("status is %s", change.status, extra=change.model_dump(mode="json", exclude={"status"}))
-        if changes and self._kept + len(changes) <= KEPT_CHANGES:
+        if self._kept + len(changes) > KEPT_CHANGES:
+            self._dropped += len(changes)
+        elif changes:
             self._kept += len(changes)
             self._told.put_nowait(changes)
 
@@ -84,12 +88,10 @@ class EventPublisher:
             by_kind[change.channel, change.status].append(change)
         exchange = self._exchange or await self._connect()
         for (channel, status), alike in by_kind.items():
-            message = aio_pika.Message(
-                StatusChanges(changes=tuple(alike)).model_dump_json().encode(),
-                content_type="application/json",
-                message_id=str(uuid4()),
-            )
-            await exchange.publish(message, f"{channel}.{status}", mandatory=False)
+            await exchange.publish(_message(alike), f"{channel}.{status}", mandatory=False)
+        if (dropped := self._dropped) > self._dropped_told:
+            await exchange.publish(_message(()), topology.DROPPED_ROUTING_KEY, mandatory=False)
+            self._dropped_told = dropped
 
     async def _connect(self) -> AbstractExchange:
         """Not before there is something to tell."""
@@ -104,3 +106,11 @@ class EventPublisher:
             with suppress(BrokerAway), broker_errors():
                 async with asyncio.timeout(TIMEOUT):
                     await connection.close()
+
+
+def _message(changes: Sequence[StatusChange]) -> aio_pika.Message:
+    return aio_pika.Message(
+        StatusChanges(changes=tuple(changes)).model_dump_json().encode(),
+        content_type="application/json",
+        message_id=str(uuid4()),
+    )

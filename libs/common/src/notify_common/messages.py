@@ -175,13 +175,16 @@ class StatusChange(_Frozen):
     round: Ordinal
     attempt: Counter
     changed_at: AwareDatetime
-    """As PostgreSQL has it: the beginning of the transaction."""
+    """As PostgreSQL has it."""
     error_class: ErrorClass | None = None
     error_code: ShortText | None = None
 
 
 class StatusChanges(_Frozen):
-    """Changes of status that were committed together, all with one channel and one new status."""
+    """Changes of status that were committed together, all with one channel and one new status.
+
+    With none of them: some were dropped, for want of a RabbitMQ that takes them.
+    """
 
     version: Literal[1] = 1
     changes: tuple[StatusChange, ...]

@@ -3,7 +3,7 @@
 exchange `notifications` -> `notifications.<channel>`;
 `notifications.<channel>.retry` -> `notifications.<channel>.retry.<delay-ms>`, and from there back to the channel;
 `notifications.results` -> a queue of that name; `notifications.dead` -> an archive and the status writer's inbox;
-`notifications.events` (topic, routing key `<channel>.<status>`) -> whoever listens.
+`notifications.events` (topic, routing key `<channel>.<status>`, or `dropped`) -> whoever listens.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ EVENTS = RabbitExchange("notifications.events", type=ExchangeType.TOPIC, durable
 
 RESULTS_ROUTING_KEY = "results"
 DUE_ROUTING_KEY = "due"
+DROPPED_ROUTING_KEY = "dropped"
 
 # Each lost connection adds one to the count of every prefetched message, handled or not.
 DELIVERY_LIMIT = 100

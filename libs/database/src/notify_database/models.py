@@ -160,7 +160,7 @@ class ApiKey(Base):
     __tablename__ = "api_keys"
     __table_args__ = (
         CheckConstraint("tenant <> ''", name="tenant"),
-        CheckConstraint("scopes <@ ARRAY['send', 'read', 'admin'] AND scopes <> '{}'", name="scopes"),
+        CheckConstraint("scopes <@ ARRAY['send', 'read', 'admin', 'operator'] AND scopes <> '{}'", name="scopes"),
         UniqueConstraint("hash"),
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from notify_database.engine import DatabaseAway
 from typing_extensions import override
 
 from notify_gateway.api_keys import EVERYBODY, Access, ApiKeys, Scope
@@ -64,19 +65,28 @@ class Door:
 
     async def admit(self, authorization: str | None) -> tuple[Access, dict[str, str]]:
         """The access of the bearer, and the headers that tell how much it may still ask; or 401, 429."""
-        scheme, _, token = (authorization or "").partition(" ")
-        access = await self._access(token.strip() if scheme.lower() == "bearer" else None)
+        access = await self._access(authorization)
         headers = self._rate_limit.take(access.key, time.monotonic())
         if "Retry-After" in headers:
             raise HTTPException(429, "Too many requests with this key.", headers)
         return access, headers
 
-    async def _access(self, token: str | None) -> Access:
+    async def still_admits(self, authorization: str | None, access: Access) -> bool:
+        """Whether the bearer may do what it could; it may as long as PostgreSQL can not say."""
+        try:
+            return await self._access(authorization) == access
+        except HTTPException:
+            return False
+        except DatabaseAway:
+            return True
+
+    async def _access(self, authorization: str | None) -> Access:
         if not self._closed:
             return EVERYBODY
-        if token is None:
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
             raise HTTPException(401, "An API key is needed: Authorization: Bearer <key>.", CHALLENGE)
-        access = await self._keys.access(token)
+        access = await self._keys.access(token.strip())
         if access is None:
             raise HTTPException(401, "This API key is not known, or was revoked.", CHALLENGE)
         return access
@@ -142,3 +152,4 @@ def _needs(scope: Scope) -> Callable[..., Awaitable[Access]]:
 Sending = Annotated[Access, Depends(_needs(Scope.SEND))]
 Reading = Annotated[Access, Depends(_needs(Scope.READ))]
 Administering = Annotated[Access, Depends(_needs(Scope.ADMIN))]
+Operating = Annotated[Access, Depends(_needs(Scope.OPERATOR))]

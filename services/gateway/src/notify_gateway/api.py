@@ -1,5 +1,6 @@
 """The routes of the API."""
 
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from notify_common.channels import Channel
 from notify_common.messages import DeliveryStatus
 from typing_extensions import override
 
-from notify_gateway.access import Administering, KeyedRoute, Reading, Sending, bearer
+from notify_gateway.access import Administering, KeyedRoute, Operating, Reading, Sending, bearer
 from notify_gateway.asyncapi import asyncapi_document
 from notify_gateway.event_history import Wanted
 from notify_gateway.event_stream import EventStream
@@ -260,14 +261,16 @@ async def events(
     """
     last = last_event_id or query.last_event_id
     wanted = Wanted(access.tenant, query.user_id, query.notification_id, query.channel)
-    return _gateway(request).listen(wanted, None if last is None else position(last))
+    gateway = _gateway(request)
+    admitted = partial(gateway.door.still_admits, request.headers.get("Authorization"), access)
+    return gateway.listen(wanted, None if last is None else position(last), admitted)
 
 
 console_router = APIRouter(prefix="/api", tags=["overview"], responses=ALWAYS, route_class=KeyedRoute)
 
 
 @console_router.get("/overview")
-async def overview(_: Administering, request: Request) -> OverviewView:
+async def overview(_: Operating, request: Request) -> OverviewView:
     """What goes in and out, second by second for two minutes, and where it waits."""
     return await _gateway(request).overview()
 

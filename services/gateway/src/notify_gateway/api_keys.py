@@ -15,7 +15,7 @@ from uuid import UUID
 from notify_common.process import utc_now
 from notify_database.engine import database_errors
 from notify_database.models import ApiKey
-from sqlalchemy import select, text, update
+from sqlalchemy import case, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -30,11 +30,12 @@ PREFIX = "ntf_"  # lets secret scanners know one when they see it
 
 
 class Scope(StrEnum):
-    """What a key may be used for."""
+    """What a key may be used for: all but the last within its tenant."""
 
     SEND = "send"
     READ = "read"
     ADMIN = "admin"
+    OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,13 @@ class ApiKeys:
         statement = insert(ApiKey).values(values)
         statement = statement.on_conflict_do_update(
             index_elements=[ApiKey.id],
-            set_={"hash": key.hash, "created_at": key.created_at, "revoked_at": None},
-            where=ApiKey.hash != key.hash,
+            set_={
+                "hash": key.hash,
+                "created_at": key.created_at,
+                "scopes": key.scopes,
+                "revoked_at": case((ApiKey.hash == key.hash, ApiKey.revoked_at)),
+            },
+            where=or_(ApiKey.hash != key.hash, ApiKey.scopes != key.scopes),
         )
         with database_errors():
             async with self._engine.begin() as connection:

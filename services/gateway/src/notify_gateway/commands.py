@@ -74,7 +74,7 @@ async def _keys(settings: OperatorSettings, options: argparse.Namespace) -> bool
             for key in await keys.list():
                 state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "valid"
                 created = f"{key.created_at:%Y-%m-%d %H:%M}"
-                print(f"{key.id}  {key.tenant:<15} {','.join(key.scopes):<15} {created}  {state:<24} {key.name}")
+                print(f"{key.id}  {key.tenant:<15} {','.join(key.scopes):<25} {created}  {state:<24} {key.name}")
         elif not await keys.revoke(options.id):
             print(f"{options.id} is no valid key", file=sys.stderr)
             return False

@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-FOLDER = Path(__file__).parent / "console"
+PAGE = Path(__file__).with_name("console.html")
+FILES = Path(__file__).with_name("console")
 # Nothing from elsewhere, nothing in line, no frame around it.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -19,6 +20,6 @@ def install(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def console() -> FileResponse:
-        return FileResponse(FOLDER / "index.html", headers={"Content-Security-Policy": POLICY})
+        return FileResponse(PAGE, headers={"Content-Security-Policy": POLICY})
 
-    app.mount("/console", StaticFiles(directory=FOLDER))
+    app.mount("/console", StaticFiles(directory=FILES))

@@ -25,7 +25,8 @@ TIMEOUT = 5.0  # seconds
 class EventFeed:
     """Hears all changes of status, for as long as `run` does.
 
-    RabbitMQ drops what it tells while nobody hears it: `began` is called when it is heard (again), `lost` when no more.
+    RabbitMQ drops what it tells while nobody hears it: `began` is called when it is heard (again), or when a publisher
+    says that it has dropped some; `lost` when nothing is heard any more.
     """
 
     def __init__(
@@ -77,7 +78,10 @@ class EventFeed:
             self._began()
             try:
                 while messages := await _next(arrived):
-                    await self._receive([change for message in messages for change in _changes(message)])
+                    told = [_changes(message) for message in messages]
+                    await self._receive([change for changes in told for change in changes])
+                    if not all(told):
+                        self._began()
                     await messages[-1].ack(multiple=True)
             finally:
                 self._lost()
@@ -108,4 +112,4 @@ def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:
         return StatusChanges.model_validate_json(message.body).changes
     except ValidationError:
         log.warning("event is unreadable", extra={"message_id": message.message_id})
-        return ()
+        return ()  # as if it had been dropped

@@ -1,5 +1,6 @@
 """Changes of status as PostgreSQL knows them: whose they are, and which somebody has missed."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,11 +17,16 @@ from notify_gateway.schemas import StatusEvent
 # Of two transactions, the one that began first can be the last to commit: who has seen a change looks back so far.
 OVERLAP = timedelta(seconds=5)
 MOST_MISSED = 20_000
+MOST_LOOKED_AT = 100_000  # deliveries, whose ever they are
+LOOKS = 2  # at a time: those who come back must not take the connections of those who post
 
 # All between two ids: the planner looks into the partitions of their time only.
 OWNERS = text("""
     SELECT id, tenant, user_id FROM notifications
     WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
+""")
+CHANGED = text("""
+    SELECT count(*) FROM (SELECT FROM deliveries WHERE updated_at >= :since LIMIT :limit) AS changed
 """)
 SINCE = text("""
     SELECT d.id, d.notification_id, n.user_id, d.channel, d.status, d.round, d.attempt, d.updated_at,
@@ -65,6 +71,14 @@ class EventHistory:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = without_transactions(engine)
+        self._looking = asyncio.Semaphore(LOOKS)
+
+    async def now(self) -> datetime:
+        """PostgreSQL's time: what changes from here on is later than this, but for `OVERLAP`."""
+        with database_errors():
+            async with self._looking, self._engine.connect() as connection:
+                told: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
+        return told
 
     async def events(self, changes: Sequence[StatusChange]) -> list[tuple[str, StatusEvent]]:
         """The changes with the tenants and users whose they are."""
@@ -88,8 +102,11 @@ class EventHistory:
             "since": position - OVERLAP, "limit": MOST_MISSED + 1, "tenant": wanted.tenant, "user_id": wanted.user_id,
             "notification_id": wanted.notification_id, "channel": wanted.channel,
         }  # fmt: skip
+        bound = {"since": parameters["since"], "limit": MOST_LOOKED_AT + 1}
         with database_errors():
-            async with self._engine.connect() as connection:
+            async with self._looking, self._engine.connect() as connection:
+                if (await connection.execute(CHANGED, bound)).scalar_one() > MOST_LOOKED_AT:
+                    raise TooManyMissed
                 rows = (await connection.execute(SINCE, parameters)).all()
         if len(rows) > MOST_MISSED:
             raise TooManyMissed

@@ -1,7 +1,9 @@
 """The answer to `GET /api/events`: what was missed, then what happens, for as long as the client listens."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 
 from fastapi import Response
@@ -10,9 +12,21 @@ from typing_extensions import override
 from notify_gateway.event_history import EventHistory, TooManyMissed, Wanted
 from notify_gateway.limits import ABORT, UNLIMITED, AsgiScope, Receive, Send
 from notify_gateway.live_events import Listener, LiveEvents
-from notify_gateway.server_sent import HEARTBEAT, MEDIA_TYPE, RESET, RETRY, live_chunk, status_chunk
+from notify_gateway.server_sent import (
+    HEARTBEAT,
+    MEDIA_TYPE,
+    RESET,
+    RETRY,
+    live_chunk,
+    position_chunk,
+    status_chunk,
+)
 
-HEARTBEAT_INTERVAL = 15.0  # seconds: proxies close what is silent for longer
+log = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL = 15.0  # seconds: proxies close what is silent for longer; the key is looked at, too
+SEND_TIMEOUT = 30.0  # seconds a client may take to read what was sent before
+CHUNKS_PER_WRITE = 100
 
 
 class EventStream(Response):
@@ -20,22 +34,31 @@ class EventStream(Response):
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, live: LiveEvents, history: EventHistory, wanted: Wanted, since: datetime | None) -> None:
-        super().__init__(media_type=MEDIA_TYPE)
+    def __init__(
+        self,
+        live: LiveEvents,
+        history: EventHistory,
+        wanted: Wanted,
+        since: datetime | None,
+        admitted: Callable[[], Awaitable[bool]],
+    ) -> None:
+        super().__init__(media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})  # nginx would keep it back
         del self.headers["content-length"]
         self._live = live
         self._history = history
         self._wanted = wanted
         self._since = since
+        self._admitted = admitted
 
     @override
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Raises `TooManyListeners` and `DatabaseAway`, before anything is sent."""
-        async with self._live.listening(self._wanted, scope.get(ABORT, _nothing)) as listener:
+        abort = scope.get(ABORT, _nothing)
+        async with self._live.listening(self._wanted, abort) as listener:
             # It listens by now: nothing is missed in between, and some may come twice.
-            missed = await self._missed()
+            first = await self._first()
             scope[UNLIMITED]()
-            sending = asyncio.ensure_future(self._send(listener, missed, send))
+            sending = asyncio.ensure_future(self._send(listener, first, send, abort))
             gone = asyncio.ensure_future(_disconnected(receive))
             try:
                 await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -46,30 +69,43 @@ class EventStream(Response):
             if not sending.cancelled():
                 sending.result()
 
-    async def _missed(self) -> list[bytes]:
-        if self._since is None:
-            return []
-        try:
-            return [status_chunk(event) for event in await self._history.since(self._since, self._wanted)]
-        except TooManyMissed:
-            return [RESET]
+    async def _first(self) -> deque[bytes]:
+        """What the client has missed, and where it is then."""
+        now = await self._history.now()
+        first = deque([RETRY + live_chunk(live=self._live.live)])
+        if self._since is not None:
+            try:
+                first.extend(map(status_chunk, await self._history.since(self._since, self._wanted)))
+            except TooManyMissed:
+                first.append(RESET)
+        first.append(position_chunk(now))
+        return first
 
-    async def _send(self, listener: Listener, missed: list[bytes], send: Send) -> None:
+    async def _send(self, listener: Listener, first: deque[bytes], send: Send, abort: Callable[[], None]) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in self._chunks(listener, missed):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            async for chunk in self._chunks(listener, first):
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TimeoutError:
+            log.info("a listener that does not read is dropped", extra={"tenant": self._wanted.tenant})
+            abort()
+        else:
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _chunks(self, listener: Listener, missed: list[bytes]) -> AsyncIterator[bytes]:
-        yield RETRY + live_chunk(live=self._live.live)
-        for chunk in missed:
-            yield chunk
+    async def _chunks(self, listener: Listener, first: deque[bytes]) -> AsyncIterator[bytes]:
+        while first:
+            yield b"".join(first.popleft() for _ in range(min(len(first), CHUNKS_PER_WRITE)))
+        clock = asyncio.get_running_loop().time
+        heartbeat_at = clock() + HEARTBEAT_INTERVAL
         while True:
             try:
-                async with asyncio.timeout(HEARTBEAT_INTERVAL):
+                async with asyncio.timeout_at(heartbeat_at):
                     following = await listener.next()
             except TimeoutError:
-                following = HEARTBEAT
+                if not await self._admitted():
+                    return
+                following, heartbeat_at = HEARTBEAT, clock() + HEARTBEAT_INTERVAL
             if following is None:
                 return
             yield following

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -114,9 +115,9 @@ class Gateway:
         self._events.tell(changes)
         return bool(changes)
 
-    def listen(self, wanted: Wanted, since: datetime | None) -> EventStream:
-        """The changes that are wanted, from those after `since` on."""
-        return EventStream(self.live, self._history, wanted, since)
+    def listen(self, wanted: Wanted, since: datetime | None, admitted: Callable[[], Awaitable[bool]]) -> EventStream:
+        """The changes that are wanted, from those after `since` on, while who asks for them is `admitted`."""
+        return EventStream(self.live, self._history, wanted, since, admitted)
 
     async def overview(self) -> OverviewView:
         """What happens, for who looks at all of it."""
@@ -132,6 +133,7 @@ class Gateway:
         self.metrics.outbox_rows.set(rows)
         self.metrics.outbox_oldest.set(oldest)
         self.metrics.relay_connected.set(self.relay.connected)
+        self.metrics.listeners.set(self.live.count)
         return exposition(self._registry, accepted)
 
     async def database_problem(self) -> str | None:

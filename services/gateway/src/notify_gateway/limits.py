@@ -4,7 +4,6 @@ import asyncio
 import time
 from asyncio import TimerHandle, Transport
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import partial
 from typing import Any
 
 from fastapi import HTTPException
@@ -63,7 +62,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status, unlimited = time.perf_counter(), 0, False
 
         async def send_secured(message: Message) -> None:
             nonlocal status
@@ -72,6 +71,11 @@ class Limits:
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
             await send(message)
 
+        def without_limit() -> None:
+            nonlocal unlimited
+            limit.reschedule(None)
+            unlimited = True
+
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
                 too_long = answer_plainly(431, f"The headers are longer than {MAX_HEAD} bytes.")
@@ -79,7 +83,7 @@ class Limits:
                 return
             try:
                 async with asyncio.timeout(self._request_timeout) as limit:
-                    scope[UNLIMITED] = partial(limit.reschedule, None)
+                    scope[UNLIMITED] = without_limit
                     await self._app(scope, _limited(receive, self._body_timeout), send_secured)
             except TimeoutError:
                 if status:
@@ -87,9 +91,10 @@ class Limits:
                 too_slow = answer_plainly(503, "It took too long. The request may have been accepted.", retry_after=1)
                 await too_slow(scope, receive, send_secured)
         finally:
-            # The route and not the path, which has ids.
-            route = getattr(scope.get("route"), "path", None)
-            self._answered(scope["method"] if route else NONE, route or NONE, status, time.perf_counter() - began)
+            if not unlimited:  # how long somebody listens is nothing to be fast at
+                # The route and not the path, which has ids.
+                route = getattr(scope.get("route"), "path", None)
+                self._answered(scope["method"] if route else NONE, route or NONE, status, time.perf_counter() - began)
 
 
 def _limited(receive: Receive, timeout: float) -> Receive:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
@@ -19,7 +19,10 @@ from notify_gateway.server_sent import live_chunk, status_chunk
 log = logging.getLogger(__name__)
 
 MOST_LISTENERS = 1000
+MOST_OF_A_TENANT = 500  # so that no tenant keeps the others out
 KEPT_BYTES = 4 * 1024 * 1024  # for a listener that reads slower than things happen
+CHUNKS_PER_WRITE = 100
+CLOSE_TIMEOUT = 2.0  # seconds for what is still to be written when the process stops
 LIVE_TIMEOUT = 2.0  # seconds until a listener is let in although RabbitMQ does not answer
 
 Watcher = Callable[[Sequence[StatusChange]], None]
@@ -34,33 +37,41 @@ class Listener:
 
     def __init__(self, wanted: Wanted, abort: Callable[[], None]) -> None:
         self.wanted = wanted
-        self._abort = abort
-        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.abort = abort
+        self._chunks: deque[bytes] = deque()
         self._kept = 0
         self._ended = False
+        self._changed = asyncio.Event()
 
     async def next(self) -> bytes | None:
-        """The next to write; None at the end."""
-        chunk = await self._chunks.get()
-        self._kept -= len(chunk or b"")
-        return chunk
+        """What is to be written next; None at the end."""
+        while not self._chunks:
+            if self._ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        written = b"".join(self._chunks.popleft() for _ in range(min(len(self._chunks), CHUNKS_PER_WRITE)))
+        self._kept -= len(written)
+        return written
 
     def push(self, chunk: bytes) -> None:
         """Have it written; one who is too slow is dropped, and can come back for what is missing."""
         if self._ended:
             return
-        if self._kept > KEPT_BYTES:
+        if self._kept + len(chunk) > KEPT_BYTES:
             log.info("a listener that does not read is dropped", extra={"tenant": self.wanted.tenant})
+            self._chunks.clear()
             self.end()
-            self._abort()
+            self.abort()
         else:
             self._kept += len(chunk)
-            self._chunks.put_nowait(chunk)
+            self._chunks.append(chunk)
+            self._changed.set()
 
     def end(self) -> None:
         """Nothing more, after what is there."""
         self._ended = True
-        self._chunks.put_nowait(None)
+        self._changed.set()
 
 
 class LiveEvents:
@@ -74,7 +85,7 @@ class LiveEvents:
         # By what they want most narrowly: however many listen, a change is looked up three times.
         self._listeners: defaultdict[UUID | tuple[str, int] | str, set[Listener]] = defaultdict(set)
         self._let_in: set[Listener] = set()
-        self._count = 0
+        self._tenants = Counter[str]()
         self._watchers: set[Watcher] = set()
         self._closed = False
 
@@ -83,20 +94,29 @@ class LiveEvents:
         """Whether changes are heard as they are told."""
         return self._live.is_set()
 
+    @property
+    def count(self) -> int:
+        """How many listen."""
+        return self._tenants.total()
+
     @asynccontextmanager
     async def listening(self, wanted: Wanted, abort: Callable[[], None]) -> AsyncIterator[Listener]:
         """Listen for as long as the context lasts. `abort` ends the connection of one who does not read."""
-        if self._count >= MOST_LISTENERS or self._closed:
+        if self._closed or self.count >= MOST_LISTENERS or self._tenants[wanted.tenant] >= MOST_OF_A_TENANT:
             raise TooManyListeners
         listener, key = Listener(wanted, abort), _key(wanted)
-        self._count += 1
+        self._tenants[wanted.tenant] += 1
         self._listeners[key].add(listener)
         try:
             await self._start()
             self._let_in.add(listener)
+            if self._closed:
+                listener.end()
             yield listener
         finally:
-            self._count -= 1
+            self._tenants[wanted.tenant] -= 1
+            if not self._tenants[wanted.tenant]:
+                del self._tenants[wanted.tenant]
             self._let_in.discard(listener)
             self._listeners[key].discard(listener)
             if not self._listeners[key]:
@@ -117,17 +137,18 @@ class LiveEvents:
         """End all: the process stops."""
         self._closed = True
         self._end_all()
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._abort_all)
 
     async def _start(self) -> None:
         if self._feeding is None or self._feeding.done():
             self._feeding = asyncio.create_task(self._feed.run())
-            self._feeding.add_done_callback(_log_end)
+            self._feeding.add_done_callback(self._feed_ended)
         with suppress(TimeoutError):
             async with asyncio.timeout(LIVE_TIMEOUT):
                 await self._live.wait()
 
     async def _stop_unless_wanted(self) -> None:
-        if self._feeding is None or self._count or self._watchers:
+        if self._feeding is None or self._listeners or self._watchers:
             return
         feeding, self._feeding = self._feeding, None
         feeding.cancel()
@@ -147,10 +168,19 @@ class LiveEvents:
         for listener in self._let_in:
             listener.end()
 
+    def _abort_all(self) -> None:
+        for listener in self._let_in:
+            listener.abort()
+
+    def _feed_ended(self, feeding: "asyncio.Task[None]") -> None:
+        if not feeding.cancelled() and (bug := feeding.exception()) is not None:
+            log.error("events are not heard any more", exc_info=bug)
+            self._end_all()
+
     async def _receive(self, changes: Sequence[StatusChange]) -> None:
         for watcher in list(self._watchers):
             watcher(changes)
-        if not self._count:
+        if not self._listeners:
             return
         if all(isinstance(key, UUID) for key in self._listeners):
             changes = [change for change in changes if change.notification_id in self._listeners]
@@ -163,24 +193,16 @@ class LiveEvents:
         self._hand_out(events)
 
     def _hand_out(self, events: Sequence[tuple[str, StatusEvent]]) -> None:
-        chunks: defaultdict[Listener, list[bytes]] = defaultdict(list)
         for tenant, event in events:
             chunk: bytes | None = None
             for key in (event.notification_id, (tenant, event.user_id), tenant):
                 for listener in self._listeners.get(key, ()):
                     if listener.wanted.includes(tenant, event):
                         chunk = chunk or status_chunk(event)
-                        chunks[listener].append(chunk)
-        for listener, its_own in chunks.items():
-            listener.push(b"".join(its_own))
+                        listener.push(chunk)
 
 
 def _key(wanted: Wanted) -> UUID | tuple[str, int] | str:
     if wanted.notification_id is not None:
         return wanted.notification_id
     return wanted.tenant if wanted.user_id is None else (wanted.tenant, wanted.user_id)
-
-
-def _log_end(feeding: "asyncio.Task[None]") -> None:
-    if not feeding.cancelled() and (bug := feeding.exception()) is not None:
-        log.error("events are not heard any more", exc_info=bug)

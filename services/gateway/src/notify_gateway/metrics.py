@@ -39,6 +39,7 @@ class GatewayMetrics:
         self.relay_connected = Gauge(
             "notify_relay_connected", "Whether the outbox relay has a connection to RabbitMQ.", registry=registry
         )
+        self.listeners = Gauge("notify_listeners", "Who listens to GET /api/events.", registry=registry)
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:

@@ -85,13 +85,17 @@ class Overview:
         self._forgetting = asyncio.get_running_loop().call_later(FORGOTTEN_AFTER, self._nobody_looks)
 
     def _nobody_looks(self) -> None:
-        self._ending = asyncio.create_task(self.aclose())
+        self._ending = asyncio.create_task(self._end(self._forgetting))
 
     async def aclose(self) -> None:
         """Count no more, until the next look."""
+        await self._end(self._forgetting)
+
+    async def _end(self, timer: asyncio.TimerHandle | None) -> None:
         async with self._looking:
-            if self._forgetting is not None:
-                self._forgetting.cancel()
+            # Unless somebody has looked meanwhile, and set another.
+            if timer is not None and timer is self._forgetting:
+                timer.cancel()
                 self._forgetting = None
                 await self._live.unwatch(self._count)
 
@@ -130,8 +134,8 @@ class Overview:
             async with self._engine.connect() as connection:
                 for row in await connection.execute(ACCEPTED, {"first_id": bounds[0], "end_id": bounds[1]}):
                     self._accepted[row.second][Channel(row.channel)] += row.accepted
+                self._accepted_until = end
                 failures = (await connection.execute(FAILED, {"latest": LATEST})).all()
-        self._accepted_until = end
         return failures
 
     def _channel(self, channel: Channel, seconds: range, queues: Mapping[str, Figures] | None) -> ChannelOverview:

@@ -45,7 +45,9 @@ class QueueFigures:
             self._client = httpx.AsyncClient(auth=auth, timeout=TIMEOUT, trust_env=False)
         try:
             answer = await self._client.get(self._url)
-            answer.raise_for_status()
+            if not answer.is_success:
+                self._fault.occurred(f"status {answer.status_code}")
+                return None
             queues = answer.json()
             figures = {
                 # A queue that was declared a moment ago has no figures yet.
@@ -57,7 +59,7 @@ class QueueFigures:
                 for queue in queues
             }
         except (httpx.HTTPError, ValueError) as error:
-            self._fault.occurred(repr(error))
+            self._fault.occurred(type(error).__name__)  # its text may have the URL, with a password
             return None
         self._fault.over()
         return figures

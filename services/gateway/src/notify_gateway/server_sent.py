@@ -15,13 +15,21 @@ RESET = b"event: reset\ndata: {}\n\n"
 
 def status_chunk(event: StatusEvent) -> bytes:
     """A change of status; its id is the time by which a client that was away asks for what it has missed."""
-    position = (event.changed_at - EPOCH) // MICROSECOND
-    return f"id: {position}\nevent: status\ndata: {event.model_dump_json()}\n\n".encode()
+    return b"%bevent: status\ndata: %b\n\n" % (_id(event.changed_at), event.model_dump_json().encode())
+
+
+def position_chunk(time: datetime) -> bytes:
+    """No event: what a client says when it comes back, if it has read nothing since."""
+    return _id(time) + b"\n"
 
 
 def live_chunk(*, live: bool) -> bytes:
     """Whether changes are told as they happen, or RabbitMQ is away."""
     return b'event: live\ndata: {"live": %s}\n\n' % (b"true" if live else b"false")
+
+
+def _id(time: datetime) -> bytes:
+    return b"id: %d\n" % ((time - EPOCH) // MICROSECOND)
 
 
 def position(event_id: str) -> datetime:

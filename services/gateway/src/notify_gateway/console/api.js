@@ -1,6 +1,7 @@
 // The gateway's API: its key, its errors, its events.
 
 const KEY = "notify-api-key";
+const TIMEOUT = 35_000; // milliseconds: the gateway itself gives a request 30 s
 
 /** What the gateway answered instead: `status` 0 where it did not answer at all. */
 export class Problem extends Error {
@@ -40,7 +41,8 @@ async function answered(path, options) {
 /** GET, as an object; raises `Problem`. */
 export async function get(path, query = {}) {
   const wanted = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== "" && value !== null));
-  const answer = await answered(`${path}${wanted.size ? `?${wanted}` : ""}`, { headers: headers() });
+  const signal = AbortSignal.timeout(TIMEOUT);
+  const answer = await answered(`${path}${wanted.size ? `?${wanted}` : ""}`, { headers: headers(), signal });
   return exact(await answer.text());
 }
 
@@ -51,6 +53,7 @@ export async function post(path, body, more = {}) {
     method: "POST",
     headers: headers({ "Content-Type": "application/json", ...more }),
     body: text,
+    signal: AbortSignal.timeout(TIMEOUT),
   });
   return exact(await answer.text());
 }
@@ -63,14 +66,23 @@ const pause = (milliseconds, signal) =>
 
 /**
  * Changes of status until `signal` says so, each handed to `heard`. A broken stream is taken up again where it was.
- * Not `EventSource`: that can not send a key.
+ * Not `EventSource`: that can not send a key. While nobody looks at the tab nothing is kept open: a browser has six
+ * connections to a host, for all its tabs.
  */
 export async function listen(query, heard, signal) {
   let last = null;
   while (!signal.aborted) {
+    if (document.hidden) {
+      await pause(1000, signal);
+      continue;
+    }
+    const looked = new AbortController();
+    signal.addEventListener("abort", () => looked.abort(), { signal: looked.signal });
+    document.addEventListener("visibilitychange", () => document.hidden && looked.abort(), { signal: looked.signal });
     try {
       const path = `api/events?${new URLSearchParams(query)}`;
-      const stream = await answered(path, { headers: headers(last ? { "Last-Event-ID": last } : {}), signal });
+      const more = last ? { "Last-Event-ID": last } : {};
+      const stream = await answered(path, { headers: headers(more), signal: looked.signal });
       const reader = stream.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
       for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -83,7 +95,9 @@ export async function listen(query, heard, signal) {
         }
       }
     } catch (error) {
-      if (signal.aborted || [401, 403].includes(error.status)) return;
+      if (signal.aborted || [401, 403, 422].includes(error.status)) return;
+    } finally {
+      looked.abort();
     }
     await pause(1000, signal);
   }

@@ -10,7 +10,7 @@ import { send } from "./send.js";
 import { notification } from "./story.js";
 
 const PAGES = [
-  [/^\/?$/, overview], [/^\/notifications$/, notifications], [/^\/notifications\/([^/]+)$/, notification],
+  [/^\/?$/, overview], [/^\/notifications$/, notifications], [/^\/notifications\/([\w-]+)$/, notification],
   [/^\/retry$/, retry], [/^\/send$/, send],
 ];
 const main = document.getElementById("main");
@@ -18,6 +18,8 @@ const stateText = document.getElementById("state");
 const banner = document.getElementById("banner");
 const keyDialog = document.getElementById("key-dialog");
 let links = { rabbitmq: null, trace: null };
+const UNREADY = "";
+const DATABASE_AWAY = "The database is not available.";
 let problem = null;
 let rabbitmq = null; // what /readyz says of it
 
@@ -28,19 +30,20 @@ const state = {
 let waiting = null;
 
 function showState() {
-  const [kind, text] = problem ? ["down", problem.status === 0 ? "Gateway away" : "PostgreSQL away"]
+  const postgresAway = problem?.status === 503 && [UNREADY, DATABASE_AWAY].includes(problem.message);
+  const [kind, text] = problem?.status === 0 ? ["down", "Gateway away"] : postgresAway ? ["down", "PostgreSQL away"]
     : rabbitmq && rabbitmq !== "ready" ? ["held", "RabbitMQ away"] : rabbitmq ? ["up", "Live"] : ["", ""];
   stateText.className = `state ${kind}`;
   if (stateText.textContent !== text) stateText.textContent = text;
   const lines = [];
   if (problem?.status === 0) lines.push("The gateway does not answer. What is shown is as it was; this page tries again by itself.");
-  else if (problem?.status === 503) lines.push("PostgreSQL is away: nothing can be accepted or looked up until it is back. What was accepted is kept.");
+  else if (postgresAway) lines.push("PostgreSQL is away: nothing can be accepted or looked up until it is back. What was accepted is kept.");
   else if (problem) lines.push(problem.message);
   else if (kind === "held") {
     const count = waiting ? ` ${waiting.toLocaleString()} wait there now.` : "";
     lines.push(`RabbitMQ is away. Notifications are accepted all the same and wait in the outbox; nothing is lost.${count}`);
   }
-  show(banner, lines.join(), lines.map((line) => h("p", { className: `banner ${kind}` }, line)));
+  show(banner, lines.join(), lines.map((line) => h("p", { className: `banner ${kind === "down" ? "down" : "held"}` }, line)));
 }
 
 reportTo((met) => {
@@ -72,7 +75,7 @@ function showPage() {
   shown = new AbortController();
   main.replaceChildren();
   delete main.dataset.shows;
-  page({ main, state, signal: shown.signal, query: new URLSearchParams(search), id: decodeURIComponent(path.match(pattern)?.[1] ?? "") });
+  page({ main, state, signal: shown.signal, query: new URLSearchParams(search), id: path.match(pattern)?.[1] });
   for (const link of document.querySelectorAll("nav[aria-label=Pages] a")) {
     const here = link.hash === `#${path || "/"}` || (link.hash === "#/notifications" && path.startsWith("/notifications"));
     if (here) link.setAttribute("aria-current", "page");
@@ -96,10 +99,10 @@ document.querySelector(".skip").addEventListener("click", (event) => { event.pre
 window.addEventListener("hashchange", () => { showPage(); main.focus(); scrollTo(0, 0); });
 // Open to everybody, and so told before there is a key: how the service is.
 every(5000, new AbortController().signal, async () => {
-  const answer = await fetch("readyz").catch(() => null);
+  const answer = await fetch("readyz", { signal: AbortSignal.timeout(5000) }).catch(() => null);
   if (answer === null) throw new Problem(0, "");
   rabbitmq = (await answer.json()).rabbitmq;
-  if (answer.status === 503) throw new Problem(503, "");
+  if (answer.status === 503) throw new Problem(503, UNREADY);
   showState();
 });
 begin();

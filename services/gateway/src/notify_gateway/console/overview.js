@@ -42,7 +42,7 @@ export function overview({ main, signal, state }) {
     if (problem.status !== 403) return false;
     loading.textContent = "";
     loading.removeAttribute("aria-busy");
-    loading.append("The overview is of all tenants: a key with the scope admin shows it. ",
+    loading.append("The overview is of all tenants: a key with the scope operator shows it. ",
       h("a", { href: "#/notifications" }, "Your notifications"), " need read only.");
     return true;
   });
@@ -95,7 +95,7 @@ function card(name) {
 
 function showFailures(place, failures) {
   if (!failures.length) {
-    show(place, "none", h("p", { className: "empty" }, "None. Nothing has failed."));
+    show(place, "none", h("p", { className: "empty" }, "None of them has failed."));
     return;
   }
   const head = ["Channel", "Error class", "Code", "Count", "Last", ""];

@@ -37,12 +37,22 @@ export async function attempt(work, signal, known = () => false) {
   }
 }
 
-/** Ask before doing it. A dialog of its own each time: the end of one must not be taken for that of the next. */
+/** Ask before doing it. */
 export function confirmed(title, text, yes) {
+  return asked(title, text, h("button", { className: "plain", value: "no" }, "Back"), h("button", { className: "primary", value: "yes" }, yes));
+}
+
+/** Of something that was asked for once: say why it was not done. A server that is away is everybody's problem, and not told here. */
+export function refused(problem) {
+  if ([0, 401, 503].includes(problem.status)) return false;
+  asked("It was not done", problem.message, h("button", { className: "primary" }, "Back"));
+  return true;
+}
+
+/** A dialog of its own each time: the end of one must not be taken for that of the next. */
+function asked(title, text, ...buttons) {
   const dialog = h("dialog", { "aria-labelledby": "confirm-title" },
-    h("form", { method: "dialog" }, h("h2", { id: "confirm-title" }, title), h("p", {}, text),
-      h("p", { className: "actions" }, h("button", { className: "plain", value: "no" }, "Back"),
-        h("button", { className: "primary", value: "yes" }, yes))));
+    h("form", { method: "dialog" }, h("h2", { id: "confirm-title" }, title), h("p", {}, text), h("p", { className: "actions" }, buttons)));
   document.body.append(dialog);
   dialog.showModal();
   return new Promise((resolve) => {

@@ -7,6 +7,9 @@ import { follow, tell } from "./story.js";
 
 const CHANNELS = ["telegram", "email", "webhook"];
 
+// `crypto.randomUUID` is not there on a page that comes over plain HTTP.
+const unique = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
 export function send({ main, signal, state }) {
   const user = h("input", { name: "user_id", inputMode: "numeric", pattern: "[1-9][0-9]{0,18}", required: true, value: "123" });
   const message = h("textarea", { name: "message", rows: 4, required: true, maxLength: 16384, value: "A test from the console." });
@@ -17,9 +20,10 @@ export function send({ main, signal, state }) {
   const problem = h("p", { className: "problem", role: "alert" });
   const story = h("div", { className: "followed", "aria-live": "polite" });
   let following = new AbortController();
+  let idempotencyKey = null; // of what the form says now, until it is accepted
   signal.addEventListener("abort", () => following.abort());
 
-  const form = h("form", { className: "send", onsubmit: submit },
+  const form = h("form", { className: "send", onsubmit: submit, oninput: () => { idempotencyKey = null; } },
     h("label", {}, "User ", user),
     h("fieldset", {}, h("legend", {}, "Channels"), CHANNELS.map((channel, number) =>
       h("div", { className: "channel-choice" }, h("label", {}, boxes[number], ` ${channel}`), recipients[number]))),
@@ -45,8 +49,10 @@ export function send({ main, signal, state }) {
     // The id as it was typed: past 2^53 a number would not be the same.
     const body = `{"user_id": ${user.value.trim()}, ${JSON.stringify(request).slice(1)}`;
     button.disabled = true;
+    idempotencyKey ??= unique();
     await attempt(async () => {
-      const told = await post("api/notifications", body, { "Idempotency-Key": crypto.randomUUID() });
+      const told = await post("api/notifications", body, { "Idempotency-Key": idempotencyKey });
+      idempotencyKey = null;
       following.abort();
       following = new AbortController();
       story.dataset.shows = "";
@@ -55,7 +61,7 @@ export function send({ main, signal, state }) {
       story.replaceChildren(
         h("h2", {}, h("a", { href: `#/notifications/${told.id}` }, "What became of it")), place);
       tell(place, told, state, page);
-      follow(told.id, page, (later) => tell(place, later, state, page), () => false);
+      follow(told.id, page, (later) => tell(place, later, state, page));
     }, signal, (error) => {
       problem.textContent = error.message;
       return [403, 422, 429, 503].includes(error.status);

@@ -2,9 +2,10 @@
 
 import { get, listen, post } from "./api.js";
 import { badge, duration, h, show, time } from "./dom.js";
-import { attempt, confirmed, every } from "./pages.js";
+import { attempt, confirmed, every, refused } from "./pages.js";
 
 const FINAL = new Set(["sent", "failed", "expired", "cancelled"]);
+const ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 const REASONS = { opted_out: "the user does not want this channel", requested: "by a request" };
 
 /** The page of one notification. */
@@ -12,16 +13,25 @@ export function notification({ main, signal, id, state }) {
   const missing = h("p", { className: "problem", role: "alert" });
   const place = h("div", {}, h("p", { className: "empty", "aria-busy": "true" }, "Loading …"));
   main.append(h("h1", {}, "Notification"), missing, place);
-  follow(id, signal, (told) => tell(place, told, state, signal), (problem) => {
-    if (problem.status !== 404 && problem.status !== 422) return false;
+  const isMissing = () => {
     place.replaceChildren();
     missing.textContent = `There is no notification ${id}.`;
-    return true;
-  });
+  };
+  if (!ID.test(id)) isMissing();
+  else follow(id, signal, (told) => tell(place, told, state, signal), isMissing);
 }
 
-/** Hand the notification to `told`, again and again as it changes. */
-export function follow(id, signal, told, known) {
+/** Hand the notification to `told`, again and again as it changes; call `missing` where there is none. */
+export function follow(id, shown, told, missing = () => {}) {
+  const following = new AbortController();
+  const { signal } = following;
+  shown.addEventListener("abort", () => following.abort(), { signal });
+  const known = (problem) => {
+    if (problem.status !== 404) return false;
+    following.abort();
+    missing();
+    return true;
+  };
   let asking = false;
   let again = false;
   async function ask() {
@@ -69,8 +79,9 @@ function deliveryStory(told, delivery, signal) {
   return h("section", { className: "story", "aria-label": `Delivery over ${delivery.channel}` },
     h("h2", {}, `${delivery.channel} `, badge(delivery.status)),
     h("p", { className: "note" }, delivery.recipient ? `To ${delivery.recipient}. ` : "",
-      "In the logs: ", h("code", {}, `delivery_id=${delivery.id}`), " ",
-      h("button", { className: "plain", onclick: (event) => copy(event.target, delivery.id) }, "Copy id")),
+      "In the logs by its delivery_id: ", h("code", {}, delivery.id), " ",
+      // Only a page that comes over HTTPS, or from this machine, may write to the clipboard.
+      navigator.clipboard && h("button", { className: "plain", onclick: (event) => copy(event.target, delivery.id) }, "Copy id")),
     h("ol", { className: "steps" }, steps(told, delivery)),
     delivery.status === "failed"
       && h("p", { className: "actions" }, h("button", { className: "primary", onclick: () => retry(delivery, signal) }, "Retry …")));
@@ -102,13 +113,13 @@ function step(at, kind, ...what) {
 
 async function retry(delivery, signal) {
   if (await confirmed("Retry this delivery?", `A new round over ${delivery.channel}, with a new budget of attempts. Its history stays.`, "Retry")) {
-    await attempt(() => post(`api/deliveries/${delivery.id}/retry`), signal);
+    await attempt(() => post(`api/deliveries/${delivery.id}/retry`), signal, refused);
   }
 }
 
 async function cancel(told, signal) {
   if (await confirmed("Cancel this notification?", "What no process has taken yet is not sent any more.", "Cancel it")) {
-    await attempt(() => post(`api/notifications/${told.id}/cancel`), signal);
+    await attempt(() => post(`api/notifications/${told.id}/cancel`), signal, refused);
   }
 }
 
