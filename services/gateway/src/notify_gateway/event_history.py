@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.schemas import StatusEvent
 
-# Of two transactions, the one that began first can be the last to commit: who has seen a change looks back so far.
+# Of two changes the earlier can be the last to be committed: who has seen one looks back so far.
 OVERLAP = timedelta(seconds=5)
 MOST_MISSED = 20_000
 MOST_LOOKED_AT = 100_000  # deliveries, whose ever they are
