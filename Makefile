@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test screenshots chaos fuzz test-compose bench bench-scale check format lock clean
+.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ screenshots: install ## take the pictures of the console in docs/images anew, fr
 chaos: install ## 50,000 notifications and 42 faults in a quarter of an hour; ARGS="--short --seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
+record: install ## record the metrics of lasting faults anew, for the tests of the alert rules (20 minutes)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.record $(ARGS)
+
 fuzz: install ## ten thousand requests made from the API's own document; ARGS="--seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m support.fuzzing $(ARGS)
 
@@ -43,6 +46,9 @@ bench: install benchmarks/.venv/installed ## this service beside what one would 
 
 bench-scale: install benchmarks/.venv/installed ## with much waiting, much stored, several of each
 	@benchmarks/.venv/bin/python -m benchmarks.scale $(ARGS)
+
+bench-events: install benchmarks/.venv/installed ## how soon live events come, and what those cost who listen
+	@benchmarks/.venv/bin/python -m benchmarks.events $(ARGS)
 
 check: install ## lint, format, types
 	@$(BIN)/ruff check .

@@ -1,0 +1,246 @@
+"""`python -m chaos.record`: what Prometheus would see of faults that last, for the tests of the alert rules.
+
+Each scenario is a system of its own under a light load: two quiet minutes, then the fault until the end. All run at the
+same time, in real time, and every service is scraped as often as deploy/observability/prometheus.yml says.
+"""
+
+import argparse
+import asyncio
+import math
+import random
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import httpx
+import psutil
+import yaml
+from notify_local.console import say
+from notify_local.stack import SERVICES
+from prometheus_client.parser import text_string_to_metric_families
+from support.processes import System, running_system
+from support.servers import PROJECT
+
+from chaos.faults import MAIL_SERVER_DOWN, Faults
+from chaos.load import Load
+from chaos.mail_server import MailServer
+
+RECORDED = PROJECT / "tests/observability/recorded"
+RULES = PROJECT / "deploy/observability/rules.yml"
+SCRAPE_INTERVAL = 15  # seconds
+SCRAPE_TIMEOUT = 10.0  # seconds
+QUIET = 120  # seconds before a fault
+RATE = 5.0  # notifications a second, each over every channel
+SETTINGS = {"TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5"}
+
+Act = Callable[[System, Faults, float], Awaitable[object]]
+"""Lasts so many seconds."""
+Samples = Mapping[str, float]
+"""By their series."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`fault` happens after the quiet, if there is one; `seconds` are until the end of the recording."""
+
+    seconds: int
+    fault: Act | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    smtp: bool = False
+
+
+def _injected(name: str) -> Act:
+    return lambda _, faults, _seconds: faults.inject(name)
+
+
+def _frozen(program: str) -> Act:
+    """It is there and does nothing; what is killed would be back within seconds."""
+
+    async def act(system: System, _: Faults, seconds: float) -> None:
+        process = psutil.Process(system.pid(program))
+        process.suspend()
+        await asyncio.sleep(seconds)
+        process.resume()
+
+    return act
+
+
+# Ten at a time, for 4 s each, is half of what is asked for.
+TOO_FEW = {"TELEGRAM_SLEEP": "4", "EMAIL_SLEEP": "0.1", "WEBHOOK_SLEEP": "0.1", "CONCURRENCY": "10"}
+SCENARIOS = {
+    "clean": Scenario(1080),
+    "memory-alarm": Scenario(480, _injected("memory alarm")),
+    "rabbitmq-frozen": Scenario(480, _frozen("rabbitmq")),
+    "tables-locked": Scenario(480, _injected("tables locked")),
+    "provider-fails": Scenario(660, _injected("provider fails")),
+    "provider-hangs": Scenario(660, _injected("provider hangs"), {"PROVIDER_TIMEOUT": "2"}),
+    "mail-server-down": Scenario(660, _injected(MAIL_SERVER_DOWN), smtp=True),
+    "every-telegram-sender-frozen": Scenario(1080, _frozen("telegram_sender")),
+    "too-few-telegram-senders": Scenario(1080, settings=TOO_FEW),
+}
+
+
+class Recording:
+    """Of each series a value per scrape, or none."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, list[float | None]] = defaultdict(list)
+        self._scrapes = 0
+
+    def add(self, samples: Samples) -> None:
+        """Those of one scrape of everything."""
+        for series in samples.keys() | self._values.keys():
+            values = self._values[series]
+            values += [None] * (self._scrapes - len(values))
+            values.append(samples.get(series))
+        self._scrapes += 1
+
+    def write(self, path: Path) -> None:
+        """As a part of a test for `promtool test rules`."""
+        lines = [f"  - {{ series: '{name}', values: '{_notation(values)}' }}" for name, values in self._values.items()]
+        head = f"# Recorded by `make record`.\ninterval: {SCRAPE_INTERVAL}s\ninput_series:\n"
+        path.write_text(head + "\n".join(sorted(lines)) + "\n")
+
+
+def _notation(values: Iterable[float | None]) -> str:
+    """Repeats are counted. What is not there any more is stale: so it is after a scrape that has failed."""
+    words: list[str] = []
+    for text, alike in groupby(map(_text, values)):
+        repeats = len(list(alike)) - 1
+        if text is not None:
+            words.append(f"{text}x{repeats}" if repeats else text)
+        elif words:
+            words += ["stale", f"_x{repeats}"] if repeats else ["stale"]
+        else:
+            words.append(f"_x{repeats + 1}")
+    return " ".join(words)
+
+
+def _text(value: float | None) -> str | None:
+    # The notation has no NaN. No rule of ours takes it for more than no value.
+    return None if value is None or math.isnan(value) else f"{value:.10g}"
+
+
+class Scraper:
+    """Asks a system's services, and RabbitMQ's management API for what its Prometheus plugin would tell."""
+
+    def __init__(self, system: System, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self._wanted = _metrics_of_the_rules()
+        self._queues = f"{system.addresses()['RABBITMQ_MANAGEMENT_URL']}/api/queues/%2F?columns=name,messages_ready"
+        ports = {name: psutil.Process(system.pid(name)).environ()["HEALTH_PORT"] for name in SERVICES}
+        self._urls = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
+
+    async def scrape(self) -> Samples:
+        """All that the rules are made of; what does not answer has none."""
+        told = await asyncio.gather(self._ask_rabbitmq(), *map(self._ask, self._urls))
+        return {series: value for samples in told for series, value in samples.items()}
+
+    async def _ask(self, instance: str) -> Samples:
+        try:
+            answer = await self._client.get(self._urls[instance])
+        except httpx.TransportError:
+            return {}
+        return {
+            _series(sample.name, {**sample.labels, "instance": instance}): sample.value
+            for family in text_string_to_metric_families(answer.raise_for_status().text)
+            for sample in family.samples
+            if sample.name in self._wanted
+        }
+
+    async def _ask_rabbitmq(self) -> Samples:
+        try:
+            answer = await self._client.get(self._queues)
+        except httpx.TransportError:
+            return {}
+        return {
+            _series("rabbitmq_queue_messages_ready", {"queue": queue["name"]}): queue.get("messages_ready", 0)
+            for queue in answer.raise_for_status().json()
+        }
+
+
+def _series(name: str, labels: Mapping[str, str]) -> str:
+    told = ", ".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{told}}}"
+
+
+def _metrics_of_the_rules() -> frozenset[str]:
+    rules = yaml.safe_load(RULES.read_text())
+    expressions = " ".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])
+    return frozenset(re.findall(r"\b(?:notify|rabbitmq)_\w+", expressions))
+
+
+async def record(name: str, folder: Path, starting: asyncio.Lock) -> None:
+    """Load, the quiet, the fault; what was scraped meanwhile is written to its file."""
+    scenario, ledgers = SCENARIOS[name], folder / "simulator"
+    settings = {**SETTINGS, **scenario.settings, "SIMULATOR_FOLDER": str(ledgers)}
+    mail_server = MailServer(ledgers) if scenario.smtp else None
+    if mail_server is not None:
+        await mail_server.open()
+        settings |= mail_server.environment()
+    with ExitStack() as stack:
+        async with starting:  # each looks for ports that are free
+            system = await asyncio.to_thread(stack.enter_context, running_system(folder / "stack", settings))
+        lasts = scenario.seconds - QUIET
+        faults = Faults(system, ledgers, random.Random(0), lasts, lasts, mail_server)
+        recording = await _record(scenario, system, faults)
+        await asyncio.to_thread(stack.close)
+    if mail_server is not None:
+        await mail_server.close()
+    recording.write(RECORDED / f"{name}.yml")
+    say(f"recorded: {name}")
+
+
+async def _record(scenario: Scenario, system: System, faults: Faults) -> Recording:
+    recording, clock = Recording(), asyncio.get_running_loop().time
+    async with system.client() as gateway, httpx.AsyncClient(timeout=SCRAPE_TIMEOUT, trust_env=False) as client:
+        scraper = Scraper(system, client)
+        load = Load([gateway], RATE, ahead=10, recipients=scenario.smtp)
+        async with asyncio.TaskGroup() as group:
+            loading = group.create_task(load.run(round(RATE * scenario.seconds)))
+            if scenario.fault is not None:
+                group.create_task(_later(scenario.fault, system, faults, scenario.seconds - QUIET))
+            began = clock()
+            for number in range(scenario.seconds // SCRAPE_INTERVAL):
+                await asyncio.sleep(began + number * SCRAPE_INTERVAL - clock())
+                recording.add(await scraper.scrape())
+            loading.cancel()
+    return recording
+
+
+async def _later(fault: Act, system: System, faults: Faults, seconds: float) -> None:
+    await asyncio.sleep(QUIET)
+    await fault(system, faults, seconds)
+
+
+async def record_all(names: Iterable[str], folder: Path) -> None:
+    """Record these, all at the same time."""
+    starting = asyncio.Lock()
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(record(name, folder / name, starting))
+
+
+def main() -> None:
+    """Record what is named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.record", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(SCENARIOS)}")
+    names = parser.parse_args().names or list(SCENARIOS)
+    if unknown := set(names) - SCENARIOS.keys():
+        parser.error(f"there is no {', '.join(unknown)}")
+    minutes = max(SCENARIOS[name].seconds for name in names) // 60
+    say(f"Recording {len(names)} scenarios at once, for {minutes} minutes: {', '.join(names)}")
+    RECORDED.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="recorded-") as folder:
+        for name in names:
+            Path(folder, name).mkdir()
+        asyncio.run(record_all(names, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
