@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, closing, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,6 +23,8 @@ from notify_database.engine import PostgresSettings
 from notify_gateway import api_keys, event_history, event_stream, live_events
 from notify_gateway.api_keys import ApiKeys, Scope
 from notify_gateway.event_history import EventHistory, Wanted
+from notify_gateway.event_stream import EventStream
+from notify_gateway.limits import UNLIMITED
 from notify_gateway.live_events import LiveEvents
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -234,7 +236,7 @@ async def test_with_rabbitmq_away_a_stream_says_so_and_ends_when_it_is_back(
     await network.close()
 
 
-async def test_what_was_dropped_on_the_way_makes_everybody_come_back(
+async def test_who_may_have_missed_what_was_dropped_on_the_way_is_told_to_ask_anew(
     rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "KEPT_CHANGES", 1)
@@ -249,7 +251,7 @@ async def test_what_was_dropped_on_the_way_makes_everybody_come_back(
         publisher.tell([change])  # one too many
         async with publisher.publishing(), asyncio.timeout(TIMEOUT):
             assert [(await published.get()).routing_key for _ in range(2)] == ["email.sent", "dropped"]
-        assert await reader.next() is None
+        assert await reader.next() == {"event": "reset", "data": {}}
 
 
 async def test_who_has_missed_too_much_is_told_to_ask_anew(
@@ -289,6 +291,28 @@ async def test_a_stream_ends_with_its_key(
         async with asyncio.timeout(TIMEOUT):
             async for line in lines:
                 assert line in {":", ""}
+
+
+async def test_a_stream_ends_with_its_key_however_much_there_is_to_tell(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0)
+    told: list[bytes] = []
+
+    async def revoked() -> bool:
+        return False
+
+    async def receive() -> MutableMapping[str, Any]:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        told.append(message.get("body", b""))
+
+    history = EventHistory(engine)
+    stream = EventStream(LiveEvents(NOWHERE, "gateway", history), history, Wanted("ours"), None, revoked)
+    async with asyncio.timeout(TIMEOUT):
+        await stream({"type": "http", UNLIMITED: lambda: None}, receive, send)
+    assert b"".join(told) == b""
 
 
 async def test_no_tenant_takes_all_the_places(

@@ -25,8 +25,8 @@ TIMEOUT = 5.0  # seconds
 class EventFeed:
     """Hears all changes of status, for as long as `run` does.
 
-    RabbitMQ drops what it tells while nobody hears it: `began` is called when it is heard (again), or when a publisher
-    says that it has dropped some; `lost` when nothing is heard any more.
+    RabbitMQ drops what it tells while nobody hears it: `began` is called when it is heard (again), `lost` when nothing
+    is heard any more, `missed` when a publisher says that it has dropped some.
     """
 
     def __init__(
@@ -37,12 +37,14 @@ class EventFeed:
         *,
         began: Callable[[], None],
         lost: Callable[[], None],
+        missed: Callable[[], None],
     ) -> None:
         self._url = settings.amqp_url(f"{role}.live")
         self._queue = f"{topology.EVENTS.name}.{role}"
         self._receive = receive
         self._began = began
         self._lost = lost
+        self._missed = missed
 
     async def run(self) -> None:
         """Hear, and connect again, until cancelled. The queue goes with its connection."""
@@ -81,7 +83,7 @@ class EventFeed:
                     told = [_changes(message) for message in messages]
                     await self._receive([change for changes in told for change in changes])
                     if not all(told):
-                        self._began()
+                        self._missed()
                     await messages[-1].ack(multiple=True)
             finally:
                 self._lost()

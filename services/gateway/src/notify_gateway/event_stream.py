@@ -4,9 +4,10 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 
-from fastapi import Response
+from fastapi import HTTPException, Response
 from typing_extensions import override
 
 from notify_gateway.event_history import EventHistory, TooManyMissed, Wanted
@@ -94,26 +95,31 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
 
     async def _chunks(self, listener: Listener, first: deque[bytes]) -> AsyncIterator[bytes]:
-        while first:
-            yield b"".join(first.popleft() for _ in range(min(len(first), CHUNKS_PER_WRITE)))
         clock = asyncio.get_running_loop().time
         heartbeat_at = clock() + HEARTBEAT_INTERVAL
         while True:
+            if clock() >= heartbeat_at:  # however much there is to tell
+                if not await self._admitted():
+                    return
+                heartbeat_at = clock() + HEARTBEAT_INTERVAL
+                yield HEARTBEAT
+            if first:
+                yield b"".join(first.popleft() for _ in range(min(len(first), CHUNKS_PER_WRITE)))
+                continue
             try:
                 async with asyncio.timeout_at(heartbeat_at):
                     following = await listener.next()
             except TimeoutError:
-                if not await self._admitted():
-                    return
-                following, heartbeat_at = HEARTBEAT, clock() + HEARTBEAT_INTERVAL
+                continue
             if following is None:
                 return
             yield following
 
 
 async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    with suppress(HTTPException):  # a body that was announced does not come
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 def _nothing() -> None:

@@ -14,7 +14,7 @@ from notify_database.engine import DatabaseAway
 from notify_gateway.event_feed import EventFeed
 from notify_gateway.event_history import EventHistory, Wanted
 from notify_gateway.schemas import StatusEvent
-from notify_gateway.server_sent import live_chunk, status_chunk
+from notify_gateway.server_sent import RESET, live_chunk, status_chunk
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ class LiveEvents:
 
     def __init__(self, settings: RabbitSettings, role: str, history: EventHistory) -> None:
         self._history = history
-        self._feed = EventFeed(settings, role, self._receive, began=self._began, lost=self._lost)
+        self._feed = EventFeed(settings, role, self._receive, began=self._began, lost=self._lost, missed=self._missed)
+        self._switching = asyncio.Lock()  # one feed ends before another begins
         self._feeding: asyncio.Task[None] | None = None
         self._live = asyncio.Event()
         # By what they want most narrowly: however many listen, a change is looked up three times.
@@ -140,19 +141,21 @@ class LiveEvents:
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._abort_all)
 
     async def _start(self) -> None:
-        if self._feeding is None or self._feeding.done():
-            self._feeding = asyncio.create_task(self._feed.run())
-            self._feeding.add_done_callback(self._feed_ended)
+        async with self._switching:
+            if self._feeding is None or self._feeding.done():
+                self._feeding = asyncio.create_task(self._feed.run())
+                self._feeding.add_done_callback(self._feed_ended)
         with suppress(TimeoutError):
             async with asyncio.timeout(LIVE_TIMEOUT):
                 await self._live.wait()
 
     async def _stop_unless_wanted(self) -> None:
-        if self._feeding is None or self._listeners or self._watchers:
-            return
-        feeding, self._feeding = self._feeding, None
-        feeding.cancel()
-        await asyncio.wait({feeding})
+        async with self._switching:
+            if self._feeding is None or self._listeners or self._watchers:
+                return
+            feeding, self._feeding = self._feeding, None
+            feeding.cancel()
+            await asyncio.wait({feeding})
 
     def _began(self) -> None:
         # They have missed what was told before: each comes back, and gets it from PostgreSQL.
@@ -163,6 +166,11 @@ class LiveEvents:
         self._live.clear()
         for listener in self._let_in:
             listener.push(live_chunk(live=False))
+
+    def _missed(self) -> None:
+        # Of what time that was nobody knows.
+        for listener in self._let_in:
+            listener.push(RESET)
 
     def _end_all(self) -> None:
         for listener in self._let_in:
