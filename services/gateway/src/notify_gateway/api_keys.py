@@ -62,16 +62,23 @@ class ApiKeys:
     async def access(self, token: str) -> Access | None:
         """What the bearer of `token` may do; None where it is no key, or a revoked one. Raises `DatabaseAway`."""
         hashed = _hash(token)
+        if (known := self._recall(hashed)) is not None:
+            return known
+        async with self._looking_up:
+            # Who had it before may have looked it up.
+            if (known := self._recall(hashed)) is not None:
+                return known
+            access = await self._look_up(hashed)
+            self._remembered.pop(hashed, None)
+            if access is not None:
+                if len(self._remembered) >= CACHED_KEYS:
+                    self._remembered.clear()
+                self._remembered[hashed] = access, time.monotonic() + CACHE_SECONDS
+            return access
+
+    def _recall(self, hashed: bytes) -> Access | None:
         remembered = self._remembered.get(hashed)
-        if remembered is not None and remembered[1] > time.monotonic():
-            return remembered[0]
-        access = await self._look_up(hashed)
-        self._remembered.pop(hashed, None)
-        if access is not None:
-            if len(self._remembered) >= CACHED_KEYS:
-                self._remembered.clear()
-            self._remembered[hashed] = access, time.monotonic() + CACHE_SECONDS
-        return access
+        return remembered[0] if remembered is not None and remembered[1] > time.monotonic() else None
 
     async def create(self, tenant: str, name: str, scopes: frozenset[Scope]) -> tuple[UUID, str]:
         """A new key: its id and the key itself, which nobody can read again."""
@@ -120,11 +127,12 @@ class ApiKeys:
     async def _look_up(self, hashed: bytes) -> Access | None:
         statement = text("SELECT id, tenant, scopes, hash FROM api_keys WHERE hash = :hash AND revoked_at IS NULL")
         with database_errors():
-            async with self._looking_up, self._engine.connect() as connection:
+            async with self._engine.connect() as connection:
                 row = (await connection.execute(statement, {"hash": hashed})).one_or_none()
         if row is None or not hmac.compare_digest(row.hash, hashed):
             return None
-        return Access(str(row.id), row.tenant, frozenset(map(Scope, row.scopes)))
+        # A newer gateway may have given it more.
+        return Access(str(row.id), row.tenant, frozenset(scope for scope in Scope if scope in row.scopes))
 
 
 def _hash(token: str) -> bytes:
