@@ -27,7 +27,7 @@ TAKE_DUE = text("""
         FOR UPDATE SKIP LOCKED
     ), story AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
-               now() AS updated_at,
+               clock_timestamp() AS updated_at,
                n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email, n.expires_at,
                n.traceparent,
                CASE
@@ -42,7 +42,8 @@ TAKE_DUE = text("""
         LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.user_id = n.user_id AND u.channel = d.channel
     ), ended AS (
         UPDATE deliveries
-        SET status = end_status, updated_at = now(), reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
+        SET status = end_status, updated_at = story.updated_at,
+            reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
         FROM story
         WHERE deliveries.id = story.id AND deliveries.round = story.round AND deliveries.status = 'pending'
           AND end_status IS NOT NULL
