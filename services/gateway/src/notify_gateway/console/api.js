@@ -38,30 +38,32 @@ async function answered(path, options) {
   throw new Problem(answer.status, problem.detail ?? answer.statusText);
 }
 
+async function told(path, options) {
+  const answer = await answered(path, { ...options, signal: AbortSignal.timeout(TIMEOUT) });
+  try {
+    return exact(await answer.text());
+  } catch {
+    throw new Problem(0, "The gateway's answer breaks off.");
+  }
+}
+
 /** GET, as an object; raises `Problem`. */
-export async function get(path, query = {}) {
+export function get(path, query = {}) {
   const wanted = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== "" && value !== null));
-  const signal = AbortSignal.timeout(TIMEOUT);
-  const answer = await answered(`${path}${wanted.size ? `?${wanted}` : ""}`, { headers: headers(), signal });
-  return exact(await answer.text());
+  return told(`${path}${wanted.size ? `?${wanted}` : ""}`, { headers: headers() });
 }
 
 /** POST JSON text or an object; raises `Problem`. */
-export async function post(path, body, more = {}) {
+export function post(path, body, more = {}) {
   const text = typeof body === "string" ? body : JSON.stringify(body ?? {});
-  const answer = await answered(path, {
-    method: "POST",
-    headers: headers({ "Content-Type": "application/json", ...more }),
-    body: text,
-    signal: AbortSignal.timeout(TIMEOUT),
-  });
-  return exact(await answer.text());
+  return told(path, { method: "POST", headers: headers({ "Content-Type": "application/json", ...more }), body: text });
 }
 
 const pause = (milliseconds, signal) =>
   new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+    const done = () => { clearTimeout(timer); signal.removeEventListener("abort", done); resolve(); };
+    const timer = setTimeout(done, milliseconds);
+    signal.addEventListener("abort", done);
   });
 
 /**

@@ -100,8 +100,8 @@ window.addEventListener("hashchange", () => { showPage(); main.focus(); scrollTo
 // Open to everybody, and so told before there is a key: how the service is.
 every(5000, new AbortController().signal, async () => {
   const answer = await fetch("readyz", { signal: AbortSignal.timeout(5000) }).catch(() => null);
-  if (answer === null) throw new Problem(0, "");
-  rabbitmq = (await answer.json()).rabbitmq;
+  if (![200, 503].includes(answer?.status)) throw new Problem(0, "");
+  rabbitmq = (await answer.json().catch(() => ({}))).rabbitmq;
   if (answer.status === 503) throw new Problem(503, UNREADY);
   showState();
 });

@@ -16,8 +16,11 @@ export function every(milliseconds, signal, work, known = () => false) {
   async function run() {
     clearTimeout(timer);
     if (signal.aborted) return;
-    if (!document.hidden) await attempt(work, signal, known);
-    if (!signal.aborted) timer = setTimeout(run, milliseconds);
+    try {
+      if (!document.hidden) await attempt(work, signal, known);
+    } finally {
+      if (!signal.aborted) timer = setTimeout(run, milliseconds);
+    }
   }
   document.addEventListener("visibilitychange", () => document.hidden || run(), { signal });
   run();

@@ -37,11 +37,14 @@ export function follow(id, shown, told, missing = () => {}) {
   async function ask() {
     if (asking) { again = true; return; }
     asking = true;
-    do {
-      again = false;
-      await attempt(async () => told(await get(`api/notifications/${id}`)), signal, known);
-    } while (again && !signal.aborted);
-    asking = false;
+    try {
+      do {
+        again = false;
+        await attempt(async () => told(await get(`api/notifications/${id}`)), signal, known);
+      } while (again && !signal.aborted);
+    } finally {
+      asking = false;
+    }
   }
   // Events tell at once; a look now and then finds what no event has told.
   listen({ notification_id: id }, ask, signal);
