@@ -64,8 +64,10 @@ def _frozen(program: str) -> Act:
     async def act(system: System, _: Faults, seconds: float) -> None:
         process = psutil.Process(system.pid(program))
         process.suspend()
-        await asyncio.sleep(seconds)
-        process.resume()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            process.resume()
 
     return act
 
@@ -143,24 +145,24 @@ class Scraper:
 
     async def _ask(self, instance: str) -> Samples:
         try:
-            answer = await self._client.get(self._urls[instance])
-        except httpx.TransportError:
+            answer = (await self._client.get(self._urls[instance])).raise_for_status()
+        except httpx.HTTPError:
             return {}
         return {
             _series(sample.name, {**sample.labels, "instance": instance}): sample.value
-            for family in text_string_to_metric_families(answer.raise_for_status().text)
+            for family in text_string_to_metric_families(answer.text)
             for sample in family.samples
             if sample.name in self._wanted
         }
 
     async def _ask_rabbitmq(self) -> Samples:
         try:
-            answer = await self._client.get(self._queues)
-        except httpx.TransportError:
+            answer = (await self._client.get(self._queues)).raise_for_status()
+        except httpx.HTTPError:
             return {}
         return {
             _series("rabbitmq_queue_messages_ready", {"queue": queue["name"]}): queue.get("messages_ready", 0)
-            for queue in answer.raise_for_status().json()
+            for queue in answer.json()
         }
 
 
@@ -189,11 +191,11 @@ async def record(name: str, folder: Path, starting: asyncio.Lock) -> None:
         lasts = scenario.seconds - QUIET
         faults = Faults(system, ledgers, random.Random(0), lasts, lasts, mail_server)
         recording = await _record(scenario, system, faults)
+        recording.write(RECORDED / f"{name}.yml")
+        say(f"recorded: {name}")
         await asyncio.to_thread(stack.close)
     if mail_server is not None:
         await mail_server.close()
-    recording.write(RECORDED / f"{name}.yml")
-    say(f"recorded: {name}")
 
 
 async def _record(scenario: Scenario, system: System, faults: Faults) -> Recording:

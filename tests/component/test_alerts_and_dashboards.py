@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from chaos.record import RECORDED, SCENARIOS, SCRAPE_INTERVAL
 from notify_common.channels import Channel
 from notify_common.health import health_app
 from notify_common.metrics import exposition, process_registry
@@ -26,11 +27,24 @@ FOLDER = PROJECT / "deploy/observability"
 RULES = FOLDER / "rules.yml"
 DASHBOARDS = sorted((FOLDER / "dashboards").glob("*.json"))
 TESTS = PROJECT / "tests/observability"
-RECORDED = sorted((TESTS / "recorded").glob("*.yml"))
-RECORDED_BY_PROMETHEUS = {"up", "ALERTS"}
+RECORDINGS = sorted(RECORDED.glob("*.yml"))
 # Of each fault that was recorded, all that fires at any time until its end.
-FIRES = {
-    "clean": set[str](),
+FIRES: dict[str, set[str]] = {
+    "clean": set(),
+    "memory-alarm": {"NotifyOutboxIsOld"},
+    "rabbitmq-frozen": {
+        "NotifyOutboxIsOld",
+        *(f'NotifyNothingConsumes queue="notifications.{name}"' for name in (*Channel, "results", "dead.inbox")),
+    },
+    "tables-locked": {"NotifyRequestsFail"},
+    "provider-fails": {f'NotifyDeliveriesFail channel="{channel}"' for channel in Channel},
+    "provider-hangs": {f'NotifyDeliveriesFail channel="{channel}"' for channel in Channel},
+    "mail-server-down": {'NotifyProviderIsAway channel="email"'},
+    "every-telegram-sender-frozen": {
+        'NotifyNothingConsumes queue="notifications.telegram"',
+        'NotifyQueueGrows queue="notifications.telegram"',
+    },
+    "too-few-telegram-senders": {'NotifyIsSlow channel="telegram"'},
 }
 FIRED = """group by (alertname, channel, queue) (count_over_time(ALERTS{alertstate="firing"}[1h]))"""
 
@@ -59,13 +73,14 @@ def test_each_alert_fires_on_its_fault_and_is_silent_otherwise(promtool: str) ->
     assert {alert for alert in alerts if f"alertname: {alert}\n" in tested} == alerts
 
 
-@pytest.mark.parametrize("recording", RECORDED, ids=lambda recording: recording.stem)
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.stem)
 def test_on_a_recorded_fault_its_alerts_fire_and_no_other(promtool: str, recording: Path, tmp_path: Path) -> None:
     recorded = yaml.safe_load(recording.read_text())
     fires = [
         {"labels": f'{{alertname="{name}"{label and ", "}{label}}}', "value": 1}
         for name, _, label in (each.partition(" ") for each in sorted(FIRES[recording.stem]))
     ]
+    end = SCENARIOS[recording.stem].seconds - SCRAPE_INTERVAL  # afterwards everything would be gone
     test = tmp_path / "test.yml"
     test.write_text(
         yaml.safe_dump(
@@ -73,7 +88,7 @@ def test_on_a_recorded_fault_its_alerts_fire_and_no_other(promtool: str, recordi
                 "rule_files": [str(RULES)],
                 "evaluation_interval": "15s",
                 "tests": [
-                    {**recorded, "promql_expr_test": [{"expr": FIRED, "eval_time": "18m", "exp_samples": fires}]}
+                    {**recorded, "promql_expr_test": [{"expr": FIRED, "eval_time": f"{end}s", "exp_samples": fires}]}
                 ],
             }
         )
@@ -82,7 +97,7 @@ def test_on_a_recorded_fault_its_alerts_fire_and_no_other(promtool: str, recordi
 
 
 def test_every_recording_is_of_a_scenario_and_every_alert_of_a_recording() -> None:
-    assert {recording.stem for recording in RECORDED} == FIRES.keys()
+    assert {recording.stem for recording in RECORDINGS} == SCENARIOS.keys() == FIRES.keys()
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
     assert {each.partition(" ")[0] for fires in FIRES.values() for each in fires} == alerts
 

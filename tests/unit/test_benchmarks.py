@@ -10,7 +10,9 @@ from benchmarks import tables
 FOLDER = PROJECT / "benchmarks"
 
 
-@pytest.mark.parametrize(("results", "told"), [("compare", tables.compare), ("scale", tables.scale)])
+@pytest.mark.parametrize(
+    ("results", "told"), [("compare", tables.compare), ("scale", tables.scale), ("events", tables.events)]
+)
 def test_every_figure_of_the_readme_comes_from_the_raw_results(
     results: str, told: Callable[[tables.Json], str]
 ) -> None:
