@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 PREFETCH = 500  # messages, of many changes each
 KEPT_MESSAGES = 10_000  # in the queue; what comes past them is dropped
 TIMEOUT = 5.0  # seconds
+PAUSE = 0.02  # seconds between two groups: what arrives meanwhile is looked up together
 
 
 class EventFeed:
@@ -85,6 +86,7 @@ class EventFeed:
                     if not all(told):
                         self._missed()
                     await messages[-1].ack(multiple=True)
+                    await asyncio.sleep(PAUSE)
             finally:
                 self._lost()
         finally:
