@@ -44,6 +44,21 @@ def scale(results: Json) -> str:
     return "\n".join(parts)
 
 
+def events(results: Json) -> str:
+    """How soon events are told, and what listening costs."""
+    told = results["told"]
+    rows = [
+        [f"{name}, {each['rate']:g} requests/s", *(f"{each['cores'][who][name]:.1f}" for who in ("nobody", "many"))]
+        for each in results["costs"]
+        for name in each["cores"]["nobody"]
+    ]
+    return (
+        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {_told(results)}.\n\n"
+        f"At {told['rate']:g} requests a second one listener is told of {told['told']} of {told['posted']} deliveries "
+        f"{told['p50']:.1f} ms after the commit (p50), {told['p99']:.1f} ms (p99), {told['longest']:.1f} at most.\n\n"
+    ) + table(["% of a core", "nobody listens", f"{results['costs'][0]['listeners']} listen, to nothing"], rows)
+
+
 def averaged(results: Json, contender: str, latency: float) -> Json:
     """The means of all rounds."""
     rounds = [each for each in results["figures"] if each["contender"] == contender and each["latency"] == latency]
