@@ -54,6 +54,9 @@ class Span:
         self.end()
 
 
+UNRECORDED = Span(None)
+
+
 class Tracing:
     """The spans of one process; of this class, none."""
 
@@ -67,7 +70,7 @@ class Tracing:
         attributes: Attributes | None = None,  # noqa: ARG002 - as above
     ) -> Span:
         """A span that follows from `parent`; without one it begins a trace."""
-        return Span(parent)
+        return UNRECORDED if parent is None else Span(parent)
 
     def group(self, name: str, members: Iterable[str | None]) -> AbstractContextManager[object]:  # noqa: ARG002 - as above
         """What is done at once for all `members`: a trace of its own, linked to theirs, as long as the context."""

@@ -129,7 +129,10 @@ class Sender:
             if self._tracing.on:
                 # What follows from the attempt says so: its result, and the next attempt.
                 request = request.model_copy(update={"traceparent": span.traceparent})
-            decision = await self._attempt_in_turn(request)
+            if self._gates is None or simulated_behaviour(request.recipient):
+                decision: Decision | Postponed = await self._attempt(request)
+            else:
+                decision = await self._attempt_when_admitted(self._gates, request)
             if isinstance(decision, Postponed):
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
@@ -139,11 +142,6 @@ class Sender:
             self._metrics.ended(decision.result)
             self._tell(request, decision.result, span)
             return decision
-
-    async def _attempt_in_turn(self, request: DeliveryRequested) -> Decision | Postponed:
-        if self._gates is None or simulated_behaviour(request.recipient):
-            return await self._attempt(request)
-        return await self._attempt_when_admitted(self._gates, request)
 
     async def _attempt(self, request: DeliveryRequested) -> Decision:
         with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
