@@ -117,7 +117,7 @@ class EventStream(Response):
 
 
 async def _disconnected(receive: Receive) -> None:
-    with suppress(HTTPException):  # a body that was announced does not come
+    with suppress(HTTPException):  # a body that is too long
         while (await receive())["type"] != "http.disconnect":
             pass
 

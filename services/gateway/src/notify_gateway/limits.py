@@ -25,6 +25,8 @@ SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
 ]
 
+ANNOUNCE_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
+
 AsgiScope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -62,61 +64,74 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, unlimited = time.perf_counter(), 0, False
-
-        async def send_secured(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
-            await send(message)
-
-        def without_limit() -> None:
-            nonlocal unlimited
-            limit.reschedule(None)
-            unlimited = True
-
+        began, request = time.perf_counter(), _Request(scope, receive, send, self._request_timeout)
         try:
-            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+            if request.head > MAX_HEAD:
                 too_long = answer_plainly(431, f"The headers are longer than {MAX_HEAD} bytes.")
-                await too_long(scope, receive, send_secured)
+                await too_long(scope, receive, request.send)
                 return
             try:
-                async with asyncio.timeout(self._request_timeout) as limit:
-                    scope[UNLIMITED] = without_limit
-                    await self._app(scope, _limited(receive, self._body_timeout), send_secured)
+                # One timer for both: it is set anew once the body has come.
+                timeout = self._request_timeout if request.complete else self._body_timeout
+                async with asyncio.timeout(timeout) as request.limit:
+                    await self._app(scope, request.receive, request.send)
             except TimeoutError:
-                if status:
+                if request.status:
                     raise
                 too_slow = answer_plainly(503, "It took too long. The request may have been accepted.", retry_after=1)
-                await too_slow(scope, receive, send_secured)
+                if not request.complete:
+                    too_slow = answer_plainly(408, f"The body did not come within {self._body_timeout:g} s.")
+                await too_slow(scope, receive, request.send)
         finally:
-            if not unlimited:  # how long somebody listens is nothing to be fast at
+            scope.pop(UNLIMITED, None)  # of its cycle only the garbage collector would free it
+            if not request.unlimited:  # how long somebody listens is nothing to be fast at
                 # The route and not the path, which has ids.
                 route = getattr(scope.get("route"), "path", None)
-                self._answered(scope["method"] if route else NONE, route or NONE, status, time.perf_counter() - began)
+                method, seconds = scope["method"] if route else NONE, time.perf_counter() - began
+                self._answered(method, route or NONE, request.status, seconds)
 
 
-def _limited(receive: Receive, timeout: float) -> Receive:
-    """Of the body, no more bytes and no more time than allowed."""
-    received, deadline, complete = 0, asyncio.get_running_loop().time() + timeout, False
+class _Request:
+    """What has come of one request, and what has gone."""
 
-    async def receive_limited() -> Message:
-        nonlocal received, complete
-        if complete:
-            return await receive()  # that the client is gone
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-        except TimeoutError:
-            raise HTTPException(408, f"The body did not come within {timeout:g} s.") from None
-        received += len(message.get("body", b""))
-        if received > MAX_BODY:
+    __slots__ = ("_deadline", "_receive", "_received", "_send", "complete", "head", "limit", "status", "unlimited")
+    limit: asyncio.Timeout
+
+    def __init__(self, scope: AsgiScope, receive: Receive, send: Send, timeout: float) -> None:
+        self._receive = receive
+        self._send = send
+        self._received = self.head = self.status = 0
+        self.complete = True
+        for name, value in scope["headers"]:
+            self.head += len(name) + len(value)
+            if name in ANNOUNCE_A_BODY:
+                self.complete = False
+        self._deadline = asyncio.get_running_loop().time() + timeout
+        self.unlimited = False
+        scope[UNLIMITED] = self.without_limit
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if self.complete:  # this tells that the client is gone
+            return message
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
-        complete = not message.get("more_body", False)
+        if not message.get("more_body", False):
+            self.complete = True
+            if not self.unlimited:
+                self.limit.reschedule(self._deadline)
         return message
 
-    return receive_limited
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+        await self._send(message)
+
+    def without_limit(self) -> None:
+        self.unlimited = True
+        self.limit.reschedule(None)
 
 
 class LimitedProtocol(HttpToolsProtocol):
