@@ -104,7 +104,7 @@ class _Request:
         self.complete = True
         for name, value in scope["headers"]:
             self.head += len(name) + len(value)
-            if name in ANNOUNCE_A_BODY:
+            if name in ANNOUNCE_A_BODY and value != b"0":
                 self.complete = False
         self._deadline = asyncio.get_running_loop().time() + timeout
         self.unlimited = False
