@@ -129,7 +129,7 @@ async def cancel_notification(
     return notification
 
 
-@deliveries_router.get("/{id}", responses=documented(404, 422))
+@deliveries_router.get("/{id:uuid}", responses=documented(404, 422))
 async def get_delivery(
     id_: Annotated[UUID, Path(alias="id")], access: Reading, request: Request
 ) -> DeliveryOfNotification:
