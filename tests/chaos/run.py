@@ -25,7 +25,7 @@ SETTINGS = {
 }  # fmt: skip
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
-ATTEMPT = re.compile(r"(retrying|throttled|failed|expired)\b.* delivery_id=")
+ASKED_FOR = re.compile(r"(retrying|throttled|failed|expired|cancelled)\b.* notification_id=")
 LINES_PER_FAULT = 12  # that a service may log; a fault has a begin, an end, and one line a minute
 
 
@@ -123,8 +123,8 @@ def _floods(logs: Path, faults: int) -> list[str]:
 
 
 def _own_lines(text: str) -> int:
-    """How many lines a service has about itself: those about an attempt are as many as there are failures."""
-    return sum(ATTEMPT.search(line) is None for line in text.splitlines())
+    """How many lines a service has about itself: attempts that fail and cancellations have one each."""
+    return sum(ASKED_FOR.search(line) is None for line in text.splitlines())
 
 
 def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:

@@ -19,11 +19,6 @@ async def refuses(_: DeliveryRequested) -> str:
     raise PermanentFailure("blocked")
 
 
-async def hangs(_: DeliveryRequested) -> str:
-    await asyncio.Event().wait()
-    return "never"
-
-
 async def queues(servers: Servers, rabbit: RabbitSettings) -> list[str]:
     with servers.management() as management:
         return [queue["name"] for queue in management.get(f"/api/queues/{rabbit.rabbitmq_vhost}").json()]
@@ -36,14 +31,26 @@ async def test_what_happens_is_counted_by_channel(
     monkeypatch.setattr(overview, "FORGOTTEN_AFTER", 3.0)
     with servers.management() as management:
         url = str(management.base_url)
+    looked_at = asyncio.Event()
+
+    async def waits(_: DeliveryRequested) -> str:
+        await looked_at.wait()
+        return "in the end"
+
     async with (
         running_sender(rabbit, FakeProvider()),
         running_sender(rabbit, FakeProvider(refuses), channel=Channel.EMAIL),
-        running_sender(rabbit, FakeProvider(hangs), channel=Channel.WEBHOOK, concurrency=2),
+        running_sender(rabbit, FakeProvider(waits), channel=Channel.WEBHOOK, concurrency=2, provider_timeout=60),
         running_status_writer(rabbit, postgres),
         running_gateway(rabbit, postgres, rabbitmq_management_url=url, rabbitmq_ui_url=url) as api,
     ):
-        assert (await api.get("/api/overview")).json()["live"]
+
+        async def counting() -> bool:
+            look = (await api.get("/api/overview")).json()
+            assert look["live"]
+            return look["channels"][0]["seconds"]["sent"][-1] is not None
+
+        await eventually(counting, "a whole second is counted")
         body = {"user_id": 1, "message": "x", "channels": ["telegram", "email", "webhook"]}
         posted = [(await api.post("/api/notifications", json=body)).json()["id"] for _ in range(5)]
 
@@ -77,6 +84,7 @@ async def test_what_happens_is_counted_by_channel(
             return not any(".events." in name for name in await queues(servers, rabbit))
 
         await eventually(forgotten, "nothing is heard any more once nobody looks")
+        looked_at.set()
 
 
 async def test_with_rabbitmq_away_the_rest_is_told(api: httpx.AsyncClient) -> None:
