@@ -23,7 +23,6 @@ FONT_PACKAGES = ("fonts-dejavu-core", "fonts-droid-fallback", "fonts-lohit-deva"
 FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/cache</cachedir>
 <alias><family>sans-serif</family><prefer><family>DejaVu Sans</family></prefer></alias>
-<alias><family>sans</family><prefer><family>DejaVu Sans</family></prefer></alias>
 <alias><family>system-ui</family><prefer><family>DejaVu Sans</family></prefer></alias>
 <alias><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
 </fontconfig>
