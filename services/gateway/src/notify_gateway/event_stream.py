@@ -21,13 +21,13 @@ from notify_gateway.server_sent import (
     live_chunk,
     position_chunk,
     status_chunk,
+    take_for_a_write,
 )
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL = 15.0  # seconds: proxies close what is silent for longer; the key is looked at, too
 SEND_TIMEOUT = 30.0  # seconds a client may take to read what was sent before
-CHUNKS_PER_WRITE = 100
 
 
 class EventStream(Response):
@@ -104,7 +104,7 @@ class EventStream(Response):
                 heartbeat_at = clock() + HEARTBEAT_INTERVAL
                 yield HEARTBEAT
             if first:
-                yield b"".join(first.popleft() for _ in range(min(len(first), CHUNKS_PER_WRITE)))
+                yield take_for_a_write(first)
                 continue
             try:
                 async with asyncio.timeout_at(heartbeat_at):

@@ -14,14 +14,13 @@ from notify_database.engine import DatabaseAway
 from notify_gateway.event_feed import EventFeed
 from notify_gateway.event_history import EventHistory, Wanted
 from notify_gateway.schemas import StatusEvent
-from notify_gateway.server_sent import RESET, live_chunk, status_chunk
+from notify_gateway.server_sent import RESET, live_chunk, status_chunk, take_for_a_write
 
 log = logging.getLogger(__name__)
 
 MOST_LISTENERS = 1000
 MOST_OF_A_TENANT = 500  # so that no tenant keeps the others out
 KEPT_BYTES = 4 * 1024 * 1024  # for a listener that reads slower than things happen
-CHUNKS_PER_WRITE = 100
 CLOSE_TIMEOUT = 2.0  # seconds for what is still to be written when the process stops
 LIVE_TIMEOUT = 2.0  # seconds until a listener is let in although RabbitMQ does not answer
 
@@ -50,7 +49,7 @@ class Listener:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        written = b"".join(self._chunks.popleft() for _ in range(min(len(self._chunks), CHUNKS_PER_WRITE)))
+        written = take_for_a_write(self._chunks)
         self._kept -= len(written)
         return written
 

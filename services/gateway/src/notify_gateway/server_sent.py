@@ -1,5 +1,6 @@
 """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): how they look on the wire."""
 
+from collections import deque
 from datetime import datetime, timedelta
 
 from notify_database.id_ranges import EPOCH
@@ -11,6 +12,7 @@ MICROSECOND = timedelta(microseconds=1)
 RETRY = b"retry: 1000\n\n"  # milliseconds until a client comes back
 HEARTBEAT = b":\n\n"
 RESET = b"event: reset\ndata: {}\n\n"
+CHUNKS_PER_WRITE = 100
 
 
 def status_chunk(event: StatusEvent) -> bytes:
@@ -26,6 +28,11 @@ def position_chunk(time: datetime) -> bytes:
 def live_chunk(*, live: bool) -> bytes:
     """Whether changes are told as they happen, or RabbitMQ is away."""
     return b'event: live\ndata: {"live": %s}\n\n' % (b"true" if live else b"false")
+
+
+def take_for_a_write(chunks: deque[bytes]) -> bytes:
+    """The first of the chunks, as many as are written at once; the rest stays."""
+    return b"".join(chunks.popleft() for _ in range(min(len(chunks), CHUNKS_PER_WRITE)))
 
 
 def _id(time: datetime) -> bytes:
