@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from chaos.record import RECORDED, SCENARIOS, SCRAPE_INTERVAL
+from chaos.record import RECORDED, RULES, SCENARIOS, SCRAPE_INTERVAL
 from notify_common.channels import Channel
 from notify_common.health import health_app
 from notify_common.metrics import exposition, process_registry
@@ -24,7 +24,6 @@ from support.servers import PROJECT
 from support.services import running_sender
 
 FOLDER = PROJECT / "deploy/observability"
-RULES = FOLDER / "rules.yml"
 DASHBOARDS = sorted((FOLDER / "dashboards").glob("*.json"))
 TESTS = PROJECT / "tests/observability"
 RECORDINGS = sorted(RECORDED.glob("*.yml"))
@@ -86,7 +85,7 @@ def test_on_a_recorded_fault_its_alerts_fire_and_no_other(promtool: str, recordi
         yaml.safe_dump(
             {
                 "rule_files": [str(RULES)],
-                "evaluation_interval": "15s",
+                "evaluation_interval": f"{SCRAPE_INTERVAL}s",
                 "tests": [
                     {**recorded, "promql_expr_test": [{"expr": FIRED, "eval_time": f"{end}s", "exp_samples": fires}]}
                 ],
