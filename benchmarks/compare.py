@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import plots, tables
 from benchmarks.contenders import CONTENDERS, Contender, Running
 from benchmarks.measure import (
-    Figures,
+    QueueStatistics,
     count_lost,
     find_accepted,
     find_end_to_end,
@@ -27,9 +27,11 @@ KILL_RATE = 0.4  # of what it can do
 KILL_PATIENCE = 45.0  # seconds; a lease of a killed gateway takes 30
 
 
-def measure(contender: Contender, servers: Servers, latency: float, round_: int, logs: Path, seconds: float) -> Figures:
+def measure(
+    contender: Contender, servers: Servers, latency: float, round_: int, logs: Path, seconds: float
+) -> QueueStatistics:
     """All figures of one contender but for what it loses."""
-    figures = Figures(contender.name, latency, round_)
+    figures = QueueStatistics(contender.name, latency, round_)
     running = Running(contender, servers, latency, logs)
     try:
         running.start()
@@ -68,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     contenders = [each for each in CONTENDERS if not options.only or each.name in options.only]
     began = time.monotonic()
-    all_figures: list[Figures] = []
+    all_figures: list[QueueStatistics] = []
     losses: dict[str, dict[str, float]] = {}
     with log_folder() as logs, running_servers() as servers:
         versions = servers.versions()
@@ -95,7 +97,7 @@ def main() -> None:
     say(f"written to {options.results}")
 
 
-def _say(figures: Figures) -> None:
+def _say(figures: QueueStatistics) -> None:
     say(
         f"round {figures.round}, latency {figures.latency} s, {figures.contender}: "
         f"accepted {figures.accepted:.0f}/s, end to end {figures.end_to_end:.0f}/s (tried {_tried(figures.tried)})\n"

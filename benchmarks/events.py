@@ -33,7 +33,7 @@ COMMITTED = """
 Json = dict[str, Any]
 
 
-class Listener:
+class Subscriber:
     """One who reads events: when each delivery was told to be sent, in seconds since the epoch."""
 
     def __init__(self, client: httpx.AsyncClient, url: str) -> None:
@@ -56,14 +56,14 @@ class Listener:
 
 
 @asynccontextmanager
-async def listening(url: str, count: int = 1) -> AsyncIterator[Listener]:
+async def listening(url: str, count: int = 1) -> AsyncIterator[Subscriber]:
     """`count` connections that are told what happens, until the context ends; the first of them."""
     limits = httpx.Limits(max_connections=None)
     async with (
         httpx.AsyncClient(timeout=SILENCE, limits=limits, trust_env=False) as client,
         asyncio.TaskGroup() as group,
     ):
-        listeners = [Listener(client, url) for _ in range(count)]
+        listeners = [Subscriber(client, url) for _ in range(count)]
         tasks = [group.create_task(listener.listen()) for listener in listeners]
         async with asyncio.timeout(LIVE_TIMEOUT):
             for listener in listeners:

@@ -62,7 +62,7 @@ class Step:
 
 
 @dataclass
-class Figures:
+class QueueStatistics:
     """What was measured of a contender with one latency of the provider."""
 
     contender: str
@@ -145,7 +145,7 @@ def warm_up(running: Running) -> None:
     run_step(running, *WARM_UP)
 
 
-def find_end_to_end(running: Running, figures: Figures, seconds: float) -> None:
+def find_end_to_end(running: Running, figures: QueueStatistics, seconds: float) -> None:
     """The highest offered rate that holds, by halving; the first guess is what is sent under as much as is accepted."""
     probe = run_step(running, 0, seconds)
     lowest, highest = 0.0, probe.rate(probe.answered) * 1.1
@@ -167,7 +167,7 @@ def find_end_to_end(running: Running, figures: Figures, seconds: float) -> None:
         figures.cpu = {name: used / len(best.answered) * 1e6 for name, used in best.cpu.items()}
 
 
-def find_latencies(running: Running, figures: Figures, rates: Sequence[float], seconds: float) -> None:
+def find_latencies(running: Running, figures: QueueStatistics, rates: Sequence[float], seconds: float) -> None:
     """How long a POST takes, and how long until it is sent, where the contender can do as much at all."""
     for rate in rates:
         if rate > 0.95 * figures.end_to_end:
@@ -177,7 +177,7 @@ def find_latencies(running: Running, figures: Figures, rates: Sequence[float], s
         figures.to_sent[f"{rate:.0f}"] = percentiles([each - figures.latency for each in step.to_sent])
 
 
-def find_accepted(running: Running, figures: Figures, seconds: float) -> None:
+def find_accepted(running: Running, figures: QueueStatistics, seconds: float) -> None:
     """How many are accepted a second while nothing else is done."""
     step = run_step(running, 0, seconds)
     figures.accepted = step.rate(step.answered)

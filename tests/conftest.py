@@ -9,9 +9,10 @@ import asyncpg
 import httpx
 import pytest
 import uvloop
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings, create_engine
 from notify_database.migrate import migrate
 from sqlalchemy.ext.asyncio import AsyncEngine

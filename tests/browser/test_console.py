@@ -16,14 +16,15 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryRequested
-from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings
-from notify_common.sending.provider import PermanentFailure, TemporaryFailure
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import new_id
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.process import utc_now
+from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
-from notify_gateway.api_keys import ApiKeys, Scope
-from notify_gateway.ids import new_id
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.http.authentication import Scope
 from playwright.async_api import Browser, Page, expect
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -396,7 +397,7 @@ async def test_the_page_is_open_and_its_data_is_not(
 ) -> None:
     tokens = {}
     for name, scopes in {"all": frozenset(Scope), "reader": frozenset({Scope.READ})}.items():
-        _, tokens[name] = await ApiKeys(engine).create("default", name, scopes)
+        _, tokens[name] = await ApiKeyStore(engine).create("default", name, scopes)
     async with (
         running_services(servers, rabbit, postgres, Providers(), auth="on") as api,
         opened(browser, str(api.base_url), expected=("Failed to load resource",)) as page,

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import httpx
-from notify_common.lasting_fault import JITTER, LONGEST_WAIT
+from notify_common.runtime.outage import JITTER, LONGEST_WAIT
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 
 from chaos.faults import MAIL_SERVER_DOWN, Fault

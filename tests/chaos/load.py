@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-from notify_common.channels import Channel
+from notify_common.contracts.channels import Channel
 
 CHANNELS = list(Channel)
 # Requests; past it the client waits. The connection pool of httpx looks at each connection for each request.

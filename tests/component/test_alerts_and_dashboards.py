@@ -11,11 +11,11 @@ import httpx
 import pytest
 import yaml
 from chaos.record import RECORDED, RULES, SCENARIOS, SCRAPE_INTERVAL
-from notify_common.channels import Channel
-from notify_common.health import health_app
-from notify_common.metrics import exposition, process_registry
-from notify_common.rabbitmq import RabbitSettings
-from notify_common.sending.waiting_retries import WaitingRetries
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.health import health_app
+from notify_common.runtime.metrics import exposition, process_registry
+from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_status_writer.metrics import StatusWriterMetrics
 from prometheus_client import CollectorRegistry
 from support.debian import unpacked

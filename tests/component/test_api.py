@@ -9,18 +9,19 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from notify_common.channels import Channel
-from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.events import EventPublisher
-from notify_common.messages import DeliveryStatus
-from notify_common.rabbitmq import create_broker
-from notify_database.engine import PostgresSettings, StatementRefused, create_engine
-from notify_gateway.intake import NotificationIntake
-from notify_gateway.new_notification import new_notification
-from notify_gateway.notification_status import NotificationStatus, notification_status
-from notify_gateway.outbox import Outbox
-from notify_gateway.outbox_relay import OutboxRelay
-from notify_gateway.schemas import NotificationRequest
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryStatus
+from notify_common.rabbitmq.connection import create_broker
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_database.engine import PostgresSettings, create_engine
+from notify_database.errors import DataRejected
+from notify_gateway.notifications.intake import NotificationIntake
+from notify_gateway.notifications.new_notification import new_notification
+from notify_gateway.notifications.schemas import NotificationRequest
+from notify_gateway.notifications.status import NotificationStatus, notification_status
+from notify_gateway.outbox.relay import OutboxRelay
+from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.services import NOWHERE, gateway_metrics, running_gateway
@@ -320,14 +321,14 @@ async def test_500_at_once_share_transactions_and_all_are_stored(api: httpx.Asyn
 async def test_a_row_that_the_database_refuses_fails_alone(postgres: PostgresSettings) -> None:
     engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
     relay = OutboxRelay(
-        broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
+        broker, ConfirmedPublisher(broker), OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
     )
     intake = NotificationIntake(engine, relay, max_waiting=100, metrics=gateway_metrics())
     good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
     bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
     accepting = [intake.accept(new_notification(request, "default")) for request in (good, bad, good)]
     outcomes = await asyncio.gather(*accepting, return_exceptions=True)
-    assert [isinstance(outcome, StatementRefused) for outcome in outcomes] == [False, True, False]
+    assert [isinstance(outcome, DataRejected) for outcome in outcomes] == [False, True, False]
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM notifications"))).scalar_one() == 2
     await engine.dispose()

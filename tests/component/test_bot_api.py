@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-from notify_common.sending.provider import Provider, Throttled
+from notify_common.sending.errors import Throttled
+from notify_common.sending.provider import Provider
 from support.bot_api_peer import BotApiPeer
 from support.conformance import Behaviour, Conformance, request
 

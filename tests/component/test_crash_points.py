@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 import httpx
 import pytest
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine

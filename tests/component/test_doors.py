@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from notify_database.engine import PostgresSettings
-from notify_gateway.access import RateLimit
-from notify_gateway.api_keys import CACHE_SECONDS, ApiKeys, Scope
-from notify_gateway.gateway import Gateway
-from notify_gateway.limits import MAX_BODY, MAX_HEAD, Limits
-from notify_gateway.main import create_api, create_app
+from notify_gateway.api_keys.store import CACHE_SECONDS, ApiKeyStore
+from notify_gateway.application import Gateway
+from notify_gateway.http.authentication import Scope
+from notify_gateway.http.middleware import MAX_BODY, MAX_HEAD, LimitsMiddleware
+from notify_gateway.http.rate_limit import RequestRateLimiter
+from notify_gateway.http_api import create_api, create_app
 from notify_gateway.settings import GatewaySettings
 from pydantic import ValidationError
 from sqlalchemy import text
@@ -51,7 +52,7 @@ async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def bearer(engine: AsyncEngine, *scopes: Scope, tenant: str = "default") -> dict[str, str]:
-    _, token = await ApiKeys(engine).create(tenant, "of a test", frozenset(scopes))
+    _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset(scopes))
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -150,12 +151,12 @@ async def test_a_tenant_sees_only_its_own(api: httpx.AsyncClient, engine: AsyncE
 
 
 async def test_a_revoked_key_is_of_no_use_and_the_database_does_not_have_the_key(engine: AsyncEngine) -> None:
-    keys = ApiKeys(engine)
+    keys = ApiKeyStore(engine)
     key_id, token = await keys.create("default", "to be revoked", frozenset({Scope.READ}))
-    assert await keys.access(token) is not None
+    assert await keys.principal(token) is not None
     assert await keys.revoke(key_id)
     assert not await keys.revoke(key_id)
-    assert await ApiKeys(engine).access(token) is None
+    assert await ApiKeyStore(engine).principal(token) is None
     async with engine.connect() as connection:
         stored = (await connection.execute(text("SELECT api_keys::text FROM api_keys"))).scalar_one()
     assert token not in stored
@@ -163,10 +164,10 @@ async def test_a_revoked_key_is_of_no_use_and_the_database_does_not_have_the_key
 
 
 async def test_another_bootstrap_key_takes_the_place_of_the_first(engine: AsyncEngine) -> None:
-    await ApiKeys(engine).ensure("the first key, which leaked")
-    await ApiKeys(engine).ensure("the second key, which did not")
-    assert await ApiKeys(engine).access("the first key, which leaked") is None
-    assert await ApiKeys(engine).access("the second key, which did not") is not None
+    await ApiKeyStore(engine).ensure_bootstrap_key("the first key, which leaked")
+    await ApiKeyStore(engine).ensure_bootstrap_key("the second key, which did not")
+    assert await ApiKeyStore(engine).principal("the first key, which leaked") is None
+    assert await ApiKeyStore(engine).principal("the second key, which did not") is not None
 
 
 async def test_the_bootstrap_key_opens_and_stays_revoked(postgres: PostgresSettings, engine: AsyncEngine) -> None:
@@ -179,11 +180,11 @@ async def test_the_bootstrap_key_opens_and_stays_revoked(postgres: PostgresSetti
                 return (await client.get("/api/notifications", headers=headers)).status_code == 200
 
             await eventually(opens, "the bootstrap key opens")
-    keys = ApiKeys(engine)
+    keys = ApiKeyStore(engine)
     [key] = await keys.list()
     await keys.revoke(key.id)
-    await keys.ensure(token)
-    assert await ApiKeys(engine).access(token) is None
+    await keys.ensure_bootstrap_key(token)
+    assert await ApiKeyStore(engine).principal(token) is None
 
 
 def test_no_authentication_where_others_can_reach_the_api_is_refused() -> None:
@@ -199,13 +200,13 @@ def test_secrets_of_the_example_file_are_named() -> None:
 
 
 def test_the_rate_limit_fills_with_time() -> None:
-    limit = RateLimit(10)
-    taken = ["Retry-After" not in limit.take("key", 0.0) for _ in range(25)]
+    limit = RequestRateLimiter(10)
+    taken = ["Retry-After" not in limit.count("key", 0.0) for _ in range(25)]
     assert taken == [True] * 20 + [False] * 5
-    assert "Retry-After" not in limit.take("another", 0.0)
-    assert "Retry-After" not in limit.take("key", 0.1)
-    assert "Retry-After" in limit.take("key", 0.1)
-    assert RateLimit(0).take("key", 0.0) == {}
+    assert "Retry-After" not in limit.count("another", 0.0)
+    assert "Retry-After" not in limit.count("key", 0.1)
+    assert "Retry-After" in limit.count("key", 0.1)
+    assert RequestRateLimiter(0).count("key", 0.0) == {}
 
 
 async def test_a_key_past_its_rate_is_told_when_to_come_back(postgres: PostgresSettings, engine: AsyncEngine) -> None:
@@ -261,7 +262,7 @@ async def test_requests_on_one_connection_have_their_limits_each(postgres: Postg
 async def hurried(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway whose requests have little time."""
     app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
-    transport = httpx.ASGITransport(Limits(app, gateway_metrics().answered, **limits))
+    transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, **limits))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
 
@@ -296,7 +297,7 @@ async def test_an_operator_makes_lists_and_revokes_keys(
     assert {key_id, "shop", "read", "valid"} <= set(listed.split())
     assert token not in listed
     assert await gateway_command("keys", "revoke", key_id, servers=[postgres]) == ""
-    assert await ApiKeys(engine).access(token) is None
+    assert await ApiKeyStore(engine).principal(token) is None
     assert "revoked" in await gateway_command("keys", "list", servers=[postgres])
     await gateway_command("keys", "revoke", key_id, servers=[postgres], code=1)
 

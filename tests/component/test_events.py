@@ -12,20 +12,24 @@ from typing import Any
 
 import httpx
 import pytest
-from notify_common import events
-from notify_common.channels import Channel
-from notify_common.events import EventPublisher
-from notify_common.messages import DeliveryRequested, DeliveryStatus, StatusChange
-from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings
-from notify_common.sending.provider import PermanentFailure
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, DeliveryStatus, StatusChange
+from notify_common.rabbitmq import events
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.runtime.process import utc_now
+from notify_common.sending.errors import PermanentFailure
 from notify_database.engine import PostgresSettings
-from notify_gateway import api_keys, event_history, event_stream, live_events
-from notify_gateway.api_keys import ApiKeys, Scope
-from notify_gateway.event_history import EventHistory, Wanted
-from notify_gateway.event_stream import EventStream
-from notify_gateway.limits import UNLIMITED
-from notify_gateway.live_events import LiveEvents
+from notify_gateway.api_keys import store as api_keys
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.events import history as event_history
+from notify_gateway.events import hub as live_events
+from notify_gateway.events import stream as event_stream
+from notify_gateway.events.history import EventFilter, EventHistory
+from notify_gateway.events.hub import EventHub
+from notify_gateway.events.stream import EventStream
+from notify_gateway.http.authentication import Scope
+from notify_gateway.http.middleware import UNLIMITED
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand
@@ -239,7 +243,7 @@ async def test_with_rabbitmq_away_a_stream_says_so_and_ends_when_it_is_back(
 async def test_who_may_have_missed_what_was_dropped_on_the_way_is_told_to_ask_anew(
     rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "KEPT_CHANGES", 1)
+    monkeypatch.setattr(events, "MAX_WAITING", 1)
     change = StatusChange(
         delivery_id=uuid7(), notification_id=uuid7(), channel=Channel.EMAIL, status=DeliveryStatus.SENT, round=1,
         attempt=1, changed_at=utc_now(),
@@ -247,9 +251,9 @@ async def test_who_may_have_missed_what_was_dropped_on_the_way_is_told_to_ask_an
     publisher = EventPublisher(rabbit, "test")
     async with served_gateway(rabbit, postgres) as url, reading(url) as (reader, _):
         published = await hand.listen("notifications.events", "#")
-        publisher.tell([change])
-        publisher.tell([change])  # one too many
-        async with publisher.publishing(), asyncio.timeout(TIMEOUT):
+        publisher.publish([change])
+        publisher.publish([change])  # one too many
+        async with publisher.running(), asyncio.timeout(TIMEOUT):
             assert [(await published.get()).routing_key for _ in range(2)] == ["email.sent", "dropped"]
         assert await reader.next() == {"event": "reset", "data": {}}
 
@@ -276,7 +280,7 @@ async def test_a_stream_ends_with_its_key(
 ) -> None:
     monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0.05)
     monkeypatch.setattr(api_keys, "CACHE_SECONDS", 0)
-    keys = ApiKeys(engine)
+    keys = ApiKeyStore(engine)
     key_id, token = await keys.create("ours", "of a test", frozenset({Scope.READ}))
     async with (
         served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
@@ -309,7 +313,7 @@ async def test_a_stream_ends_with_its_key_however_much_there_is_to_tell(
         told.append(message.get("body", b""))
 
     history = EventHistory(engine)
-    stream = EventStream(LiveEvents(NOWHERE, "gateway", history), history, Wanted("ours"), None, revoked)
+    stream = EventStream(EventHub(NOWHERE, "gateway", history), history, EventFilter("ours"), None, revoked)
     async with asyncio.timeout(TIMEOUT):
         await stream({"type": "http", UNLIMITED: lambda: None}, receive, send)
     assert b"".join(told) == b""
@@ -321,7 +325,7 @@ async def test_no_tenant_takes_all_the_places(
     monkeypatch.setattr(live_events, "MOST_OF_A_TENANT", 1)
     keys = {}
     for tenant in ("ours", "theirs"):
-        _, token = await ApiKeys(engine).create(tenant, "of a test", frozenset({Scope.READ}))
+        _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset({Scope.READ}))
         keys[tenant] = {"Authorization": f"Bearer {token}"}
     async with (
         served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
@@ -336,12 +340,12 @@ async def test_no_tenant_takes_all_the_places(
 
 
 async def test_who_comes_while_the_gateway_stops_is_not_kept(engine: AsyncEngine) -> None:
-    live = LiveEvents(NOWHERE, "gateway", EventHistory(engine))
+    live = EventHub(NOWHERE, "gateway", EventHistory(engine))
     began = asyncio.Event()
 
     async def listen() -> bytes | None:
         began.set()
-        async with live.listening(Wanted("ours"), lambda: None) as listener:
+        async with live.listening(EventFilter("ours"), lambda: None) as listener:
             return await listener.next()
 
     listening = asyncio.create_task(listen())
@@ -390,7 +394,7 @@ async def test_a_tenant_hears_nothing_of_another(
 ) -> None:
     keys = {}
     for tenant in ("ours", "theirs"):
-        _, token = await ApiKeys(engine).create(tenant, "of a test", frozenset({Scope.SEND, Scope.READ}))
+        _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset({Scope.SEND, Scope.READ}))
         keys[tenant] = {"Authorization": f"Bearer {token}"}
     async with (
         running_sender(rabbit, FakeProvider()),

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from notify_common.messages import DeliveryRequested, EmailContent
-from notify_common.sending.provider import PermanentFailure, ProviderFailure, TemporaryFailure, Unreachable
+from notify_common.contracts.messages import DeliveryRequested, EmailContent
+from notify_common.sending.errors import PermanentFailure, ProviderFailure, TemporaryFailure, Unreachable
 from notify_email_sender.smtp import Smtp
 from support.conformance import request
 from support.exim import Exim, running_exim

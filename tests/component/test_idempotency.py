@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from notify_database.engine import PostgresSettings
-from notify_gateway.idempotency import clean_keys
+from notify_gateway.notifications.idempotency import clean_up
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.services import NOWHERE, running_gateway
@@ -144,5 +144,5 @@ async def test_old_keys_are_cleaned_and_young_ones_stay(api: httpx.AsyncClient, 
     await asyncio.gather(*(post(api, f"old-{number}") for number in range(10)))
     await age_keys(engine)
     await post(api, "young")
-    assert await clean_keys(engine) is False
+    assert await clean_up(engine) is False
     assert await count(engine, "idempotency_keys") == 1

@@ -3,15 +3,15 @@
 from datetime import timedelta
 
 import httpx
-from notify_common.channels import Channel
-from notify_common.health import health_app
-from notify_common.messages import DeliveryRequested, DeliveryResult, Outcome
-from notify_common.metrics import SenderMetrics
-from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings
-from notify_common.sending.provider import TemporaryFailure
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.health import health_app
+from notify_common.runtime.process import utc_now
+from notify_common.sending.errors import TemporaryFailure
+from notify_common.sending.metrics import SenderMetrics
+from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
-from notify_common.sending.waiting_retries import WaitingRetries
 from notify_database.engine import PostgresSettings
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families

@@ -8,20 +8,20 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from notify_common.process import utc_now
+from notify_common.contracts.ids import new_id
+from notify_common.runtime.process import utc_now
 from notify_database.engine import (
     NOT_MIGRATED,
-    DatabaseAway,
     PostgresSettings,
     create_engine,
     database_errors,
     database_problem,
     without_transactions,
 )
+from notify_database.errors import DatabaseUnavailable
 from notify_database.migrate import alembic_config, migrate
 from notify_database.models import Base
 from notify_database.partitions import AHEAD, WIDTH, drop_partitions, first_end, make_partitions, partition_name
-from notify_gateway.ids import new_id
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -167,7 +167,7 @@ async def test_weeks_are_made_ahead_by_whoever_comes_first(engine: AsyncEngine) 
 
 
 async def test_what_has_no_partition_may_be_stored_later(engine: AsyncEngine) -> None:
-    with pytest.raises(DatabaseAway), database_errors():
+    with pytest.raises(DatabaseUnavailable), database_errors():
         await add(engine, utc_now() + 10 * AHEAD, "pending")
 
 

@@ -8,14 +8,16 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryRequested, StatusChanges
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, StatusChange, StatusChanges
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings
-from notify_gateway.api_keys import ApiKeys, Scope
-from notify_gateway.delivery_retries import DeliveryRetries
-from notify_gateway.outbox import Outbox
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.http.authentication import Scope
+from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
@@ -150,7 +152,7 @@ async def test_a_cancellation_and_a_relay_never_both_have_a_delivery(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await asyncio.gather(*(post(api) for _ in range(100)))
-    outbox = Outbox(engine)
+    outbox = OutboxStore(engine)
     taking = [asyncio.create_task(outbox.take_due(10)) for _ in range(10)]
     answers = await asyncio.gather(*(api.post(f"/api/notifications/{each['id']}/cancel") for each in created))
     taken = {request.notification_id for task in taking for request in (await task).requests}
@@ -183,7 +185,7 @@ async def test_a_relay_that_is_still_at_an_earlier_round_does_not_delete_the_new
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await post(api)
-    outbox = Outbox(engine)
+    outbox = OutboxStore(engine)
     held = (await outbox.take_due(1)).requests
     ids = [UUID(each["id"]) for each in created["deliveries"]]
     async with engine.begin() as connection:
@@ -224,9 +226,10 @@ async def test_a_job_goes_on_in_parts_whoever_does_them(api: httpx.AsyncClient, 
     created = await asyncio.gather(*(post(api) for _ in range(35)))
     await fail(engine, *created)
     started = (await api.post("/api/deliveries/retry", json={})).json()
-    retries = [DeliveryRetries(engine, part=10), DeliveryRetries(engine, part=10)]
-    parts = [await retries[number % 2].advance() for number in range(5)]
-    assert [len(part) if part is not None else None for part in parts] == [10, 10, 10, 5, None]
+    chunks: list[int] = []
+    retries = [DeliveryRetries(engine, lambda changes: chunks.append(len(changes)), chunk_size=10) for _ in range(2)]
+    assert [await retries[number % 2].advance() for number in range(5)] == [True, True, True, True, False]
+    assert chunks == [10, 10, 10, 5, 0]
     job = (await api.get(f"/api/deliveries/retry/{started['id']}")).json()
     assert (job["retried"], job["finished_at"] is not None) == (35, True)
 
@@ -244,7 +247,7 @@ async def test_a_retry_takes_the_time_range_that_was_asked_for(api: httpx.AsyncC
 
 
 async def test_a_retry_of_many_takes_those_of_its_tenant(postgres: PostgresSettings, engine: AsyncEngine) -> None:
-    keys = ApiKeys(engine)
+    keys = ApiKeyStore(engine)
     own, other = [
         {"Authorization": f"Bearer {(await keys.create(tenant, '', frozenset(Scope)))[1]}"} for tenant in ("a", "b")
     ]
@@ -257,9 +260,9 @@ async def test_a_retry_of_many_takes_those_of_its_tenant(postgres: PostgresSetti
         counted = await api.post("/api/deliveries/retry", json={"dry_run": True}, headers=own)
         started = await api.post("/api/deliveries/retry", json={}, headers=own)
         assert (counted.json(), started.status_code) == ({"count": 1}, 202)
-        assert [change.delivery_id for change in await DeliveryRetries(engine).advance() or []] == [
-            UUID(created[0]["deliveries"][0]["id"])
-        ]
+        retried: list[StatusChange] = []
+        await DeliveryRetries(engine, retried.extend).advance()
+        assert [change.delivery_id for change in retried] == [UUID(created[0]["deliveries"][0]["id"])]
         path = f"/api/deliveries/retry/{started.json()['id']}"
         assert (await api.get(path, headers=own)).json()["retried"] == 1
         assert (await api.get(path, headers=other)).status_code == 404
@@ -272,8 +275,8 @@ async def test_a_process_that_is_killed_within_a_part_leaves_the_job_to_others(
     started = (await api.post("/api/deliveries/retry", json={})).json()
     await crash("within a part of a retry", postgres)
     assert (await api.get(f"/api/deliveries/retry/{started['id']}")).json()["retried"] == 10
-    retries = DeliveryRetries(engine, part=10)
-    while await retries.advance() is not None:
+    retries = DeliveryRetries(engine, chunk_size=10)
+    while await retries.advance():
         pass
     job = (await api.get(f"/api/deliveries/retry/{started['id']}")).json()
     assert (job["retried"], job["finished_at"] is not None) == (35, True)

@@ -7,17 +7,18 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.events import EventPublisher
-from notify_common.messages import DeliveryRequested
-from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import new_id
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.rabbitmq.connection import RabbitSettings, create_broker
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.process import utc_now
 from notify_database.engine import PostgresSettings, create_engine
-from notify_gateway.ids import new_id
-from notify_gateway.outbox import Outbox
-from notify_gateway.outbox_relay import OutboxRelay
+from notify_gateway.outbox.relay import OutboxRelay
+from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
@@ -71,7 +72,7 @@ async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> A
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
     relay = OutboxRelay(
-        broker, ConfirmedPublisher(broker), Outbox(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
+        broker, ConfirmedPublisher(broker), OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
     )
     running = asyncio.create_task(relay.run(stop))
     try:
@@ -186,7 +187,7 @@ async def test_with_the_broker_away_later_nothing_is_lost(
 async def test_a_connection_that_freezes_does_not_end_the_relay(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.HEARTBEAT", 1)  # noticed after about three of them
+    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)  # noticed after about three of them
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
     through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
@@ -234,7 +235,7 @@ async def test_a_hand_over_whose_lease_is_about_to_end_is_dropped(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     delivery_id = await add_row(engine, lease=timedelta(minutes=5))
-    due = await Outbox(engine).take_due(10)
+    due = await OutboxStore(engine).take_due(10)
     assert due.requests == []  # it is leased: by the hand-over below, whose lease began long ago
     request = DeliveryRequested.model_validate(
         {

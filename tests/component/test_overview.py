@@ -4,12 +4,12 @@ import asyncio
 
 import httpx
 import pytest
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryRequested
-from notify_common.rabbitmq import RabbitSettings
-from notify_common.sending.provider import PermanentFailure
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.sending.errors import PermanentFailure
 from notify_database.engine import PostgresSettings
-from notify_gateway import overview
+from notify_gateway.console import overview
 from support.fakes import FakeProvider
 from support.servers import Servers
 from support.services import eventually, running_gateway, running_sender, running_status_writer

@@ -5,11 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryResult, ErrorClass, Outcome
-from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings
-from notify_common.sending.provider_gate import ProviderLimits
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.process import utc_now
+from notify_common.sending.circuit_breaker import ProviderLimits
 from support.amqp import Hand
 from support.bot_api_peer import BotApiPeer
 from support.conformance import Behaviour

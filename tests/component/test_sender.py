@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
-from notify_common.sending.provider import PermanentFailure, TemporaryFailure, Throttled
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled
 from support.amqp import Hand
 from support.fakes import CuttableNetwork, FakeProvider
 from support.services import delivery_requested as request
@@ -245,7 +246,7 @@ async def test_a_lost_connection_neither_cancels_nor_repeats_the_provider_call(
 async def test_a_connection_that_freezes_loses_no_result_and_repeats_no_call(
     rabbit: RabbitSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.HEARTBEAT", 1)  # noticed after about three of them
+    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)  # noticed after about three of them
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
     through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})

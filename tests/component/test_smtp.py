@@ -9,8 +9,9 @@ import dkim
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from notify_common.messages import EmailContent
-from notify_common.sending.provider import Provider, Unreachable
+from notify_common.contracts.messages import EmailContent
+from notify_common.sending.errors import Unreachable
+from notify_common.sending.provider import Provider
 from notify_email_sender.smtp import Smtp
 from support.conformance import Conformance, request
 from support.smtp_peer import SmtpPeer

@@ -10,13 +10,15 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryResult, DeliveryStatus, ErrorClass, Outcome, StatusChanges
-from notify_common.process import utc_now
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
-from notify_database.engine import PostgresSettings, StatementRefused
-from notify_gateway.ids import new_id
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import new_id
+from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, ErrorClass, Outcome, StatusChanges
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.runtime.process import utc_now
+from notify_database.engine import PostgresSettings
+from notify_database.errors import DataRejected
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -239,7 +241,7 @@ async def test_one_bad_result_never_spoils_its_neighbours(
 
 async def test_the_store_refuses_what_the_constraints_forbid_and_applies_nothing(engine: AsyncEngine) -> None:
     good, bad = await add_delivery(engine), await add_delivery(engine)
-    with pytest.raises(StatementRefused, match="23514"):
+    with pytest.raises(DataRejected, match="23514"):
         await ResultStore(engine).apply([result(good), result(bad, Outcome.RETRYING, failures=9)])
     assert (await delivery_row(engine, good))[0] == "pending"
 

@@ -9,12 +9,13 @@ from threading import Thread
 
 import httpx
 import pytest
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryRequested
-from notify_common.rabbitmq import RabbitSettings
-from notify_common.sending.provider import PermanentFailure, TemporaryFailure
-from notify_common.span_export import RecordedTracing
-from notify_common.tracing import create_tracing, read_traceparent
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.contracts.trace_context import read_traceparent
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.span_export import RecordedTracing
+from notify_common.runtime.tracing import create_tracing
+from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor

@@ -7,12 +7,14 @@ from uuid import UUID
 
 import httpx
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryRequested, StatusChanges
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, StatusChanges
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings
-from notify_gateway.api_keys import ApiKeys, Scope
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.http.authentication import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
@@ -176,7 +178,7 @@ async def test_an_opt_out_holds_for_what_is_scheduled_and_for_retries(
 
 
 async def test_tenants_do_not_share_users(postgres: PostgresSettings, engine: AsyncEngine) -> None:
-    keys = ApiKeys(engine)
+    keys = ApiKeyStore(engine)
     async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
         shop, bank = [
             {"Authorization": f"Bearer {(await keys.create(tenant, 'x', frozenset(Scope)))[1]}"}

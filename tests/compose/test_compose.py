@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
 from notify_local.stack import SENDERS, SERVICES
 from support.compose import LABEL, NAME, Compose, docker, inspect
 from support.debian import unpacked

@@ -9,7 +9,7 @@ import sys
 
 import aio_pika
 from aiormq.exceptions import ChannelAccessRefused
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.rabbitmq.connection import RabbitSettings
 
 
 async def attempt(channel: aio_pika.abc.AbstractChannel, what: str, name: str) -> None:

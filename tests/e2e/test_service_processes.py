@@ -10,10 +10,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.messages import Content, DeliveryRequested, Outcome
-from notify_common.rabbitmq import RabbitSettings, prepare_topology
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import Content, DeliveryRequested, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
 from notify_local.stack import SENDERS

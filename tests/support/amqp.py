@@ -7,8 +7,8 @@ from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults
+from notify_common.rabbitmq.connection import RabbitSettings
 
 TIMEOUT = 20.0  # seconds; only for what never comes
 

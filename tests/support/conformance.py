@@ -8,17 +8,17 @@ from enum import StrEnum
 from typing import Protocol
 
 import pytest
-from notify_common.channels import Channel
-from notify_common.messages import Content, DeliveryRequested, EmailContent
-from notify_common.sending.provider import (
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import Content, DeliveryRequested, EmailContent
+from notify_common.sending.errors import (
     PermanentFailure,
-    Provider,
     ProviderFailure,
     TemporaryFailure,
     Throttled,
     UnknownOutcome,
     Unreachable,
 )
+from notify_common.sending.provider import Provider
 from uuid_utils.compat import uuid7
 
 SECRET = "1234567:a-secret-that-nobody-sees"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from docker.errors import DockerException
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
 from testcontainers.community.postgres import PostgresContainer

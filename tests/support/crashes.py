@@ -6,28 +6,30 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing, PublishFailed
-from notify_common.consumer import Consumer, Message
-from notify_common.events import EventPublisher
-from notify_common.messages import DeliveryRequested
-from notify_common.metrics import SenderMetrics
-from notify_common.process import load_settings
-from notify_common.rabbitmq import create_broker, prepare_topology
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.errors import PublishFailed
+from notify_common.rabbitmq.connection import create_broker
+from notify_common.rabbitmq.consumer import Consumer, Message
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_common.runtime.settings import load_settings
+from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_database.engine import create_engine
-from notify_gateway.commands import OperatorSettings
-from notify_gateway.delivery_retries import RETRY_CHUNK, DeliveryRetries
-from notify_gateway.intake import NotificationIntake
-from notify_gateway.new_notification import new_notification
-from notify_gateway.outbox import Outbox
-from notify_gateway.outbox_relay import OutboxRelay
-from notify_gateway.schemas import NotificationRequest
+from notify_gateway.cli import OperatorSettings
+from notify_gateway.deliveries.retries import RETRY_CHUNK, DeliveryRetries
+from notify_gateway.notifications.intake import NotificationIntake
+from notify_gateway.notifications.new_notification import new_notification
+from notify_gateway.notifications.schemas import NotificationRequest
+from notify_gateway.outbox.relay import OutboxRelay
+from notify_gateway.outbox.store import OutboxStore
 from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
-from notify_status_writer.results_consumer import ResultsConsumer
+from notify_status_writer.results_writer import ResultsWriter
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
@@ -59,7 +61,7 @@ class RelayThatTakesFromTheTable(OutboxRelay):
 
 class PublisherThatDiesBeforeTheConfirm(ConfirmedPublisher):
     @override
-    async def publish(self, messages: Sequence[Outgoing]) -> list[PublishFailed | None]:
+    async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
         publishing = asyncio.create_task(super().publish(messages))
         async with hand_on(load_settings(OperatorSettings)) as hand:
 
@@ -71,7 +73,7 @@ class PublisherThatDiesBeforeTheConfirm(ConfirmedPublisher):
         return await publishing
 
 
-class DyingOutbox(Outbox):
+class DyingOutbox(OutboxStore):
     """Dies where the confirmed rows are to be deleted."""
 
     @override
@@ -81,7 +83,7 @@ class DyingOutbox(Outbox):
 
 async def gateway(
     relay_class: type[OutboxRelay] = RelayThatTakesFromTheTable,
-    outbox_class: type[Outbox] = Outbox,
+    outbox_class: type[OutboxStore] = OutboxStore,
     publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
 ) -> None:
     """Accept one notification, then relay."""
@@ -133,7 +135,7 @@ async def status_writer() -> None:
     settings = load_settings(OperatorSettings)
     broker, engine = create_broker(settings, "status_writer"), create_engine(settings, pool_size=1)
     publisher = ConfirmedPublisher(broker)
-    results_consumer = ResultsConsumer(
+    results_consumer = ResultsWriter(
         publisher,
         ResultStore(engine),
         EventPublisher(settings, "status_writer"),
@@ -155,7 +157,7 @@ async def status_writer() -> None:
 async def retry() -> None:
     """Do one part of a retry of many, and die in the next one."""
     engine = create_engine(load_settings(OperatorSettings), pool_size=2)
-    await DeliveryRetries(engine, part=10).advance()
+    await DeliveryRetries(engine, chunk_size=10).advance()
     async with engine.begin() as connection:
         await connection.execute(RETRY_CHUNK, {"size": 10})
         die()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-from notify_common.messages import DeliveryRequested
+from notify_common.contracts.messages import DeliveryRequested
 
 Answer = Callable[[DeliveryRequested], Awaitable[str | None]]
 

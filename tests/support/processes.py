@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
 from notify_local.stack import as_environment

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 import pytest
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 
 from support.containers import running_containers

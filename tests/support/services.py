@@ -12,30 +12,31 @@ from uuid import uuid4
 import httpx
 import uvicorn
 from faststream.rabbit import RabbitBroker
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.consumer import Consumer
-from notify_common.events import EventPublisher
-from notify_common.messages import Content, DeliveryRequested
-from notify_common.metrics import SenderMetrics
-from notify_common.rabbitmq import RabbitSettings, create_broker, prepare_topology
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import Content, DeliveryRequested
+from notify_common.rabbitmq.connection import RabbitSettings, create_broker
+from notify_common.rabbitmq.consumer import Consumer
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.tracing import UNTRACED, Tracing
+from notify_common.sending.circuit_breaker import CircuitBreakers, ProviderLimits
+from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import WithSimulatedRecipients
-from notify_common.tracing import UNTRACED, Tracing
 from notify_database.engine import PostgresSettings, create_engine
-from notify_gateway.gateway import Gateway
-from notify_gateway.limits import LimitedProtocol
-from notify_gateway.main import create_app
+from notify_gateway.application import Gateway
+from notify_gateway.http.server import LimitedHttpProtocol
+from notify_gateway.http_api import create_app
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.dead_inbox import DeadInbox
 from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
-from notify_status_writer.results_consumer import ResultsConsumer
+from notify_status_writer.results_writer import ResultsWriter
 from prometheus_client import CollectorRegistry
 
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
@@ -94,7 +95,7 @@ async def running_sender(
         provider_timeout=provider_timeout,
         schedule=schedule,
         metrics=SenderMetrics(registry or CollectorRegistry(), channel),
-        gates=ProviderGates(f"{channel} provider", limits) if limits else None,
+        gates=CircuitBreakers(f"{channel} provider", limits) if limits else None,
         tracing=tracing,
     )
     deliveries = topology.deliveries(channel)
@@ -123,7 +124,7 @@ async def running_status_writer(
     store = ResultStore(engine)
     events = EventPublisher(events_to or rabbit, "status_writer")
     publisher = ConfirmedPublisher(broker)
-    consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(CollectorRegistry()), tracing)
+    consumer = ResultsWriter(publisher, store, events, StatusWriterMetrics(CollectorRegistry()), tracing)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     consumers = [Consumer(broker, publisher, results.queue.name, consumer.handle, prefetch=40)]
     if dead_inbox:
@@ -131,7 +132,7 @@ async def running_status_writer(
     await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
     await broker.connect()
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(events.publishing())
+        await stack.enter_async_context(events.running())
         for each in consumers:
             await stack.enter_async_context(each.consuming(TIMEOUT))
         yield
@@ -193,13 +194,13 @@ async def served_gateway(
             listener.bind(("127.0.0.1", 0))
             listener.listen()
             server = uvicorn.Server(
-                uvicorn.Config(create_app(gateway), http=LimitedProtocol, lifespan="off", log_config=None)
+                uvicorn.Config(create_app(gateway), http=LimitedHttpProtocol, lifespan="off", log_config=None)
             )
             serving = asyncio.create_task(server.serve([listener]))
             try:
                 yield httpx.URL(scheme="http", host="127.0.0.1", port=listener.getsockname()[1])
             finally:
-                gateway.live.close()
+                gateway.event_hub.close()
                 server.should_exit = True
                 await serving
 

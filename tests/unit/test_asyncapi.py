@@ -5,8 +5,8 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
 from notify_gateway.asyncapi import asyncapi_document
 from support.servers import PROJECT
 

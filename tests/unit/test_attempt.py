@@ -4,10 +4,10 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from notify_common.channels import Channel
-from notify_common.messages import Content, DeliveryRequested, ErrorClass, Outcome
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import Content, DeliveryRequested, ErrorClass, Outcome
 from notify_common.sending.attempt import ProviderAnswer, call_provider, decide, expired
-from notify_common.sending.provider import (
+from notify_common.sending.errors import (
     PermanentFailure,
     ProviderFailure,
     TemporaryFailure,

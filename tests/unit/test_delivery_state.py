@@ -6,8 +6,8 @@ from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryResult, DeliveryStatus, Outcome
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 from notify_status_writer.delivery_state import ATTEMPT_RANK, DeliveryState, advance, best_attempts
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

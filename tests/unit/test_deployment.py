@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from notify_common import topology
-from notify_common.channels import Channel
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
 from notify_common.sending.service import SETTLING_TIME, SenderSettings
 from notify_database.migrate import MigrationSettings
 from notify_gateway.settings import GatewaySettings

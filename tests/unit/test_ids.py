@@ -2,8 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
-from notify_database.id_ranges import first_id_at
-from notify_gateway.ids import new_id, to_millisecond
+from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 times = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=8000 * 365)).map(lambda age: EPOCH + age)

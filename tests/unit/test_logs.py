@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from notify_common.logs import LogFormat
+from notify_common.runtime.logging import LogFormat
 
 PROGRAM = """
 import logging
-from notify_common.logs import LogFormat, configure_logs
+from notify_common.runtime.logging import LogFormat, configure_logs
 configure_logs("INFO", {wanted})
 log = logging.getLogger("a.module")
 log.info("failed", extra={{"delivery_id": "01a2", "attempt": 3}})

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notify_common.messages import DeliveryRequested, DeliveryResults, ResultsEnvelope, StatusChanges
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResults, ResultsEnvelope, StatusChanges
 from pydantic import BaseModel, ValidationError
 
 GOLDEN = Path(__file__).with_name("golden")

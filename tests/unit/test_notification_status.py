@@ -1,7 +1,7 @@
 import pytest
-from notify_common.messages import DeliveryStatus as D
-from notify_gateway.notification_status import NotificationStatus as N
-from notify_gateway.notification_status import notification_status
+from notify_common.contracts.messages import DeliveryStatus as D
+from notify_gateway.notifications.status import NotificationStatus as N
+from notify_gateway.notifications.status import notification_status
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,17 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from notify_common.messages import DeliveryResult, ErrorClass, Outcome
+from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
-from notify_common.sending.provider import ProviderFailure, Throttled, Unreachable
-from notify_common.sending.provider_gate import (
+from notify_common.sending.circuit_breaker import (
     LONGEST_CLOSED,
     LONGEST_PACE,
-    Pacer,
-    ProviderGate,
-    ProviderGates,
+    CircuitBreaker,
+    CircuitBreakers,
     ProviderLimits,
+    RateLimiter,
 )
+from notify_common.sending.errors import ProviderFailure, Throttled, Unreachable
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -36,7 +36,7 @@ class Calls:
     """Calls through a gate, of a provider that does as it is told."""
 
     def __init__(self, limits: ProviderLimits) -> None:
-        self.gate = ProviderGate("a provider", limits)
+        self.gate = CircuitBreaker("a provider", limits)
         self.error_class: ErrorClass | None = None
         self.made = 0
         self.under_way = 0
@@ -159,14 +159,14 @@ async def test_calls_keep_their_pace_after_an_outage() -> None:
 
 
 def test_calls_with_one_key_are_spaced_and_others_do_not_wait() -> None:
-    pacer = Pacer(0.5)
+    pacer = RateLimiter(0.5)
     assert [pacer.reserve("a", 10.0, 60) for _ in range(3)] == [0, 0.5, 1.0]
     assert pacer.reserve("b", 10.0, 60) == 0
     assert pacer.reserve("a", 20.0, 60) == 0
 
 
 def test_a_time_that_is_too_far_off_is_not_taken() -> None:
-    pacer = Pacer(LONGEST_PACE + 1)
+    pacer = RateLimiter(LONGEST_PACE + 1)
     assert pacer.reserve("a", 0.0, 60) == 0
     for _ in range(2):
         with pytest.raises(TimeoutError):
@@ -176,7 +176,7 @@ def test_a_time_that_is_too_far_off_is_not_taken() -> None:
 
 async def test_nobody_asks_again_before_the_time_that_the_provider_named() -> None:
     for asked in (timedelta(seconds=20), timedelta(hours=1)):
-        gate = ProviderGate("a provider", ProviderLimits(concurrency=100))
+        gate = CircuitBreaker("a provider", ProviderLimits(concurrency=100))
         began = asyncio.get_running_loop().time()
         async with gate.admitted("", 60) as admission:
             assert admission is not None
@@ -187,7 +187,7 @@ async def test_nobody_asks_again_before_the_time_that_the_provider_named() -> No
 
 async def test_a_provider_that_is_down_closes_the_way_to_no_other() -> None:
     limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient.partition("/")[0])
-    gates = ProviderGates("a provider", limits)
+    gates = CircuitBreakers("a provider", limits)
     async with gates.of("down/1").admitted("", 1) as admission:
         assert admission is not None
         admission.saw(ended(ErrorClass.UNREACHABLE))
@@ -201,7 +201,7 @@ async def test_a_provider_that_is_down_closes_the_way_to_no_other() -> None:
 
 async def test_gates_that_nobody_needs_are_forgotten() -> None:
     limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient)
-    gates = ProviderGates("a provider", limits, remembered=3)
+    gates = CircuitBreakers("a provider", limits, remembered=3)
     closed, inside, idle = gates.of("closed"), gates.of("inside"), gates.of("idle")
     async with closed.admitted("", 1) as admission:
         assert admission is not None
@@ -214,7 +214,7 @@ async def test_gates_that_nobody_needs_are_forgotten() -> None:
 
 
 def test_a_time_that_nobody_will_wait_for_is_not_taken() -> None:
-    pacer = Pacer(0.5)
+    pacer = RateLimiter(0.5)
     assert [pacer.reserve("a", 0.0, 1) for _ in range(3)] == [0, 0.5, 1.0]
     with pytest.raises(TimeoutError):
         pacer.reserve("a", 0.0, 1)
@@ -222,7 +222,7 @@ def test_a_time_that_nobody_will_wait_for_is_not_taken() -> None:
 
 
 async def test_who_would_not_be_let_in_in_time_does_not_wait() -> None:
-    gate = ProviderGate("a provider", ProviderLimits(concurrency=1))
+    gate = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
     async with gate.admitted("", 1) as admission:
         assert admission is not None
         admission.saw(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
@@ -233,7 +233,7 @@ async def test_who_would_not_be_let_in_in_time_does_not_wait() -> None:
 
 
 async def test_what_is_said_of_one_recipient_closes_the_way_to_no_other() -> None:
-    gate = ProviderGate("a provider", ProviderLimits(concurrency=1))
+    gate = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
     async with gate.admitted("", 1) as admission:
         assert admission is not None
         admission.saw(ended(ErrorClass.UNREACHABLE, Unreachable("http_401", of_recipient=True)))

@@ -2,8 +2,9 @@ import asyncio
 
 import pytest
 from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
-from notify_common.events import KEPT_CHANGES, EventPublisher
-from notify_common.rabbitmq import BrokerAway, RabbitSettings, broker_errors
+from notify_common.errors import BrokerUnavailable
+from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
+from notify_common.rabbitmq.events import MAX_WAITING, EventPublisher
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from notify_common.rabbitmq import BrokerAway, RabbitSettings, broker_errors
     ids=repr,
 )
 async def test_whatever_a_lost_connection_raises_says_that_the_broker_is_away(error: BaseException) -> None:
-    with pytest.raises(BrokerAway), broker_errors():
+    with pytest.raises(BrokerUnavailable), broker_errors():
         raise error
 
 
@@ -46,6 +47,6 @@ async def test_events_that_nobody_takes_are_bounded() -> None:
     events = EventPublisher(RabbitSettings(), "test")
     change = object()
     for _ in range(3):
-        events.tell([change] * (KEPT_CHANGES // 2))  # type: ignore[list-item]  # only counted here
-    assert sum(len(group) for group in [events._told.get_nowait() for _ in range(2)]) == KEPT_CHANGES  # noqa: SLF001
-    assert events._told.empty()  # noqa: SLF001
+        events.publish([change] * (MAX_WAITING // 2))  # type: ignore[list-item]  # only counted here
+    assert sum(len(group) for group in [events._waiting.get_nowait() for _ in range(2)]) == MAX_WAITING  # noqa: SLF001
+    assert events._waiting.empty()  # noqa: SLF001

@@ -1,8 +1,9 @@
 from typing import Any
 
 import pytest
-from notify_common.channels import Channel
-from notify_gateway.schemas import MAX_USER_ID, NotificationRequest
+from notify_common.contracts.channels import Channel
+from notify_gateway.http.fields import MAX_USER_ID
+from notify_gateway.notifications.schemas import NotificationRequest
 from pydantic import ValidationError
 
 VALID: dict[str, Any] = {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from notify_common.process import load_settings
+from notify_common.runtime.settings import load_settings
 from notify_email_sender.settings import EmailSenderSettings
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.main import StatusWriterSettings

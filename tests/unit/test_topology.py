@@ -1,9 +1,9 @@
 from datetime import timedelta
 
 import pytest
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.topology import Binding
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.topology import Binding
 
 LADDER = (timedelta(seconds=1), timedelta(seconds=2))
 ALL = [

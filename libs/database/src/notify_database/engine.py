@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import asyncpg
-from notify_common.lasting_fault import LastingFault
-from notify_common.process import FromEnvironment, Refused
+from notify_common.errors import StartupError
+from notify_common.runtime.outage import Outage
+from notify_common.runtime.settings import EnvironmentSettings
 from pydantic import Field, SecretStr
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from notify_database.errors import DatabaseUnavailable, DataRejected, LoginRejected
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +41,7 @@ REFUSAL_CLASSES = frozenset({"22", "23", "54"})
 LOGIN_CLASSES = frozenset({"28", "3D"})  # invalid authorization, invalid catalog (database) name
 
 
-class DatabaseAway(Exception):
-    """PostgreSQL is away, going away, starting or busy: the same work may succeed later."""
-
-
-class LoginRefused(DatabaseAway):
-    """PostgreSQL is there and does not let us in: a wrong user, password or database."""
-
-
-class StatementRefused(Exception):
-    """PostgreSQL will never take these values."""
-
-
-class PostgresSettings(FromEnvironment):
+class PostgresSettings(EnvironmentSettings):
     """Where PostgreSQL is."""
 
     postgres_host: str = "localhost"
@@ -109,7 +100,7 @@ def without_transactions(engine: AsyncEngine) -> AsyncEngine:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn what the driver and the pool raise into `DatabaseAway` or `StatementRefused`."""
+    """Turn what the driver and the pool raise into `DatabaseUnavailable` or `DataRejected`."""
     try:
         yield
     except DBAPIError as error:
@@ -119,38 +110,40 @@ def database_errors() -> Iterator[None]:
         raise _decision(error) from error
 
 
-def _decision(error: BaseException) -> DatabaseAway | StatementRefused:
+def _decision(error: BaseException) -> DatabaseUnavailable | DataRejected:
     sqlstate = str(getattr(error, "sqlstate", None) or "")
     if sqlstate[:2] in LOGIN_CLASSES:
-        return LoginRefused(str(error))
+        return LoginRejected(str(error))
     if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
-        return DatabaseAway("no partition of its time")  # it is made soon, see partitions.py
+        return DatabaseUnavailable("no partition of its time")  # it is made soon, see partitions.py
     # asyncpg refuses what it can not encode (its DataError) before it sends it.
     refused = sqlstate[:2] in REFUSAL_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
     description = f"{type(error).__name__} {sqlstate}".rstrip()
-    return StatementRefused(description) if refused else DatabaseAway(description)
+    return DataRejected(description) if refused else DatabaseUnavailable(description)
 
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
-    """Return when PostgreSQL can be used (`migrated`: by a service); raises `Refused` where waiting does not help."""
+    """Return when PostgreSQL can be used (`migrated`: by a service); raise `StartupError` if waiting cannot help."""
     enough = {None} if migrated else {None, NOT_MIGRATED}
-    fault = LastingFault(log, "postgresql is not ready")
+    outage = Outage(log, "postgresql is not ready")
     while (problem := await database_problem(engine)) not in enough:  # noqa: ASYNC110 - nothing else tells
-        await asyncio.sleep(fault.occurred(problem))
-    fault.over()
+        await asyncio.sleep(outage.failed(problem))
+    outage.ended()
 
 
 async def database_problem(engine: AsyncEngine) -> str | None:
-    """Why PostgreSQL can not be used now, or None; raises `Refused` where waiting does not help."""
+    """Why PostgreSQL can not be used now, or None; raises `StartupError` where waiting does not help."""
     try:
         with database_errors():
             async with engine.connect() as connection:
                 version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
                 migrated = (await connection.execute(MIGRATED)).scalar_one()
-    except LoginRefused as refusal:
-        raise Refused(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {refusal}") from refusal
-    except DatabaseAway as away:
+    except LoginRejected as refusal:
+        raise StartupError(
+            f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {refusal}"
+        ) from refusal
+    except DatabaseUnavailable as away:
         return f"not reachable ({away})"
     if version < MINIMUM_VERSION:
-        raise Refused(f"PostgreSQL {version} is too old: {MINIMUM_VERSION} or newer is needed")
+        raise StartupError(f"PostgreSQL {version} is too old: {MINIMUM_VERSION} or newer is needed")
     return None if migrated else NOT_MIGRATED

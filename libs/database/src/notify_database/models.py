@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from notify_common.messages import DeliveryStatus, ErrorClass, Outcome
+from notify_common.contracts.messages import DeliveryStatus, ErrorClass, Outcome
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,

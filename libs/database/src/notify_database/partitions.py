@@ -7,11 +7,11 @@ import logging
 from datetime import UTC, datetime, time, timedelta
 from uuid import UUID
 
+from notify_common.contracts.ids import first_id_at
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_database.engine import database_errors, without_transactions
-from notify_database.id_ranges import first_id_at
 
 log = logging.getLogger(__name__)
 

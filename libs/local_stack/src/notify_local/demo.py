@@ -14,8 +14,8 @@ from statistics import quantiles
 from typing import Any
 
 import httpx
-from notify_common.channels import Channel
-from notify_common.process import FromEnvironment, load_settings
+from notify_common.contracts.channels import Channel
+from notify_common.runtime.settings import EnvironmentSettings, load_settings
 from pydantic import SecretStr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -74,7 +74,7 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
     return 0 if complete else 1
 
 
-class GatewayKey(FromEnvironment):
+class GatewayKey(EnvironmentSettings):
     """The key that the gateway is given where it is started with AUTH=on: its own setting."""
 
     bootstrap_api_key: SecretStr | None = None

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 import httpx
-from notify_common.channels import Channel
-from notify_common.process import ServiceSettings, load_settings
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.settings import ServiceSettings, load_settings
 from notify_database.engine import PostgresSettings
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings

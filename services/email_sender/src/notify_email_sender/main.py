@@ -1,9 +1,10 @@
 """The email sender's start: its provider, by the settings."""
 
-from notify_common.channels import Channel
-from notify_common.process import load_settings, run
+from notify_common.contracts.channels import Channel
+from notify_common.runtime.process import run
+from notify_common.runtime.settings import load_settings
+from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import ProviderLimits
 from notify_common.sending.service import run_sender
 
 from notify_email_sender.settings import EmailProvider, EmailSenderSettings

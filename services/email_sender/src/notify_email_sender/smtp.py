@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import aiosmtplib
-from notify_common.messages import DeliveryRequested
-from notify_common.sending.provider import (
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.sending.errors import (
     PermanentFailure,
     ProviderFailure,
     TemporaryFailure,

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any
 
 from faststream.rabbit import RabbitExchange
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.messages import (
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import (
     DELIVERY_ID_HEADER,
     NOTIFICATION_ID_HEADER,
     ROUND_HEADER,
@@ -21,7 +21,7 @@ from notify_common.messages import (
     DeliveryStatus,
     StatusChanges,
 )
-from notify_common.tracing import TRACEPARENT_HEADER
+from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 from pydantic.json_schema import models_json_schema
 
 DELIVERY_HEADERS = {

@@ -1,7 +1,7 @@
-"""What the gateway counts, and what it tells of the outbox when it is asked."""
+"""The metrics of the gateway."""
 
-from notify_common.channels import Channel
-from notify_common.metrics import group_sizes
+from notify_common.contracts.channels import Channel
+from notify_common.runtime.metrics import group_sizes
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PROBES = frozenset({"/livez", "/readyz"})
@@ -42,8 +42,8 @@ class GatewayMetrics:
         self.listeners = Gauge("notify_listeners", "Who listens to GET /api/events.", registry=registry)
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Note how a request ended, unless it was a probe or nobody waited for the answer."""
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Observe a request, unless it was a health check or the client had disconnected."""
         if not status or route in PROBES:
             return
         key = (method, route, status)

@@ -1,15 +1,13 @@
 """The gateway's settings."""
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from notify_common.channels import ProviderSettings
-from notify_common.process import ServiceSettings, TracedSettings
-from notify_common.rabbitmq import RabbitSettings
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.settings import EnvironmentSettings, ServiceSettings, TracedSettings
 from notify_database.engine import PostgresSettings
 from pydantic import Field, HttpUrl, SecretStr, model_validator
-
-from notify_gateway.schemas import ConsoleLinks
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 EXAMPLE_SECRET = "change-me"  # noqa: S105 - what the secrets of .env.example have in common
@@ -20,6 +18,18 @@ class Auth(StrEnum):
 
     ON = "on"
     OFF = "off"
+
+
+class ProviderSettings(EnvironmentSettings):
+    """The provider of each channel: its sender's setting, which the gateway reads, too."""
+
+    telegram_provider: Literal["simulator", "bot_api"] = "simulator"
+    email_provider: Literal["simulator", "smtp"] = "simulator"
+    webhook_provider: Literal["simulator", "http"] = "simulator"
+
+    def real_channels(self) -> frozenset[Channel]:
+        """Those that the simulator does not deliver over: they need a recipient."""
+        return frozenset(channel for channel in Channel if getattr(self, f"{channel}_provider") != "simulator")
 
 
 class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitSettings, ProviderSettings):
@@ -54,11 +64,6 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
                 "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
             )
         return self
-
-    def links(self) -> ConsoleLinks:
-        """Where the console leads to."""
-        ui = self.rabbitmq_ui_url
-        return ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=self.trace_url)
 
     def example_secrets(self) -> list[str]:
         """The variables that still have the value of the example file."""

@@ -1,14 +1,10 @@
 """Ends the deliveries whose messages died, so that none stays open for ever."""
 
-import asyncio
 import logging
 from uuid import UUID
 
-from notify_common.channels import Channel
-from notify_common.consumer import Message
-from notify_common.dead_letters import queues_of_death
-from notify_common.lasting_fault import LastingFault
-from notify_common.messages import (
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import (
     DELIVERY_ID_HEADER,
     ROUND_HEADER,
     DeliveryRequested,
@@ -16,15 +12,17 @@ from notify_common.messages import (
     ErrorClass,
     Outcome,
 )
-from notify_common.process import utc_now
-from notify_common.topology import delivery_queue_name
-from notify_common.tracing import TRACEPARENT_HEADER, read_traceparent
-from notify_database.engine import DatabaseAway
+from notify_common.contracts.topology import delivery_queue_name
+from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent
+from notify_common.rabbitmq.consumer import Message
+from notify_common.rabbitmq.dead_letters import queues_of_death
+from notify_common.runtime.outage import Outage
+from notify_common.runtime.process import utc_now
+from notify_database.errors import DatabaseUnavailable
 from pydantic import ValidationError
 
-from notify_status_writer.delivery_state import DeliveryState
 from notify_status_writer.result_store import ResultStore
-from notify_status_writer.results_consumer import ResultsConsumer
+from notify_status_writer.results_writer import ResultsWriter
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +32,10 @@ DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
 class DeadInbox:
     """Reads its own copy of the dead letters; the archive keeps the other."""
 
-    def __init__(self, store: ResultStore, results: ResultsConsumer) -> None:
+    def __init__(self, store: ResultStore, results: ResultsWriter) -> None:
         self._store = store
         self._results = results
-        self._database_fault = LastingFault(log, "dead deliveries can not be looked up")
+        self._database_outage = Outage(log, "dead deliveries can not be looked up")
 
     async def handle(self, message: Message) -> None:
         """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
@@ -63,23 +61,13 @@ class DeadInbox:
             delivery_id = UUID(str(message.headers.get(DELIVERY_ID_HEADER)))
         except ValueError:
             return None
-        delivery = await self._read(delivery_id)
+        delivery = await self._database_outage.retry(lambda: self._store.read(delivery_id), DatabaseUnavailable)
         if delivery is None or delivery.status.final:
             return None
         named_round = message.headers.get(ROUND_HEADER)
         if isinstance(named_round, int) and named_round != delivery.round:
             return None
         return _poison(delivery_id, delivery.round, delivery.attempt + 1, delivery.failures + 1)
-
-    async def _read(self, delivery_id: UUID) -> DeliveryState | None:
-        while True:
-            try:
-                delivery = await self._store.read(delivery_id)
-            except DatabaseAway as away:
-                await asyncio.sleep(self._database_fault.occurred(away))
-            else:
-                self._database_fault.over()
-                return delivery
 
 
 def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> DeliveryResult:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryResult, DeliveryStatus, Outcome
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 
 ATTEMPT_RANK = {Outcome.SENT: 3, Outcome.FAILED: 2, Outcome.RETRYING: 1, Outcome.THROTTLED: 1}
 # No two final statuses share a rank: the order in which results come must not matter.

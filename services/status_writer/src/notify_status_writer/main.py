@@ -1,20 +1,21 @@
 """The status writer's settings and its start."""
 
-from notify_common import topology
-from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.consumer import Consumer
-from notify_common.consuming import consume
-from notify_common.events import EventPublisher
-from notify_common.metrics import process_registry
-from notify_common.process import WorkerSettings, load_settings, run
-from notify_common.rabbitmq import RabbitSettings, create_broker
+from notify_common.contracts import topology
+from notify_common.rabbitmq.connection import RabbitSettings, create_broker
+from notify_common.rabbitmq.consumer import Consumer
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.worker import consume
+from notify_common.runtime.metrics import process_registry
+from notify_common.runtime.process import run
+from notify_common.runtime.settings import WorkerSettings, load_settings
 from notify_database.engine import ROWS_BY_KEY, PostgresSettings, await_database, create_engine
 from pydantic import Field
 
 from notify_status_writer.dead_inbox import DeadInbox
 from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
-from notify_status_writer.results_consumer import MESSAGES_PER_TRANSACTION, ResultsConsumer
+from notify_status_writer.results_writer import MESSAGES_PER_TRANSACTION, ResultsWriter
 
 ROLE = "status_writer"
 RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # one group is written, the next one gathers
@@ -36,7 +37,7 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
     events = EventPublisher(settings, ROLE)
     publisher = ConfirmedPublisher(broker)
     registry = process_registry()
-    results_consumer = ResultsConsumer(publisher, store, events, StatusWriterMetrics(registry), settings.tracing(ROLE))
+    results_consumer = ResultsWriter(publisher, store, events, StatusWriterMetrics(registry), settings.tracing(ROLE))
     dead_inbox = DeadInbox(store, results_consumer)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     consumers = [
@@ -44,7 +45,7 @@ async def run_status_writer(settings: StatusWriterSettings) -> None:
         Consumer(broker, publisher, inbox.queue.name, dead_inbox.handle, prefetch=DEAD_PREFETCH),
     ]
     try:
-        async with events.publishing():
+        async with events.running():
             await consume(
                 broker,
                 consumers,

@@ -2,10 +2,13 @@
 
 import time
 
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryStatus, StatusChange, accepted_at
-from notify_common.metrics import FINAL_BUCKETS, group_sizes
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import accepted_at
+from notify_common.contracts.messages import DeliveryStatus, StatusChange
+from notify_common.runtime.metrics import group_sizes
 from prometheus_client import CollectorRegistry, Counter, Histogram
+
+FINAL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86_400)  # seconds
 
 
 class StatusWriterMetrics:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from notify_common.channels import Channel
-from notify_common.messages import DeliveryResult, DeliveryStatus, StatusChange
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, StatusChange
 from notify_database.engine import database_errors
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -73,7 +73,7 @@ class ResultStore:
         self._engine = engine
 
     async def apply(self, results: Sequence[DeliveryResult]) -> Applied:
-        """Apply all in one transaction; raises `DatabaseAway` or `StatementRefused`, and then none is applied."""
+        """Apply all in one transaction; raises `DatabaseUnavailable` or `DataRejected`, and then none is applied."""
         ids = sorted({result.delivery_id for result in results})
         with database_errors():
             async with self._engine.begin() as connection:

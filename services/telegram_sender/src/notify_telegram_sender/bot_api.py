@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import Any
 
 import httpx
-from notify_common.messages import DeliveryRequested
-from notify_common.sending.provider import (
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.sending.errors import (
     PermanentFailure,
     ProviderFailure,
     TemporaryFailure,

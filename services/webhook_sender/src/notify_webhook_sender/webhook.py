@@ -15,10 +15,11 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import httpcore
-from notify_common.channels import WebhookRecipient
-from notify_common.messages import DeliveryRequested, accepted_at
-from notify_common.process import utc_now
-from notify_common.sending.provider import (
+from notify_common.contracts.channels import WebhookRecipient
+from notify_common.contracts.ids import accepted_at
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.runtime.process import utc_now
+from notify_common.sending.errors import (
     PermanentFailure,
     ProviderFailure,
     TemporaryFailure,

@@ -5,17 +5,17 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from notify_common.messages import SHORT_TEXT_LENGTH, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
-from notify_common.process import utc_now
-from notify_common.sending.provider import (
+from notify_common.contracts.messages import SHORT_TEXT_LENGTH, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
+from notify_common.runtime.process import utc_now
+from notify_common.sending.errors import (
     PermanentFailure,
-    Provider,
     ProviderFailure,
     TemporaryFailure,
     Throttled,
     UnknownOutcome,
     Unreachable,
 )
+from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from notify_common.messages import DeliveryRequested
+from notify_common.contracts.messages import DeliveryRequested
 from notify_common.sending.attempt import Decision, Postponed
 
 AttemptKey = tuple[UUID, int, int]
@@ -20,7 +20,7 @@ class RememberedAttempt:
 
     running: asyncio.Future[Decision | Postponed]
     """Ends when the result is confirmed."""
-    parking: asyncio.Task[bool] | None = None
+    scheduling: asyncio.Task[bool] | None = None
     """Ends when it is known whether the broker has the next attempt; a second message must not park another."""
     handlers: int = 0
 
@@ -31,7 +31,7 @@ class RememberedAttempt:
             return False
         return isinstance(self.running.result(), Postponed)
 
-    def next_is_parked(self, decision: Decision) -> None:
+    def next_is_scheduled(self, decision: Decision) -> None:
         """Forget the next attempt: the broker has it, and thousands, with all that they say, would fill memory."""
         self.running = asyncio.get_running_loop().create_future()
         self.running.set_result(replace(decision, next_request=None))

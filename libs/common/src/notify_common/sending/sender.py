@@ -3,43 +3,38 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import ValidationError
 
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.confirmed_publisher import ConfirmedPublisher, Outgoing
-from notify_common.consumer import Message, Poison
-from notify_common.group_commit import GroupCommit
-from notify_common.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
-from notify_common.metrics import SenderMetrics
-from notify_common.process import utc_now
-from notify_common.rabbitmq import RECONNECT_INTERVAL
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
+from notify_common.contracts.simulated_recipients import simulated_behaviour
+from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
+from notify_common.errors import PoisonMessage, PublishFailed
+from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
+from notify_common.rabbitmq.consumer import Message
+from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_common.runtime.batcher import Batcher
+from notify_common.runtime.process import utc_now
+from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
+from notify_common.sending.circuit_breaker import CircuitBreakers
+from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import ProviderGates
 from notify_common.sending.retry_schedule import RetrySchedule
-from notify_common.simulated_recipients import simulated_behaviour
-from notify_common.tracing import TRACEPARENT_HEADER, UNTRACED, Span, Tracing, read_traceparent, trace_id
 
 log = logging.getLogger(__name__)
 
 RESULTS_PER_MESSAGE = 200
-PARKED_PER_WRITE = 200
-GROUP_INTERVAL = 0.01  # seconds
+RETRIES_PER_WRITE = 200
+FLUSH_INTERVAL = 0.01  # seconds
 REMEMBERED_ATTEMPTS = 10_000
 
 
 LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
-
-
-@dataclass(slots=True)
-class _Parking:
-    message: Outgoing
-    confirmed: bool = False
 
 
 class Sender:
@@ -54,7 +49,7 @@ class Sender:
         provider_timeout: float,
         schedule: RetrySchedule,
         metrics: SenderMetrics,
-        gates: ProviderGates | None = None,
+        gates: CircuitBreakers | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
         self._publisher = publisher
@@ -62,20 +57,23 @@ class Sender:
         self._retry_exchange = topology.retry_exchange(channel)
         self._provider = provider
         self._provider_timeout = provider_timeout
-        self._schedule = schedule
+        self._retry_schedule = schedule
         self._metrics = metrics
         self._gates = gates
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.under_way)
-        self._results = GroupCommit(
+        self._results = Batcher(
             self._publish_results,
-            max_group=RESULTS_PER_MESSAGE,
-            interval=GROUP_INTERVAL,
+            max_batch=RESULTS_PER_MESSAGE,
+            flush_interval=FLUSH_INTERVAL,
             observe=metrics.results_together,
         )
-        self._parkings = GroupCommit(
-            self._publish_parkings, max_group=PARKED_PER_WRITE, interval=GROUP_INTERVAL, observe=metrics.parked_together
+        self._retries = Batcher(
+            self._publish_retries,
+            max_batch=RETRIES_PER_WRITE,
+            flush_interval=FLUSH_INTERVAL,
+            observe=metrics.parked_together,
         )
 
     async def handle(self, message: Message) -> None:
@@ -87,9 +85,9 @@ class Sender:
             request = DeliveryRequested.model_validate_json(message.body)
         except ValidationError as error:
             where = [".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)]
-            raise Poison(f"unreadable: {', '.join(where) or 'no JSON'}") from None
+            raise PoisonMessage(f"unreadable: {', '.join(where) or 'no JSON'}") from None
         if request.channel is not self._channel:
-            raise Poison(f"for channel {request.channel}")
+            raise PoisonMessage(f"for channel {request.channel}")
         traceparent = read_traceparent(message.headers.get(TRACEPARENT_HEADER))
         return request if traceparent is None else request.model_copy(update={"traceparent": traceparent})
 
@@ -100,27 +98,29 @@ class Sender:
     async def _deliver(self, request: DeliveryRequested) -> None:
         now = utc_now()
         if request.not_before is not None and request.not_before > now:
-            while not await self._park(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
+            while not await self._schedule(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
             return
         with self._attempts.attempt(request) as attempt:
             decision = await asyncio.shield(attempt.running)
             if decision.next_request is not None:
                 ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
-                await self._park_next(attempt, decision.next_request, ended_at)
+                await self._schedule_next(attempt, decision.next_request, ended_at)
                 if isinstance(decision, Decision):
-                    attempt.next_is_parked(decision)
+                    attempt.next_is_scheduled(decision)
 
-    async def _park_next(self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime) -> None:
+    async def _schedule_next(
+        self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime
+    ) -> None:
         """Return once the broker has the next attempt, whichever message of this one has put it there.
 
         Only a message whose connection lives tries again: with the connection it would belong to whoever gets it next.
         """
         while True:
-            if attempt.parking is None or (attempt.parking.done() and not attempt.parking.result()):
+            if attempt.scheduling is None or (attempt.scheduling.done() and not attempt.scheduling.result()):
                 # From the end of the attempt on: the wait is then exactly one rung.
-                attempt.parking = asyncio.create_task(self._park(request, finished_at))
-            if await asyncio.shield(attempt.parking):
+                attempt.scheduling = asyncio.create_task(self._schedule(request, finished_at))
+            if await asyncio.shield(attempt.scheduling):
                 return
             await asyncio.sleep(RECONNECT_INTERVAL)
 
@@ -145,17 +145,17 @@ class Sender:
 
     async def _attempt(self, request: DeliveryRequested) -> Decision:
         with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
-            decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._schedule)
+            decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._retry_schedule)
             if decision.failure is not None:
                 span.fail(decision.failure.code)
             return decision
 
-    async def _attempt_when_admitted(self, gates: ProviderGates, request: DeliveryRequested) -> Decision | Postponed:
+    async def _attempt_when_admitted(self, gates: CircuitBreakers, request: DeliveryRequested) -> Decision | Postponed:
         now, since = utc_now(), request.waiting_since
         gate, patience = gates.of(request.recipient or ""), gates.limits.patience
         if request.expires_at is not None:
             patience = min(patience, request.expires_at - now)
-        is_the_last = since is not None and now - since >= self._schedule.max_wait
+        is_the_last = since is not None and now - since >= self._retry_schedule.max_wait
         async with gate.admitted(
             request.recipient or "", patience.total_seconds(), even_closed=is_the_last
         ) as admission:
@@ -175,29 +175,28 @@ class Sender:
         later = {"not_before": not_before, "waiting_since": since or (now if gate.closed else None)}
         return Postponed(request.model_copy(update=later))
 
-    async def _park(self, request: DeliveryRequested, now: datetime) -> bool:
-        """Put the request into a retry queue, where no worker waits with it; whether the broker has it."""
+    async def _schedule(self, request: DeliveryRequested, now: datetime) -> bool:
+        """Publish the request to a retry queue, where it occupies no worker; return whether that is confirmed."""
         wait = (request.not_before or now) - now
-        routing_key = topology.retry_routing_key(self._schedule.rung_for(wait))
+        routing_key = topology.retry_routing_key(self._retry_schedule.rung_for(wait))
         body = request.model_dump_json().encode()
-        parking = _Parking(Outgoing(self._retry_exchange, routing_key, body, request.headers()))
-        await self._parkings.submit(parking)
-        if parking.confirmed:
+        message = OutgoingMessage(self._retry_exchange, routing_key, body, request.headers())
+        failure = await self._retries.submit(message)
+        if failure is None:
             self._metrics.parked.inc()
-        return parking.confirmed
+        return failure is None
 
-    async def _publish_parkings(self, parkings: Sequence[_Parking]) -> None:
-        failures = await self._publisher.publish([parking.message for parking in parkings])
-        for parking, failure in zip(parkings, failures, strict=True):
-            parking.confirmed = failure is None
+    async def _publish_retries(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
+        return await self._publisher.publish(messages)
 
-    async def _publish_results(self, results: Sequence[DeliveryResult]) -> None:
+    async def _publish_results(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results repeat harmlessly; a lost one would leave its delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
         with self._tracing.group("publish results", (result.traceparent for result in results)):
             await self._publisher.publish_until_confirmed(
-                [Outgoing(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)]
+                [OutgoingMessage(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)]
             )
+        return [None for _ in results]
 
     def _tell(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
         """One line for each attempt that was made; of those that have sent, only where all is told."""

@@ -6,20 +6,21 @@ from pathlib import Path
 
 from pydantic import Field
 
-from notify_common import topology
-from notify_common.channels import Channel
-from notify_common.confirmed_publisher import ConfirmedPublisher
-from notify_common.consumer import Consumer
-from notify_common.consuming import consume
-from notify_common.metrics import SenderMetrics, process_registry
-from notify_common.process import WorkerSettings
-from notify_common.rabbitmq import RabbitSettings, create_broker
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings, create_broker
+from notify_common.rabbitmq.consumer import Consumer
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.worker import consume
+from notify_common.runtime.metrics import process_registry
+from notify_common.runtime.settings import WorkerSettings
+from notify_common.sending.circuit_breaker import CircuitBreakers, ProviderLimits
+from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import ProviderGates, ProviderLimits
+from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import Simulator, WithSimulatedRecipients
-from notify_common.sending.waiting_retries import WaitingRetries
 
 SETTLING_TIME = 5.0  # seconds, for results and acks after the last provider call
 
@@ -61,7 +62,7 @@ async def run_sender(
     broker = create_broker(settings, role)
     registry, tracing = process_registry(), settings.tracing(role)
     publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
-    gates = ProviderGates(f"{channel} provider", limits) if limits else None
+    gates = CircuitBreakers(f"{channel} provider", limits) if limits else None
     sender = Sender(
         publisher,
         channel=channel,

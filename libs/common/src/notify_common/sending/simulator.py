@@ -8,9 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
-from notify_common.messages import DeliveryRequested
-from notify_common.sending.provider import PermanentFailure, Provider, TemporaryFailure, Throttled
-from notify_common.simulated_recipients import Behaviour, simulated_behaviour
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.contracts.simulated_recipients import Behaviour, simulated_behaviour
+from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled
+from notify_common.sending.provider import Provider
 
 THROTTLED_FOR = timedelta(seconds=3)
 

@@ -7,7 +7,7 @@ statements hold: a notification, its deliveries and their outbox rows are one st
 from datetime import UTC, datetime
 
 from alembic import op
-from notify_database.id_ranges import first_id_at
+from notify_common.contracts.ids import first_id_at
 from notify_database.partitions import first_end, partition_name
 
 revision = "0003"

@@ -1,0 +1,79 @@
+"""The channels a notification can go over: how each names a recipient, and what it can be delivered by."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, StringConstraints, TypeAdapter
+from pydantic.networks import validate_email
+
+from notify_common.contracts.simulated_recipients import Behaviour, simulated_behaviour
+
+
+class Channel(StrEnum):
+    """A way to reach a user."""
+
+    TELEGRAM = "telegram"
+    EMAIL = "email"
+    WEBHOOK = "webhook"
+
+
+def _telegram(recipient: str) -> str:
+    if recipient.lower().startswith("@simulator_") and simulated_behaviour(recipient) is None:
+        # Whoever has that name is not meant.
+        raise ValueError(f"is none of the recipients for tests: @simulator_ goes with {', '.join(Behaviour)}")
+    return recipient
+
+
+# A chat id (negative for groups) or the @name of a public chat: https://core.telegram.org/bots/api#sendmessage
+TelegramRecipient = Annotated[
+    str,
+    StringConstraints(pattern=r"^(-?[1-9][0-9]{0,18}|@[A-Za-z][A-Za-z0-9_]{3,31})$"),
+    AfterValidator(_telegram),
+]
+
+
+def _email(address: str) -> str:
+    # `.invalid` is refused otherwise, as nobody's domain: that is why the test recipients have it.
+    return address if simulated_behaviour(address) else validate_email(address)[1]
+
+
+EmailRecipient = Annotated[str, AfterValidator(_email), Field(json_schema_extra={"format": "email"})]
+
+
+URL = TypeAdapter(HttpUrl)
+LONGEST_URL = 2083
+
+
+def _webhook(text: str) -> str:
+    url = URL.validate_python(text)
+    if len(str(url)) > LONGEST_URL:
+        raise ValueError(f"must not be longer than {LONGEST_URL} characters, all of them in ASCII")
+    try:
+        (url.host or "").strip("[]").encode("idna")
+    except UnicodeError:
+        raise ValueError("has a host that no host can have") from None
+    if url.username or url.password or url.fragment:
+        raise ValueError("must have neither a login nor a fragment")
+    if (url.host or "").endswith(".invalid") and simulated_behaviour(str(url)) is None:
+        raise ValueError(f"is none of the recipients for tests: .simulator.invalid goes with {', '.join(Behaviour)}")
+    return str(url)
+
+
+WebhookRecipient = Annotated[
+    str, StringConstraints(pattern="^https?://"), AfterValidator(_webhook), Field(json_schema_extra={"format": "uri"})
+]
+
+
+class Recipients(BaseModel):
+    """Where to reach the user, one optional field per channel, named as the channel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    telegram: TelegramRecipient | None = None
+    email: EmailRecipient | None = None
+    webhook: WebhookRecipient | None = None
+
+    def of(self, channel: Channel) -> str | None:
+        """The recipient on `channel`, if the client named one."""
+        recipient: str | None = getattr(self, channel.value)
+        return recipient

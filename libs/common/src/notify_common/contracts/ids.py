@@ -1,0 +1,44 @@
+"""Ids are UUIDv7 (RFC 9562) and sort by the time they carry, to the millisecond: ranges of time are ranges of ids."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+RANDOM_BITS = 80  # all that follows the timestamp, version and variant included
+LAST_TIMESTAMP = 2**48 - 1
+
+
+def new_id(created_at: datetime) -> UUID:
+    """Return a new id that carries `created_at`."""
+    return uuid7(nanoseconds=(created_at - EPOCH) // MILLISECOND * 1_000_000)
+
+
+def to_millisecond(time: datetime) -> datetime:
+    """Truncate `time` to what an id can carry."""
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+def accepted_at(notification_id: UUID) -> float:
+    """Return when the notification was accepted, in seconds since the epoch."""
+    return (notification_id.int >> RANDOM_BITS) / 1000
+
+
+def first_id_at(time: datetime) -> UUID:
+    """The lower bound of all ids that carry `time` or later."""
+    milliseconds = -((EPOCH - time) // MILLISECOND)  # rounded up
+    return UUID(int=min(max(milliseconds, 0), LAST_TIMESTAMP) << RANDOM_BITS)
+
+
+def of_the_same_time(id_: UUID) -> tuple[UUID, UUID]:
+    """The bounds, both inclusive, of the ids that carry the same time: a notification's and its deliveries'."""
+    first = id_.int >> RANDOM_BITS << RANDOM_BITS
+    return UUID(int=first), UUID(int=first | (1 << RANDOM_BITS) - 1)
+
+
+def of_the_same_time_sql(id_: str) -> str:
+    """The same bounds of a column: `BETWEEN` is to stand before them."""
+    time = f"left({id_}::text, 13)"  # twelve digits and a hyphen
+    return f"({time} || '-0000-0000-000000000000')::uuid AND ({time} || '-ffff-ffff-ffffffffffff')::uuid"

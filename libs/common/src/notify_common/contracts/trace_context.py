@@ -1,0 +1,19 @@
+"""W3C Trace Context (https://www.w3.org/TR/trace-context/): the `traceparent` that joins the steps of a notification.
+
+It is stored with the notification and travels in the headers of its messages and in its results.
+"""
+
+import re
+
+TRACEPARENT_HEADER = "traceparent"
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def read_traceparent(text: object) -> str | None:
+    """The text, where it is a `traceparent`: it comes from others."""
+    return text if isinstance(text, str) and TRACEPARENT.fullmatch(text) else None
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """By which the trace is found: 32 hexadecimal digits."""
+    return None if traceparent is None else traceparent.split("-")[1]

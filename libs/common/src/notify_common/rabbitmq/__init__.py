@@ -1,0 +1,1 @@
+"""RabbitMQ: connections, confirmed publishing, consuming, dead letters."""

@@ -1,0 +1,119 @@
+"""Publish status changes for whoever subscribes to them."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractConnection, AbstractExchange
+
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryStatus, StatusChange, StatusChanges
+from notify_common.errors import BrokerUnavailable
+from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
+from notify_common.runtime.outage import Outage
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 5.0  # seconds
+STOP_TIMEOUT = 1.0  # seconds to publish what is waiting when the process stops
+MAX_WAITING = 10_000  # changes that wait to be published; further ones are dropped
+
+
+class EventPublisher:
+    """Publishes status changes in the background, after they were committed.
+
+    Events are news, not state: they are published without confirms, and what cannot be published is dropped in the end;
+    a message then says that some were. They have their own connection, because RabbitMQ blocks the connection of a
+    publisher during an alarm, and with it the acks that it carries.
+    """
+
+    def __init__(self, settings: RabbitSettings, role: str) -> None:
+        self._url = settings.amqp_url(f"{role}.events")
+        self._waiting: asyncio.Queue[Sequence[StatusChange]] = asyncio.Queue()
+        self._waiting_count = 0
+        self._dropped = self._dropped_reported = 0
+        self._connection: AbstractConnection | None = None
+        self._exchange: AbstractExchange | None = None
+
+    def publish(self, changes: Sequence[StatusChange]) -> None:
+        """Publish committed changes as soon as RabbitMQ accepts them; return at once."""
+        if log.isEnabledFor(logging.DEBUG):
+            for change in changes:
+                log.debug("status is %s", change.status, extra=change.model_dump(mode="json", exclude={"status"}))
+        if self._waiting_count + len(changes) > MAX_WAITING:
+            self._dropped += len(changes)
+        elif changes:
+            self._waiting_count += len(changes)
+            self._waiting.put_nowait(changes)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Publish for as long as the context lasts."""
+        worker = asyncio.create_task(self._publish_waiting())
+        try:
+            yield
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT):
+                    await self._waiting.join()
+            worker.cancel()
+            await asyncio.wait({worker})
+            await self._disconnect()
+
+    async def _publish_waiting(self) -> None:
+        outage = Outage(log, "events are not published")
+        while True:
+            changes = await self._waiting.get()
+
+            async def publish(changes: Sequence[StatusChange] = changes) -> None:
+                await self._publish_or_disconnect(changes)
+
+            await outage.retry(publish, BrokerUnavailable)
+            self._waiting_count -= len(changes)
+            self._waiting.task_done()
+
+    async def _publish_or_disconnect(self, changes: Sequence[StatusChange]) -> None:
+        try:
+            with broker_errors():
+                async with asyncio.timeout(TIMEOUT):
+                    await self._publish_by_routing_key(changes)
+        except BrokerUnavailable:
+            await self._disconnect()
+            raise
+
+    async def _publish_by_routing_key(self, changes: Sequence[StatusChange]) -> None:
+        by_kind: defaultdict[tuple[Channel, DeliveryStatus], list[StatusChange]] = defaultdict(list)
+        for change in changes:
+            by_kind[change.channel, change.status].append(change)
+        exchange = self._exchange or await self._connect()
+        for (channel, status), alike in by_kind.items():
+            await exchange.publish(_message(alike), f"{channel}.{status}", mandatory=False)
+        if (dropped := self._dropped) > self._dropped_reported:
+            await exchange.publish(_message(()), topology.DROPPED_ROUTING_KEY, mandatory=False)
+            self._dropped_reported = dropped
+
+    async def _connect(self) -> AbstractExchange:
+        self._connection = await aio_pika.connect(self._url)
+        channel = await self._connection.channel(publisher_confirms=False)
+        self._exchange = await channel.get_exchange(topology.EVENTS.name, ensure=False)
+        return self._exchange
+
+    async def _disconnect(self) -> None:
+        connection, self._connection, self._exchange = self._connection, None, None
+        if connection is not None:
+            with suppress(BrokerUnavailable), broker_errors():
+                async with asyncio.timeout(TIMEOUT):
+                    await connection.close()
+
+
+def _message(changes: Sequence[StatusChange]) -> aio_pika.Message:
+    return aio_pika.Message(
+        StatusChanges(changes=tuple(changes)).model_dump_json().encode(),
+        content_type="application/json",
+        message_id=str(uuid4()),
+    )

@@ -1,0 +1,105 @@
+"""Batch what arrives concurrently: whatever arrives while one batch is being flushed goes into the next.
+
+A lone item never waits for a batch to fill. Under load the cost of a flush (a transaction, a publisher confirm) is
+shared by the whole batch. With a `flush_interval`, flushes start at least that far apart, so that an item that closely
+follows a flush waits a little for others to join it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from notify_common.errors import Overloaded
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Submission = tuple[Sequence[Item], asyncio.Future[list[Result | Exception]]]
+
+
+class Batcher(Generic[Item, Result]):
+    """Flushes one batch at a time, of at most `max_batch` submissions; `flush` returns one result per item.
+
+    If `flush` raises one of `rejections`, nothing of the batch may have been written. The batch is then bisected until
+    the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_batch: int,
+        max_waiting: int | None = None,
+        flush_interval: float = 0.0,
+        rejections: tuple[type[Exception], ...] = (),
+        observe: Callable[[int], object] | None = None,
+    ) -> None:
+        self._flush = flush
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._flush_interval = flush_interval  # seconds
+        self._next_flush_at = 0.0
+        self._rejections = rejections
+        self._observe = observe  # the number of submissions in each batch
+        self._waiting: deque[Submission[Item, Result]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> Result:
+        """Return the result of `item` once it is flushed; raise what its flush raised, or `Overloaded`."""
+        (outcome,) = await self.submit_all([item])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def submit_all(self, items: Sequence[Item]) -> list[Result | Exception]:
+        """Flush `items` in one batch; return for each its result, or what its flush raised."""
+        if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
+            raise Overloaded
+        flushed: asyncio.Future[list[Result | Exception]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((items, flushed))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._drain())
+        return await flushed
+
+    async def drained(self) -> None:
+        """Return when nothing is waiting or being flushed."""
+        while self._worker is not None and not self._worker.done():
+            await asyncio.wait({self._worker})
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            if (wait := self._next_flush_at - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            self._next_flush_at = loop.time() + self._flush_interval
+            size = min(len(self._waiting), self._max_batch)
+            batch = [self._waiting.popleft() for _ in range(size)]
+            # A caller that was cancelled before its flush began withdraws its items.
+            batch = [(items, flushed) for items, flushed in batch if not flushed.done()]
+            if batch:
+                if self._observe is not None:
+                    self._observe(len(batch))
+                await self._flush_batch(batch)
+
+    async def _flush_batch(self, batch: Sequence[Submission[Item, Result]]) -> None:
+        try:
+            outcomes = await self._flush_or_bisect([item for items, _ in batch for item in items])
+        except BaseException:
+            for _, flushed in (*batch, *self._waiting):
+                flushed.cancel()
+            self._waiting.clear()
+            raise
+        first = 0
+        for items, flushed in batch:
+            if not flushed.done():
+                flushed.set_result(outcomes[first : first + len(items)])
+            first += len(items)
+
+    async def _flush_or_bisect(self, items: Sequence[Item]) -> list[Result | Exception]:
+        try:
+            return list(await self._flush(items))
+        except Exception as error:  # noqa: BLE001 - not handled here: it is passed on to the callers
+            if len(items) == 1 or not isinstance(error, self._rejections):
+                return [error for _ in items]
+        middle = len(items) // 2
+        return [*await self._flush_or_bisect(items[:middle]), *await self._flush_or_bisect(items[middle:])]

@@ -1,0 +1,117 @@
+"""The edge of a service process: settings, logging, signals, and serving HTTP while the real work runs."""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import uvicorn
+import uvloop
+
+from notify_common.errors import StartupError
+from notify_common.runtime.logging import configure_logs
+from notify_common.runtime.settings import ServiceSettings
+
+log = logging.getLogger(__name__)
+
+GRACEFUL_TIMEOUT = 15  # seconds that requests under way have after SIGTERM
+KEEP_ALIVE = 75  # seconds an idle connection stays open
+COLLECTED_AFTER = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]], settings: ServiceSettings) -> None:
+    """Run a service to its end: exit 0 after SIGTERM or SIGINT, 1 with one line where it is `StartupError`."""
+    configure_logs(settings.log_level, settings.log_format)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    except StartupError as refusal:
+        sys.exit(str(refusal))
+
+
+async def serve(
+    app: Any,  # noqa: ANN401 - an ASGI application
+    *,
+    host: str,
+    port: int,
+    work: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    http: type[asyncio.Protocol] | Literal["auto"] = "auto",
+    also: tuple[str, int] | None = None,
+    stopping: Callable[[], None] | None = None,
+) -> None:
+    """Serve `app` and do `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
+
+    `also`: one more address, for what is not public; `app` sees in its scope which one was asked. `stopping` ends what
+    would keep HTTP from ending.
+
+    HTTP ends first: what it has accepted is then still worked on. If `work` fails, the process ends with its error.
+    """
+    # A full collection looks at every message under way, and takes tens of milliseconds: seldom, and without what lives
+    # as long as the process.
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AFTER)
+    stop = asyncio.Event()
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=http,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # whose address it is, nobody asks
+            # Longer than clients and proxies keep a connection: who closes first must not be the one that is asked.
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
+        )
+    )
+    addresses = [(host, port)] if also is None else [(host, port), also]
+    sockets = [bound for address in addresses for bound in _bound(*address)]
+
+    def end_serving(*_: object) -> None:
+        server.should_exit = True
+        if stopping is not None:
+            stopping()
+
+    # uvicorn's own handlers raise the signal again at the end: without these, a service that has stopped in order
+    # would still end as killed by the signal.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end_serving)
+    log.info("listening", extra={"url": f"http://{host}:{port}"})
+    working = asyncio.create_task(work(stop))
+    working.add_done_callback(end_serving)
+    try:
+        await server.serve(sockets)
+    finally:
+        stop.set()
+        await working
+    log.info("stopped")
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`; raises `StartupError`."""
+    sockets = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            bound = socket.socket(family, kind, protocol)
+            sockets.append(bound)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family is socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(address)
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        raise StartupError(f"{host}:{port} can not be listened on: {error.strerror}") from None
+    return sockets
+
+
+def utc_now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)

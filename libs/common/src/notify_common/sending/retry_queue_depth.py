@@ -1,0 +1,54 @@
+"""How much waits in a channel's retry queues: a metric that RabbitMQ is asked for with each scrape."""
+
+import asyncio
+import math
+from collections.abc import Iterable
+from datetime import timedelta
+
+from faststream.rabbit import RabbitBroker
+from prometheus_client import CollectorRegistry, Gauge
+
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.errors import BrokerUnavailable
+from notify_common.rabbitmq.connection import broker_errors
+from notify_common.rabbitmq.consumer import Consumer
+from notify_common.rabbitmq.raw_channel import open_channel
+
+TIMEOUT = 2.0  # seconds
+
+
+class WaitingRetries:
+    """Every sender of a channel tells the same number."""
+
+    def __init__(
+        self,
+        broker: RabbitBroker,
+        consumer: Consumer,
+        channel: Channel,
+        ladder: Iterable[timedelta],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._broker = broker
+        self._consumer = consumer
+        self._queues = topology.retry_queue_names(channel, ladder)
+        self._gauge = Gauge(
+            "notify_retries_waiting", "Messages in the channel's retry queues.", ["channel"], registry=registry
+        ).labels(channel)
+        self._gauge.set(math.nan)
+
+    async def count(self) -> None:
+        """Ask for each queue; NaN where RabbitMQ does not answer."""
+        if not self._consumer.alive:  # there may be no connection yet
+            self._gauge.set(math.nan)
+            return
+        try:
+            with broker_errors():
+                async with asyncio.timeout(TIMEOUT):
+                    # On a channel of its own: aiormq closes one on which a call was given up.
+                    channel = await open_channel(self._broker, publisher_confirms=False)
+                    declared = [await channel.queue_declare(queue, passive=True) for queue in self._queues]
+                    await channel.close()
+            self._gauge.set(sum(each.message_count or 0 for each in declared))
+        except BrokerUnavailable:
+            self._gauge.set(math.nan)

@@ -1,0 +1,122 @@
+"""API keys in PostgreSQL, with a short-lived cache.
+
+A key is shown once, when it is created. The database stores only its SHA-256: a key is 256 random bits, so a plain hash
+cannot be reversed by guessing.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from uuid import UUID
+
+from cachetools import TTLCache
+from notify_common.contracts.ids import new_id, to_millisecond
+from notify_common.runtime.process import utc_now
+from notify_database.engine import database_errors
+from notify_database.models import ApiKey
+from sqlalchemy import case, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
+
+CACHE_SECONDS = 5.0  # a revoked key may be accepted for this long
+CACHED_KEYS = 10_000
+CONCURRENT_LOOK_UPS = 2  # unknown keys must not take the connections of those who have one
+BOOTSTRAP_ID = UUID(int=1)  # there is one such key
+PREFIX = "ntf_"  # lets secret scanners recognise a key
+
+
+class ApiKeyStore:
+    """Implements `KeyStore`, and what the `keys` command does."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._cache: TTLCache[bytes, Principal] = TTLCache(CACHED_KEYS, CACHE_SECONDS)
+        self._looking_up = asyncio.Semaphore(CONCURRENT_LOOK_UPS)
+
+    async def principal(self, token: str) -> Principal | None:
+        """Return the owner of `token`; None if it is unknown or revoked. Raises `DatabaseUnavailable`."""
+        hashed = _hash(token)
+        if (cached := self._cache.get(hashed)) is not None:
+            return cached
+        async with self._looking_up:
+            # Another request may have looked it up in the meantime.
+            if (cached := self._cache.get(hashed)) is not None:
+                return cached
+            principal = await self._look_up(hashed)
+            if principal is not None:
+                self._cache[hashed] = principal
+            return principal
+
+    async def create(self, tenant: str, name: str, scopes: frozenset[Scope]) -> tuple[UUID, str]:
+        """Create a key; return its id and the key itself, which cannot be read again."""
+        token = PREFIX + secrets.token_urlsafe(32)
+        key = _row(token, tenant, name, scopes)
+        key_id = key.id
+        with database_errors():
+            async with AsyncSession(self._engine) as session, session.begin():
+                session.add(key)
+        return key_id, token
+
+    async def ensure_bootstrap_key(self, token: str) -> None:
+        """Make `token` the bootstrap key, replacing an earlier one; if it was revoked, it stays revoked."""
+        key = _row(token, DEFAULT_TENANT, "bootstrap", frozenset(Scope))
+        key.id = BOOTSTRAP_ID
+        values = {column.key: getattr(key, column.key) for column in ApiKey.__table__.columns}
+        statement = insert(ApiKey).values(values)
+        statement = statement.on_conflict_do_update(
+            index_elements=[ApiKey.id],
+            set_={
+                "hash": key.hash,
+                "created_at": key.created_at,
+                "scopes": key.scopes,
+                "revoked_at": case((ApiKey.hash == key.hash, ApiKey.revoked_at)),
+            },
+            where=or_(ApiKey.hash != key.hash, ApiKey.scopes != key.scopes),
+        )
+        with database_errors():
+            async with self._engine.begin() as connection:
+                await connection.execute(statement)
+
+    async def list(self) -> list[ApiKey]:
+        """Return all keys, oldest first, including revoked ones."""
+        with database_errors():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                return list(await session.scalars(select(ApiKey).order_by(ApiKey.id)))
+
+    async def revoke(self, key_id: UUID) -> bool:
+        """Revoke a key; return whether it was valid."""
+        statement = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=utc_now())
+        with database_errors():
+            async with self._engine.begin() as connection:
+                result = await connection.execute(statement)
+        return result.rowcount > 0
+
+    async def _look_up(self, hashed: bytes) -> Principal | None:
+        statement = select(ApiKey).where(ApiKey.hash == hashed, ApiKey.revoked_at.is_(None))
+        with database_errors():
+            async with AsyncSession(self._engine) as session:
+                key = await session.scalar(statement)
+        if key is None or not hmac.compare_digest(key.hash, hashed):
+            return None
+        # A newer gateway may have stored scopes that this one does not know.
+        return Principal(str(key.id), key.tenant, frozenset(scope for scope in Scope if scope in key.scopes))
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _row(token: str, tenant: str, name: str, scopes: frozenset[Scope]) -> ApiKey:
+    now = to_millisecond(utc_now())
+    return ApiKey(
+        id=new_id(now),
+        tenant=tenant,
+        name=name,
+        hash=_hash(token),
+        scopes=sorted(scopes),
+        created_at=now,
+        revoked_at=None,
+    )

@@ -1,0 +1,143 @@
+"""The composition root: builds the parts of the gateway, connects them, and starts and stops them."""
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import create_broker
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.metrics import process_registry
+from notify_common.runtime.outage import Outage
+from notify_common.runtime.tracing import UNTRACED, Tracing
+from notify_database.engine import ROWS_BY_KEY, await_database, create_engine
+from notify_database.errors import DatabaseUnavailable
+
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.console.overview import Overview
+from notify_gateway.console.queue_statistics import QueueStatisticsClient
+from notify_gateway.console.schemas import ConsoleLinks
+from notify_gateway.deliveries.queries import DeliveryQueries
+from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.retry_jobs import RetryJobs
+from notify_gateway.events.history import EventHistory
+from notify_gateway.events.hub import EventHub
+from notify_gateway.health import MetricsExposition, Readiness
+from notify_gateway.http.authentication import Authenticator
+from notify_gateway.http.rate_limit import RequestRateLimiter
+from notify_gateway.maintenance import run_maintenance
+from notify_gateway.metrics import GatewayMetrics
+from notify_gateway.notifications.cancel import NotificationCanceller
+from notify_gateway.notifications.endpoint import NotificationEndpoint
+from notify_gateway.notifications.intake import NotificationIntake
+from notify_gateway.notifications.queries import NotificationQueries
+from notify_gateway.outbox.relay import OutboxRelay
+from notify_gateway.outbox.store import OutboxStore
+from notify_gateway.settings import Auth, GatewaySettings
+from notify_gateway.users.channels import UserChannels
+
+log = logging.getLogger(__name__)
+
+ROLE = "gateway"
+RELAY_CONNECTIONS = 1  # the relay does one thing at a time
+RELAY_STOP_TIMEOUT = 10.0  # seconds; what is not published by then is left to the next relay
+
+
+class Gateway:
+    """All parts of a gateway process; `work` runs those that work in the background."""
+
+    def __init__(self, settings: GatewaySettings, tracing: Tracing = UNTRACED) -> None:
+        self.settings = settings
+        self._engine = create_engine(settings, pool_size=settings.postgres_pool_size - RELAY_CONNECTIONS)
+        self._relay_engine = create_engine(settings, pool_size=RELAY_CONNECTIONS, planner=ROWS_BY_KEY)
+        self._broker = create_broker(settings, ROLE)
+        self._events = EventPublisher(settings, ROLE)
+        registry = process_registry()
+        self.metrics = GatewayMetrics(registry)
+
+        self.relay = OutboxRelay(
+            self._broker,
+            ConfirmedPublisher(self._broker),
+            OutboxStore(self._relay_engine),
+            self._events,
+            self.metrics,
+            tracing,
+        )
+        self.intake = NotificationIntake(
+            self._engine,
+            self.relay,
+            max_waiting=settings.max_waiting_requests,
+            real_channels=settings.real_channels(),
+            metrics=self.metrics,
+            publish_changes=self._events.publish,
+            tracing=tracing,
+        )
+        self.retries = DeliveryRetries(self._engine, self._events.publish)
+        self.keys = ApiKeyStore(self._engine)
+        authenticator = Authenticator(
+            self.keys, RequestRateLimiter(settings.rate_limit), enabled=settings.auth is Auth.ON
+        )
+        self.post_notification = NotificationEndpoint(authenticator, self.intake, tracing)
+
+        history = EventHistory(self._engine)
+        self.event_hub = EventHub(settings, ROLE, history)
+        outbox = OutboxStore(self._engine)
+        self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
+        self._overview = Overview(self._engine, outbox, self.relay, self.event_hub, self._queues)
+        ui = settings.rabbitmq_ui_url
+        self.services: tuple[object, ...] = (
+            authenticator,
+            NotificationQueries(self._engine),
+            NotificationCanceller(self._engine, self._events.publish),
+            DeliveryQueries(self._engine),
+            self.retries,
+            RetryJobs(self._engine),
+            UserChannels(self._engine),
+            history,
+            self.event_hub,
+            self._overview,
+            ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=settings.trace_url),
+            Readiness(self._engine, self.relay),
+            MetricsExposition(registry, self.metrics, outbox, self.relay, self.event_hub),
+        )
+        """What routes can ask for."""
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Relay until `stop`, then finish what was accepted. Either server may be unavailable when this begins."""
+        async with self._events.running():
+            stopping = asyncio.create_task(stop.wait())
+            relaying = asyncio.create_task(self._relay(stop))
+            maintaining = asyncio.create_task(self._maintain(stop))
+            await asyncio.wait({stopping, relaying, maintaining}, return_when=asyncio.FIRST_COMPLETED)
+            await self.intake.drained()
+            for task, timeout in ((relaying, RELAY_STOP_TIMEOUT if self.relay.connected else 0), (maintaining, 1)):
+                await asyncio.wait({task}, timeout=timeout)
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+                elif task.exception() is not None or not stop.is_set():
+                    await task
+        await self._overview.aclose()
+        await self._queues.aclose()
+        await self._broker.stop()
+        await self._relay_engine.dispose()
+        await self._engine.dispose()
+
+    async def _relay(self, stop: asyncio.Event) -> None:
+        await await_database(self._engine)
+        bindings = [*topology.dead_letters(), *(topology.deliveries(channel) for channel in Channel)]
+        await prepare_topology(self.settings, bindings, [topology.EVENTS], role=ROLE)
+        await self.relay.run(stop)
+
+    async def _maintain(self, stop: asyncio.Event) -> None:
+        await await_database(self._engine)
+        bootstrap_key = self.settings.bootstrap_api_key
+        if bootstrap_key is not None:
+            token = bootstrap_key.get_secret_value()
+            outage = Outage(log, "BOOTSTRAP_API_KEY can not be stored")
+            await outage.retry(lambda: self.keys.ensure_bootstrap_key(token), DatabaseUnavailable)
+        days = self.settings.retention_days
+        await run_maintenance(self._engine, self.retries, stop, retention=timedelta(days=days) if days else None)

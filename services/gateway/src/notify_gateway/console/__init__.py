@@ -1,0 +1,1 @@
+"""The operator console and the overview behind it."""

@@ -1,0 +1,49 @@
+"""The console at `/`, and the routes that only the console needs.
+
+The console is a page of static files that calls the API like any other client; it contains no data.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from notify_gateway.console.overview import Overview
+from notify_gateway.console.schemas import ConsoleLinks, OverviewView
+from notify_gateway.http.authentication import AuthenticatedRoute, CanOperate, CanRead
+from notify_gateway.http.dependencies import provided
+from notify_gateway.http.problems import COMMON_PROBLEMS
+
+PAGE = Path(__file__).with_name("index.html")
+STATIC = Path(__file__).with_name("static")
+# Nothing from other origins, nothing inline, no frame around it.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+router = APIRouter(prefix="/api", tags=["overview"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
+
+
+@router.get("/overview")
+async def overview(_: CanOperate, overview: Annotated[Overview, Depends(provided(Overview))]) -> OverviewView:
+    """What goes in and out, second by second for two minutes, and where it waits."""
+    return await overview.read()
+
+
+@router.get("/links")
+async def links(_: CanRead, links: Annotated[ConsoleLinks, Depends(provided(ConsoleLinks))]) -> ConsoleLinks:
+    """Where traces and RabbitMQ's management UI are, as far as that is set."""
+    return links
+
+
+def install_pages(app: FastAPI) -> None:
+    """Serve the page and its static files to everybody, without authentication."""
+
+    @app.get("/", include_in_schema=False)
+    async def console() -> FileResponse:
+        return FileResponse(PAGE, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+
+    app.mount("/console", StaticFiles(directory=STATIC))

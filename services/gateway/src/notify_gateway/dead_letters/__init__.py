@@ -1,0 +1,1 @@
+"""Inspect, requeue and drop dead letters."""

@@ -1,0 +1,101 @@
+"""The queue `notifications.dead`: what died, why, and where it came from."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DELIVERY_ID_HEADER
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queues_of_death
+
+ARCHIVE = topology.dead_letters()[0].queue.name
+RESULTS = topology.results().queue.name
+# How a message is published again, by the queue in which it died.
+ORIGINS = {
+    binding.queue.name: (binding.exchange.name, binding.routing_key)
+    for binding in (topology.results(), *map(topology.deliveries, Channel))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One message of the archive, unacknowledged until the archive is closed."""
+
+    message: AbstractIncomingMessage
+
+    @property
+    def id(self) -> str:
+        """The message id, or `-`."""
+        return self.message.message_id or "-"
+
+    @property
+    def reason(self) -> str:
+        """Why it died: our own reason, or else RabbitMQ's."""
+        deaths: object = self.message.headers.get(DEATHS_HEADER)
+        by_broker = deaths[0].get("reason") if isinstance(deaths, list) and deaths else "unknown"
+        return str(self.message.headers.get(REASON_HEADER, by_broker))
+
+    @property
+    def origin(self) -> str | None:
+        """The queue in which it died."""
+        return next(iter(sorted(queues_of_death(self.message.headers) & ORIGINS.keys())), None)
+
+    @property
+    def delivery_id(self) -> UUID | None:
+        """The delivery that the message requested; None for a result, or if the message does not say."""
+        if self.origin is None or self.origin == RESULTS:
+            return None
+        try:
+            return UUID(str(self.message.headers.get(DELIVERY_ID_HEADER)))
+        except ValueError:
+            return None
+
+
+class DeadLetterArchive:
+    """The messages of the archive. Those that are neither requeued nor dropped return to it in the end."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._channel = channel
+
+    async def letters(self) -> AsyncIterator[DeadLetter]:
+        """Yield each message once, oldest first."""
+        queue = await self._channel.get_queue(ARCHIVE)
+        # No more than there are now: what is requeued may die again at once.
+        for _ in range(queue.declaration_result.message_count or 0):
+            message = await queue.get(fail=False)
+            if message is None:
+                return
+            yield DeadLetter(message)
+
+    async def requeue(self, letter: DeadLetter) -> bool:
+        """Publish it again to where it died, then remove it; return False if its origin is unknown."""
+        if letter.origin is None:
+            return False
+        exchange_name, routing_key = ORIGINS[letter.origin]
+        exchange = await self._channel.get_exchange(exchange_name, ensure=False)
+        copy = aio_pika.Message(
+            letter.message.body,
+            headers=original_headers(letter.message.headers),
+            content_type=letter.message.content_type,
+            message_id=letter.message.message_id,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        await exchange.publish(copy, routing_key)
+        await letter.message.ack()
+        return True
+
+    async def drop(self, letter: DeadLetter) -> None:
+        """Remove it."""
+        await letter.message.ack()
+
+
+@asynccontextmanager
+async def open_archive(settings: RabbitSettings) -> AsyncIterator[DeadLetterArchive]:
+    """Connect to the archive for as long as the context lasts."""
+    async with await aio_pika.connect(settings.amqp_url("operator")) as connection:
+        yield DeadLetterArchive(await connection.channel(on_return_raises=True))

@@ -1,0 +1,1 @@
+"""Read deliveries and retry failed ones."""

@@ -1,0 +1,45 @@
+"""Read deliveries from PostgreSQL."""
+
+from typing import Any
+from uuid import UUID
+
+from notify_database.engine import database_errors, without_transactions
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_gateway.deliveries.schemas import DeliveryOfNotification
+
+DELIVERY_COLUMNS = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
+DELIVERY = text(f"""
+    SELECT {DELIVERY_COLUMNS}, d.notification_id
+    FROM deliveries d JOIN notifications n ON n.id = d.notification_id
+    WHERE d.id = :id AND n.tenant = :tenant
+""")  # noqa: S608 - the columns are a constant
+
+
+class DeliveryQueries:
+    """Reads single deliveries."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = without_transactions(engine)
+
+    async def get(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
+        """Return the tenant's delivery, or None if there is none."""
+        with database_errors():
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(DELIVERY, {"id": delivery_id, "tenant": tenant})).one_or_none()
+        return (
+            None if row is None else DeliveryOfNotification(**delivery_fields(row), notification_id=row.notification_id)
+        )
+
+
+def delivery_fields(row: Row[Any]) -> dict[str, Any]:
+    """Return the fields of a `DeliverySummary` from a row of `DELIVERY_COLUMNS`."""
+    return {
+        "id": row.delivery_id,
+        "channel": row.channel,
+        "recipient": row.recipient,
+        "status": row.status,
+        "reason": row.reason,
+        "updated_at": row.updated_at,
+    }

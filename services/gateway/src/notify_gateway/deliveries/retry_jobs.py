@@ -1,0 +1,54 @@
+"""Retries of many deliveries: jobs in PostgreSQL, which any gateway carries on, through crashes."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
+from notify_common.runtime.process import utc_now
+from notify_database.engine import database_errors
+from notify_database.models import RetryJob
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
+
+DEFAULT_WINDOW = timedelta(hours=24)
+
+
+class RetryJobs:
+    """Stores jobs; `DeliveryRetries.advance` works on them."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def start(self, job: RetryJob) -> RetryJobView:
+        """Store the job."""
+        view = RetryJobView.model_validate(job)
+        with database_errors():
+            async with AsyncSession(self._engine) as session, session.begin():
+                session.add(job)
+        return view
+
+    async def get(self, tenant: str, job_id: UUID) -> RetryJobView | None:
+        """Return how far the tenant's job is, or None if there is none."""
+        with database_errors():
+            async with AsyncSession(self._engine) as session:
+                job = await session.scalar(select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant))
+        return None if job is None else RetryJobView.model_validate(job)
+
+
+def new_job(tenant: str, request: RetryRequest) -> RetryJob:
+    """Return the job that `request` asks for, which is not stored yet."""
+    now = to_millisecond(utc_now())
+    end = request.created_before or now
+    return RetryJob(
+        id=new_id(now),
+        tenant=tenant,
+        channel=request.channel,
+        error_class=request.error_class,
+        last_id=first_id_at(request.created_after or end - DEFAULT_WINDOW),
+        end_id=first_id_at(end),
+        retried=0,
+        created_at=now,
+        finished_at=None,
+    )

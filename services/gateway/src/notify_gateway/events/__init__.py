@@ -1,0 +1,1 @@
+"""Status changes as server-sent events."""

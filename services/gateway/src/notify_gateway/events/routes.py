@@ -1,0 +1,44 @@
+"""`GET /api/events`."""
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import StreamingResponse
+
+from notify_gateway.events.history import EventFilter, EventHistory
+from notify_gateway.events.hub import EventHub
+from notify_gateway.events.schemas import EventId, EventQuery
+from notify_gateway.events.server_sent import MEDIA_TYPE, position
+from notify_gateway.events.stream import EventStream
+from notify_gateway.http.authentication import AuthenticatedRoute, Authenticator, CanRead
+from notify_gateway.http.dependencies import provided
+from notify_gateway.http.problems import COMMON_PROBLEMS, documented
+
+router = APIRouter(prefix="/api/events", tags=["events"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
+
+
+@router.get(
+    "",
+    response_class=StreamingResponse,
+    responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}, **documented(422)},
+)
+async def events(
+    query: Annotated[EventQuery, Query()],
+    principal: CanRead,
+    request: Request,
+    hub: Annotated[EventHub, Depends(provided(EventHub))],
+    history: Annotated[EventHistory, Depends(provided(EventHistory))],
+    authenticator: Annotated[Authenticator, Depends(provided(Authenticator))],
+    last_event_id: Annotated[EventId | None, Header(description="Of the last event that was read.")] = None,
+) -> EventStream:
+    """Changes of status as they are written, as server-sent events.
+
+    `status`: a `StatusEvent`. `live`: whether they come as they happen; with RabbitMQ away they come afterwards.
+    `reset`: too much was missed to be told one by one. With the id of the last one that was read, what was missed comes
+    first; the last of what was read may come again.
+    """
+    last = last_event_id or query.last_event_id
+    event_filter = EventFilter(principal.tenant, query.user_id, query.notification_id, query.channel)
+    is_still_authorized = partial(authenticator.is_still, principal, request.headers.get("Authorization"))
+    return EventStream(hub, history, event_filter, None if last is None else position(last), is_still_authorized)

@@ -1,0 +1,1 @@
+"""What every route shares: the server, the limits of a request, authentication, problem details."""

@@ -1,0 +1,138 @@
+"""Authenticate requests: an API key identifies a principal, and its scopes say what that principal may do."""
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Protocol, cast
+
+from fastapi import Depends, HTTPException, Request, Response
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from notify_database.errors import DatabaseUnavailable
+from typing_extensions import override
+
+from notify_gateway.http.dependencies import provided
+from notify_gateway.http.rate_limit import RequestRateLimiter
+from notify_gateway.http.strict_json import parse_json
+
+# RFC 6750, section 3.
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+DEFAULT_TENANT = "default"
+
+bearer = HTTPBearer(auto_error=False, description="An API key: `notify-gateway keys create`.")
+
+
+class Scope(StrEnum):
+    """What a key may be used for: all but the last within its tenant."""
+
+    SEND = "send"
+    READ = "read"
+    ADMIN = "admin"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The owner of an API key."""
+
+    key: str
+    """The key's id, under which its requests are counted."""
+    tenant: str
+    scopes: frozenset[Scope]
+
+
+ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))
+
+
+class KeyStore(Protocol):
+    """Where API keys are looked up."""
+
+    async def principal(self, token: str) -> Principal | None:
+        """Return the owner of `token`; None if it is unknown or revoked. Raises `DatabaseUnavailable`."""
+
+
+class Authenticator:
+    """Identifies the principal of a request; every request is `ANONYMOUS` if authentication is not `enabled`."""
+
+    def __init__(self, keys: KeyStore, rate_limiter: RequestRateLimiter, *, enabled: bool) -> None:
+        self._keys = keys
+        self._rate_limiter = rate_limiter
+        self._enabled = enabled
+
+    async def authenticate(self, authorization: str | None) -> tuple[Principal, dict[str, str]]:
+        """Return the principal and the rate limit's response headers; raise 401 or 429."""
+        principal = await self._principal(authorization)
+        headers = self._rate_limiter.count(principal.key, time.monotonic())
+        if "Retry-After" in headers:
+            raise HTTPException(429, "Too many requests with this key.", headers)
+        return principal, headers
+
+    async def is_still(self, principal: Principal, authorization: str | None) -> bool:
+        """Return whether the key still belongs to `principal`; assume so while PostgreSQL is unavailable."""
+        try:
+            return await self._principal(authorization) == principal
+        except HTTPException:
+            return False
+        except DatabaseUnavailable:
+            return True
+
+    async def _principal(self, authorization: str | None) -> Principal:
+        if not self._enabled:
+            return ANONYMOUS
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise HTTPException(401, "An API key is needed: Authorization: Bearer <key>.", CHALLENGE)
+        principal = await self._keys.principal(token.strip())
+        if principal is None:
+            raise HTTPException(401, "This API key is not known, or was revoked.", CHALLENGE)
+        return principal
+
+
+def require_scope(principal: Principal, scope: Scope) -> None:
+    """Raise 403 unless `principal` has the scope."""
+    if scope not in principal.scopes:
+        challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
+        raise HTTPException(403, f"This key does not have the scope {scope}.", challenge)
+
+
+class StrictRequest(Request):
+    """A request whose JSON is parsed strictly."""
+
+    @override
+    async def json(self) -> Any:
+        return parse_json(await self.body())
+
+
+class AuthenticatedRoute(APIRoute):
+    """A route that authenticates a request before its body is read, which a dependency could not."""
+
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        get_authenticator = provided(Authenticator)
+
+        async def authenticate_and_handle(request: Request) -> Response:
+            authenticator = await get_authenticator(request)
+            request.state.authenticated = await authenticator.authenticate(request.headers.get("Authorization"))
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return authenticate_and_handle
+
+
+def _principal_with(scope: Scope) -> Callable[..., Awaitable[Principal]]:
+    async def principal_with_scope(
+        request: Request, response: Response, _: Annotated[object, Depends(bearer)]
+    ) -> Principal:
+        principal, headers = request.state.authenticated
+        require_scope(principal, scope)
+        response.headers.update(headers)
+        return cast("Principal", principal)
+
+    return principal_with_scope
+
+
+CanSend = Annotated[Principal, Depends(_principal_with(Scope.SEND))]
+CanRead = Annotated[Principal, Depends(_principal_with(Scope.READ))]
+CanAdminister = Annotated[Principal, Depends(_principal_with(Scope.ADMIN))]
+CanOperate = Annotated[Principal, Depends(_principal_with(Scope.OPERATOR))]

@@ -1,0 +1,126 @@
+"""ASGI middleware: limits on the bytes and the time of a request, security headers, request metrics."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from fastapi import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from notify_gateway.http.problems import problem_response
+
+MAX_BODY = 256 * 1024  # bytes
+MAX_HEAD = 16 * 1024  # bytes
+BODY_TIMEOUT = 20.0  # seconds
+REQUEST_TIMEOUT = 30.0  # seconds, the body included
+
+SECURITY_HEADERS = [
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+]
+
+BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+
+ObserveRequest = Callable[[str, str, int, float], None]
+"""Takes method, route, status and seconds."""
+UNKNOWN = "none"
+"""The method and route of a request that matched no route."""
+ABORT = "notify.abort"
+"""In the scope of a request: a function that closes its connection at once, unsent data included."""
+UNLIMITED = "notify.unlimited"
+"""In the scope of a request: a function that lifts the time limit of its response."""
+
+
+class LimitsMiddleware:
+    """Serves each request within its limits and observes its method, route, status and duration."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        observe_request: ObserveRequest,
+        *,
+        body_timeout: float = BODY_TIMEOUT,
+        request_timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        self._app = app
+        self._observe_request = observe_request
+        self._body_timeout = body_timeout
+        self._request_timeout = request_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, request = time.perf_counter(), _LimitedRequest(scope, receive, send, self._request_timeout)
+        try:
+            if request.head > MAX_HEAD:
+                too_long = problem_response(431, f"The headers are longer than {MAX_HEAD} bytes.")
+                await too_long(scope, receive, request.send)
+                return
+            try:
+                # One timer serves both limits: it is rescheduled when the body is complete.
+                timeout = self._request_timeout if request.complete else self._body_timeout
+                async with asyncio.timeout(timeout) as request.limit:
+                    await self._app(scope, request.receive, request.send)
+            except TimeoutError:
+                if request.status:
+                    raise
+                too_slow = problem_response(503, "It took too long. The request may have been accepted.", retry_after=1)
+                if not request.complete:
+                    too_slow = problem_response(408, f"The body did not come within {self._body_timeout:g} s.")
+                await too_slow(scope, receive, request.send)
+        finally:
+            # Breaks a reference cycle, which only the garbage collector would free.
+            scope.pop(UNLIMITED, None)
+            # The duration of an event stream says nothing about speed.
+            if not request.unlimited:
+                # The route and not the path: paths contain ids.
+                route = getattr(scope.get("route"), "path", None)
+                method, seconds = scope["method"] if route else UNKNOWN, time.perf_counter() - began
+                self._observe_request(method, route or UNKNOWN, request.status, seconds)
+
+
+class _LimitedRequest:
+    """The bytes that were received for one request, and the status of its response."""
+
+    __slots__ = ("_deadline", "_receive", "_received", "_send", "complete", "head", "limit", "status", "unlimited")
+    limit: asyncio.Timeout
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
+        self._receive = receive
+        self._send = send
+        self._received = self.head = self.status = 0
+        self.complete = True
+        for name, value in scope["headers"]:
+            self.head += len(name) + len(value)
+            if name in BODY_HEADERS and value != b"0":
+                self.complete = False
+        self._deadline = asyncio.get_running_loop().time() + timeout
+        self.unlimited = False
+        scope[UNLIMITED] = self.lift_time_limit
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if self.complete:  # then the message says that the client disconnected
+            return message
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY:
+            raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
+        if not message.get("more_body", False):
+            self.complete = True
+            if not self.unlimited:
+                self.limit.reschedule(self._deadline)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+        await self._send(message)
+
+    def lift_time_limit(self) -> None:
+        self.unlimited = True
+        self.limit.reschedule(None)

@@ -1,0 +1,61 @@
+"""uvicorn's HTTP/1.1 protocol with limits on the headers of a request."""
+
+from asyncio import TimerHandle, Transport
+
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from notify_gateway.http.middleware import ABORT, MAX_HEAD
+
+HEAD_TIMEOUT = 10.0  # seconds
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """Closes connections whose request headers are too long or too slow; uvicorn itself sets no limit."""
+
+    _reading_head = True
+    _head_bytes = 0
+    _head_timer: TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_head_timer()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._head_bytes += len(data)
+        if self._reading_head and self._head_bytes > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response(f"The headers are longer than {MAX_HEAD} bytes.")
+
+    @override
+    def on_message_begin(self) -> None:
+        self._start_head_timer()
+        super().on_message_begin()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]  # servers may add their own keys
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def _start_head_timer(self) -> None:
+        self._stop_head_timer()
+        self._reading_head, self._head_bytes = True, 0
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._close)
+
+    def _stop_head_timer(self) -> None:
+        self._reading_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _close(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()

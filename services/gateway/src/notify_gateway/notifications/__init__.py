@@ -1,0 +1,1 @@
+"""Accept, read and cancel notifications."""

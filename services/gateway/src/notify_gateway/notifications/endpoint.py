@@ -1,0 +1,134 @@
+"""`POST /api/notifications` straight from ASGI: the one route that is called thousands of times per second.
+
+`routes.py` declares and documents it. FastAPI's layers would double its cost
+(`docs/decisions/0009-post-without-layers.md`).
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from notify_common.contracts.trace_context import read_traceparent
+from notify_common.runtime.tracing import Span, Tracing
+from pydantic import TypeAdapter, ValidationError
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from notify_gateway.errors import ClientDisconnected
+from notify_gateway.http.authentication import Authenticator, Scope, require_scope
+from notify_gateway.http.problems import response_to
+from notify_gateway.http.strict_json import parse_json
+from notify_gateway.notifications.idempotency import Claim, IdempotencyKey, body_hash
+from notify_gateway.notifications.intake import NotificationIntake, Replayed
+from notify_gateway.notifications.new_notification import new_notification
+from notify_gateway.notifications.schemas import NotificationRequest
+
+log = logging.getLogger(__name__)
+
+SPAN_ATTRIBUTES = {"http.request.method": "POST", "http.route": "/api/notifications"}
+IDEMPOTENCY_KEY = TypeAdapter(IdempotencyKey)
+
+
+class NotificationEndpoint:
+    """The ASGI application that accepts notifications."""
+
+    def __init__(self, authenticator: Authenticator, intake: NotificationIntake, tracing: Tracing) -> None:
+        self._authenticator = authenticator
+        self._intake = intake
+        self._tracing = tracing
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        # If a header occurs twice, the first one counts.
+        request_headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        parent = read_traceparent(_text(request_headers.get(b"traceparent")))
+        with self._tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES) as span:
+            try:
+                response_headers, body = await self._accept(request_headers, receive, span)
+            except ClientDisconnected:
+                span.fail("client gone")
+                return
+            except Exception as error:
+                response = response_to(error)
+                if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+                    log.exception("a request failed")
+                    span.fail(type(error).__name__)
+                span.set({"http.response.status_code": response.status_code})
+                await response(scope, receive, send)
+                return
+        length = (b"content-length", b"%d" % len(body))
+        headers = [(b"content-type", b"application/json"), length, *_encoded(response_headers)]
+        await send({"type": "http.response.start", "status": 201, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _accept(
+        self, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Return the headers and the body of the 201, once the notification is stored durably."""
+        # Before the body is read, so that a client without a key cannot make us read it.
+        principal, headers = await self._authenticator.authenticate(_text(request_headers.get(b"authorization")))
+        require_scope(principal, Scope.SEND)
+        request = _parse(await _read_body(receive), _text(request_headers.get(b"content-type")) or "")
+        key = _idempotency_key(request_headers)
+        claim = None if key is None else Claim((principal.tenant, key), body_hash(request))
+        notification = new_notification(request, principal.tenant, span.traceparent)
+        result = await self._intake.accept(notification, claim)
+        if isinstance(result, Replayed):
+            headers = {**headers, "Idempotent-Replayed": "true"}
+        elif self._tracing.on:
+            span.set({"http.response.status_code": HTTPStatus.CREATED, "notify.notification_id": notification.id})
+        return headers, result.response.encode()
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body: bytes = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        part: bytes = message.get("body", b"")
+        body += part
+        if not message.get("more_body"):
+            return body
+
+
+def _parse(body: bytes, content_type: str) -> NotificationRequest:
+    """Return the request, or raise the `RequestValidationError` that FastAPI would raise."""
+    if not body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+    subtype = content_type.partition(";")[0].strip().lower()
+    try:
+        is_json = subtype == "application/json" or (subtype.startswith("application/") and subtype.endswith("+json"))
+        content = parse_json(body) if is_json else body
+    except json.JSONDecodeError as error:
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
+        raise RequestValidationError([problem]) from None
+    try:
+        return NotificationRequest.model_validate(content)
+    except ValidationError as error:
+        raise RequestValidationError(_located(error, "body")) from None
+
+
+def _idempotency_key(headers: Mapping[bytes, bytes]) -> str | None:
+    key = headers.get(b"idempotency-key")
+    if key is None:
+        return None
+    try:
+        return IDEMPOTENCY_KEY.validate_python(_text(key))
+    except ValidationError as error:
+        raise RequestValidationError(_located(error, "header", "idempotency-key")) from None
+
+
+def _located(error: ValidationError, *location: str) -> list[dict[str, Any]]:
+    return [{**problem, "loc": (*location, *problem["loc"])} for problem in error.errors(include_url=False)]
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
+
+
+def _encoded(headers: Mapping[str, str]) -> Iterable[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

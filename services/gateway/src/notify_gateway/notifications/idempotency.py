@@ -1,0 +1,123 @@
+"""Idempotency keys: a repeated request gets the response of the first one, and nothing is sent twice.
+
+This follows draft-ietf-httpapi-idempotency-key-header. A key belongs to a tenant and lives for 24 hours.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated
+
+from notify_database.engine import database_errors
+from pydantic import StringConstraints
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from notify_gateway.errors import IdempotencyKeyReused
+from notify_gateway.notifications.schemas import NotificationRequest
+
+LIFETIME = timedelta(hours=24)
+ROWS_PER_CLEANUP = 1000
+
+# In key order, so that two gateways that claim the same keys cannot deadlock. The second one waits here until the
+# first one commits.
+CLAIM = text("""
+    INSERT INTO idempotency_keys AS known (tenant, key, body_hash, answer, created_at)
+    SELECT tenant, key, body_hash, answer, now()
+    FROM unnest(
+        CAST(:tenants AS text[]), CAST(:keys AS text[]), CAST(:body_hashes AS bytea[]), CAST(:responses AS text[])
+    ) AS claim (tenant, key, body_hash, answer)
+    ORDER BY tenant, key
+    ON CONFLICT (tenant, key) DO UPDATE
+        SET body_hash = excluded.body_hash, answer = excluded.answer, created_at = excluded.created_at
+        WHERE known.created_at < now() - CAST(:lifetime AS interval)
+    RETURNING tenant, key
+""")
+RECORDED = text("""
+    SELECT tenant, key, body_hash, answer FROM idempotency_keys
+    WHERE (tenant, key) IN (SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:keys AS text[])))
+""")
+CLEAN_UP = text("""
+    DELETE FROM idempotency_keys WHERE (tenant, key) IN (
+        SELECT tenant, key FROM idempotency_keys
+        WHERE created_at < now() - CAST(:lifetime AS interval)
+        LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+""")
+
+IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
+TenantKey = tuple[str, str]
+"""The tenant and its idempotency key, which are unique together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request that wants to use an idempotency key."""
+
+    tenant_key: TenantKey
+    body_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedResponse:
+    """The response, as JSON, to the first request with an idempotency key."""
+
+    body_hash: bytes
+    response: str
+
+    def replay(self, claim: Claim) -> str:
+        """Return the response for a repeat; raise `IdempotencyKeyReused` if it is a different request."""
+        if claim.body_hash != self.body_hash:
+            raise IdempotencyKeyReused
+        return self.response
+
+
+Responses = dict[TenantKey, RecordedResponse]
+
+
+def body_hash(request: NotificationRequest) -> bytes:
+    """Return a hash of what the request says, independent of white space and the order of its fields."""
+    canonical = json.dumps(request.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).digest()
+
+
+async def claim(connection: AsyncConnection, responses: Responses) -> Responses:
+    """Record `responses` under their keys; return the earlier responses of keys that are taken."""
+    claimed = {
+        (row.tenant, row.key)
+        for row in await connection.execute(
+            CLAIM,
+            {
+                "tenants": [tenant for tenant, _ in responses],
+                "keys": [key for _, key in responses],
+                "body_hashes": [recorded.body_hash for recorded in responses.values()],
+                "responses": [recorded.response for recorded in responses.values()],
+                "lifetime": LIFETIME,
+            },
+        )
+    }
+    taken = [tenant_key for tenant_key in responses if tenant_key not in claimed]
+    return await _recorded(connection, taken) if taken else {}
+
+
+async def find_recorded(engine: AsyncEngine, claim: Claim) -> RecordedResponse | None:
+    """Return the response that is recorded under the key of `claim`."""
+    with database_errors():
+        async with engine.connect() as connection:
+            return (await _recorded(connection, [claim.tenant_key])).get(claim.tenant_key)
+
+
+async def clean_up(engine: AsyncEngine) -> bool:
+    """Delete some expired keys; return whether there may be more."""
+    with database_errors():
+        async with engine.begin() as connection:
+            deleted = await connection.execute(CLEAN_UP, {"lifetime": LIFETIME, "limit": ROWS_PER_CLEANUP})
+    return deleted.rowcount == ROWS_PER_CLEANUP
+
+
+async def _recorded(connection: AsyncConnection, tenant_keys: Sequence[TenantKey]) -> Responses:
+    tenants, keys = zip(*tenant_keys, strict=True)
+    rows = await connection.execute(RECORDED, {"tenants": list(tenants), "keys": list(keys)})
+    return {(row.tenant, row.key): RecordedResponse(bytes(row.body_hash), row.answer) for row in rows}

@@ -1,0 +1,152 @@
+"""A notification between its request and its commit: its ids, whom it reaches, and how it is told."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import new_id, to_millisecond
+from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
+from notify_common.contracts.trace_context import trace_id
+from notify_common.runtime.process import utc_now
+
+from notify_gateway.deliveries.schemas import CancelReason, DeliveryView
+from notify_gateway.notifications.schemas import NotificationRequest, NotificationView
+from notify_gateway.notifications.status import notification_status
+from notify_gateway.users.channels import UserChannel, UserChannelKey
+
+
+@dataclass(frozen=True, slots=True)
+class NewNotification:
+    """A valid request with its ids, not committed yet."""
+
+    id: UUID
+    tenant: str
+    created_at: datetime
+    request: NotificationRequest
+    deliveries: tuple[DeliveryRequested, ...]
+    traceparent: str | None = None
+    """Of the request that has asked for it."""
+    opted_out: Set[Channel] = frozenset()
+    """Channels that the user does not want: their deliveries are cancelled from the beginning."""
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When it is to be sent; None: at once."""
+        send_at = self.request.send_at
+        return send_at if send_at is not None and send_at > self.created_at else None
+
+    def user_channels(self) -> list[UserChannelKey]:
+        """Of which something may be stored."""
+        return [(self.tenant, self.request.user_id, delivery.channel) for delivery in self.deliveries]
+
+    def status_of(self, delivery: DeliveryRequested) -> tuple[DeliveryStatus, CancelReason | None]:
+        """The first status of one of the deliveries, and why it is that."""
+        if delivery.channel in self.opted_out:
+            return DeliveryStatus.CANCELLED, CancelReason.OPTED_OUT
+        return DeliveryStatus.PENDING, None
+
+    def wanted(self) -> list[DeliveryRequested]:
+        """The deliveries that are to be made."""
+        return [delivery for delivery in self.deliveries if delivery.channel not in self.opted_out]
+
+    def cancelled(self) -> list[StatusChange]:
+        """The deliveries that are not."""
+        return [
+            StatusChange(
+                delivery_id=delivery.delivery_id,
+                notification_id=self.id,
+                channel=delivery.channel,
+                status=DeliveryStatus.CANCELLED,
+                round=delivery.round,
+                attempt=0,
+                changed_at=self.created_at,
+            )
+            for delivery in self.deliveries
+            if delivery.channel in self.opted_out
+        ]
+
+    def for_user(self, channels: Mapping[Channel, UserChannel]) -> "NewNotification":
+        """With what is stored of its user: a recipient where the request names none, and what is not wanted."""
+        return replace(
+            self,
+            deliveries=tuple(
+                delivery.model_copy(update={"recipient": channels[delivery.channel].recipient})
+                if delivery.recipient is None and delivery.channel in channels
+                else delivery
+                for delivery in self.deliveries
+            ),
+            opted_out={channel for channel, stored in channels.items() if stored.opted_out},
+        )
+
+    def missing_recipient(self, real_channels: Set[Channel]) -> str | None:
+        """What is wrong where a channel is sent over for real and nobody has said to whom."""
+        for delivery in self.wanted():
+            if delivery.channel in real_channels and delivery.recipient is None:
+                return f"recipient.{delivery.channel}: is needed, {delivery.channel} is sent for real"
+        return None
+
+
+def new_notification(request: NotificationRequest, tenant: str, traceparent: str | None = None) -> NewNotification:
+    """Give the request its ids and its time."""
+    created_at = to_millisecond(utc_now())
+    notification_id = new_id(created_at)
+    content = Content(message=request.message, subject=request.subject)
+    by_email = content if request.email is None else content.model_copy(update={"email": request.email.content()})
+    return NewNotification(
+        id=notification_id,
+        tenant=tenant,
+        created_at=created_at,
+        request=request,
+        traceparent=traceparent,
+        deliveries=tuple(
+            DeliveryRequested(
+                # The notification's own time: that is where its deliveries are looked for.
+                delivery_id=new_id(created_at),
+                notification_id=notification_id,
+                user_id=request.user_id,
+                channel=channel,
+                recipient=request.recipient.of(channel),
+                content=by_email if channel is Channel.EMAIL else content,
+                expires_at=request.expires_at,
+                traceparent=traceparent,
+            )
+            for channel in request.requested_channels()
+        ),
+    )
+
+
+def created_json(notification: NewNotification) -> str:
+    """Return the notification as JSON, as it is when it is committed, without reading it back."""
+    request = notification.request
+    deliveries = [_created_delivery(notification, delivery) for delivery in notification.deliveries]
+    return NotificationView.model_construct(
+        id=notification.id,
+        user_id=request.user_id,
+        message=request.message,
+        type=deliveries[0].channel if len(deliveries) == 1 else None,
+        channels=request.requested_channels(),
+        status=notification_status(delivery.status for delivery in deliveries),
+        subject=request.subject,
+        email=None if request.email is None else request.email.content(),
+        metadata=request.metadata,
+        created_at=notification.created_at,
+        send_at=request.send_at,
+        expires_at=request.expires_at,
+        trace_id=trace_id(notification.traceparent),
+        deliveries=deliveries,
+    ).model_dump_json()
+
+
+def _created_delivery(notification: NewNotification, delivery: DeliveryRequested) -> DeliveryView:
+    status, reason = notification.status_of(delivery)
+    return DeliveryView.model_construct(
+        id=delivery.delivery_id,
+        channel=delivery.channel,
+        recipient=delivery.recipient,
+        status=status,
+        reason=reason,
+        updated_at=notification.created_at,
+        attempts=[],
+    )

@@ -1,0 +1,1 @@
+"""Deliveries that are committed and not yet confirmed by RabbitMQ."""
