@@ -120,7 +120,7 @@ async def test_who_may_not_be_sent_for_too_long_goes_back_to_the_broker_unspent(
 ) -> None:
     wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(3)]
     wait = timedelta(seconds=0.2)
-    one_at_a_time = ProviderLimits(concurrency=1, patience=wait, parked=wait)
+    one_at_a_time = ProviderLimits(concurrency=1, admission_timeout=wait, retry_after=wait)
     async with running_sender(
         rabbit, smtp.provider(), channel=Channel.EMAIL, limits=one_at_a_time, provider_timeout=60
     ):

@@ -95,7 +95,7 @@ async def running_sender(
         provider_timeout=provider_timeout,
         schedule=schedule,
         metrics=SenderMetrics(registry or CollectorRegistry(), channel),
-        gates=CircuitBreakers(f"{channel} provider", limits) if limits else None,
+        breakers=CircuitBreakers(f"{channel} provider", limits) if limits else None,
         tracing=tracing,
     )
     deliveries = topology.deliveries(channel)

@@ -6,14 +6,13 @@ import pytest
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.circuit_breaker import (
-    LONGEST_CLOSED,
-    LONGEST_PACE,
+    LONGEST_OPEN,
     CircuitBreaker,
     CircuitBreakers,
     ProviderLimits,
-    RateLimiter,
 )
 from notify_common.sending.errors import ProviderFailure, Throttled, Unreachable
+from notify_common.sending.rate_limiter import LONGEST_RESERVATION, RateLimiter
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -33,17 +32,17 @@ def ended(error_class: ErrorClass | None = None, failure: ProviderFailure | None
 
 
 class Calls:
-    """Calls through a gate, of a provider that does as it is told."""
+    """Calls through a circuit breaker, to a provider that ends them with `error_class`."""
 
     def __init__(self, limits: ProviderLimits) -> None:
-        self.gate = CircuitBreaker("a provider", limits)
+        self.breaker = CircuitBreaker("a provider", limits)
         self.error_class: ErrorClass | None = None
         self.made = 0
         self.under_way = 0
         self.most_at_once = 0
 
-    async def call(self, patience: float = 60, recipient: str = "") -> bool:
-        async with self.gate.admitted(recipient, patience) as admission:
+    async def call(self, timeout: float = 60, recipient: str = "") -> bool:
+        async with self.breaker.admission(recipient, timeout) as admission:
             if admission is None:
                 return False
             self.made += 1
@@ -51,47 +50,47 @@ class Calls:
             self.most_at_once = max(self.most_at_once, self.under_way)
             await asyncio.sleep(0)
             self.under_way -= 1
-            admission.saw(ended(self.error_class))
+            admission.record(ended(self.error_class))
             return True
 
 
-async def test_no_more_are_under_way_than_the_provider_takes() -> None:
+async def test_concurrent_calls_are_limited() -> None:
     calls = Calls(ProviderLimits(concurrency=3))
     assert all(await asyncio.gather(*(calls.call() for _ in range(20))))
     assert (calls.made, calls.most_at_once) == (20, 3)
 
 
 @pytest.mark.parametrize("error_class", [ErrorClass.UNREACHABLE, ErrorClass.THROTTLED])
-async def test_while_the_provider_is_down_one_asks_at_a_time(error_class: ErrorClass) -> None:
+async def test_one_trial_call_at_a_time_while_the_circuit_is_open(error_class: ErrorClass) -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = error_class
     await calls.call()
     waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     assert calls.made == 2
-    # It is back: the next probe opens the gate for all.
+    # The provider is back: the next trial closes the circuit for all calls.
     calls.error_class = None
     assert all(await asyncio.gather(*waiting))
     assert (calls.made, calls.most_at_once > 1) == (21, True)
 
 
-async def test_other_errors_close_nothing() -> None:
+async def test_other_errors_do_not_open_the_circuit() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     for error_class in (ErrorClass.TEMPORARY, ErrorClass.PERMANENT, ErrorClass.TIMEOUT, ErrorClass.UNKNOWN):
         calls.error_class = error_class
-        assert await calls.call(patience=0.01)
+        assert await calls.call(timeout=0.01)
 
 
-async def test_who_waits_too_long_is_let_go_and_the_next_one_may_ask() -> None:
+async def test_a_call_that_times_out_leaves_the_trial_to_the_next() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
-    assert not await calls.call(patience=0.01)
+    assert not await calls.call(timeout=0.01)
     calls.error_class = None
     assert await calls.call()
 
 
-async def test_a_probe_that_is_cut_off_leaves_the_place_to_another() -> None:
+async def test_a_cancelled_trial_leaves_its_place_to_another() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
@@ -103,50 +102,50 @@ async def test_a_probe_that_is_cut_off_leaves_the_place_to_another() -> None:
     assert await following
 
 
-async def test_all_who_wait_go_on_as_soon_as_any_call_finds_the_provider_well() -> None:
+async def test_any_success_admits_all_waiting_calls_at_once() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
-    async with calls.gate.admitted("", 60) as under_way:
+    async with calls.breaker.admission("", 60) as under_way:
         calls.error_class = ErrorClass.UNREACHABLE
         for _ in range(4):
-            await calls.call()  # each a probe, after an ever longer wait
+            await calls.call()  # each is a trial, after a growing wait
         calls.error_class = None
         waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
         await asyncio.sleep(0)
         before = asyncio.get_running_loop().time()
         assert under_way is not None
-        under_way.saw(ended())
+        under_way.record(ended())
         assert all(await asyncio.gather(*waiting))
-    assert asyncio.get_running_loop().time() - before < 0.5  # not after the wait of the next probe
+    assert asyncio.get_running_loop().time() - before < 0.5  # before the next trial would be due
 
 
-async def test_a_probe_without_an_answer_opens_nothing() -> None:
+async def test_an_inconclusive_trial_does_not_close_the_circuit() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     for error_class in (ErrorClass.UNREACHABLE, ErrorClass.TIMEOUT):
         calls.error_class = error_class
         await calls.call()
-        assert calls.gate.closed
+        assert calls.breaker.open
 
 
-async def test_the_last_attempt_goes_through_a_closed_gate() -> None:
+async def test_the_last_attempt_is_admitted_although_the_circuit_is_open() -> None:
     calls = Calls(ProviderLimits(concurrency=1))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
-    async with calls.gate.admitted("", 0.01, even_closed=True) as admission:
+    async with calls.breaker.admission("", 0.01, even_if_open=True) as admission:
         assert admission is not None
 
 
-async def test_who_waits_when_the_end_comes_is_sent_away() -> None:
+async def test_stop_rejects_waiting_calls() -> None:
     calls = Calls(ProviderLimits(concurrency=1))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
     waiting = [asyncio.create_task(calls.call()) for _ in range(3)]
     await asyncio.sleep(0)
-    calls.gate.stop()
+    calls.breaker.stop()
     assert await asyncio.gather(*waiting) == [False] * 3
     assert not await calls.call()
 
 
-async def test_calls_keep_their_pace_after_an_outage() -> None:
+async def test_the_rate_is_kept_after_an_outage() -> None:
     calls = Calls(ProviderLimits(concurrency=100, rate=50))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
@@ -158,83 +157,87 @@ async def test_calls_keep_their_pace_after_an_outage() -> None:
     assert asyncio.get_running_loop().time() - began >= (calls.made - made - 1) / 50
 
 
-def test_calls_with_one_key_are_spaced_and_others_do_not_wait() -> None:
-    pacer = RateLimiter(0.5)
-    assert [pacer.reserve("a", 10.0, 60) for _ in range(3)] == [0, 0.5, 1.0]
-    assert pacer.reserve("b", 10.0, 60) == 0
-    assert pacer.reserve("a", 20.0, 60) == 0
+def test_calls_with_the_same_key_are_spaced_and_others_do_not_wait() -> None:
+    limiter = RateLimiter(0.5)
+    assert [limiter.reserve("a", 10.0, 60) for _ in range(3)] == [0, 0.5, 1.0]
+    assert limiter.reserve("b", 10.0, 60) == 0
+    assert limiter.reserve("a", 20.0, 60) == 0
 
 
-def test_a_time_that_is_too_far_off_is_not_taken() -> None:
-    pacer = RateLimiter(LONGEST_PACE + 1)
-    assert pacer.reserve("a", 0.0, 60) == 0
+def test_a_time_too_far_ahead_is_not_reserved() -> None:
+    limiter = RateLimiter(LONGEST_RESERVATION + 1)
+    assert limiter.reserve("a", 0.0, 60) == 0
     for _ in range(2):
         with pytest.raises(TimeoutError):
-            pacer.reserve("a", 0.0, 60)
-    assert pacer.reserve("a", 2.0, 60) == LONGEST_PACE - 1
+            limiter.reserve("a", 0.0, 60)
+    assert limiter.reserve("a", 2.0, 60) == LONGEST_RESERVATION - 1
 
 
-async def test_nobody_asks_again_before_the_time_that_the_provider_named() -> None:
+async def test_no_trial_before_the_retry_after_of_the_provider() -> None:
     for asked in (timedelta(seconds=20), timedelta(hours=1)):
-        gate = CircuitBreaker("a provider", ProviderLimits(concurrency=100))
+        breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=100))
         began = asyncio.get_running_loop().time()
-        async with gate.admitted("", 60) as admission:
+        async with breaker.admission("", 60) as admission:
             assert admission is not None
-            admission.saw(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=asked)))
-        assert gate.closed_until is not None
-        assert gate.closed_until >= began + min(asked, LONGEST_CLOSED).total_seconds()
+            admission.record(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=asked)))
+        assert breaker.open_until is not None
+        assert breaker.open_until >= began + min(asked, LONGEST_OPEN).total_seconds()
 
 
-async def test_a_provider_that_is_down_closes_the_way_to_no_other() -> None:
+async def test_an_outage_of_one_provider_does_not_affect_another() -> None:
     limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient.partition("/")[0])
-    gates = CircuitBreakers("a provider", limits)
-    async with gates.of("down/1").admitted("", 1) as admission:
+    breakers = CircuitBreakers("a provider", limits)
+    async with breakers.for_recipient("down/1").admission("", 1) as admission:
         assert admission is not None
-        admission.saw(ended(ErrorClass.UNREACHABLE))
-    assert gates.of("down/2").closed
-    assert not gates.of("well/1").closed
-    gates.stop()
+        admission.record(ended(ErrorClass.UNREACHABLE))
+    assert breakers.for_recipient("down/2").open
+    assert not breakers.for_recipient("well/1").open
+    breakers.stop()
     for recipient in ("well/2", "new/1"):
-        async with gates.of(recipient).admitted("", 1) as admission:
+        async with breakers.for_recipient(recipient).admission("", 1) as admission:
             assert admission is None
 
 
-async def test_gates_that_nobody_needs_are_forgotten() -> None:
+async def test_idle_circuit_breakers_are_evicted() -> None:
     limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient)
-    gates = CircuitBreakers("a provider", limits, remembered=3)
-    closed, inside, idle = gates.of("closed"), gates.of("inside"), gates.of("idle")
-    async with closed.admitted("", 1) as admission:
+    breakers = CircuitBreakers("a provider", limits, max_breakers=3)
+    open_, inside, idle = (
+        breakers.for_recipient("open"),
+        breakers.for_recipient("inside"),
+        breakers.for_recipient("idle"),
+    )
+    async with open_.admission("", 1) as admission:
         assert admission is not None
-        admission.saw(ended(ErrorClass.UNREACHABLE))
-    async with inside.admitted("", 1):
-        gates.of("one more than are remembered")
-        assert gates.of("closed") is closed
-        assert gates.of("inside") is inside
-        assert gates.of("idle") is not idle
+        admission.record(ended(ErrorClass.UNREACHABLE))
+    async with inside.admission("", 1):
+        breakers.for_recipient("one more than are remembered")
+        assert breakers.for_recipient("open") is open_
+        assert breakers.for_recipient("inside") is inside
+        assert breakers.for_recipient("idle") is not idle
 
 
-def test_a_time_that_nobody_will_wait_for_is_not_taken() -> None:
-    pacer = RateLimiter(0.5)
-    assert [pacer.reserve("a", 0.0, 1) for _ in range(3)] == [0, 0.5, 1.0]
+def test_a_time_past_the_timeout_is_not_reserved() -> None:
+    limiter = RateLimiter(0.5)
+    assert [limiter.reserve("a", 0.0, 1) for _ in range(3)] == [0, 0.5, 1.0]
     with pytest.raises(TimeoutError):
-        pacer.reserve("a", 0.0, 1)
-    assert pacer.reserve("a", 1.0, 1) == 0.5
+        limiter.reserve("a", 0.0, 1)
+    assert limiter.reserve("a", 1.0, 1) == 0.5
 
 
-async def test_who_would_not_be_let_in_in_time_does_not_wait() -> None:
-    gate = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
-    async with gate.admitted("", 1) as admission:
+async def test_a_call_that_cannot_be_admitted_in_time_is_rejected_at_once() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
+    async with breaker.admission("", 1) as admission:
         assert admission is not None
-        admission.saw(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
-    waiting = asyncio.ensure_future(gate.admitted("", 10).__aenter__())
+        admission.record(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
+    waiting = asyncio.ensure_future(breaker.admission("", 10).__aenter__())
     await asyncio.sleep(0)
     assert waiting.done()
     assert waiting.result() is None
 
 
-async def test_what_is_said_of_one_recipient_closes_the_way_to_no_other() -> None:
-    gate = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
-    async with gate.admitted("", 1) as admission:
+async def test_an_error_about_one_recipient_does_not_open_the_circuit() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
+    async with breaker.admission("", 1) as admission:
         assert admission is not None
-        admission.saw(ended(ErrorClass.UNREACHABLE, Unreachable("http_401", of_recipient=True)))
-    assert not gate.closed
+        admission.record(ended(ErrorClass.UNREACHABLE, Unreachable("http_401", of_recipient=True)))
+    assert not breaker.open

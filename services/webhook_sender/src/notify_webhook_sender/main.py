@@ -13,7 +13,7 @@ from notify_webhook_sender.settings import WebhookProvider, WebhookSenderSetting
 from notify_webhook_sender.webhook import Webhook, host_of
 
 # A receiver that is down or slow must not keep the messages of all others waiting.
-PATIENCE = timedelta(seconds=1)
+ADMISSION_TIMEOUT = timedelta(seconds=1)
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         provider = Webhook(settings)
         limits = ProviderLimits(
             concurrency=settings.webhook_calls_per_host,
-            patience=PATIENCE,
+            admission_timeout=ADMISSION_TIMEOUT,
             provider_of=host_of,
         )
     run(

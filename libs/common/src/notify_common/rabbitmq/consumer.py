@@ -43,7 +43,8 @@ class Consumer:
 
     A message is acked once its handler returns, and not before all that follows from it is confirmed or committed.
     A handler that raises `PoisonMessage`, or fails by a bug, sends its message to the dead letters, with the reason:
-    requeued, it would come back at once, for ever. A handler whose connection is lost is cancelled: its message comes again.
+    requeued, it would come back at once, for ever. A handler whose connection is lost is cancelled: its message comes
+    again.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Protects a provider: no more calls at once and no faster than it takes, and one probe at a time while it is down."""
+"""Protect a provider: a circuit breaker, a concurrency limit and rate limits, for each provider behind a channel."""
 
 import asyncio
 import logging
@@ -11,204 +11,185 @@ from notify_common.contracts.messages import ErrorClass, Outcome
 from notify_common.runtime.outage import Outage
 from notify_common.sending.attempt import Decision
 from notify_common.sending.errors import Throttled
+from notify_common.sending.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
 
-CLOSING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
-UNCLEAR = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
-REMEMBERED_RECIPIENTS = 10_000
-REMEMBERED_PROVIDERS = 10_000
-LONGEST_CLOSED = timedelta(seconds=30)  # at a time: what asks for more may mean one recipient only
-LONGEST_PACE = 5.0  # seconds that a call waits in its slot for its turn; who would wait longer is not admitted
+OPENING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
+INCONCLUSIVE = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
+MAX_BREAKERS = 10_000
+LONGEST_OPEN = timedelta(seconds=30)  # at a time: a provider that asks for more may mean only one recipient
 
 
 @dataclass(frozen=True)
 class ProviderLimits:
-    """What a provider takes; a rate of 0: it has no such limit."""
+    """What a provider accepts; a rate of 0 is no limit."""
 
     concurrency: int
-    """Calls at once."""
+    """Concurrent calls."""
     rate: float = 0
-    """Calls a second."""
+    """Calls per second."""
     rate_per_recipient: float = 0
-    """Calls a second to one recipient."""
-    patience: timedelta = timedelta(minutes=2)
-    """How long a message waits in a worker's hand for its turn."""
-    parked: timedelta = timedelta(seconds=30)
-    """How long it then waits in a retry queue, if the provider is not to be had."""
+    """Calls per second to one recipient."""
+    admission_timeout: timedelta = timedelta(minutes=2)
+    """How long a message occupies a worker while it waits to be admitted."""
+    retry_after: timedelta = timedelta(seconds=30)
+    """How long it then waits in a retry queue, if the circuit is open."""
     provider_of: Callable[[str], str] = lambda _: ""
-    """Whose limits a recipient comes under, where a channel has many providers."""
-
-
-class RateLimiter:
-    """Keeps calls with the same key `interval` seconds apart."""
-
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
-        self._next: dict[str, float] = {}
-
-    def reserve(self, key: str, now: float, patience: float) -> float:
-        """Take the next free time; seconds until then. Raises `TimeoutError` where that is too far off."""
-        at = max(now, self._next.get(key, now))
-        if at - now > min(patience, LONGEST_PACE):
-            raise TimeoutError
-        if len(self._next) >= REMEMBERED_RECIPIENTS:
-            self._next = {key: next_ for key, next_ in self._next.items() if next_ > now}
-        self._next[key] = at + self._interval
-        return at - now
+    """Returns the provider of a recipient, for a channel with many providers."""
 
 
 class CircuitBreaker:
-    """Lets calls through in the order in which they come.
+    """Admits calls to one provider in the order in which they arrive.
 
-    The first that finds the provider unreachable or throttling closes the gate. From then on one call at a time is let
-    through, as a probe, ever more seldom; the first that finds the provider well opens it for all.
+    A call that finds the provider unreachable or throttling opens the circuit. While it is open, one trial call at a
+    time is admitted, at growing intervals (half-open); the first trial that succeeds closes the circuit.
     """
 
     def __init__(self, name: str, limits: ProviderLimits) -> None:
         self._outage = Outage(log, f"{name} is not to be had")
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._pace = RateLimiter(1 / limits.rate) if limits.rate else None
-        self._pace_of_recipient = RateLimiter(1 / limits.rate_per_recipient) if limits.rate_per_recipient else None
-        self.closed_until: float | None = None
-        """On the loop's clock; None while it is open."""
-        self._probing = False
+        self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
+        self._recipient_limiter = RateLimiter(1 / limits.rate_per_recipient) if limits.rate_per_recipient else None
+        self.open_until: float | None = None
+        """When the next trial is due, on the loop's clock; None while the circuit is closed."""
+        self._trial_running = False
         self._changed = asyncio.Event()
-        self._waits: set[asyncio.Timeout] = set()
-        self._inside = 0
+        self._timeouts: set[asyncio.Timeout] = set()
+        self._users = 0
         self.stopped = False
 
     @property
-    def closed(self) -> bool:
-        """Whether the provider was found not to be had."""
-        return self.closed_until is not None
+    def open(self) -> bool:
+        """Whether the circuit is open or half-open."""
+        return self.open_until is not None
 
     @property
     def idle(self) -> bool:
-        """Whether a new gate would do as well."""
-        return not self._inside and (self.closed_until is None or self.closed_until < _now())
+        """Whether a new circuit breaker could replace this one."""
+        return not self._users and (self.open_until is None or self.open_until < _now())
 
     def stop(self) -> None:
-        """Admit nobody any more; who waits is sent away."""
+        """Admit no further calls; calls that wait are rejected at once."""
         self.stopped = True
-        for wait in self._waits:
-            if not wait.expired():
-                wait.reschedule(0)
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(0)
 
     @asynccontextmanager
-    async def admitted(
-        self, recipient: str, patience: float, *, even_closed: bool = False
+    async def admission(
+        self, recipient: str, timeout: float, *, even_if_open: bool = False
     ) -> AsyncIterator["Admission | None"]:
-        """An admission for one call, or None after `patience` seconds without one."""
+        """Yield an admission for one call, or None if there is none within `timeout` seconds."""
         with ExitStack() as held:
-            self._inside += 1
+            self._users += 1
             held.callback(self._leave)
             admission = None
             if not self.stopped:
                 with suppress(TimeoutError):
-                    admission = await self._enter(held, recipient, patience, even_closed=even_closed)
+                    admission = await self._admit(held, recipient, timeout, even_if_open=even_if_open)
             if admission is None:
-                held.close()  # whatever was taken until the patience was over
+                held.close()  # what was acquired before the timeout
             yield admission
 
-    def _leave(self) -> None:
-        self._inside -= 1
-
-    def saw(self, decision: Decision, *, probing: bool) -> None:
-        """Open or close by how a call ended that was let through."""
+    def record(self, decision: Decision, *, trial: bool) -> None:
+        """Open or close the circuit according to the end of an admitted call."""
         result, failure = decision.result, decision.failure
         if result.outcome is Outcome.EXPIRED:
             return
-        says_closed = result.error_class in CLOSING and not (failure is not None and failure.of_recipient)
-        if says_closed or (probing and result.error_class in UNCLEAR):
-            # Others that were under way when it was closed say nothing new.
-            if self.closed_until is None or probing:
+        unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
+        if unavailable or (trial and result.error_class in INCONCLUSIVE):
+            # Other calls that were in flight when the circuit opened tell nothing new.
+            if self.open_until is None or trial:
                 retry_after = failure.retry_after if isinstance(failure, Throttled) else None
-                asked = min(retry_after or timedelta(), LONGEST_CLOSED)
-                self.closed_until = _now() + max(self._outage.failed(result.error_code), asked.total_seconds())
-        elif result.error_class not in UNCLEAR:
-            self.closed_until = None
+                requested = min(retry_after or timedelta(), LONGEST_OPEN)
+                self.open_until = _now() + max(self._outage.failed(result.error_code), requested.total_seconds())
+        elif result.error_class not in INCONCLUSIVE:
+            self.open_until = None
             self._outage.ended()
-            self._tell()
+            self._notify()
 
-    async def _enter(self, held: ExitStack, recipient: str, patience: float, *, even_closed: bool) -> "Admission":
-        """What is taken for the call is given back when `held` is closed; raises `TimeoutError`."""
-        async with asyncio.timeout(patience) as wait:
-            with ExitStack() as waiting:
-                self._waits.add(wait)
-                waiting.callback(self._waits.discard, wait)
-                if not even_closed and (self.closed_until or 0) - _now() > patience:
-                    raise TimeoutError  # nobody will be let in by then
+    async def _admit(self, held: ExitStack, recipient: str, timeout: float, *, even_if_open: bool) -> "Admission":
+        """Acquire what the call needs until `held` is closed; raise `TimeoutError`."""
+        async with asyncio.timeout(timeout) as waiting:
+            with ExitStack() as registered:
+                self._timeouts.add(waiting)
+                registered.callback(self._timeouts.discard, waiting)
+                if not even_if_open and (self.open_until or 0) - _now() > timeout:
+                    raise TimeoutError  # no call will be admitted by then
                 await self._slots.acquire()
                 held.callback(self._slots.release)
-                probing = not even_closed and await self._opened_or_probe()
-                if probing:
-                    held.callback(self._end_probe)
-                # At the last moment: what is reserved is used.
-                for pacer, key in ((self._pace_of_recipient, recipient), (self._pace, "")):
-                    if pacer is not None:
-                        await asyncio.sleep(pacer.reserve(key, _now(), (wait.when() or 0) - _now()))
-        return Admission(self, probing)
+                trial = not even_if_open and await self._closed_or_trial()
+                if trial:
+                    held.callback(self._end_trial)
+                # Last, so that no reserved time is wasted.
+                for limiter, key in ((self._recipient_limiter, recipient), (self._limiter, "")):
+                    if limiter is not None:
+                        await asyncio.sleep(limiter.reserve(key, _now(), (waiting.when() or 0) - _now()))
+        return Admission(self, trial)
 
-    async def _opened_or_probe(self) -> bool:
-        """Return when the gate is open (False), or when it is this call's turn to be the probe (True)."""
-        while self.closed_until is not None:
-            until_probe = None if self._probing else self.closed_until - _now()
-            if until_probe is not None and until_probe <= 0:
-                self._probing = True
+    async def _closed_or_trial(self) -> bool:
+        """Return False when the circuit is closed, or True when this call is to be the trial."""
+        while self.open_until is not None:
+            until_trial = None if self._trial_running else self.open_until - _now()
+            if until_trial is not None and until_trial <= 0:
+                self._trial_running = True
                 return True
             with suppress(TimeoutError):
-                async with asyncio.timeout(until_probe):
+                async with asyncio.timeout(until_trial):
                     await self._changed.wait()
         return False
 
-    def _end_probe(self) -> None:
-        self._probing = False
-        self._tell()
+    def _end_trial(self) -> None:
+        self._trial_running = False
+        self._notify()
 
-    def _tell(self) -> None:
+    def _leave(self) -> None:
+        self._users -= 1
+
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
 
 @dataclass(frozen=True)
 class Admission:
-    """One call that may be made now."""
+    """The permission to make one call now."""
 
-    gate: CircuitBreaker
-    probing: bool
+    breaker: CircuitBreaker
+    trial: bool
 
-    def saw(self, decision: Decision) -> None:
-        """Tell the gate how the call ended."""
-        self.gate.saw(decision, probing=self.probing)
+    def record(self, decision: Decision) -> None:
+        """Report how the call ended."""
+        self.breaker.record(decision, trial=self.trial)
 
 
 class CircuitBreakers:
-    """One gate for each provider behind a channel: those that are well do not wait for those that are not."""
+    """One circuit breaker for each provider behind a channel, so that an outage of one does not delay the others."""
 
-    def __init__(self, name: str, limits: ProviderLimits, *, remembered: int = REMEMBERED_PROVIDERS) -> None:
+    def __init__(self, name: str, limits: ProviderLimits, *, max_breakers: int = MAX_BREAKERS) -> None:
         self._name = name
-        self._remembered = remembered
+        self._max_breakers = max_breakers
         self.limits = limits
-        self._gates: dict[str, CircuitBreaker] = {}
+        self._breakers: dict[str, CircuitBreaker] = {}
         self._stopped = False
 
-    def of(self, recipient: str) -> CircuitBreaker:
-        """The gate before the provider of `recipient`."""
+    def for_recipient(self, recipient: str) -> CircuitBreaker:
+        """Return the circuit breaker of the recipient's provider."""
         provider = self.limits.provider_of(recipient)
-        gate = self._gates.get(provider)
-        if gate is None:
-            if len(self._gates) >= self._remembered:
-                self._gates = {key: gate for key, gate in self._gates.items() if not gate.idle}
-            gate = self._gates[provider] = CircuitBreaker(f"{self._name} {provider}".rstrip(), self.limits)
-            gate.stopped = self._stopped
-        return gate
+        breaker = self._breakers.get(provider)
+        if breaker is None:
+            if len(self._breakers) >= self._max_breakers:
+                self._breakers = {key: breaker for key, breaker in self._breakers.items() if not breaker.idle}
+            breaker = self._breakers[provider] = CircuitBreaker(f"{self._name} {provider}".rstrip(), self.limits)
+            breaker.stopped = self._stopped
+        return breaker
 
     def stop(self) -> None:
-        """Admit nobody any more."""
+        """Admit no further calls."""
         self._stopped = True
-        for gate in self._gates.values():
-            gate.stop()
+        for breaker in self._breakers.values():
+            breaker.stop()
 
 
 def _now() -> float:

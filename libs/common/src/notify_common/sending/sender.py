@@ -49,7 +49,7 @@ class Sender:
         provider_timeout: float,
         schedule: RetrySchedule,
         metrics: SenderMetrics,
-        gates: CircuitBreakers | None = None,
+        breakers: CircuitBreakers | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
         self._publisher = publisher
@@ -59,7 +59,7 @@ class Sender:
         self._provider_timeout = provider_timeout
         self._retry_schedule = schedule
         self._metrics = metrics
-        self._gates = gates
+        self._breakers = breakers
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.under_way)
@@ -129,10 +129,10 @@ class Sender:
             if self._tracing.on:
                 # What follows from the attempt says so: its result, and the next attempt.
                 request = request.model_copy(update={"traceparent": span.traceparent})
-            if self._gates is None or simulated_behaviour(request.recipient):
+            if self._breakers is None or simulated_behaviour(request.recipient):
                 decision: Decision | Postponed = await self._attempt(request)
             else:
-                decision = await self._attempt_when_admitted(self._gates, request)
+                decision = await self._attempt_if_admitted(self._breakers, request)
             if isinstance(decision, Postponed):
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
@@ -150,30 +150,30 @@ class Sender:
                 span.fail(decision.failure.code)
             return decision
 
-    async def _attempt_when_admitted(self, gates: CircuitBreakers, request: DeliveryRequested) -> Decision | Postponed:
+    async def _attempt_if_admitted(self, breakers: CircuitBreakers, request: DeliveryRequested) -> Decision | Postponed:
         now, since = utc_now(), request.waiting_since
-        gate, patience = gates.of(request.recipient or ""), gates.limits.patience
+        breaker, timeout = breakers.for_recipient(request.recipient or ""), breakers.limits.admission_timeout
         if request.expires_at is not None:
-            patience = min(patience, request.expires_at - now)
-        is_the_last = since is not None and now - since >= self._retry_schedule.max_wait
-        async with gate.admitted(
-            request.recipient or "", patience.total_seconds(), even_closed=is_the_last
+            timeout = min(timeout, request.expires_at - now)
+        is_last = since is not None and now - since >= self._retry_schedule.max_wait
+        async with breaker.admission(
+            request.recipient or "", timeout.total_seconds(), even_if_open=is_last
         ) as admission:
             if admission is not None:
                 decision = await self._attempt(request)
-                admission.saw(decision)
+                admission.record(decision)
                 return decision
         now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
-            return await self._attempt(request)  # which is not made any more
-        # A message that is held for ever would cost the consumer its channel.
-        wait = gates.limits.parked if gate.closed else gates.limits.patience
-        not_before = now if gate.stopped else now + wait
+            return await self._attempt(request)  # which decides that it is expired, without a call
+        # RabbitMQ would close the channel if a message were held for too long.
+        wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
+        not_before = now if breaker.stopped else now + wait
         if request.expires_at is not None:
-            # The wait in the worker's hand may have ended a moment before.
+            # The admission may have timed out a moment before the expiry.
             not_before = min(not_before, request.expires_at)
-        later = {"not_before": not_before, "waiting_since": since or (now if gate.closed else None)}
-        return Postponed(request.model_copy(update=later))
+        waiting_since = since or (now if breaker.open else None)
+        return Postponed(request.model_copy(update={"not_before": not_before, "waiting_since": waiting_since}))
 
     async def _schedule(self, request: DeliveryRequested, now: datetime) -> bool:
         """Publish the request to a retry queue, where it occupies no worker; return whether that is confirmed."""

@@ -62,7 +62,7 @@ async def run_sender(
     broker = create_broker(settings, role)
     registry, tracing = process_registry(), settings.tracing(role)
     publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
-    gates = CircuitBreakers(f"{channel} provider", limits) if limits else None
+    breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
     sender = Sender(
         publisher,
         channel=channel,
@@ -70,7 +70,7 @@ async def run_sender(
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
         metrics=SenderMetrics(registry, channel),
-        gates=gates,
+        breakers=breakers,
         tracing=tracing,
     )
     deliveries = topology.deliveries(channel)
@@ -90,7 +90,7 @@ async def run_sender(
                 deliveries,
                 *topology.retries(channel, schedule.ladder),
             ],
-            stopping=gates.stop if gates else None,
+            stopping=breakers.stop if breakers else None,
             drained=sender.drained,
             before_scrape=WaitingRetries(broker, consumer, channel, schedule.ladder, registry).count,
             graceful_timeout=settings.provider_timeout + SETTLING_TIME,
