@@ -23,8 +23,9 @@ from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys import store as api_keys
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.events import history as event_history
-from notify_gateway.events import hub as live_events
+from notify_gateway.events import hub as event_hub
 from notify_gateway.events import stream as event_stream
+from notify_gateway.events import subscriber as event_subscriber
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.events.stream import EventStream
@@ -268,7 +269,7 @@ async def test_who_has_missed_too_much_is_told_to_ask_anew(
             assert (await client.post(f"/api/notifications/{cancelled['id']}/cancel")).status_code == 200
         async with reading(url, last_event_id="0") as (reader, _):
             assert (await reader.status())["notification_id"] == cancelled["id"]
-        for limit, most in (("MOST_LOOKED_AT", 1), ("MOST_MISSED", 0)):
+        for limit, most in (("MAX_SCANNED", 1), ("MAX_REPLAYED", 0)):
             with monkeypatch.context() as patch:
                 patch.setattr(event_history, limit, most)
                 async with reading(url, last_event_id="0") as (reader, _):
@@ -322,7 +323,7 @@ async def test_a_stream_ends_with_its_key_however_much_there_is_to_tell(
 async def test_no_tenant_takes_all_the_places(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_events, "MOST_OF_A_TENANT", 1)
+    monkeypatch.setattr(event_hub, "MAX_SUBSCRIBERS_PER_TENANT", 1)
     keys = {}
     for tenant in ("ours", "theirs"):
         _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset({Scope.READ}))
@@ -345,7 +346,7 @@ async def test_who_comes_while_the_gateway_stops_is_not_kept(engine: AsyncEngine
 
     async def listen() -> bytes | None:
         began.set()
-        async with live.listening(EventFilter("ours"), lambda: None) as listener:
+        async with live.subscribe(EventFilter("ours"), lambda: None) as listener:
             return await listener.next()
 
     listening = asyncio.create_task(listen())
@@ -362,7 +363,7 @@ async def test_who_does_not_read_is_dropped_and_nobody_waits_for_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(live_events, "KEPT_BYTES", 100_000)
+    monkeypatch.setattr(event_subscriber, "MAX_WAITING_BYTES", 100_000)
     with closing(socket.socket()) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         async with (

@@ -13,8 +13,8 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.contracts.trace_context import read_traceparent
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.settings import TracedSettings
 from notify_common.runtime.span_export import RecordedTracing
-from notify_common.runtime.tracing import create_tracing
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
@@ -207,7 +207,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 def test_spans_go_to_the_endpoint(collector: tuple[str, list[tuple[str, bytes]]]) -> None:
     endpoint, posted = collector
-    tracing = create_tracing(endpoint, "gateway")
+    tracing = TracedSettings.model_validate({"otel_exporter_otlp_endpoint": endpoint}).tracing("gateway")
     with tracing.begin("step", None):
         pass
     assert isinstance(tracing, RecordedTracing)

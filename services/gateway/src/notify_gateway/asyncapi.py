@@ -33,8 +33,8 @@ DELIVERY_HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What goes over one exchange with one routing key."""
+class MessageFlow:
+    """The messages of one exchange with one routing key."""
 
     name: str
     exchange: RabbitExchange
@@ -45,25 +45,29 @@ class Told:
     persistent: bool = True
 
 
-def _all_that_is_told() -> Iterable[Told]:
+def _message_flows() -> Iterable[MessageFlow]:
     for channel in Channel:
         sender = f"{channel}_sender"
-        yield Told(f"{channel}", topology.NOTIFICATIONS, channel, DeliveryRequested, "gateway", sender)
-        yield Told(
+        yield MessageFlow(f"{channel}", topology.NOTIFICATIONS, channel, DeliveryRequested, "gateway", sender)
+        yield MessageFlow(
             f"{channel}_retry", topology.retry_exchange(channel), "{delay_ms}", DeliveryRequested, sender, sender
         )
     senders = ", ".join(f"{channel}_sender" for channel in Channel)
-    yield Told("results", topology.RESULTS, topology.RESULTS_ROUTING_KEY, DeliveryResults, senders, "status_writer")
-    whoever = "whoever listens, such as GET /api/events"
+    yield MessageFlow(
+        "results", topology.RESULTS, topology.RESULTS_ROUTING_KEY, DeliveryResults, senders, "status_writer"
+    )
+    subscribers = "whoever listens, such as GET /api/events"
     writers = "status_writer, gateway"
-    yield Told("events", topology.EVENTS, "{channel}.{status}", StatusChanges, writers, whoever, persistent=False)
+    yield MessageFlow(
+        "events", topology.EVENTS, "{channel}.{status}", StatusChanges, writers, subscribers, persistent=False
+    )
 
 
 @cache
 def asyncapi_document() -> dict[str, Any]:
     """The document, as JSON."""
-    told = list(_all_that_is_told())
-    models = sorted({each.message for each in told}, key=lambda model: model.__name__)
+    flows = list(_message_flows())
+    models = sorted({each.message for each in flows}, key=lambda model: model.__name__)
     _, schemas = models_json_schema(
         [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
     )
@@ -76,9 +80,9 @@ def asyncapi_document() -> dict[str, Any]:
         },
         "defaultContentType": "application/json",
         "servers": {"rabbitmq": {"host": "localhost:5672", "protocol": "amqp", "protocolVersion": "0.9.1"}},
-        "channels": {each.name: _channel(each) for each in told},
+        "channels": {each.name: _channel(each) for each in flows},
         "operations": {
-            f"{action}_{each.name}": _operation(action, each) for each in told for action in ("send", "receive")
+            f"{action}_{each.name}": _operation(action, each) for each in flows for action in ("send", "receive")
         },
         "components": {
             "schemas": schemas["$defs"],
@@ -87,12 +91,12 @@ def asyncapi_document() -> dict[str, Any]:
     }
 
 
-def _channel(told: Told) -> dict[str, Any]:
-    exchange = told.exchange
-    parameters = _parameters(told)
+def _channel(flow: MessageFlow) -> dict[str, Any]:
+    exchange = flow.exchange
+    parameters = _parameters(flow)
     return {
-        "address": told.routing_key,
-        "messages": {told.message.__name__: {"$ref": f"#/components/messages/{told.message.__name__}"}},
+        "address": flow.routing_key,
+        "messages": {flow.message.__name__: {"$ref": f"#/components/messages/{flow.message.__name__}"}},
         **({"parameters": parameters} if parameters else {}),
         "bindings": {
             "amqp": {
@@ -104,25 +108,25 @@ def _channel(told: Told) -> dict[str, Any]:
     }
 
 
-def _parameters(told: Told) -> Mapping[str, Any]:
+def _parameters(flow: MessageFlow) -> Mapping[str, Any]:
     known = {
         "delay_ms": {"description": "Milliseconds that the message waits: a rung of the sender's retry ladder."},
         "channel": {"enum": [channel.value for channel in Channel]},
         "status": {"enum": [status.value for status in DeliveryStatus]},
     }
-    return {name: parameter for name, parameter in known.items() if f"{{{name}}}" in told.routing_key}
+    return {name: parameter for name, parameter in known.items() if f"{{{name}}}" in flow.routing_key}
 
 
-def _operation(action: str, told: Told) -> dict[str, Any]:
-    channel = f"#/channels/{told.name}"
+def _operation(action: str, flow: MessageFlow) -> dict[str, Any]:
+    channel = f"#/channels/{flow.name}"
     return {
         "action": action,
         "channel": {"$ref": channel},
-        "summary": f"By {told.sent_by if action == 'send' else told.received_by}.",
-        "messages": [{"$ref": f"{channel}/messages/{told.message.__name__}"}],
+        "summary": f"By {flow.sent_by if action == 'send' else flow.received_by}.",
+        "messages": [{"$ref": f"{channel}/messages/{flow.message.__name__}"}],
         "bindings": {
             "amqp": {
-                **({"deliveryMode": 2 if told.persistent else 1} if action == "send" else {"ack": True}),
+                **({"deliveryMode": 2 if flow.persistent else 1} if action == "send" else {"ack": True}),
                 "bindingVersion": "0.3.0",
             }
         },

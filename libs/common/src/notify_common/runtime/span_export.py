@@ -1,4 +1,4 @@
-"""Spans that are recorded, with OpenTelemetry, and exported. Sampling and batches: by its own variables (`OTEL_…`)."""
+"""Record spans with OpenTelemetry and export them. Its own variables (`OTEL_…`) control sampling and batching."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,16 +21,16 @@ from notify_common.runtime.tracing import Attributes, Kind, Span, Tracing
 
 log = logging.getLogger(__name__)
 
-EXPORT_TIMEOUT = 2.0  # seconds per batch: at the end there may be four, and nobody waits longer for a process to end
-MAX_LINKS = 5000  # of a group: its members
+EXPORT_TIMEOUT = 2.0  # seconds per batch; there may be four when the process stops
+MAX_LINKS = 5000  # the members of a group
 W3C = TraceContextTextMapPropagator()
 
 
-def exporting(otlp_endpoint: str, service: str) -> Tracing:
-    """Spans go out in batches, from a thread; what is left goes out when the process ends."""
+def export_spans(otlp_endpoint: str, service: str) -> Tracing:
+    """Export spans in batches, from a thread; export the rest when the process ends."""
     resource = Resource.create({SERVICE_NAME: service, SERVICE_INSTANCE_ID: gethostname()})
     provider = TracerProvider(resource=resource, span_limits=SpanLimits(max_links=MAX_LINKS))
-    # As its specification derives it from the endpoint of all signals.
+    # The path that the OTLP specification derives from an endpoint for all signals.
     exporter = _QuietExporter(f"{otlp_endpoint.rstrip('/')}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # several lines per batch
@@ -38,7 +38,7 @@ def exporting(otlp_endpoint: str, service: str) -> Tracing:
 
 
 class _QuietExporter(OTLPSpanExporter):
-    """Tells of a collector that is away as of any other fault that lasts."""
+    """Logs an unavailable collector like any other outage."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint=endpoint, timeout=EXPORT_TIMEOUT)
@@ -67,7 +67,7 @@ class RecordedSpan(Span):
 
     @override
     def set(self, attributes: Attributes) -> None:
-        self._span.set_attributes(_told(attributes))
+        self._span.set_attributes(_present(attributes))
 
     @override
     def fail(self, error: str) -> None:
@@ -93,7 +93,7 @@ class RecordedTracing(Tracing):
     ) -> Span:
         context = W3C.extract({} if parent is None else {TRACEPARENT_HEADER: parent})
         return RecordedSpan(
-            self._tracer.start_span(name, context, SpanKind[kind.upper()], attributes=_told(attributes or {}))
+            self._tracer.start_span(name, context, SpanKind[kind.upper()], attributes=_present(attributes or {}))
         )
 
     @override
@@ -105,12 +105,12 @@ class RecordedTracing(Tracing):
             if member is not None
         ]
         links = [Link(context) for context in contexts]
-        # What a driver says of an error may have values in it: its type is told and nothing else, as of every span.
+        # A driver's error text may contain values, so only the type of an error is recorded.
         with RecordedSpan(self._tracer.start_span(name, W3C.extract({}), links=links)):
             yield
 
 
-def _told(attributes: Attributes) -> dict[str, str | int | float | bool]:
+def _present(attributes: Attributes) -> dict[str, str | int | float | bool]:
     return {
         name: value if isinstance(value, str | int | float) else str(value)
         for name, value in attributes.items()

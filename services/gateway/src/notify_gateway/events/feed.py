@@ -1,4 +1,8 @@
-"""What is told on `notifications.events`, heard through a queue of this process's own while somebody wants to know."""
+"""Consume `notifications.events` through a queue of this process, which exists while somebody subscribes.
+
+This uses aio-pika directly: FastStream's robust connection would restore the exclusive queue after every reconnect,
+wanted or not.
+"""
 
 import asyncio
 import logging
@@ -19,16 +23,16 @@ from pydantic import ValidationError
 log = logging.getLogger(__name__)
 
 PREFETCH = 500  # messages, of many changes each
-KEPT_MESSAGES = 10_000  # in the queue; what comes past them is dropped
+MAX_QUEUED_MESSAGES = 10_000  # further ones are dropped
 TIMEOUT = 5.0  # seconds
-PAUSE = 0.02  # seconds between two groups: what arrives meanwhile is looked up together
+BATCH_INTERVAL = 0.02  # seconds between two batches, so that what arrives in between is looked up together
 
 
 class EventFeed:
-    """Hears all changes of status, for as long as `run` does.
+    """Receives all status changes while `run` runs.
 
-    RabbitMQ drops what it tells while nobody hears it: `began` is called when it is heard (again), `lost` when nothing
-    is heard any more, `missed` when a publisher says that it has dropped some.
+    RabbitMQ drops changes while this feed is not connected: `connected` is called when it is (again), `lost` when it no
+    longer is, and `missed` when a publisher reports that it has dropped some.
     """
 
     def __init__(
@@ -37,30 +41,30 @@ class EventFeed:
         role: str,
         receive: Callable[[Sequence[StatusChange]], Awaitable[None]],
         *,
-        began: Callable[[], None],
+        connected: Callable[[], None],
         lost: Callable[[], None],
         missed: Callable[[], None],
     ) -> None:
         self._url = settings.amqp_url(f"{role}.live")
         self._queue = f"{topology.EVENTS.name}.{role}"
         self._receive = receive
-        self._began = began
+        self._connected = connected
         self._lost = lost
         self._missed = missed
 
     async def run(self) -> None:
-        """Hear, and connect again, until cancelled. The queue goes with its connection."""
+        """Consume, and reconnect after a loss, until cancelled. The queue is deleted with its connection."""
         outage = Outage(log, "events are not heard")
         while True:
             try:
                 with broker_errors():
-                    await self._hear(outage)
+                    await self._consume(outage)
                 wait = outage.failed("the queue is gone")
-            except BrokerUnavailable as away:
-                wait = outage.failed(away)
+            except BrokerUnavailable as unavailable:
+                wait = outage.failed(unavailable)
             await asyncio.sleep(wait)
 
-    async def _hear(self, outage: Outage) -> None:
+    async def _consume(self, outage: Outage) -> None:
         arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
         async with asyncio.timeout(TIMEOUT):
             connection = await aio_pika.connect(self._url)
@@ -69,25 +73,25 @@ class EventFeed:
                 channel = await connection.channel(publisher_confirms=False)
                 await channel.set_qos(prefetch_count=PREFETCH)
                 underlay = await channel.get_underlay_channel()
-                _when_ended(underlay, lambda: arrived.put_nowait(None))
+                _on_end(underlay, lambda: arrived.put_nowait(None))
                 queue = await channel.declare_queue(
                     f"{self._queue}.{uuid4()}",
                     exclusive=True,
                     auto_delete=True,
-                    arguments={"x-max-length": KEPT_MESSAGES},
+                    arguments={"x-max-length": MAX_QUEUED_MESSAGES},
                 )
                 await queue.bind(topology.EVENTS.name, "#")
                 await queue.consume(arrived.put)
             outage.ended()
-            self._began()
+            self._connected()
             try:
-                while messages := await _next(arrived):
-                    told = [_changes(message) for message in messages]
-                    await self._receive([change for changes in told for change in changes])
-                    if not all(told):
+                while messages := await _next_batch(arrived):
+                    per_message = [_changes(message) for message in messages]
+                    await self._receive([change for changes in per_message for change in changes])
+                    if not all(per_message):
                         self._missed()
                     await messages[-1].ack(multiple=True)
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(BATCH_INTERVAL)
             finally:
                 self._lost()
         finally:
@@ -96,16 +100,14 @@ class EventFeed:
                     await connection.close()
 
 
-def _when_ended(channel: AbstractChannel, call: Callable[[], None]) -> None:
-    """Call when no message comes any more: with the channel, or because somebody has deleted the queue."""
+def _on_end(channel: AbstractChannel, call: Callable[[], None]) -> None:
+    """Call when no further message can arrive, because the channel is closed or the queue is deleted."""
     channel.closing.add_done_callback(lambda _: call())
     channel.on_consumer_cancel_callbacks.add(lambda _: call())
 
 
-async def _next(
-    arrived: "asyncio.Queue[AbstractIncomingMessage | None]",
-) -> list[AbstractIncomingMessage]:
-    """All that has arrived, at least one; none at the end."""
+async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> list[AbstractIncomingMessage]:
+    """Return all messages that have arrived, at least one; an empty list at the end."""
     messages = [await arrived.get()]
     while not arrived.empty():
         messages.append(arrived.get_nowait())
@@ -117,4 +119,4 @@ def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:
         return StatusChanges.model_validate_json(message.body).changes
     except ValidationError:
         log.warning("event is unreadable", extra={"message_id": message.message_id})
-        return ()  # as if it had been dropped
+        return ()  # the same as dropped changes

@@ -1,4 +1,4 @@
-"""Changes of status as PostgreSQL knows them: whose they are, and which somebody has missed."""
+"""Status changes in PostgreSQL: the owners of changes, and the changes that a subscriber has missed."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_gateway.errors import TooManyMissed
 from notify_gateway.events.schemas import StatusEvent
 
-# Of two changes the earlier can be the last to be committed: who has seen one looks back so far.
+# Changes may be committed in a different order than their times, so a replay starts this much earlier.
 OVERLAP = timedelta(seconds=5)
-MOST_MISSED = 20_000
-MOST_LOOKED_AT = 100_000  # deliveries, whose ever they are
-LOOKS = 2  # at a time: those who come back must not take the connections of those who post
+MAX_REPLAYED = 20_000
+MAX_SCANNED = 100_000  # deliveries of all tenants
+CONCURRENT_REPLAYS = 2  # reconnecting subscribers must not take the connections of those who post
 
-# All between two ids: the planner looks into the partitions of their time only.
+# The range of the ids lets the planner prune partitions.
 OWNERS = text("""
     SELECT id, tenant, user_id FROM notifications
     WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
@@ -46,15 +46,15 @@ SINCE = text("""
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which changes somebody wants to hear of."""
+    """Which changes a subscriber wants."""
 
     tenant: str
     user_id: int | None = None
     notification_id: UUID | None = None
     channel: Channel | None = None
 
-    def includes(self, tenant: str, event: StatusEvent) -> bool:
-        """Whether the event, which is of `tenant`, is one of them."""
+    def matches(self, tenant: str, event: StatusEvent) -> bool:
+        """Return whether an event of `tenant` matches."""
         return (
             self.tenant == tenant
             and self.user_id in {None, event.user_id}
@@ -64,21 +64,21 @@ class EventFilter:
 
 
 class EventHistory:
-    """The statements; they raise `DatabaseUnavailable`."""
+    """Reads status changes; every method raises `DatabaseUnavailable`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = without_transactions(engine)
-        self._looking = asyncio.Semaphore(LOOKS)
+        self._replaying = asyncio.Semaphore(CONCURRENT_REPLAYS)
 
     async def now(self) -> datetime:
-        """PostgreSQL's time: what changes from here on is later than this, but for `OVERLAP`."""
+        """Return PostgreSQL's time: later changes have later times, except within `OVERLAP`."""
         with database_errors():
-            async with self._looking, self._engine.connect() as connection:
-                told: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
-        return told
+            async with self._replaying, self._engine.connect() as connection:
+                now: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
+        return now
 
     async def events(self, changes: Sequence[StatusChange]) -> list[tuple[str, StatusEvent]]:
-        """The changes with the tenants and users whose they are."""
+        """Return each change as an event, with its tenant."""
         ids = sorted({change.notification_id for change in changes})
         if not ids:
             return []
@@ -93,19 +93,20 @@ class EventHistory:
             if (owner := owners.get(change.notification_id)) is not None
         ]
 
-    async def since(self, position: datetime, wanted: EventFilter) -> list[StatusEvent]:
-        """What each delivery has come to that has changed since, oldest first; raises `TooManyMissed`."""
+    async def since(self, position: datetime, event_filter: EventFilter) -> list[StatusEvent]:
+        """Return the latest state of each delivery that has changed since, oldest first; raise `TooManyMissed`."""
         parameters = {
-            "since": position - OVERLAP, "limit": MOST_MISSED + 1, "tenant": wanted.tenant, "user_id": wanted.user_id,
-            "notification_id": wanted.notification_id, "channel": wanted.channel,
+            "since": position - OVERLAP, "limit": MAX_REPLAYED + 1, "tenant": event_filter.tenant,
+            "user_id": event_filter.user_id, "notification_id": event_filter.notification_id,
+            "channel": event_filter.channel,
         }  # fmt: skip
-        bound = {"since": parameters["since"], "limit": MOST_LOOKED_AT + 1}
+        bound = {"since": parameters["since"], "limit": MAX_SCANNED + 1}
         with database_errors():
-            async with self._looking, self._engine.connect() as connection:
-                if (await connection.execute(CHANGED, bound)).scalar_one() > MOST_LOOKED_AT:
+            async with self._replaying, self._engine.connect() as connection:
+                if (await connection.execute(CHANGED, bound)).scalar_one() > MAX_SCANNED:
                     raise TooManyMissed
                 rows = (await connection.execute(SINCE, parameters)).all()
-        if len(rows) > MOST_MISSED:
+        if len(rows) > MAX_REPLAYED:
             raise TooManyMissed
         return [
             StatusEvent(

@@ -1,8 +1,8 @@
-"""Who listens to changes of status, and what each of them is to hear. Nothing is kept open while nobody listens."""
+"""Distribute status changes to the subscribers of this process; the feed runs only while somebody subscribes."""
 
 import asyncio
 import logging
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
@@ -15,128 +15,94 @@ from notify_gateway.errors import TooManySubscribers
 from notify_gateway.events.feed import EventFeed
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.schemas import StatusEvent
-from notify_gateway.events.server_sent import RESET, live_chunk, status_chunk, take_for_a_write
+from notify_gateway.events.server_sent import RESET, live_chunk, status_chunk
+from notify_gateway.events.subscriber import Subscriber
 
 log = logging.getLogger(__name__)
 
-MOST_LISTENERS = 1000
-MOST_OF_A_TENANT = 500  # so that no tenant keeps the others out
-KEPT_BYTES = 4 * 1024 * 1024  # for a listener that reads slower than things happen
-CLOSE_TIMEOUT = 2.0  # seconds for what is still to be written when the process stops
-LIVE_TIMEOUT = 2.0  # seconds until a listener is let in although RabbitMQ does not answer
+MAX_SUBSCRIBERS = 1000
+MAX_SUBSCRIBERS_PER_TENANT = 500  # so that one tenant cannot lock out the others
+CLOSE_TIMEOUT = 2.0  # seconds to write what is queued when the process stops
+LIVE_TIMEOUT = 2.0  # seconds after which a subscriber is admitted although RabbitMQ does not answer
 
 Watcher = Callable[[Sequence[StatusChange]], None]
-
-
-class Subscriber:
-    """One who listens: what is to be written to the client, in order."""
-
-    def __init__(self, wanted: EventFilter, abort: Callable[[], None]) -> None:
-        self.wanted = wanted
-        self.abort = abort
-        self._chunks: deque[bytes] = deque()
-        self._kept = 0
-        self._ended = False
-        self._changed = asyncio.Event()
-
-    async def next(self) -> bytes | None:
-        """What is to be written next; None at the end."""
-        while not self._chunks:
-            if self._ended:
-                return None
-            self._changed.clear()
-            await self._changed.wait()
-        written = take_for_a_write(self._chunks)
-        self._kept -= len(written)
-        return written
-
-    def push(self, chunk: bytes) -> None:
-        """Have it written; one who is too slow is dropped, and can come back for what is missing."""
-        if self._ended:
-            return
-        if self._kept + len(chunk) > KEPT_BYTES:
-            log.info("a listener that does not read is dropped", extra={"tenant": self.wanted.tenant})
-            self._chunks.clear()
-            self.end()
-            self.abort()
-        else:
-            self._kept += len(chunk)
-            self._chunks.append(chunk)
-            self._changed.set()
-
-    def end(self) -> None:
-        """Nothing more, after what is there."""
-        self._ended = True
-        self._changed.set()
+SubscriberKey = UUID | tuple[str, int] | str
+"""A notification, a user of a tenant, or a tenant."""
 
 
 class EventHub:
-    """Hands each change to those who want it."""
+    """Pushes each change to the subscribers whose filters it matches."""
 
     def __init__(self, settings: RabbitSettings, role: str, history: EventHistory) -> None:
         self._history = history
-        self._feed = EventFeed(settings, role, self._receive, began=self._began, lost=self._lost, missed=self._missed)
-        self._switching = asyncio.Lock()  # one feed ends before another begins
+        self._feed = EventFeed(
+            settings, role, self._receive, connected=self._connected, lost=self._lost, missed=self._missed
+        )
+        self._switching = asyncio.Lock()  # a feed must have ended before the next one starts
         self._feeding: asyncio.Task[None] | None = None
         self._live = asyncio.Event()
-        # By what they want most narrowly: however many listen, a change is looked up three times.
-        self._listeners: defaultdict[UUID | tuple[str, int] | str, set[Subscriber]] = defaultdict(set)
-        self._let_in: set[Subscriber] = set()
+        # By the narrowest part of their filters: a change needs three look-ups, however many subscribers there are.
+        self._subscribers: defaultdict[SubscriberKey, set[Subscriber]] = defaultdict(set)
+        self._admitted: set[Subscriber] = set()
         self._tenants = Counter[str]()
         self._watchers: set[Watcher] = set()
         self._closed = False
 
     @property
     def live(self) -> bool:
-        """Whether changes are heard as they are told."""
+        """Whether changes arrive as they are published."""
         return self._live.is_set()
 
     @property
     def count(self) -> int:
-        """How many listen."""
+        """The number of subscribers."""
         return self._tenants.total()
 
     @asynccontextmanager
-    async def listening(self, wanted: EventFilter, abort: Callable[[], None]) -> AsyncIterator[Subscriber]:
-        """Listen for as long as the context lasts. `abort` ends the connection of one who does not read."""
-        if self._closed or self.count >= MOST_LISTENERS or self._tenants[wanted.tenant] >= MOST_OF_A_TENANT:
+    async def subscribe(self, event_filter: EventFilter, abort: Callable[[], None]) -> AsyncIterator[Subscriber]:
+        """Subscribe for as long as the context lasts; raise `TooManySubscribers`.
+
+        `abort` closes the connection of a subscriber that does not read.
+        """
+        tenant = event_filter.tenant
+        if self._closed or self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
             raise TooManySubscribers
-        listener, key = Subscriber(wanted, abort), _key(wanted)
-        self._tenants[wanted.tenant] += 1
-        self._listeners[key].add(listener)
+        subscriber, key = Subscriber(event_filter, abort), _key(event_filter)
+        self._tenants[tenant] += 1
+        self._subscribers[key].add(subscriber)
         try:
-            await self._start()
-            self._let_in.add(listener)
+            await self._start_feed()
+            self._admitted.add(subscriber)
             if self._closed:
-                listener.end()
-            yield listener
+                subscriber.end()
+            yield subscriber
         finally:
-            self._tenants[wanted.tenant] -= 1
-            if not self._tenants[wanted.tenant]:
-                del self._tenants[wanted.tenant]
-            self._let_in.discard(listener)
-            self._listeners[key].discard(listener)
-            if not self._listeners[key]:
-                del self._listeners[key]
-            await self._stop_unless_wanted()
+            self._tenants[tenant] -= 1
+            if not self._tenants[tenant]:
+                del self._tenants[tenant]
+            self._admitted.discard(subscriber)
+            self._subscribers[key].discard(subscriber)
+            if not self._subscribers[key]:
+                del self._subscribers[key]
+            await self._stop_idle_feed()
 
     async def watch(self, watcher: Watcher) -> None:
-        """Have `watcher` called with all changes, whose ever they are."""
+        """Call `watcher` with the changes of all tenants."""
         self._watchers.add(watcher)
-        await self._start()
+        await self._start_feed()
 
     async def unwatch(self, watcher: Watcher) -> None:
-        """Call it no more."""
+        """Stop calling `watcher`."""
         self._watchers.discard(watcher)
-        await self._stop_unless_wanted()
+        await self._stop_idle_feed()
 
     def close(self) -> None:
-        """End all: the process stops."""
+        """End all streams, because the process stops."""
         self._closed = True
         self._end_all()
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._abort_all)
 
-    async def _start(self) -> None:
+    async def _start_feed(self) -> None:
         async with self._switching:
             if self._feeding is None or self._feeding.done():
                 self._feeding = asyncio.create_task(self._feed.run())
@@ -145,36 +111,36 @@ class EventHub:
             async with asyncio.timeout(LIVE_TIMEOUT):
                 await self._live.wait()
 
-    async def _stop_unless_wanted(self) -> None:
+    async def _stop_idle_feed(self) -> None:
         async with self._switching:
-            if self._feeding is None or self._listeners or self._watchers:
+            if self._feeding is None or self._subscribers or self._watchers:
                 return
             feeding, self._feeding = self._feeding, None
             feeding.cancel()
             await asyncio.wait({feeding})
 
-    def _began(self) -> None:
-        # They have missed what was told before: each comes back, and gets it from PostgreSQL.
+    def _connected(self) -> None:
+        # Subscribers missed what was published before: each reconnects and gets it from PostgreSQL.
         self._end_all()
         self._live.set()
 
     def _lost(self) -> None:
         self._live.clear()
-        for listener in self._let_in:
-            listener.push(live_chunk(live=False))
+        for subscriber in self._admitted:
+            subscriber.push(live_chunk(live=False))
 
     def _missed(self) -> None:
-        # Of what time that was nobody knows.
-        for listener in self._let_in:
-            listener.push(RESET)
+        # Nobody knows when the dropped changes happened, so they cannot be replayed.
+        for subscriber in self._admitted:
+            subscriber.push(RESET)
 
     def _end_all(self) -> None:
-        for listener in self._let_in:
-            listener.end()
+        for subscriber in self._admitted:
+            subscriber.end()
 
     def _abort_all(self) -> None:
-        for listener in self._let_in:
-            listener.abort()
+        for subscriber in self._admitted:
+            subscriber.abort()
 
     def _feed_ended(self, feeding: "asyncio.Task[None]") -> None:
         if not feeding.cancelled() and (bug := feeding.exception()) is not None:
@@ -184,29 +150,32 @@ class EventHub:
     async def _receive(self, changes: Sequence[StatusChange]) -> None:
         for watcher in list(self._watchers):
             watcher(changes)
-        if not self._listeners:
+        if not self._subscribers:
             return
-        if all(isinstance(key, UUID) for key in self._listeners):
-            changes = [change for change in changes if change.notification_id in self._listeners]
+        if all(isinstance(key, UUID) for key in self._subscribers):
+            changes = [change for change in changes if change.notification_id in self._subscribers]
         try:
             events = await self._history.events(changes)
-        except DatabaseUnavailable as away:
-            log.warning("listeners have to come back: whose events they are is not known", extra={"error": str(away)})
+        except DatabaseUnavailable as unavailable:
+            error = {"error": str(unavailable)}
+            log.warning("listeners have to come back: whose events they are is not known", extra=error)
             self._end_all()
             return
-        self._hand_out(events)
+        self._distribute(events)
 
-    def _hand_out(self, events: Sequence[tuple[str, StatusEvent]]) -> None:
+    def _distribute(self, events: Sequence[tuple[str, StatusEvent]]) -> None:
         for tenant, event in events:
             chunk: bytes | None = None
             for key in (event.notification_id, (tenant, event.user_id), tenant):
-                for listener in self._listeners.get(key, ()):
-                    if listener.wanted.includes(tenant, event):
+                for subscriber in self._subscribers.get(key, ()):
+                    if subscriber.event_filter.matches(tenant, event):
                         chunk = chunk or status_chunk(event)
-                        listener.push(chunk)
+                        subscriber.push(chunk)
 
 
-def _key(wanted: EventFilter) -> UUID | tuple[str, int] | str:
-    if wanted.notification_id is not None:
-        return wanted.notification_id
-    return wanted.tenant if wanted.user_id is None else (wanted.tenant, wanted.user_id)
+def _key(event_filter: EventFilter) -> SubscriberKey:
+    if event_filter.notification_id is not None:
+        return event_filter.notification_id
+    if event_filter.user_id is not None:
+        return event_filter.tenant, event_filter.user_id
+    return event_filter.tenant

@@ -1,4 +1,4 @@
-"""The answer to `GET /api/events`: what was missed, then what happens, for as long as the client listens."""
+"""The response to `GET /api/events`: what was missed, then what happens, for as long as the client is connected."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from notify_gateway.errors import TooManyMissed
 from notify_gateway.events.history import EventFilter, EventHistory
-from notify_gateway.events.hub import EventHub, Subscriber
+from notify_gateway.events.hub import EventHub
 from notify_gateway.events.server_sent import (
     HEARTBEAT,
     MEDIA_TYPE,
@@ -22,100 +22,102 @@ from notify_gateway.events.server_sent import (
     live_chunk,
     position_chunk,
     status_chunk,
-    take_for_a_write,
+    take_write,
 )
+from notify_gateway.events.subscriber import Subscriber
 from notify_gateway.http.middleware import ABORT, UNLIMITED
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_INTERVAL = 15.0  # seconds: proxies close what is silent for longer; the key is looked at, too
-SEND_TIMEOUT = 30.0  # seconds a client may take to read what was sent before
+HEARTBEAT_INTERVAL = 15.0  # seconds; proxies close connections that are silent for longer
+SEND_TIMEOUT = 30.0  # seconds a client may take to read one write
 
 
 class EventStream(Response):
-    """Server-sent events until the client is gone, or is to come back."""
+    """Server-sent events until the client disconnects, must reconnect, or is no longer authorized."""
 
     media_type = MEDIA_TYPE
 
     def __init__(
         self,
-        live: EventHub,
+        hub: EventHub,
         history: EventHistory,
-        wanted: EventFilter,
+        event_filter: EventFilter,
         since: datetime | None,
-        admitted: Callable[[], Awaitable[bool]],
+        is_still_authorized: Callable[[], Awaitable[bool]],
     ) -> None:
-        super().__init__(media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})  # nginx would keep it back
+        super().__init__(media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})  # nginx must not buffer it
         del self.headers["content-length"]
-        self._live = live
+        self._hub = hub
         self._history = history
-        self._wanted = wanted
+        self._filter = event_filter
         self._since = since
-        self._admitted = admitted
+        self._is_still_authorized = is_still_authorized
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises `TooManySubscribers` and `DatabaseUnavailable`, before anything is sent."""
-        abort = scope.get(ABORT, _nothing)
-        async with self._live.listening(self._wanted, abort) as listener:
-            # It listens by now: nothing is missed in between, and some may come twice.
-            first = await self._first()
+        """Stream; raise `TooManySubscribers` or `DatabaseUnavailable` before anything is sent."""
+        abort = scope.get(ABORT, _ignore)
+        async with self._hub.subscribe(self._filter, abort) as subscriber:
+            # The subscription precedes the replay, so nothing is missed in between; some events may come twice.
+            replay = await self._replay()
             scope[UNLIMITED]()
-            sending = asyncio.ensure_future(self._send(listener, first, send, abort))
-            gone = asyncio.ensure_future(_disconnected(receive))
+            sending = asyncio.ensure_future(self._send(subscriber, replay, send, abort))
+            disconnected = asyncio.ensure_future(_disconnected(receive))
             try:
-                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({sending, disconnected}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (sending, gone):
+                for task in (sending, disconnected):
                     task.cancel()
-                await asyncio.wait({sending, gone})
+                await asyncio.wait({sending, disconnected})
             if not sending.cancelled():
                 sending.result()
 
-    async def _first(self) -> deque[bytes]:
-        """What the client has missed, and where it is then."""
+    async def _replay(self) -> deque[bytes]:
+        """Return what the client has missed, then its new position."""
         now = await self._history.now()
-        first = deque([RETRY + live_chunk(live=self._live.live)])
+        chunks = deque([RETRY + live_chunk(live=self._hub.live)])
         if self._since is not None:
             try:
-                first.extend(map(status_chunk, await self._history.since(self._since, self._wanted)))
+                chunks.extend(map(status_chunk, await self._history.since(self._since, self._filter)))
             except TooManyMissed:
-                first.append(RESET)
-        first.append(position_chunk(now))
-        return first
+                chunks.append(RESET)
+        chunks.append(position_chunk(now))
+        return chunks
 
-    async def _send(self, listener: Subscriber, first: deque[bytes], send: Send, abort: Callable[[], None]) -> None:
+    async def _send(self, subscriber: Subscriber, replay: deque[bytes], send: Send, abort: Callable[[], None]) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for chunk in self._chunks(listener, first):
+            async for chunk in self._chunks(subscriber, replay):
                 async with asyncio.timeout(SEND_TIMEOUT):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TimeoutError:
-            log.info("a listener that does not read is dropped", extra={"tenant": self._wanted.tenant})
+            log.info("a listener that does not read is dropped", extra={"tenant": self._filter.tenant})
             abort()
         else:
             await send({"type": "http.response.body", "body": b""})
 
-    async def _chunks(self, listener: Subscriber, first: deque[bytes]) -> AsyncIterator[bytes]:
+    async def _chunks(self, subscriber: Subscriber, replay: deque[bytes]) -> AsyncIterator[bytes]:
         clock = asyncio.get_running_loop().time
         heartbeat_at = clock() + HEARTBEAT_INTERVAL
         while True:
-            if clock() >= heartbeat_at:  # however much there is to tell
-                if not await self._admitted():
+            # Checked even while events arrive all the time: the key may have been revoked.
+            if clock() >= heartbeat_at:
+                if not await self._is_still_authorized():
                     return
                 heartbeat_at = clock() + HEARTBEAT_INTERVAL
                 yield HEARTBEAT
-            if first:
-                yield take_for_a_write(first)
+            if replay:
+                yield take_write(replay)
                 continue
             try:
                 async with asyncio.timeout_at(heartbeat_at):
-                    following = await listener.next()
+                    chunk = await subscriber.next()
             except TimeoutError:
                 continue
-            if following is None:
+            if chunk is None:
                 return
-            yield following
+            yield chunk
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -124,5 +126,5 @@ async def _disconnected(receive: Receive) -> None:
             pass
 
 
-def _nothing() -> None:
-    """Where no connection is to be ended."""
+def _ignore() -> None:
+    """Stand in for `ABORT` on servers that do not provide it."""

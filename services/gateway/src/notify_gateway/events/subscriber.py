@@ -1,0 +1,55 @@
+"""One subscriber of events: the bytes that wait to be written to its connection."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from notify_gateway.events.history import EventFilter
+from notify_gateway.events.server_sent import take_write
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # for a subscriber that reads more slowly than events arrive
+
+
+class Subscriber:
+    """A bounded queue of chunks; a subscriber that does not read is disconnected with `abort`."""
+
+    def __init__(self, event_filter: EventFilter, abort: Callable[[], None]) -> None:
+        self.event_filter = event_filter
+        self.abort = abort
+        self._chunks: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    async def next(self) -> bytes | None:
+        """Return what is to be written next, or None at the end."""
+        while not self._chunks:
+            if self._ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        written = take_write(self._chunks)
+        self._waiting_bytes -= len(written)
+        return written
+
+    def push(self, chunk: bytes) -> None:
+        """Queue a chunk; disconnect the subscriber if too much waits. It can reconnect and replay what it missed."""
+        if self._ended:
+            return
+        if self._waiting_bytes + len(chunk) > MAX_WAITING_BYTES:
+            log.info("a listener that does not read is dropped", extra={"tenant": self.event_filter.tenant})
+            self._chunks.clear()
+            self.end()
+            self.abort()
+        else:
+            self._waiting_bytes += len(chunk)
+            self._chunks.append(chunk)
+            self._changed.set()
+
+    def end(self) -> None:
+        """End the stream after what is queued."""
+        self._ended = True
+        self._changed.set()
