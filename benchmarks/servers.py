@@ -19,6 +19,7 @@ import psycopg
 PROJECT = Path(__file__).parents[1]
 PRODUCT_PYTHON = PROJECT / ".venv" / "bin" / "python"
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
+LOG_LINES = 20  # of a stack that does not start
 VHOST = "bench"
 DATABASE = "bench"
 
@@ -117,7 +118,7 @@ def _running(folder: Path) -> Iterator[Servers]:
     with log.open("ab") as output:
         process = subprocess.Popen(command, cwd=folder, env=dict(os.environ), stdout=output, stderr=output)
         try:
-            addresses = _addresses(process, folder / "stack" / "stack.env", log)
+            addresses = addresses_when_ready(process, folder / "stack" / "stack.env", log)
             run = folder / "stack" / "run"
             yield Servers(
                 addresses["POSTGRES_URL"],
@@ -130,13 +131,18 @@ def _running(folder: Path) -> Iterator[Servers]:
             process.wait(60)
 
 
-def _addresses(process: "subprocess.Popen[bytes]", file: Path, log: Path) -> dict[str, str]:
+def addresses_when_ready(process: "subprocess.Popen[bytes]", file: Path, log: Path) -> dict[str, str]:
+    """Return what a starting stack writes into its `stack.env` once it is ready."""
     deadline = time.monotonic() + START_TIMEOUT
     while not file.exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"The servers do not start:\n{log.read_text()}")
+            raise SystemExit(f"The stack does not start:\n{_tail(log)}")
         time.sleep(0.1)
     return dict(line.split("=", 1) for line in file.read_text().splitlines())
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text().splitlines()[-LOG_LINES:])
 
 
 def machine() -> dict[str, str]:
