@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events check format lock clean
+.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-scale: install benchmarks/.venv/installed ## with much waiting, much store
 
 bench-events: install benchmarks/.venv/installed ## how soon live events come, and what those cost who listen
 	@benchmarks/.venv/bin/python -m benchmarks.events $(ARGS)
+
+bench-pair: install benchmarks/.venv/installed ## compare CPU and latencies with another commit: BASE=<commit>; ARGS="--pairs 2" is quick
+	@benchmarks/.venv/bin/python -m benchmarks.pair --base="$(BASE)" $(ARGS)
 
 check: install ## lint, format, types
 	@$(BIN)/ruff check .

@@ -1,0 +1,126 @@
+"""One run: what a notification costs at a fixed rate, and the latencies at a low one."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from benchmarks.contenders import SERVICE
+from benchmarks.measure import KEPT_UP, SETTLING, failures, generate, percentiles
+from benchmarks.pair.figures import LATENCY_RATE, CpuFigures, LatencyFigures
+from benchmarks.pair.stack import Stack
+
+WARM_UP = 5.0  # seconds
+FINAL_TIMEOUT = 120.0  # seconds
+# Acknowledgements, deleted outbox rows and the like follow a status; they belong to the CPU of their notifications.
+SETTLE = 1.0  # seconds
+COUNTS = "SELECT count(*), count(*) FILTER (WHERE status <> 'sent') FROM deliveries"
+
+
+@dataclass(frozen=True)
+class Load:
+    """How long each part of a run is loaded, and how much."""
+
+    rate: float
+    """Requests a second while CPU is measured."""
+    seconds: float
+
+
+def warm_up(stack: Stack, rate: float) -> None:
+    """Let everything run once at the rate that is measured: connections, prepared statements, caches."""
+    _load_until_final(stack, rate, WARM_UP)
+
+
+def measure_cpu(stack: Stack, load: Load) -> CpuFigures:
+    """Load the stack at a fixed rate, and charge its CPU to the notifications once all of them are final."""
+    time.sleep(SETTLE)
+    before, machine = stack.cpu(), _Machine()
+    seen = _load_until_final(stack, load.rate, load.seconds)
+    time.sleep(SETTLE)
+    after = stack.cpu()
+    used = {name: after[name] - before[name] for name in after}
+    other_work = machine.other_work(sum(used.values()))
+    notifications, failed = len(seen["ids"]), failures(dict(seen))
+    accepted = _accepted_rate(seen, load.seconds)
+    return CpuFigures(
+        notifications=notifications,
+        accepted=accepted,
+        failed=failed,
+        rate_reached=not failed and accepted >= KEPT_UP * load.rate,
+        processes={name: seconds / notifications * 1e6 for name, seconds in used.items()},
+        load_generator=seen["cpu"] / notifications * 1e6,
+        other_work=other_work,
+    )
+
+
+def measure_latency(stack: Stack, seconds: float) -> LatencyFigures:
+    """Load the stack lightly, and look up when each notification was committed as sent."""
+    before, machine = stack.cpu(), _Machine()
+    seen = _load_until_final(stack, LATENCY_RATE, seconds)
+    other_work = machine.other_work(sum(stack.cpu().values()) - sum(before.values()))
+    sent = {str(row[0]): float(str(row[1])) for row in stack.query(SERVICE.sent)}
+    return LatencyFigures(
+        post=percentiles([answered - due for due, answered in zip(seen["due"], seen["answered"], strict=True)]),
+        to_sent=percentiles([sent[each] - at for each, at in zip(seen["ids"], seen["answered"], strict=True)]),
+        failed=failures(dict(seen)),
+        other_work=other_work,
+    )
+
+
+def _accepted_rate(seen: Mapping[str, Any], seconds: float) -> float:
+    """Return how many requests a second were accepted once the load had settled."""
+    began: float = seen["began"]
+    answered: list[float] = seen["answered"]
+    begin, end = began + SETTLING * seconds, began + seconds
+    return sum(begin <= at < end for at in answered) / (end - begin)
+
+
+class _Machine:
+    """The CPU that the machine has used since this was made."""
+
+    def __init__(self) -> None:
+        self._began, self._all, self._driver = time.monotonic(), _machine_seconds(), _driver_seconds()
+
+    def other_work(self, stack: float) -> float:
+        """Return what neither the stack nor this driver and its load generator have used, in percent of one core."""
+        seconds = _machine_seconds() - self._all - (_driver_seconds() - self._driver) - stack
+        return max(0.0, seconds) / (time.monotonic() - self._began) * 100
+
+
+def _machine_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
+
+
+def _driver_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _load_until_final(stack: Stack, rate: float, seconds: float) -> Mapping[str, Any]:
+    """Return what the load generator has seen, when all that was accepted is sent."""
+    stored_before, _ = _counts(stack)
+    seen = generate(stack.url, rate, seconds)
+    accepted = len(seen["ids"])
+    if not accepted:
+        raise SystemExit(f"No request was accepted ({seen['refused']}); the logs are in {stack.folder / 'log'}.")
+    deadline = time.monotonic() + FINAL_TIMEOUT
+    while True:
+        stored, unsent = _counts(stack)
+        if not unsent and stored - stored_before >= accepted:
+            return seen
+        if time.monotonic() > deadline:
+            raise SystemExit(
+                f"{unsent} notifications were not sent {FINAL_TIMEOUT:.0f} s after the last request, so the sides "
+                f"would not have done the same work. Try a lower --rate; the logs are in {stack.folder / 'log'}."
+            )
+        # Rarely, because each count costs PostgreSQL a scan that is charged to this side.
+        time.sleep(0.5)
+
+
+def _counts(stack: Stack) -> tuple[int, int]:
+    [[stored, unsent]] = stack.query(COUNTS)
+    return int(str(stored)), int(str(unsent))
