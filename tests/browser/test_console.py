@@ -20,7 +20,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from pydantic import ValidationError
 from sqlalchemy import text

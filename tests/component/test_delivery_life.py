@@ -21,7 +21,7 @@ from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, 
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_common.sending.attempt import ProviderAnswer, decide, expired
 from notify_common.sending.errors import PermanentFailure, ProviderFailure, TemporaryFailure, Throttled
 from notify_common.sending.retry_schedule import RetrySchedule

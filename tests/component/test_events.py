@@ -17,7 +17,7 @@ from notify_common.contracts.messages import DeliveryRequested, DeliveryStatus, 
 from notify_common.rabbitmq import events
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_common.sending.errors import PermanentFailure
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys import store as api_keys

@@ -6,8 +6,8 @@ import httpx
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.clock import utc_now
 from notify_common.runtime.health import health_app
-from notify_common.runtime.process import utc_now
 from notify_common.sending.errors import TemporaryFailure
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.retry_queue_depth import WaitingRetries

@@ -9,7 +9,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from notify_common.contracts.ids import new_id
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import (
     NOT_MIGRATED,
     PostgresSettings,

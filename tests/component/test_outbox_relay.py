@@ -15,7 +15,7 @@ from notify_common.rabbitmq.connection import RabbitSettings, create_broker
 from notify_common.rabbitmq.declaration import prepare_topology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore

@@ -8,7 +8,7 @@ import pytest
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_common.sending.circuit_breaker import ProviderLimits
 from support.amqp import Hand
 from support.bot_api_peer import BotApiPeer

@@ -16,7 +16,7 @@ from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, ErrorClass, Outcome, StatusChanges
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.declaration import prepare_topology
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_database.errors import DataRejected
 from notify_status_writer.result_store import ResultStore

@@ -1,4 +1,11 @@
-"""Who may import whom."""
+"""The structure of the code: which packages may import which, and how long files and functions may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import grimp
 import pytest
@@ -7,6 +14,23 @@ from support.servers import PROJECT
 SERVICES = {f"notify_{folder.name}" for folder in (PROJECT / "services").iterdir()}
 SENDERS = sorted(service for service in SERVICES if service.endswith("_sender"))
 LAYERS = (SERVICES | {"notify_local"}, "notify_database", "notify_common")
+COMMON_LAYERS = ("sending", "rabbitmq", "runtime", {"contracts", "errors"})
+GATEWAY_LAYERS = (
+    "main",
+    {"http_api", "cli"},
+    "application",
+    {"health", "maintenance", "asyncapi"},
+    {"console", "dead_letters", "notifications"},
+    {"deliveries", "events", "users"},
+    {"api_keys", "outbox"},
+    "http",
+    {"errors", "metrics", "settings"},
+)
+SUBJECTS = {
+    "api_keys", "console", "dead_letters", "deliveries", "events", "notifications", "outbox", "users",
+}  # fmt: skip
+HTTP_LAYER = {"routes", "endpoint"}
+LONGEST_FILE, LONGEST_FUNCTION = 300, 50  # lines
 
 
 @pytest.fixture(scope="module")
@@ -15,13 +39,73 @@ def imports() -> grimp.ImportGraph:
     return grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
 
 
-def test_services_stand_on_libraries_and_never_import_each_other(imports: grimp.ImportGraph) -> None:
+def test_services_depend_on_libraries_and_not_on_each_other(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(LAYERS) == set()
 
 
+def test_the_packages_of_the_common_library_form_layers(imports: grimp.ImportGraph) -> None:
+    assert imports.find_illegal_dependencies_for_layers(COMMON_LAYERS, containers={"notify_common"}) == set()
+
+
+def test_the_packages_of_the_gateway_form_layers(imports: grimp.ImportGraph) -> None:
+    assert imports.find_illegal_dependencies_for_layers(GATEWAY_LAYERS, containers={"notify_gateway"}) == set()
+
+
+def test_every_module_of_the_gateway_is_in_a_layer() -> None:
+    package = PROJECT / "services/gateway/src/notify_gateway"
+    in_layers = {name for layer in GATEWAY_LAYERS for name in ({layer} if isinstance(layer, str) else layer)}
+    assert {path.stem for path in package.iterdir() if not path.stem.startswith("__")} == in_layers
+
+
+def test_no_subject_imports_the_routes_of_another(imports: grimp.ImportGraph) -> None:
+    for importer in imports.modules:
+        for imported in imports.find_modules_directly_imported_by(importer):
+            package, _, module = imported.rpartition(".")
+            subject = package.removeprefix("notify_gateway.")
+            if subject in SUBJECTS and module in HTTP_LAYER and importer.split(".")[1] in SUBJECTS:
+                assert importer.startswith(f"{package}."), f"{importer} imports {imported}"
+
+
+def test_modules_do_not_import_each_other_in_cycles(imports: grimp.ImportGraph) -> None:
+    # Raises CycleError.
+    TopologicalSorter(
+        {module: imports.find_modules_directly_imported_by(module) for module in imports.modules}
+    ).prepare()
+
+
 @pytest.mark.parametrize("package", ["notify_common", *SENDERS])
-def test_senders_and_what_they_share_can_not_reach_the_database_or_fastapi(
-    imports: grimp.ImportGraph, package: str
-) -> None:
+def test_senders_cannot_reach_the_database_or_fastapi(imports: grimp.ImportGraph, package: str) -> None:
     for forbidden in ("notify_database", "sqlalchemy", "asyncpg", "alembic", "fastapi"):
         assert imports.find_shortest_chains(package, forbidden) == set()
+
+
+def test_importing_a_contract_loads_no_server_and_no_driver() -> None:
+    code = (
+        "import sys, notify_common.contracts.channels, notify_common.contracts.ids, notify_common.contracts.messages\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    assert not {"uvicorn", "fastapi", "starlette", "faststream", "aio_pika", "asyncpg"}.intersection(
+        found.stdout.split()
+    )
+
+
+def _sources() -> Iterator[Path]:
+    for folder in ("libs", "services", "benchmarks"):
+        for path in (PROJECT / folder).rglob("*.py"):
+            if ".venv" not in path.parts:
+                yield path
+
+
+def test_files_and_functions_are_short() -> None:
+    too_long = []
+    for path in _sources():
+        source = path.read_text()
+        if source.count("\n") > LONGEST_FILE:
+            too_long.append(str(path))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION:
+                    too_long.append(f"{path}: {node.name}")
+    assert too_long == []

@@ -5,12 +5,7 @@ from uuid import uuid4
 import pytest
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
-from notify_common.sending.circuit_breaker import (
-    LONGEST_OPEN,
-    CircuitBreaker,
-    CircuitBreakers,
-    ProviderLimits,
-)
+from notify_common.sending.circuit_breaker import LONGEST_OPEN, CircuitBreaker, CircuitBreakers, ProviderLimits
 from notify_common.sending.errors import ProviderFailure, Throttled, Unreachable
 from notify_common.sending.rate_limiter import LONGEST_RESERVATION, RateLimiter
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from notify_common.runtime.process import run, utc_now
+from notify_common.runtime.clock import utc_now
+from notify_common.runtime.process import run
 from notify_common.runtime.settings import ServiceSettings, load_settings
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine

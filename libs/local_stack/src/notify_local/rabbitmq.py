@@ -41,22 +41,7 @@ def prepare_rabbitmq(
     (data / "rabbitmq-env.conf").write_text("")
     configuration = data / "rabbitmq.conf"
     configuration.touch(mode=0o600)
-    configuration.write_text(
-        f"""listeners.tcp.local = 127.0.0.1:{port}
-distribution.listener.interface = 127.0.0.1
-distribution.listener.port_range.min = {distribution_port}
-distribution.listener.port_range.max = {distribution_port}
-management.tcp.ip = 127.0.0.1
-management.tcp.port = {management_port}
-cluster_name = notifications
-default_user = {USER}
-default_pass = {folder.password()}
-default_user_tags.administrator = true
-log.console = true
-log.console.level = info
-log.file = false
-"""
-    )
+    configuration.write_text(_configuration(folder, port, management_port, distribution_port))
     advanced = data / "advanced.config"
     advanced.write_text(f"[{{rabbit, [{{dead_letter_worker_publisher_confirm_timeout, {DEAD_LETTER_TIMEOUT}}}]}}].\n")
     return Program(
@@ -82,6 +67,23 @@ log.file = false
         },
         stop_timeout=STOP_TIMEOUT,
     )
+
+
+def _configuration(folder: StackFolder, port: int, management_port: int, distribution_port: int) -> str:
+    return f"""listeners.tcp.local = 127.0.0.1:{port}
+distribution.listener.interface = 127.0.0.1
+distribution.listener.port_range.min = {distribution_port}
+distribution.listener.port_range.max = {distribution_port}
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {management_port}
+cluster_name = notifications
+default_user = {USER}
+default_pass = {folder.password()}
+default_user_tags.administrator = true
+log.console = true
+log.console.level = info
+log.file = false
+"""
 
 
 async def rabbitmq_ready(management_port: int, password: str) -> bool:

@@ -11,7 +11,7 @@ import dkim
 import idna
 from email_validator import validate_email
 from notify_common.contracts.messages import DeliveryRequested, EmailContent
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from pydantic.networks import validate_email as parse_mailbox
 
 SUBJECT_LENGTH = 78  # of what is cut from the text where there is no subject: RFC 5322, 2.1.1

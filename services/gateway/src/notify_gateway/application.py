@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from datetime import timedelta
+from functools import cached_property
 
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
@@ -76,34 +77,37 @@ class Gateway:
             tracing=tracing,
         )
         self.retries = DeliveryRetries(self._engine, self._events.publish)
-        self.keys = ApiKeyStore(self._engine)
-        authenticator = Authenticator(
-            self.keys, RequestRateLimiter(settings.rate_limit), enabled=settings.auth is Auth.ON
+        self._history = EventHistory(self._engine)
+        self.event_hub = EventHub(settings, ROLE, self._history)
+        self.api_keys = ApiKeyStore(self._engine)
+        self.authenticator = Authenticator(
+            self.api_keys, RequestRateLimiter(settings.rate_limit), enabled=settings.auth is Auth.ON
         )
-        self.post_notification = NotificationEndpoint(authenticator, self.intake, tracing)
-
-        history = EventHistory(self._engine)
-        self.event_hub = EventHub(settings, ROLE, history)
+        self.post_notification = NotificationEndpoint(self.authenticator, self.intake, tracing)
         outbox = OutboxStore(self._engine)
         self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
         self._overview = Overview(self._engine, outbox, self.relay, self.event_hub, self._queues)
-        ui = settings.rabbitmq_ui_url
-        self.services: tuple[object, ...] = (
-            authenticator,
+        self._exposition = MetricsExposition(registry, self.metrics, outbox, self.relay, self.event_hub)
+
+    @cached_property
+    def services(self) -> list[object]:
+        """The services that routes depend on."""
+        ui = self.settings.rabbitmq_ui_url
+        return [
+            self.authenticator,
             NotificationQueries(self._engine),
             NotificationCanceller(self._engine, self._events.publish),
             DeliveryQueries(self._engine),
             self.retries,
             RetryJobs(self._engine),
             UserChannels(self._engine),
-            history,
+            self._history,
             self.event_hub,
             self._overview,
-            ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=settings.trace_url),
+            ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=self.settings.trace_url),
             Readiness(self._engine, self.relay),
-            MetricsExposition(registry, self.metrics, outbox, self.relay, self.event_hub),
-        )
-        """What routes can ask for."""
+            self._exposition,
+        ]
 
     async def work(self, stop: asyncio.Event) -> None:
         """Relay until `stop`, then finish what was accepted. Either server may be unavailable when this begins."""
@@ -138,6 +142,6 @@ class Gateway:
         if bootstrap_key is not None:
             token = bootstrap_key.get_secret_value()
             outage = Outage(log, "BOOTSTRAP_API_KEY can not be stored")
-            await outage.retry(lambda: self.keys.ensure_bootstrap_key(token), DatabaseUnavailable)
+            await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         days = self.settings.retention_days
         await run_maintenance(self._engine, self.retries, stop, retention=timedelta(days=days) if days else None)

@@ -5,8 +5,8 @@ import logging
 import time
 from datetime import timedelta
 
+from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
-from notify_common.runtime.process import utc_now
 from notify_database.errors import DatabaseUnavailable, DataRejected
 from notify_database.partitions import drop_partitions, make_partitions
 from sqlalchemy.ext.asyncio import AsyncEngine

@@ -16,8 +16,8 @@ from notify_common.contracts.topology import delivery_queue_name
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent
 from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.dead_letters import queues_of_death
+from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
-from notify_common.runtime.process import utc_now
 from notify_database.errors import DatabaseUnavailable
 from pydantic import ValidationError
 

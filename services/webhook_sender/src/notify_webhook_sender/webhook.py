@@ -18,7 +18,7 @@ import httpcore
 from notify_common.contracts.channels import WebhookRecipient
 from notify_common.contracts.ids import accepted_at
 from notify_common.contracts.messages import DeliveryRequested
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_common.sending.errors import (
     PermanentFailure,
     ProviderFailure,

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import uvicorn
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 GRACEFUL_TIMEOUT = 15  # seconds that requests under way have after SIGTERM
 KEEP_ALIVE = 75  # seconds an idle connection stays open
-COLLECTED_AFTER = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
+GC_THRESHOLDS = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], settings: ServiceSettings) -> None:
@@ -44,33 +43,19 @@ async def serve(
     also: tuple[str, int] | None = None,
     stopping: Callable[[], None] | None = None,
 ) -> None:
-    """Serve `app` and do `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
+    """Serve `app` and run `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
 
-    `also`: one more address, for what is not public; `app` sees in its scope which one was asked. `stopping` ends what
-    would keep HTTP from ending.
+    `also` is a second address, for what is not public; the scope tells `app` which one received the request. `stopping`
+    is called to end responses that would not end by themselves.
 
-    HTTP ends first: what it has accepted is then still worked on. If `work` fails, the process ends with its error.
+    HTTP stops first, so that `work` can finish what was accepted. If `work` fails, the process ends with its error.
     """
-    # A full collection looks at every message under way, and takes tens of milliseconds: seldom, and without what lives
-    # as long as the process.
+    # A full collection traverses every message in flight, which takes tens of milliseconds. So it runs rarely, and
+    # skips what lives as long as the process.
     gc.freeze()
-    gc.set_threshold(*COLLECTED_AFTER)
+    gc.set_threshold(*GC_THRESHOLDS)
     stop = asyncio.Event()
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=http,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # whose address it is, nobody asks
-            # Longer than clients and proxies keep a connection: who closes first must not be the one that is asked.
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
-        )
-    )
+    server = _server(app, http)
     addresses = [(host, port)] if also is None else [(host, port), also]
     sockets = [bound for address in addresses for bound in _bound(*address)]
 
@@ -94,6 +79,24 @@ async def serve(
     log.info("stopped")
 
 
+def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn.Server:  # noqa: ANN401 - as above
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=http,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nothing depends on the client's address
+            # Longer than clients and proxies keep a connection: if the server closes it first, it may do so just when
+            # the next request is sent.
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
+        )
+    )
+
+
 def _bound(host: str, port: int) -> list[socket.socket]:
     """A socket for each address of `host`; raises `StartupError`."""
     sockets = []
@@ -110,8 +113,3 @@ def _bound(host: str, port: int) -> list[socket.socket]:
             each.close()
         raise StartupError(f"{host}:{port} can not be listened on: {error.strerror}") from None
     return sockets
-
-
-def utc_now() -> datetime:
-    """The time, with its zone."""
-    return datetime.now(UTC)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from notify_common.contracts.messages import SHORT_TEXT_LENGTH, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_common.sending.errors import (
     PermanentFailure,
     ProviderFailure,

@@ -17,7 +17,7 @@ from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
 from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.runtime.batcher import Batcher
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt

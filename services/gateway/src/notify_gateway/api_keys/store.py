@@ -12,7 +12,7 @@ from uuid import UUID
 
 from cachetools import TTLCache
 from notify_common.contracts.ids import new_id, to_millisecond
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import database_errors
 from notify_database.models import ApiKey
 from sqlalchemy import case, or_, select, update

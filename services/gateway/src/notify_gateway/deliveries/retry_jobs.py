@@ -4,7 +4,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import database_errors
 from notify_database.models import RetryJob
 from sqlalchemy import select

@@ -9,7 +9,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id, to_millisecond
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
 from notify_common.contracts.trace_context import trace_id
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 
 from notify_gateway.deliveries.schemas import CancelReason, DeliveryView
 from notify_gateway.notifications.schemas import NotificationRequest, NotificationView

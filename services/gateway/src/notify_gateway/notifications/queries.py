@@ -13,7 +13,7 @@ from uuid import UUID
 
 from notify_common.contracts.ids import first_id_at, of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.trace_context import trace_id
-from notify_common.runtime.process import utc_now
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import database_errors, without_transactions
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
