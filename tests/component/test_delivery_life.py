@@ -22,7 +22,7 @@ from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.clock import utc_now
-from notify_common.sending.attempt import ProviderAnswer, decide, expired
+from notify_common.sending.attempt import ProviderResponse, decide, expired
 from notify_common.sending.errors import PermanentFailure, ProviderFailure, TemporaryFailure, Throttled
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_database.engine import PostgresSettings, create_engine
@@ -143,7 +143,7 @@ class DeliveryLife(RuleBasedStateMachine):
         if isinstance(answer, str):
             self._results.append(expired(request, now))
             return
-        decision = decide(request, ProviderAnswer(now, now, failure=answer), SCHEDULE)
+        decision = decide(request, ProviderResponse(now, now, failure=answer), SCHEDULE)
         self._results.append(decision.result)
         if decision.next_request is not None:
             self._requests.append(decision.next_request)
@@ -196,7 +196,7 @@ class DeliveryLife(RuleBasedStateMachine):
                 await self._outbox.delete(due)
                 requests, self._requests = [*self._requests, *due], []
                 now = utc_now()
-                self._results += [decide(each, ProviderAnswer(now, now), SCHEDULE).result for each in requests]
+                self._results += [decide(each, ProviderResponse(now, now), SCHEDULE).result for each in requests]
                 results, self._results = self._results, []
                 if results:
                     await self._store.apply(results)

@@ -103,7 +103,7 @@ async def test_a_sender_tells_what_waits_for_its_next_attempt(rabbit: RabbitSett
         return await told() == 3
 
     async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
-        ladder = RetrySchedule(first_delay=delay, max_attempts=3).ladder
+        ladder = RetrySchedule(first_delay=delay, max_attempts=3).delays
         waiting = WaitingRetries(sender.broker, sender.consumer, Channel.TELEGRAM, ladder, registry)
         await eventually(none_waits, "it consumes, and nothing waits")
         for _ in range(3):

@@ -113,7 +113,7 @@ async def test_a_port_that_is_taken_ends_a_service_with_a_message(port: int) -> 
             env={"HEALTH_PORT": str(port)}, capture_output=True, text=True, timeout=STOP_TIMEOUT, check=False,
         )  # fmt: skip
     assert done.returncode == 1
-    assert f"127.0.0.1:{port} can not be listened on: Address already in use" in done.stderr
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
 
 
 async def test_fifty_repeats_at_two_gateways_are_one_notification_and_fifty_equal_answers(

@@ -102,7 +102,7 @@ async def running_sender(
     consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=concurrency)
     await prepare_topology(
         rabbit,
-        [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.ladder)],
+        [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.delays)],
     )
     await broker.connect()
     async with aclosing(provider), consumer.consuming(TIMEOUT):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, ErrorClass, Outcome
-from notify_common.sending.attempt import ProviderAnswer, call_provider, decide, expired
+from notify_common.sending.attempt import ProviderResponse, call_provider, decide, expired
 from notify_common.sending.errors import (
     PermanentFailure,
     ProviderFailure,
@@ -36,8 +36,8 @@ def request(attempt: int = 1, failures: int = 0, round_: int = 1) -> DeliveryReq
     )
 
 
-def answer(failure: ProviderFailure | None = None, *, timed_out: bool = False) -> ProviderAnswer:
-    return ProviderAnswer(NOW, NOW + timedelta(seconds=1), None if failure else "id-1", failure, timed_out)
+def answer(failure: ProviderFailure | None = None, *, timed_out: bool = False) -> ProviderResponse:
+    return ProviderResponse(NOW, NOW + timedelta(seconds=1), None if failure else "id-1", failure, timed_out)
 
 
 def test_what_the_provider_took_is_sent() -> None:
@@ -50,7 +50,7 @@ def test_what_the_provider_took_is_sent() -> None:
 
 def test_whatever_a_provider_says_its_result_can_be_stored() -> None:
     odd = "\x00" + "x" * 10_000
-    sent = decide(request(), ProviderAnswer(NOW, NOW, odd), SCHEDULE)
+    sent = decide(request(), ProviderResponse(NOW, NOW, odd), SCHEDULE)
     assert sent.result.provider_message_id == "x" * 500
     assert decide(request(), answer(TemporaryFailure(odd)), SCHEDULE).result.error_code == "x" * 500
 
@@ -147,7 +147,7 @@ def test_what_is_not_the_deliverys_fault_costs_no_budget_and_waits_ever_longer(
     wanted, waits = request(failures=2), []
     now = NOW
     for _ in range(6):
-        decision = decide(wanted, ProviderAnswer(now, now, failure=failure), SCHEDULE)
+        decision = decide(wanted, ProviderResponse(now, now, failure=failure), SCHEDULE)
         assert (decision.result.outcome, decision.result.error_class) == (outcome, error_class)
         assert decision.result.failures == 2
         assert decision.next_request is not None
@@ -162,7 +162,7 @@ def test_what_is_not_the_deliverys_fault_costs_no_budget_and_waits_ever_longer(
 def test_the_longest_wait_ends_it() -> None:
     late = NOW + SCHEDULE.max_wait
     waiting = request(attempt=9).model_copy(update={"waiting_since": NOW})
-    decision = decide(waiting, ProviderAnswer(late, late, failure=Unreachable("connect")), SCHEDULE)
+    decision = decide(waiting, ProviderResponse(late, late, failure=Unreachable("connect")), SCHEDULE)
     assert decision.next_request is None
     result = decision.result
     assert (result.outcome, result.error_class) == (Outcome.FAILED, ErrorClass.UNREACHABLE)

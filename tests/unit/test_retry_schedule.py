@@ -3,7 +3,7 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from notify_common.sending.retry_schedule import LONGEST_DELAY, SLACK, RetrySchedule
+from notify_common.sending.retry_schedule import LONGEST_DELAY, TOLERANCE, RetrySchedule
 
 delays = st.timedeltas(min_value=timedelta(milliseconds=10), max_value=LONGEST_DELAY)
 
@@ -20,34 +20,34 @@ def test_the_budget_is_the_number_of_attempts() -> None:
 
 @given(delays)
 def test_the_ladder_doubles_up_to_an_hour(first: timedelta) -> None:
-    ladder = RetrySchedule(first_delay=first, max_attempts=3).ladder
-    assert ladder[0] == first
-    assert LONGEST_DELAY / SLACK <= ladder[-1] <= LONGEST_DELAY
-    assert all(longer == shorter * 2 for shorter, longer in pairwise(ladder[:-1]))
-    # No wait could take either of two rungs.
-    assert all(shorter * SLACK < longer for shorter, longer in pairwise(ladder))
+    delays = RetrySchedule(first_delay=first, max_attempts=3).delays
+    assert delays[0] == first
+    assert LONGEST_DELAY / TOLERANCE <= delays[-1] <= LONGEST_DELAY
+    assert all(longer == shorter * 2 for shorter, longer in pairwise(delays[:-1]))
+    # No wait suits two delays.
+    assert all(shorter * TOLERANCE < longer for shorter, longer in pairwise(delays))
 
 
 @given(delays, st.integers(min_value=1, max_value=10_000))
-def test_every_backoff_is_one_rung(first: timedelta, failures: int) -> None:
+def test_every_backoff_is_one_delay(first: timedelta, failures: int) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     delay = schedule.delay_after(failures)
-    assert schedule.rung_for(delay) == delay
+    assert schedule.queue_delay(delay) == delay
 
 
 @given(delays, st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=90)))
 def test_parking_again_and_again_ends_after_the_wait_and_hardly_late(first: timedelta, wait: timedelta) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
-    waited = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY  # the long part is whole rungs
+    waited = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY  # the long part is a multiple of the longest delay
     while waited < wait:
-        waited += schedule.rung_for(wait - waited)
-    assert wait <= waited <= wait + max(first, LONGEST_DELAY * (SLACK - 1))
+        waited += schedule.queue_delay(wait - waited)
+    assert wait <= waited <= wait + max(first, LONGEST_DELAY * (TOLERANCE - 1))
 
 
 @given(delays, st.integers(min_value=1, max_value=30), st.floats(min_value=0, max_value=0.04))
-def test_a_backoff_of_which_a_little_has_passed_is_still_one_rung(
+def test_a_backoff_of_which_a_little_has_passed_is_still_one_delay(
     first: timedelta, failures: int, passed: float
 ) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     delay = schedule.delay_after(failures)
-    assert schedule.rung_for(delay * (1 - passed)) == delay
+    assert schedule.queue_delay(delay * (1 - passed)) == delay

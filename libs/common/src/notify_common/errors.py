@@ -2,20 +2,20 @@
 
 
 class StartupError(Exception):
-    """The process can not run as it is set up. The message tells the operator what to change."""
+    """The process cannot run in this environment. The message says what the operator has to change."""
 
 
 class BrokerUnavailable(Exception):
-    """RabbitMQ is away, going away or refusing: what was under way may or may not have reached it."""
+    """RabbitMQ cannot be used now. What was being sent may or may not have reached it."""
 
 
 class PublishFailed(Exception):
-    """The broker did not confirm the message: it may or may not have it."""
+    """The broker did not confirm the message. It may or may not have received it."""
 
 
 class PoisonMessage(Exception):
-    """The message can never be handled: it belongs in the dead letters. The text says why."""
+    """The message can never be handled and must be dead-lettered. The text says why."""
 
 
 class Overloaded(Exception):
-    """Too many items wait for their commit already."""
+    """Too many items are waiting already."""

@@ -1,7 +1,7 @@
 """The metrics of the gateway."""
 
 from notify_common.contracts.channels import Channel
-from notify_common.runtime.metrics import group_sizes
+from notify_common.runtime.metrics import batch_sizes
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PROBES = frozenset({"/livez", "/readyz"})
@@ -27,7 +27,7 @@ class GatewayMetrics:
         )
         self.accepted = {channel: accepted.labels(channel) for channel in Channel}
         self.published = {channel: published.labels(channel) for channel in Channel}
-        sizes = group_sizes(registry)
+        sizes = batch_sizes(registry)
         self.accepted_together = sizes.labels("accept").observe
         self.published_together = sizes.labels("publish").observe
         self.outbox_rows = Gauge(

@@ -5,7 +5,7 @@ import time
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import accepted_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_common.runtime.metrics import group_sizes
+from notify_common.runtime.metrics import batch_sizes
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 FINAL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86_400)  # seconds
@@ -16,7 +16,7 @@ class StatusWriterMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.results = Counter("notify_results_written", "Results applied, repeats included.", registry=registry)
-        self.results_together = group_sizes(registry).labels("result messages").observe
+        self.results_together = batch_sizes(registry).labels("result messages").observe
         final = Histogram(
             "notify_accepted_to_final_seconds",
             "From the acceptance of a notification to the final status of a delivery, its schedule included.",

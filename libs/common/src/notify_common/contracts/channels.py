@@ -1,4 +1,4 @@
-"""The channels a notification can go over: how each names a recipient, and what it can be delivered by."""
+"""The channels of notifications, and the form of a recipient on each."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -19,8 +19,8 @@ class Channel(StrEnum):
 
 def _telegram(recipient: str) -> str:
     if recipient.lower().startswith("@simulator_") and simulated_behaviour(recipient) is None:
-        # Whoever has that name is not meant.
-        raise ValueError(f"is none of the recipients for tests: @simulator_ goes with {', '.join(Behaviour)}")
+        # A real chat may have such a name, so a mistyped test recipient must not reach it.
+        raise ValueError(f"is not a test recipient: @simulator_ must be followed by one of {', '.join(Behaviour)}")
     return recipient
 
 
@@ -33,7 +33,7 @@ TelegramRecipient = Annotated[
 
 
 def _email(address: str) -> str:
-    # `.invalid` is refused otherwise, as nobody's domain: that is why the test recipients have it.
+    # The validator rejects every other address in `.invalid`.
     return address if simulated_behaviour(address) else validate_email(address)[1]
 
 
@@ -47,15 +47,15 @@ LONGEST_URL = 2083
 def _webhook(text: str) -> str:
     url = URL.validate_python(text)
     if len(str(url)) > LONGEST_URL:
-        raise ValueError(f"must not be longer than {LONGEST_URL} characters, all of them in ASCII")
+        raise ValueError(f"must not be longer than {LONGEST_URL} characters, in its ASCII form")
     try:
         (url.host or "").strip("[]").encode("idna")
     except UnicodeError:
-        raise ValueError("has a host that no host can have") from None
+        raise ValueError("has an invalid host name") from None
     if url.username or url.password or url.fragment:
-        raise ValueError("must have neither a login nor a fragment")
+        raise ValueError("must not contain credentials or a fragment")
     if (url.host or "").endswith(".invalid") and simulated_behaviour(str(url)) is None:
-        raise ValueError(f"is none of the recipients for tests: .simulator.invalid goes with {', '.join(Behaviour)}")
+        raise ValueError(f"is not a test recipient: .simulator.invalid must follow one of {', '.join(Behaviour)}")
     return str(url)
 
 
@@ -65,7 +65,7 @@ WebhookRecipient = Annotated[
 
 
 class Recipients(BaseModel):
-    """Where to reach the user, one optional field per channel, named as the channel."""
+    """Where to reach the user: one optional field per channel, with the name of the channel."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -74,6 +74,6 @@ class Recipients(BaseModel):
     webhook: WebhookRecipient | None = None
 
     def of(self, channel: Channel) -> str | None:
-        """The recipient on `channel`, if the client named one."""
+        """Return the recipient on `channel`, or None."""
         recipient: str | None = getattr(self, channel.value)
         return recipient

@@ -1,4 +1,7 @@
-"""Ids are UUIDv7 (RFC 9562) and sort by the time they carry, to the millisecond: ranges of time are ranges of ids."""
+"""Ids are UUIDv7 (RFC 9562): they sort by the time that they contain, so a range of time is a range of ids.
+
+The time has millisecond precision. A delivery id contains the time of its notification.
+"""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -7,17 +10,17 @@ from uuid_utils.compat import uuid7
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
-RANDOM_BITS = 80  # all that follows the timestamp, version and variant included
+RANDOM_BITS = 80  # everything after the timestamp, including version and variant
 LAST_TIMESTAMP = 2**48 - 1
 
 
 def new_id(created_at: datetime) -> UUID:
-    """Return a new id that carries `created_at`."""
+    """Return a new id that contains `created_at`."""
     return uuid7(nanoseconds=(created_at - EPOCH) // MILLISECOND * 1_000_000)
 
 
 def to_millisecond(time: datetime) -> datetime:
-    """Truncate `time` to what an id can carry."""
+    """Truncate `time` to the precision of an id."""
     return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
@@ -27,18 +30,18 @@ def accepted_at(notification_id: UUID) -> float:
 
 
 def first_id_at(time: datetime) -> UUID:
-    """The lower bound of all ids that carry `time` or later."""
+    """Return the lower bound of the ids that contain `time` or a later time."""
     milliseconds = -((EPOCH - time) // MILLISECOND)  # rounded up
     return UUID(int=min(max(milliseconds, 0), LAST_TIMESTAMP) << RANDOM_BITS)
 
 
 def of_the_same_time(id_: UUID) -> tuple[UUID, UUID]:
-    """The bounds, both inclusive, of the ids that carry the same time: a notification's and its deliveries'."""
+    """Return the inclusive bounds of the ids with the same time: those of a notification and its deliveries."""
     first = id_.int >> RANDOM_BITS << RANDOM_BITS
     return UUID(int=first), UUID(int=first | (1 << RANDOM_BITS) - 1)
 
 
 def of_the_same_time_sql(id_: str) -> str:
-    """The same bounds of a column: `BETWEEN` is to stand before them."""
+    """Return the same bounds as SQL, of a column, for the right side of `BETWEEN`."""
     time = f"left({id_}::text, 13)"  # twelve digits and a hyphen
     return f"({time} || '-0000-0000-000000000000')::uuid AND ({time} || '-ffff-ffff-ffffffffffff')::uuid"

@@ -1,6 +1,6 @@
-"""The messages that cross RabbitMQ: frozen, versioned JSON.
+"""The messages that the services exchange over RabbitMQ: frozen, versioned JSON.
 
-Fields are added with defaults, never renamed or reused; `tests/unit/golden/` guards it.
+Fields are added with defaults, and never renamed or reused; golden files in the tests guard this.
 """
 
 from enum import StrEnum
@@ -12,20 +12,20 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 
-# PostgreSQL stores counters as 32-bit integers and no NUL in a text.
+# PostgreSQL stores counters as 32-bit integers, and no NUL in a text.
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ordinal = Annotated[int, Field(ge=1, le=2**31 - 1)]
 SHORT_TEXT_LENGTH = 500
 ShortText = Annotated[str, StringConstraints(max_length=SHORT_TEXT_LENGTH, pattern=r"^[^\x00]*$")]
 
-# AMQP headers: a message whose body can not be read can still be told apart by them.
+# AMQP headers, which identify a message even if its body cannot be read.
 DELIVERY_ID_HEADER = "delivery_id"
 NOTIFICATION_ID_HEADER = "notification_id"
 ROUND_HEADER = "round"
 
 
 class DeliveryStatus(StrEnum):
-    """Where a delivery is. The last four are final."""
+    """The status of a delivery. The last four are final."""
 
     PENDING = "pending"
     RETRYING = "retrying"
@@ -36,12 +36,12 @@ class DeliveryStatus(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """True if only an operator can change the status."""
         return self not in {DeliveryStatus.PENDING, DeliveryStatus.RETRYING}
 
 
 class Outcome(StrEnum):
-    """How an attempt ended. `expired` is the end of a delivery that came too late to be attempted."""
+    """How an attempt ended. `expired` ends a delivery that came too late to be attempted."""
 
     SENT = "sent"
     RETRYING = "retrying"
@@ -51,12 +51,12 @@ class Outcome(StrEnum):
 
     @property
     def status(self) -> DeliveryStatus:
-        """What the delivery becomes by it."""
+        """The status that the delivery gets."""
         return DeliveryStatus.RETRYING if self is Outcome.THROTTLED else DeliveryStatus(self.value)
 
 
 class ErrorClass(StrEnum):
-    """Why an attempt did not send: what the error means for the delivery, not what a provider calls it."""
+    """Why an attempt failed, in terms of what it means for the delivery, not in the provider's terms."""
 
     TEMPORARY = "temporary"
     PERMANENT = "permanent"
@@ -64,7 +64,7 @@ class ErrorClass(StrEnum):
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
     UNKNOWN = "unknown"
-    """The connection broke after the request was sent: the provider may have sent it or not."""
+    """The connection broke after the request was sent, so the provider may or may not have delivered."""
     POISON = "poison"
 
 
@@ -73,26 +73,26 @@ class _Frozen(BaseModel):
 
 
 class EmailContent(_Frozen):
-    """What an e-mail has besides."""
+    """The parts of a notification that only an e-mail has."""
 
     html: str | None = None
-    """The message once more, for programs that show HTML."""
+    """The message as HTML."""
     reply_to: str | None = None
     list_unsubscribe: str | None = None
-    """Where one POST unsubscribes (RFC 8058)."""
+    """A URL at which one POST unsubscribes (RFC 8058)."""
 
 
 class Content(_Frozen):
-    """What the user is to read."""
+    """The text that the user reads."""
 
     message: str
     subject: str | None = None
     email: EmailContent | None = None
-    """Only where the channel is email."""
+    """Set only on the e-mail channel."""
 
 
 class DeliveryRequested(_Frozen):
-    """One attempt at a delivery is wanted: gateway to sender, and sender to itself for the next attempt."""
+    """A request for one attempt at a delivery, from the gateway, or from a sender for its next attempt."""
 
     version: Literal[1] = 1
     delivery_id: UUID
@@ -103,18 +103,18 @@ class DeliveryRequested(_Frozen):
     content: Content
     round: Ordinal = 1
     attempt: Ordinal = 1
-    """The number of the attempt wanted, through all rounds."""
+    """The number of the requested attempt, counted over all rounds."""
     failures: Counter = 0
-    """What the round has used of its budget before this attempt."""
+    """The failures of this round before this attempt."""
     not_before: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
     waiting_since: AwareDatetime | None = None
-    """The first of the attempts in a row that the provider has throttled or could not be asked for."""
+    """The time since which the provider has been throttling or unreachable."""
     traceparent: str | None = Field(None, exclude=True)
-    """Of what this follows from: a header, not a part of the body."""
+    """The parent span, which travels in a header and not in the body."""
 
     def headers(self) -> dict[str, Any]:
-        """AMQP headers, a dict of its own per message."""
+        """Return the AMQP headers, as a new dict."""
         headers: dict[str, Any] = {
             DELIVERY_ID_HEADER: str(self.delivery_id),
             NOTIFICATION_ID_HEADER: str(self.notification_id),
@@ -126,14 +126,14 @@ class DeliveryRequested(_Frozen):
 
 
 class DeliveryResult(_Frozen):
-    """How one attempt ended, or (expired) that no attempt is made any more."""
+    """How one attempt ended, or (`expired`) that no further attempt is made."""
 
     delivery_id: UUID
     round: Ordinal
     attempt: Counter
-    """The number of provider calls so far, this one included."""
+    """The number of provider calls so far, including this one."""
     failures: Counter
-    """What the round has used of its budget, this attempt included."""
+    """The failures of this round, including this attempt."""
     outcome: Outcome
     error_class: ErrorClass | None = None
     error_code: ShortText | None = None
@@ -143,25 +143,25 @@ class DeliveryResult(_Frozen):
     finished_at: AwareDatetime
     next_attempt_at: AwareDatetime | None = None
     traceparent: ShortText | None = None
-    """Of the attempt."""
+    """The span of the attempt."""
 
 
 class DeliveryResults(_Frozen):
-    """Results of one sender, in the order they came."""
+    """Results from one sender, in the order in which they occurred."""
 
     version: Literal[1] = 1
     results: tuple[DeliveryResult, ...]
 
 
 class ResultsEnvelope(_Frozen):
-    """`DeliveryResults` with its items unread, so that one bad item does not spoil its neighbours."""
+    """`DeliveryResults` with unparsed items, so that one bad item does not affect the others."""
 
     version: Literal[1]
     results: tuple[Any, ...]
 
 
 class StatusChange(_Frozen):
-    """A delivery has a new status."""
+    """A new status of a delivery."""
 
     delivery_id: UUID
     notification_id: UUID
@@ -170,15 +170,15 @@ class StatusChange(_Frozen):
     round: Ordinal
     attempt: Counter
     changed_at: AwareDatetime
-    """As PostgreSQL has it."""
+    """PostgreSQL's time."""
     error_class: ErrorClass | None = None
     error_code: ShortText | None = None
 
 
 class StatusChanges(_Frozen):
-    """Changes of status that were committed together, all with one channel and one new status.
+    """Status changes that were committed together and have the same channel and status.
 
-    With none of them: some were dropped, for want of a RabbitMQ that takes them.
+    An empty list reports that changes were dropped, because RabbitMQ did not accept them.
     """
 
     version: Literal[1] = 1

@@ -1,11 +1,11 @@
-"""Recipients that no provider is called for: they go through the whole pipeline and end as their name says."""
+"""Test recipients: they pass through the whole pipeline without a provider call, and end as their names say."""
 
 import re
 from enum import StrEnum
 
 
 class Behaviour(StrEnum):
-    """How a delivery to such a recipient ends."""
+    """How a delivery to a test recipient ends."""
 
     DELIVERED = "delivered"
     PERMANENT = "permanent"
@@ -15,11 +15,11 @@ class Behaviour(StrEnum):
 
 
 NAMES = "|".join(Behaviour)
-# `.invalid` is nobody's domain: RFC 2606.
+# RFC 2606 guarantees that `.invalid` belongs to nobody.
 RECIPIENT = re.compile(rf"@simulator_({NAMES})|({NAMES})@simulator\.invalid|https?://({NAMES})\.simulator\.invalid/.*")
 
 
 def simulated_behaviour(recipient: str | None) -> Behaviour | None:
-    """What `permanent@simulator.invalid` or `@simulator_permanent` asks for; None: it is a real recipient."""
+    """Return the behaviour that `permanent@simulator.invalid` or `@simulator_permanent` names; None if it is real."""
     match = RECIPIENT.fullmatch(recipient) if recipient else None
     return Behaviour(next(filter(None, match.groups()))) if match else None

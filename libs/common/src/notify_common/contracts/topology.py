@@ -1,9 +1,9 @@
-"""The RabbitMQ topology. Each service declares from here what it publishes to and what it reads.
+"""The RabbitMQ topology: exchanges, queues and bindings. Each service declares those that it uses.
 
 exchange `notifications` -> `notifications.<channel>`;
 `notifications.<channel>.retry` -> `notifications.<channel>.retry.<delay-ms>`, and from there back to the channel;
-`notifications.results` -> a queue of that name; `notifications.dead` -> an archive and the status writer's inbox;
-`notifications.events` (topic, routing key `<channel>.<status>`, or `dropped`) -> whoever listens.
+`notifications.results` -> the queue of that name; `notifications.dead` -> an archive and the status writer's inbox;
+`notifications.events` (topic, routing key `<channel>.<status>`, or `dropped`) -> the subscribers of events.
 """
 
 from collections.abc import Iterable
@@ -24,14 +24,14 @@ RESULTS_ROUTING_KEY = "results"
 DUE_ROUTING_KEY = "due"
 DROPPED_ROUTING_KEY = "dropped"
 
-# Each lost connection adds one to the count of every prefetched message, handled or not.
+# High, because each lost connection adds one to the count of every prefetched message, handled or not.
 DELIVERY_LIMIT = 100
 ARCHIVE_DELIVERY_LIMIT = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A queue that gets what is published to `exchange` with `routing_key`."""
+    """A queue that receives what is published to `exchange` with `routing_key`."""
 
     exchange: RabbitExchange
     queue: RabbitQueue
@@ -39,42 +39,42 @@ class Binding:
 
 
 def delivery_queue_name(channel: Channel) -> str:
-    """The queue a channel's senders read."""
+    """Return the name of the queue that a channel's senders consume."""
     return f"notifications.{channel}"
 
 
 def retry_exchange(channel: Channel) -> RabbitExchange:
-    """Where a sender parks what it will attempt again. It is the channel's own: no sender can write to another's."""
+    """Return the exchange of a channel's retry queues: one per channel, so that no sender can write to another's."""
     return RabbitExchange(f"{delivery_queue_name(channel)}.retry", type=ExchangeType.DIRECT, durable=True)
 
 
-def retry_routing_key(rung: timedelta) -> str:
-    """Routing key, on a retry exchange, of the queue that holds a message for `rung`."""
-    return str(_milliseconds(rung))
+def retry_routing_key(delay: timedelta) -> str:
+    """Return the routing key, on a retry exchange, of the queue that delays a message by `delay`."""
+    return str(_milliseconds(delay))
 
 
-def retry_queue_names(channel: Channel, ladder: Iterable[timedelta]) -> list[str]:
-    """The queues where a channel's next attempts wait, one per rung."""
-    return [f"{retry_exchange(channel).name}.{_milliseconds(rung)}" for rung in ladder]
+def retry_queue_names(channel: Channel, delays: Iterable[timedelta]) -> list[str]:
+    """Return the names of a channel's retry queues, one per delay."""
+    return [f"{retry_exchange(channel).name}.{_milliseconds(delay)}" for delay in delays]
 
 
 def dead_letters() -> list[Binding]:
-    """The archive of poison messages, and the copy from which their deliveries are ended."""
+    """Return the archive of dead letters, and the queue from which the status writer ends their deliveries."""
     return [
-        # Every look at it returns what it has looked at, and that is counted.
+        # An operator who lists the archive returns every message, and RabbitMQ counts each return.
         Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": ARCHIVE_DELIVERY_LIMIT})),
         Binding(DEAD, _quorum_queue("notifications.dead.inbox", {})),
     ]
 
 
 def deliveries(channel: Channel) -> Binding:
-    """What a channel's senders read; poison goes to `notifications.dead`."""
+    """Return the queue that a channel's senders consume; its dead letters go to `notifications.dead`."""
     queue = _quorum_queue(delivery_queue_name(channel), _dead_lettering(DEAD))
     return Binding(NOTIFICATIONS, queue, channel.value)
 
 
-def retries(channel: Channel, ladder: Iterable[timedelta]) -> list[Binding]:
-    """The way back to the channel, then the queues where its next attempts wait, one per rung."""
+def retries(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
+    """Return the way back to the channel, then its retry queues, one per delay."""
     exchange = retry_exchange(channel)
     return [
         Binding(exchange, deliveries(channel).queue, DUE_ROUTING_KEY),
@@ -82,25 +82,25 @@ def retries(channel: Channel, ladder: Iterable[timedelta]) -> list[Binding]:
             Binding(
                 exchange,
                 _quorum_queue(
-                    f"{exchange.name}.{_milliseconds(rung)}",
-                    # No x-expires: an expiring queue drops what it holds.
-                    {"x-message-ttl": _milliseconds(rung), **_dead_lettering(exchange, DUE_ROUTING_KEY)},
+                    f"{exchange.name}.{_milliseconds(delay)}",
+                    # No x-expires: an expiring queue drops its messages.
+                    {"x-message-ttl": _milliseconds(delay), **_dead_lettering(exchange, DUE_ROUTING_KEY)},
                 ),
-                retry_routing_key(rung),
+                retry_routing_key(delay),
             )
-            for rung in ladder
+            for delay in delays
         ),
     ]
 
 
 def results() -> Binding:
-    """What the status writer reads."""
+    """Return the queue that the status writer consumes."""
     queue = _quorum_queue("notifications.results", _dead_lettering(DEAD))
     return Binding(RESULTS, queue, RESULTS_ROUTING_KEY)
 
 
-def _milliseconds(rung: timedelta) -> int:
-    return round(rung / timedelta(milliseconds=1))
+def _milliseconds(delay: timedelta) -> int:
+    return round(delay / timedelta(milliseconds=1))
 
 
 def _quorum_queue(name: str, arguments: QuorumQueueArgs) -> RabbitQueue:
@@ -113,7 +113,7 @@ def _quorum_queue(name: str, arguments: QuorumQueueArgs) -> RabbitQueue:
 
 
 def _dead_lettering(exchange: RabbitExchange, routing_key: str | None = None) -> QuorumQueueArgs:
-    # The default strategy loses messages when the target can not take them; this one needs reject-publish.
+    # The default strategy loses messages if the target rejects them; at-least-once requires reject-publish.
     arguments: QuorumQueueArgs = {
         "x-dead-letter-exchange": exchange.name,
         "x-dead-letter-strategy": "at-least-once",

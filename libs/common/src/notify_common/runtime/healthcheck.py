@@ -9,16 +9,16 @@ TIMEOUT = 5.0  # seconds
 
 
 def main() -> None:
-    """Ask `/readyz` on `HEALTH_PORT`."""
+    """Request `/readyz` on `HEALTH_PORT`."""
     port = int(os.environ["HEALTH_PORT"])
     connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
         connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        body = answer.read().decode(errors="replace")
+        response = connection.getresponse()
+        body = response.read().decode(errors="replace")
     except OSError as error:
-        sys.exit(f"no answer: {error}")
-    if answer.status != HTTPStatus.OK:
+        sys.exit(f"no response: {error}")
+    if response.status != HTTPStatus.OK:
         sys.exit(body)
 
 

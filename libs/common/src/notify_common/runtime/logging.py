@@ -1,4 +1,4 @@
-"""Logs: an event and its fields per line, for a reader on a terminal or as JSON; those of libraries go the same way."""
+"""Configure logging: one event with its fields per line, readable on a terminal, otherwise JSON."""
 
 import logging
 import sys
@@ -9,17 +9,17 @@ from structlog.typing import Processor
 
 
 class LogFormat(StrEnum):
-    """How lines look."""
+    """The format of log lines."""
 
     CONSOLE = "console"
     JSON = "json"
 
 
-def configure_logs(level: str, wanted: LogFormat | None = None) -> None:
-    """Write to stderr; where nothing is `wanted`, a terminal gets lines for a reader and anything else JSON."""
+def configure_logs(level: str, log_format: LogFormat | None = None) -> None:
+    """Log to stderr; without a `log_format`, use the console format on a terminal and JSON everywhere else."""
     on_terminal = sys.stderr.isatty()
-    as_json = not on_terminal if wanted is None else wanted is LogFormat.JSON
-    # Not the one that shows what variables held.
+    as_json = not on_terminal if log_format is None else log_format is LogFormat.JSON
+    # structlog's default traceback would show the values of variables.
     plain = structlog.dev.plain_traceback
     rendering: list[Processor] = [
         structlog.dev.ConsoleRenderer(colors=on_terminal, pad_event_to=0, exception_formatter=plain)
@@ -39,10 +39,10 @@ def configure_logs(level: str, wanted: LogFormat | None = None) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler])
-    # Its lines about its own start say nothing that ours do not.
+    # Its lines about its start repeat ours.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-    # A line for each request that it makes.
+    # It logs every request.
     logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))
-    # They report each try to reconnect, with its traceback; what is lost and what is back we say ourselves.
+    # They log every failed reconnect with a traceback; we log when a connection is lost and when it is back.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

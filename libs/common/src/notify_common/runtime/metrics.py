@@ -1,6 +1,6 @@
-"""Metrics for Prometheus: names, units and buckets after its conventions; no id is ever a label.
+"""Prometheus metrics, named after its conventions (https://prometheus.io/docs/practices/naming/).
 
-https://prometheus.io/docs/practices/naming/. Each part makes its own in the registry of its process.
+Each component creates its metrics in the registry of its process. An id is never a label.
 """
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -13,7 +13,7 @@ SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # items
 
 
 def process_registry() -> CollectorRegistry:
-    """What every process tells about itself: memory, CPU, file descriptors, garbage collections."""
+    """Return a registry with the metrics of the process: memory, CPU, file descriptors, garbage collection."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -22,17 +22,17 @@ def process_registry() -> CollectorRegistry:
 
 
 def exposition(registry: CollectorRegistry, accepted: str) -> tuple[bytes, str]:
-    """All metrics and their content type, in the format that the `Accept` header asks for."""
+    """Return all metrics and their content type, in the format that the `Accept` header requests."""
     try:
         encode, content_type = choose_encoder(accepted)
-    except (TypeError, ValueError):  # a header that it does not understand
+    except (TypeError, ValueError):  # a header that it cannot parse
         encode, content_type = choose_encoder("")
     return encode(registry), content_type
 
 
-def group_sizes(registry: CollectorRegistry) -> Histogram:
-    """Of what goes together in one write or one publish, by the step that it belongs to."""
+def batch_sizes(registry: CollectorRegistry) -> Histogram:
+    """Return a histogram of batch sizes, by step."""
     return Histogram(
-        "notify_group_size", "Items committed or published together.", ["step"],
+        "notify_group_size", "Items per batch that is committed or published.", ["step"],
         registry=registry, buckets=SIZE_BUCKETS,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The edge of a service process: settings, logging, signals, and serving HTTP while the real work runs."""
+"""The edge of a service process: signals, and serving HTTP while the actual work runs."""
 
 import asyncio
 import gc
@@ -18,19 +18,19 @@ from notify_common.runtime.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
-GRACEFUL_TIMEOUT = 15  # seconds that requests under way have after SIGTERM
-KEEP_ALIVE = 75  # seconds an idle connection stays open
+GRACEFUL_TIMEOUT = 15  # seconds for requests in progress after SIGTERM
+KEEP_ALIVE = 75  # seconds that an idle connection stays open
 GC_THRESHOLDS = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], settings: ServiceSettings) -> None:
-    """Run a service to its end: exit 0 after SIGTERM or SIGINT, 1 with one line where it is `StartupError`."""
+    """Run a service to its end: exit 0 after SIGTERM or SIGINT, 1 with a one-line message after `StartupError`."""
     configure_logs(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
-    except StartupError as refusal:
-        sys.exit(str(refusal))
+    except StartupError as error:
+        sys.exit(str(error))
 
 
 async def serve(
@@ -64,8 +64,8 @@ async def serve(
         if stopping is not None:
             stopping()
 
-    # uvicorn's own handlers raise the signal again at the end: without these, a service that has stopped in order
-    # would still end as killed by the signal.
+    # uvicorn's own handlers raise the signal again at the end, so that a service that stopped cleanly would still
+    # appear to be killed by it.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end_serving)
     log.info("listening", extra={"url": f"http://{host}:{port}"})
@@ -98,7 +98,7 @@ def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn
 
 
 def _bound(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of `host`; raises `StartupError`."""
+    """Return a socket for each address of `host`; raise `StartupError`."""
     sockets = []
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
@@ -111,5 +111,5 @@ def _bound(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for each in sockets:
             each.close()
-        raise StartupError(f"{host}:{port} can not be listened on: {error.strerror}") from None
+        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return sockets

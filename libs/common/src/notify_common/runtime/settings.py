@@ -1,4 +1,4 @@
-"""Settings from the environment: what every service has, and how a wrong value is reported."""
+"""Settings from the environment: those of every service, and how an invalid value is reported."""
 
 import sys
 from typing import Annotated, TypeVar
@@ -18,20 +18,20 @@ LogLevel = Annotated[
 
 
 class EnvironmentSettings(BaseSettings):
-    """Read from the environment, then from `.env`; what is empty is not set. All settings derive from it."""
+    """The base of all settings: read from the environment, then from `.env`; an empty value counts as not set."""
 
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
 
 
 class ServiceSettings(EnvironmentSettings):
-    """What every service has."""
+    """The settings of every service."""
 
     log_level: LogLevel = "INFO"
     log_format: LogFormat | None = None
 
 
 class TracedSettings(EnvironmentSettings):
-    """What every service has whose work belongs to a trace."""
+    """The settings of every service that takes part in traces."""
 
     otel_exporter_otlp_endpoint: HttpUrl | None = None
 
@@ -46,7 +46,7 @@ class TracedSettings(EnvironmentSettings):
 
 
 class WorkerSettings(ServiceSettings, TracedSettings):
-    """Where a service without an API answers for its health; `health_port` is each worker's own."""
+    """The settings of every service without an API; each defines its own `health_port`."""
 
     health_host: str = "127.0.0.1"
 
@@ -55,16 +55,16 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 def load_settings(settings_class: type[Settings]) -> Settings:
-    """Settings from the environment; a wrong value ends the process with a message that names the variable."""
+    """Return the settings; exit with a message that names the variable if a value is invalid."""
     try:
         return settings_class()
     except ValidationError as error:
-        # The values stay out of it: one of them may be a secret.
+        # Without the values, because one of them may be a secret.
         sys.exit("Wrong settings:\n  " + "\n  ".join(map(_problem, error.errors())))
 
 
 def _problem(error: ErrorDetails) -> str:
-    """What is wrong with one variable; a rule over several names them itself."""
+    """Return what is wrong with one variable; a rule over several variables names them itself."""
     variable = ".".join(map(str, error["loc"])).upper()
     message = error["msg"].removeprefix("Value error, ")
     return f"{variable}: {message}" if variable else message

@@ -1,4 +1,4 @@
-"""One attempt: call the provider, and decide what its answer means. The decision is pure."""
+"""One attempt: call the provider, then decide what its response means. The decision is a pure function."""
 
 import asyncio
 import time
@@ -20,8 +20,8 @@ from notify_common.sending.retry_schedule import RetrySchedule
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderAnswer:
-    """What a provider call came to: a message id, or a failure."""
+class ProviderResponse:
+    """How a provider call ended: with a message id, or with a failure."""
 
     started_at: datetime
     finished_at: datetime
@@ -32,17 +32,17 @@ class ProviderAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result to report and, where there is a next attempt, the request for it."""
+    """The result to report and, if the delivery is to be retried, the request for the next attempt."""
 
     result: DeliveryResult
     next_request: DeliveryRequested | None = None
     failure: ProviderFailure | None = None
-    """What the provider said, for who decides whether it may be asked."""
+    """The provider's failure, from which the circuit breaker learns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """The attempt was not made: the request for it comes again."""
+    """The attempt was not made; the request for it is scheduled again."""
 
     next_request: DeliveryRequested
 
@@ -50,18 +50,18 @@ class Postponed:
 async def attempt_delivery(
     provider: Provider, request: DeliveryRequested, timeout: float, schedule: RetrySchedule
 ) -> Decision:
-    """Call the provider for at most `timeout` seconds, unless the delivery's time is over, and decide."""
+    """Call the provider for at most `timeout` seconds, unless the delivery has expired, and decide."""
     now = utc_now()
     if request.expires_at is not None and request.expires_at <= now:
         return Decision(expired(request, now))
-    answer = await call_provider(provider, request, timeout, started_at=now)
-    return replace(decide(request, answer, schedule), failure=answer.failure)
+    response = await call_provider(provider, request, timeout, started_at=now)
+    return replace(decide(request, response, schedule), failure=response.failure)
 
 
 async def call_provider(
     provider: Provider, request: DeliveryRequested, timeout: float, *, started_at: datetime
-) -> ProviderAnswer:
-    """What the provider answers within `timeout` seconds."""
+) -> ProviderResponse:
+    """Return the provider's response within `timeout` seconds."""
     start = time.monotonic()
     message_id: str | None = None
     failure: ProviderFailure | None = None
@@ -73,50 +73,50 @@ async def call_provider(
         failure, timed_out = TemporaryFailure("timeout"), True
     except ProviderFailure as error:
         failure = error
-    # Not the wall clock again: it may have been set back meanwhile.
+    # The wall clock may have been set back during the call.
     finished_at = started_at + timedelta(seconds=time.monotonic() - start)
-    return ProviderAnswer(started_at, finished_at, message_id, failure, timed_out)
+    return ProviderResponse(started_at, finished_at, message_id, failure, timed_out)
 
 
-def decide(request: DeliveryRequested, answer: ProviderAnswer, schedule: RetrySchedule) -> Decision:
-    """What the provider's answer means for the delivery."""
-    failure = answer.failure
+def decide(request: DeliveryRequested, response: ProviderResponse, schedule: RetrySchedule) -> Decision:
+    """Return what the provider's response means for the delivery."""
+    failure = response.failure
     if failure is None:
-        return Decision(_result(request, answer, Outcome.SENT, failures=request.failures))
+        return Decision(_result(request, response, Outcome.SENT, failures=request.failures))
     if isinstance(failure, Throttled | Unreachable):
-        return _wait(request, answer, failure, schedule)
+        return _wait(request, response, failure, schedule)
     failures = request.failures + 1
     if isinstance(failure, PermanentFailure):
-        return Decision(_result(request, answer, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
+        return Decision(_result(request, response, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
     error_class = ErrorClass.TEMPORARY
     if isinstance(failure, UnknownOutcome):
         error_class = ErrorClass.UNKNOWN
-    elif answer.timed_out:
+    elif response.timed_out:
         error_class = ErrorClass.TIMEOUT
     if schedule.exhausted(failures):
-        return Decision(_result(request, answer, Outcome.FAILED, failures=failures, error_class=error_class))
-    return _try_again(request, answer, Outcome.RETRYING, error_class, failures, schedule.delay_after(failures))
+        return Decision(_result(request, response, Outcome.FAILED, failures=failures, error_class=error_class))
+    return _retry(request, response, Outcome.RETRYING, error_class, failures, schedule.delay_after(failures))
 
 
 def _wait(
-    request: DeliveryRequested, answer: ProviderAnswer, failure: Throttled | Unreachable, schedule: RetrySchedule
+    request: DeliveryRequested, response: ProviderResponse, failure: Throttled | Unreachable, schedule: RetrySchedule
 ) -> Decision:
-    """Another attempt without a failure, for as long as the schedule waits at all."""
+    """Retry without consuming the retry budget, for at most the schedule's `max_wait`."""
     throttled = isinstance(failure, Throttled)
     outcome = Outcome.THROTTLED if throttled else Outcome.RETRYING
     error_class = ErrorClass.THROTTLED if throttled else ErrorClass.UNREACHABLE
-    since = request.waiting_since or answer.started_at
-    waited = answer.finished_at - since
+    since = request.waiting_since or response.started_at
+    waited = response.finished_at - since
     if waited >= schedule.max_wait:
-        return Decision(_result(request, answer, Outcome.FAILED, failures=request.failures, error_class=error_class))
+        return Decision(_result(request, response, Outcome.FAILED, failures=request.failures, error_class=error_class))
     delay = failure.retry_after if isinstance(failure, Throttled) else None
-    # As long again as it has waited: the waits double.
-    delay = delay or schedule.rung_for(waited)
-    return _try_again(request, answer, outcome, error_class, request.failures, delay, waiting_since=since)
+    # Waiting as long again as it has waited so far doubles the delay each time.
+    delay = delay or schedule.queue_delay(waited)
+    return _retry(request, response, outcome, error_class, request.failures, delay, waiting_since=since)
 
 
 def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:
-    """The result of a delivery whose time is over before this attempt: the provider is not called."""
+    """Return the result of a delivery that expired before this attempt, so that the provider was not called."""
     return DeliveryResult(
         delivery_id=request.delivery_id,
         round=request.round,
@@ -129,9 +129,9 @@ def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:
     )
 
 
-def _try_again(
+def _retry(
     request: DeliveryRequested,
-    answer: ProviderAnswer,
+    response: ProviderResponse,
     outcome: Outcome,
     error_class: ErrorClass,
     failures: int,
@@ -139,19 +139,19 @@ def _try_again(
     *,
     waiting_since: datetime | None = None,
 ) -> Decision:
-    not_before = answer.finished_at + delay
-    following = {
+    not_before = response.finished_at + delay
+    changes = {
         "attempt": request.attempt + 1, "failures": failures, "not_before": not_before, "waiting_since": waiting_since
     }  # fmt: skip
     return Decision(
-        _result(request, answer, outcome, failures=failures, error_class=error_class, next_attempt_at=not_before),
-        request.model_copy(update=following),
+        _result(request, response, outcome, failures=failures, error_class=error_class, next_attempt_at=not_before),
+        request.model_copy(update=changes),
     )
 
 
 def _result(
     request: DeliveryRequested,
-    answer: ProviderAnswer,
+    response: ProviderResponse,
     outcome: Outcome,
     *,
     failures: int,
@@ -165,11 +165,11 @@ def _result(
         failures=failures,
         outcome=outcome,
         error_class=error_class,
-        error_code=_storable(answer.failure.code) if answer.failure else None,
-        error_text=_one_line(answer.failure.text) if answer.failure and answer.failure.text else None,
-        provider_message_id=_storable(answer.provider_message_id) if answer.provider_message_id else None,
-        started_at=answer.started_at,
-        finished_at=answer.finished_at,
+        error_code=_storable(response.failure.code) if response.failure else None,
+        error_text=_one_line(response.failure.text) if response.failure and response.failure.text else None,
+        provider_message_id=_storable(response.provider_message_id) if response.provider_message_id else None,
+        started_at=response.started_at,
+        finished_at=response.finished_at,
         next_attempt_at=next_attempt_at,
         traceparent=request.traceparent,
     )
@@ -180,5 +180,5 @@ def _one_line(text: str) -> str:
 
 
 def _storable(text: str) -> str:
-    """What a provider says may be anything; too long or with a NUL, it would cost its result."""
+    """Return `text` in a form that PostgreSQL can store, whatever the provider sent."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode()[:SHORT_TEXT_LENGTH]

@@ -1,4 +1,4 @@
-"""What a sender has attempted: its redelivered messages are answered from here and not sent again."""
+"""Remember recent attempts, so that a redelivered message is answered from memory and not sent again."""
 
 import asyncio
 from collections import OrderedDict
@@ -16,29 +16,29 @@ AttemptKey = tuple[UUID, int, int]
 
 @dataclass(slots=True)
 class RememberedAttempt:
-    """An attempt that is under way or done, whichever connection its message came over."""
+    """An attempt that is running or done, regardless of the connection that delivered its message."""
 
     running: asyncio.Future[Decision | Postponed]
-    """Ends when the result is confirmed."""
+    """Completes when the result is confirmed."""
     scheduling: asyncio.Task[bool] | None = None
-    """Ends when it is known whether the broker has the next attempt; a second message must not park another."""
+    """Completes when it is known whether the broker has the next attempt, which must not be scheduled twice."""
     handlers: int = 0
 
     @property
     def postponed(self) -> bool:
-        """Whether it has ended without having been made."""
+        """True if it has ended without having been made."""
         if not self.running.done() or self.running.cancelled() or self.running.exception() is not None:
             return False
         return isinstance(self.running.result(), Postponed)
 
     def next_is_scheduled(self, decision: Decision) -> None:
-        """Forget the next attempt: the broker has it, and thousands, with all that they say, would fill memory."""
+        """Drop the next request, which the broker has: thousands of them, with their content, would fill the memory."""
         self.running = asyncio.get_running_loop().create_future()
         self.running.set_result(replace(decision, next_request=None))
 
 
 class AttemptMemory:
-    """Every attempt some handler waits for, and the last `keep` others (an ack can be lost after it was written)."""
+    """All attempts that handlers wait for, and the last `keep` others: an ack may be lost after it is written."""
 
     def __init__(
         self, start: Callable[[DeliveryRequested], Coroutine[Any, Any, Decision | Postponed]], *, keep: int
@@ -50,11 +50,11 @@ class AttemptMemory:
 
     @contextmanager
     def attempt(self, request: DeliveryRequested) -> Iterator[RememberedAttempt]:
-        """The attempt that `request` asks for, begun now if it is not known."""
+        """Yield the attempt that `request` asks for; start it if it is not known."""
         key = (request.delivery_id, request.round, request.attempt)
         remembered = self._attempts.get(key)
         if remembered is None:
-            # A task of its own: a connection that is lost cancels the handler, never a provider call.
+            # A separate task, because a lost connection cancels the handler, and must not cancel the provider call.
             remembered = RememberedAttempt(asyncio.create_task(self._start(request)))
             self._attempts[key] = remembered
         self._idle.pop(key, None)
@@ -69,12 +69,12 @@ class AttemptMemory:
                 self._idle[key] = None
                 self._forget()
 
-    def under_way(self) -> float:
-        """How many attempts have not ended."""
+    def in_progress(self) -> float:
+        """Return the number of attempts that have not ended."""
         return sum(not attempt.running.done() for attempt in self._attempts.values())
 
     async def drained(self) -> None:
-        """Return when no attempt is under way."""
+        """Return when no attempt is in progress."""
         while running := {attempt.running for attempt in self._attempts.values() if not attempt.running.done()}:
             await asyncio.wait(running)
 
@@ -82,6 +82,6 @@ class AttemptMemory:
         while len(self._idle) > self._keep:
             oldest = next(iter(self._idle))
             if not self._attempts[oldest].running.done():
-                break  # its message comes again, on another connection
+                break  # its message will be redelivered on another connection
             del self._idle[oldest]
             del self._attempts[oldest]

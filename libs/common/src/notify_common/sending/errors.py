@@ -1,13 +1,13 @@
-"""How a provider says that it did not send, and what that means for the delivery."""
+"""The errors of providers; each type decides what happens to the delivery."""
 
 from datetime import timedelta
 
 
 class ProviderFailure(Exception):
-    """The provider did not send. `code` is why, in a word, `text` in its own words: both are stored and shown."""
+    """The provider did not send. The short `code` and the provider's own `text` are stored and shown."""
 
     of_recipient = False
-    """Whether it says nothing of what other recipients may expect."""
+    """True if the failure says nothing about other recipients."""
 
     def __init__(self, code: str, text: str | None = None) -> None:
         super().__init__(code)
@@ -24,11 +24,11 @@ class PermanentFailure(ProviderFailure):
 
 
 class UnknownOutcome(ProviderFailure):
-    """The connection broke after the request was sent: it may have been sent or not. Another attempt may repeat it."""
+    """The connection broke after the request was sent. The message may have been sent, and a retry may repeat it."""
 
 
 class Unreachable(ProviderFailure):
-    """The provider could not be asked, or does not let us in: nothing was sent, and no delivery pays for it."""
+    """The provider cannot be reached, or rejects our credentials. The attempt does not consume the retry budget."""
 
     def __init__(self, code: str, text: str | None = None, *, of_recipient: bool = False) -> None:
         super().__init__(code, text)
@@ -36,7 +36,7 @@ class Unreachable(ProviderFailure):
 
 
 class Throttled(ProviderFailure):
-    """The provider asks to wait, `retry_after` if it says so: an attempt, but not a failure."""
+    """The provider asks us to slow down, perhaps for `retry_after`. This does not consume the retry budget."""
 
     def __init__(
         self,

@@ -4,13 +4,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
-from notify_common.runtime.metrics import group_sizes
+from notify_common.runtime.metrics import batch_sizes
 
 PROVIDER_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
 
 
 class SenderMetrics:
-    """What a sender counts."""
+    """The metrics of one sender process."""
 
     def __init__(self, registry: CollectorRegistry, channel: Channel) -> None:
         self._channel = channel
@@ -19,37 +19,37 @@ class SenderMetrics:
         )
         self._attempts = {
             (outcome, error_class): attempts.labels(channel, outcome, error_class or "")
-            for outcome, error_class in _ENDINGS
+            for outcome, error_class in _COMBINATIONS
         }
         self._latency = Histogram(
-            "notify_provider_seconds", "How long a call of the provider took.", ["channel"],
+            "notify_provider_seconds", "Duration of provider calls.", ["channel"],
             registry=registry, buckets=PROVIDER_BUCKETS,
         ).labels(channel)  # fmt: skip
         self.in_flight = Gauge(
-            "notify_attempts_in_flight", "Attempts under way, or waiting for their turn.", ["channel"],
+            "notify_attempts_in_flight", "Attempts in progress or waiting to be admitted.", ["channel"],
             registry=registry,
         ).labels(channel)  # fmt: skip
         self.postponed = Counter(
-            "notify_attempts_postponed", "Messages that went back unspent: the provider was not to be had.",
+            "notify_attempts_postponed", "Attempts that were not made because the provider was unavailable.",
             ["channel"], registry=registry,
         ).labels(channel)  # fmt: skip
-        sizes = group_sizes(registry)
+        sizes = batch_sizes(registry)
         self.results_together = sizes.labels("results").observe
         self.parked_together = sizes.labels("parkings").observe
         self.parked = Counter(
-            "notify_parked", "Messages put into a retry queue.", ["channel"], registry=registry
+            "notify_parked", "Messages published to a retry queue.", ["channel"], registry=registry
         ).labels(channel)
 
     def ended(self, result: DeliveryResult) -> None:
-        """Count an attempt, or that one came too late."""
+        """Count an attempt or an expiry."""
         counted = self._attempts.get((result.outcome, result.error_class))
         (counted or self._counter.labels(self._channel, result.outcome, result.error_class or "")).inc()
         if result.outcome is not Outcome.EXPIRED:
             self._latency.observe((result.finished_at - result.started_at).total_seconds())
 
 
-# What there can be, so that each is there from the start, with 0.
-_ENDINGS = [
+# All possible combinations, so that each time series exists from the start, with the value 0.
+_COMBINATIONS = [
     (Outcome.SENT, None),
     (Outcome.EXPIRED, None),
     (Outcome.THROTTLED, ErrorClass.THROTTLED),

@@ -1,4 +1,4 @@
-"""What a sender calls, and the errors by which a provider says what is to be done."""
+"""The interface that every provider implements."""
 
 from typing import Protocol
 
@@ -6,10 +6,10 @@ from notify_common.contracts.messages import DeliveryRequested
 
 
 class Provider(Protocol):
-    """A way to send: the simulator, SMTP, the Telegram Bot API, HTTP."""
+    """A way to send: the simulator, SMTP, the Telegram Bot API or HTTP."""
 
     async def send(self, request: DeliveryRequested) -> str | None:
-        """Send, and return the provider's message id if it gives one; raise a `ProviderFailure` otherwise."""
+        """Send, and return the provider's message id, if there is one; raise `ProviderFailure` if it was not sent."""
 
     async def aclose(self) -> None:
-        """Close what is open between two calls."""
+        """Close connections that are kept between calls."""

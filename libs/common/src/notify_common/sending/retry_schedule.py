@@ -1,41 +1,42 @@
-"""When the next attempt is made, and on which rung of the ladder of retry queues it waits."""
+"""When the next attempt is made, and in which retry queue it waits until then."""
 
 from collections.abc import Sequence
 from datetime import timedelta
 
 LONGEST_DELAY = timedelta(hours=1)
 MAX_WAIT = timedelta(hours=24)
-SLACK = 1.05  # of a wait
+TOLERANCE = 1.05  # of a wait
 
 
 class RetrySchedule:
-    """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures a round.
+    """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures per round.
 
-    What is not the delivery's fault uses none of them, for at most `max_wait`.
+    A provider that is unreachable or throttling consumes no attempts; it is retried for at most `max_wait`.
     """
 
     def __init__(self, *, first_delay: timedelta, max_attempts: int, max_wait: timedelta = MAX_WAIT) -> None:
         self._max_attempts = max_attempts
         self.max_wait = max_wait
-        ladder = [first_delay]
-        # No two rungs so close that one wait could take either.
-        while ladder[-1] * SLACK < LONGEST_DELAY:
-            doubled = ladder[-1] * 2
-            ladder.append(doubled if doubled * SLACK < LONGEST_DELAY else LONGEST_DELAY)
-        self.ladder: Sequence[timedelta] = tuple(ladder)
+        delays = [first_delay]
+        # No two delays are so close together that either would suit the same wait.
+        while delays[-1] * TOLERANCE < LONGEST_DELAY:
+            doubled = delays[-1] * 2
+            delays.append(doubled if doubled * TOLERANCE < LONGEST_DELAY else LONGEST_DELAY)
+        self.delays: Sequence[timedelta] = tuple(delays)
+        """The delays of the retry queues, ascending."""
 
     def exhausted(self, failures: int) -> bool:
-        """Whether the round's budget is used up."""
+        """Return whether the round's budget is used up."""
         return failures >= self._max_attempts
 
     def delay_after(self, failures: int) -> timedelta:
-        """How long to wait after the round's `failures`-th failure (from 1)."""
-        return self.ladder[min(failures, len(self.ladder)) - 1]
+        """Return how long to wait after the round's `failures`-th failure (from 1)."""
+        return self.delays[min(failures, len(self.delays)) - 1]
 
-    def rung_for(self, wait: timedelta) -> timedelta:
-        """The longest rung not noticeably longer than `wait`, else the shortest.
+    def queue_delay(self, wait: timedelta) -> timedelta:
+        """Return the longest delay that is not noticeably longer than `wait`, else the shortest.
 
-        What comes out early is parked again. Without the slack, the few milliseconds that a message is under way
-        would turn each wait of one rung into a walk down the whole ladder.
+        A message that leaves its queue early is scheduled again. The tolerance covers the few milliseconds in transit,
+        which would otherwise make a wait of exactly one delay pass through all shorter queues.
         """
-        return max((rung for rung in self.ladder if rung <= wait * SLACK), default=self.ladder[0])
+        return max((delay for delay in self.delays if delay <= wait * TOLERANCE), default=self.delays[0])

@@ -62,7 +62,7 @@ class Sender:
         self._breakers = breakers
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
-        metrics.in_flight.set_function(self._attempts.under_way)
+        metrics.in_flight.set_function(self._attempts.in_progress)
         self._results = Batcher(
             self._publish_results,
             max_batch=RESULTS_PER_MESSAGE,
@@ -178,7 +178,7 @@ class Sender:
     async def _schedule(self, request: DeliveryRequested, now: datetime) -> bool:
         """Publish the request to a retry queue, where it occupies no worker; return whether that is confirmed."""
         wait = (request.not_before or now) - now
-        routing_key = topology.retry_routing_key(self._retry_schedule.rung_for(wait))
+        routing_key = topology.retry_routing_key(self._retry_schedule.queue_delay(wait))
         body = request.model_dump_json().encode()
         message = OutgoingMessage(self._retry_exchange, routing_key, body, request.headers())
         failure = await self._retries.submit(message)

@@ -88,10 +88,10 @@ async def run_sender(
                 *topology.dead_letters(),
                 topology.results(),
                 deliveries,
-                *topology.retries(channel, schedule.ladder),
+                *topology.retries(channel, schedule.delays),
             ],
             stopping=breakers.stop if breakers else None,
             drained=sender.drained,
-            before_scrape=WaitingRetries(broker, consumer, channel, schedule.ladder, registry).count,
+            before_scrape=WaitingRetries(broker, consumer, channel, schedule.delays, registry).count,
             graceful_timeout=settings.provider_timeout + SETTLING_TIME,
         )

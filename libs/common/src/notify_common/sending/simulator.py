@@ -1,4 +1,4 @@
-"""A provider that sends nothing: it takes its time and fails as often as it is told."""
+"""A provider that sends nothing: it takes a while, and fails as often as configured."""
 
 import asyncio
 import os
@@ -19,8 +19,8 @@ THROTTLED_FOR = timedelta(seconds=3)
 class Simulator:
     """Waits `latency` seconds, then fails with `error_probability` (0: never, 1: always).
 
-    With a `folder`, for tests of the whole system, it keeps a ledger there of what it has sent, one file per process,
-    and does as the file `mode` says: `hang` or `fail`.
+    With a `folder`, for tests of the whole system, it records there what it has sent, in one ledger per process. The
+    file `mode` in that folder makes it `hang` or `fail`.
     """
 
     def __init__(self, *, latency: float, error_probability: float, folder: Path | None = None) -> None:
@@ -40,12 +40,12 @@ class Simulator:
         if random.random() < self._error_probability:  # noqa: S311 - a simulation, no secret
             raise TemporaryFailure("simulated_error")
         if self._ledger is not None:
-            # A line at once in the file: what is killed from here on has sent.
+            # Line-buffered, so that a process that is killed from here on has sent.
             self._ledger.write(f"{time.time():.3f} {request.delivery_id} {request.round} {request.attempt}\n")
         return f"simulated-{request.delivery_id}-{request.attempt}"
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is no connection."""
 
     async def _misbehave(self, mode: str) -> None:
         if mode == "hang":
@@ -55,13 +55,13 @@ class Simulator:
 
 
 class WithSimulatedRecipients:
-    """A provider that is spared these recipients."""
+    """A provider that simulates test recipients and passes all others on."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
     async def send(self, request: DeliveryRequested) -> str | None:
-        """Do as the recipient says, or really send."""
+        """Simulate what a test recipient names, or send."""
         match simulated_behaviour(request.recipient):
             case None:
                 return await self._provider.send(request)
