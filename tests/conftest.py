@@ -97,6 +97,13 @@ async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.fixture
+async def secured_api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
+    """The same gateway, which requires API keys."""
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as client:
+        yield client
+
+
 async def _make_template(settings: PostgresSettings) -> None:
     await _administer(settings, f"DROP DATABASE IF EXISTS {TEMPLATE}")
     await _administer(settings, f"CREATE DATABASE {TEMPLATE}")

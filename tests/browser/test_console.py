@@ -144,7 +144,7 @@ async def has_status(api: httpx.AsyncClient, notification: dict[str, Any], statu
     await eventually(reached, f"it is {status}")
 
 
-async def test_a_notification_is_sent_and_followed_to_its_end(
+async def test_sends_a_notification_and_shows_each_attempt(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     providers = Providers({Channel.EMAIL: lambda request: fails(request) if request.attempt < 3 else "sent"})
@@ -167,7 +167,7 @@ async def test_a_notification_is_sent_and_followed_to_its_end(
         await expect(page.get_by_role("link", name="9007199254740993")).to_be_visible()
 
 
-async def test_a_failure_is_found_explained_and_retried(
+async def test_failed_delivery_is_explained_and_can_be_retried(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     providers = Providers({Channel.EMAIL: refuses})
@@ -193,7 +193,7 @@ async def test_a_failure_is_found_explained_and_retried(
         await expect(story).to_contain_text("Attempt 2 (round 2)")
 
 
-async def test_many_are_counted_before_they_are_retried(
+async def test_bulk_retry_shows_the_count_before_confirming(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     providers = Providers({Channel.EMAIL: refuses, Channel.WEBHOOK: refuses})
@@ -220,7 +220,7 @@ async def test_many_are_counted_before_they_are_retried(
         await has_status(api, other, "failed")
 
 
-async def test_with_rabbitmq_away_it_says_what_that_means_and_when_it_is_back(
+async def test_shows_a_rabbitmq_outage_and_the_recovery(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with (
@@ -248,7 +248,7 @@ async def test_with_rabbitmq_away_it_says_what_that_means_and_when_it_is_back(
         await expect(page.get_by_role("alert").first).to_be_empty()
 
 
-async def test_with_postgresql_away_it_keeps_what_it_shows_and_comes_back(
+async def test_keeps_its_content_during_a_postgresql_outage(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with (
@@ -270,7 +270,7 @@ async def test_with_postgresql_away_it_keeps_what_it_shows_and_comes_back(
         await expect(state).to_have_text("Live")
 
 
-async def test_without_a_gateway_it_says_so(
+async def test_shows_when_the_gateway_is_unreachable(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -282,7 +282,7 @@ async def test_without_a_gateway_it_says_so(
             await expect(state).to_have_text("Gateway away")
 
 
-async def test_all_of_it_works_by_keyboard(
+async def test_console_is_usable_with_the_keyboard_alone(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     providers = Providers({Channel.TELEGRAM: refuses})
@@ -332,7 +332,7 @@ async def test_all_of_it_works_by_keyboard(
         await expect(story.get_by_role("heading")).to_contain_text("sent")
 
 
-async def test_what_a_message_says_stays_text(
+async def test_markup_in_messages_is_escaped(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     def answers_with_markup(_: DeliveryRequested) -> str:
@@ -354,7 +354,7 @@ async def test_what_a_message_says_stays_text(
         assert await page.locator("main img, main script").count() == 0
 
 
-async def test_ten_thousand_rows_are_read_in_pages_and_searched(
+async def test_ten_thousand_notifications_are_paginated_and_searchable(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, browser: Browser
 ) -> None:
     begin = utc_now() - timedelta(hours=1)
@@ -392,7 +392,7 @@ async def test_ten_thousand_rows_are_read_in_pages_and_searched(
         await expect(page.get_by_text("There is neither a notification nor a delivery")).to_be_visible()
 
 
-async def test_the_page_is_open_and_its_data_is_not(
+async def test_page_loads_without_a_key_but_its_data_requires_one(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, browser: Browser
 ) -> None:
     tokens = {}
@@ -444,7 +444,7 @@ async def test_every_page_is_accessible_and_fits_a_phone(
             await picture(page, f"console-phone-{'dark' if dark else 'light'}")
 
 
-async def test_empty_it_says_how_to_begin(
+async def test_empty_console_offers_to_send_a_test_notification(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with (
@@ -457,7 +457,7 @@ async def test_empty_it_says_how_to_begin(
         await expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
-async def test_it_shows_the_demo_happen(browser: Browser, tmp_path: Path) -> None:
+async def test_overview_shows_the_demo_live(browser: Browser, tmp_path: Path) -> None:
     folder = tmp_path / "stack"
     with running_system(folder, {"ERROR_PROBABILITY": "0.1"}) as system:
         async with opened(browser, f"{system.addresses()['GATEWAY_URL']}/") as page:

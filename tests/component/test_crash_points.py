@@ -21,7 +21,7 @@ STORY = text("""
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_what_a_crash_leaves_is_brought_to_its_end(
+async def test_delivery_completes_after_a_crash(
     point: str, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     provider = FakeProvider()

@@ -211,7 +211,7 @@ class DeliveryLife(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
-async def test_whatever_happens_a_delivery_is_never_lost(postgres: PostgresSettings) -> None:
+async def test_delivery_is_never_lost_whatever_the_order_of_steps(postgres: PostgresSettings) -> None:
     machine = type("OnThisDatabase", (DeliveryLife,), {"postgres": postgres})
     how = settings(
         max_examples=120, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck),

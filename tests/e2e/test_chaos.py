@@ -11,7 +11,7 @@ SEED = 15_056  # PostgreSQL stopped, RabbitMQ killed, the mail server down, ever
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(in_containers(), reason="breaks the private servers of the local stack")
-async def test_under_faults_nothing_is_lost_and_every_second_sending_has_its_fault(tmp_path: Path) -> None:
+async def test_faults_lose_nothing_and_explain_every_duplicate(tmp_path: Path) -> None:
     plan = Plan(seed=SEED, notifications=1200, faults=4, seconds=15, hold=1, outage=2, smtp=True)
     report = await run_chaos(tmp_path, plan)
     assert report.accepted > 1000

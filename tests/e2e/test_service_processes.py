@@ -30,7 +30,7 @@ def port() -> int:
     return Ports().free(18_900)
 
 
-async def test_sigterm_lets_a_sender_finish_what_is_in_flight(rabbit: RabbitSettings, port: int) -> None:
+async def test_sender_finishes_in_flight_deliveries_on_sigterm(rabbit: RabbitSettings, port: int) -> None:
     bindings = [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
     await prepare_topology(rabbit, bindings)
     settings = {"TELEGRAM_SLEEP": "5", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(port)}
@@ -61,7 +61,7 @@ async def test_sigterm_lets_a_sender_finish_what_is_in_flight(rabbit: RabbitSett
 
 
 @pytest.mark.parametrize("name", [*SENDERS, "status_writer"])
-async def test_with_the_broker_away_a_worker_lives_is_not_ready_and_stops_in_order(
+async def test_worker_without_a_broker_is_live_but_not_ready_and_stops_cleanly(
     name: str, postgres: PostgresSettings, port: int
 ) -> None:
     with running_service(name, NOWHERE, postgres, HEALTH_PORT=str(port)) as worker:
@@ -72,7 +72,7 @@ async def test_with_the_broker_away_a_worker_lives_is_not_ready_and_stops_in_ord
         assert await asyncio.to_thread(worker.wait, STOP_TIMEOUT) == 0
 
 
-async def test_sigterm_lets_the_gateway_answer_and_publish_what_it_has_accepted(
+async def test_gateway_answers_and_publishes_accepted_requests_on_sigterm(
     rabbit: RabbitSettings, postgres: PostgresSettings, port: int
 ) -> None:
     with running_service("gateway", rabbit, postgres, APP_PORT=str(port)) as gateway:
@@ -92,7 +92,7 @@ async def test_sigterm_lets_the_gateway_answer_and_publish_what_it_has_accepted(
         assert await hand.depth("notifications.email") >= len(accepted)
 
 
-async def test_the_gateways_metrics_are_on_its_other_port(
+async def test_gateway_metrics_are_on_the_health_port(
     rabbit: RabbitSettings, postgres: PostgresSettings, port: int
 ) -> None:
     health_port = Ports().free(18_900)
@@ -106,7 +106,7 @@ async def test_the_gateways_metrics_are_on_its_other_port(
         await answers(f"http://127.0.0.1:{health_port}/api/notifications", 404)
 
 
-async def test_a_port_that_is_taken_ends_a_service_with_a_message(port: int) -> None:
+async def test_occupied_port_stops_the_service_with_a_message(port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
         done = await asyncio.to_thread(
             subprocess.run, [sys.executable, "-m", "notify_email_sender"],
@@ -116,7 +116,7 @@ async def test_a_port_that_is_taken_ends_a_service_with_a_message(port: int) -> 
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
 
 
-async def test_fifty_repeats_at_two_gateways_are_one_notification_and_fifty_equal_answers(
+async def test_fifty_repeats_at_two_gateway_processes_create_one_notification(
     rabbit: RabbitSettings, postgres: PostgresSettings
 ) -> None:
     ports = Ports()
@@ -148,7 +148,7 @@ async def test_fifty_repeats_at_two_gateways_are_one_notification_and_fifty_equa
         ("status_writer", "POSTGRES_PORT", "0"),
     ],
 )
-def test_a_wrong_setting_ends_a_service_at_once_and_names_the_variable(name: str, variable: str, value: str) -> None:
+def test_invalid_setting_stops_the_service_and_names_the_variable(name: str, variable: str, value: str) -> None:
     done = subprocess.run(  # noqa: S603 - ours
         [sys.executable, "-m", f"notify_{name}"],
         env={variable: value}, capture_output=True, text=True, timeout=STOP_TIMEOUT, check=False,
@@ -159,7 +159,7 @@ def test_a_wrong_setting_ends_a_service_at_once_and_names_the_variable(name: str
 
 
 @pytest.mark.parametrize("command", ["notify_gateway", "notify_status_writer", "notify_database.migrate"])
-def test_a_login_that_postgresql_refuses_ends_a_service_with_a_message(
+def test_refused_postgresql_login_stops_the_service_with_a_message(
     command: str, postgres: PostgresSettings, port: int
 ) -> None:
     environment = {
@@ -177,7 +177,7 @@ def test_a_login_that_postgresql_refuses_ends_a_service_with_a_message(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sender", SENDERS)
-def test_a_sender_alone_has_no_database_driver_and_no_fastapi(sender: str, tmp_path: Path) -> None:
+def test_sender_installed_alone_has_neither_database_driver_nor_fastapi(sender: str, tmp_path: Path) -> None:
     """Installed from its own lock file into an environment of its own."""
     folder, environment = PROJECT / "services" / sender, tmp_path / "venv"
     python = environment / "bin" / "python"

@@ -54,7 +54,7 @@ async def post_until_accepted(client: httpx.AsyncClient, user_id: int) -> str:
     raise AssertionError("was never accepted")
 
 
-async def test_a_notification_goes_over_both_channels_to_its_end(system: System) -> None:
+async def test_notification_reaches_a_final_status_on_both_channels(system: System) -> None:
     async with system.client() as client:
         [notification] = await all_final(client, [await post(client, 123)])
     assert notification["status"] in {"sent", "partially_sent", "failed"}
@@ -75,7 +75,7 @@ async def test_addresses_and_process_ids_are_written_for_scripts(system: System)
 
 
 @of_the_local_stack
-def test_a_second_up_in_the_same_folder_says_that_one_is_running(system: System) -> None:
+def test_second_stack_in_the_same_folder_is_refused(system: System) -> None:
     second = subprocess.run(  # noqa: S603 - ours
         local_command(system.folder, "up"), cwd=PROJECT, capture_output=True, text=True, timeout=30, check=False
     )
@@ -83,7 +83,7 @@ def test_a_second_up_in_the_same_folder_says_that_one_is_running(system: System)
     assert "running in this folder already" in second.stderr
 
 
-async def test_500_requests_in_one_burst_have_no_error(system: System) -> None:
+async def test_burst_of_500_requests_has_no_errors(system: System) -> None:
     async with system.client() as client:
         ids = await asyncio.gather(*(post(client, number) for number in range(1, BURST + 1)))
         notifications = await all_final(client, ids)
@@ -91,7 +91,7 @@ async def test_500_requests_in_one_burst_have_no_error(system: System) -> None:
 
 
 @pytest.mark.parametrize("victim", ["telegram_sender", "status_writer", "gateway", "rabbitmq", "postgres"])
-async def test_a_kill_in_mid_work_loses_nothing(system: System, victim: str) -> None:
+async def test_killing_a_process_under_load_loses_nothing(system: System, victim: str) -> None:
     async with system.client() as client:
         answered: asyncio.Queue[str] = asyncio.Queue()
 
@@ -114,7 +114,7 @@ async def test_a_kill_in_mid_work_loses_nothing(system: System, victim: str) -> 
     await eventually(restarted, f"{victim} is restarted")
 
 
-def test_the_demo_follows_every_row_and_reports_bad_ones_by_line(system: System, tmp_path: Path) -> None:
+def test_demo_follows_every_row_and_reports_invalid_lines(system: System, tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_bytes(
         "user_id,channels,message,subject,email,telegram\n"
@@ -136,7 +136,7 @@ def test_the_demo_follows_every_row_and_reports_bad_ones_by_line(system: System,
     assert "3 of 6 notifications are final, 3 rows were refused." in demo.stdout
 
 
-def test_the_demo_of_the_example_file_ends_with_every_row_final(system: System) -> None:
+def test_demo_of_the_example_file_completes(system: System) -> None:
     demo = subprocess.run(  # noqa: S603 - ours
         local_command(system.folder, "demo"), cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
     )
@@ -144,7 +144,7 @@ def test_the_demo_of_the_example_file_ends_with_every_row_final(system: System) 
     assert "300 of 300 notifications are final." in demo.stdout
 
 
-async def test_no_text_recipient_or_key_is_ever_logged(system: System) -> None:
+async def test_no_message_recipient_or_key_is_logged(system: System) -> None:
     secret = f"secret-{uuid4().hex}"
     whole = {
         "user_id": 1, "message": secret, "subject": secret, "channels": ["telegram", "email"],

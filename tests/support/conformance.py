@@ -73,7 +73,7 @@ class Conformance:
     def request_(self, peer: Peer) -> DeliveryRequested:
         return request(peer.recipient)
 
-    async def test_what_it_takes_is_received_once(
+    async def test_accepted_message_is_received_once(
         self, peer: Peer, provider: Provider, request_: DeliveryRequested
     ) -> None:
         assert await provider.send(request_)
@@ -88,7 +88,7 @@ class Conformance:
             (Behaviour.BREAK, UnknownOutcome),
         ],
     )
-    async def test_a_refusal_says_what_is_to_be_done_and_the_next_one_is_sent(
+    async def test_failure_is_classified_and_the_next_message_is_sent(
         self,
         peer: Peer,
         provider: Provider,
@@ -105,7 +105,7 @@ class Conformance:
         await provider.send(request_)
         assert peer.received() == [request_.content.message]
 
-    async def test_a_peer_that_is_away_is_unreachable_and_found_again(
+    async def test_unavailable_peer_is_unreachable_until_it_returns(
         self, peer: Peer, provider: Provider, request_: DeliveryRequested
     ) -> None:
         await provider.send(request_)
@@ -119,7 +119,7 @@ class Conformance:
         await provider.send(request_)
         assert len(peer.received()) == 2
 
-    async def test_a_call_can_be_cut_off(self, peer: Peer, provider: Provider, request_: DeliveryRequested) -> None:
+    async def test_call_can_be_cancelled(self, peer: Peer, provider: Provider, request_: DeliveryRequested) -> None:
         peer.behaviour = Behaviour.HANG
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
@@ -128,25 +128,23 @@ class Conformance:
         await provider.send(request_)
         assert peer.received() == [request_.content.message]
 
-    async def test_many_at_once_arrive_once_each(self, peer: Peer, provider: Provider) -> None:
+    async def test_concurrent_messages_arrive_once_each(self, peer: Peer, provider: Provider) -> None:
         requests = [request(peer.recipient, f"message {number}") for number in range(20)]
         await asyncio.gather(*map(provider.send, requests))
         assert sorted(peer.received()) == sorted(each.content.message for each in requests)
 
-    async def test_connections_are_used_again(self, peer: Peer, provider: Provider) -> None:
+    async def test_connections_are_reused(self, peer: Peer, provider: Provider) -> None:
         for number in range(5):
             await provider.send(request(peer.recipient, f"message {number}"))
         assert peer.connections == 1
 
-    async def test_a_secret_that_is_refused_is_no_deliverys_fault(
-        self, peer: Peer, request_: DeliveryRequested
-    ) -> None:
+    async def test_refused_credentials_are_unreachable(self, peer: Peer, request_: DeliveryRequested) -> None:
         provider = peer.provider(SECRET[:-1])
         with pytest.raises(Unreachable):
             await provider.send(request_)
         await provider.aclose()
 
-    async def test_the_secret_is_never_told(
+    async def test_secret_appears_in_no_error_or_log(
         self, peer: Peer, provider: Provider, request_: DeliveryRequested, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
@@ -165,7 +163,7 @@ class Conformance:
         for secret in (SECRET, b64encode(SECRET.encode()).decode(), b64encode(f"\0orders\0{SECRET}".encode()).decode()):
             assert secret not in "\n".join([*told, *own])
 
-    async def test_nobody_can_be_reached_without_a_recipient(self, provider: Provider) -> None:
+    async def test_missing_recipient_is_a_permanent_failure(self, provider: Provider) -> None:
         with pytest.raises(PermanentFailure, match="no_recipient"):
             await provider.send(request(None))
 

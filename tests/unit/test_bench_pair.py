@@ -69,7 +69,7 @@ def test_processes_that_use_next_to_nothing_share_a_row() -> None:
         (run(1, WORKING_TREE, gateway=100, tree="t2", other_work=60), "other programs used 60 % of a core"),
     ],
 )
-def test_what_limits_the_comparison_is_said(second: Run, said: str) -> None:
+def test_limits_of_the_comparison_are_stated(second: Run, said: str) -> None:
     [remark] = report.remarks([run(1, BASE, gateway=100), second])
     assert said in remark
 

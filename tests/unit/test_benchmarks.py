@@ -13,8 +13,6 @@ FOLDER = PROJECT / "benchmarks"
 @pytest.mark.parametrize(
     ("results", "told"), [("compare", tables.compare), ("scale", tables.scale), ("events", tables.events)]
 )
-def test_every_figure_of_the_readme_comes_from_the_raw_results(
-    results: str, told: Callable[[tables.Json], str]
-) -> None:
+def test_readme_figures_match_the_raw_results(results: str, told: Callable[[tables.Json], str]) -> None:
     text = told(tables.read(FOLDER / "results" / f"{results}.json"))
     assert f"<!-- {results}: begin -->\n{text}<!-- {results}: end -->" in (FOLDER / "README.md").read_text()

@@ -60,11 +60,11 @@ def table() -> dict[str, str]:
     return found
 
 
-def test_the_readme_has_every_setting_and_no_other() -> None:
+def test_readme_lists_exactly_the_existing_settings() -> None:
     assert set(table()) == set().union(*map(variables, SERVICES.values()))
 
 
-def test_the_readme_has_the_defaults() -> None:
+def test_readme_states_the_defaults() -> None:
     for settings in SERVICES.values():
         for name, field in settings.model_fields.items():
             default = getattr(field.default, "get_secret_value", lambda value=field.default: value)()
@@ -73,17 +73,17 @@ def test_the_readme_has_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_compose_gives_a_service_its_settings_and_no_other(service: str) -> None:
+def test_compose_passes_each_service_exactly_its_settings(service: str) -> None:
     given = set(COMPOSE["services"][service]["environment"])
     assert given == {name for name in variables(SERVICES[service]) - IN_THE_IMAGE if not name.endswith("_CA_FILE")}
 
 
-def test_every_variable_of_compose_is_in_the_example_file() -> None:
+def test_example_file_has_exactly_the_variables_of_compose() -> None:
     used = set(re.findall(r"\$\{([A-Z_]+)", (PROJECT / "docker-compose.yml").read_text()))
     assert used == set(EXAMPLE)
 
 
-def test_the_example_file_and_compose_have_the_defaults() -> None:
+def test_example_file_and_compose_have_the_defaults() -> None:
     text = (PROJECT / "docker-compose.yml").read_text()
     for name, value in EXAMPLE.items():
         if value and name.endswith(("PASSWORD", "API_KEY")):
@@ -96,7 +96,7 @@ def test_the_example_file_and_compose_have_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("service", RUNNING)
-def test_an_image_says_the_version_and_the_port_of_its_service(service: str) -> None:
+def test_image_declares_the_version_and_the_ports_of_its_service(service: str) -> None:
     folder = PROJECT / "services" / service
     package = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     dockerfile = (folder / "Dockerfile").read_text()
@@ -106,12 +106,12 @@ def test_an_image_says_the_version_and_the_port_of_its_service(service: str) -> 
     assert all(re.search(rf"\b{port.upper()}={fields[port].default}\b", dockerfile) for port in ports)
 
 
-def test_a_sender_has_the_time_to_finish_before_it_is_killed() -> None:
+def test_sender_grace_period_is_longer_than_a_provider_call() -> None:
     longest = SenderSettings.model_fields["provider_timeout"].default + SETTLING_TIME
     assert int(EXAMPLE["SENDER_STOP_GRACE_PERIOD"].removesuffix("s")) > longest
 
 
-def test_no_container_can_fill_the_machine() -> None:
+def test_every_container_has_memory_and_log_limits() -> None:
     for definition in COMPOSE["services"].values():
         assert definition["mem_limit"]
         assert definition["logging"]["options"]["max-size"]
@@ -119,7 +119,7 @@ def test_no_container_can_fill_the_machine() -> None:
     assert all("stop_grace_period" in COMPOSE["services"][service] for service in lasting)
 
 
-def test_no_service_container_has_more_rights_than_it_needs() -> None:
+def test_service_containers_run_with_minimal_privileges() -> None:
     for service in SERVICES:
         definition = COMPOSE["services"][service]
         assert definition["read_only"]
@@ -129,7 +129,7 @@ def test_no_service_container_has_more_rights_than_it_needs() -> None:
     assert COMPOSE["networks"]["backend"]["internal"]
 
 
-def test_what_asks_for_no_password_is_published_on_this_machine_only() -> None:
+def test_containers_without_a_password_are_published_on_localhost_only() -> None:
     for observer in OBSERVERS:
         definition = COMPOSE["services"][observer]
         assert definition["profiles"] == ["observability"]
@@ -137,7 +137,7 @@ def test_what_asks_for_no_password_is_published_on_this_machine_only() -> None:
         assert re.search(r":v?\d+\.\d+\.\d+$", definition["image"])
 
 
-def test_prometheus_scrapes_every_service_at_the_port_of_its_image() -> None:
+def test_prometheus_scrapes_every_service_at_its_health_port() -> None:
     configuration = yaml.safe_load((PROJECT / "deploy/observability/prometheus.yml").read_text())
     scraped = {job["job_name"]: job["dns_sd_configs"][0] for job in configuration["scrape_configs"][:-1]}
     assert {job: (names["names"], names["port"]) for job, names in scraped.items()} == {
@@ -145,7 +145,7 @@ def test_prometheus_scrapes_every_service_at_the_port_of_its_image() -> None:
     }
 
 
-def test_the_definitions_declare_what_the_services_would() -> None:
+def test_rabbitmq_definitions_match_what_the_services_declare() -> None:
     bindings = [*topology.dead_letters(), topology.results(), *map(topology.deliveries, Channel)]
     queues = {queue["name"]: queue["arguments"] for queue in DEFINITIONS["queues"]}
     assert queues == {binding.queue.name: dict(binding.queue.arguments or {}) for binding in bindings}
@@ -156,7 +156,7 @@ def test_the_definitions_declare_what_the_services_would() -> None:
     assert exchanges == {exchange.name: exchange.type.value for exchange in expected}
 
 
-def test_rabbitmq_in_a_container_is_as_patient_as_in_the_local_stack() -> None:
+def test_rabbitmq_has_the_same_confirm_timeout_in_compose_and_the_local_stack() -> None:
     [timeout] = re.findall(r"confirm_timeout, (\d+)", (PROJECT / "deploy/rabbitmq/advanced.config").read_text())
     assert int(timeout) == DEAD_LETTER_TIMEOUT
     mounted = [volume for volume in COMPOSE["services"]["rabbitmq"]["volumes"] if "advanced.config" in volume]
@@ -169,7 +169,7 @@ def may(user: str, right: str, name: str) -> bool:
     return re.search(permission[right], name) is not None
 
 
-def test_each_role_may_do_its_work_and_no_more() -> None:
+def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
     assert may("gateway", "write", "notifications")
     assert may("gateway", "write", "notifications.events")
     assert not may("gateway", "write", "notifications.results")

@@ -7,6 +7,7 @@ from notify_gateway.settings import GatewaySettings
 from notify_status_writer.main import StatusWriterSettings
 from notify_telegram_sender.settings import TelegramSenderSettings
 from notify_webhook_sender.settings import WebhookSenderSettings
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 ALL: list[type[BaseSettings]] = [
@@ -15,7 +16,7 @@ ALL: list[type[BaseSettings]] = [
 SMTP = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail.example.org", "EMAIL_FROM": "Shop <a@example.org>"}
 
 
-def test_the_defaults_of_the_first_sketch_stay() -> None:
+def test_original_defaults_are_kept() -> None:
     telegram, email, gateway = TelegramSenderSettings(), EmailSenderSettings(), GatewaySettings()
     assert (telegram.telegram_sleep, email.email_sleep) == (0.2, 1.0)
     assert (telegram.max_retries, telegram.retry_delay, telegram.error_probability) == (3, 1.0, 0.1)
@@ -23,7 +24,7 @@ def test_the_defaults_of_the_first_sketch_stay() -> None:
 
 
 @pytest.mark.parametrize("settings", ALL)
-def test_a_service_reads_dotenv_and_overlooks_what_is_not_its_own(
+def test_service_reads_dotenv_and_ignores_unknown_variables(
     settings: type[BaseSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -33,7 +34,7 @@ def test_a_service_reads_dotenv_and_overlooks_what_is_not_its_own(
 
 
 @pytest.mark.parametrize("probability", ["0", "1"])
-def test_error_probability_may_be_never_and_always(probability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_probability_may_be_0_or_1(probability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERROR_PROBABILITY", probability)
     assert load_settings(TelegramSenderSettings).error_probability == float(probability)
 
@@ -56,7 +57,7 @@ def test_error_probability_may_be_never_and_always(probability: str, monkeypatch
         (StatusWriterSettings, "LOG_LEVEL", "loud"),
     ],
 )
-def test_a_wrong_value_stops_the_service_and_names_the_variable(
+def test_invalid_value_stops_the_service_and_names_the_variable(
     settings: type[BaseSettings], variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -66,13 +67,13 @@ def test_a_wrong_value_stops_the_service_and_names_the_variable(
 
 
 @pytest.mark.parametrize("settings", ALL)
-def test_secrets_do_not_show(settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_hidden_in_repr(settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RABBITMQ_PASSWORD", "open-sesame")
     monkeypatch.setenv("POSTGRES_PASSWORD", "open-sesame")
     assert "open-sesame" not in repr(settings())
 
 
-def test_the_amqp_url_survives_odd_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amqp_url_escapes_special_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RABBITMQ_PASSWORD", "p@ss/w:rd")
     monkeypatch.setenv("RABBITMQ_VHOST", "/my vhost")
     assert GatewaySettings().amqp_url().startswith("amqp://guest:p%40ss%2Fw%3Ard@localhost:5672/%2Fmy%20vhost")
@@ -92,7 +93,7 @@ def test_the_amqp_url_survives_odd_characters(monkeypatch: pytest.MonkeyPatch) -
         (TelegramSenderSettings, {"TELEGRAM_BOT_TOKEN": "no token"}, "TELEGRAM_BOT_TOKEN"),
     ],
 )
-def test_a_provider_that_can_not_work_stops_the_service_and_names_the_variable(
+def test_incomplete_provider_settings_stop_the_service_and_name_the_variable(
     settings: type[BaseSettings], given: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in given.items():
@@ -101,8 +102,20 @@ def test_a_provider_that_can_not_work_stops_the_service_and_names_the_variable(
         load_settings(settings)
 
 
-def test_what_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SMTP_HOST", "SMTP_PORT", "SMTP_PASSWORD", "EMAIL_FROM", "SMTP_CA_FILE"):
         monkeypatch.setenv(name, "")
     settings = load_settings(EmailSenderSettings)
     assert (settings.smtp_host, settings.smtp_port, settings.smtp_password, settings.email_from) == (None,) * 4
+
+
+def test_unauthenticated_api_on_a_public_address_is_refused() -> None:
+    with pytest.raises(ValidationError, match="AUTH"):
+        GatewaySettings.model_validate({"auth": "off", "app_host": "0.0.0.0"})  # noqa: S104 - refused
+    for fine in ({"app_host": "127.0.0.1"}, {"app_host": "0.0.0.0", "allow_insecure": "1"}):  # noqa: S104 - wanted
+        GatewaySettings.model_validate({"auth": "off", **fine})
+
+
+def test_secrets_left_at_their_example_values_are_named() -> None:
+    settings = {"postgres_password": "change-me-postgres", "bootstrap_api_key": "change-me-0123456789abcdef"}
+    assert GatewaySettings.model_validate(settings).example_secrets() == ["POSTGRES_PASSWORD", "BOOTSTRAP_API_KEY"]

@@ -1,0 +1,82 @@
+"""API keys: creation, revocation, the bootstrap key, and what unknown keys cost."""
+
+import asyncio
+
+import httpx
+from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys.store import CACHE_SECONDS, ApiKeyStore
+from notify_gateway.http.authentication import Scope
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.gateway import BODY, bearer
+from support.processes import gateway_command
+from support.services import NOWHERE, eventually, running_gateway
+
+
+async def test_revoked_key_is_rejected_and_no_key_is_stored_in_plain_text(engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    key_id, token = await keys.create("default", "to be revoked", frozenset({Scope.READ}))
+    assert await keys.principal(token) is not None
+    assert await keys.revoke(key_id)
+    assert not await keys.revoke(key_id)
+    assert await ApiKeyStore(engine).principal(token) is None
+    async with engine.connect() as connection:
+        stored = (await connection.execute(text("SELECT api_keys::text FROM api_keys"))).scalar_one()
+    assert token not in stored
+    assert CACHE_SECONDS <= 5  # what the documentation promises
+
+
+async def test_new_bootstrap_key_replaces_the_old_one(engine: AsyncEngine) -> None:
+    await ApiKeyStore(engine).ensure_bootstrap_key("the first key, which leaked")
+    await ApiKeyStore(engine).ensure_bootstrap_key("the second key, which did not")
+    assert await ApiKeyStore(engine).principal("the first key, which leaked") is None
+    assert await ApiKeyStore(engine).principal("the second key, which did not") is not None
+
+
+async def test_bootstrap_key_works_and_stays_revoked(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    token = "a key that was chosen by hand"
+    headers = {"Authorization": f"Bearer {token}"}
+    for _ in range(2):
+        async with running_gateway(NOWHERE, postgres, auth="on", bootstrap_api_key=token) as api:
+
+            async def opens(client: httpx.AsyncClient = api) -> bool:
+                return (await client.get("/api/notifications", headers=headers)).status_code == 200
+
+            await eventually(opens, "the bootstrap key opens")
+    keys = ApiKeyStore(engine)
+    [key] = await keys.list()
+    await keys.revoke(key.id)
+    await keys.ensure_bootstrap_key(token)
+    assert await ApiKeyStore(engine).principal(token) is None
+
+
+async def test_operator_creates_lists_and_revokes_keys(
+    secured_api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    made = await gateway_command("keys", "create", "--tenant", "shop", "--scope", "read", servers=[postgres])
+    key_id, token = made.split()
+    headers = {"Authorization": f"Bearer {token}"}
+    assert (await secured_api.get("/api/notifications", headers=headers)).status_code == 200
+    assert (await secured_api.post("/api/notifications", headers=headers, json=BODY)).status_code == 403
+    [listed] = (await gateway_command("keys", "list", servers=[postgres])).splitlines()
+    assert {key_id, "shop", "read", "valid"} <= set(listed.split())
+    assert token not in listed
+    assert await gateway_command("keys", "revoke", key_id, servers=[postgres]) == ""
+    assert await ApiKeyStore(engine).principal(token) is None
+    assert "revoked" in await gateway_command("keys", "list", servers=[postgres])
+    await gateway_command("keys", "revoke", key_id, servers=[postgres], code=1)
+
+
+async def test_unknown_keys_do_not_use_up_the_connection_pool(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on", postgres_pool_size=5) as api:
+        headers = await bearer(engine, Scope.SEND)
+        assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 201
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"))
+            strangers = [
+                asyncio.create_task(api.get("/api/notifications", headers={"Authorization": f"Bearer {number}"}))
+                for number in range(10)
+            ]
+            await asyncio.sleep(0)
+            assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 201
+        assert {answer.status_code for answer in await asyncio.gather(*strangers)} == {401}

@@ -1,0 +1,147 @@
+"""When the gateway ends or refuses an event stream."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import MutableMapping
+from contextlib import closing, suppress
+from typing import Any
+
+import httpx
+import pytest
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys import store as api_keys
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.events import hub as event_hub
+from notify_gateway.events import stream as event_stream
+from notify_gateway.events import subscriber as event_subscriber
+from notify_gateway.events.history import EventFilter, EventHistory
+from notify_gateway.events.hub import EventHub
+from notify_gateway.events.stream import EventStream
+from notify_gateway.http.authentication import Scope
+from notify_gateway.http.middleware import UNLIMITED
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.event_stream import BODY, reading
+from support.fakes import FakeProvider
+from support.services import (
+    NOWHERE,
+    TIMEOUT,
+    running_sender,
+    running_status_writer,
+    served_gateway,
+)
+
+
+async def test_stream_ends_when_its_key_is_revoked(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0.05)
+    monkeypatch.setattr(api_keys, "CACHE_SECONDS", 0)
+    keys = ApiKeyStore(engine)
+    key_id, token = await keys.create("ours", "of a test", frozenset({Scope.READ}))
+    async with (
+        served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
+        httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}) as client,
+        client.stream("GET", "/api/events") as answer,
+    ):
+        lines = answer.aiter_lines()
+        async with asyncio.timeout(TIMEOUT):
+            while await anext(lines) != ":":  # a heartbeat
+                pass
+        await keys.revoke(key_id)
+        async with asyncio.timeout(TIMEOUT):
+            async for line in lines:
+                assert line in {":", ""}
+
+
+async def test_stream_ends_before_sending_events_to_a_revoked_key(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0)
+    told: list[bytes] = []
+
+    async def revoked() -> bool:
+        return False
+
+    async def receive() -> MutableMapping[str, Any]:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        told.append(message.get("body", b""))
+
+    history = EventHistory(engine)
+    stream = EventStream(EventHub(NOWHERE, "gateway", history), history, EventFilter("ours"), None, revoked)
+    async with asyncio.timeout(TIMEOUT):
+        await stream({"type": "http", UNLIMITED: lambda: None}, receive, send)
+    assert b"".join(told) == b""
+
+
+async def test_tenant_cannot_use_up_all_streams(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_hub, "MAX_SUBSCRIBERS_PER_TENANT", 1)
+    keys = {}
+    for tenant in ("ours", "theirs"):
+        _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset({Scope.READ}))
+        keys[tenant] = {"Authorization": f"Bearer {token}"}
+    async with (
+        served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
+        reading(url, keys["ours"]),
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        answer = await client.get("/api/events", headers=keys["ours"])
+        assert answer.status_code == 503
+        assert "Too many listen" in answer.json()["detail"]
+        async with reading(url, keys["theirs"]):
+            pass
+
+
+async def test_stream_opened_during_shutdown_ends(engine: AsyncEngine) -> None:
+    live = EventHub(NOWHERE, "gateway", EventHistory(engine))
+    began = asyncio.Event()
+
+    async def listen() -> bytes | None:
+        began.set()
+        async with live.subscribe(EventFilter("ours"), lambda: None) as listener:
+            return await listener.next()
+
+    listening = asyncio.create_task(listen())
+    await began.wait()
+    live.close()
+    async with asyncio.timeout(TIMEOUT):
+        assert await listening is None
+
+
+async def test_slow_subscriber_is_dropped_and_delays_nobody(
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(event_subscriber, "MAX_WAITING_BYTES", 100_000)
+    with closing(socket.socket()) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with (
+            running_sender(rabbit, FakeProvider()),
+            running_status_writer(rabbit, postgres),
+            served_gateway(rabbit, postgres) as url,
+            reading(url) as (reader, _),
+            httpx.AsyncClient(base_url=url) as client,
+        ):
+            slow.connect((url.host, url.port))
+            slow.sendall(b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            for _ in range(20):
+                await asyncio.gather(*(client.post("/api/notifications", json=BODY) for _ in range(200)))
+                for _ in range(200):
+                    await reader.status()
+                if "does not read" in caplog.text:
+                    break
+            else:
+                pytest.fail("it has never been dropped")
+            # While the gateway goes on.
+            slow.settimeout(TIMEOUT)
+            with suppress(ConnectionResetError):
+                while slow.recv(65536):
+                    pass

@@ -1,0 +1,87 @@
+"""Limits on the size and the duration of a request."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from notify_database.engine import PostgresSettings
+from notify_gateway.application import Gateway
+from notify_gateway.http.authentication import Scope
+from notify_gateway.http.middleware import MAX_BODY, MAX_HEAD, LimitsMiddleware
+from notify_gateway.http_api import create_app
+from notify_gateway.settings import GatewaySettings
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.gateway import bearer
+from support.services import NOWHERE, gateway_metrics, served_gateway
+
+
+async def test_oversized_body_returns_413_with_or_without_content_length(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    headers = await bearer(engine, Scope.SEND)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(MAX_BODY // 65536 + 1):
+            yield b" " * 65536
+
+    for content in (b" " * (MAX_BODY + 1), chunks()):
+        answer = await secured_api.post("/api/notifications", content=content, headers=headers)
+        assert answer.status_code == 413
+
+
+async def test_oversized_headers_return_431_and_every_response_has_security_headers(
+    secured_api: httpx.AsyncClient,
+) -> None:
+    answer = await secured_api.get("/livez", headers={"X-Long": "x" * MAX_HEAD})
+    assert answer.status_code == 431
+    for each in (answer, await secured_api.get("/livez"), await secured_api.get("/api/notifications")):
+        assert each.headers["X-Content-Type-Options"] == "nosniff"
+        assert each.headers["Cache-Control"] == "no-store"
+        assert "access-control-allow-origin" not in each.headers
+
+
+async def test_endless_headers_are_cut_off(postgres: PostgresSettings) -> None:
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * MAX_HEAD)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+
+async def test_limits_apply_to_each_request_of_a_connection(postgres: PostgresSettings) -> None:
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        for _ in range(20):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 2000 + b"\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b"}")
+        writer.close()
+
+
+@asynccontextmanager
+async def hurried(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway whose requests have little time."""
+    app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
+    transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, **limits))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+async def test_stalled_body_returns_408(postgres: PostgresSettings) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with hurried(postgres, body_timeout=0.05) as api:
+        answer = await api.post("/api/notifications", content=never())
+    assert (answer.status_code, answer.json()["title"]) == (408, "Request Timeout")
+
+
+async def test_slow_request_returns_503(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    async with hurried(postgres, request_timeout=0.5) as api, engine.begin() as lock:
+        await lock.execute(text("LOCK TABLE notifications IN ACCESS EXCLUSIVE MODE"))
+        answer = await api.get("/api/notifications")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"

@@ -1,0 +1,146 @@
+"""The same request twice."""
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from notify_database.engine import PostgresSettings
+from notify_gateway.notifications.idempotency import clean_up
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.services import NOWHERE, running_gateway
+
+BODY = {"user_id": 123, "message": "Your code: 11111", "channels": ["telegram", "email"], "metadata": {"a": "1"}}
+REPEATS = 50
+
+
+async def post(api: httpx.AsyncClient, key: str, content: Any = None, **change: Any) -> httpx.Response:
+    headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
+    content = json.dumps({**BODY, **change}) if content is None else content
+    return await api.post("/api/notifications", content=content, headers=headers)
+
+
+async def count(engine: AsyncEngine, table: str = "notifications") -> int:
+    async with engine.connect() as connection:
+        counted: int = (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one()  # noqa: S608 - ours
+    return counted
+
+
+async def age_keys(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE idempotency_keys SET created_at = created_at - interval '25 hours'"))
+
+
+async def test_repeated_request_gets_the_first_response_and_stores_nothing(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    first, again = await post(api, "order-5512"), await post(api, "order-5512")
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.content == first.content
+    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert (await count(engine), await count(engine, "outbox")) == (1, 2)
+    assert (await api.get(f"/api/notifications/{first.json()['id']}")).json() == first.json()
+
+
+async def test_replayed_response_ignores_later_changes(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    first = await post(api, "k")
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET status = 'sent'"))
+    assert (await post(api, "k")).content == first.content
+
+
+async def test_same_key_with_another_body_is_rejected(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    assert (await post(api, "k")).status_code == 201
+    other = await post(api, "k", message="another")
+    assert other.status_code == 422
+    assert "Idempotency-Key" in other.json()["detail"]
+    assert await count(engine) == 1
+
+
+async def test_whitespace_and_field_order_do_not_make_another_body(api: httpx.AsyncClient) -> None:
+    first = await post(api, "k")
+    again = await post(api, "k", json.dumps(dict(reversed(BODY.items())), indent=4))
+    assert (again.status_code, again.content) == (201, first.content)
+
+
+async def test_invalid_request_does_not_use_up_its_key(api: httpx.AsyncClient) -> None:
+    assert (await post(api, "k", message=" ")).status_code == 422
+    assert (await post(api, "k")).status_code == 201
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 256, "ключ".encode()])
+async def test_key_must_be_1_to_255_ascii_characters(api: httpx.AsyncClient, key: bytes) -> None:
+    answer = await api.post("/api/notifications", json=BODY, headers={b"Idempotency-Key": key})
+    assert answer.status_code == 422
+    assert "idempotency-key" in answer.json()["detail"].lower()
+
+
+async def test_request_rejected_by_the_database_does_not_use_up_its_key(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE notifications ADD CONSTRAINT no CHECK (user_id <> 13)"))
+    outcomes = await asyncio.gather(post(api, "a", user_id=13), post(api, "b"), post(api, "a", user_id=14))
+    assert [outcome.status_code for outcome in outcomes[1:]] in ([201, 201], [201, 422])
+    assert outcomes[0].status_code == 422
+    assert (await post(api, "a", user_id=14)).status_code == 201
+
+
+async def test_concurrent_repeats_at_two_gateways_create_one_notification(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with AsyncExitStack() as stack:
+        gateways = [
+            await stack.enter_async_context(running_gateway(NOWHERE, postgres, relaying=False)) for _ in range(2)
+        ]
+        answers = await asyncio.gather(*(post(gateways[number % 2], "once") for number in range(REPEATS)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    assert sum("Idempotent-Replayed" not in answer.headers for answer in answers) == 1
+    assert (await count(engine), await count(engine, "deliveries"), await count(engine, "outbox")) == (1, 2, 2)
+
+
+async def test_gateways_that_get_the_same_keys_in_different_order_do_not_deadlock(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    keys = [f"key-{number}" for number in range(200)]
+    async with AsyncExitStack() as stack:
+        gateways = [
+            await stack.enter_async_context(running_gateway(NOWHERE, postgres, relaying=False)) for _ in range(2)
+        ]
+        orders = (keys, keys[::-1])
+        answers = await asyncio.gather(
+            *(post(gateway, key) for gateway, order in zip(gateways, orders, strict=True) for key in order)
+        )
+    assert {answer.status_code for answer in answers} == {201}
+    assert await count(engine) == len(keys)
+
+
+async def test_repeated_request_gets_the_first_response_after_its_expiry(api: httpx.AsyncClient) -> None:
+    expires_at = datetime.now(UTC) + timedelta(seconds=0.5)
+    first = await post(api, "k", expires_at=expires_at.isoformat())
+    await asyncio.sleep(0.6)  # until it has expired
+    assert (await post(api, "k", expires_at=expires_at.isoformat())).content == first.content
+    assert (await post(api, "other", expires_at=expires_at.isoformat())).status_code == 422
+
+
+async def test_key_can_be_reused_after_24_hours(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    first = await post(api, "k")
+    await age_keys(engine)
+    second = await post(api, "k", message="another")
+    assert second.status_code == 201
+    assert second.json()["id"] != first.json()["id"]
+    assert (await post(api, "k", message="another")).content == second.content
+
+
+async def test_cleanup_deletes_only_old_keys(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    await asyncio.gather(*(post(api, f"old-{number}") for number in range(10)))
+    await age_keys(engine)
+    await post(api, "young")
+    assert await clean_up(engine) is False
+    assert await count(engine, "idempotency_keys") == 1

@@ -1,0 +1,69 @@
+"""Requests that share a transaction, and what happens when too many wait."""
+
+import asyncio
+
+import httpx
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import create_broker
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_database.engine import PostgresSettings, create_engine
+from notify_database.errors import DataRejected
+from notify_gateway.notifications.intake import NotificationIntake
+from notify_gateway.notifications.new_notification import new_notification
+from notify_gateway.notifications.schemas import NotificationRequest
+from notify_gateway.outbox.relay import OutboxRelay
+from notify_gateway.outbox.store import OutboxStore
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.gateway import BODY, post
+from support.services import NOWHERE, gateway_metrics, running_gateway
+
+TRANSACTIONS = text("SELECT pg_current_xact_id()::text::bigint")
+
+
+async def test_500_concurrent_requests_share_transactions(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        before = (await connection.execute(TRANSACTIONS)).scalar_one()
+    await asyncio.gather(*(post(api, user_id=number) for number in range(1, 501)))
+    async with engine.connect() as connection:
+        transactions = (
+            await connection.execute(text("SELECT pg_current_xact_id()::text::bigint"))
+        ).scalar_one() - before
+        stored = await connection.execute(text("SELECT count(*), (SELECT count(*) FROM outbox) FROM notifications"))
+    assert stored.one() == (500, 500)
+    assert transactions < 100
+
+
+async def test_row_rejected_by_the_database_fails_alone(postgres: PostgresSettings) -> None:
+    engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
+    relay = OutboxRelay(
+        broker, ConfirmedPublisher(broker), OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
+    )
+    intake = NotificationIntake(engine, relay, max_waiting=100, metrics=gateway_metrics())
+    good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
+    bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
+    accepting = [intake.accept(new_notification(request, "default")) for request in (good, bad, good)]
+    outcomes = await asyncio.gather(*accepting, return_exceptions=True)
+    assert [isinstance(outcome, DataRejected) for outcome in outcomes] == [False, True, False]
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM notifications"))).scalar_one() == 2
+    await engine.dispose()
+
+
+async def test_too_many_waiting_requests_return_503_with_retry_after(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, max_waiting_requests=3) as api:
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE notifications IN ACCESS EXCLUSIVE MODE"))
+            requests = [asyncio.create_task(api.post("/api/notifications", json=BODY)) for _ in range(20)]
+            refused, waiting = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+            while waiting and len(refused) < 20 - 2 * 3:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                refused |= done
+        answers = [request.result() for request in refused]
+        assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
+        accepted = [answer.status_code for answer in await asyncio.gather(*waiting)]
+        assert set(accepted) <= {201, 503}
+        assert 201 in accepted

@@ -1,0 +1,254 @@
+"""The outbox relay against PostgreSQL and RabbitMQ."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import new_id
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.rabbitmq.connection import RabbitSettings, create_broker
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.clock import utc_now
+from notify_database.engine import PostgresSettings, create_engine
+from notify_gateway.outbox.relay import OutboxRelay
+from notify_gateway.outbox.store import OutboxStore
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import Hand, hand_on
+from support.fakes import CuttableNetwork
+from support.services import eventually, gateway_metrics, running_gateway
+
+BODY = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
+ADD = text("""
+    WITH n AS (
+        INSERT INTO notifications VALUES (:notification_id, 1, 'from before', NULL, NULL, now(), 'default')
+        RETURNING id
+    ),
+    d AS (
+        INSERT INTO deliveries
+        SELECT CAST(:delivery_id AS uuid), id, 'telegram', '42', 'pending', 1, 0, 0, now() FROM n RETURNING id
+    )
+    INSERT INTO outbox SELECT id, now() + CAST(:due AS interval), now() + CAST(:lease AS interval), 1 FROM d
+    RETURNING delivery_id
+""")
+
+
+async def add_row(engine: AsyncEngine, lease: timedelta | None = None, due: timedelta = timedelta(0)) -> UUID:
+    """A committed delivery whose process is gone, `lease` before its lease ends."""
+    delivery_id, notification_id = new_id(utc_now()), new_id(utc_now())
+    row = {"lease": lease, "due": due, "delivery_id": delivery_id, "notification_id": notification_id}
+    async with engine.begin() as connection:
+        await connection.execute(ADD, row)
+    return delivery_id
+
+
+async def outbox_rows(engine: AsyncEngine) -> int:
+    async with engine.connect() as connection:
+        count: int = (await connection.execute(text("SELECT count(*) FROM outbox"))).scalar_one()
+    return count
+
+
+async def outbox_is_empty(engine: AsyncEngine) -> None:
+    async def empty() -> bool:
+        return await outbox_rows(engine) == 0
+
+    await eventually(empty, "the outbox is empty")
+
+
+async def published(hand: Hand, channel: Channel, count: int) -> list[UUID]:
+    messages = [await hand.next_message(f"notifications.{channel}") for _ in range(count)]
+    return [DeliveryRequested.model_validate_json(message.body).delivery_id for message in messages]
+
+
+@asynccontextmanager
+async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIterator[OutboxRelay]:
+    await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
+    broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
+    relay = OutboxRelay(
+        broker, ConfirmedPublisher(broker), OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
+    )
+    running = asyncio.create_task(relay.run(stop))
+    try:
+        yield relay
+    finally:
+        stop.set()
+        await running
+        await broker.stop()
+        await engine.dispose()
+
+
+async def test_each_channel_gets_its_delivery_and_the_outbox_is_emptied(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with running_gateway(rabbit, postgres) as api, hand_on(rabbit) as hand:
+        created = (await api.post("/api/notifications", json=BODY)).json()
+        await outbox_is_empty(engine)
+        for delivery in created["deliveries"]:
+            message = await hand.next_message(f"notifications.{delivery['channel']}")
+            request = DeliveryRequested.model_validate_json(message.body)
+            assert str(request.delivery_id) == message.headers["delivery_id"] == delivery["id"]
+            assert (request.attempt, request.round, request.content.message) == (1, 1, "hello")
+            assert message.message_id
+            assert message.content_type == "application/json"
+            assert message.delivery_mode == 2
+
+
+async def test_row_of_a_dead_process_is_published_by_another(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    lost = await add_row(engine, lease=timedelta(seconds=-1))
+    never_leased = await add_row(engine)
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        assert set(await published(hand, Channel.TELEGRAM, 2)) == {lost, never_leased}
+        await outbox_is_empty(engine)
+
+
+async def test_leased_and_future_rows_are_left_alone(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    await add_row(engine, lease=timedelta(minutes=5))
+    await add_row(engine, due=timedelta(minutes=5))
+    due = await add_row(engine)
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        assert await published(hand, Channel.TELEGRAM, 1) == [due]
+    assert await outbox_rows(engine) == 2
+    async with hand_on(rabbit) as hand:
+        assert await hand.depth("notifications.telegram") == 0
+
+
+async def test_row_of_a_sent_delivery_is_not_published_again(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    """Its relay died between the broker's confirm and the delete."""
+    sent = await add_row(engine, lease=timedelta(seconds=-1))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET status = 'sent' WHERE id = :id"), {"id": sent})
+    open_row = await add_row(engine)
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        assert await published(hand, Channel.TELEGRAM, 1) == [open_row]
+        await outbox_is_empty(engine)
+        assert await hand.depth("notifications.telegram") == 0
+
+
+async def test_concurrent_relays_publish_each_row_once(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    rows = {await add_row(engine) for _ in range(300)}
+    async with running_relay(rabbit, postgres), running_relay(rabbit, postgres), running_relay(rabbit, postgres):
+        await outbox_is_empty(engine)
+    async with hand_on(rabbit) as hand:
+        assert await hand.depth("notifications.telegram") == 300
+        assert set(await published(hand, Channel.TELEGRAM, 300)) == rows
+
+
+async def test_requests_accepted_before_the_broker_is_available_are_published_later(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
+    await network.open()
+    await network.close()
+    through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+    async with running_gateway(through_network, postgres) as api:
+        assert (await api.post("/api/notifications", json=BODY)).status_code == 201
+        assert await outbox_rows(engine) == 2
+        await network.open()
+        await outbox_is_empty(engine)
+        async with hand_on(rabbit) as hand:
+            assert len(await published(hand, Channel.EMAIL, 1)) == 1
+    await network.close()
+
+
+async def test_broker_outage_loses_nothing(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
+    await network.open()
+    through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+    async with running_gateway(through_network, postgres) as api:
+        await api.post("/api/notifications", json=BODY)
+        await outbox_is_empty(engine)
+        await network.close()
+        for _ in range(5):
+            assert (await api.post("/api/notifications", json=BODY)).status_code == 201
+        await network.open()
+        await outbox_is_empty(engine)
+        async with hand_on(rabbit) as hand:
+            assert len(set(await published(hand, Channel.EMAIL, 6))) == 6
+    await network.close()
+
+
+async def test_relay_survives_a_frozen_connection(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)  # noticed after about three of them
+    network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
+    await network.open()
+    through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+    async with running_gateway(through_network, postgres) as api:
+        await api.post("/api/notifications", json=BODY)
+        await outbox_is_empty(engine)
+        network.freeze()
+        await api.post("/api/notifications", json=BODY)
+
+        async def noticed() -> bool:
+            return bool((await api.get("/readyz")).json()["rabbitmq"] != "ready")
+
+        await eventually(noticed, "the relay knows that it is cut off")
+        await network.thaw()
+        await outbox_is_empty(engine)
+        async with hand_on(rabbit) as hand:
+            assert len(set(await published(hand, Channel.EMAIL, 2))) == 2
+    await network.close()
+
+
+async def test_unroutable_delivery_stays_in_the_outbox(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_relay(rabbit, postgres) as relay, hand_on(rabbit) as hand:
+
+        async def connected() -> bool:
+            return relay.connected
+
+        await eventually(connected, "the relay is connected")
+        queue = await hand.channel.get_queue("notifications.telegram")
+        await queue.unbind("notifications", "telegram")
+        row = await add_row(engine)
+
+        async def tried() -> bool:
+            return "deliveries are not confirmed" in caplog.text
+
+        await eventually(tried, "the relay has tried")
+        assert await outbox_rows(engine) == 1
+        await queue.bind("notifications", "telegram")
+        assert await published(hand, Channel.TELEGRAM, 1) == [row]
+        await outbox_is_empty(engine)
+
+
+async def test_hand_over_with_an_expiring_lease_is_dropped(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    delivery_id = await add_row(engine, lease=timedelta(minutes=5))
+    due = await OutboxStore(engine).take_due(10)
+    assert due.requests == []  # it is leased: by the hand-over below, whose lease began long ago
+    request = DeliveryRequested.model_validate(
+        {
+            "delivery_id": delivery_id,
+            "notification_id": delivery_id,
+            "user_id": 1,
+            "channel": "telegram",
+            "content": {"message": "late"},
+        }
+    )
+    async with running_relay(rabbit, postgres) as relay, hand_on(rabbit) as hand:
+        relay.hand_over([request], lease_began=asyncio.get_running_loop().time() - 25)
+        marker = await add_row(engine)
+        assert await published(hand, Channel.TELEGRAM, 1) == [marker]
+        assert await hand.depth("notifications.telegram") == 0
+    assert await outbox_rows(engine) == 1

@@ -1,0 +1,116 @@
+"""Requests that the gateway refuses, and the problem details that say why."""
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from notify_gateway.http.authentication import Scope
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.gateway import BODY, bearer
+
+JSON_HEADERS = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({**BODY, "user_id": 0}, "user_id"),
+        ({**BODY, "message": " "}, "message"),
+        ({**BODY, "message": "a\x00b"}, "message"),
+        ({**BODY, "message": "\ud800"}, "message"),
+        ({**BODY, "type": "pigeon"}, "type"),
+        ({**BODY, "channels": ["email"]}, "channels"),
+        ({"user_id": 1, "message": "x"}, "channels"),
+        ({"user_id": 1, "message": "x", "channels": ["email", "pigeon"]}, "channels.1"),
+        ({**BODY, "colour": "red"}, "colour"),
+        ({**BODY, "recipient": {"email": "a@example.org"}}, "recipient.email"),
+        ({**BODY, "type": "email", "recipient": {"email": "a@example.invalid"}}, "recipient.email"),
+        ({**BODY, "type": "email", "recipient": {"email": "delivery@simulator.invalid"}}, "recipient.email"),
+        ({**BODY, "recipient": {"telegram": "@simulator_delivery"}}, "recipient.telegram"),
+        ({**BODY, "type": "webhook", "recipient": {"webhook": "example.org"}}, "recipient.webhook"),
+        ({**BODY, "type": "webhook", "recipient": {"webhook": "https://a:b@example.org"}}, "recipient.webhook"),
+        (
+            {**BODY, "type": "webhook", "recipient": {"webhook": "https://delivery.simulator.invalid"}},
+            "recipient.webhook",
+        ),
+        ({**BODY, "email": {"html": "<p>x</p>"}}, "email"),
+        ({**BODY, "type": "email", "email": {"html": " "}}, "email.html"),
+        ({**BODY, "type": "email", "email": {"html": "<p>\x00"}}, "email.html"),
+        ({**BODY, "type": "email", "email": {"reply_to": "a@example.org\r\nBcc: b@example.org"}}, "email.reply_to"),
+        ({**BODY, "type": "email", "email": {"reply_to": "jörg@example.org"}}, "email.reply_to"),
+        ({**BODY, "type": "email", "email": {"reply_to": "Shop <a@example.org>"}}, "email.reply_to"),
+        ({**BODY, "type": "email", "email": {"reply_to": "delivered@simulator.invalid"}}, "email.reply_to"),
+        ({**BODY, "type": "email", "email": {"list_unsubscribe": "http://example.org"}}, "email.list_unsubscribe"),
+        (
+            {**BODY, "type": "email", "email": {"list_unsubscribe": "https://example.org/" + "x" * 900}},
+            "email.list_unsubscribe",
+        ),
+        ({**BODY, "type": "email", "email": {"text": "x"}}, "email.text"),
+        ({**BODY, "metadata": {"a": 1}}, "metadata.a"),
+        ({"message": "x", "type": "email"}, "user_id"),
+        ([], "body"),
+    ],
+    ids=repr,
+)
+async def test_invalid_body_gets_problem_details_that_name_the_field(
+    api: httpx.AsyncClient,
+    body: Any,
+    field: str,
+) -> None:
+    answer = await api.post("/api/notifications", content=json.dumps(body), headers=JSON_HEADERS)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["type"], problem["status"]) == ("about:blank", 422)
+    assert field in [error["field"] for error in problem["errors"]]
+    assert field in problem["detail"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"user_id": 1'], ids=repr)
+async def test_malformed_json_gets_problem_details(api: httpx.AsyncClient, content: bytes) -> None:
+    answer = await api.post("/api/notifications", content=content, headers=JSON_HEADERS)
+    assert answer.status_code in {400, 422}
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_unknown_ids_paths_and_methods_get_problem_details(api: httpx.AsyncClient) -> None:
+    for method, path, status in (
+        ("GET", f"/api/notifications/{uuid4()}", 404),
+        ("GET", "/api/notifications/not-an-id", 422),
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/api/notifications", 405),
+        ("GET", "/api/notifications?colour=red", 422),
+        ("GET", "/api/notifications/5?status=lost", 422),
+        ("GET", f"/api/notifications/{2**63}", 422),
+        ("GET", f"/api/notifications/{'9' * 5000}", 422),
+        ("GET", "/api/notifications/0", 422),
+        ("GET", f"/api/notifications/{uuid4()}?status=sent", 422),
+        ("GET", "/api/notifications?created_before=0001-01-01T00:00:00Z", 422),
+        ("GET", "/api/notifications?created_after=9999-12-31T23:59:59.999999Z", 200),
+        ("GET", "/api/notifications?created_after=2026-01-01T00:00:00", 422),
+    ):
+        answer = await api.request(method, path)
+        assert answer.status_code == status, path
+        assert status == 200 or answer.headers["content-type"] == "application/problem+json", path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"user_id": 1, "user_id": 2, "message": "x", "type": "email"}',
+        b'{"metadata": {"a": "1", "a": "2"}, "user_id": 1, "message": "x", "type": "email"}',
+        b"[" * 100_000,
+        b'{"user_id": ' + b"9" * 5000 + b"}",
+        b'{"user_id": 1, "message": "caf\xe9", "type": "email"}',
+        b'{"user_id": 1',
+    ],
+)
+async def test_ambiguous_json_is_rejected_with_a_reason(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine, content: bytes
+) -> None:
+    headers = {**await bearer(engine, Scope.SEND), "Content-Type": "application/json"}
+    answer = await secured_api.post("/api/notifications", content=content, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("body: not valid JSON: ")

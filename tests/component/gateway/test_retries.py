@@ -1,0 +1,158 @@
+"""Retries by an operator, of one delivery and of many."""
+
+import asyncio
+from uuid import UUID, uuid4
+
+import httpx
+from notify_common.contracts.messages import DeliveryRequested, StatusChange
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.http.authentication import Scope
+from notify_gateway.outbox.store import OutboxStore
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import Hand
+from support.gateway import Json, post, rows, soon
+from support.processes import crash
+from support.services import NOWHERE, eventually, running_gateway
+
+FAIL = text("UPDATE deliveries SET status = 'failed', attempt = 3, failures = 3 WHERE id = ANY(CAST(:ids AS uuid[]))")
+ADD_ATTEMPT = text("""
+    INSERT INTO attempts (delivery_id, attempt, round, outcome, error_class, started_at, finished_at)
+    VALUES (:id, 3, 1, 'failed', :error_class, now(), now())
+""")
+
+
+async def fail(engine: AsyncEngine, *notifications: Json, error_class: str = "temporary") -> list[UUID]:
+    """Let every delivery have failed after three attempts, and the outbox be empty."""
+    ids = [UUID(delivery["id"]) for notification in notifications for delivery in notification["deliveries"]]
+    async with engine.begin() as connection:
+        await connection.execute(FAIL, {"ids": ids})
+        await connection.execute(ADD_ATTEMPT, [{"id": id_, "error_class": error_class} for id_ in ids])
+        await connection.execute(text("DELETE FROM outbox"))
+    return ids
+
+
+async def test_cancelling_or_retrying_an_unknown_id_returns_404(api: httpx.AsyncClient) -> None:
+    assert (await api.post(f"/api/notifications/{uuid4()}/cancel")).status_code == 404
+    assert (await api.post(f"/api/deliveries/{uuid4()}/retry")).status_code == 404
+    assert (await api.get(f"/api/deliveries/retry/{uuid4()}")).status_code == 404
+
+
+async def test_retry_of_a_failed_delivery_starts_a_new_round(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, api: httpx.AsyncClient
+) -> None:
+    [delivery_id] = await fail(engine, await post(api))
+    answer = await api.post(f"/api/deliveries/{delivery_id}/retry")
+    assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+    async with running_gateway(rabbit, postgres):
+        message = await hand.next_message("notifications.telegram")
+    wanted = DeliveryRequested.model_validate_json(message.body)
+    assert (wanted.delivery_id, wanted.round, wanted.attempt, wanted.failures) == (delivery_id, 2, 4, 0)
+    assert (await api.post(f"/api/deliveries/{delivery_id}/retry")).status_code == 409
+    assert len(await rows(engine, "SELECT 1 FROM attempts")) == 1
+
+
+async def test_relay_of_an_earlier_round_does_not_delete_the_new_row(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    created = await post(api)
+    outbox = OutboxStore(engine)
+    held = (await outbox.take_due(1)).requests
+    ids = [UUID(each["id"]) for each in created["deliveries"]]
+    async with engine.begin() as connection:
+        await connection.execute(FAIL, {"ids": ids})
+    assert (await api.post(f"/api/deliveries/{ids[0]}/retry")).status_code == 202
+    for touch in (outbox.renew, outbox.release, outbox.delete):
+        await touch(held)
+    [row] = await rows(engine, "SELECT round, leased_until FROM outbox")
+    assert (row.round, row.leased_until) == (2, None)
+
+
+async def test_bulk_retry_runs_in_the_background_with_a_filter(
+    api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    both = {"type": None, "channels": ["telegram", "email"]}
+    created = await asyncio.gather(*(post(api, **both) for _ in range(30)))
+    await fail(engine, *created[:20])
+    permanent = await fail(engine, *created[20:], error_class="permanent")
+    wanted = {"channel": "email", "error_class": "permanent"}
+    counted = await api.post("/api/deliveries/retry", json={**wanted, "dry_run": True})
+    assert (counted.status_code, counted.json()) == (200, {"count": len(permanent) // 2})
+    assert (await api.post("/api/deliveries/retry", json={"dry_run": True})).json() == {"count": 60}
+    started = await api.post("/api/deliveries/retry", json=wanted)
+    assert (started.status_code, started.json()["finished_at"]) == (202, None)
+    async with running_gateway(NOWHERE, postgres):
+
+        async def finished() -> bool:
+            job = (await api.get(f"/api/deliveries/retry/{started.json()['id']}")).json()
+            return job["finished_at"] is not None and job["retried"] == 10
+
+        await eventually(finished, "the job is finished")
+    found = await rows(engine, "SELECT channel FROM deliveries WHERE status = 'pending' AND round = 2 AND failures = 0")
+    assert [row.channel for row in found] == ["email"] * 10
+    assert len(await rows(engine, "SELECT 1 FROM outbox WHERE round = 2")) == 10
+
+
+async def test_any_process_advances_a_bulk_retry_by_one_chunk(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    created = await asyncio.gather(*(post(api) for _ in range(35)))
+    await fail(engine, *created)
+    started = (await api.post("/api/deliveries/retry", json={})).json()
+    chunks: list[int] = []
+    retries = [DeliveryRetries(engine, lambda changes: chunks.append(len(changes)), chunk_size=10) for _ in range(2)]
+    assert [await retries[number % 2].advance() for number in range(5)] == [True, True, True, True, False]
+    assert chunks == [10, 10, 10, 5, 0]
+    job = (await api.get(f"/api/deliveries/retry/{started['id']}")).json()
+    assert (job["retried"], job["finished_at"] is not None) == (35, True)
+
+
+async def test_bulk_retry_is_limited_to_its_time_range(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    await fail(engine, await post(api))
+    for window, expected in (
+        ({"created_before": soon(hours=-1)}, 0),
+        ({"created_after": soon(hours=1)}, 0),
+        ({"created_after": soon(hours=-1)}, 1),
+        ({}, 1),
+    ):
+        answer = await api.post("/api/deliveries/retry", json={**window, "dry_run": True})
+        assert answer.json() == {"count": expected}
+
+
+async def test_bulk_retry_is_limited_to_its_tenant(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    own, other = [
+        {"Authorization": f"Bearer {(await keys.create(tenant, '', frozenset(Scope)))[1]}"} for tenant in ("a", "b")
+    ]
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
+        body = {"user_id": 1, "message": "x", "type": "email"}
+        created = [
+            (await api.post("/api/notifications", json=body, headers=headers)).json() for headers in (own, other)
+        ]
+        await fail(engine, *created)
+        counted = await api.post("/api/deliveries/retry", json={"dry_run": True}, headers=own)
+        started = await api.post("/api/deliveries/retry", json={}, headers=own)
+        assert (counted.json(), started.status_code) == ({"count": 1}, 202)
+        retried: list[StatusChange] = []
+        await DeliveryRetries(engine, retried.extend).advance()
+        assert [change.delivery_id for change in retried] == [UUID(created[0]["deliveries"][0]["id"])]
+        path = f"/api/deliveries/retry/{started.json()['id']}"
+        assert (await api.get(path, headers=own)).json()["retried"] == 1
+        assert (await api.get(path, headers=other)).status_code == 404
+
+
+async def test_bulk_retry_goes_on_after_its_process_is_killed(
+    api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    await fail(engine, *(await asyncio.gather(*(post(api) for _ in range(35)))))
+    started = (await api.post("/api/deliveries/retry", json={})).json()
+    await crash("within a part of a retry", postgres)
+    assert (await api.get(f"/api/deliveries/retry/{started['id']}")).json()["retried"] == 10
+    retries = DeliveryRetries(engine, chunk_size=10)
+    while await retries.advance():
+        pass
+    job = (await api.get(f"/api/deliveries/retry/{started['id']}")).json()
+    assert (job["retried"], job["finished_at"] is not None) == (35, True)
+    assert {row.round for row in await rows(engine, "SELECT round FROM deliveries")} == {2}
+    assert len(await rows(engine, "SELECT 1 FROM outbox")) == 35

@@ -1,0 +1,194 @@
+"""Where a user is reached, stored once; and what a user does not want."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, StatusChanges
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.http.authentication import Scope
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import Hand, hand_on
+from support.services import NOWHERE, running_gateway
+
+FAIL = text("UPDATE deliveries SET status = 'failed', attempt = 3, failures = 3")
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
+    bindings = [*topology.dead_letters(), *(topology.deliveries(channel) for channel in Channel)]
+    await prepare_topology(rabbit, bindings, [topology.EVENTS])
+    async with hand_on(rabbit) as hand:
+        yield hand
+
+
+async def store(api: httpx.AsyncClient, channel: str, user_id: int = 1, **settings: Any) -> Json:
+    answer = await api.put(f"/api/users/{user_id}/channels/{channel}", json=settings)
+    assert answer.status_code == 200, answer.text
+    stored: Json = answer.json()
+    return stored
+
+
+async def post(api: httpx.AsyncClient, *channels: str, key: str | None = None, **change: Any) -> Json:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    body = {"user_id": 1, "message": "x", "channels": channels, **change}
+    answer = await api.post("/api/notifications", json=body, headers=headers)
+    assert answer.status_code == 201, answer.text
+    created: Json = answer.json()
+    return created
+
+
+def told(notification: Json) -> dict[str, tuple[str, str | None, str | None]]:
+    deliveries = notification["deliveries"]
+    return {each["channel"]: (each["status"], each["reason"], each["recipient"]) for each in deliveries}
+
+
+async def test_channel_settings_are_stored_replaced_and_deleted(api: httpx.AsyncClient) -> None:
+    url = "/api/users/9223372036854775807/channels"
+    assert (await api.get(f"{url}/email")).status_code == 404
+    first = await store(api, "email", 2**63 - 1, recipient="a@BÜCHER.example")
+    assert (first["channel"], first["recipient"], first["opted_out"]) == ("email", "a@bücher.example", False)
+    second = await store(api, "email", 2**63 - 1, opted_out=True)
+    assert (second["recipient"], second["opted_out"]) == ("a@bücher.example", True)
+    third = await store(api, "email", 2**63 - 1, recipient=None)
+    assert (third["recipient"], third["opted_out"]) == (None, True)
+    # A new address is no consent.
+    second = await store(api, "email", 2**63 - 1, recipient="b@example.org")
+    assert (second["recipient"], second["opted_out"]) == ("b@example.org", True)
+    webhook = await store(api, "webhook", 2**63 - 1, recipient="https://hooks.example.org/shop")
+    assert (await api.get(f"{url}/email")).json() == second
+    assert (await api.get(url)).json() == [second, webhook]
+    assert (await api.delete(f"{url}/email")).status_code == 204
+    assert (await api.delete(f"{url}/email")).status_code == 404
+    assert (await api.get(url)).json() == [webhook]
+
+
+@pytest.mark.parametrize(
+    ("channel", "settings", "field"),
+    [
+        ("email", {"recipient": "nobody"}, "recipient"),
+        ("telegram", {"recipient": "a@example.org"}, "recipient"),
+        ("webhook", {"recipient": "https://user:secret@example.org"}, "recipient"),
+        ("webhook", {"recipient": "https://example.invalid"}, "recipient"),
+        ("email", {"opted_out": "yes"}, "opted_out"),
+        ("email", {"address": "a@example.org"}, "address"),
+        ("fax", {}, "channel"),
+    ],
+)
+async def test_invalid_channel_settings_are_rejected(
+    api: httpx.AsyncClient, channel: str, settings: Json, field: str
+) -> None:
+    answer = await api.put(f"/api/users/1/channels/{channel}", json=settings)
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
+async def test_stored_recipient_is_used_when_the_request_names_none(
+    rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand
+) -> None:
+    async with running_gateway(rabbit, postgres) as api:
+        await store(api, "email", recipient="stored@example.org")
+        await store(api, "email", 2, recipient="of-somebody-else@example.org")
+        created = await post(api, "email", "telegram")
+        assert told(created) == {
+            "email": ("pending", None, "stored@example.org"),
+            "telegram": ("pending", None, None),
+        }
+        await post(api, "email", recipient={"email": "named@example.org"})
+        sent = [await hand.next_message("notifications.email") for _ in range(2)]
+        recipients = [DeliveryRequested.model_validate_json(message.body).recipient for message in sent]
+        assert recipients == ["stored@example.org", "named@example.org"]
+        again = (await api.get(f"/api/notifications/{created['id']}")).json()
+        assert told(again) == told(created)
+
+
+async def test_real_provider_requires_a_stored_or_a_named_recipient(
+    postgres: PostgresSettings,
+) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, email_provider="smtp") as api:
+        body = {"user_id": 1, "message": "x", "type": "email"}
+        refused = await api.post("/api/notifications", json=body, headers={"Idempotency-Key": "once"})
+        assert [error["field"] for error in refused.json()["errors"]] == ["recipient.email"]
+        await store(api, "email", recipient="a@example.org")
+        created = await post(api, "email", key="once")
+        await api.delete("/api/users/1/channels/email")
+        # A repeat gets its answer, whatever holds now.
+        assert await post(api, "email", key="once") == created
+        await store(api, "email", opted_out=True)
+        assert told(await post(api, "email")) == {"email": ("cancelled", "opted_out", None)}
+
+
+async def test_delivery_over_an_opted_out_channel_is_cancelled(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    events = await hand.listen("notifications.events", "email.cancelled")
+    async with running_gateway(rabbit, postgres) as api:
+        await store(api, "email", recipient="a@example.org", opted_out=True)
+        created = await post(api, "email", "telegram", key="once")
+        assert told(created) == {
+            "email": ("cancelled", "opted_out", "a@example.org"),
+            "telegram": ("pending", None, None),
+        }
+        [change] = StatusChanges.model_validate_json((await events.get()).body).changes
+        assert change.notification_id == UUID(created["id"])
+        assert await post(api, "email", "telegram", key="once") == created
+        only = await post(api, "email")
+        assert only["status"] == "cancelled"
+        listed = (await api.get("/api/notifications", params={"user_id": 1, "status": "cancelled"})).json()["items"]
+        assert [told(each) for each in listed] == [told(only)]
+        await hand.next_message("notifications.telegram")
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT 1 FROM outbox"))).all() == []
+    assert await hand.depth("notifications.email") == 0
+
+
+async def test_opt_out_applies_to_scheduled_and_retried_deliveries(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, api: httpx.AsyncClient
+) -> None:
+    failed = await post(api, "email")
+    async with engine.begin() as connection:
+        await connection.execute(FAIL)
+        await connection.execute(text("DELETE FROM outbox"))
+    scheduled = await post(api, "email", send_at=(datetime.now(UTC) + timedelta(seconds=0.2)).isoformat())
+    await store(api, "email", opted_out=True)
+    retried = await api.post(f"/api/deliveries/{failed['deliveries'][0]['id']}/retry")
+    assert (retried.json()["status"], retried.json()["reason"]) == ("pending", None)
+    events = await hand.listen("notifications.events", "email.cancelled")
+    async with running_gateway(rabbit, postgres):
+        changed: set[str] = set()
+        while len(changed) < 2:
+            changes = StatusChanges.model_validate_json((await events.get()).body).changes
+            changed |= {str(change.notification_id) for change in changes}
+    assert changed == {failed["id"], scheduled["id"]}
+    for each in (failed, scheduled):
+        again = (await api.get(f"/api/notifications/{each['id']}")).json()
+        assert told(again) == {"email": ("cancelled", "opted_out", None)}
+    assert await hand.depth("notifications.email") == 0
+
+
+async def test_tenants_do_not_share_users(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
+        shop, bank = [
+            {"Authorization": f"Bearer {(await keys.create(tenant, 'x', frozenset(Scope)))[1]}"}
+            for tenant in ("shop", "bank")
+        ]
+        url = "/api/users/1/channels/email"
+        await api.put(url, json={"recipient": "a@example.org"}, headers=shop)
+        assert (await api.get(url, headers=bank)).status_code == 404
+        assert (await api.delete(url, headers=bank)).status_code == 404
+        body = {"user_id": 1, "message": "x", "type": "email"}
+        for headers, recipient in ((shop, "a@example.org"), (bank, None)):
+            created = (await api.post("/api/notifications", json=body, headers=headers)).json()
+            assert told(created)["email"][2] == recipient

@@ -1,0 +1,138 @@
+"""What each service tells Prometheus, and the rules that are made of it."""
+
+from datetime import timedelta
+
+import httpx
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.clock import utc_now
+from notify_common.runtime.health import health_app
+from notify_common.sending.errors import TemporaryFailure
+from notify_common.sending.metrics import SenderMetrics
+from notify_common.sending.retry_queue_depth import WaitingRetries
+from notify_common.sending.retry_schedule import RetrySchedule
+from notify_database.engine import PostgresSettings
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from support.amqp import Hand
+from support.fakes import FakeProvider
+from support.services import NOWHERE, delivery_requested, eventually, running_gateway, running_sender
+from uuid_utils.compat import uuid7
+
+LABELS = {"channel", "outcome", "error_class", "method", "route", "status", "step", "queue", "le"}
+
+
+def samples(told: str) -> dict[tuple[str, ...], float]:
+    """By name and the values of the labels, in the order of their names."""
+    found = {}
+    for family in text_string_to_metric_families(told):
+        for sample in family.samples:
+            if sample.name.startswith("notify_"):
+                assert set(sample.labels) <= LABELS
+                found[sample.name, *(value for _, value in sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+async def metrics(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
+    answer = await client.get("http://gateway:8085/metrics")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    return samples(answer.text)
+
+
+async def test_gateway_exports_request_acceptance_and_outbox_metrics(api: httpx.AsyncClient) -> None:
+    body = {"user_id": 1, "message": "x", "channels": ["telegram", "email"]}
+    for _ in range(3):
+        assert (await api.post("/api/notifications", json=body)).status_code == 201
+    assert (await api.post("/api/notifications", json={})).status_code == 422
+    created = (await api.get("/api/notifications")).json()["items"][0]["id"]
+    await api.get(f"/api/notifications/{created}")
+    await api.get("/nowhere")
+    told = await metrics(api)
+    count = "notify_http_request_seconds_count"
+    assert told[count, "POST", "/api/notifications", "201"] == 3
+    assert told[count, "POST", "/api/notifications", "422"] == 1
+    # Its route and not its path: an id is no label.
+    assert told[count, "GET", "/api/notifications/{id}", "200"] == 1
+    assert told[count, "none", "none", "404"] == 1
+    assert told["notify_deliveries_accepted_total", "email"] == 3
+    assert told["notify_deliveries_accepted_total", "webhook"] == 0
+    assert told["notify_group_size_sum", "accept"] == 3
+    assert told["notify_outbox_rows",] == 6
+    assert told["notify_outbox_oldest_seconds",] > 0
+    assert told["notify_relay_connected",] == 0
+
+
+async def test_metrics_are_not_served_on_the_public_port(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/metrics")).status_code == 404
+
+
+async def test_gateway_exports_metrics_without_its_database() -> None:
+    away = PostgresSettings.model_validate({"postgres_host": "127.0.0.1", "postgres_port": 1})
+    async with running_gateway(NOWHERE, away, relaying=False) as api:
+        told = await metrics(api)
+    assert str(told["notify_outbox_rows",]) == "nan"
+
+
+async def test_published_deliveries_are_counted(rabbit: RabbitSettings, postgres: PostgresSettings) -> None:
+    async with running_gateway(rabbit, postgres) as api:
+        await api.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "email"})
+
+        async def published() -> bool:
+            return (await metrics(api))["notify_deliveries_published_total", "email"] == 1
+
+        await eventually(published, "it is published")
+        assert (await metrics(api))["notify_relay_connected",] == 1
+
+
+async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettings, hand: Hand) -> None:
+    registry, delay = CollectorRegistry(), timedelta(minutes=1)
+
+    async def refuse(_: DeliveryRequested) -> str:
+        raise TemporaryFailure("no")
+
+    async def told() -> float | None:
+        await waiting.count()
+        return registry.get_sample_value("notify_retries_waiting", {"channel": "telegram"})
+
+    async def none_waits() -> bool:
+        return await told() == 0
+
+    async def all_wait() -> bool:
+        return await told() == 3
+
+    async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
+        ladder = RetrySchedule(first_delay=delay, max_attempts=3).delays
+        waiting = WaitingRetries(sender.broker, sender.consumer, Channel.TELEGRAM, ladder, registry)
+        await eventually(none_waits, "it consumes, and nothing waits")
+        for _ in range(3):
+            await hand.request(delivery_requested())
+        await eventually(all_wait, "three deliveries wait")
+    assert str(await told()) == "nan"
+
+
+async def test_sender_exports_attempt_and_consumer_metrics(rabbit: RabbitSettings, hand: Hand) -> None:
+    registry = CollectorRegistry()
+    async with running_sender(rabbit, FakeProvider(), registry=registry) as sender:
+        app = health_app([sender.consumer], registry)
+        await hand.request(delivery_requested())
+        await hand.results(1)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://sender") as client:
+            told = samples((await client.get("/metrics")).text)
+    assert told["notify_attempts_total", "telegram", "", "sent"] == 1
+    assert told["notify_attempts_total", "telegram", "temporary", "retrying"] == 0
+    assert told["notify_provider_seconds_count", "telegram"] == 1
+    assert told["notify_attempts_in_flight", "telegram"] == 0
+    assert told["notify_consumer_up", "notifications.telegram"] == 1
+
+
+def test_expired_delivery_does_not_count_as_a_provider_call() -> None:
+    registry = CollectorRegistry()
+    counted = SenderMetrics(registry, Channel.EMAIL)
+    now = utc_now()
+    result = DeliveryResult(
+        delivery_id=uuid7(), round=1, attempt=1, failures=0, outcome=Outcome.EXPIRED, started_at=now, finished_at=now
+    )
+    counted.ended(result)
+    assert registry.get_sample_value("notify_provider_seconds_count", {"channel": "email"}) == 0

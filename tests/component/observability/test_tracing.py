@@ -1,0 +1,218 @@
+"""One trace from the POST to the status written, whatever runs beside it."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import httpx
+import pytest
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.contracts.trace_context import read_traceparent
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.settings import TracedSettings
+from notify_common.runtime.span_export import RecordedTracing
+from notify_common.sending.errors import PermanentFailure, TemporaryFailure
+from notify_database.engine import PostgresSettings
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from support.fakes import FakeProvider
+from support.services import eventually, running_gateway, running_sender, running_status_writer
+from typing_extensions import override
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+GROUPS = {"commit notifications", "publish deliveries", "publish results", "commit results"}
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def recording(exporter: InMemorySpanExporter) -> RecordedTracing:
+    provider = TracerProvider(span_limits=SpanLimits(max_links=1000))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return RecordedTracing(provider)
+
+
+async def fails_once(request: DeliveryRequested) -> str:
+    if request.attempt == 1:
+        raise TemporaryFailure("busy")
+    return "sent"
+
+
+async def refuses(_: DeliveryRequested) -> str:
+    raise PermanentFailure("blocked")
+
+
+def tree(spans: Sequence[ReadableSpan]) -> object:
+    """Names below the root, nested; in the order of their names."""
+
+    def below(parent: int | None) -> list[object]:
+        children = [span for span in spans if (span.parent.span_id if span.parent else None) == parent]
+        named = [[span.name, *below(span.context.span_id)] for span in children if span.context]
+        return sorted(named, key=str)
+
+    return below(None)
+
+
+async def final(api: httpx.AsyncClient, ids: Sequence[str]) -> bool:
+    answers = [(await api.get(f"/api/notifications/{id_}")).json() for id_ in ids]
+    return all(answer["status"] != "pending" for answer in answers)
+
+
+async def test_trace_has_exactly_the_steps_of_its_notification(
+    rabbit: RabbitSettings, postgres: PostgresSettings, recording: RecordedTracing, exporter: InMemorySpanExporter
+) -> None:
+    async with (
+        running_sender(rabbit, FakeProvider(fails_once), tracing=recording),
+        running_sender(rabbit, FakeProvider(refuses), channel=Channel.EMAIL, tracing=recording),
+        running_status_writer(rabbit, postgres, tracing=recording),
+        running_gateway(rabbit, postgres, tracing=recording) as api,
+    ):
+        body = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
+        answers = await asyncio.gather(*(api.post("/api/notifications", json=body) for _ in range(30)))
+        stored = [answer.json() for answer in answers]
+        await eventually(lambda: final(api, [each["id"] for each in stored]), "all are final")
+
+    traces: defaultdict[str, list[ReadableSpan]] = defaultdict(list)
+    groups: defaultdict[str, list[ReadableSpan]] = defaultdict(list)
+    for span in exporter.get_finished_spans():
+        assert span.context is not None
+        if span.name in GROUPS:
+            groups[span.name].append(span)
+        else:
+            traces[f"{span.context.trace_id:032x}"].append(span)
+    assert set(traces) == {each["trace_id"] for each in stored}
+    for each in stored:
+        spans = traces[each["trace_id"]]
+        assert tree(spans) == [
+            [
+                "POST /api/notifications",
+                ["publish email", ["attempt email", ["send email"], ["write status"]]],
+                [
+                    "publish telegram",
+                    [
+                        "attempt telegram",
+                        ["attempt telegram", ["send telegram"], ["write status"]],
+                        ["send telegram"],
+                        ["write status"],
+                    ],
+                ],
+            ]
+        ]
+        told = {span.attributes["notify.notification_id"] for span in spans if span.name.startswith("attempt")}  # type: ignore[index]  # they have some
+        assert told == {each["id"]}
+        (refused,) = (span for span in spans if span.name == "send email")
+        assert (refused.status.status_code, refused.status.description) == (StatusCode.ERROR, "blocked")
+        assert "hello" not in str([span.to_json() for span in spans])
+    # A group is a trace of its own; its links lead to those of its members, each once.
+    wanted = {"commit notifications": 30, "publish deliveries": 60, "publish results": 90, "commit results": 90}
+    for name, count in wanted.items():
+        links = [link.context for span in groups[name] for link in span.links]
+        assert len({link.span_id for link in links}) == len(links) == count
+        assert {f"{link.trace_id:032x}" for link in links} == set(traces)
+
+
+async def test_trace_continues_from_the_client_through_the_outbox(
+    rabbit: RabbitSettings, postgres: PostgresSettings, recording: RecordedTracing, exporter: InMemorySpanExporter
+) -> None:
+    body = {"user_id": 1, "message": "hello", "type": "email"}
+    async with running_gateway(rabbit, postgres, relaying=False, tracing=recording) as api:
+        stored = (await api.post("/api/notifications", json=body, headers={"traceparent": TRACEPARENT})).json()
+        assert stored["trace_id"] == TRACE_ID
+    async with (
+        running_sender(rabbit, FakeProvider(refuses), channel=Channel.EMAIL, tracing=recording),
+        running_status_writer(rabbit, postgres, tracing=recording),
+        running_gateway(rabbit, postgres, tracing=recording) as api,
+    ):
+        await eventually(lambda: final(api, [stored["id"]]), "it has failed")
+        assert (await api.post(f"/api/deliveries/{stored['deliveries'][0]['id']}/retry")).status_code == 202
+
+        async def failed_twice() -> bool:
+            story = (await api.get(f"/api/notifications/{stored['id']}")).json()
+            return [attempt["round"] for attempt in story["deliveries"][0]["attempts"]] == [1, 2]
+
+        await eventually(failed_twice, "the second round has ended, too")
+    names = [
+        span.name
+        for span in exporter.get_finished_spans()
+        if span.context is not None and f"{span.context.trace_id:032x}" == TRACE_ID
+    ]
+    once = ["POST /api/notifications"]
+    assert sorted(names) == sorted([*once, *["publish email", "attempt email", "send email", "write status"] * 2])
+
+
+async def test_client_trace_is_propagated_and_logged_without_an_exporter(
+    rabbit: RabbitSettings, postgres: PostgresSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    asked = FakeProvider(refuses)
+    body = {"user_id": 1, "message": "hello", "type": "email"}
+    async with (
+        running_sender(rabbit, asked, channel=Channel.EMAIL),
+        running_status_writer(rabbit, postgres),
+        running_gateway(rabbit, postgres) as api,
+    ):
+        traced = (await api.post("/api/notifications", json=body, headers={"traceparent": TRACEPARENT})).json()
+        untraced = (await api.post("/api/notifications", json=body, headers={"traceparent": "00-none"})).json()
+        assert (traced["trace_id"], untraced["trace_id"]) == (TRACE_ID, None)
+        await eventually(lambda: final(api, [traced["id"], untraced["id"]]), "both have failed")
+    told = {str(call.notification_id): call.traceparent for call in asked.calls}
+    assert told == {traced["id"]: TRACEPARENT, untraced["id"]: None}
+    logged = {vars(line)["notification_id"]: vars(line).get("trace_id") for line in caplog.records if line.msg == "%s"}
+    assert logged == {traced["id"]: TRACE_ID, untraced["id"]: None}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None, b"00", "", f"ff-{TRACE_ID}-00f067aa0ba902b7-01", f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"00-{TRACE_ID}-{'0' * 16}-01", TRACEPARENT.upper(), f"{TRACEPARENT}\n",
+    ],
+)  # fmt: skip
+def test_invalid_traceparent_is_ignored(text: object) -> None:
+    assert read_traceparent(text) is None
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """An OTLP endpoint, and what was posted to it."""
+    posted: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        @override
+        def log_message(self, *_: object) -> None:
+            """Not to the terminal."""
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", posted
+        server.shutdown()
+        thread.join()
+
+
+def test_spans_are_exported_to_the_endpoint(collector: tuple[str, list[tuple[str, bytes]]]) -> None:
+    endpoint, posted = collector
+    tracing = TracedSettings.model_validate({"otel_exporter_otlp_endpoint": endpoint}).tracing("gateway")
+    with tracing.begin("step", None):
+        pass
+    assert isinstance(tracing, RecordedTracing)
+    tracing.provider.shutdown()
+    ((path, body),) = posted
+    assert path == "/v1/traces"
+    assert b"gateway" in body
+    assert b"step" in body

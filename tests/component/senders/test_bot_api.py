@@ -1,0 +1,36 @@
+"""The Telegram Bot API, against a server with its answers."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from notify_common.sending.errors import Throttled
+from notify_common.sending.provider import Provider
+from support.bot_api_peer import BotApiPeer
+from support.conformance import Behaviour, Conformance, request
+
+
+class TestBotApi(Conformance):
+    @pytest.fixture
+    async def peer(self) -> AsyncIterator[BotApiPeer]:
+        peer = BotApiPeer()
+        await peer.open()
+        yield peer
+        await peer.close()
+
+    async def test_throttling_says_how_long_to_wait(self, peer: BotApiPeer, provider: Provider) -> None:
+        peer.behaviour = Behaviour.THROTTLE
+        with pytest.raises(Throttled) as raised:
+            await provider.send(request(peer.recipient))
+        assert raised.value.retry_after == timedelta(seconds=1)
+
+    async def test_long_text_is_sent_in_parts(self, peer: BotApiPeer, provider: Provider) -> None:
+        paragraphs = ["a" * 3000, "b" * 3000, "📦" * 3000]
+        assert await provider.send(request(peer.recipient, "\n\n".join(paragraphs))) == "4"
+        assert peer.received() == [*paragraphs[:2], "📦" * 2048, "📦" * 952]
+
+    async def test_text_is_sent_without_link_previews_or_markup(self, peer: BotApiPeer, provider: Provider) -> None:
+        await provider.send(request(peer.recipient))
+        assert peer.requests == [
+            {"chat_id": "987654321", "text": "Your code: 11111", "link_preview_options": {"is_disabled": True}}
+        ]

@@ -1,0 +1,161 @@
+"""A sender whose provider throttles, breaks, hangs or is down: what becomes of the deliveries."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.clock import utc_now
+from notify_common.sending.circuit_breaker import ProviderLimits
+from support.amqp import Hand
+from support.bot_api_peer import BotApiPeer
+from support.conformance import Behaviour
+from support.fakes import FakeProvider
+from support.services import delivery_requested as request
+from support.services import eventually, running_sender
+from support.smtp_peer import SmtpPeer
+
+
+@pytest.fixture
+async def smtp(tmp_path: Path) -> AsyncIterator[SmtpPeer]:
+    peer = SmtpPeer(tmp_path)
+    await peer.open()
+    yield peer
+    await peer.close()
+
+
+LIMITS = ProviderLimits(concurrency=10)
+
+
+async def test_mail_server_replies_have_the_documented_outcomes(
+    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
+) -> None:
+    first, second = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(2)]
+    async with running_sender(rabbit, smtp.provider(), channel=Channel.EMAIL, max_attempts=3, limits=LIMITS):
+        smtp.script = [Behaviour.THROTTLE, Behaviour.TEMPORARY, Behaviour.PERMANENT]
+        await hand.request(first)
+        results = await hand.results(3)
+        smtp.script = [Behaviour.CUT_IN_DATA, Behaviour.BREAK, Behaviour.ACCEPT]
+        await hand.request(second)
+        results += await hand.results(3)
+    told = [(result.outcome, result.error_class, result.error_code, result.failures) for result in results]
+    assert told == [
+        (Outcome.THROTTLED, ErrorClass.THROTTLED, "smtp_421", 0),
+        (Outcome.RETRYING, ErrorClass.TEMPORARY, "smtp_450", 1),
+        (Outcome.FAILED, ErrorClass.PERMANENT, "smtp_550", 2),
+        (Outcome.RETRYING, ErrorClass.UNKNOWN, "connection_lost", 1),
+        (Outcome.RETRYING, ErrorClass.UNKNOWN, "connection_lost", 2),
+        (Outcome.SENT, None, None, 2),
+    ]
+
+
+async def test_deliveries_wait_while_the_mail_server_is_down(
+    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
+) -> None:
+    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(50)]
+    provider = smtp.provider()
+    await smtp.close()
+    async with running_sender(rabbit, provider, channel=Channel.EMAIL, concurrency=20, limits=LIMITS):
+        for each in wanted:
+            await hand.request(each)
+        # As many as were under way when the first one found out, and a probe: the others are not spent on it.
+        unreachable = await hand.results(2)
+        assert {result.error_class for result in unreachable} == {ErrorClass.UNREACHABLE}
+        await smtp.open()
+        results = unreachable
+        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
+            results += await hand.results(1)
+    assert {result.failures for result in results} == {0}
+    assert len(smtp.messages) == len(wanted)
+    assert len(results) < 2 * len(wanted)
+
+
+async def test_throttled_bot_recovers_without_failed_deliveries(rabbit: RabbitSettings, hand: Hand) -> None:
+    peer = BotApiPeer()
+    await peer.open()
+    wanted = [request(recipient=str(1 + number)) for number in range(20)]
+    async with running_sender(rabbit, peer.provider(), limits=LIMITS):
+        peer.behaviour = Behaviour.THROTTLE
+        for each in wanted:
+            await hand.request(each)
+        results = await hand.results(1)
+        throttled = results[0]
+        assert (throttled.outcome, throttled.failures) == (Outcome.THROTTLED, 0)
+        assert throttled.next_attempt_at is not None
+        assert throttled.next_attempt_at - throttled.finished_at == timedelta(seconds=1)
+        peer.behaviour = Behaviour.ACCEPT
+        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
+            results += await hand.results(1)
+    await peer.close()
+    assert {result.failures for result in results} == {0}
+    assert len(peer.requests) == len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("recipient", "outcomes"),
+    [
+        ("@simulator_delivered", [Outcome.SENT]),
+        ("@simulator_permanent", [Outcome.FAILED]),
+        ("@simulator_temporary", [Outcome.RETRYING, Outcome.FAILED]),
+        ("@simulator_throttled", [Outcome.THROTTLED, Outcome.SENT]),
+        ("@simulator_timeout", [Outcome.RETRYING, Outcome.FAILED]),
+    ],
+)
+async def test_simulated_recipient_decides_the_outcome_without_a_provider_call(
+    rabbit: RabbitSettings, hand: Hand, recipient: str, outcomes: list[Outcome]
+) -> None:
+    provider = FakeProvider()
+    async with running_sender(rabbit, provider, max_attempts=2, provider_timeout=0.2, limits=LIMITS):
+        await hand.request(request(recipient=recipient))
+        results = [(await hand.results(1))[0] for _ in outcomes]
+    assert [result.outcome for result in results] == outcomes
+    assert provider.calls == []
+
+
+async def test_delivery_that_waits_too_long_for_a_slot_returns_to_the_broker_unattempted(
+    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
+) -> None:
+    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(3)]
+    wait = timedelta(seconds=0.2)
+    one_at_a_time = ProviderLimits(concurrency=1, admission_timeout=wait, retry_after=wait)
+    async with running_sender(
+        rabbit, smtp.provider(), channel=Channel.EMAIL, limits=one_at_a_time, provider_timeout=60
+    ):
+        smtp.script = [Behaviour.HANG]
+        await hand.request(wanted[0])
+        await smtp.asked.wait()
+        for each in wanted[1:]:
+            await hand.request(each)
+
+        async def both_wait_in_the_broker() -> bool:
+            return await hand.depth("notifications.email") == 0 and len(smtp.messages) == 0
+
+        await eventually(both_wait_in_the_broker, "the messages are taken")
+        await smtp.close()
+        await smtp.open()
+        smtp.behaviour = Behaviour.ACCEPT
+        results: list[DeliveryResult] = []
+        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
+            results += await hand.results(1)
+    others = [result for result in results if result.delivery_id != wanted[0].delivery_id]
+    assert {(result.outcome, result.attempt, result.failures) for result in others} == {(Outcome.SENT, 1, 0)}
+    assert len(smtp.messages) == len(wanted)
+
+
+async def test_delivery_expires_while_its_provider_is_unavailable(
+    rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
+) -> None:
+    provider = smtp.provider()
+    await smtp.close()
+    expires_at = utc_now() + timedelta(seconds=1)
+    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org", expires_at=expires_at) for _ in range(20)]
+    async with running_sender(rabbit, provider, channel=Channel.EMAIL, limits=LIMITS):
+        for each in wanted:
+            await hand.request(each)
+        results: list[DeliveryResult] = []
+        while sum(result.outcome is Outcome.EXPIRED for result in results) < len(wanted):
+            results += await hand.results(1)
+    assert all(result.started_at >= expires_at for result in results if result.outcome is Outcome.EXPIRED)

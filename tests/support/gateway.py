@@ -1,0 +1,37 @@
+"""Requests, API keys and queries that several tests of the gateway share."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.http.authentication import Scope
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+Json = dict[str, Any]
+BODY: Json = {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}
+
+
+async def post(api: httpx.AsyncClient, **change: Any) -> Json:
+    """Create the notification of `BODY` with these changes, and return it."""
+    answer = await api.post("/api/notifications", json={**BODY, **change})
+    assert answer.status_code == 201, answer.text
+    created: Json = answer.json()
+    return created
+
+
+async def bearer(engine: AsyncEngine, *scopes: Scope, tenant: str = "default") -> dict[str, str]:
+    """Return the header of a new API key."""
+    _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset(scopes))
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def rows(engine: AsyncEngine, statement: str) -> list[Any]:
+    async with engine.connect() as connection:
+        return list(await connection.execute(text(statement)))
+
+
+def soon(**delta: float) -> str:
+    """Return a time that is `delta` from now, as the API takes it."""
+    return (datetime.now(UTC) + timedelta(**delta)).isoformat()

@@ -1,0 +1,48 @@
+"""Messages that wait in queues must be readable after an update: the golden files are never changed, only added to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResults, ResultsEnvelope, StatusChanges
+from pydantic import BaseModel, ValidationError
+
+GOLDEN = Path(__file__).with_name("golden")
+MESSAGES = (DeliveryRequested, DeliveryResults, StatusChanges)
+
+
+def _of_then(written: Any, golden: Any) -> Any:
+    """What is written, without the fields that are newer than the golden message."""
+    if isinstance(golden, dict):
+        return {key: _of_then(written[key], golden[key]) for key in golden}
+    if isinstance(golden, list):
+        return [_of_then(*pair) for pair in zip(written, golden, strict=True)]
+    return written
+
+
+@pytest.mark.parametrize("model", MESSAGES)
+def test_golden_message_survives_a_round_trip(model: type[BaseModel]) -> None:
+    golden = (GOLDEN / f"{model.__name__}.json").read_text()
+    written = json.loads(model.model_validate_json(golden).model_dump_json())
+    assert _of_then(written, json.loads(golden)) == json.loads(golden)
+
+
+@pytest.mark.parametrize("model", MESSAGES)
+def test_unknown_field_from_a_newer_sender_is_ignored(model: type[BaseModel]) -> None:
+    golden = json.loads((GOLDEN / f"{model.__name__}.json").read_text())
+    model.model_validate_json(json.dumps({**golden, "field_of_the_future": 1}))
+
+
+@pytest.mark.parametrize("model", [*MESSAGES, ResultsEnvelope])
+def test_message_of_another_version_is_rejected(model: type[BaseModel]) -> None:
+    name = "DeliveryResults" if model is ResultsEnvelope else model.__name__
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    with pytest.raises(ValidationError, match="version"):
+        model.model_validate_json(json.dumps({**golden, "version": 2}))
+
+
+def test_each_message_gets_its_own_headers() -> None:
+    request = DeliveryRequested.model_validate_json((GOLDEN / "DeliveryRequested.json").read_text())
+    assert request.headers() == request.headers()
+    assert request.headers() is not request.headers()

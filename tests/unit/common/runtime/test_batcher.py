@@ -1,0 +1,139 @@
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from notify_common.errors import Overloaded
+from notify_common.runtime.batcher import Batcher
+
+
+class Rejection(Exception):
+    pass
+
+
+class Store:
+    """Commits once it is `open`; rejects batches that contain a rejected item."""
+
+    def __init__(self, rejected: frozenset[int] = frozenset()) -> None:
+        self.batches: list[list[int]] = []
+        self.committed: list[int] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.began = asyncio.Event()
+        self._rejected = rejected
+
+    async def flush(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.began.set()
+        await self.open.wait()
+        if self._rejected.intersection(items):
+            raise Rejection
+        self.committed.extend(items)
+        return list(items)
+
+
+async def test_lone_item_is_flushed_immediately() -> None:
+    store = Store()
+    await Batcher(store.flush, max_batch=10).submit(1)
+    assert store.batches == [[1]]
+
+
+async def test_items_that_arrive_during_a_commit_share_the_next_batch() -> None:
+    store = Store()
+    store.open.clear()
+    batcher = Batcher(store.flush, max_batch=10)
+    async with asyncio.TaskGroup() as callers:
+        callers.create_task(batcher.submit(0))
+        await store.began.wait()
+        for item in (1, 2, 3):
+            callers.create_task(batcher.submit(item))
+        await asyncio.sleep(0)
+        store.open.set()
+    assert store.batches == [[0], [1, 2, 3]]
+
+
+async def test_batch_size_is_bounded() -> None:
+    store = Store()
+    batcher = Batcher(store.flush, max_batch=2)
+    await asyncio.gather(*(batcher.submit(item) for item in range(5)))
+    assert [len(batch) for batch in store.batches] == [2, 2, 1]
+    assert store.committed == [0, 1, 2, 3, 4]
+
+
+async def test_submit_returns_only_after_the_commit() -> None:
+    store = Store()
+    store.open.clear()
+    caller = asyncio.create_task(Batcher(store.flush, max_batch=2).submit(1))
+    await store.began.wait()
+    assert not caller.done()
+    store.open.set()
+    await caller
+    assert store.committed == [1]
+
+
+async def test_rejected_item_fails_only_its_own_caller() -> None:
+    store = Store(rejected=frozenset({2}))
+    batcher = Batcher(store.flush, max_batch=10, rejections=(Rejection,))
+    outcomes = await asyncio.gather(*(batcher.submit(item) for item in range(4)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [int, int, Rejection, int]
+    assert store.committed == [0, 1, 3]
+
+
+async def test_rejected_items_are_isolated_by_bisection() -> None:
+    store = Store(rejected=frozenset({37, 90}))
+    outcomes = await Batcher(store.flush, max_batch=1, rejections=(Rejection,)).submit_all(range(100))
+    assert [item for item, outcome in enumerate(outcomes) if isinstance(outcome, Rejection)] == [37, 90]
+    assert store.committed == [item for item in range(100) if item not in {37, 90}]
+    assert len(store.batches) < 40
+
+
+async def test_each_caller_gets_its_own_result() -> None:
+    batcher = Batcher(Store().flush, max_batch=10)
+    assert await asyncio.gather(*(batcher.submit(item) for item in range(5))) == [0, 1, 2, 3, 4]
+
+
+async def test_other_errors_fail_the_whole_batch_but_not_the_next_one() -> None:
+    store = Store(rejected=frozenset({1}))
+    batcher = Batcher(store.flush, max_batch=2)
+    outcomes = await asyncio.gather(*(batcher.submit(item) for item in range(4)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Rejection, Rejection, int, int]
+
+
+async def test_number_of_waiting_items_is_bounded() -> None:
+    store = Store()
+    store.open.clear()
+    batcher = Batcher(store.flush, max_batch=1, max_waiting=2)
+    under_way = asyncio.create_task(batcher.submit(0))
+    await store.began.wait()
+    waiting = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await batcher.submit(3)
+    store.open.set()
+    await asyncio.gather(under_way, *waiting)
+    assert store.committed == [0, 1, 2]
+
+
+async def test_cancelled_caller_withdraws_its_item_before_the_commit() -> None:
+    store = Store()
+    store.open.clear()
+    batcher = Batcher(store.flush, max_batch=10)
+    first, second = (asyncio.create_task(batcher.submit(item)) for item in (1, 2))
+    third = asyncio.create_task(batcher.submit(3))
+    await store.began.wait()
+    late = asyncio.create_task(batcher.submit(4))
+    await asyncio.sleep(0)
+    late.cancel()
+    store.open.set()
+    await asyncio.gather(first, second, third)
+    await batcher.drained()
+    assert store.batches == [[1, 2, 3]]
+
+
+async def test_drained_waits_for_pending_items() -> None:
+    store = Store()
+    batcher = Batcher(store.flush, max_batch=1)
+    callers = [asyncio.create_task(batcher.submit(item)) for item in range(3)]
+    await asyncio.sleep(0)
+    await batcher.drained()
+    assert store.committed == [0, 1, 2]
+    await asyncio.gather(*callers)

@@ -1,0 +1,51 @@
+from datetime import timedelta
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+from notify_common.sending.retry_schedule import LONGEST_DELAY, TOLERANCE, RetrySchedule
+
+delays = st.timedeltas(min_value=timedelta(milliseconds=10), max_value=LONGEST_DELAY)
+
+
+def test_delay_doubles_after_each_failure() -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+    assert [schedule.delay_after(failures).total_seconds() for failures in (1, 2, 3, 4)] == [1, 2, 4, 8]
+
+
+def test_retry_budget_is_the_number_of_attempts() -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+    assert [schedule.exhausted(failures) for failures in (1, 2, 3, 4)] == [False, False, True, True]
+
+
+@given(delays)
+def test_retry_delays_double_up_to_an_hour(first: timedelta) -> None:
+    delays = RetrySchedule(first_delay=first, max_attempts=3).delays
+    assert delays[0] == first
+    assert LONGEST_DELAY / TOLERANCE <= delays[-1] <= LONGEST_DELAY
+    assert all(longer == shorter * 2 for shorter, longer in pairwise(delays[:-1]))
+    # No wait suits two delays.
+    assert all(shorter * TOLERANCE < longer for shorter, longer in pairwise(delays))
+
+
+@given(delays, st.integers(min_value=1, max_value=10_000))
+def test_every_backoff_is_a_single_delay(first: timedelta, failures: int) -> None:
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    delay = schedule.delay_after(failures)
+    assert schedule.queue_delay(delay) == delay
+
+
+@given(delays, st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=90)))
+def test_chained_delays_cover_the_wait_with_little_overshoot(first: timedelta, wait: timedelta) -> None:
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    waited = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY  # the long part is a multiple of the longest delay
+    while waited < wait:
+        waited += schedule.queue_delay(wait - waited)
+    assert wait <= waited <= wait + max(first, LONGEST_DELAY * (TOLERANCE - 1))
+
+
+@given(delays, st.integers(min_value=1, max_value=30), st.floats(min_value=0, max_value=0.04))
+def test_slightly_elapsed_backoff_is_still_a_single_delay(first: timedelta, failures: int, passed: float) -> None:
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    delay = schedule.delay_after(failures)
+    assert schedule.queue_delay(delay * (1 - passed)) == delay
