@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from faststream.rabbit import RabbitBroker
 
@@ -15,10 +15,9 @@ from notify_common.contracts.messages import DELIVERY_ID_HEADER, NOTIFICATION_ID
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
 from notify_common.errors import BrokerUnavailable, PoisonMessage
 from notify_common.rabbitmq.acknowledgements import Acknowledger
-from notify_common.rabbitmq.connection import broker_errors
+from notify_common.rabbitmq.connection import broker_errors, open_channel
 from notify_common.rabbitmq.dead_letters import bury
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
-from notify_common.rabbitmq.raw_channel import open_channel
 from notify_common.runtime.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class Message:
     body: bytes
     headers: Mapping[str, Any]
     message_id: str | None
-    channel: AbstractChannel
+    channel: Channel
     delivery_tag: int
 
 
@@ -156,6 +155,7 @@ class Consumer:
     async def _receive(self, delivered: DeliveredMessage) -> None:
         tag = delivered.delivery_tag
         assert tag is not None  # noqa: S101 - every delivery has one
+        assert isinstance(delivered.channel, Channel)  # noqa: S101 - aiormq's one class of channels
         properties = delivered.header.properties
         message = Message(delivered.body, properties.headers or {}, properties.message_id, delivered.channel, tag)
         self._running += 1

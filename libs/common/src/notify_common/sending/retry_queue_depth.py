@@ -11,9 +11,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.errors import BrokerUnavailable
-from notify_common.rabbitmq.connection import broker_errors
+from notify_common.rabbitmq.connection import broker_errors, open_channel
 from notify_common.rabbitmq.consumer import Consumer
-from notify_common.rabbitmq.raw_channel import open_channel
 
 TIMEOUT = 2.0  # seconds
 
