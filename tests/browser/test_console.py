@@ -38,7 +38,7 @@ from support.services import eventually, running_sender, running_status_writer, 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 MARKUP = '<img src=x onerror=alert(1)><script>alert(2)</script> & "quoted" </td></table> {{7*7}} \u202eabc'
 PAGES = ["#/", "#/notifications", "#/send", "#/retry"]
-# What the browser logs for a request that failed or got an error response.
+# The browser logs these for requests that fail or get an error response.
 REQUEST_ERRORS = ("net::ERR_", "Failed to load resource")
 MANY = 10_000
 STORE = text("""

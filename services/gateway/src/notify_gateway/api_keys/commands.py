@@ -14,9 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions of `notify-gateway keys`."""
     actions = parser.add_subparsers(dest="action", required=True)
     create = actions.add_parser("create", help="create a key; it is printed once and cannot be shown again")
-    create.add_argument(
-        "--tenant", default=DEFAULT_TENANT, help="the tenant that the key belongs to (default: %(default)s)"
-    )
+    create.add_argument("--tenant", default=DEFAULT_TENANT, help="the owner of the key (default: %(default)s)")
     create.add_argument("--name", default="", help="a note on the purpose of the key")
     scopes = [scope.value for scope in Scope]
     create.add_argument("--scope", action="append", required=True, choices=scopes, help="repeat for several scopes")

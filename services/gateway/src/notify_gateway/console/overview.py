@@ -59,8 +59,7 @@ class Overview:
         self._lock = asyncio.Lock()
         self._refresh_at = 0.0
         self._cached: OverviewView | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._stopping: asyncio.Task[None] | None = None
+        self._idle_task: asyncio.Task[None] | None = None
         self._counting_since = math.inf  # seconds since the epoch
         self._reset_counts()
 
@@ -79,27 +78,27 @@ class Overview:
             return self._cached
 
     async def _keep_counting(self) -> None:
-        if self._idle_timer is None:
+        if self._idle_task is None:
             self._reset_counts()
             await self._hub.watch(self._count)
             self._counting_since = time.time()
         else:
-            self._idle_timer.cancel()
-        self._idle_timer = asyncio.get_running_loop().call_later(IDLE_TIMEOUT, self._on_idle)
+            self._idle_task.cancel()
+        self._idle_task = asyncio.create_task(self._stop_when_idle())
 
-    def _on_idle(self) -> None:
-        self._stopping = asyncio.create_task(self._stop_counting(self._idle_timer))
+    async def _stop_when_idle(self) -> None:
+        await asyncio.sleep(IDLE_TIMEOUT)
+        # A read cancels this task even while it waits for the lock, so counting never stops under a new reader.
+        async with self._lock:
+            await self._hub.unwatch(self._count)
+            self._idle_task = None
 
     async def aclose(self) -> None:
         """Stop counting until the next read."""
-        await self._stop_counting(self._idle_timer)
-
-    async def _stop_counting(self, timer: asyncio.TimerHandle | None) -> None:
         async with self._lock:
-            # A reader may have replaced the timer while this task waited for the lock.
-            if timer is not None and timer is self._idle_timer:
-                timer.cancel()
-                self._idle_timer = None
+            if self._idle_task is not None:
+                self._idle_task.cancel()
+                self._idle_task = None
                 await self._hub.unwatch(self._count)
 
     def _count(self, changes: Sequence[StatusChange]) -> None:

@@ -22,12 +22,10 @@ class ChannelOverview(BaseModel):
 
     channel: Channel
     waiting: int | None = Field(description="Messages in the channel's queue.")
-    in_flight: int | None = Field(description="Messages that senders have received and not yet acknowledged.")
+    in_flight: int | None = Field(description="Messages that senders have not yet acknowledged.")
     retrying: int | None = Field(description="Messages in the channel's retry queues.")
     consumers: int | None
-    latency_p50: float | None = Field(
-        description="Median seconds from acceptance to sent, of the last 2,000 deliveries."
-    )
+    latency_p50: float | None = Field(description="Median of the last 2,000, in seconds from accepted to sent.")
     latency_p95: float | None
     seconds: SecondsOverview
 
@@ -49,9 +47,7 @@ class OverviewView(BaseModel):
     at: datetime = Field(description="The end of the last counted second.")
     live: bool = Field(description="True if status changes arrive from RabbitMQ.")
     rabbitmq_connected: bool = Field(description="True if the outbox relay of this gateway is connected.")
-    outbox_rows: int = Field(
-        description="Deliveries that are due and not yet confirmed by RabbitMQ, counted up to 100,000."
-    )
+    outbox_rows: int = Field(description="Due deliveries that RabbitMQ has not confirmed; at most 100,000.")
     outbox_oldest_seconds: float
     results_waiting: int | None
     dead_letters: int | None

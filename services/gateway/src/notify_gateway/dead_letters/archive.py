@@ -65,7 +65,7 @@ class DeadLetterArchive:
     async def letters(self) -> AsyncIterator[DeadLetter]:
         """Yield each message once, oldest first."""
         queue = await self._channel.get_queue(ARCHIVE)
-        # Stop at today's count: a requeued message may be dead-lettered again at once.
+        # Read only the messages that are there now: a requeued one may be dead-lettered again at once.
         for _ in range(queue.declaration_result.message_count or 0):
             message = await queue.get(fail=False)
             if message is None:
@@ -88,10 +88,6 @@ class DeadLetterArchive:
         await exchange.publish(copy, routing_key)
         await letter.message.ack()
         return True
-
-    async def drop(self, letter: DeadLetter) -> None:
-        """Remove a message for good."""
-        await letter.message.ack()
 
 
 @asynccontextmanager

@@ -65,7 +65,7 @@ async def _apply(archive: DeadLetterArchive, retries: DeliveryRetries, options: 
             count += await _requeue(archive, retries, letter)
         else:
             if options.action == "drop":
-                await archive.drop(letter)
+                await letter.message.ack()
             else:
                 _show(letter)
             count += 1
@@ -83,11 +83,9 @@ async def _requeue(archive: DeadLetterArchive, retries: DeliveryRetries, letter:
         return await archive.requeue(letter)
     # Start a new round as the API does: requeueing the old message could send the notification twice.
     if not await retries.retry(None, letter.delivery_id):
-        print(
-            f"{letter.id}: delivery {letter.delivery_id} has not failed, so there is nothing to retry", file=sys.stderr
-        )
+        print(f"{letter.id}: delivery {letter.delivery_id} has not failed; nothing to retry", file=sys.stderr)
         return False
-    await archive.drop(letter)
+    await letter.message.ack()
     return True
 
 

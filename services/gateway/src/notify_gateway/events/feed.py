@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
-from aiormq.abc import AbstractChannel
 from notify_common.contracts import topology
 from notify_common.contracts.messages import StatusChange, StatusChanges
 from notify_common.errors import BrokerUnavailable
@@ -73,7 +72,9 @@ class EventFeed:
                 channel = await connection.channel(publisher_confirms=False)
                 await channel.set_qos(prefetch_count=PREFETCH)
                 underlay = await channel.get_underlay_channel()
-                _on_end(underlay, lambda: arrived.put_nowait(None))
+                # No message can arrive after the channel is closed or the queue is deleted.
+                underlay.closing.add_done_callback(lambda _: arrived.put_nowait(None))
+                underlay.on_consumer_cancel_callbacks.add(lambda _: arrived.put_nowait(None))
                 queue = await channel.declare_queue(
                     f"{self._queue}.{uuid4()}",
                     exclusive=True,
@@ -100,14 +101,8 @@ class EventFeed:
                     await connection.close()
 
 
-def _on_end(channel: AbstractChannel, call: Callable[[], None]) -> None:
-    """Call `call` when the channel is closed or the queue is deleted: no further message can arrive."""
-    channel.closing.add_done_callback(lambda _: call())
-    channel.on_consumer_cancel_callbacks.add(lambda _: call())
-
-
 async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> list[AbstractIncomingMessage]:
-    """Wait for a message and return all that have arrived; return an empty list when the feed has ended."""
+    """Wait for a message; return it with all others that have arrived, or an empty list when the feed has ended."""
     messages = [await arrived.get()]
     while not arrived.empty():
         messages.append(arrived.get_nowait())

@@ -41,7 +41,7 @@ class EventHub:
         self._switching = asyncio.Lock()  # a feed must have ended before the next one starts
         self._feeding: asyncio.Task[None] | None = None
         self._live = asyncio.Event()
-        # Keyed by the narrowest part of their filters, so a change needs three look-ups for any number of subscribers.
+        # Each key is the narrowest part of a filter, so a change needs three look-ups for any number of subscribers.
         self._subscribers: defaultdict[SubscriberKey, set[Subscriber]] = defaultdict(set)
         self._admitted: set[Subscriber] = set()
         self._tenants = Counter[str]()
@@ -60,10 +60,7 @@ class EventHub:
 
     @asynccontextmanager
     async def subscribe(self, event_filter: EventFilter, abort: Callable[[], None]) -> AsyncIterator[Subscriber]:
-        """Subscribe for as long as the context lasts; raise `TooManySubscribers`.
-
-        `abort` must close the subscriber's connection; the hub calls it if the subscriber does not read.
-        """
+        """Subscribe while the context lasts; `abort` disconnects a slow client. Raise `TooManySubscribers`."""
         tenant = event_filter.tenant
         if self._closed or self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
             raise TooManySubscribers

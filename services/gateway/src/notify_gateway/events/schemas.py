@@ -22,9 +22,7 @@ class EventQuery(BaseModel):
     user_id: UserId | None = None
     notification_id: UUID | None = None
     channel: Channel | None = None
-    last_event_id: EventId | None = Field(
-        None, description="Same as the header Last-Event-ID, for clients that cannot set it."
-    )
+    last_event_id: EventId | None = Field(None, description="The header Last-Event-ID, for clients that cannot set it.")
 
 
 class StatusEvent(BaseModel):

@@ -11,18 +11,9 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from notify_gateway.errors import TooManyMissed
+from notify_gateway.events import server_sent
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.hub import EventHub
-from notify_gateway.events.server_sent import (
-    HEARTBEAT,
-    MEDIA_TYPE,
-    RESET,
-    RETRY,
-    live_chunk,
-    position_chunk,
-    status_chunk,
-    take_write,
-)
 from notify_gateway.events.subscriber import Subscriber
 from notify_gateway.http.middleware import ABORT, UNLIMITED
 
@@ -33,7 +24,7 @@ SEND_TIMEOUT = 30.0  # seconds in which a client must read one write
 class EventStream(Response):
     """Server-sent events until the client disconnects, must reconnect, or is no longer authorized."""
 
-    media_type = MEDIA_TYPE
+    media_type = server_sent.MEDIA_TYPE
 
     def __init__(
         self,
@@ -43,7 +34,7 @@ class EventStream(Response):
         since: datetime | None,
         is_still_authorized: Callable[[], Awaitable[bool]],
     ) -> None:
-        super().__init__(media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})  # nginx buffers by default
+        super().__init__(headers={"X-Accel-Buffering": "no"})  # nginx buffers by default
         del self.headers["content-length"]
         self._hub = hub
         self._history = history
@@ -54,7 +45,8 @@ class EventStream(Response):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; raise `TooManySubscribers` or `DatabaseUnavailable` before anything is sent."""
-        async with self._hub.subscribe(self._filter, scope.get(ABORT, _ignore)) as subscriber:
+        abort = scope.get(ABORT, lambda: None)  # only our own server provides it
+        async with self._hub.subscribe(self._filter, abort) as subscriber:
             # Subscribing before the replay leaves no gap between the two, but some events may arrive twice.
             replay = await self._replay()
             scope[UNLIMITED]()
@@ -72,13 +64,13 @@ class EventStream(Response):
     async def _replay(self) -> deque[bytes]:
         """Return the events that the client has missed, then its new position."""
         now = await self._history.now()
-        chunks = deque([RETRY + live_chunk(live=self._hub.live)])
+        chunks = deque([server_sent.RETRY + server_sent.live_chunk(live=self._hub.live)])
         if self._since is not None:
             try:
-                chunks.extend(map(status_chunk, await self._history.since(self._since, self._filter)))
+                chunks.extend(map(server_sent.status_chunk, await self._history.since(self._since, self._filter)))
             except TooManyMissed:
-                chunks.append(RESET)
-        chunks.append(position_chunk(now))
+                chunks.append(server_sent.RESET)
+        chunks.append(server_sent.position_chunk(now))
         return chunks
 
     async def _send(self, subscriber: Subscriber, replay: deque[bytes], send: Send) -> None:
@@ -101,9 +93,9 @@ class EventStream(Response):
                 if not await self._is_still_authorized():
                     return
                 heartbeat_at = clock() + HEARTBEAT_INTERVAL
-                yield HEARTBEAT
+                yield server_sent.HEARTBEAT
             if replay:
-                yield take_write(replay)
+                yield server_sent.take_write(replay)
                 continue
             try:
                 async with asyncio.timeout_at(heartbeat_at):
@@ -119,7 +111,3 @@ async def _disconnected(receive: Receive) -> None:
     with suppress(HTTPException):  # raised for a request body that is too long
         while (await receive())["type"] != "http.disconnect":
             pass
-
-
-def _ignore() -> None:
-    """Replace `ABORT` on servers that do not provide it."""
