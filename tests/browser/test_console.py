@@ -406,7 +406,7 @@ async def test_page_loads_without_a_key_but_its_data_requires_one(
         dialog = page.get_by_role("dialog", name="Enter your API key")
         await dialog.get_by_label("API key", exact=True).fill("ntf_wrong")
         await dialog.get_by_role("button").click()
-        await expect(dialog).to_contain_text("is not known")
+        await expect(dialog).to_contain_text("revoked")
         await dialog.get_by_label("API key", exact=True).fill(tokens["all"])
         await dialog.get_by_role("button").click()
         await expect(page.get_by_role("region", name="telegram")).to_be_visible()
