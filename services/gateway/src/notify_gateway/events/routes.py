@@ -30,9 +30,7 @@ async def events(
     hub: Annotated[EventHub, Depends(provided(EventHub))],
     history: Annotated[EventHistory, Depends(provided(EventHistory))],
     authenticator: Annotated[Authenticator, Depends(provided(Authenticator))],
-    last_event_id: Annotated[
-        EventId | None, Header(description="The id of the last event that the client read.")
-    ] = None,
+    last_event_id: Annotated[EventId | None, Header(description="The id of the last event that was read.")] = None,
 ) -> EventStream:
     """Stream status changes as server-sent events.
 
