@@ -143,40 +143,37 @@ async def _send_all(
 
     async def send(line: int, row: Json) -> None:
         async with slots:
-            outcome = await _post(client, _request(row))
-        if outcome.notification_id is None:
-            run.bad_rows.append((line, outcome.problem))
-        else:
-            run.open_ids.add(outcome.notification_id)
+            try:
+                run.open_ids.add(await _post(client, _request(row)))
+            except _RowRejected as rejection:
+                run.bad_rows.append((line, str(rejection)))
         progress.show()
 
     await asyncio.gather(*(send(line, row) for line, row in rows))
 
 
-@dataclass(frozen=True)
-class _Posted:
-    notification_id: str | None = None
-    problem: str = ""
+class _RowRejected(Exception):
+    """The gateway did not confirm the row. The message says why."""
 
 
-async def _post(client: httpx.AsyncClient, request: Json) -> _Posted:
-    """Post the request, and repeat it while the gateway answers 503."""
+async def _post(client: httpx.AsyncClient, request: Json) -> str:
+    """Post the request, repeat it while the gateway answers 503, and return the notification's id."""
     try:
         content = json.dumps(request, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return _Posted(problem="is not UTF-8")
+        raise _RowRejected("is not UTF-8") from None
     for _ in range(MAX_TRIES):
         try:
             response = await client.post("/api/notifications", content=content, headers=JSON_HEADERS)
         except httpx.TransportError as error:
             # It is not repeated, because the gateway may have accepted it.
-            return _Posted(problem=f"no response ({type(error).__name__}); it may have been accepted")
+            raise _RowRejected(f"no response ({type(error).__name__}); it may have been accepted") from None
         if response.status_code == httpx.codes.CREATED:
-            return _Posted(response.json()["id"])
+            return str(response.json()["id"])
         if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            return _Posted(problem=response.json().get("detail", response.text))
+            raise _RowRejected(response.json().get("detail", response.text))
         await asyncio.sleep(float(response.headers.get("Retry-After", 1)))
-    return _Posted(problem=f"the gateway was unavailable {MAX_TRIES} times")
+    raise _RowRejected(f"the gateway was unavailable {MAX_TRIES} times")
 
 
 async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress") -> None:

@@ -4,7 +4,6 @@ import fcntl
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -15,35 +14,17 @@ from notify_local.errors import CannotRun
 STOP_TIMEOUT = 10.0  # seconds
 
 
-@dataclass(frozen=True)
 class StackFolder:
     """The files of a local stack. They contain passwords, so only their owner may read them."""
 
-    path: Path
-
-    def __post_init__(self) -> None:
-        for folder in (self.path, self.run, self.log, self.data):
+    def __init__(self, path: Path) -> None:
+        self.run = path / "run"  # process ids, `<name>.pid`
+        self.log = path / "log"  # logs, `<name>.log`
+        self.data = path / "data"  # the servers' data
+        self.stack_env = path / "stack.env"  # the addresses of the running stack; exists only while it is ready
+        self._lock_file = path / "lock"
+        for folder in (path, self.run, self.log, self.data):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    @property
-    def run(self) -> Path:
-        """The folder of the process ids, `<name>.pid`."""
-        return self.path / "run"
-
-    @property
-    def log(self) -> Path:
-        """The folder of the logs, `<name>.log`."""
-        return self.path / "log"
-
-    @property
-    def data(self) -> Path:
-        """The folder of the servers' data."""
-        return self.path / "data"
-
-    @property
-    def stack_env(self) -> Path:
-        """The file with the addresses of the running stack. It exists only while the stack is ready."""
-        return self.path / "stack.env"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -69,10 +50,6 @@ class StackFolder:
                 return True
         return False
 
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / "lock"
-
     def password(self) -> str:
         """Return the servers' password, which is generated once and kept with the data that was created with it."""
         file = self.data / "password"
@@ -95,14 +72,6 @@ class StackFolder:
         except FileNotFoundError:
             return {}
         return dict(line.split("=", 1) for line in lines)
-
-    def write_pid(self, name: str, pid: int) -> None:
-        """Record the process id of `name`."""
-        (self.run / f"{name}.pid").write_text(f"{pid}\n")
-
-    def remove_pid(self, name: str) -> None:
-        """Forget the process id of `name`."""
-        (self.run / f"{name}.pid").unlink(missing_ok=True)
 
     def end_leftovers(self) -> None:
         """End the processes that a killed stack left running."""

@@ -86,7 +86,7 @@ class _Supervised:
 
     def __init__(self, program: Program, folder: StackFolder) -> None:
         self._program = program
-        self._folder = folder
+        self._pid_file = folder.run / f"{program.name}.pid"
         self._log = folder.log / f"{program.name}.log"
         if self._log.exists():
             # If the start fails, its error must not show lines of an earlier run.
@@ -112,13 +112,13 @@ class _Supervised:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        self._folder.write_pid(self._program.name, self._process.pid)
+        self._pid_file.write_text(f"{self._process.pid}\n")
         self._copying = asyncio.create_task(self._copy_output(self._process))
 
     async def finished(self) -> int:
         code = await self._process.wait()
         await self._copying
-        self._folder.remove_pid(self._program.name)
+        self._pid_file.unlink(missing_ok=True)
         return code
 
     def keep_running(self) -> None:
