@@ -72,7 +72,7 @@ class Delivery(Base):
     notification_id: Mapped[UUID]
     channel: Mapped[str]
     recipient: Mapped[str | None]
-    # Neither the status nor any other column that changes is indexed, because that would prevent HOT updates.
+    # The status and the other changing columns have no B-tree index, because it would prevent HOT updates.
     status: Mapped[str]
     round: Mapped[int]
     attempt: Mapped[int]

@@ -37,7 +37,7 @@ FIRST_HEALTH_PORT = 8081
 
 
 class GatewayOptions(ServiceSettings):
-    """The gateway's own settings that the local stack respects. Authentication is off by default on one machine."""
+    """The settings of the gateway that the local stack passes on. Authentication is off by default here."""
 
     auth: str = "off"
     app_host: str = LOCALHOST
