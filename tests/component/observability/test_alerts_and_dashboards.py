@@ -67,7 +67,7 @@ def test_prometheus_configuration_is_valid(promtool: str) -> None:
 def test_each_alert_fires_on_its_fault_and_is_silent_otherwise(promtool: str) -> None:
     run(promtool, "test", "rules", TESTS / "rules_test.yml")
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
-    tested = (TESTS / "rules_test.yml").read_text().partition("name: RabbitMQ is away")[2]
+    tested = (TESTS / "rules_test.yml").read_text().partition("name: RabbitMQ is unavailable")[2]
     assert {alert for alert in alerts if f"alertname: {alert}\n" in tested} == alerts
 
 
