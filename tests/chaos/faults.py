@@ -39,7 +39,7 @@ class Fault:
     """The process ids and names of the killed processes, without those that were stopped in order by SIGTERM."""
     ended: float = 0.0
     accepted: int = 0
-    """The notifications accepted from the begin of the fault to the recovery."""
+    """The number of notifications accepted from the start of the fault until the recovery."""
     recovered_after: float = 0.0
     """The seconds from the end of the fault until a notification posted then was final."""
 

@@ -14,7 +14,7 @@ import httpx
 from notify_common.contracts.channels import Channel
 
 CHANNELS = list(Channel)
-# The limit of concurrent requests. httpx searches its whole connection pool for each request, so more become slow.
+# The limit of concurrent requests; httpx searches its whole connection pool for each request, so more would be slow.
 OUTSTANDING = 100
 RETRY_INTERVAL = 0.3  # seconds
 LIFE = 3.0  # seconds until an expiring notification expires at the latest

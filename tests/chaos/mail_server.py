@@ -24,7 +24,7 @@ class MailServer(SmtpPeer):
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
         self._mode = folder / "mode"
-        # The ledger's name is the sender's process id; a mail does not say it, and the audit reads 0 as unknown.
+        # Ledgers are named after the sending process. A mail server does not know it; the audit treats 0 as unknown.
         self._ledger = folder / "0.ledger"
 
     def environment(self) -> dict[str, str]:

@@ -124,7 +124,7 @@ def _notation(values: Iterable[float | None]) -> str:
 
 
 def _text(value: float | None) -> str | None:
-    # promtool's notation has no NaN; leaving the value out is correct because our rules treat both alike.
+    # promtool's notation has no NaN. A missing value can stand for it, because our rules treat both alike.
     return None if value is None or math.isnan(value) else f"{value:.10g}"
 
 

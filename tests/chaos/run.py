@@ -28,7 +28,8 @@ SETTINGS = {
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
 EXPECTED_LINE = re.compile(r"(retrying|throttled|failed|expired|cancelled)\b.* notification_id=")
-LINES_PER_FAULT = 12  # that a service may log; a fault causes a line at its begin, one a minute, and one at its end
+# The limit of log lines per service; a fault causes one line when it starts, one a minute, and one when it ends.
+LINES_PER_FAULT = 12
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ async def test_sigterm_lets_the_gateway_answer_and_publish_what_it_has_accepted(
             gateway.send_signal(signal.SIGTERM)
             outcomes = await asyncio.gather(*posting, return_exceptions=True)
         assert await asyncio.to_thread(gateway.wait, STOP_TIMEOUT) == 0
-    accepted = [answer for answer in outcomes if isinstance(answer, httpx.Response) and answer.status_code == 201]
+    accepted = [each for each in outcomes if isinstance(each, httpx.Response) and each.status_code == 201]
     assert accepted
     async with hand_on(rabbit) as hand:
         assert await hand.depth("notifications.email") >= len(accepted)
