@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from notify_common.rabbitmq.consumer import Consumer
 from notify_common.runtime.metrics import exposition
+from notify_common.version import VERSION
 
 
 def health_app(
@@ -31,8 +32,9 @@ def health_app(
     async def readyz(_: Scope) -> AsgiResponse:
         problems = [problem for consumer in consumers if (problem := await consumer.problem())]
         if problems:
-            return _json(503, {"status": "not ready", "problems": problems})
-        return _json(200, {"status": "ready", "consuming": [consumer.queue for consumer in consumers]})
+            return _json(503, {"status": "not ready", "version": VERSION, "problems": problems})
+        queues = [consumer.queue for consumer in consumers]
+        return _json(200, {"status": "ready", "version": VERSION, "consuming": queues})
 
     @get
     async def metrics(scope: Scope) -> AsgiResponse:
