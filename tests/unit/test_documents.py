@@ -2,7 +2,9 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -37,3 +39,24 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> No
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+def pages(navigation: list[dict[str, Any]]) -> list[str]:
+    """Return the pages that the navigation of the documentation site lists."""
+    found = []
+    for entry in navigation:
+        for target in entry.values():
+            found += pages(target) if isinstance(target, list) else [target]
+    return found
+
+
+def test_the_navigation_of_the_site_lists_every_page_once() -> None:
+    configuration = tomllib.loads((PROJECT / "zensical.toml").read_text())
+    written = {path.name for path in (PROJECT / "docs").glob("*.md")} | {"decisions/README.md"}
+    assert sorted(pages(configuration["project"]["nav"])) == sorted(written)
+
+
+def test_the_list_of_decisions_links_to_every_record() -> None:
+    folder = PROJECT / "docs/decisions"
+    listed = set(LINK.findall((folder / "README.md").read_text()))
+    assert listed == {path.name for path in folder.glob("[0-9]*.md")}
