@@ -43,7 +43,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> No
 
 def pages(navigation: list[dict[str, Any]]) -> list[str]:
     """Return the pages that the navigation of the documentation site lists."""
-    found = []
+    found: list[str] = []
     for entry in navigation:
         for target in entry.values():
             found += pages(target) if isinstance(target, list) else [target]
