@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check format lock clean
+.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check docs format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ check: install ## check lint rules, formatting and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests benchmarks
 
+docs: website/.venv/installed ## build the documentation site in website/site; a broken link is an error
+	@PYTHONPATH=website PYTHONDONTWRITEBYTECODE=1 website/.venv/bin/zensical build --strict --clean
+
 format: install ## format the code and sort its imports
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
@@ -66,10 +69,11 @@ lock: install ## relock the dependencies with hashes (UPGRADE=1 takes newer rele
 	@for folder in $(LOCKED); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev $(PROJECTS) -o requirements.lock
-	@$(BIN)/uv --directory benchmarks $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock
+	@for folder in benchmarks website; do \
+		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 
 clean: ## remove the virtual environment and the data of the private servers
-	@rm -rf $(VENV) benchmarks/.venv .local
+	@rm -rf $(VENV) benchmarks/.venv website/.venv website/site .local
 
 install: $(VENV)/installed ## prepare the virtual environment
 
@@ -82,9 +86,9 @@ $(VENV)/installed: requirements.lock $(PROJECTS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	@touch $@
 
-# The benchmarks have their own environment, so that their dependencies cannot affect the product.
-benchmarks/.venv/installed: benchmarks/requirements.lock
-	@echo "Preparing benchmarks/.venv (once, and whenever its dependencies change) …"
-	@$(PYTHON) -m venv --clear benchmarks/.venv
-	@benchmarks/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
+# The benchmarks and the documentation site have their own environments, because the product needs none of their packages.
+%/.venv/installed: %/requirements.lock
+	@echo "Preparing $*/.venv (once, and whenever its dependencies change) …"
+	@$(PYTHON) -m venv --clear $*/.venv
+	@$*/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $*/requirements.lock
 	@touch $@

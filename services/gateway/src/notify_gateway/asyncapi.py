@@ -22,6 +22,7 @@ from notify_common.contracts.messages import (
     StatusChanges,
 )
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
+from notify_common.version import VERSION
 from pydantic.json_schema import models_json_schema
 
 DELIVERY_HEADERS = {
@@ -75,7 +76,7 @@ def asyncapi_document() -> dict[str, Any]:
         "asyncapi": "3.0.0",
         "info": {
             "title": "Notification service",
-            "version": "1",
+            "version": VERSION,
             "description": "What crosses RabbitMQ, at least once. Fields are added with defaults and never renamed.",
         },
         "defaultContentType": "application/json",

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
+from notify_common.version import VERSION
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from notify_gateway.application import Gateway
@@ -54,7 +55,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     """Return all routes and their documentation, whose assets are served from here and not from another host."""
     app = FastAPIOffline(
         title="Notification service",
-        version="1",
+        version=VERSION,
         description=DESCRIPTION,
         redoc_url=None,
         static_url="/docs/assets",

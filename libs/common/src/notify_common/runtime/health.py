@@ -10,6 +10,7 @@ from faststream.asgi.types import Scope
 from prometheus_client import CollectorRegistry, Gauge
 
 from notify_common.runtime.metrics import exposition
+from notify_common.version import VERSION
 
 
 class ConsumedQueue(Protocol):
@@ -46,8 +47,8 @@ def health_app(
     async def readyz(_: Scope) -> AsgiResponse:
         problems = [problem for each in queues if (problem := await each.problem())]
         if problems:
-            return _json(503, {"status": "not ready", "problems": problems})
-        return _json(200, {"status": "ready", "consuming": [each.queue for each in queues]})
+            return _json(503, {"status": "not ready", "version": VERSION, "problems": problems})
+        return _json(200, {"status": "ready", "version": VERSION, "consuming": [each.queue for each in queues]})
 
     @get
     async def metrics(scope: Scope) -> AsgiResponse:
