@@ -206,12 +206,7 @@ async def _resolve_recipients(connection: AsyncConnection, batch: Sequence[_Subm
     """Return the notifications with the stored recipients and opt-outs of their users."""
     notifications = [each.notification for each in batch]
     stored = await stored_channels(connection, [key for each in notifications for key in each.user_channel_keys()])
-    if not stored:  # the common case
-        return notifications
-    return [
-        each.with_user_channels({key[2]: stored[key] for key in each.user_channel_keys() if key in stored})
-        for each in notifications
-    ]
+    return [each.with_user_channels(stored) for each in notifications] if stored else notifications
 
 
 def _columns(new: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:

@@ -14,7 +14,8 @@ from notify_common.runtime.clock import utc_now
 from notify_gateway.deliveries.schemas import CancelReason, DeliveryView
 from notify_gateway.notifications.schemas import NotificationRequest, NotificationView
 from notify_gateway.notifications.status import notification_status
-from notify_gateway.users.channels import UserChannel, UserChannelKey
+from notify_gateway.users.channels import UserChannelKey
+from notify_gateway.users.schemas import UserChannelView
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,9 @@ class NewNotification:
             if delivery.channel in self.opted_out
         ]
 
-    def with_user_channels(self, channels: Mapping[Channel, UserChannel]) -> "NewNotification":
-        """Apply the user's opt-outs, and the user's stored recipients if the request does not name any."""
+    def with_user_channels(self, stored: Mapping[UserChannelKey, UserChannelView]) -> "NewNotification":
+        """Apply the user's opt-outs, and the user's recipients for channels for which the request names none."""
+        channels = {key[2]: stored[key] for key in self.user_channel_keys() if key in stored}
         return replace(
             self,
             deliveries=tuple(
@@ -77,7 +79,7 @@ class NewNotification:
                 else delivery
                 for delivery in self.deliveries
             ),
-            opted_out={channel for channel, stored in channels.items() if stored.opted_out},
+            opted_out={channel for channel, settings in channels.items() if settings.opted_out},
         )
 
     def missing_recipient(self, real_channels: Set[Channel]) -> str | None:
@@ -93,7 +95,7 @@ def new_notification(request: NotificationRequest, tenant: str, traceparent: str
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
     content = Content(message=request.message, subject=request.subject)
-    by_email = content if request.email is None else content.model_copy(update={"email": request.email.content()})
+    by_email = content if request.email is None else content.model_copy(update={"email": request.email})
     return NewNotification(
         id=notification_id,
         tenant=tenant,
@@ -129,7 +131,7 @@ def created_json(notification: NewNotification) -> str:
         channels=request.requested_channels(),
         status=notification_status(delivery.status for delivery in deliveries),
         subject=request.subject,
-        email=None if request.email is None else request.email.content(),
+        email=request.email,
         metadata=request.metadata,
         created_at=notification.created_at,
         send_at=request.send_at,

@@ -82,7 +82,7 @@ def _rule(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("value_error", "{message}", {"field": field, "message": message})
 
 
-class EmailOptions(RequestModel):
+class EmailOptions(RequestModel, EmailContent):
     """Options for delivery by e-mail."""
 
     html: Annotated[str, Field(min_length=1, max_length=65_536), AfterValidator(_readable)] | None = Field(
@@ -92,10 +92,6 @@ class EmailOptions(RequestModel):
     list_unsubscribe: UnsubscribeUrl | None = Field(
         None, description="An https URL at which a POST unsubscribes the user (RFC 8058)."
     )
-
-    def content(self) -> EmailContent:
-        """Return the options in the form that the sender receives."""
-        return EmailContent.model_validate(self.model_dump())
 
 
 class NotificationRequest(RequestModel):

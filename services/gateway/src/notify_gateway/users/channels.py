@@ -1,7 +1,6 @@
-"""Stored recipients and opt-outs of users, which apply to each of their notifications."""
+"""Store the recipients and opt-outs of users, which apply to all their notifications."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from notify_common.contracts.channels import Channel
 from notify_database.engine import without_transactions
@@ -32,26 +31,18 @@ STORE = text(f"""
 DELETE = text("DELETE FROM user_channels WHERE tenant = :tenant AND user_id = :user_id AND channel = :channel")
 
 
-@dataclass(frozen=True, slots=True)
-class UserChannel:
-    """The recipient and the opt-out that are stored for a user and a channel."""
-
-    recipient: str | None
-    opted_out: bool
-
-
 UserChannelKey = tuple[str, int, Channel]
 """Tenant, user id and channel."""
 
 
 async def stored_channels(
     connection: AsyncConnection, keys: Iterable[UserChannelKey]
-) -> dict[UserChannelKey, UserChannel]:
+) -> dict[UserChannelKey, UserChannelView]:
     """Return what is stored under `keys`; keys without stored settings are left out."""
     tenants, user_ids, channels = zip(*set(keys), strict=True)
     parameters = {"tenants": tenants, "user_ids": user_ids, "channels": [channel.value for channel in channels]}
     rows = await connection.execute(FIND, parameters)
-    return {(row.tenant, row.user_id, Channel(row.channel)): UserChannel(row.recipient, row.opted_out) for row in rows}
+    return {(row.tenant, row.user_id, Channel(row.channel)): UserChannelView.model_validate(row) for row in rows}
 
 
 class UserChannels:
@@ -62,7 +53,7 @@ class UserChannels:
 
     async def list_of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
         """Return the settings of all channels of the user that have any, ordered by channel."""
-        rows = (await execute(self._engine, LIST, tenant=tenant, user_id=user_id)).all()
+        rows = await execute(self._engine, LIST, tenant=tenant, user_id=user_id)
         return [UserChannelView.model_validate(row) for row in rows]
 
     async def store(
