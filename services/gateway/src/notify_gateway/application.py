@@ -110,10 +110,7 @@ class Gateway:
         ]
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Run the background tasks until `stop`, then finish what was accepted.
-
-        PostgreSQL and RabbitMQ may be unavailable when this begins.
-        """
+        """Run the background tasks until `stop`, then commit the waiting requests and close all connections."""
         async with self._events.running():
             stopping = asyncio.create_task(stop.wait())
             relaying = asyncio.create_task(self._relay(stop))

@@ -49,8 +49,8 @@ TAKE_DUE = text("""
         WHERE deliveries.id = candidates.id AND deliveries.round = candidates.round AND deliveries.status = 'pending'
           AND end_status IS NOT NULL
     ), deleted AS (
-        -- The delivery has expired or was cancelled; or a relay died between the confirm and the delete, and the status
-        -- has changed since.
+        -- This removes the rows of deliveries that end here, and rows that a relay left behind when it died between the
+        -- confirm and the delete.
         DELETE FROM outbox USING candidates
         WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
           AND (candidates.status <> 'pending' OR end_status IS NOT NULL)
