@@ -9,82 +9,86 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check format lock clean
+.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check docs format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: install ## run the whole system in the foreground, on private servers (Ctrl-C stops it)
+up: install ## run the whole system in the foreground on private servers (Ctrl-C stops it)
 	@exec $(BIN)/python -m notify_local up
 
-demo: install ## send examples/notifications.csv, or FILE=path.csv, and follow it to the end
+demo: install ## send examples/notifications.csv or FILE=path.csv, and follow the notifications to the end
 	@exec $(BIN)/python -m notify_local demo $(if $(FILE),"$(FILE)")
 
-# Two processes, each with servers of its own; what takes longest begins first.
+# Two processes, each with its own servers. The slowest tests come first.
 WHOLE_SUITE := -n 2 --dist loadfile tests/e2e tests/browser tests/component tests/unit
 
 test: install ## run the whole suite; ARGS="-k relay" narrows it
 	@$(BIN)/python -m pytest $(or $(ARGS),$(WHOLE_SUITE))
 
-screenshots: install ## take the pictures of the console in docs/images anew, from its tests
+screenshots: install ## retake the screenshots of the console in docs/images while its tests run
 	@SCREENSHOTS="$(CURDIR)/docs/images" $(BIN)/python -m pytest tests/browser
 
-chaos: install ## 50,000 notifications and 42 faults in a quarter of an hour; ARGS="--short --seed 7"
+chaos: install ## send 50,000 notifications through 42 faults in 15 minutes; ARGS="--short --seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
-record: install ## record the metrics of lasting faults anew, for the tests of the alert rules (20 minutes)
+record: install ## re-record the metrics of lasting faults for the tests of the alert rules (20 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.record $(ARGS)
 
-fuzz: install ## ten thousand requests made from the API's own document; ARGS="--seed 7"
+fuzz: install ## send ten thousand requests generated from the OpenAPI document; ARGS="--seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m support.fuzzing $(ARGS)
 
-test-compose: install ## build, run, scale and break the containers (needs a Docker engine with compose)
+test-compose: install ## build, run, scale and break the containers (needs Docker with Compose)
 	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)
 
-bench: install benchmarks/.venv/installed ## this service beside what one would build instead; ARGS="--rounds 1" takes 7 minutes
+bench: install benchmarks/.venv/installed ## compare this service with simpler alternatives; ARGS="--rounds 1" takes 7 minutes
 	@benchmarks/.venv/bin/python -m benchmarks.compare $(ARGS)
 
-bench-scale: install benchmarks/.venv/installed ## with much waiting, much stored, several of each
+bench-scale: install benchmarks/.venv/installed ## measure with many messages waiting, many notifications stored and several replicas
 	@benchmarks/.venv/bin/python -m benchmarks.scale $(ARGS)
 
-bench-events: install benchmarks/.venv/installed ## how soon live events come, and what those cost who listen
+bench-events: install benchmarks/.venv/installed ## measure the latency of live events and the cost of their subscribers
 	@benchmarks/.venv/bin/python -m benchmarks.events $(ARGS)
 
 bench-pair: install benchmarks/.venv/installed ## compare CPU and latencies with another commit: BASE=<commit>; ARGS="--pairs 2" is quick
 	@benchmarks/.venv/bin/python -m benchmarks.pair --base="$(BASE)" $(ARGS)
 
-check: install ## lint, format, types
+check: install ## check lint rules, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests benchmarks
+
+docs: website/.venv/installed ## build the documentation site in website/site; a broken link is an error
+	@PYTHONPATH=website PYTHONDONTWRITEBYTECODE=1 website/.venv/bin/zensical build --strict --clean
 
 format: install ## format the code and sort its imports
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-lock: install ## lock the dependencies anew, with hashes (UPGRADE=1 takes newer releases)
+lock: install ## relock the dependencies with hashes (UPGRADE=1 takes newer releases)
 	@for folder in $(LOCKED); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev $(PROJECTS) -o requirements.lock
-	@$(BIN)/uv --directory benchmarks $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock
+	@for folder in benchmarks website; do \
+		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 
 clean: ## remove the virtual environment and the data of the private servers
-	@rm -rf $(VENV) benchmarks/.venv .local
+	@rm -rf $(VENV) benchmarks/.venv website/.venv website/site .local
 
 install: $(VENV)/installed ## prepare the virtual environment
 
 $(VENV)/installed: requirements.lock $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 …" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing (Debian, Ubuntu: apt-get install python3-venv)."; exit 1; }
-	@echo "Preparing $(VENV) (once, and after a change of dependencies) …"
+	@echo "Preparing $(VENV) (once, and whenever dependencies change) …"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	@touch $@
 
-# What the benchmarks need is none of the product's business.
-benchmarks/.venv/installed: benchmarks/requirements.lock
-	@echo "Preparing benchmarks/.venv (once, and after a change of its dependencies) …"
-	@$(PYTHON) -m venv --clear benchmarks/.venv
-	@benchmarks/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
+# The benchmarks and the documentation site have their own environments, because the product needs none of their packages.
+%/.venv/installed: %/requirements.lock
+	@echo "Preparing $*/.venv (once, and whenever its dependencies change) …"
+	@$(PYTHON) -m venv --clear $*/.venv
+	@$*/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $*/requirements.lock
 	@touch $@

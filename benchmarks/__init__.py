@@ -1,1 +1,1 @@
-"""The notification service measured beside what one would build instead: `make bench`, `make bench-scale`."""
+"""Benchmarks of the notification service, alone and against the usual alternatives."""

@@ -1,4 +1,4 @@
-"""`make bench`: each contender on the same servers, one after the other and twice around."""
+"""`make bench`: measure each contender on the same servers, one after the other, in several rounds."""
 
 import argparse
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import plots, tables
 from benchmarks.contenders import CONTENDERS, Contender, Running
 from benchmarks.measure import (
-    QueueStatistics,
+    ContenderFigures,
     count_lost,
     find_accepted,
     find_end_to_end,
@@ -23,15 +23,15 @@ LATENCIES = (0.0, 0.2)  # seconds that the simulated provider takes
 RATES = (50.0, 200.0, 500.0)  # requests a second
 ROUNDS = 2
 STEP = 4.0  # seconds
-KILL_RATE = 0.4  # of what it can do
-KILL_PATIENCE = 45.0  # seconds; a lease of a killed gateway takes 30
+KILL_RATE = 0.4  # fraction of the contender's end-to-end rate
+KILL_PATIENCE = 45.0  # seconds; the outbox leases of a killed gateway last 30
 
 
 def measure(
     contender: Contender, servers: Servers, latency: float, round_: int, logs: Path, seconds: float
-) -> QueueStatistics:
-    """All figures of one contender but for what it loses."""
-    figures = QueueStatistics(contender.name, latency, round_)
+) -> ContenderFigures:
+    """Measure one contender, except for its losses after a crash."""
+    figures = ContenderFigures(contender.name, latency, round_)
     running = Running(contender, servers, latency, logs)
     try:
         running.start()
@@ -50,8 +50,10 @@ def measure(
     return figures
 
 
-def lost(contender: Contender, servers: Servers, end_to_end: float, logs: Path, seconds: float) -> dict[str, float]:
-    """What a `kill -9` of all its processes costs it."""
+def measure_losses(
+    contender: Contender, servers: Servers, end_to_end: float, logs: Path, seconds: float
+) -> dict[str, float]:
+    """Count the notifications that are lost when all of the contender's processes are killed with `kill -9`."""
     running = Running(contender, servers, LATENCIES[-1], logs)
     try:
         running.start()
@@ -61,16 +63,18 @@ def lost(contender: Contender, servers: Servers, end_to_end: float, logs: Path, 
 
 
 def main() -> None:
-    """Measure, and write what was measured."""
+    """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=[each.name for each in CONTENDERS], help="some contenders")
-    parser.add_argument("--seconds", type=float, default=STEP, help="of one step (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
+    parser.add_argument(
+        "--only", nargs="+", choices=[each.name for each in CONTENDERS], help="run only these contenders"
+    )
+    parser.add_argument("--seconds", type=float, default=STEP, help="length of one step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="output folder (default: benchmarks/results)")
     options = parser.parse_args()
     contenders = [each for each in CONTENDERS if not options.only or each.name in options.only]
     began = time.monotonic()
-    all_figures: list[QueueStatistics] = []
+    all_figures: list[ContenderFigures] = []
     losses: dict[str, dict[str, float]] = {}
     with log_folder() as logs, running_servers() as servers:
         versions = servers.versions()
@@ -82,8 +86,8 @@ def main() -> None:
                     _say(figures)
         for contender in contenders:
             slowest = min(each.end_to_end for each in all_figures if each.contender == contender.name)
-            losses[contender.name] = lost(contender, servers, slowest, logs, options.seconds)
-            say(f"{contender.name}: killed in mid-load, {losses[contender.name]}")
+            losses[contender.name] = measure_losses(contender, servers, slowest, logs, options.seconds)
+            say(f"{contender.name}: killed under load, {losses[contender.name]}")
     results = {
         **circumstances(began, versions),
         "step_seconds": options.seconds,
@@ -94,20 +98,20 @@ def main() -> None:
     plots.compare(results, options.results)
     if options.results == RESULTS:
         tables.write("compare", tables.compare(results))
-    say(f"written to {options.results}")
+    say(f"Results written to {options.results}")
 
 
-def _say(figures: QueueStatistics) -> None:
+def _say(figures: ContenderFigures) -> None:
     say(
         f"round {figures.round}, latency {figures.latency} s, {figures.contender}: "
-        f"accepted {figures.accepted:.0f}/s, end to end {figures.end_to_end:.0f}/s (tried {_tried(figures.tried)})\n"
+        f"accepted {figures.accepted:.0f}/s, end to end {figures.end_to_end:.0f}/s (tried: {_tried(figures.tried)})\n"
         f"CPU µs per notification: {tables.listed(figures.cpu)}; peak MiB: {tables.listed(figures.memory)}\n"
         f"POST {_milliseconds(figures.post)}; accepted to sent {_milliseconds(figures.to_sent)}"
     )
 
 
 def _tried(tried: Sequence[tuple[float, bool]]) -> str:
-    return ", ".join(f"{rate:.0f} {'held' if held else 'did not'}" for rate, held in tried)
+    return ", ".join(f"{rate:.0f} {'sustained' if sustained else 'not sustained'}" for rate, sustained in tried)
 
 
 def _milliseconds(by_rate: dict[str, dict[str, float]]) -> str:

@@ -1,4 +1,4 @@
-"""`make bench-events`: how soon `GET /api/events` tells a change, and what those cost who only listen."""
+"""`make bench-events`: measure how soon `GET /api/events` reports a change, and what idle subscribers cost."""
 
 import argparse
 import asyncio
@@ -19,13 +19,13 @@ from benchmarks.scale import RESULTS
 from benchmarks.servers import circumstances, log_folder, running_servers, write_json
 
 LOW_RATE = 20.0  # requests a second
-LISTENERS = 200
-SOMEBODY_ELSE = 999  # a user who gets nothing
-RATES = (0.0, 200.0)  # requests a second, while they listen
+SUBSCRIBERS = 200
+IDLE_USER = 999  # a user without notifications
+RATES = (0.0, 200.0)  # requests a second while the subscribers are connected
 SECONDS = 20.0
-ROUNDS = 3  # with and without, in turn
-SILENCE = 60.0  # seconds without a heartbeat
-LIVE_TIMEOUT = 10.0  # seconds until all of them listen
+ROUNDS = 3  # each measures without and then with subscribers
+SILENCE = 60.0  # seconds without a heartbeat before a subscriber gives up
+LIVE_TIMEOUT = 10.0  # seconds until all subscribers are live
 COMMITTED = """
     SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float FROM deliveries WHERE status = 'sent'
 """
@@ -34,69 +34,72 @@ Json = dict[str, Any]
 
 
 class Subscriber:
-    """One who reads events: when each delivery was told to be sent, in seconds since the epoch."""
+    """A client of the event stream that notes when it learns of each sent delivery."""
 
     def __init__(self, client: httpx.AsyncClient, url: str) -> None:
         self._client = client
         self._url = url
         self.live = asyncio.Event()
-        self.told: dict[str, float] = {}
+        self.received: dict[str, float] = {}
+        """The time of each `sent` event in seconds since the epoch, by delivery id."""
 
-    async def listen(self) -> None:
-        """Until cancelled, or raises."""
-        async with self._client.stream("GET", self._url) as answer:
-            async for line in answer.raise_for_status().aiter_lines():
+    async def run(self) -> None:
+        """Read events until cancelled; raise `ConnectionError` if the stream ends."""
+        async with self._client.stream("GET", self._url) as response:
+            async for line in response.raise_for_status().aiter_lines():
                 if line.startswith("data: "):
                     now, data = time.time(), json.loads(line.removeprefix("data: "))
                     if data.get("live"):
                         self.live.set()
                     elif data.get("status") == "sent":
-                        self.told[data["delivery_id"]] = now
+                        self.received[data["delivery_id"]] = now
         raise ConnectionError("the stream has ended")
 
 
 @asynccontextmanager
-async def listening(url: str, count: int = 1) -> AsyncIterator[Subscriber]:
-    """`count` connections that are told what happens, until the context ends; the first of them."""
+async def subscribed(url: str, count: int = 1) -> AsyncIterator[Subscriber]:
+    """Keep `count` subscribers connected until the context ends; yield the first of them."""
     limits = httpx.Limits(max_connections=None)
     async with (
         httpx.AsyncClient(timeout=SILENCE, limits=limits, trust_env=False) as client,
         asyncio.TaskGroup() as group,
     ):
-        listeners = [Subscriber(client, url) for _ in range(count)]
-        tasks = [group.create_task(listener.listen()) for listener in listeners]
+        subscribers = [Subscriber(client, url) for _ in range(count)]
+        tasks = [group.create_task(subscriber.run()) for subscriber in subscribers]
         async with asyncio.timeout(LIVE_TIMEOUT):
-            for listener in listeners:
-                await listener.live.wait()
-        yield listeners[0]
+            for subscriber in subscribers:
+                await subscriber.live.wait()
+        yield subscribers[0]
         for task in tasks:
             task.cancel()
 
 
-async def told_after(running: Running) -> Json:
-    """Seconds from the commit of a change until a listener has read of it."""
-    async with listening(_events(running)) as listener:
+async def measure_delay(running: Running) -> Json:
+    """Measure the time from the commit of a change until a subscriber has read its event."""
+    async with subscribed(_events(running)) as subscriber:
         seen = await asyncio.to_thread(generate, running.url, LOW_RATE, SECONDS)
         await asyncio.sleep(1)
     committed = {str(row[0]): float(str(row[1])) for row in running.query(COMMITTED)}
-    after = [at - committed[delivery] for delivery, at in listener.told.items()]
-    figures = percentiles(after)
-    return {"rate": LOW_RATE, "posted": len(seen["ids"]), "told": len(after), **figures, "longest": max(after) * 1000}
+    delays = [at - committed[delivery] for delivery, at in subscriber.received.items()]
+    return {
+        "rate": LOW_RATE, "posted": len(seen["ids"]), "received": len(delays), **percentiles(delays),
+        "longest": max(delays) * 1000,
+    }  # fmt: skip
 
 
-async def cost_of_listening(running: Running, rate: float) -> Json:
-    """Percent of one core of each process, with nobody and with many who get nothing."""
+async def measure_cost(running: Running, rate: float) -> Json:
+    """Measure each process in percent of one core, without subscribers and with many idle ones."""
     used: dict[str, dict[str, float]] = {}
     for _ in range(ROUNDS):
         running.query(SERVICE.forget)
-        nobody = await _cores(running, rate)
-        async with listening(_events(running, f"?user_id={SOMEBODY_ELSE}"), LISTENERS):
-            many = await _cores(running, rate)
-        for who, cores in (("nobody", nobody), ("many", many)):
+        without = await _cores(running, rate)
+        async with subscribed(_events(running, f"?user_id={IDLE_USER}"), SUBSCRIBERS):
+            idle = await _cores(running, rate)
+        for case, cores in (("without", without), ("idle", idle)):
             for name, share in cores.items():
-                used.setdefault(who, {}).setdefault(name, 0.0)
-                used[who][name] += share / ROUNDS
-    return {"rate": rate, "listeners": LISTENERS, "cores": used}
+                used.setdefault(case, {}).setdefault(name, 0.0)
+                used[case][name] += share / ROUNDS
+    return {"rate": rate, "subscribers": SUBSCRIBERS, "cores": used}
 
 
 async def _cores(running: Running, rate: float) -> dict[str, float]:
@@ -114,21 +117,21 @@ def _events(running: Running, query: str = "") -> str:
 
 
 async def measure(running: Running) -> Json:
-    """All of it, on a service that has warmed up."""
+    """Warm the service up, then measure the delay of events and the cost of subscribers."""
     await asyncio.to_thread(warm_up, running)
-    told = await told_after(running)
-    say(f"told {told['p50']:.1f} ms after the commit (p50), {told['longest']:.1f} ms at most")
+    delay = await measure_delay(running)
+    say(f"events arrive {delay['p50']:.1f} ms after the commit (p50), {delay['longest']:.1f} ms at most")
     costs = []
     for rate in RATES:
-        costs.append(await cost_of_listening(running, rate))
+        costs.append(await measure_cost(running, rate))
         say(f"at {rate:g}/s: {costs[-1]['cores']}")
-    return {"told": told, "costs": costs}
+    return {"delay": delay, "costs": costs}
 
 
 def main() -> None:
-    """Measure, and write what was measured."""
+    """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.events", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="output folder (default: benchmarks/results)")
     options = parser.parse_args()
     began = time.monotonic()
     with log_folder() as logs, running_servers() as servers:
@@ -143,7 +146,7 @@ def main() -> None:
     write_json(options.results / "events.json", results)
     if options.results == RESULTS:
         tables.write("events", tables.events(results))
-    say(f"written to {options.results}")
+    say(f"Results written to {options.results}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.load`: a load generator in a process of its own, so that its cost can be told apart.
+"""`python -m benchmarks.load`: a load generator, run as a separate process so that its CPU can be measured separately.
 
-Open loop (`--rate`): requests leave at their times whatever the answers do, and latencies count from those times, so
-that a slow server can not hide behind a client that waits for it. Closed loop (`--rate 0`): each connection asks again
-as soon as it is answered. It posts `--body`, or gets the paths of a file one after the other (`--paths`). What it has
-seen goes to standard output as JSON.
+With `--rate` the loop is open: requests are sent on schedule even if responses are late, and latencies count from the
+scheduled times, so that a slow server cannot slow its own load down. With `--rate 0` the loop is closed: each
+connection sends its next request as soon as it has a response. Requests are POSTs of `--body`, or GETs of the paths in
+a file (`--paths`). The results are written to standard output as JSON.
 """
 
 import argparse
@@ -23,63 +23,65 @@ from urllib.parse import urlsplit
 import uvloop
 from typing_extensions import override
 
-TICK = 0.001  # seconds between looks for requests whose time has come
-PATIENCE = 20.0  # seconds for the last answers
+TICK = 0.001  # seconds between checks for requests that are due
+PATIENCE = 20.0  # seconds to wait for the last responses
 ID = b'"id":"'
 ID_LENGTH = 36
 
 
 @dataclass
-class Seen:
-    """What came of the requests, an entry each; times are seconds since the epoch."""
+class LoadResults:
+    """The results of one load; times are seconds since the epoch."""
 
     began: float = 0.0
     due: list[float] = field(default_factory=list)
+    """The scheduled time of each successful request."""
     answered: list[float] = field(default_factory=list)
+    """The time of each 200 or 201, in the same order."""
     ids: list[str] = field(default_factory=list)
-    """Of the notifications that were accepted, in the order of `answered`."""
+    """The ids of the accepted notifications, in the same order."""
     refused: dict[str, int] = field(default_factory=dict)
-    """Answers other than 200 and 201, by status."""
+    """The number of other responses by status code."""
     unanswered: int = 0
     cpu: float = 0.0
-    """Seconds of CPU that the generator itself has used."""
+    """The seconds of CPU that the load generator used."""
 
 
 class Client:
-    """Some connections to one server, and the requests that wait for a free one."""
+    """A pool of connections to one server, with a queue of the requests that wait for a free one."""
 
     def __init__(self, requests: Iterator[bytes], *, closed_until: float | None) -> None:
-        self.seen = Seen()
+        self.results = LoadResults()
         self.requests = requests
         self._closed_until = closed_until
-        # In turn: a server may close what is not used for long.
+        # Connections are used in turn, because a server may close one that is idle for long.
         self.free: deque[Connection] = deque()
         self._waiting: deque[float] = deque()
         self.open = 0
 
-    def ask(self, due: float) -> None:
-        """Send the request that is due now, or let it wait."""
+    def send(self, due: float) -> None:
+        """Send the request that is due now, or queue it until a connection is free."""
         self.open += 1
         if self.free:
-            self.free.popleft().ask(due)
+            self.free.popleft().send(due)
         else:
             self._waiting.append(due)
 
     def next(self, connection: "Connection") -> None:
-        """Give a connection that was answered its next request."""
+        """Reuse a connection that has received its response."""
         self.open -= 1
         now = time.time()
         if self._closed_until is not None and now < self._closed_until:
             self.open += 1
-            connection.ask(now)
+            connection.send(now)
         elif self._waiting:
-            connection.ask(self._waiting.popleft())
+            connection.send(self._waiting.popleft())
         else:
             self.free.append(connection)
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request under way."""
+    """A keep-alive connection with at most one request in flight."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -89,10 +91,10 @@ class Connection(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Store the transport."""
         self._transport = cast("asyncio.Transport", transport)
 
-    def ask(self, due: float) -> None:
+    def send(self, due: float) -> None:
         """Send one request."""
         self._due = due
         if self._transport is None or self._transport.is_closing():
@@ -102,7 +104,7 @@ class Connection(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        """Take one answer, however many parts it comes in."""
+        """Collect the parts of a response and record it once it is complete."""
         self._received += data
         head, found, body = self._received.partition(b"\r\n\r\n")
         if not found:
@@ -111,30 +113,32 @@ class Connection(asyncio.Protocol):
         if len(body) < int(head[length_at:].split(b"\r\n", 1)[0]):
             return
         self._received = b""
-        seen = self._client.seen
+        results = self._client.results
         status = head[9:12]
         if status in (b"200", b"201") and self._due is not None:
-            seen.due.append(self._due)
-            seen.answered.append(time.time())
+            results.due.append(self._due)
+            results.answered.append(time.time())
             if status == b"201":
                 at = body.index(ID) + len(ID)
-                seen.ids.append(body[at : at + ID_LENGTH].decode())
+                results.ids.append(body[at : at + ID_LENGTH].decode())
         else:
-            seen.refused[status.decode()] = seen.refused.get(status.decode(), 0) + 1
+            results.refused[status.decode()] = results.refused.get(status.decode(), 0) + 1
         self._due = None
         self._client.next(self)
 
     @override
     def connection_lost(self, _: Exception | None) -> None:
-        """Count what has no answer now; the connection is of no more use."""
+        """Count the request in flight as unanswered; the connection is not replaced."""
         if self._due is not None:
             self._due = None
             self._client.open -= 1
-            self._client.seen.unanswered += 1
+            self._client.results.unanswered += 1
 
 
-async def generate(url: str, requests: Sequence[bytes], *, rate: float, seconds: float, connections: int) -> Seen:
-    """Send `requests` in turn for `seconds` at `rate` a second, or as fast as `connections` are answered (0)."""
+async def generate(
+    url: str, requests: Sequence[bytes], *, rate: float, seconds: float, connections: int
+) -> LoadResults:
+    """Send `requests` in turn for `seconds`, at `rate` a second or, if `rate` is 0, as fast as the server responds."""
     parts = urlsplit(url)
     began = time.time()
     client = Client(cycle(requests), closed_until=None if rate else began + seconds)
@@ -145,27 +149,27 @@ async def generate(url: str, requests: Sequence[bytes], *, rate: float, seconds:
         )
         client.free.append(connection)
     used = _cpu()
-    client.seen.began = began = time.time()
+    client.results.began = began = time.time()
     if rate:
         sent, count = 0, int(rate * seconds)
         while sent < count:
             due_now = min(count, int((time.time() - began) * rate) + 1)
             for number in range(sent, due_now):
-                client.ask(began + number / rate)
+                client.send(began + number / rate)
             sent = due_now
             await asyncio.sleep(TICK)
     else:
         for connection in list(client.free):
             client.free.remove(connection)
             client.open += 1
-            connection.ask(began)
+            connection.send(began)
         await asyncio.sleep(seconds)
     deadline = time.time() + PATIENCE
-    while client.open and time.time() < deadline:  # noqa: ASYNC110 - the end of a run, not worth an event
+    while client.open and time.time() < deadline:  # noqa: ASYNC110 - this runs once; an event is not worth it
         await asyncio.sleep(TICK)
-    client.seen.unanswered += client.open
-    client.seen.cpu = _cpu() - used
-    return client.seen
+    client.results.unanswered += client.open
+    client.results.cpu = _cpu() - used
+    return client.results
 
 
 def _request(method: str, url: str, path: str, body: bytes = b"") -> bytes:
@@ -182,12 +186,12 @@ def _cpu() -> float:
 
 
 def main() -> None:
-    """Generate, and tell."""
+    """Generate the load and print the results as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("url")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--body", help="JSON to post")
-    what.add_argument("--paths", type=Path, help="file, a path to get in each line")
+    requests_from = parser.add_mutually_exclusive_group(required=True)
+    requests_from.add_argument("--body", help="JSON to post")
+    requests_from.add_argument("--paths", type=Path, help="file with the paths to get, one per line")
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--connections", type=int, required=True)
@@ -196,10 +200,10 @@ def main() -> None:
         requests = [_request("POST", options.url, urlsplit(options.url).path, options.body.encode())]
     else:
         requests = [_request("GET", options.url, path) for path in options.paths.read_text().split()]
-    seen = uvloop.run(
+    results = uvloop.run(
         generate(options.url, requests, rate=options.rate, seconds=options.seconds, connections=options.connections)
     )
-    json.dump(asdict(seen), sys.stdout)
+    json.dump(asdict(results), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The measurements: what one contender accepts, sends, costs, and loses."""
+"""Measurements of one contender: throughput, latency, CPU and losses."""
 
 import json
 import subprocess
@@ -15,81 +15,81 @@ from benchmarks.tables import LOAD_GENERATOR
 
 BODY = json.dumps({"user_id": 123, "message": "Your code: 11111", "type": "telegram"})
 CONNECTIONS = 64
-DRAIN_TIMEOUT = 5.0  # seconds for what is on its way after a step; more left than that and the contender begins anew
+DRAIN_TIMEOUT = 5.0  # seconds to send what is left after a step; otherwise the contender is restarted
 WARM_UP = (100.0, 1.0)  # requests a second, seconds
-# Of a step: the rates are taken after the first part of it, in which caches and connections still warm up.
+# Rates are not measured in this first fraction of a step, because caches and connections still warm up.
 SETTLING = 0.3
-GROWTH = 0.02  # of the offered rate, that the backlog may grow by: no more than the noise of one step
-KEPT_UP = 0.97  # of the offered requests that must have been accepted in time
+GROWTH = 0.02  # fraction of the offered rate by which the backlog may grow; less is within the noise of one step
+KEPT_UP = 0.97  # fraction of the offered requests that must be accepted in time
 SEARCH_STEPS = 6
-CLOSE_ENOUGH = 1.05  # between the highest rate that held and the lowest that did not
+CLOSE_ENOUGH = 1.05  # ratio of the lowest rate that was not sustained to the highest that was
 
 
 @dataclass(frozen=True)
 class Step:
-    """One load, and what came of it."""
+    """One load and its results."""
 
     offered: float
-    """Requests a second; 0: as many as are answered."""
+    """The requests a second; 0 stands for as many as the contender answers."""
     seconds: float
     began: float
     answered: Sequence[float]
-    """Times of the 201s, seconds since the epoch."""
+    """The times of the 201s in seconds since the epoch."""
     latencies: Sequence[float]
-    """Seconds from the time a request was due to its 201."""
+    """The seconds from the scheduled time of each request to its 201."""
     to_sent: Sequence[float]
-    """Seconds from a 201 to the commit that made its notification `sent`."""
+    """The seconds from each 201 to the commit that made its notification `sent`."""
     sent: Sequence[float]
-    """Times of those commits."""
+    """The times of those commits."""
     failed: int
-    """Requests without a 201."""
+    """The number of requests without a 201."""
     left: int
-    """Accepted and not sent when the measurement gave up waiting."""
+    """The number of accepted notifications that were still unsent at the timeout."""
     cpu: dict[str, float]
-    """Seconds by process."""
+    """The seconds of CPU by process."""
 
     def rate(self, times: Sequence[float]) -> float:
-        """How many of `times` there were a second, once it had settled."""
+        """Return how many of `times` there were a second, after the settling phase."""
         begin, end = self.began + SETTLING * self.seconds, self.began + self.seconds
         return sum(begin <= at < end for at in times) / (end - begin)
 
     @property
-    def holds(self) -> bool:
-        """Whether all that was offered was accepted in time, and the backlog did not grow."""
+    def sustained(self) -> bool:
+        """True if the offered requests were accepted in time and the backlog did not grow."""
         accepted = self.rate(self.answered)
         growth = accepted - self.rate(self.sent)
         return not self.failed and accepted >= KEPT_UP * self.offered and growth <= GROWTH * self.offered
 
 
 @dataclass
-class QueueStatistics:
-    """What was measured of a contender with one latency of the provider."""
+class ContenderFigures:
+    """The figures of a contender at one provider latency."""
 
     contender: str
     latency: float
     round: int
     accepted: float = 0.0
-    """A second, with its senders stopped where they are processes of their own."""
+    """The accepted requests a second; senders that are separate processes are stopped."""
     end_to_end: float = 0.0
-    """A second, at the highest offered rate at which the backlog does not grow."""
+    """The accepted requests a second at the highest offered rate at which the backlog does not grow."""
     cpu: dict[str, float] = field(default_factory=dict)
-    """Microseconds per notification by process, at that rate."""
+    """The microseconds of CPU per notification at that rate, by process."""
     tried: list[tuple[float, bool]] = field(default_factory=list)
-    """The offered rates, and whether they held."""
+    """The offered rates, each with True if it was sustained."""
     post: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By requests a second: p50 and p99 of a POST, in milliseconds."""
+    """The p50 and p99 of a POST in milliseconds, by requests a second."""
     to_sent: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The same from accepted to sent, the provider's latency taken off."""
+    """The p50 and p99 from accepted to sent, minus the provider's latency."""
     memory: dict[str, float] = field(default_factory=dict)
-    """Peak, MiB by process."""
+    """The peak memory in MiB, by process."""
 
     def as_json(self) -> dict[str, Any]:
-        """For the raw results."""
+        """Return the figures as they are stored."""
         return asdict(self)
 
 
 def run_step(running: Running, rate: float, seconds: float, connections: int = CONNECTIONS) -> Step:
-    """Load the contender, and wait for what is on its way to its end."""
+    """Load the contender, wait until it has sent everything, and clean up for the next step."""
     before = running.cpu()
     seen = generate(running.url, rate, seconds, connections)
     left = _await_drained(running, len(seen["ids"]))
@@ -120,7 +120,7 @@ def run_step(running: Running, rate: float, seconds: float, connections: int = C
 def generate(
     url: str, rate: float, seconds: float, connections: int = CONNECTIONS, paths: Path | None = None
 ) -> dict[str, Any]:
-    """What the load generator has seen: of POSTs, or of GETs of the `paths` in a file."""
+    """Run the load generator with POSTs, or with GETs of the paths in a file, and return its results."""
     command = _load_command(url, rate, seconds, connections, paths)
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     seen: dict[str, Any] = json.loads(done.stdout)
@@ -128,47 +128,47 @@ def generate(
 
 
 def failures(seen: dict[str, Any]) -> int:
-    """Requests that were not answered as they should be."""
+    """Return the number of requests without a successful response."""
     return int(seen["unanswered"] + sum(seen["refused"].values()))
 
 
 def _load_command(url: str, rate: float, seconds: float, connections: int, paths: Path | None = None) -> list[str]:
-    what = ["--body", BODY] if paths is None else ["--paths", str(paths)]
+    requests = ["--body", BODY] if paths is None else ["--paths", str(paths)]
     return [
-        sys.executable, "-m", "benchmarks.load", url, *what, "--rate", str(rate), "--seconds", str(seconds),
+        sys.executable, "-m", "benchmarks.load", url, *requests, "--rate", str(rate), "--seconds", str(seconds),
         "--connections", str(connections),
     ]  # fmt: skip
 
 
 def warm_up(running: Running) -> None:
-    """Let everything have run once: connections, prepared statements, code paths."""
+    """Load the contender briefly, to open connections and prepare statements before anything is measured."""
     run_step(running, *WARM_UP)
 
 
-def find_end_to_end(running: Running, figures: QueueStatistics, seconds: float) -> None:
-    """The highest offered rate that holds, by halving; the first guess is what is sent under as much as is accepted."""
-    probe = run_step(running, 0, seconds)
-    lowest, highest = 0.0, probe.rate(probe.answered) * 1.1
-    candidate = min(max(probe.rate(probe.sent), 1.0), highest)
+def find_end_to_end(running: Running, figures: ContenderFigures, seconds: float) -> None:
+    """Find the highest rate that is sustained by bisection, starting from the send rate under full load."""
+    full_load = run_step(running, 0, seconds)
+    lowest, highest = 0.0, full_load.rate(full_load.answered) * 1.1
+    candidate = min(max(full_load.rate(full_load.sent), 1.0), highest)
     best: Step | None = None
     for _ in range(SEARCH_STEPS):
         step = run_step(running, candidate, seconds)
-        figures.tried.append((round(candidate, 1), step.holds))
-        if step.holds:
+        figures.tried.append((round(candidate, 1), step.sustained))
+        if step.sustained:
             lowest, best = candidate, step
         else:
             highest = candidate
         if lowest and highest / lowest <= CLOSE_ENOUGH:
             break
-        # Upwards in small steps: far past what it can do, a contender only drowns.
+        # Increase in small steps, because a step far beyond a contender's capacity takes long and teaches nothing.
         candidate = min((lowest + highest) / 2, lowest * 1.3) if lowest else candidate * 0.8
     if best is not None:
         figures.end_to_end = best.rate(best.answered)
         figures.cpu = {name: used / len(best.answered) * 1e6 for name, used in best.cpu.items()}
 
 
-def find_latencies(running: Running, figures: QueueStatistics, rates: Sequence[float], seconds: float) -> None:
-    """How long a POST takes, and how long until it is sent, where the contender can do as much at all."""
+def find_latencies(running: Running, figures: ContenderFigures, rates: Sequence[float], seconds: float) -> None:
+    """Measure both latencies at each of the rates that the contender can sustain."""
     for rate in rates:
         if rate > 0.95 * figures.end_to_end:
             continue
@@ -177,21 +177,21 @@ def find_latencies(running: Running, figures: QueueStatistics, rates: Sequence[f
         figures.to_sent[f"{rate:.0f}"] = percentiles([each - figures.latency for each in step.to_sent])
 
 
-def find_accepted(running: Running, figures: QueueStatistics, seconds: float) -> None:
-    """How many are accepted a second while nothing else is done."""
+def find_accepted(running: Running, figures: ContenderFigures, seconds: float) -> None:
+    """Measure how many requests a second are accepted under full load."""
     step = run_step(running, 0, seconds)
     figures.accepted = step.rate(step.answered)
 
 
 def count_lost(running: Running, rate: float, seconds: float, patience: float) -> dict[str, float]:
-    """Kill every process in mid-load, start them again, and count what was accepted and is never sent."""
+    """Kill all processes under load, restart them, and count the accepted notifications that are never sent."""
     command = _load_command(running.url, rate, seconds, CONNECTIONS)
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as loading:
         time.sleep(seconds)
         running.kill()
         output, _ = loading.communicate()
     accepted = set(json.loads(output)["ids"])
-    running.start(anew=False)
+    running.start(fresh=False)
     deadline = time.monotonic() + patience
     while True:
         sent = {str(row[0]) for row in running.query(running.contender.sent)}
@@ -201,7 +201,7 @@ def count_lost(running: Running, rate: float, seconds: float, patience: float) -
 
 
 def _await_drained(running: Running, accepted: int) -> int:
-    """How many are left when the patience is over."""
+    """Wait until all accepted notifications are sent, and return how many are unsent at the timeout."""
     if running.without_sending:
         return 0
     deadline = time.monotonic() + DRAIN_TIMEOUT + running.latency
@@ -214,7 +214,7 @@ def _await_drained(running: Running, accepted: int) -> int:
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """The p50 and p99, in milliseconds."""
+    """Return the p50 and p99 in milliseconds."""
     ordered = sorted(seconds)
     return {
         name: ordered[min(int(len(ordered) * share), len(ordered) - 1)] * 1000

@@ -1,4 +1,4 @@
-"""The plots beside the tables, as PNG and as SVG."""
+"""Plots of the results, written as PNG and SVG."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ mpl.rcParams.update(
 
 
 def compare(results: tables.Json, folder: Path) -> None:
-    """Throughput, CPU by process, and latency of the contenders."""
+    """Plot the throughput, CPU by process and latency of the contenders."""
     names = tables.contenders(results)
     latencies = sorted({figures["latency"] for figures in results["figures"]})
     _save(_throughput(results, names, latencies), folder / "throughput")
@@ -27,7 +27,7 @@ def compare(results: tables.Json, folder: Path) -> None:
 
 
 def scale(results: tables.Json, folder: Path) -> None:
-    """Sent a second by the number of senders, CPU and memory by what waits."""
+    """Plot the send rate by the number of senders, and CPU and memory by the size of the backlog."""
     figure, (senders, cpu, memory) = plt.subplots(1, 3, figsize=(10, 3))
     counts = [each["senders"] for each in results["scaling"]["figures"]]
     rates = [each["rate"] for each in results["scaling"]["figures"]]
@@ -35,14 +35,14 @@ def scale(results: tables.Json, folder: Path) -> None:
     senders.plot(counts, rates, "-", marker="o", color=COLOURS[0], label="measured")
     senders.set_title(f"sent/s by senders, latency {results['scaling']['latency']:g} s")
     senders.legend(frameon=False)
-    standing = results["backlog"]["figures"]
-    waiting = [f"{each['waiting']:,}" for each in standing]
-    _bars(cpu, waiting, [sum(each["cpu"].values()) for each in standing])
-    cpu.set_title("CPU µs per notification by what waits")
-    for name, colour in zip(standing[0]["memory"], COLOURS, strict=False):
-        memory.plot(waiting, [each["memory"][name] for each in standing], marker="o", color=colour, label=name)
+    backlogs = results["backlog"]["figures"]
+    waiting = [f"{each['waiting']:,}" for each in backlogs]
+    _bars(cpu, waiting, [sum(each["cpu"].values()) for each in backlogs])
+    cpu.set_title("CPU µs per notification by backlog")
+    for name, colour in zip(backlogs[0]["memory"], COLOURS, strict=False):
+        memory.plot(waiting, [each["memory"][name] for each in backlogs], marker="o", color=colour, label=name)
     memory.set_ylim(0)
-    memory.set_title("peak MiB by what waits")
+    memory.set_title("peak MiB by backlog")
     memory.legend(frameon=False)
     figure.tight_layout()
     _save(figure, folder / "scale")
@@ -90,7 +90,7 @@ def _to_sent(results: tables.Json, names: list[str], latency: float) -> Figure:
     axis.set_yscale("log")
     axis.set_xlabel("offered requests/s")
     axis.set_ylabel("ms")
-    axis.set_title(f"accepted to sent, the simulated latency of {latency:g} s taken off")
+    axis.set_title(f"accepted to sent, minus the simulated latency of {latency:g} s")
     axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.tight_layout()
     return figure

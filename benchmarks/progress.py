@@ -1,4 +1,4 @@
-"""What a benchmark says while it runs: each line with the minutes and seconds since its start."""
+"""Progress messages with the minutes and seconds since the start of the benchmark."""
 
 import time
 
@@ -9,6 +9,6 @@ _console = Console(soft_wrap=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """One line, or more: the further ones stand under the first."""
+    """Print a message; further lines are indented like the first."""
     minutes, seconds = divmod(int(time.time() - psutil.Process().create_time()), 60)
     _console.print(f"{minutes:>3}:{seconds:02}  " + text.rstrip("\n").replace("\n", "\n        "), markup=False)

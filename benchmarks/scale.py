@@ -1,4 +1,4 @@
-"""`make bench-scale`: this service alone, with much waiting, much stored, and several of each process."""
+"""`make bench-scale`: measure this service with a large backlog, many stored rows, and several of each process."""
 
 import argparse
 import time
@@ -15,14 +15,14 @@ from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, runn
 from benchmarks.stored import stored
 
 RESULTS = PROJECT / "benchmarks" / "results"
-FILL_STEP = 20.0  # seconds of load between two looks at how many there are
+FILL_STEP = 20.0  # seconds of load between two checks of the backlog
 CATCH_UP_TIMEOUT = 300.0  # seconds
 POLL = 0.5  # seconds
 
 WAITING = (10_000, 100_000, 1_000_000)
-WAITING_RATE = 1400.0  # a second, accepted and sent, while so many wait
+WAITING_RATE = 1400.0  # requests a second while the backlog is measured; one sender can send as many
 WAITING_LATENCY = 0.2  # seconds
-WAITING_CONCURRENCY = 300  # provider calls at once: with that latency no more than 1,500 a second
+WAITING_CONCURRENCY = 300  # concurrent provider calls; at that latency at most 1,500 a second
 WAITING_SECONDS = 20.0
 SETTLING = 4.0  # seconds
 
@@ -34,7 +34,7 @@ SENDER_CONCURRENCY = 1000
 SENDERS = (1, 2, 4, 8)
 SCALING_LATENCY = 1.0  # seconds
 SCALING_SECONDS = 14.0
-TOGETHER_RATE = 600.0  # a second to each of two gateways
+TOGETHER_RATE = 600.0  # requests a second to each of the two gateways
 TOGETHER_SECONDS = 20.0
 TOGETHER_LATENCY = 0.05  # seconds
 
@@ -43,7 +43,7 @@ Json = dict[str, object]
 
 @contextmanager
 def gateway_alone(servers: Servers, logs: Path, latency: float = 0.0) -> Iterator[Running]:
-    """The service on empty servers with its gateway only; everything else is started by who asks."""
+    """Run only the gateway, on empty servers; the caller starts the other processes."""
     running = Running(SERVICE, servers, latency, logs, without_sending=True)
     try:
         running.start()
@@ -53,19 +53,19 @@ def gateway_alone(servers: Servers, logs: Path, latency: float = 0.0) -> Iterato
 
 
 def backlog(servers: Servers, logs: Path, fraction: float) -> Json:
-    """CPU per notification and memory while so many wait: as many come as are sent."""
+    """Measure CPU per notification and memory at a steady rate, with backlogs of several sizes."""
     figures = []
     with gateway_alone(servers, logs, WAITING_LATENCY) as running:
         for count in WAITING:
             _fill(running, int(count * fraction))
-            say(f"{_waiting(running):,} are waiting")
+            say(f"backlog: {_waiting(running):,}")
             _settle(running)
             running.launch(
                 service_program("telegram_sender", CONCURRENCY=str(WAITING_CONCURRENCY)),
                 service_program("status_writer"),
             )
             generate(running.url, WAITING_RATE, SETTLING)
-            figures.append(_standing(running, int(count * fraction)))
+            figures.append(_measure_backlog(running, int(count * fraction)))
             running.stop("telegram_sender", "status_writer")
     return {
         "rate": WAITING_RATE, "seconds": WAITING_SECONDS, "latency": WAITING_LATENCY,
@@ -74,7 +74,7 @@ def backlog(servers: Servers, logs: Path, fraction: float) -> Json:
 
 
 def status_writer_alone(servers: Servers, logs: Path, fraction: float) -> Json:
-    """How fast a status writer catches up with results that wait, nothing else running."""
+    """Measure how fast a status writer works off queued results while nothing else runs."""
     with gateway_alone(servers, logs) as running:
         running.launch(service_program("telegram_sender"))
         count = _fill(running, int(RESULTS_WAITING * fraction))
@@ -91,7 +91,7 @@ def status_writer_alone(servers: Servers, logs: Path, fraction: float) -> Json:
 
 
 def sender_alone(servers: Servers, logs: Path, fraction: float) -> Json:
-    """How fast one sender delivers what waits, with a provider that takes its time and nothing else running."""
+    """Measure how fast one sender works off a queue with a slow provider while nothing else runs."""
     with gateway_alone(servers, logs, SENDER_LATENCY) as running:
         count = _fill(running, int(DELIVERIES_WAITING * fraction))
         running.stop()
@@ -109,7 +109,7 @@ def sender_alone(servers: Servers, logs: Path, fraction: float) -> Json:
 
 
 def scaling(servers: Servers, logs: Path, fraction: float) -> Json:
-    """Sent a second by the number of senders, with a slow provider."""
+    """Measure the send rate by the number of senders, with a slow provider."""
     figures = []
     for senders in SENDERS:
         with gateway_alone(servers, logs, SCALING_LATENCY) as running:
@@ -121,12 +121,12 @@ def scaling(servers: Servers, logs: Path, fraction: float) -> Json:
             _await_sent(running, count)
             rate = _steady_rate(_times(running, "pg_xact_commit_timestamp(xmin)", "deliveries"))
             figures.append({"senders": senders, "deliveries": count, "rate": rate})
-            say(f"{senders}: {rate:,.0f}/s")
+            say(f"senders: {senders}, {rate:,.0f}/s")
     return {"latency": SCALING_LATENCY, "figures": figures}
 
 
 def side_by_side(servers: Servers, logs: Path, fraction: float) -> Json:
-    """Two gateways, four senders and two status writers at once: what was accepted, and how often it was sent."""
+    """Run two gateways, four senders and two status writers together, and count notifications and provider calls."""
     ledgers, second_port = logs / "ledgers", free_port()
     with gateway_alone(servers, logs, TOGETHER_LATENCY) as running:
         running.launch(
@@ -161,11 +161,11 @@ SECTIONS: dict[str, Callable[[Servers, Path, float], Json]] = {
 
 
 def main() -> None:
-    """Measure, and write what was measured."""
+    """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="some sections; the README stays as it is")
-    parser.add_argument("--fraction", type=float, default=1.0, help="of all counts, for a try (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="run only these; nothing is written")
+    parser.add_argument("--fraction", type=float, default=1.0, help="scale all counts, for a trial (default: 1)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="output folder (default: benchmarks/results)")
     options = parser.parse_args()
     began = time.monotonic()
     sections: dict[str, Json] = {}
@@ -175,22 +175,18 @@ def main() -> None:
             say(f"{name}: {SECTIONS[name].__doc__}")
             sections[name] = SECTIONS[name](servers, logs, options.fraction)
             say(tables.SECTIONS[name](sections[name]))
-    results = {
-        **circumstances(began, versions),
-        "fraction": options.fraction,
-        **sections,
-    }
+    results = {**circumstances(began, versions), "fraction": options.fraction, **sections}
     if options.only or options.fraction != 1:
         return
     write_json(options.results / "scale.json", results)
     plots.scale(results, options.results)
     if options.results == RESULTS:
         tables.write("scale", tables.scale(results))
-    say(f"written to {options.results}")
+    say(f"Results written to {options.results}")
 
 
 def _fill(running: Running, count: int) -> int:
-    """Post until at least `count` notifications wait in the broker; how many there are, those of before included."""
+    """Post until the backlog is at least `count`, and return the number of stored notifications."""
     while (missing := count - _waiting(running)) > 0:
         generate(running.url, 0, min(FILL_STEP, max(missing / 5000, 0.2)))
     while _count(running, "outbox"):
@@ -199,35 +195,36 @@ def _fill(running: Running, count: int) -> int:
 
 
 def _settle(running: Running) -> None:
-    """Let PostgreSQL do first what the filling has left it to do: it would be counted among what is measured."""
+    """Let PostgreSQL clean up after the filling, so that its cost is not measured."""
     running.query("VACUUM (ANALYZE) notifications, deliveries, attempts")
     running.query("CHECKPOINT")
     while running.query("SELECT FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"):
         time.sleep(POLL)
 
 
-def _standing(running: Running, waiting: int) -> Json:
+def _measure_backlog(running: Running, waiting: int) -> Json:
     before = running.cpu()
     seen = generate(running.url, WAITING_RATE, WAITING_SECONDS)
     after = running.cpu()
     began, ended = seen["began"], seen["began"] + WAITING_SECONDS
-    [[in_time, sent_in_all]] = running.query(
+    [[sent_in_time, sent_in_total]] = running.query(
         f"SELECT count(*) FILTER (WHERE at < to_timestamp({ended})), count(*) "
         "FROM (SELECT pg_xact_commit_timestamp(xmin) AS at FROM deliveries WHERE status = 'sent') AS sent "
         f"WHERE at >= to_timestamp({began})"
     )
-    accepted, sent = len(seen["ids"]), int(str(sent_in_all))
+    accepted, sent = len(seen["ids"]), int(str(sent_in_total))
     items = {"gateway": accepted, "telegram_sender": sent, "status_writer": sent}
     cpu = {name: (after[name] - before[name]) / items.get(name, (accepted + sent) / 2) * 1e6 for name in after}
     return {
-        "waiting": waiting, "accepted": sum(at < ended for at in seen["answered"]) / WAITING_SECONDS,
-        "sent": int(str(in_time)) / WAITING_SECONDS, "failed": failures(seen), "waiting_at_the_end": _waiting(running),
+        "waiting": waiting, "waiting_at_the_end": _waiting(running), "failed": failures(seen),
+        "accepted": sum(at < ended for at in seen["answered"]) / WAITING_SECONDS,
+        "sent": int(str(sent_in_time)) / WAITING_SECONDS,
         "cpu": cpu | {tables.LOAD_GENERATOR: seen["cpu"] / accepted * 1e6}, "memory": running.peak_memory(),
     }  # fmt: skip
 
 
 def _await_attempted(running: Running, count: int) -> None:
-    """Until the results of as many deliveries wait in the broker."""
+    """Wait until `count` deliveries have been attempted."""
     _await(running, lambda: running.servers.acknowledged(DELIVERY_QUEUE) >= count)
 
 
@@ -239,7 +236,7 @@ def _await(running: Running, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + CATCH_UP_TIMEOUT
     while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit(f"Not done after {CATCH_UP_TIMEOUT:.0f} s; the logs are in {running.logs}")
+            raise SystemExit(f"Timed out after {CATCH_UP_TIMEOUT:.0f} s; the logs are in {running.logs}")
         time.sleep(POLL)
 
 
@@ -249,18 +246,18 @@ def _count(running: Running, table: str) -> int:
 
 
 def _waiting(running: Running) -> int:
-    """Notifications that were not attempted yet."""
+    """Return the number of notifications that have not been attempted yet."""
     return _count(running, "notifications") - _count(running, "attempts")
 
 
-def _times(running: Running, what: str, table: str) -> list[float]:
-    """Seconds since the epoch, in order."""
-    rows = running.query(f"SELECT extract(epoch FROM {what})::float FROM {table} ORDER BY 1")
+def _times(running: Running, expression: str, table: str) -> list[float]:
+    """Return the times in a table in order, in seconds since the epoch."""
+    rows = running.query(f"SELECT extract(epoch FROM {expression})::float FROM {table} ORDER BY 1")
     return [float(str(at)) for [at] in rows]
 
 
 def _steady_rate(times: Sequence[float]) -> float:
-    """A second, without the first and the last tenth: processes start and queues run dry there."""
+    """Return the rate without the first and the last tenth, where processes start and queues run dry."""
     first, last = len(times) // 10, len(times) * 9 // 10
     return (last - first) / (times[last] - times[first])
 

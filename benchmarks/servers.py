@@ -1,4 +1,4 @@
-"""The private PostgreSQL and RabbitMQ on which every contender runs, one after the other."""
+"""The private PostgreSQL and RabbitMQ that the contenders use one after the other."""
 
 import json
 import os
@@ -19,33 +19,33 @@ import psycopg
 PROJECT = Path(__file__).parents[1]
 PRODUCT_PYTHON = PROJECT / ".venv" / "bin" / "python"
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
-LOG_LINES = 20  # of a stack that does not start
+LOG_LINES = 20  # shown if the stack does not start
 VHOST = "bench"
 DATABASE = "bench"
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Both servers, with one database and one virtual host that are made anew for each contender."""
+    """Both servers, with a database and a virtual host that are recreated for each contender."""
 
     postgres: str
-    """URL of the server, with the name of a database that is not the contenders'."""
+    """The server's URL with its maintenance database, from which the contenders' database is dropped and created."""
     rabbitmq: str
     management: str
     pids: dict[str, int]
 
     @property
     def database_url(self) -> str:
-        """The contenders' database."""
+        """The URL of the contenders' database."""
         return self.postgres.rpartition("/")[0] + f"/{DATABASE}"
 
     @property
     def rabbitmq_url(self) -> str:
-        """The contenders' virtual host."""
+        """The URL of the contenders' virtual host."""
         return self.rabbitmq.rpartition("/")[0] + f"/{quote(VHOST, safe='')}"
 
     def service_settings(self) -> dict[str, str]:
-        """How this service is told of them."""
+        """Return the settings with which this service connects to both servers."""
         postgres, rabbitmq = urlsplit(self.postgres), urlsplit(self.rabbitmq)
         return {
             "POSTGRES_HOST": str(postgres.hostname), "POSTGRES_PORT": str(postgres.port),
@@ -56,8 +56,8 @@ class Servers:
             "RABBITMQ_VHOST": VHOST,
         }  # fmt: skip
 
-    def renew(self) -> None:
-        """An empty database and an empty virtual host."""
+    def reset(self) -> None:
+        """Recreate the database and the virtual host, so that both are empty."""
         with psycopg.connect(self.postgres, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
             connection.execute(f"CREATE DATABASE {DATABASE}")
@@ -70,30 +70,30 @@ class Servers:
             management.put(f"/api/permissions/{VHOST}/{user}", json=rights).raise_for_status()
 
     def acknowledged(self, queue: str) -> int:
-        """Messages of a queue that were acknowledged, as RabbitMQ last counted them: some seconds ago."""
+        """Return how many messages of a queue were acknowledged; RabbitMQ's count is some seconds old."""
         with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
             found = management.get(f"/api/queues/{VHOST}/{queue}").raise_for_status().json()
         return int(found.get("message_stats", {}).get("ack", 0))
 
     def versions(self) -> dict[str, str]:
-        """What is measured on."""
+        """Return the versions of both servers and PostgreSQL's settings for durability."""
         with psycopg.connect(self.postgres) as connection:
             [version] = connection.execute("SHOW server_version").fetchone() or [""]
-            fsync = {
+            settings = {
                 name: (connection.execute(f"SHOW {name}").fetchone() or [""])[0]
                 for name in ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
             }
         with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
             overview = management.get("/api/overview").raise_for_status().json()
         return {
-            "PostgreSQL": version, **fsync,
+            "PostgreSQL": version, **settings,
             "RabbitMQ": overview["rabbitmq_version"], "Erlang": overview["erlang_version"],
         }  # fmt: skip
 
 
 @contextmanager
 def log_folder() -> Iterator[Path]:
-    """Where processes log; it stays where the benchmark fails."""
+    """Create a folder for the logs, and remove it if the benchmark succeeds."""
     folder = Path(tempfile.mkdtemp(prefix="bench-logs-"))
     yield folder
     shutil.rmtree(folder)
@@ -101,11 +101,11 @@ def log_folder() -> Iterator[Path]:
 
 @contextmanager
 def running_servers() -> Iterator[Servers]:
-    """The servers of the local stack in a folder of their own. They keep the time of each commit."""
+    """Run the local stack's servers in a temporary folder, with PostgreSQL recording the time of each commit."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with _running(folder) as servers, psycopg.connect(servers.postgres, autocommit=True) as connection:
-            # That is how all contenders' latencies are measured alike: when each row was committed as sent.
+            # All contenders' latencies are measured by the time at which each row was committed as sent.
             connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
         with _running(folder) as servers:
             yield servers
@@ -132,11 +132,11 @@ def _running(folder: Path) -> Iterator[Servers]:
 
 
 def addresses_when_ready(process: "subprocess.Popen[bytes]", file: Path, log: Path) -> dict[str, str]:
-    """Return what a starting stack writes into its `stack.env` once it is ready."""
+    """Wait for a starting stack, and return the addresses that it writes to `stack.env` once it is ready."""
     deadline = time.monotonic() + START_TIMEOUT
     while not file.exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"The stack does not start:\n{_tail(log)}")
+            raise SystemExit(f"The stack did not start:\n{_tail(log)}")
         time.sleep(0.1)
     return dict(line.split("=", 1) for line in file.read_text().splitlines())
 
@@ -146,7 +146,7 @@ def _tail(log: Path) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """Return a description of the machine."""
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
@@ -158,7 +158,7 @@ def machine() -> dict[str, str]:
 
 
 def circumstances(began: float, versions: dict[str, str]) -> dict[str, object]:
-    """When, how long and on what was measured; `began`: monotonic."""
+    """Return the time, duration and machine of a benchmark that began at the monotonic time `began`."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "minutes": (time.monotonic() - began) / 60,
@@ -168,6 +168,6 @@ def circumstances(began: float, versions: dict[str, str]) -> dict[str, object]:
 
 
 def write_json(file: Path, content: object) -> None:
-    """Raw results, as they were measured."""
+    """Write raw results."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n")

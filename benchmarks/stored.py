@@ -1,4 +1,4 @@
-"""Reads and inserts with millions of notifications stored, and the dropping of what is too old."""
+"""Measurements with millions of stored notifications: reads, inserts, and dropping old partitions."""
 
 import random
 import tempfile
@@ -28,7 +28,8 @@ RETENTION_DAYS = 8
 
 Json = dict[str, object]
 
-# The first partition of a new database holds all of the past; here the past has weeks, as if the service had run.
+# The first partition of a new database holds all of the past. It is replaced with weekly partitions, as they would be
+# if the service had run all the time.
 PARTITION = """
     CREATE TABLE {table}_until_{end:%Y%m%d} PARTITION OF {table} FOR VALUES FROM ({begin}) TO ('{last}') {storage}
 """
@@ -37,7 +38,7 @@ FIRST = """
     FROM pg_inherits WHERE inhparent = '{table}'::regclass ORDER BY 2 LIMIT 1
 """
 STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
-# A UUIDv7 of that time: its milliseconds in front of a random UUID.
+# Makes a UUIDv7 for a given time: its milliseconds replace the start of a random UUID.
 ID_AT = """
     CREATE FUNCTION pg_temp.id_at(at timestamptz) RETURNS uuid LANGUAGE sql AS $$
         SELECT overlay(overlay(gen_random_uuid()::text PLACING '7' FROM 15) PLACING
@@ -45,7 +46,7 @@ ID_AT = """
         FROM lpad(to_hex(floor(extract(epoch FROM at) * 1000)::bigint), 12, '0') AS hex
     $$
 """
-# One of fifty has failed.
+# One notification in fifty has failed.
 FILL = """
     WITH made AS (
         SELECT pg_temp.id_at(at) AS notification_id, pg_temp.id_at(at) AS delivery_id, at, number
@@ -71,21 +72,21 @@ CHUNK = 250_000
 
 
 def stored(servers: Servers, logs: Path, fraction: float) -> Json:
-    """GETs, POSTs and the dropping of partitions with millions of notifications stored."""
+    """Measure GETs, POSTs and the dropping of partitions with millions of stored notifications."""
     running = Running(SERVICE, servers, 0.0, logs)
     try:
         running.start()
         warm_up(running)
         empty = _inserts(running)
         running.stop()
-        servers.renew()
+        servers.reset()
         SERVICE.prepare(servers)
         began = time.monotonic()
         count = int(STORED * fraction)
         _store(servers, count)
         filled = time.monotonic() - began
-        say(f"{count:,} are stored")
-        running.start(anew=False)
+        say(f"stored: {count:,}")
+        running.start(fresh=False)
         reads = {name: _reads(running, paths) for name, paths in _paths(running).items()}
         return {
             "stored": count, "filled_in": filled, "read_rate": READ_RATE, "post_rate": POST_RATE, "reads": reads,
@@ -122,7 +123,7 @@ def _first_id(at: datetime) -> str:
 
 
 def _paths(running: Running) -> dict[str, list[str]]:
-    """Each kind of read, every time another one."""
+    """Return random paths for each kind of read."""
     some = f"ORDER BY random() LIMIT {PATHS}"
     ids = running.query(f"SELECT id::text FROM notifications TABLESAMPLE BERNOULLI (0.1) {some}")
     recent = running.query(f"SELECT id::text FROM notifications WHERE created_at > now() - interval '20 hours' {some}")
@@ -132,10 +133,10 @@ def _paths(running: Running) -> dict[str, list[str]]:
     base = "/api/notifications"
     return {
         "one notification": [f"{base}/{id_}" for [id_] in ids],
-        "one user's, 50 a page": [f"{base}?user_id={user}" for user in users],
-        "the newest of a day, 50 a page": [f"{base}?created_before={time}" for time in times],
+        "one user's, 50 per page": [f"{base}?user_id={user}" for user in users],
+        "the newest before a given time, 50 per page": [f"{base}?created_before={time}" for time in times],
         "a later page of the last day": [f"{base}?cursor={id_}" for [id_] in recent],
-        "the failed of a day": [f"{base}?status=failed&created_before={time}" for time in times],
+        "the failed before a given time": [f"{base}?status=failed&created_before={time}" for time in times],
     }
 
 
@@ -156,7 +157,7 @@ def _get(running: Running, paths: list[str], seconds: float) -> dict[str, Any]:
 
 
 def _inserts(running: Running) -> Json:
-    """POSTs at a steady rate, then as many as are answered with nothing sent."""
+    """Measure POSTs at a steady rate, then as many as the gateway accepts while nothing is sent."""
     seen = generate(running.url, POST_RATE, STEP)
     running.stop("telegram_sender", "status_writer")
     full = generate(running.url, 0, STEP)
@@ -166,7 +167,7 @@ def _inserts(running: Running) -> Json:
 
 
 def _drop(running: Running) -> Json:
-    """What POSTs take while the old partitions are dropped, and how long that takes."""
+    """Measure how long dropping the old partitions takes, and the latency of POSTs during that time."""
     while running.query("SELECT id FROM deliveries WHERE status IN ('pending', 'retrying') LIMIT 1"):
         time.sleep(1)
     before, partitions = _count(running), _old_partitions(running)
@@ -174,18 +175,18 @@ def _drop(running: Running) -> Json:
         loading = pool.submit(generate, running.url, POST_RATE, 2 * STEP)
         time.sleep(STEP / 2)
         began = time.time()
-        # Another gateway, with a retention: it drops as it starts.
+        # A second gateway, which has a retention period, drops old partitions when it starts.
         running.launch(service_program("gateway", 2, RETENTION_DAYS=str(RETENTION_DAYS)))
         while _old_partitions(running):
             time.sleep(0.01)
         ended = time.time()
         seen = loading.result()
-    meanwhile = [
+    while_dropping = [
         answered - due for due, answered in zip(seen["due"], seen["answered"], strict=True) if began <= due < ended
     ]
     return {
         "retention_days": RETENTION_DAYS, "partitions": partitions, "before": before,
-        "after": _count(running) - len(seen["ids"]), "seconds": ended - began, "post": percentiles(meanwhile),
+        "after": _count(running) - len(seen["ids"]), "seconds": ended - began, "post": percentiles(while_dropping),
         "failed": failures(seen),
     }  # fmt: skip
 

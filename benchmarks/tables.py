@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/README.md`, made from the raw results and from nothing else."""
+"""The tables of `benchmarks/README.md`, generated from the raw results alone."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ README = Path(__file__).with_name("README.md")
 
 
 def write(section: str, text: str) -> None:
-    """Put `text` into its section of the README."""
+    """Replace a generated section of the README."""
     begin, end = f"<!-- {section}: begin -->\n", f"<!-- {section}: end -->"
     before, begun, rest = README.read_text().partition(begin)
     _, ended, after = rest.partition(end)
@@ -23,8 +23,8 @@ def write(section: str, text: str) -> None:
 
 
 def compare(results: Json) -> str:
-    """Contenders side by side: per latency a table, the goals, CPU, memory and losses."""
-    parts = [_machine(results)]
+    """Return the comparison of the contenders: a table for each latency, the CPU by process, and the goals."""
+    parts = [_method(results)]
     latencies = sorted({figures["latency"] for figures in results["figures"]})
     parts += [f"### Simulated latency {latency:g} s\n\n" + _contenders(results, latency) for latency in latencies]
     parts += ["### CPU per notification\n\n" + _cpu(results), "### Goals\n\n" + _goals(results)]
@@ -32,35 +32,38 @@ def compare(results: Json) -> str:
 
 
 def scale(results: Json) -> str:
-    """The service alone: the goals, what waits, what is stored, and several of each process."""
+    """Return the figures of this service alone: the goals, then each section."""
     parts = [
-        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {_told(results)}.\n",
+        _measured_on(results) + "\n",
         "### Goals at scale\n\n" + _scale_goals(results),
-        "### With many waiting\n\n" + _backlog(results["backlog"]),
+        "### With a backlog\n\n" + _backlog(results["backlog"]),
         "### With millions stored\n\n" + _stored(results["stored"]),
-        "### One process alone\n\n" + _status_writer(results["status_writer"]) + "\n" + _sender(results["sender"]),
-        "### Several of each\n\n" + _scaling(results["scaling"]) + "\n" + _side_by_side(results["side_by_side"]),
+        "### A single process\n\n" + _status_writer(results["status_writer"]) + "\n" + _sender(results["sender"]),
+        "### Several of each process\n\n"
+        + _scaling(results["scaling"])
+        + "\n"
+        + _side_by_side(results["side_by_side"]),
     ]
     return "\n".join(parts)
 
 
 def events(results: Json) -> str:
-    """How soon events are told, and what listening costs."""
-    told = results["told"]
+    """Return the delay of events, and the cost of subscribers."""
+    delay = results["delay"]
     rows = [
-        [f"{name}, {each['rate']:g} requests/s", *(f"{each['cores'][who][name]:.1f}" for who in ("nobody", "many"))]
+        [f"{name}, {each['rate']:g} requests/s", *(f"{each['cores'][case][name]:.1f}" for case in ("without", "idle"))]
         for each in results["costs"]
-        for name in each["cores"]["nobody"]
+        for name in each["cores"]["without"]
     ]
     return (
-        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {_told(results)}.\n\n"
-        f"At {told['rate']:g} requests a second one listener is told of {told['told']} of {told['posted']} deliveries "
-        f"{told['p50']:.1f} ms after the commit (p50), {told['p99']:.1f} ms (p99), {told['longest']:.1f} at most.\n\n"
-    ) + table(["% of a core", "nobody listens", f"{results['costs'][0]['listeners']} listen, to nothing"], rows)
+        f"{_measured_on(results)}\n\nAt {delay['rate']:g} requests a second, a subscriber received {delay['received']} "
+        f"of {delay['posted']} `sent` events: {delay['p50']:.1f} ms after the commit (p50), {delay['p99']:.1f} ms "
+        f"(p99) and {delay['longest']:.1f} ms at most.\n\n"
+    ) + table(["% of a core", "no subscribers", f"{results['costs'][0]['subscribers']} idle subscribers"], rows)
 
 
 def averaged(results: Json, contender: str, latency: float) -> Json:
-    """The means of all rounds."""
+    """Return the means of all rounds."""
     rounds = [each for each in results["figures"] if each["contender"] == contender and each["latency"] == latency]
     return {
         "accepted": mean(each["accepted"] for each in rounds),
@@ -73,32 +76,33 @@ def averaged(results: Json, contender: str, latency: float) -> Json:
 
 
 def contenders(results: Json) -> list[str]:
-    """Their names, this service first."""
+    """Return the names of the contenders, this service first."""
     return list(dict.fromkeys(each["contender"] for each in results["figures"]))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; every column but the first is right-aligned."""
+    """Return a Markdown table in which every column but the first is right-aligned."""
     lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _told(results: Json) -> str:
-    return ", ".join(f"{name} {value}" for name, value in {**results["machine"], **results["servers"]}.items())
+def _measured_on(results: Json) -> str:
+    machine = ", ".join(f"{name} {value}" for name, value in {**results["machine"], **results["servers"]}.items())
+    return f"Measured {results['measured_at'][:10]} in {results['minutes']:.0f} minutes on: {machine}."
 
 
-def _machine(results: Json) -> str:
+def _method(results: Json) -> str:
+    rounds = max(figures["round"] for figures in results["figures"])
     return (
-        f"Measured {results['measured_at'][:10]}, in {results['minutes']:.0f} minutes, on: {_told(results)}. "
-        f"{max(figures['round'] for figures in results['figures'])} round(s), steps of {results['step_seconds']:g} s; "
-        "each figure is the mean of the rounds, memory the highest.\n"
+        f"{_measured_on(results)} Each figure is the mean of {rounds} round(s) with steps of "
+        f"{results['step_seconds']:g} s; memory is the highest of all rounds.\n"
     )
 
 
 def _contenders(results: Json, latency: float) -> str:
     head = [
         "", "accepted/s", "end to end/s", "CPU µs", "POST at 200/s, p50 / p99 ms", "POST at 500/s",
-        "accepted to sent at 200/s, p50 / p99 ms", "at 500/s", "peak MiB", "lost by kill -9",
+        "accepted to sent at 200/s, p50 / p99 ms", "at 500/s", "peak MiB", "lost after kill -9",
     ]  # fmt: skip
     rows = []
     for name in contenders(results):
@@ -124,73 +128,73 @@ def _cpu(results: Json) -> str:
     for name in contenders(results):
         cpu = averaged(results, name, latency)["cpu"]
         rows.append([name, f"{sum(cpu.values()):.0f}", listed(cpu)])
-    return table(["microseconds, latency 0", "in all", "by process"], rows)
+    return table(["microseconds, latency 0", "total", "by process"], rows)
 
 
 def _goals(results: Json) -> str:
     latency = min(figures["latency"] for figures in results["figures"])
     by_name = {name: averaged(results, name, latency) for name in contenders(results)}
     if set(by_name) != {SERVICE, "BackgroundTasks", "Celery", "bare drivers"}:
-        return "Not all contenders ran.\n"
+        return "Not all contenders were measured.\n"
     own = by_name[SERVICE]
     slow = averaged(results, SERVICE, max(figures["latency"] for figures in results["figures"]))
 
     def ratio(figure: str, other: str) -> float:
         return float(own[figure] / by_name[other][figure])
 
-    rows = [
-        ("end to end against BackgroundTasks", ratio("end_to_end", "BackgroundTasks"), 6, 8, "times"),
-        ("end to end against Celery", ratio("end_to_end", "Celery"), 5, 6, "times"),
-        ("end to end against bare drivers", ratio("end_to_end", "bare drivers"), 1.3, 1.5, "times"),
-        ("accepted/s, senders stopped, against BackgroundTasks", ratio("accepted", "BackgroundTasks"), 8, 12, "times"),
+    at_least = [
+        ("end to end, compared with BackgroundTasks", ratio("end_to_end", "BackgroundTasks"), 6, 8),
+        ("end to end, compared with Celery", ratio("end_to_end", "Celery"), 5, 6),
+        ("end to end, compared with bare drivers", ratio("end_to_end", "bare drivers"), 1.3, 1.5),
+        ("accepted/s with senders stopped, compared with BackgroundTasks", ratio("accepted", "BackgroundTasks"), 8, 12),
     ]
-    told = [(what, got, least, goal, unit, got >= least, got >= goal) for what, got, least, goal, unit in rows]
-    for what, got, least, goal in (
+    at_most = [
         ("accepted to sent at 200/s, p50", slow["to_sent"]["200"]["p50"], 30, 15),
         ("accepted to sent at 200/s, p99", slow["to_sent"]["200"]["p99"], 150, 60),
         ("POST p99 at 500/s", own["post"]["500"]["p99"], 50, 20),
-    ):
-        told.append((what, got, least, goal, "ms", got <= least, got <= goal))
-    return goals(told)
+    ]
+    return goals([_at_least(*row, "times") for row in at_least] + [_at_most(*row, "ms") for row in at_most])
 
 
 def _scale_goals(results: Json) -> str:
-    standing = {each["waiting"]: each for each in results["backlog"]["figures"]}
-    least, middle, most = (standing[waiting] for waiting in sorted(standing))
-    cpu = _service_cpu(most) / _service_cpu(least)
+    backlogs = {each["waiting"]: each for each in results["backlog"]["figures"]}
+    small, middle, large = (backlogs[waiting] for waiting in sorted(backlogs))
+    cpu = _service_cpu(large) / _service_cpu(small)
     memory = max(middle["memory"].values())
-    reads = results["stored"]["reads"]
-    rows = [
-        (f"memory of the largest of our processes, {middle['waiting']:,} waiting", memory, 150, 100, "MiB"),
-        (f"CPU per notification, {most['waiting']:,} waiting against {least['waiting']:,}", cpu, 1.2, 1.05, "times"),
-        *((f"`GET` p99, {name}", took["p99"], 15, 5, "ms") for name, took in reads.items()),
-    ]
-    told = [(what, got, at_least, goal, unit, got <= at_least, got <= goal) for what, got, at_least, goal, unit in rows]
-    for what, got, at_least, goal in (
-        ("status writer alone, catching up", results["status_writer"]["rate"], 8000, 15000),
-        (f"one sender, latency {results['sender']['latency']:g} s", results["sender"]["rate"], 2000, 4000),
-    ):
-        told.append((what, got, at_least, goal, "/s", got >= at_least, got >= goal))
-    return goals(told)
+    sizes = f"backlog of {large['waiting']:,} compared with {small['waiting']:,}"
+    sender = results["sender"]
+    return goals(
+        [
+            _at_most(f"memory of our largest process, backlog of {middle['waiting']:,}", memory, 150, 100, "MiB"),
+            _at_most(f"CPU per notification, {sizes}", cpu, 1.2, 1.05, "times"),
+            *(
+                _at_most(f"`GET` p99, {name}", took["p99"], 15, 5, "ms")
+                for name, took in results["stored"]["reads"].items()
+            ),
+            _at_least("one status writer, catching up", results["status_writer"]["rate"], 8000, 15000, "/s"),
+            _at_least(f"one sender, latency {sender['latency']:g} s", sender["rate"], 2000, 4000, "/s"),
+        ]
+    )
 
 
-def _service_cpu(standing: Json) -> float:
-    return float(sum(used for name, used in standing["cpu"].items() if name != LOAD_GENERATOR))
+def _service_cpu(figures: Json) -> float:
+    return float(sum(used for name, used in figures["cpu"].items() if name != LOAD_GENERATOR))
 
 
-def _status_writer(alone: Json) -> str:
-    return f"One status writer stores {alone['rate']:,.0f} results a second; CPU µs each: {listed(alone['cpu'])}.\n"
+def _status_writer(figures: Json) -> str:
+    return f"One status writer stores {figures['rate']:,.0f} results a second; CPU µs each: {listed(figures['cpu'])}.\n"
 
 
-def _sender(alone: Json) -> str:
+def _sender(figures: Json) -> str:
     return (
-        f"One sender with `CONCURRENCY={alone['concurrency']}` delivers {alone['rate']:,.0f} a second at a latency of "
-        f"{alone['latency']:g} s; CPU µs each: {listed(alone['cpu'])}; peak MiB: {listed(alone['memory'])}.\n"
+        f"One sender with `CONCURRENCY={figures['concurrency']}` makes {figures['rate']:,.0f} deliveries a second at a "
+        f"latency of {figures['latency']:g} s; CPU µs each: {listed(figures['cpu'])}; "
+        f"peak MiB: {listed(figures['memory'])}.\n"
     )
 
 
 def listed(by_process: Mapping[str, float]) -> str:
-    """Names and values, without decimals."""
+    """Return names and values, without decimals."""
     return ", ".join(f"{name} {value:.0f}" for name, value in by_process.items())
 
 
@@ -199,16 +203,16 @@ def _backlog(backlog: Json) -> str:
         [
             f"{each['waiting']:,}", f"{each['accepted']:,.0f}", f"{each['sent']:,.0f}",
             f"{each['waiting_at_the_end']:,}", f"{_service_cpu(each):,.0f}",
-            *(listed(each[what]) for what in ("cpu", "memory")),
+            listed(each["cpu"]), listed(each["memory"]),
         ]
         for each in backlog["figures"]
     ]  # fmt: skip
     failed = sum(each["failed"] for each in backlog["figures"])
     return (
-        f"{backlog['rate']:,.0f} requests a second for {backlog['seconds']:g} s, {failed} of them not accepted, "
-        "and a sender that can send a few more "
+        f"{backlog['rate']:,.0f} requests a second for {backlog['seconds']:g} s, of which {failed} were not accepted. "
+        "The sender can send slightly more than that "
         f"(latency {backlog['latency']:g} s, `CONCURRENCY={backlog['concurrency']}`).\n\n"
-    ) + table(["waiting", "accepted/s", "sent/s", "waiting at the end", "CPU µs each", "by process", "peak MiB"], rows)
+    ) + table(["backlog", "accepted/s", "sent/s", "backlog at the end", "CPU µs each", "by process", "peak MiB"], rows)
 
 
 def _stored(stored: Json) -> str:
@@ -223,12 +227,11 @@ def _stored(stored: Json) -> str:
     return (
         table([f"`GET` at {stored['read_rate']:.0f}/s, {stored['stored']:,} stored", "p50 ms", "p99 ms"], reads)
         + "\n"
-        + table(["stored", f"`POST` at {rate}, p50 ms", "p99 ms", "accepted/s, nothing sent"], inserts)
-        + f"\nA gateway with `RETENTION_DAYS={drop['retention_days']}` starts, and {drop['seconds']:.1f} s later it "
-        f"has dropped {drop['partitions']} tables with {drop['before'] - drop['after']:,} of {drop['before']:,} "
-        "notifications. "
-        f"`POST` at {rate} meanwhile: p50 {drop['post']['p50']:.1f} ms, p99 {drop['post']['p99']:.1f} ms, "
-        f"{drop['failed']} not accepted.\n"
+        + table(["stored", f"`POST` at {rate}, p50 ms", "p99 ms", "accepted/s, senders stopped"], inserts)
+        + f"\nA gateway with `RETENTION_DAYS={drop['retention_days']}` dropped {drop['partitions']} tables with "
+        f"{drop['before'] - drop['after']:,} of {drop['before']:,} notifications within {drop['seconds']:.1f} s of its "
+        f"start. During that time `POST` at {rate} took {drop['post']['p50']:.1f} ms (p50) and "
+        f"{drop['post']['p99']:.1f} ms (p99), and {drop['failed']} requests were not accepted.\n"
     )
 
 
@@ -238,18 +241,18 @@ def _scaling(scaling: Json) -> str:
         [f"{each['senders']}", f"{each['rate']:,.0f}", f"{each['rate'] / alone['rate']:.2f}"]
         for each in scaling["figures"]
     ]
-    return table([f"senders, latency {scaling['latency']:g} s", "sent/s", "times one"], rows)
+    return table([f"senders, latency {scaling['latency']:g} s", "sent/s", "speedup"], rows)
 
 
-def _side_by_side(together: Json) -> str:
+def _side_by_side(figures: Json) -> str:
     return (
         "{gateways} gateways, {senders} senders and {status_writers} status writers side by side, "
-        "{rate:,.0f} requests a second: {accepted:,} accepted, {failed:,} not, {sent:,} sent, "
+        "{rate:,.0f} requests a second: {accepted:,} accepted, {failed:,} not accepted, {sent:,} sent, "
         "{attempts:,} attempts stored, {provider_calls:,} provider calls.\n"
-    ).format(**together)
+    ).format(**figures)
 
 
-# Of `make bench-scale`, by name.
+# The sections of `make bench-scale` by name.
 SECTIONS = {
     "status_writer": _status_writer,
     "sender": _sender,
@@ -260,19 +263,19 @@ SECTIONS = {
 }
 
 
-def goals(told: Iterable[tuple[str, float, float, float, str, bool, bool]]) -> str:
-    """What was asked for and what was measured: figure, measured, at least, goal, unit, whether each is reached."""
-    return table(
-        ["figure", "measured", "at least", "goal", ""],
-        [
-            [what, f"{got:,.2f} {unit}", f"{least:,g} {unit}", f"{goal:,g} {unit}", _verdict(reached, beyond)]
-            for what, got, least, goal, unit, reached, beyond in told
-        ],
-    )
+def goals(rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of figures with their required values and goals."""
+    return table(["figure", "measured", "required", "goal", ""], rows)
 
 
-def _verdict(reached: bool, beyond: bool) -> str:
-    return "goal reached" if beyond else "reached" if reached else "**not reached**"
+def _at_least(name: str, measured: float, required: float, goal: float, unit: str) -> list[str]:
+    verdict = "goal met" if measured >= goal else "met" if measured >= required else "**not met**"
+    return [name, f"{measured:,.2f} {unit}", f"≥ {required:,g} {unit}", f"≥ {goal:,g} {unit}", verdict]
+
+
+def _at_most(name: str, measured: float, required: float, goal: float, unit: str) -> list[str]:
+    verdict = "goal met" if measured <= goal else "met" if measured <= required else "**not met**"
+    return [name, f"{measured:,.2f} {unit}", f"≤ {required:,g} {unit}", f"≤ {goal:,g} {unit}", verdict]
 
 
 def _pair(by_rate: Mapping[str, Mapping[str, float]], rate: str) -> str:
@@ -289,6 +292,6 @@ def _means(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def read(file: Path) -> Json:
-    """Raw results."""
+    """Read raw results."""
     results: Json = json.loads(file.read_text())
     return results

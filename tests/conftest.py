@@ -1,4 +1,4 @@
-"""Fixtures: one pair of servers a run, a database and a virtual host of its own for each test that asks."""
+"""Shared fixtures: one pair of servers per run, and a separate database and virtual host per test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -24,13 +24,13 @@ TEMPLATE = "notify_test_template"
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loop that the services run on."""
+    """Run the tests on the same event loop as the services."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
 def no_dotenv(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's `.env` must not reach the tests."""
+    """Keep a developer's `.env` away from the tests."""
     monkeypatch.chdir(tmp_path_factory.getbasetemp())
 
 
@@ -43,7 +43,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture
 async def postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
-    """A migrated database of the test's own."""
+    """Create a migrated database for the test."""
     name = f"test_{uuid4().hex}"
     await _administer(servers.postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield servers.postgres.model_copy(update={"postgres_database": name})
@@ -52,7 +52,7 @@ async def postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
 
 @pytest.fixture
 async def empty_postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
-    """A database of the test's own with nothing in it."""
+    """Create an empty database for the test."""
     name = f"test_{uuid4().hex}"
     await _administer(servers.postgres, f"CREATE DATABASE {name}")
     yield servers.postgres.model_copy(update={"postgres_database": name})
@@ -68,7 +68,7 @@ async def engine(postgres: PostgresSettings) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture
 def rabbit(servers: Servers) -> Iterator[RabbitSettings]:
-    """A virtual host of the test's own."""
+    """Create a virtual host for the test."""
     name = f"test-{uuid4().hex}"
     with servers.management() as management:
         management.put(f"/api/vhosts/{name}").raise_for_status()
@@ -82,7 +82,7 @@ def rabbit(servers: Servers) -> Iterator[RabbitSettings]:
 
 @pytest.fixture
 async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
-    """A hand on the queues of one sender."""
+    """Declare the queues of one sender, and open a direct connection to them."""
     await prepare_topology(
         rabbit, [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
     )
@@ -92,7 +92,7 @@ async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
 
 @pytest.fixture
 async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway that never publishes: RabbitMQ is away."""
+    """Run a gateway that never publishes, because RabbitMQ is unavailable."""
     async with running_gateway(NOWHERE, postgres, relaying=False) as client:
         yield client
 

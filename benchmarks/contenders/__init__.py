@@ -1,4 +1,4 @@
-"""What is measured: this service, and what one would build instead as its own documentation recommends."""
+"""The contenders: this service, and the usual alternatives, built as their documentation recommends."""
 
 import os
 import signal
@@ -36,35 +36,35 @@ Environment = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Program:
-    """One process of a contender."""
+    """A process of a contender."""
 
     name: str
     command: Sequence[str]
     ready: str | None = None
-    """URL that answers 2xx once it is; None: there is nothing to ask."""
+    """The URL that returns 2xx once the process is ready; None if there is no such URL."""
     sends: bool = False
-    """Whether it is left out where only accepting is measured."""
+    """True if the process is not started when only accepting is measured."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What is started, and how it is asked what it has sent."""
+    """A system to measure: how to start it, and how to find out what it has sent."""
 
     name: str
     programs: Callable[[int], Sequence[Program]]
-    """Its processes, with the API at the port given."""
+    """Returns the contender's processes, with the API at the given port."""
     environment: Callable[[Servers, float], Environment]
-    """Their environment, for a latency of the simulated provider in seconds."""
+    """Returns their environment for a simulated provider latency in seconds."""
     prepare: Callable[[Servers], None]
     sent: str = SENT_NOTIFICATIONS
-    """SQL: notification id and time of the commit that made it `sent`."""
+    """The SQL for each notification id and the time of the commit that made it `sent`."""
     count: str = "SELECT count(*) FROM notifications WHERE status = 'sent'"
     forget: str = "TRUNCATE notifications"
 
 
 @dataclass
 class Running:
-    """A contender's processes."""
+    """The running processes of a contender."""
 
     contender: Contender
     servers: Servers
@@ -76,20 +76,20 @@ class Running:
 
     @property
     def url(self) -> str:
-        """Where notifications are posted."""
+        """The URL to post notifications to."""
         return f"http://127.0.0.1:{self.port}/api/notifications"
 
-    def start(self, *, anew: bool = True) -> None:
-        """Start all processes, on an empty database and an empty broker where `anew`."""
-        if anew:
-            self.servers.renew()
+    def start(self, *, fresh: bool = True) -> None:
+        """Start all processes; if `fresh`, on an empty database and an empty broker."""
+        if fresh:
+            self.servers.reset()
             self.contender.prepare(self.servers)
         self.port = self.port or free_port()
         programs = self.contender.programs(self.port)
         self.launch(*(each for each in programs if not (each.sends and self.without_sending)))
 
     def launch(self, *programs: Program) -> None:
-        """Start some processes more; return when all are ready."""
+        """Start more processes, and return when they are ready."""
         environment = {**os.environ, **self.contender.environment(self.servers, self.latency)}
         for program in programs:
             with (self.logs / f"{self.contender.name}.{program.name}.log").open("ab") as log:
@@ -101,7 +101,7 @@ class Running:
             self._await_ready(program, deadline)
 
     def kill(self) -> None:
-        """`kill -9` everything at once."""
+        """Kill all processes with SIGKILL."""
         for process in self.processes.values():
             os.killpg(process.pid, signal.SIGKILL)
         for process in self.processes.values():
@@ -109,7 +109,7 @@ class Running:
         self.processes.clear()
 
     def stop(self, *names: str) -> None:
-        """End these processes, or everything; what does not end in time is killed."""
+        """Terminate the named processes, or all; kill those that do not end in time."""
         ending = [self.processes.pop(name) for name in names or list(self.processes)]
         for process in ending:
             process.terminate()
@@ -122,23 +122,23 @@ class Running:
                 process.wait(STOP_TIMEOUT)
 
     def restart(self) -> None:
-        """Begin anew, with nothing left of what was before."""
+        """Restart everything on empty servers."""
         self.kill()
         self.start()
 
     def query(self, statement: str) -> list[tuple[object, ...]]:
-        """What the contender's database says."""
+        """Return the rows of one statement."""
         with psycopg.connect(self.servers.database_url, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return [] if cursor.description is None else cursor.fetchall()
 
     def cpu(self) -> dict[str, float]:
-        """Seconds of CPU so far by process, its children and both servers included."""
+        """Return the seconds of CPU that each process and server has used, including child processes."""
         pids = {name: process.pid for name, process in self.processes.items()} | self.servers.pids
         return {name: cpu_seconds(pid) for name, pid in pids.items()}
 
     def peak_memory(self) -> dict[str, float]:
-        """MiB that each process has had at most, its children included."""
+        """Return the peak memory of each process in MiB, including child processes."""
         return {name: peak_memory(process.pid) for name, process in self.processes.items()}
 
     def _await_ready(self, program: Program, deadline: float) -> None:
@@ -157,7 +157,7 @@ class Running:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of the process and its children, those that have ended included."""
+    """Return the seconds of CPU that a process and its children have used, including children that have ended."""
     process = psutil.Process(pid)
     own = process.cpu_times()
     total = own.user + own.system + own.children_user + own.children_system
@@ -171,7 +171,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_memory(pid: int) -> float:
-    """MiB, of the process and its children."""
+    """Return the peak memory of a process and its children in MiB."""
     process = psutil.Process(pid)
     peak = 0
     for each in (process, *process.children(recursive=True)):
@@ -181,10 +181,10 @@ def peak_memory(pid: int) -> float:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, was told before, or is given for a connection of its own."""
+    """Return an unused port, a different one each time; the range is below that of outgoing connections."""
     for port in PORTS:
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
             return port
     raise SystemExit("No port is free")
 
@@ -201,7 +201,7 @@ def _create_table(servers: Servers) -> None:
 
 
 def _uvicorn(app: str, port: int) -> Program:
-    """As its documentation runs it, but for the access log, which would cost each of them the same."""
+    """Return uvicorn as its documentation runs it, but without the access log, which costs every contender the same."""
     command = [sys.executable, "-m", "uvicorn", f"benchmarks.contenders.{app}", "--port", str(port), "--no-access-log"]
     return Program("api", command, ready=f"http://127.0.0.1:{port}/openapi.json")
 
@@ -219,7 +219,7 @@ def _migrate(servers: Servers) -> None:
 
 
 def service_program(service: str, number: int = 1, *, port: int | None = None, **settings: str) -> Program:
-    """A process of this service, the `number`th of its kind; `settings` come on top of the environment."""
+    """Return the `number`th process of one of our services; `settings` are added to its environment."""
     port = port or free_port()
     settings["APP_PORT" if service == "gateway" else "HEALTH_PORT"] = str(port)
     return Program(

@@ -1,7 +1,7 @@
-"""FastAPI's BackgroundTasks: the request stores the row, a task after the response sends and updates it.
+"""FastAPI's BackgroundTasks: the request stores the row; a task sends and updates it after the response.
 
-After https://fastapi.tiangolo.com/tutorial/background-tasks/ and SQLAlchemy's page on asyncio. Nothing is durable: what
-waits in memory is gone with the process.
+The code follows https://fastapi.tiangolo.com/tutorial/background-tasks/ and SQLAlchemy's page on asyncio. The tasks are
+not durable: they exist in memory only and are lost when the process ends.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ app = FastAPI()
 
 
 async def session() -> AsyncIterator[AsyncSession]:
-    """The session of a request."""
+    """Open a session for one request."""
     async with new_session() as opened:
         yield opened
 
@@ -32,7 +32,7 @@ async def session() -> AsyncIterator[AsyncSession]:
 async def create(
     body: NotificationRequest, tasks: BackgroundTasks, session: Annotated[AsyncSession, Depends(session)]
 ) -> Notification:
-    """Store it, and send it after the response."""
+    """Store the notification, and send it after the response."""
     notification = Notification(**body.model_dump())
     session.add(notification)
     await session.commit()
@@ -41,9 +41,9 @@ async def create(
 
 
 async def send(notification_id: UUID) -> None:
-    """Send, and say so in the database."""
+    """Send the notification, and store its status."""
     await asyncio.sleep(LATENCY)
-    async with new_session() as own:
-        notification = await own.get_one(Notification, notification_id)
+    async with new_session() as session:
+        notification = await session.get_one(Notification, notification_id)
         notification.status = "sent"
-        await own.commit()
+        await session.commit()

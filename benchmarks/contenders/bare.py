@@ -1,6 +1,6 @@
-"""aio-pika and asyncpg alone, in three processes: one publish per message, one statement per message, one ack each.
+"""aio-pika and asyncpg without batching: three processes with one publish, one statement and one ack per message.
 
-`python -m benchmarks.contenders.bare sender|writer`; the gateway is an ASGI application, `bare:app`.
+The gateway is the ASGI application `bare:app`; `python -m benchmarks.contenders.bare sender|writer` runs the others.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ UPDATE = "UPDATE notifications SET status = 'sent' WHERE id = $1"
 
 
 class Delivery(BaseModel):
-    """What the sender gets."""
+    """A message to the sender."""
 
     id: UUID
     user_id: int
@@ -39,13 +39,13 @@ class Delivery(BaseModel):
 
 
 class Result(BaseModel):
-    """What the writer gets."""
+    """A message to the writer: the delivery was sent."""
 
     id: UUID
 
 
 async def open_channel() -> AbstractChannel:
-    """A channel with confirms, and both queues declared."""
+    """Open a channel with confirms, and declare both queues."""
     connection = await aio_pika.connect_robust(os.environ["RABBITMQ_URL"])
     channel = await connection.channel()
     await channel.set_qos(PREFETCH)
@@ -55,7 +55,7 @@ async def open_channel() -> AbstractChannel:
 
 
 async def publish(exchange: AbstractExchange, body: BaseModel, queue: str) -> None:
-    """Return when the broker has it."""
+    """Publish a message, and return when the broker has confirmed it."""
     message = aio_pika.Message(
         body.model_dump_json().encode(),
         content_type="application/json",
@@ -66,7 +66,7 @@ async def publish(exchange: AbstractExchange, body: BaseModel, queue: str) -> No
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The pool and the channel, for as long as the gateway runs."""
+    """Open the pool and the channel while the gateway runs."""
     app.state.exchange = (await open_channel()).default_exchange
     async with asyncpg.create_pool(os.environ["DATABASE_URL"]) as pool:
         app.state.pool = pool
@@ -78,7 +78,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/api/notifications", status_code=201)
 async def create(body: NotificationRequest, request: Request) -> NotificationView:
-    """Store it, hand it to RabbitMQ, answer."""
+    """Store the notification and publish its delivery."""
     view = NotificationView(**body.model_dump(), id=uuid4(), status="pending", created_at=datetime.now(UTC))
     await request.app.state.pool.execute(INSERT, view.id, view.user_id, view.message, view.type, view.created_at)
     await publish(
@@ -88,7 +88,7 @@ async def create(body: NotificationRequest, request: Request) -> NotificationVie
 
 
 async def sender() -> None:
-    """Send each delivery and report it."""
+    """Send each delivery, and publish its result."""
     channel = await open_channel()
     exchange = channel.default_exchange
 
@@ -103,7 +103,7 @@ async def sender() -> None:
 
 
 async def writer() -> None:
-    """Write each result."""
+    """Store each result."""
     channel = await open_channel()
     async with asyncpg.create_pool(os.environ["DATABASE_URL"]) as pool:
 

@@ -13,15 +13,15 @@ app = FastAPI()
 
 
 def session() -> Iterator[Session]:
-    """The session of a request."""
+    """Open a session for one request."""
     with new_session() as opened:
         yield opened
 
 
-# Not async: both the session and `delay` block.
+# This function is not async because both the session and `delay` block.
 @app.post("/api/notifications", status_code=201, response_model=NotificationView)
 def create(body: NotificationRequest, session: Annotated[Session, Depends(session)]) -> Notification:
-    """Store it, and let a worker send it."""
+    """Store the notification, and let a worker send it."""
     notification = Notification(**body.model_dump())
     session.add(notification)
     session.commit()

@@ -1,6 +1,6 @@
 """The Celery application and its task: late acks, publisher confirms, a session per task.
 
-After https://docs.celeryq.dev/en/stable/getting-started/first-steps-with-celery.html and its page on tasks.
+The code follows https://docs.celeryq.dev/en/stable/getting-started/first-steps-with-celery.html and the page on tasks.
 """
 
 import os
@@ -26,9 +26,9 @@ engine = create_engine(os.environ["DATABASE_URL"].replace("postgresql://", "post
 new_session = sessionmaker(engine, expire_on_commit=False)
 
 
-@app.task  # type: ignore[untyped-decorator]  # Celery publishes no types
+@app.task  # type: ignore[untyped-decorator]  # Celery has no type hints
 def send(notification_id: str) -> None:
-    """Send, and say so in the database."""
+    """Send the notification, and store its status."""
     time.sleep(LATENCY)
     with new_session() as session:
         notification = session.get_one(Notification, UUID(notification_id))

@@ -1,4 +1,4 @@
-"""The notification of those contenders that are not this service: what is asked, stored and told."""
+"""The request, table and response that the alternatives to this service share."""
 
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -9,11 +9,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """All tables."""
+    """The base class of all tables."""
 
 
 class Notification(Base):
-    """What a client asked for, and what became of it."""
+    """A notification and its status."""
 
     __tablename__ = "notifications"
 
@@ -34,7 +34,7 @@ class NotificationRequest(BaseModel):
 
 
 class NotificationView(NotificationRequest):
-    """A notification as it is told."""
+    """A notification in a response."""
 
     model_config = ConfigDict(from_attributes=True)
 

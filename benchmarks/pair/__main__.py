@@ -29,23 +29,23 @@ LEGEND = (
     "Medians of the pairs, with ranges in parentheses. A ratio is working tree / BASE within one pair. The load "
     f"generator is not part of the CPU per notification. Latencies are at {LATENCY_RATE:.0f} requests/s."
 )
-NARROWEST_TABLE = 110  # columns; where the output is no terminal, rich would assume 80
+NARROWEST_TABLE = 110  # columns; rich would assume 80 if the output is not a terminal
 
 
 def measure(side: Side, pair: int, load: Load, stacks: Path) -> Run:
     """Start one side on a fresh stack, and measure it."""
-    what = f"pair {pair}, {side.name}"
-    say(f"{what}: starting …")
+    prefix = f"pair {pair}, {side.name}"
+    say(f"{prefix}: starting …")
     files = tree(side)
     with fresh_stack(side, stacks / "running", stacks / f"{side.label}-data") as stack:
-        say(f"{what}: warming up, then {load.rate:,.0f} requests/s for {load.seconds:g} s …")
+        say(f"{prefix}: warming up, then {load.rate:,.0f} requests/s for {load.seconds:g} s …")
         warm_up(stack, load.rate)
         cpu = measure_cpu(stack, load)
-        say(f"{what}: {LATENCY_RATE:.0f} requests/s for {load.seconds:g} s …")
+        say(f"{prefix}: {LATENCY_RATE:.0f} requests/s for {load.seconds:g} s …")
         latency = measure_latency(stack, load.seconds)
     run = Run(pair, side.name, side.commit, files, load.rate, cpu, latency)
     say(
-        f"{what}: {cpu.total:.0f} µs per notification at {cpu.accepted:,.0f}/s, "
+        f"{prefix}: {cpu.total:.0f} µs per notification at {cpu.accepted:,.0f}/s, "
         f"POST {latency.post['p50']:.1f} / {latency.post['p99']:.1f} ms, "
         f"accepted to sent {latency.to_sent['p50']:.1f} / {latency.to_sent['p99']:.1f} ms (p50 / p99)"
     )
@@ -74,7 +74,7 @@ def measure_pairs(sides: tuple[Side, Side], pairs: int, load: Load, results: Pat
 
 
 def show(runs: Sequence[Run], results: Path) -> None:
-    """Print the summary, and store it."""
+    """Print the summary and store it."""
     summary, remarks = report.rows(runs), report.remarks(runs)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -89,12 +89,12 @@ def show(runs: Sequence[Run], results: Path) -> None:
         results / "summary.json",
         {"machine": machine(), "settings": SETTINGS, "rows": [row.as_json() for row in summary], "remarks": remarks},
     )
-    say(f"written to {results}")
+    say(f"Results written to {results}")
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Let no other comparison use the folder meanwhile."""
+def exclusive() -> Iterator[None]:
+    """Lock the folder against other comparisons."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         try:
@@ -105,7 +105,7 @@ def alone() -> Iterator[None]:
 
 
 def main() -> None:
-    """Compare, and say what came of it."""
+    """Run the comparison and show its results."""
     parser = argparse.ArgumentParser(prog='make bench-pair BASE=<commit> ARGS="…"', description=__doc__)
     parser.add_argument("--base", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--pairs", type=int, default=PAIRS, help="runs of each side (default: %(default)s)")
@@ -113,16 +113,16 @@ def main() -> None:
         "--rate", type=float, default=RATE, help="requests a second while CPU is measured (default: %(default)g)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="of each of the two loads of a run (default: %(default)g)"
+        "--seconds", type=float, default=SECONDS, help="length of each of the two loads of a run (default: %(default)g)"
     )
     options = parser.parse_args()
     if min(options.pairs, options.rate, options.seconds) <= 0:
         parser.error("--pairs, --rate and --seconds must be positive")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # A normal exit, which stops the stack on its way.
+        # Exit by an exception, so that the running stack is stopped.
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        with alone():
+        with exclusive():
             sides = base(options.base, FOLDER), working_tree()
             results = FOLDER / "results" / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
             show(measure_pairs(sides, options.pairs, Load(options.rate, options.seconds), results), results)

@@ -1,4 +1,4 @@
-"""What a run measures. Nothing else is imported here, so that the report can be tested without servers."""
+"""The figures of a run. This module imports no other, so that the report can be tested without servers."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,15 +14,15 @@ class CpuFigures:
 
     notifications: int
     accepted: float
-    """Requests a second that were accepted while the load lasted."""
+    """The requests accepted per second during the load."""
     failed: int
-    """Requests that were not accepted at all."""
+    """The number of requests that were not accepted at all."""
     rate_reached: bool
-    """Whether the offered requests were accepted in time."""
+    """True if the offered requests were accepted in time."""
     processes: dict[str, float]
     load_generator: float
     other_work: float
-    """Percent of one core that the machine spent on anything else, stolen time included."""
+    """The percentage of one core that the machine spent on anything else, including stolen time."""
 
     @property
     def total(self) -> float:
@@ -35,22 +35,22 @@ class LatencyFigures:
     """The latencies of a run, p50 and p99 in milliseconds."""
 
     post: dict[str, float]
-    """From the time a request was due to its 201."""
+    """The time from the scheduled time of a request to its 201."""
     to_sent: dict[str, float]
-    """From the 201 to the commit that made the notification `sent`."""
+    """The time from the 201 to the commit that made the notification `sent`."""
     failed: int
     other_work: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of one side has measured."""
+    """The figures of one run of one side."""
 
     pair: int
     side: str
     commit: str
     tree: str
-    """Git's id of the files that ran."""
+    """Git's tree id of the files that ran."""
     offered: float
     cpu: CpuFigures
     latency: LatencyFigures

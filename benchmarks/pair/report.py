@@ -10,8 +10,8 @@ from rich.table import Table
 from benchmarks.pair.figures import BASE, LATENCY_RATE, WORKING_TREE, Run
 
 OTHERS = "others"
-MUCH = 20.0  # percent of a core; so much other work distorts the figures of two cores
-SMALL = 0.01  # of the total CPU; processes that never use more share a row
+MUCH = 20.0  # percent of a core; more work by other programs distorts the figures of a machine with two cores
+SMALL = 0.01  # fraction of the total CPU; processes that never use more share a row
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Figure:
-    """Something that each run has measured."""
+    """A figure of the report, and how to read it from a run."""
 
     name: str
     of: Callable[[Run], float | None]
     decimals: int = 0
     compared: bool = True
-    """Whether its ratio says anything about the commits."""
+    """True if the ratio says something about the commits."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Row:
     base: Spread | None
     tree: Spread | None
     ratio: Spread | None
-    """Of the working tree to BASE, pair by pair."""
+    """The ratio of the working tree to BASE within each pair."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as it is stored."""
@@ -60,14 +60,14 @@ class Row:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Summarize complete pairs."""
+    """Summarize the complete pairs."""
     by_side = {side: {run.pair: run for run in runs if run.side == side} for side in (BASE, WORKING_TREE)}
     pairs = [(run, by_side[WORKING_TREE][pair]) for pair, run in by_side[BASE].items() if pair in by_side[WORKING_TREE]]
     return [_row(figure, pairs) for figure in _figures(runs)] if pairs else []
 
 
 def table(summary: Sequence[Row]) -> Table:
-    """Return the rows for the terminal: the median, and the range in parentheses."""
+    """Return a table for the terminal that shows medians, with ranges in parentheses."""
     shown = Table(box=None, header_style="bold")
     shown.add_column()
     for head in ("BASE", "working tree", "ratio per pair"):
@@ -80,29 +80,29 @@ def table(summary: Sequence[Row]) -> Table:
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
-    """Return what a reader must know before trusting the table."""
-    said = [
+    """Return the reasons not to trust the table, if there are any."""
+    found = [
         f"{run.side}, pair {run.pair}: {run.offered:,.0f} requests/s were offered, {run.cpu.accepted:,.0f}/s accepted, "
-        f"{run.cpu.failed} failed. The rate was not reached: this is the CPU of another load. Try a lower --rate."
+        f"{run.cpu.failed} failed. The rate was not reached, so the CPU is that of another load. Try a lower --rate."
         for run in runs
         if not run.cpu.rate_reached
     ]
-    said += [
+    found += [
         f"{run.side}, pair {run.pair}: {run.latency.failed} requests failed at {LATENCY_RATE:.0f}/s."
         for run in runs
         if run.latency.failed
     ]
-    said += [
-        f"{run.side}, pair {run.pair}: other programs used {most:.0f} % of a core meanwhile. Do not trust this pair."
+    found += [
+        f"{run.side}, pair {run.pair}: other programs used {most:.0f} % of a core. Do not trust this pair."
         for run in runs
         if (most := max(run.cpu.other_work, run.latency.other_work)) > MUCH
     ]
     trees = {side: {run.tree for run in runs if run.side == side} for side in (BASE, WORKING_TREE)}
     if len(trees[WORKING_TREE]) > 1:
-        said.append("The working tree changed while it was measured: its runs are not of the same code.")
+        found.append("The working tree changed while it was measured, so its runs are not of the same code.")
     elif trees[BASE] == trees[WORKING_TREE]:
-        said.append("The working tree is identical to BASE: every difference is noise.")
-    return said
+        found.append("The working tree is identical to BASE: every difference is noise.")
+    return found
 
 
 def _figures(runs: Sequence[Run]) -> list[Figure]:
@@ -127,7 +127,7 @@ def _figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def _processes(runs: Sequence[Run]) -> list[Figure]:
-    """Return a figure for each process that matters, the most expensive first, and one for the rest."""
+    """Return a figure for each process that uses much CPU, in descending order, and one for all the others."""
     costs: dict[str, float] = {}
     for run in runs:
         for name, used in run.cpu.processes.items():

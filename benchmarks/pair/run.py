@@ -1,4 +1,4 @@
-"""One run: what a notification costs at a fixed rate, and the latencies at a low one."""
+"""One run: the CPU per notification at a fixed rate, then the latencies at a low rate."""
 
 import os
 import time
@@ -15,27 +15,28 @@ from benchmarks.pair.stack import Stack
 
 WARM_UP = 5.0  # seconds
 FINAL_TIMEOUT = 120.0  # seconds
-# Acknowledgements, deleted outbox rows and the like follow a status; they belong to the CPU of their notifications.
+# Work such as acks and outbox deletes continues after the last status is stored, and must be counted as well.
 SETTLE = 1.0  # seconds
 COUNTS = "SELECT count(*), count(*) FILTER (WHERE status <> 'sent') FROM deliveries"
 
 
 @dataclass(frozen=True)
 class Load:
-    """How long each part of a run is loaded, and how much."""
+    """The load of a run."""
 
     rate: float
-    """Requests a second while CPU is measured."""
+    """The requests a second while CPU is measured."""
     seconds: float
+    """The length of each part of the run."""
 
 
 def warm_up(stack: Stack, rate: float) -> None:
-    """Let everything run once at the rate that is measured: connections, prepared statements, caches."""
+    """Load the stack at the measured rate first, to open connections, prepare statements and fill caches."""
     _load_until_final(stack, rate, WARM_UP)
 
 
 def measure_cpu(stack: Stack, load: Load) -> CpuFigures:
-    """Load the stack at a fixed rate, and charge its CPU to the notifications once all of them are final."""
+    """Load the stack at a fixed rate, and measure its CPU per notification once all notifications are final."""
     time.sleep(SETTLE)
     before, machine = stack.cpu(), _Machine()
     seen = _load_until_final(stack, load.rate, load.seconds)
@@ -57,7 +58,7 @@ def measure_cpu(stack: Stack, load: Load) -> CpuFigures:
 
 
 def measure_latency(stack: Stack, seconds: float) -> LatencyFigures:
-    """Load the stack lightly, and look up when each notification was committed as sent."""
+    """Load the stack lightly, and measure the latencies."""
     before, machine = stack.cpu(), _Machine()
     seen = _load_until_final(stack, LATENCY_RATE, seconds)
     other_work = machine.other_work(sum(stack.cpu().values()) - sum(before.values()))
@@ -71,7 +72,7 @@ def measure_latency(stack: Stack, seconds: float) -> LatencyFigures:
 
 
 def _accepted_rate(seen: Mapping[str, Any], seconds: float) -> float:
-    """Return how many requests a second were accepted once the load had settled."""
+    """Return how many requests a second were accepted after the settling phase."""
     began: float = seen["began"]
     answered: list[float] = seen["answered"]
     begin, end = began + SETTLING * seconds, began + seconds
@@ -79,13 +80,13 @@ def _accepted_rate(seen: Mapping[str, Any], seconds: float) -> float:
 
 
 class _Machine:
-    """The CPU that the machine has used since this was made."""
+    """A meter of the CPU that the machine uses from its creation on."""
 
     def __init__(self) -> None:
         self._began, self._all, self._driver = time.monotonic(), _machine_seconds(), _driver_seconds()
 
     def other_work(self, stack: float) -> float:
-        """Return what neither the stack nor this driver and its load generator have used, in percent of one core."""
+        """Return the CPU used by other programs, in percent of one core; `stack` is the stack's share in seconds."""
         seconds = _machine_seconds() - self._all - (_driver_seconds() - self._driver) - stack
         return max(0.0, seconds) / (time.monotonic() - self._began) * 100
 
@@ -101,7 +102,7 @@ def _driver_seconds() -> float:
 
 
 def _load_until_final(stack: Stack, rate: float, seconds: float) -> Mapping[str, Any]:
-    """Return what the load generator has seen, when all that was accepted is sent."""
+    """Load the stack, wait until every accepted notification is sent, and return the load generator's results."""
     stored_before, _ = _counts(stack)
     seen = generate(stack.url, rate, seconds)
     accepted = len(seen["ids"])
@@ -117,7 +118,7 @@ def _load_until_final(stack: Stack, rate: float, seconds: float) -> Mapping[str,
                 f"{unsent} notifications were not sent {FINAL_TIMEOUT:.0f} s after the last request, so the sides "
                 f"would not have done the same work. Try a lower --rate; the logs are in {stack.folder / 'log'}."
             )
-        # Rarely, because each count costs PostgreSQL a scan that is charged to this side.
+        # Poll rarely, because each count is a scan whose CPU is charged to this side.
         time.sleep(0.5)
 
 

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: a commit in a checkout of its own, and the working tree."""
+"""The two sides of a comparison: a commit in its own checkout, and the working tree."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from benchmarks.servers import PROJECT
 
 @dataclass(frozen=True)
 class Side:
-    """A checkout with a virtual environment of its own."""
+    """A checkout with its virtual environment."""
 
     name: str
     path: Path
@@ -22,7 +22,7 @@ class Side:
 
     @property
     def python(self) -> Path:
-        """The interpreter in which `make install` has installed this side."""
+        """The interpreter of this side's virtual environment."""
         return self.path / ".venv" / "bin" / "python"
 
     @property
@@ -55,15 +55,15 @@ def base(revision: str, folder: Path) -> Side:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what `make` and Python would carry over from the working tree."""
+    """Return the environment without the variables that `make` and Python would pass on from the working tree."""
     not_inherited = ("MAKE", "MFLAGS", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if not name.startswith(not_inherited)}
 
 
 def tree(side: Side) -> str:
-    """Return git's id of the files as they are now, with those that are not committed."""
+    """Return git's tree id of the current files, including uncommitted ones."""
     with tempfile.TemporaryDirectory() as name:
-        # An index of its own: the user's staged changes stay as they are.
+        # A temporary index leaves the user's staged changes alone.
         environment = {"GIT_INDEX_FILE": str(Path(name) / "index")}
         _git("-C", str(side.path), "add", "--all", environment=environment)
         return _git("-C", str(side.path), "write-tree", environment=environment)

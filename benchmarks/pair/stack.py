@@ -1,7 +1,7 @@
-"""One side's stack, driven through what stays the same between commits.
+"""The stack of one side, driven only through interfaces that stay the same between commits.
 
-That is `notify_local up`, the folder it keeps, HTTP and the database. Modules and classes of the product change, so
-nothing here imports them.
+These are `notify_local up`, its folder, HTTP and the database. Modules and classes of the product change between
+commits, so none is imported here.
 """
 
 import os
@@ -35,7 +35,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where notifications are posted."""
+        """The URL to post notifications to."""
         return f"{self.gateway}/api/notifications"
 
     def query(self, statement: str) -> list[tuple[object, ...]]:
@@ -45,7 +45,7 @@ class Stack:
             return [] if cursor.description is None else cursor.fetchall()
 
     def cpu(self) -> dict[str, float]:
-        """Return the seconds of CPU that each process has used, its children included."""
+        """Return the seconds of CPU that each process has used, including child processes."""
         if _pids(self.folder) != self.pids:
             raise SystemExit(f"A process of the stack died and was restarted; the logs are in {self.folder / 'log'}.")
         return {name: cpu_seconds(pid) for name, pid in self.pids.items()}
@@ -58,7 +58,7 @@ def running_stack(side: Side, folder: Path) -> Iterator[Stack]:
     log = folder / "up.log"
     command = [*DIES_WITH_PARENT, str(side.python), "-m", "notify_local", "--folder", str(folder), "up"]
     with log.open("ab") as output:
-        # The services would read a .env file of the working directory; there is none in this folder.
+        # Services read `.env` in their working directory, so they start in this folder, which has no such file.
         process = subprocess.Popen(
             command, cwd=folder, env={**clean_environment(), **SETTINGS}, stdout=output, stderr=output
         )
@@ -70,11 +70,11 @@ def running_stack(side: Side, folder: Path) -> Iterator[Stack]:
 
 
 def prepare_template(side: Side, folder: Path, template: Path) -> None:
-    """Create the data that each run of `side` starts from: empty servers, with the side's own schema and queues.
+    """Create the data that each run of `side` starts from: empty servers with the side's schema and queues.
 
-    PostgreSQL records the time of each commit from its next start on. That is how both sides' latencies are measured,
-    whatever they write into their own columns. RabbitMQ remembers the paths of its quorum queues, so the data is made
-    in the folder in which it will be used.
+    From its next start, PostgreSQL records the time of each commit. Latencies are measured by those times, so that they
+    do not depend on the columns that a side writes. RabbitMQ stores the paths of its quorum queues, so the data must be
+    created in the folder in which it will be used.
     """
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(template, ignore_errors=True)
@@ -102,9 +102,9 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
-        process.kill()  # Its processes end with it.
+        process.kill()  # its child processes die with it
     finally:
-        # A second signal must not cut this short, or the next run would meet this stack.
+        # A second signal must not interrupt this wait: the next run would still find this stack running.
         process.wait(STOP_TIMEOUT)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fill the passwords into the definitions, which RabbitMQ loads at its start, and start it as its image does.
+# Insert the passwords into the definitions that RabbitMQ loads at startup, then start it the way its image does.
 set -euo pipefail
 
 filled=/run/notify/definitions.json
@@ -12,17 +12,17 @@ for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
         echo "$variable must be set, without control characters and without \${" >&2
         exit 1
     fi
-    # As JSON text.
+    # Escape the password for a JSON string.
     password=${password//\\/\\\\}
     password=${password//\"/\\\"}
     definitions=${definitions//"\${$variable}"/"$password"}
-    # RabbitMQ takes every RABBITMQ_* for a setting of its own.
+    # RabbitMQ would read every RABBITMQ_* variable as a setting of its own.
     unset "$variable"
 done
 (
     umask 077
     printf '%s' "$definitions" >"$filled"
-    # Before the first health check could make it, as a file of root's.
+    # The cookie is created here, because otherwise the first health check could create it as a file of root.
     [[ -e $cookie ]] || head -c 24 /dev/urandom | base64 >"$cookie"
 )
 chmod 400 "$cookie"

@@ -1,11 +1,12 @@
-"""The console in a real browser, against services on real servers.
+"""Test the console in a real browser, against services on real servers.
 
-With SCREENSHOTS=docs/images the pictures of the documentation are taken on the way: `make screenshots`.
+`make screenshots` sets SCREENSHOTS=docs/images, so that these tests also take the screenshots of the documentation.
 """
 
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,8 +38,8 @@ from support.services import eventually, running_sender, running_status_writer, 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 MARKUP = '<img src=x onerror=alert(1)><script>alert(2)</script> & "quoted" </td></table> {{7*7}} \u202eabc'
 PAGES = ["#/", "#/notifications", "#/send", "#/retry"]
-# What the browser says by itself of a request that got no answer, or an error.
-NO_ANSWER = ("net::ERR_", "Failed to load resource")
+# The browser logs these for requests that fail or get an error response.
+REQUEST_ERRORS = ("net::ERR_", "Failed to load resource")
 MANY = 10_000
 STORE = text("""
     WITH stored AS (
@@ -53,7 +54,7 @@ STORE = text("""
 
 
 @pytest.fixture(autouse=True)
-def _patience() -> None:
+def _longer_timeout() -> None:
     expect.set_options(timeout=TIMEOUT)
 
 
@@ -68,28 +69,28 @@ async def browser(chromium: Chromium) -> AsyncIterator[Browser]:
         yield browser
 
 
-async def picture(page: Page, name: str) -> None:
-    """For the documentation, where it is wanted."""
+async def screenshot(page: Page, name: str) -> None:
+    """Take a screenshot if SCREENSHOTS names a folder."""
     if folder := os.environ.get("SCREENSHOTS"):
         await page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 @dataclass
 class Providers:
-    """How each channel's provider answers; by default it sends."""
+    """A fake provider for each channel, which accepts every message unless the channel has a behaviour."""
 
-    answers: dict[Channel, Callable[[DeliveryRequested], str]] = field(default_factory=dict)
+    behaviours: dict[Channel, Callable[[DeliveryRequested], str]] = field(default_factory=dict)
 
-    async def answer(self, request: DeliveryRequested) -> str:
-        answer = self.answers.get(request.channel)
-        return answer(request) if answer else f"message-{request.attempt}"
+    async def send(self, request: DeliveryRequested) -> str:
+        behaviour = self.behaviours.get(request.channel)
+        return behaviour(request) if behaviour else f"message-{request.attempt}"
 
 
-def refuses(_: DeliveryRequested) -> str:
+def reject(_: DeliveryRequested) -> str:
     raise PermanentFailure("blocked", "The user has blocked us.")
 
 
-def fails(_: DeliveryRequested) -> str:
+def fail_temporarily(_: DeliveryRequested) -> str:
     raise TemporaryFailure("busy")
 
 
@@ -101,8 +102,8 @@ async def running_services(
     providers: Providers,
     **settings: object,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """All services; a client of the gateway, whose address is that of the console."""
-    wanted = {
+    """Run all services; yield a client whose base URL serves both the API and the console."""
+    gateway_settings = {
         "rabbitmq_management_url": servers.management_url,
         "rabbitmq_ui_url": servers.management_url,
         "trace_url": "http://traces.invalid/{trace_id}",
@@ -111,16 +112,16 @@ async def running_services(
     async with AsyncExitStack() as stack:
         for channel in Channel:
             delay = timedelta(milliseconds=300)
-            sender = running_sender(rabbit, FakeProvider(providers.answer), channel=channel, first_delay=delay)
+            sender = running_sender(rabbit, FakeProvider(providers.send), channel=channel, first_delay=delay)
             await stack.enter_async_context(sender)
         await stack.enter_async_context(running_status_writer(rabbit, postgres))
-        url = await stack.enter_async_context(served_gateway(rabbit, postgres, settings=wanted))
+        url = await stack.enter_async_context(served_gateway(rabbit, postgres, settings=gateway_settings))
         yield await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20, trust_env=False))
 
 
 @asynccontextmanager
-async def away(network: CuttableNetwork) -> AsyncIterator[None]:
-    """What is behind it can not be reached until the context ends."""
+async def outage(network: CuttableNetwork) -> AsyncIterator[None]:
+    """Cut the network for as long as the context lasts."""
     await network.close()
     try:
         yield
@@ -131,38 +132,38 @@ async def away(network: CuttableNetwork) -> AsyncIterator[None]:
 async def post(api: httpx.AsyncClient, **change: Any) -> dict[str, Any]:
     headers = {"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}
     body = {"user_id": 123, "message": "hello", "type": "telegram", **change}
-    answer = await api.post("/api/notifications", json=body, headers=headers)
-    assert answer.status_code == 201, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    response = await api.post("/api/notifications", json=body, headers=headers)
+    assert response.status_code == 201, response.text
+    notification: dict[str, Any] = response.json()
+    return notification
 
 
-async def has_status(api: httpx.AsyncClient, notification: dict[str, Any], status: str) -> None:
-    async def reached() -> bool:
+async def wait_for_status(api: httpx.AsyncClient, notification: dict[str, Any], status: str) -> None:
+    async def has_status() -> bool:
         return bool((await api.get(f"/api/notifications/{notification['id']}")).json()["status"] == status)
 
-    await eventually(reached, f"it is {status}")
+    await eventually(has_status, f"the notification is {status}")
 
 
 async def test_sends_a_notification_and_shows_each_attempt(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
-    providers = Providers({Channel.EMAIL: lambda request: fails(request) if request.attempt < 3 else "sent"})
+    providers = Providers({Channel.EMAIL: lambda request: fail_temporarily(request) if request.attempt < 3 else "sent"})
     async with (
         running_services(servers, rabbit, postgres, providers) as api,
         opened(browser, str(api.base_url)) as page,
     ):
-        await page.get_by_role("link", name="Send").click()
-        # Past what a number of JavaScript holds.
-        await page.get_by_label("User").fill("9007199254740993")
+        await page.get_by_role("link", name="Send", exact=True).click()
+        # A JavaScript number cannot represent this id exactly.
+        await page.get_by_label("User ID").fill("9007199254740993")
         await page.get_by_role("checkbox", name="email").check()
         await page.get_by_label("Message").fill("Hello from the console")
         await page.get_by_role("button", name="Send").click()
         for channel, attempts in (("telegram", 1), ("email", 3)):
-            story = page.get_by_role("region", name=f"Delivery over {channel}")
-            await expect(story.get_by_role("heading")).to_contain_text("sent")
-            await expect(story.get_by_text("Attempt ")).to_have_count(attempts)
-        await page.get_by_role("link", name="What became of it").click()
+            history = page.get_by_role("region", name=f"{channel} delivery")
+            await expect(history.get_by_role("heading")).to_contain_text("sent")
+            await expect(history.get_by_text(re.compile(r"^Attempt \d+$"))).to_have_count(attempts)
+        await page.get_by_role("link", name="Notification details").click()
         await expect(page.get_by_role("heading", level=1)).to_have_text("Notification")
         await expect(page.get_by_role("link", name="9007199254740993")).to_be_visible()
 
@@ -170,7 +171,7 @@ async def test_sends_a_notification_and_shows_each_attempt(
 async def test_failed_delivery_is_explained_and_can_be_retried(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
-    providers = Providers({Channel.EMAIL: refuses})
+    providers = Providers({Channel.EMAIL: reject})
     async with (
         running_services(servers, rabbit, postgres, providers) as api,
         opened(browser, str(api.base_url)) as page,
@@ -178,25 +179,25 @@ async def test_failed_delivery_is_explained_and_can_be_retried(
         failed = await post(api, type="email", recipient={"email": "a@example.org"})
         row = page.get_by_role("row", name="email permanent blocked")
         await row.get_by_role("link").first.click()
-        story = page.get_by_role("region", name="Delivery over email")
-        await expect(story).to_contain_text("permanent: blocked")
-        await expect(story).to_contain_text("The user has blocked us.")
-        await expect(story).to_contain_text(f"delivery_id: {failed['deliveries'][0]['id']}")
+        history = page.get_by_role("region", name="email delivery")
+        await expect(history).to_contain_text("permanent: blocked")
+        await expect(history).to_contain_text("The user has blocked us.")
+        await expect(history).to_contain_text(f"delivery_id: {failed['deliveries'][0]['id']}")
         trace = page.get_by_role("link", name=TRACE_ID)
         assert await trace.get_attribute("href") == f"http://traces.invalid/{TRACE_ID}"
-        await picture(page, "console-failure")
+        await screenshot(page, "console-failure")
 
-        providers.answers.clear()
-        await story.get_by_role("button", name="Retry …").click()
+        providers.behaviours.clear()
+        await history.get_by_role("button", name="Retry…").click()
         await page.get_by_role("dialog").get_by_role("button", name="Retry").click()
-        await expect(story.get_by_role("heading")).to_contain_text("sent")
-        await expect(story).to_contain_text("Attempt 2 (round 2)")
+        await expect(history.get_by_role("heading")).to_contain_text("sent")
+        await expect(history).to_contain_text("Attempt 2 (round 2)")
 
 
 async def test_bulk_retry_shows_the_count_before_confirming(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
-    providers = Providers({Channel.EMAIL: refuses, Channel.WEBHOOK: refuses})
+    providers = Providers({Channel.EMAIL: reject, Channel.WEBHOOK: reject})
     async with (
         running_services(servers, rabbit, postgres, providers) as api,
         opened(browser, str(api.base_url)) as page,
@@ -204,20 +205,20 @@ async def test_bulk_retry_shows_the_count_before_confirming(
         posted = [await post(api, type="email") for _ in range(7)]
         other = await post(api, type="webhook")
         for each in (*posted, other):
-            await has_status(api, each, "failed")
+            await wait_for_status(api, each, "failed")
         await page.get_by_role("row", name="email permanent blocked 7").get_by_role("link", name="Retry these").click()
-        providers.answers.clear()
+        providers.behaviours.clear()
         await page.get_by_role("button", name="Count").click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text("Retry 7 deliveries?")
-        await dialog.get_by_role("button", name="Back").click()
-        await has_status(api, posted[0], "failed")
+        await dialog.get_by_role("button", name="Go back").click()
+        await wait_for_status(api, posted[0], "failed")
         await page.get_by_role("button", name="Count").click()
         await dialog.get_by_role("button", name="Retry 7").click()
-        await expect(page.get_by_role("main").get_by_role("status")).to_have_text("7 of 7 put back")
+        await expect(page.get_by_role("main").get_by_role("status")).to_have_text("7 of 7 queued for retry")
         for each in posted:
-            await has_status(api, each, "sent")
-        await has_status(api, other, "failed")
+            await wait_for_status(api, each, "sent")
+        await wait_for_status(api, other, "failed")
 
 
 async def test_shows_a_rabbitmq_outage_and_the_recovery(
@@ -235,16 +236,16 @@ async def test_shows_a_rabbitmq_outage_and_the_recovery(
     ):
         state = page.get_by_role("banner").get_by_role("status")
         await expect(state).to_have_text("Live")
-        story = page.get_by_role("region", name="Delivery over telegram")
-        async with away(network):
-            await expect(state).to_have_text("RabbitMQ away")
+        history = page.get_by_role("region", name="telegram delivery")
+        async with outage(network):
+            await expect(state).to_have_text("RabbitMQ unavailable")
             waiting = [await post(api) for _ in range(3)]
-            await expect(page.get_by_role("alert").first).to_contain_text("nothing is lost. 3 wait there now.")
-            await picture(page, "console-rabbitmq-away")
+            await expect(page.get_by_role("alert").first).to_contain_text("nothing is lost. Deliveries waiting: 3.")
+            await screenshot(page, "console-rabbitmq-outage")
             await page.goto(f"{api.base_url}#/notifications/{waiting[0]['id']}")
-            await expect(story).to_contain_text("Waits for its turn")
+            await expect(history).to_contain_text("Waiting for the first attempt")
         await expect(state).to_have_text("Live")
-        await expect(story.get_by_role("heading")).to_contain_text("sent")
+        await expect(history.get_by_role("heading")).to_contain_text("sent")
         await expect(page.get_by_role("alert").first).to_be_empty()
 
 
@@ -259,14 +260,14 @@ async def test_keeps_its_content_during_a_postgresql_outage(
             postgres.model_copy(update={"postgres_host": "127.0.0.1", "postgres_port": network.port}),
             Providers(),
         ) as api,
-        opened(browser, f"{api.base_url}#/notifications", expected=NO_ANSWER) as page,
+        opened(browser, f"{api.base_url}#/notifications", expected=REQUEST_ERRORS) as page,
     ):
-        await post(api, message="It is shown")
-        await expect(page.get_by_text("It is shown")).to_be_visible()
+        await post(api, message="Still on the page")
+        await expect(page.get_by_text("Still on the page")).to_be_visible()
         state = page.get_by_role("banner").get_by_role("status")
-        async with away(network):
-            await expect(state).to_have_text("PostgreSQL away")
-            await expect(page.get_by_text("It is shown")).to_be_visible()
+        async with outage(network):
+            await expect(state).to_have_text("PostgreSQL unavailable")
+            await expect(page.get_by_text("Still on the page")).to_be_visible()
         await expect(state).to_have_text("Live")
 
 
@@ -275,24 +276,24 @@ async def test_shows_when_the_gateway_is_unreachable(
 ) -> None:
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(running_services(servers, rabbit, postgres, Providers()))
-        async with opened(browser, str(api.base_url), expected=NO_ANSWER) as page:
+        async with opened(browser, str(api.base_url), expected=REQUEST_ERRORS) as page:
             state = page.get_by_role("banner").get_by_role("status")
             await expect(state).to_have_text("Live")
             await stack.aclose()
-            await expect(state).to_have_text("Gateway away")
+            await expect(state).to_have_text("Gateway unavailable")
 
 
 async def test_console_is_usable_with_the_keyboard_alone(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
-    providers = Providers({Channel.TELEGRAM: refuses})
+    providers = Providers({Channel.TELEGRAM: reject})
     async with (
         running_services(servers, rabbit, postgres, providers) as api,
         opened(browser, str(api.base_url)) as page,
     ):
 
         async def tab_to(name: str) -> None:
-            """Press Tab until what has the focus is called so."""
+            """Press Tab until the element called `name` has the focus."""
             for _ in range(60):
                 await page.keyboard.press("Tab")
                 focus = page.locator(":focus")
@@ -300,7 +301,7 @@ async def test_console_is_usable_with_the_keyboard_alone(
                     await focus.text_content() or await focus.get_attribute("name") or ""
                 ):
                     return
-            pytest.fail(f"Tab does not lead to {name}")
+            pytest.fail(f"Tab never reaches {name}")
 
         await page.keyboard.press("Tab")
         await expect(page.locator(":focus")).to_have_text("Skip to content")
@@ -316,35 +317,35 @@ async def test_console_is_usable_with_the_keyboard_alone(
         await page.keyboard.type("Typed")
         await tab_to("Send")
         await page.keyboard.press("Enter")
-        story = page.get_by_role("region", name="Delivery over telegram")
-        await expect(story.get_by_role("heading")).to_contain_text("failed")
-        await tab_to("Retry …")
+        history = page.get_by_role("region", name="telegram delivery")
+        await expect(history.get_by_role("heading")).to_contain_text("failed")
+        await tab_to("Retry…")
         await page.keyboard.press("Enter")
         dialog = page.get_by_role("dialog")
         await page.keyboard.press("Escape")
         await expect(dialog).to_be_hidden()
-        providers.answers.clear()
+        providers.behaviours.clear()
         await page.keyboard.press("Enter")
         await expect(dialog).to_be_visible()
-        await expect(page.locator(":focus")).to_have_text("Back")
+        await expect(page.locator(":focus")).to_have_text("Go back")
         await page.keyboard.press("Tab")
         await page.keyboard.press("Enter")
-        await expect(story.get_by_role("heading")).to_contain_text("sent")
+        await expect(history.get_by_role("heading")).to_contain_text("sent")
 
 
 async def test_markup_in_messages_is_escaped(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
-    def answers_with_markup(_: DeliveryRequested) -> str:
+    def reject_with_markup(_: DeliveryRequested) -> str:
         raise PermanentFailure(MARKUP[:100], MARKUP)
 
-    providers = Providers({Channel.EMAIL: answers_with_markup})
+    providers = Providers({Channel.EMAIL: reject_with_markup})
     async with (
         running_services(servers, rabbit, postgres, providers) as api,
         opened(browser, str(api.base_url)) as page,
     ):
         posted = await post(api, type="email", message=MARKUP, subject=MARKUP, metadata={MARKUP: MARKUP})
-        await has_status(api, posted, "failed")
+        await wait_for_status(api, posted, "failed")
         await expect(page.get_by_role("cell", name=MARKUP[:100])).to_have_count(1)
         await page.goto(f"{api.base_url}#/notifications")
         await expect(page.get_by_role("cell", name="<img src=x")).to_be_visible()
@@ -374,9 +375,9 @@ async def test_ten_thousand_notifications_are_paginated_and_searchable(
         await page.get_by_role("link", name="Newest").click()
         await expect(rows.nth(1)).to_contain_text(f"Message {MANY}")
         search = page.get_by_role("searchbox")
-        for wanted in (ids[0], delivery_ids[0]):
+        for searched_id in (ids[0], delivery_ids[0]):
             await page.goto(f"{api.base_url}#/notifications")
-            await search.fill(str(wanted))
+            await search.fill(str(searched_id))
             await search.press("Enter")
             await expect(page.locator(".message")).to_have_text("Message 1")
         await page.goto(f"{api.base_url}#/notifications")
@@ -386,10 +387,10 @@ async def test_ten_thousand_notifications_are_paginated_and_searchable(
         await expect(rows.nth(1)).to_contain_text("Message 4711")
         await search.fill("not an id")
         await search.press("Enter")
-        await expect(page.get_by_text("An id is a UUID or, of a user, a number.")).to_be_visible()
+        await expect(page.get_by_text("Enter the UUID of a notification or delivery")).to_be_visible()
         await search.fill(str(new_id(begin)))
         await search.press("Enter")
-        await expect(page.get_by_text("There is neither a notification nor a delivery")).to_be_visible()
+        await expect(page.get_by_text("No notification or delivery has the ID")).to_be_visible()
 
 
 async def test_page_loads_without_a_key_but_its_data_requires_one(
@@ -402,25 +403,25 @@ async def test_page_loads_without_a_key_but_its_data_requires_one(
         running_services(servers, rabbit, postgres, Providers(), auth="on") as api,
         opened(browser, str(api.base_url), expected=("Failed to load resource",)) as page,
     ):
-        dialog = page.get_by_role("dialog", name="An API key is needed")
-        await dialog.get_by_label("Key").fill("ntf_wrong")
+        dialog = page.get_by_role("dialog", name="Enter your API key")
+        await dialog.get_by_label("API key", exact=True).fill("ntf_wrong")
         await dialog.get_by_role("button").click()
-        await expect(dialog).to_contain_text("is not known")
-        await dialog.get_by_label("Key").fill(tokens["all"])
+        await expect(dialog).to_contain_text("revoked")
+        await dialog.get_by_label("API key", exact=True).fill(tokens["all"])
         await dialog.get_by_role("button").click()
         await expect(page.get_by_role("region", name="telegram")).to_be_visible()
         await page.reload()
         await expect(page.get_by_role("region", name="telegram")).to_be_visible()
-        kept = await page.evaluate(
+        stored = await page.evaluate(
             "JSON.stringify([{...localStorage}, document.cookie, Object.values({...sessionStorage})])"
         )
-        assert json.loads(kept) == [{}, "", [tokens["all"]]]
+        assert json.loads(stored) == [{}, "", [tokens["all"]]]
 
         await page.get_by_role("button", name="Change key").click()
-        await dialog.get_by_label("Key").fill(tokens["reader"])
+        await dialog.get_by_label("API key", exact=True).fill(tokens["reader"])
         await dialog.get_by_role("button").click()
-        await expect(page.get_by_text("a key with the scope operator shows it")).to_be_visible()
-        await page.get_by_role("link", name="Send").click()
+        await expect(page.get_by_text("needs a key with the scope operator")).to_be_visible()
+        await page.get_by_role("link", name="Send", exact=True).click()
         await page.get_by_role("button", name="Send").click()
         await expect(page.get_by_text("This key does not have the scope send.")).to_be_visible()
 
@@ -429,19 +430,19 @@ async def test_page_loads_without_a_key_but_its_data_requires_one(
 async def test_every_page_is_accessible_and_fits_a_phone(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser, *, dark: bool
 ) -> None:
-    providers = Providers({Channel.EMAIL: refuses})
+    providers = Providers({Channel.EMAIL: reject})
     async with running_services(servers, rabbit, postgres, providers) as api:
         posted = await post(api, channels=["telegram", "email"], message="long " * 60, type=None)
-        await has_status(api, posted, "partially_sent")
+        await wait_for_status(api, posted, "partially_sent")
         async with opened(browser, str(api.base_url), size=PHONE, dark=dark) as page:
             for path in (*PAGES, f"#/notifications/{posted['id']}"):
                 await page.goto(f"{api.base_url}{path}")
                 await expect(page.locator("[aria-busy]")).to_have_count(0)
                 await expect(page.get_by_role("heading").first).to_be_attached()
-                found = await Axe().run(page)
-                assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+                report = await Axe().run(page)
+                assert report.violations_count == 0, f"{path}: {report.generate_report()}"
                 assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-            await picture(page, f"console-phone-{'dark' if dark else 'light'}")
+            await screenshot(page, f"console-phone-{'dark' if dark else 'light'}")
 
 
 async def test_empty_console_offers_to_send_a_test_notification(
@@ -451,7 +452,7 @@ async def test_empty_console_offers_to_send_a_test_notification(
         running_services(servers, rabbit, postgres, Providers()) as api,
         opened(browser, str(api.base_url)) as page,
     ):
-        await expect(page.get_by_text("None of them has failed.")).to_be_visible()
+        await expect(page.get_by_text("No failed deliveries.")).to_be_visible()
         await page.get_by_role("link", name="Notifications", exact=True).click()
         await page.get_by_role("link", name="Send a test notification").click()
         await expect(page.get_by_role("button", name="Send")).to_be_visible()
@@ -462,13 +463,13 @@ async def test_overview_shows_the_demo_live(browser: Browser, tmp_path: Path) ->
     with running_system(folder, {"ERROR_PROBABILITY": "0.1"}) as system:
         async with opened(browser, f"{system.addresses()['GATEWAY_URL']}/") as page:
             await expect(page.get_by_role("banner").get_by_role("status")).to_have_text("Live")
-            figures = page.get_by_role("region", name="email").locator("figcaption")
-            await expect(figures).to_contain_text("sent 0/s")
+            rates = page.get_by_role("region", name="email").locator("figcaption")
+            await expect(rates).to_contain_text("sent 0/s")
             demo = await asyncio.create_subprocess_exec(
                 *local_command(folder, "demo", str(PROJECT / "examples/notifications.csv")),
                 stdout=asyncio.subprocess.DEVNULL,
             )
-            await expect(figures).not_to_contain_text("accepted 0/s")
-            await expect(figures).not_to_contain_text("sent 0/s")
-            await picture(page, "console")
+            await expect(rates).not_to_contain_text("accepted 0/s")
+            await expect(rates).not_to_contain_text("sent 0/s")
+            await screenshot(page, "console")
             assert await demo.wait() == 0

@@ -1,1 +1,1 @@
-"""The real processes under load and a scripted series of faults, then an audit: was anything lost, or sent twice?"""
+"""Chaos tests: put the real processes under load and faults, then check that nothing was lost or sent twice."""

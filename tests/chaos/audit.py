@@ -1,4 +1,4 @@
-"""After the quiet: does every accepted notification have its story, and does the story agree with the ledger?"""
+"""The audit of a chaos run: compare the stored deliveries with what was accepted and what was really sent."""
 
 import asyncio
 import time
@@ -18,11 +18,11 @@ from chaos.faults import MAIL_SERVER_DOWN, Fault
 from chaos.load import CHANNELS, Accepted, Kind
 
 QUIET_TIMEOUT = 180.0  # seconds
-# What a killed RabbitMQ was moving out of a retry queue is in no queue's count until it is moved again.
+# If RabbitMQ dies while it moves a message out of a retry queue, no queue counts the message until it is moved again.
 MOVED_AGAIN = DEAD_LETTER_TIMEOUT / 1000 + 5  # seconds
-# From a provider's acceptance to the ack that follows from it; what is busy, or just came back, takes a while.
+# The time from a provider's acceptance to the ack of its message; a busy or freshly started process takes long.
 IN_FLIGHT = 5.0  # seconds
-# From the recovery, for which one sender is enough, until the last one has a connection again.
+# The system has recovered as soon as one sender is connected; this is how long the others may take to follow.
 RECONNECTED = LONGEST_WAIT * (1 + JITTER) + 1  # seconds
 OPEN = "SELECT count(*) FROM deliveries WHERE status IN ('pending', 'retrying')"
 GAPS = """
@@ -39,20 +39,20 @@ ENDS = """
 
 @dataclass(frozen=True)
 class Sent:
-    """A line of a ledger. A mail server's says neither which process has sent nor in which attempt: both are 0."""
+    """A line of a ledger. A mail server does not know the sending process and the attempt, so there both are 0."""
 
     at: float
     pid: int
     attempt: int
 
-    def is_of_one_killed(self, fault: Fault) -> bool:
-        """Whether its sender was among those that were killed."""
+    def sender_killed_by(self, fault: Fault) -> bool:
+        """Return True if the fault killed the sender, or any e-mail sender if the process is unknown."""
         if self.pid:
             return self.pid in fault.killed
         return any(name.startswith("email_sender") for name in fault.killed.values())
 
 
-# What may become of a delivery, by what its client wanted.
+# The statuses that a delivery may end in, by the kind of its notification.
 ENDINGS = {
     Kind.PLAIN: {"sent", "failed"},
     Kind.SCHEDULED: {"sent", "failed"},
@@ -63,28 +63,28 @@ ENDINGS = {
 
 @dataclass
 class Report:
-    """What the audit found."""
+    """The findings of the audit."""
 
     accepted: int = 0
     deliveries: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     sent_twice: Counter[str] = field(default_factory=Counter)
-    """By the fault that explains it."""
+    """The number of repeated sends by the fault that explains them."""
     lateness: list[float] = field(default_factory=list)
-    """Seconds from the time of each scheduled delivery to its first attempt."""
+    """The seconds from the scheduled time of each delivery to its first attempt."""
     complaints: list[str] = field(default_factory=list)
-    """What no fault explains."""
+    """The findings that no fault explains."""
 
 
 async def await_quiet(postgres_url: str, management_url: str, *, broker_died: bool) -> None:
-    """Return when nothing is under way any more; the audit says what is left after `QUIET_TIMEOUT`."""
+    """Wait until nothing is in flight, or until the timeout; the audit then reports what is left."""
     quiet_for = MOVED_AGAIN if broker_died else 0.0
     deadline, quiet_since = time.monotonic() + QUIET_TIMEOUT, time.monotonic()
     while time.monotonic() < deadline:
         try:
             quiet = await _nothing_open(postgres_url, management_url)
         except (OSError, asyncpg.PostgresError, httpx.HTTPError):
-            quiet = False  # not back yet
+            quiet = False  # a server is not back yet
         if not quiet:
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= quiet_for:
@@ -101,64 +101,65 @@ async def audit(
     *,
     max_retries: int,
 ) -> Report:
-    """Compare PostgreSQL, the queues, the ledgers and what the client was told."""
+    """Compare PostgreSQL, the queues, the ledgers and the responses that the client received."""
     report = Report(accepted=len(accepted))
     connection = await asyncpg.connect(postgres_url)
     try:
         deliveries = await connection.fetch("SELECT id, notification_id, channel, status, attempt FROM deliveries")
-        sent = _read(ledgers)  # after what they have to agree with
+        sent = _read(ledgers)  # read last, because each delivery stored as sent must be in a ledger
         stored = Counter(row["notification_id"] for row in deliveries)
         report.deliveries = Counter(row["status"] for row in deliveries)
         lost = [each for each in accepted if stored[UUID(each)] != len(CHANNELS)]
         unsent = [row["id"] for row in deliveries if row["status"] == "sent" and row["id"] not in sent]
-        by_id = {UUID(each): told for each, told in accepted.items()}
+        by_id = {UUID(each): notification for each, notification in accepted.items()}
         kinds = {row["id"]: by_id.get(row["notification_id"], Accepted(0.0)) for row in deliveries}
         left = [row["id"] for row in deliveries if row["status"] not in ENDINGS[kinds[row["id"]].kind]]
         report.lost = len(lost) + len(unsent) + len(left)
-        _complain(report, "accepted and not stored, with a delivery for each channel", lost)
-        _complain(report, "told as sent and not in a ledger", unsent)
-        _complain(report, "deliveries that did not end as they should", left)
-        _complain(report, "stored, and not accepted by this client", stored.keys() - by_id.keys())
-        _complain(report, "in a ledger and not stored", sent.keys() - {row["id"] for row in deliveries})
-        _complain(report, "gaps in the attempts", [row["id"] for row in await connection.fetch(GAPS)])
+        _complain(report, "accepted notifications without a stored delivery for each channel", lost)
+        _complain(report, "deliveries stored as sent but in no ledger", unsent)
+        _complain(report, "deliveries in the wrong final status", left)
+        _complain(report, "stored notifications without a 201 to this client", stored.keys() - by_id.keys())
+        _complain(report, "deliveries in a ledger but not stored", sent.keys() - {row["id"] for row in deliveries})
+        _complain(report, "deliveries with gaps in their attempts", [row["id"] for row in await connection.fetch(GAPS)])
         attempts = {(row[0], row[1]) for row in await connection.fetch("SELECT delivery_id, attempt FROM attempts")}
         rounds = {row["id"]: row for row in await connection.fetch(ENDS)}
-        _judge_times(report, kinds, rounds)
-        told_as_sent = {row["id"]: row["status"] == "sent" for row in deliveries}
-        # Sent by a process that died before it could tell, and too late to be attempted again.
-        untold = [
+        _check_times(report, kinds, rounds)
+        stored_as_sent = {row["id"]: row["status"] == "sent" for row in deliveries}
+        # An attempt may be missing if its sender was killed before it published the result, and the delivery expired
+        # before it could be attempted again.
+        unrecorded = [
             (delivery_id, line.attempt)
             for delivery_id, lines in sent.items()
             for line in lines
             if (delivery_id, line.attempt) not in attempts
-            and not (line.attempt == 0 and told_as_sent.get(delivery_id))
-            and not any(line.is_of_one_killed(fault) and _in_hand(line, fault, faults) for fault in faults)
+            and not (line.attempt == 0 and stored_as_sent.get(delivery_id))
+            and not any(line.sender_killed_by(fault) and _result_unpublished(line, fault, faults) for fault in faults)
         ]
-        _complain(report, "sent in an attempt that is not on record", untold)
-        _complain(report, "outbox rows", await connection.fetch("SELECT delivery_id FROM outbox"))
+        _complain(report, "sent attempts that are not stored", unrecorded)
+        _complain(report, "outbox rows left", await connection.fetch("SELECT delivery_id FROM outbox"))
         poison = await connection.fetch("SELECT delivery_id FROM attempts WHERE error_class = 'poison'")
-        _complain(report, "healthy deliveries that ended as poison", poison)
+        _complain(report, "healthy deliveries rejected as poison", poison)
         early = [row["id"] for row in deliveries if row["status"] == "failed" and row["attempt"] < max_retries]
-        _complain(report, "failed before their budget was used", early)
+        _complain(report, "deliveries that failed with retries left", early)
     finally:
         await connection.close()
     for row in deliveries:
-        _judge(report, row, sent.get(row["id"], []), rounds[row["id"]], kinds[row["id"]].at, faults)
-    for queue, count in (await _waiting(management_url)).items():
+        _check_delivery(report, row, sent.get(row["id"], []), rounds[row["id"]], kinds[row["id"]].at, faults)
+    for queue, count in (await _queue_lengths(management_url)).items():
         _complain(report, f"messages in {queue}", range(count))
     return report
 
 
-def _judge(
-    report: Report, row: Any, sent: Sequence[Sent], story: Any, accepted_at: float, faults: Sequence[Fault]
+def _check_delivery(
+    report: Report, row: Any, sent: Sequence[Sent], last_round: Any, accepted_at: float, faults: Sequence[Fault]
 ) -> None:
-    """One delivery: what is out of the ordinary must have its fault."""
-    times, ends = len(sent), story["ends"]
-    waits = [wait.timestamp() for wait in story["waits"]]
+    """Attribute each repeated send of a delivery to a fault."""
+    times, ends = len(sent), last_round["ends"]
+    waits = [wait.timestamp() for wait in last_round["waits"]]
     if times == (row["status"] == "sent") and ends == (row["status"] in {"sent", "failed"}):
         return
     for earlier in sent[: max(times - 1, 1)]:
-        # Each sending but the last: why was it not the last?
+        # A fault must explain why each of these was not the only send.
         explained = [
             fault
             for fault in faults
@@ -166,47 +167,48 @@ def _judge(
             or ((earlier.attempt < sent[-1].attempt or earlier.pid == 0) and _ran_again(fault, earlier, row["channel"]))
         ]
         if not explained:
-            what = f"delivery {row['id']} {row['status']}, sent {times} times, {ends} ends: no fault explains it"
-            report.complaints.append(what)
+            report.complaints.append(
+                f"delivery {row['id']} {row['status']}, sent {times} times, {ends} final attempts: no fault explains it"
+            )
             return
         nearest = min(explained, key=lambda fault: abs(fault.began - earlier.at))
         report.sent_twice[nearest.name] += 1
 
 
-def _judge_times(report: Report, kinds: Mapping[UUID, Accepted], rounds: Mapping[UUID, Any]) -> None:
-    """Nothing before its time, nothing after its expiry."""
+def _check_times(report: Report, kinds: Mapping[UUID, Accepted], rounds: Mapping[UUID, Any]) -> None:
+    """Check that nothing was attempted before its scheduled time or after its expiry."""
     early, late = [], []
-    for delivery_id, told in kinds.items():
+    for delivery_id, notification in kinds.items():
         first, last = rounds[delivery_id]["first_attempt"], rounds[delivery_id]["last_attempt"]
-        if told.time is None or first is None:
+        if notification.time is None or first is None:
             continue
-        if told.kind is Kind.SCHEDULED:
-            report.lateness.append(first.timestamp() - told.time)
-            if first.timestamp() < told.time:
+        if notification.kind is Kind.SCHEDULED:
+            report.lateness.append(first.timestamp() - notification.time)
+            if first.timestamp() < notification.time:
                 early.append(delivery_id)
-        elif last.timestamp() >= told.time:
+        elif last.timestamp() >= notification.time:
             late.append(delivery_id)
-    _complain(report, "attempted before its time", early)
-    _complain(report, "attempted after its expiry, or cancelled", late)
+    _complain(report, "deliveries attempted before their scheduled time", early)
+    _complain(report, "deliveries attempted after their expiry or cancellation", late)
 
 
 def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[float]) -> bool:
-    """Whether this sending, or the publish before it, was in flight in what the fault has cut off."""
+    """Return True if the fault may have interrupted this send or an earlier publish of its message."""
     if "rabbitmq" in fault.killed.values():
-        # What it moves out of a retry queue, and has not noted as moved when it dies, it moves again.
+        # If RabbitMQ dies before it has recorded a move out of a retry queue, it moves the message again.
         back = fault.ended + fault.recovered_after + IN_FLIGHT
         if any(fault.began - IN_FLIGHT <= wait <= back for wait in waits):
             return True
     cut_from_provider = fault.name == MAIL_SERVER_DOWN and sent.pid == 0
-    if fault.cuts_all or sent.is_of_one_killed(fault) or cut_from_provider:
+    if fault.cuts_all or sent.sender_killed_by(fault) or cut_from_provider:
         return _in_flight(fault, sent)
-    # A gateway that dies between publish and delete: what it had accepted is published again when its lease has ended.
+    # If a gateway dies between publishing and deleting an outbox row, the row is published again once its lease ends.
     gateway_died = any(name.startswith("gateway") for name in fault.killed.values())
     return gateway_died and accepted_at <= fault.ended and sent.at >= fault.began - IN_FLIGHT
 
 
 def _ran_again(fault: Fault, sent: Sent, channel: str) -> bool:
-    """Whether a killed sender may have failed in this attempt before, and left the next one waiting without an ack."""
+    """Return True if a killed sender may have published a retry after a failed attempt, but not acked the message."""
     sender_died = any(name.startswith(f"{channel}_sender") for name in fault.killed.values())
     return sender_died and _in_flight(fault, sent)
 
@@ -215,8 +217,11 @@ def _in_flight(fault: Fault, sent: Sent) -> bool:
     return fault.began - IN_FLIGHT <= sent.at <= fault.ended + IN_FLIGHT
 
 
-def _in_hand(sent: Sent, kill: Fault, faults: Sequence[Fault]) -> bool:
-    """Whether its sender may still have had the result when it was killed: it was under way, or RabbitMQ was away."""
+def _result_unpublished(sent: Sent, kill: Fault, faults: Sequence[Fault]) -> bool:
+    """Return True if the sender may not have published the result when it was killed.
+
+    Either the send was in flight, or an outage of RabbitMQ had held the result back.
+    """
     cuts = (fault for fault in faults if fault.cuts_all and _in_flight(fault, sent))
     return _in_flight(kill, sent) or any(
         sent.at - IN_FLIGHT <= kill.began <= cut.ended + cut.recovered_after + RECONNECTED for cut in cuts
@@ -239,17 +244,17 @@ async def _nothing_open(postgres_url: str, management_url: str) -> bool:
             return False
     finally:
         await connection.close()
-    return not await _waiting(management_url)
+    return not await _queue_lengths(management_url)
 
 
-async def _waiting(management_url: str) -> dict[str, int]:
-    """Queues that are not empty. The archive, too, has to be: nothing here is poison."""
+async def _queue_lengths(management_url: str) -> dict[str, int]:
+    """Return the lengths of the queues that are not empty, including the dead letters: no message here is poison."""
     async with httpx.AsyncClient(base_url=management_url, timeout=30) as management:
         queues = (await management.get("/api/queues")).raise_for_status().json()
     return {queue["name"]: queue["messages"] for queue in queues if queue.get("messages")}
 
 
-def _complain(report: Report, what: str, found: Any) -> None:
+def _complain(report: Report, problem: str, found: Any) -> None:
     if found:
         examples = ", ".join(str(each) for each in list(found)[:3])
-        report.complaints.append(f"{len(found)} {what}: {examples}")
+        report.complaints.append(f"{len(found)} {problem}: {examples}")

@@ -1,4 +1,4 @@
-"""What is done to the system. Each fault comes back with the processes that it has cut off."""
+"""The faults that a chaos run injects; each is recorded with the processes that it killed."""
 
 import asyncio
 import os
@@ -23,32 +23,32 @@ from chaos.mail_server import MailServer
 REPLICAS = dict.fromkeys(SERVICES, 2)
 PROGRAMS = tuple(name for service in SERVICES for name in (service, f"{service}-2"))
 MAIL_SERVER_DOWN = "mail server down"
-LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # of the machine's memory
+LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # fractions of the machine's memory
 LOCKED = "LOCK TABLE notifications, deliveries, attempts, outbox IN ACCESS EXCLUSIVE MODE"
 
 
 @dataclass
 class Fault:
-    """One fault as it happened; times are seconds since the epoch."""
+    """A fault as it happened; times are seconds since the epoch."""
 
     name: str
     began: float
     cuts_all: bool
-    """Every connection to RabbitMQ was lost."""
+    """True if every connection to RabbitMQ was lost."""
     killed: dict[int, str] = field(default_factory=dict)
-    """Process ids of what was killed, and its name: what ends in order by SIGTERM explains nothing."""
+    """The process ids and names of the killed processes, without those that were stopped in order by SIGTERM."""
     ended: float = 0.0
     accepted: int = 0
-    """Notifications, from its begin to the recovery."""
+    """The number of notifications accepted from the start of the fault until the recovery."""
     recovered_after: float = 0.0
-    """Seconds from its end until a notification posted then was final."""
+    """The seconds from the end of the fault until a notification posted then was final."""
 
 
 Act = Callable[[Fault], Awaitable[None]]
 
 
 class Faults:
-    """The faults, by name; `hold` is how long those that last do, `outage` how long a provider fails, in seconds."""
+    """The faults by name; lasting faults take `hold` seconds, and provider outages `outage` seconds."""
 
     def __init__(
         self,
@@ -84,14 +84,14 @@ class Faults:
             self._acts[MAIL_SERVER_DOWN] = (self._mail_server_down(mail_server, outage), False)
 
     def series(self, count: int) -> list[str]:
-        """`count` names: every fault, in a random order, as often as they fit."""
+        """Return `count` names of faults; each fault occurs before any is repeated."""
         names: list[str] = []
         while len(names) < count:
             names += self._rng.sample(sorted(self._acts), len(self._acts))
         return names[:count]
 
     async def inject(self, name: str) -> Fault:
-        """Let it happen, and return when it is over (what was killed may not be back yet)."""
+        """Inject a fault, and return when it is over; killed processes may not have restarted by then."""
         act, cuts_all = self._acts[name]
         fault = Fault(name, time.time(), cuts_all)
         await act(fault)
@@ -132,7 +132,7 @@ class Faults:
         try:
             held = False
             while not held:
-                # One table after the other: it may be PostgreSQL's choice that gives way in a deadlock.
+                # PostgreSQL locks the tables one after the other; if that causes a deadlock, it may cancel this lock.
                 with suppress(asyncpg.DeadlockDetectedError):
                     async with connection.transaction():
                         await connection.execute(LOCKED)
@@ -161,12 +161,12 @@ class Faults:
                 pid = self._system.pid(program)
                 os.kill(pid, number)
             except (FileNotFoundError, ProcessLookupError):
-                continue  # down already, from the fault before
+                continue  # still down from the previous fault
             if number is signal.SIGKILL:
                 fault.killed[pid] = program
 
     async def _rabbitmqctl(self, *arguments: str) -> None:
-        """As the private node's own administrator."""
+        """Run rabbitmqctl in the environment of the private node."""
         environment = psutil.Process(self._system.pid("rabbitmq")).environ()
         environment.pop("RUNNING_UNDER_SYSTEMD", None)
         command = rabbitmq_server(self._system.folder / "install.log").with_name("rabbitmqctl")

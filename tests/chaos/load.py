@@ -1,4 +1,4 @@
-"""Clients that want their notifications accepted, at a steady rate: sent at once, later, in time, or not any more."""
+"""A steady load of notifications: immediate, scheduled, expiring and cancelled ones, repeated until accepted."""
 
 import asyncio
 import random
@@ -14,15 +14,15 @@ import httpx
 from notify_common.contracts.channels import Channel
 
 CHANNELS = list(Channel)
-# Requests; past it the client waits. The connection pool of httpx looks at each connection for each request.
+# The limit of concurrent requests; httpx searches its whole connection pool for each request, so more would be slow.
 OUTSTANDING = 100
 RETRY_INTERVAL = 0.3  # seconds
-LIFE = 3.0  # seconds that one which expires is given at most
-CANCELLED_AFTER = 3600.0  # seconds until what is cancelled at once would have been sent
+LIFE = 3.0  # seconds until an expiring notification expires at the latest
+CANCELLED_AFTER = 3600.0  # seconds until the `send_at` of a notification that is cancelled at once
 
 
 class Kind(Enum):
-    """What a client wants of a notification; of ten, seven are plain and one is of each other kind."""
+    """The kind of a notification; of ten, seven are plain and one is of each other kind."""
 
     PLAIN = "plain"
     SCHEDULED = "scheduled"
@@ -35,33 +35,33 @@ KINDS = [Kind.PLAIN] * 7 + [Kind.SCHEDULED, Kind.EXPIRING, Kind.CANCELLED]
 
 @dataclass(frozen=True)
 class Accepted:
-    """A notification that was answered 201; times are seconds since the epoch."""
+    """An accepted notification; times are seconds since the epoch."""
 
     at: float
     kind: Kind = Kind.PLAIN
     time: float | None = None
-    """Its `send_at`, or its `expires_at`."""
+    """The `send_at` or `expires_at` of the notification."""
 
 
 @dataclass
 class Load:
-    """Posts `rate` notifications a second, in turn to each gateway; schedules are up to `ahead` seconds ahead.
+    """A client that posts `rate` notifications a second to the gateways in turn, scheduled up to `ahead` seconds ahead.
 
-    Each request is repeated, with its idempotency key, until its 201.
+    It repeats each request with the same idempotency key until it gets a 201.
     """
 
     gateways: Sequence[httpx.AsyncClient]
     rate: float
     ahead: float
     recipients: bool = False
-    """Whether each has an e-mail address."""
+    """True if each notification has an e-mail address."""
     accepted: dict[str, Accepted] = field(default_factory=dict)
-    """By id."""
+    """The accepted notifications by id."""
     answered: int = 0
-    """Requests that got their 201."""
+    """The number of requests that got a 201."""
     repeats: int = 0
     refusals: list[str] = field(default_factory=list)
-    """Answers that no fault excuses."""
+    """The responses that no fault excuses."""
 
     async def run(self, count: int) -> None:
         """Post `count` notifications."""
@@ -76,40 +76,40 @@ class Load:
                 )
 
     async def post(self, user_id: int, kind: Kind = Kind.PLAIN) -> str | None:
-        """Post one until it is accepted, and cancel it if it is of that kind; its id."""
-        wanted = self._time_of(kind)
+        """Post a notification until it is accepted, cancel it if it is of that kind, and return its id."""
+        due = self._time_of(kind)
         body: dict[str, Any] = {"user_id": user_id, "message": "Your order has left.", "channels": CHANNELS}
         if self.recipients:
             body["recipient"] = {"email": f"user{user_id}@example.org"}
-        if wanted is not None:
-            body["expires_at" if kind is Kind.EXPIRING else "send_at"] = datetime.fromtimestamp(wanted, UTC).isoformat()
-        answer = await self._ask(user_id, "/api/notifications", json=body, headers={"Idempotency-Key": uuid4().hex})
-        if answer.status_code != httpx.codes.CREATED:
-            # Its time may be over before any gateway could take it.
-            if not (kind is Kind.EXPIRING and answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY):
-                self.refusals.append(f"{answer.status_code} {answer.text}")
+        if due is not None:
+            body["expires_at" if kind is Kind.EXPIRING else "send_at"] = datetime.fromtimestamp(due, UTC).isoformat()
+        response = await self._post(user_id, "/api/notifications", json=body, headers={"Idempotency-Key": uuid4().hex})
+        if response.status_code != httpx.codes.CREATED:
+            # A notification may expire before a gateway is available to accept it.
+            if not (kind is Kind.EXPIRING and response.status_code == httpx.codes.UNPROCESSABLE_ENTITY):
+                self.refusals.append(f"{response.status_code} {response.text}")
             return None
-        notification_id: str = answer.json()["id"]
-        self.accepted[notification_id] = Accepted(time.time(), kind, wanted)
+        notification_id: str = response.json()["id"]
+        self.accepted[notification_id] = Accepted(time.time(), kind, due)
         self.answered += 1
         if kind is Kind.CANCELLED:
-            answer = await self._ask(user_id, f"/api/notifications/{notification_id}/cancel")
-            if answer.status_code != httpx.codes.OK:
-                self.refusals.append(f"cancel: {answer.status_code} {answer.text}")
+            response = await self._post(user_id, f"/api/notifications/{notification_id}/cancel")
+            if response.status_code != httpx.codes.OK:
+                self.refusals.append(f"cancel: {response.status_code} {response.text}")
         return notification_id
 
-    async def _ask(self, number: int, path: str, **request: Any) -> httpx.Response:
-        """The first answer that is not a 503, whichever gateway gives it."""
+    async def _post(self, number: int, path: str, **request: Any) -> httpx.Response:
+        """Return the first response other than 503, trying the gateways in turn."""
         while True:
             gateway = self.gateways[number % len(self.gateways)]
             try:
-                answer = await gateway.post(path, **request)
+                response = await gateway.post(path, **request)
             except httpx.TransportError:
-                answer = None
-            if answer is not None and answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                return answer
+                response = None
+            if response is not None and response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return response
             self.repeats += 1
-            number += 1  # a client asks another one then
+            number += 1
             await asyncio.sleep(RETRY_INTERVAL)
 
     def _time_of(self, kind: Kind) -> float | None:

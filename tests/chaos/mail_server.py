@@ -1,4 +1,4 @@
-"""A mail server that keeps a ledger of what it has taken, as the simulators do, and misbehaves with them."""
+"""A mail server that keeps a ledger of accepted messages and obeys the same fault modes as the simulators."""
 
 import asyncio
 import logging
@@ -17,18 +17,18 @@ MODES = {"hang": Behaviour.HANG, "fail": Behaviour.TEMPORARY}
 
 
 class MailServer(SmtpPeer):
-    """A server on 127.0.0.1; `folder` is that of the simulators."""
+    """A mail server on 127.0.0.1; `folder` is the folder of the simulators."""
 
     def __init__(self, folder: Path) -> None:
-        logging.getLogger("mail.log").setLevel(logging.ERROR)  # it deprecates itself with each login
+        logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd logs a deprecation warning for each login
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
         self._mode = folder / "mode"
-        # Who sends, and in which attempt, no mail says.
+        # Ledgers are named after the sending process. A mail server does not know it; the audit treats 0 as unknown.
         self._ledger = folder / "0.ledger"
 
     def environment(self) -> dict[str, str]:
-        """The settings of a sender that sends here, and of the gateway."""
+        """Return the settings with which senders and the gateway use this server."""
         return {
             "EMAIL_PROVIDER": "smtp",
             "EMAIL_FROM": "Example Shop <orders@example.org>",
@@ -51,10 +51,10 @@ class MailServer(SmtpPeer):
         [delivery_id] = MESSAGE_ID.findall(cast("bytes", envelope.original_content))
         with self._ledger.open("a") as ledger:
             ledger.write(f"{time.time():.3f} {delivery_id.decode()} 0 0\n")
-        return "250 2.0.0 taken"
+        return "250 2.0.0 accepted"
 
     async def down(self, seconds: float) -> None:
-        """Nothing listens, and what was connected is not."""
+        """Close the port and all connections for some seconds."""
         await self.close()
         await asyncio.sleep(seconds)
         await self.open()

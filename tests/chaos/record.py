@@ -1,7 +1,7 @@
-"""`python -m chaos.record`: what Prometheus would see of faults that last, for the tests of the alert rules.
+"""`python -m chaos.record`: record what Prometheus sees during lasting faults, for the tests of the alert rules.
 
-Each scenario is a system of its own under a light load: two quiet minutes, then the fault until the end. All run at the
-same time, in real time, and every service is scraped as often as deploy/observability/prometheus.yml says.
+Each scenario runs a separate system under a light load: two minutes without a fault, then the fault until the end. All
+scenarios run at the same time, and every service is scraped at the interval of deploy/observability/prometheus.yml.
 """
 
 import argparse
@@ -39,14 +39,14 @@ RATE = 5.0  # notifications a second, each over every channel
 SETTINGS = {"TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5"}
 
 Act = Callable[[System, Faults, float], Awaitable[object]]
-"""Lasts so many seconds."""
+"""A fault that lasts for the given number of seconds."""
 Samples = Mapping[str, float]
-"""By their series."""
+"""The values of one scrape by series."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """`fault` happens after the quiet, if there is one; `seconds` are until the end of the recording."""
+    """A recording of `seconds`, in which the fault, if any, begins after `QUIET`."""
 
     seconds: int
     fault: Act | None = None
@@ -59,7 +59,7 @@ def _injected(name: str) -> Act:
 
 
 def _frozen(program: str) -> Act:
-    """It is there and does nothing; what is killed would be back within seconds."""
+    """Return a fault that suspends a process; a killed one would be restarted within seconds."""
 
     async def act(system: System, _: Faults, seconds: float) -> None:
         process = psutil.Process(system.pid(program))
@@ -72,7 +72,7 @@ def _frozen(program: str) -> Act:
     return act
 
 
-# Ten at a time, for 4 s each, is half of what is asked for.
+# Ten concurrent calls of 4 s each can send half of the load.
 TOO_FEW = {"TELEGRAM_SLEEP": "4", "EMAIL_SLEEP": "0.1", "WEBHOOK_SLEEP": "0.1", "CONCURRENCY": "10"}
 SCENARIOS = {
     "clean": Scenario(1080),
@@ -88,14 +88,14 @@ SCENARIOS = {
 
 
 class Recording:
-    """Of each series a value per scrape, or none."""
+    """A recording: for each series one value per scrape, or None if the series was missing."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[float | None]] = defaultdict(list)
         self._scrapes = 0
 
     def add(self, samples: Samples) -> None:
-        """Those of one scrape of everything."""
+        """Add the samples of one scrape of all targets."""
         for series in samples.keys() | self._values.keys():
             values = self._values[series]
             values += [None] * (self._scrapes - len(values))
@@ -103,14 +103,14 @@ class Recording:
         self._scrapes += 1
 
     def write(self, path: Path) -> None:
-        """As a part of a test for `promtool test rules`."""
+        """Write the recording in the format of `promtool test rules`."""
         lines = [f"  - {{ series: '{name}', values: '{_notation(values)}' }}" for name, values in self._values.items()]
         head = f"# Recorded by `make record`.\ninterval: {SCRAPE_INTERVAL}s\ninput_series:\n"
         path.write_text(head + "\n".join(sorted(lines)) + "\n")
 
 
 def _notation(values: Iterable[float | None]) -> str:
-    """Repeats are counted. What is not there any more is stale: so it is after a scrape that has failed."""
+    """Return the values in promtool's notation; like Prometheus, mark a series that disappears as stale."""
     words: list[str] = []
     for text, alike in groupby(map(_text, values)):
         repeats = len(list(alike)) - 1
@@ -124,51 +124,51 @@ def _notation(values: Iterable[float | None]) -> str:
 
 
 def _text(value: float | None) -> str | None:
-    # The notation has no NaN. No rule of ours takes it for more than no value.
+    # promtool's notation has no NaN. A missing value can stand for it, because our rules treat both alike.
     return None if value is None or math.isnan(value) else f"{value:.10g}"
 
 
 class Scraper:
-    """Asks a system's services, and RabbitMQ's management API for what its Prometheus plugin would tell."""
+    """A scraper of a system's services and, in place of RabbitMQ's Prometheus plugin, of its management API."""
 
     def __init__(self, system: System, client: httpx.AsyncClient) -> None:
         self._client = client
-        self._wanted = _metrics_of_the_rules()
+        self._metrics = _metrics_of_the_rules()
         self._queues = f"{system.addresses()['RABBITMQ_MANAGEMENT_URL']}/api/queues/%2F?columns=name,messages_ready"
         ports = {name: psutil.Process(system.pid(name)).environ()["HEALTH_PORT"] for name in SERVICES}
         self._urls = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
 
     async def scrape(self) -> Samples:
-        """All that the rules are made of; what does not answer has none."""
-        told = await asyncio.gather(self._ask_rabbitmq(), *map(self._ask, self._urls))
-        return {series: value for samples in told for series, value in samples.items()}
+        """Return the metrics that the rules use; a target that does not respond contributes none."""
+        scraped = await asyncio.gather(self._scrape_rabbitmq(), *map(self._scrape_service, self._urls))
+        return {series: value for samples in scraped for series, value in samples.items()}
 
-    async def _ask(self, instance: str) -> Samples:
+    async def _scrape_service(self, instance: str) -> Samples:
         try:
-            answer = (await self._client.get(self._urls[instance])).raise_for_status()
+            response = (await self._client.get(self._urls[instance])).raise_for_status()
         except httpx.HTTPError:
             return {}
         return {
             _series(sample.name, {**sample.labels, "instance": instance}): sample.value
-            for family in text_string_to_metric_families(answer.text)
+            for family in text_string_to_metric_families(response.text)
             for sample in family.samples
-            if sample.name in self._wanted
+            if sample.name in self._metrics
         }
 
-    async def _ask_rabbitmq(self) -> Samples:
+    async def _scrape_rabbitmq(self) -> Samples:
         try:
-            answer = (await self._client.get(self._queues)).raise_for_status()
+            response = (await self._client.get(self._queues)).raise_for_status()
         except httpx.HTTPError:
             return {}
         return {
             _series("rabbitmq_queue_messages_ready", {"queue": queue["name"]}): queue.get("messages_ready", 0)
-            for queue in answer.json()
+            for queue in response.json()
         }
 
 
 def _series(name: str, labels: Mapping[str, str]) -> str:
-    told = ", ".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
-    return f"{name}{{{told}}}"
+    pairs = ", ".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{pairs}}}"
 
 
 def _metrics_of_the_rules() -> frozenset[str]:
@@ -178,7 +178,7 @@ def _metrics_of_the_rules() -> frozenset[str]:
 
 
 async def record(name: str, folder: Path, starting: asyncio.Lock) -> None:
-    """Load, the quiet, the fault; what was scraped meanwhile is written to its file."""
+    """Run a scenario and write its recording."""
     scenario, ledgers = SCENARIOS[name], folder / "simulator"
     settings = {**SETTINGS, **scenario.settings, "SIMULATOR_FOLDER": str(ledgers)}
     mail_server = MailServer(ledgers) if scenario.smtp else None
@@ -186,7 +186,7 @@ async def record(name: str, folder: Path, starting: asyncio.Lock) -> None:
         await mail_server.open()
         settings |= mail_server.environment()
     with ExitStack() as stack:
-        async with starting:  # each looks for ports that are free
+        async with starting:  # one system at a time, so that two do not choose the same free ports
             system = await asyncio.to_thread(stack.enter_context, running_system(folder / "stack", settings))
         lasts = scenario.seconds - QUIET
         faults = Faults(system, ledgers, random.Random(0), lasts, lasts, mail_server)
@@ -221,7 +221,7 @@ async def _later(fault: Act, system: System, faults: Faults, seconds: float) -> 
 
 
 async def record_all(names: Iterable[str], folder: Path) -> None:
-    """Record these, all at the same time."""
+    """Record the named scenarios at the same time."""
     starting = asyncio.Lock()
     async with asyncio.TaskGroup() as group:
         for name in names:
@@ -229,12 +229,14 @@ async def record_all(names: Iterable[str], folder: Path) -> None:
 
 
 def main() -> None:
-    """Record what is named, or all."""
+    """Record the named scenarios, or all."""
     parser = argparse.ArgumentParser(prog="python -m chaos.record", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(SCENARIOS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"scenarios to record: {', '.join(SCENARIOS)} (default: all)"
+    )
     names = parser.parse_args().names or list(SCENARIOS)
     if unknown := set(names) - SCENARIOS.keys():
-        parser.error(f"there is no {', '.join(unknown)}")
+        parser.error(f"unknown: {', '.join(unknown)}")
     minutes = max(SCENARIOS[name].seconds for name in names) // 60
     say(f"Recording {len(names)} scenarios at once, for {minutes} minutes: {', '.join(names)}")
     RECORDED.mkdir(exist_ok=True)

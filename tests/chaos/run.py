@@ -1,11 +1,13 @@
-"""One chaos run: load and faults together, then quiet, then the audit, then a table."""
+"""A chaos run: load and faults together, a quiet phase, the audit, and a table."""
 
 import asyncio
 import random
 import re
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 
@@ -25,25 +27,26 @@ SETTINGS = {
 }  # fmt: skip
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
-ASKED_FOR = re.compile(r"(retrying|throttled|failed|expired|cancelled)\b.* notification_id=")
-LINES_PER_FAULT = 12  # that a service may log; a fault has a begin, an end, and one line a minute
+EXPECTED_LINE = re.compile(r"(retrying|throttled|failed|expired|cancelled)\b.* notification_id=")
+# The limit of log lines per service; a fault causes one line when it starts, one a minute, and one when it ends.
+LINES_PER_FAULT = 12
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how hard."""
+    """The size of a chaos run."""
 
     seed: int
     notifications: int
     faults: int
     seconds: float
-    """How long the load takes."""
+    """The duration of the load."""
     hold: float
-    """How long faults that last do, in seconds."""
+    """The duration of lasting faults in seconds."""
     outage: float
-    """How long a provider fails, in seconds."""
+    """The duration of provider outages in seconds."""
     smtp: bool = False
-    """Whether e-mail goes to a mail server instead of the simulator."""
+    """True if e-mail goes to a mail server instead of the simulator."""
 
 
 async def run_chaos(folder: Path, plan: Plan) -> Report:
@@ -54,17 +57,17 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
     if mail_server is not None:
         await mail_server.open()
         settings |= mail_server.environment()
-    # Its start waits without the loop, which the mail server needs only later.
+    # The start of the system blocks the event loop; the mail server does not need the loop until the load begins.
     with running_system(folder / "stack", settings, scale=REPLICAS) as system:
         addresses = system.addresses()
         async with system.client() as first, system.client("GATEWAY_2_URL") as second:
             load = Load([first, second], plan.notifications / plan.seconds, plan.seconds / 10, recipients=plan.smtp)
             loading = asyncio.create_task(load.run(plan.notifications))
-            faults = await _break_it(
+            faults = await _inject_faults(
                 load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage, mail_server), plan
             )
             await loading
-        say("quiet: waiting until nothing is under way")
+        say("quiet: waiting until nothing is in flight")
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
         await await_quiet(*urls, broker_died=any("rabbitmq" in fault.killed.values() for fault in faults))
         report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
@@ -72,17 +75,17 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
     if mail_server is not None:
         await mail_server.close()
     if load.answered != len(load.accepted):
-        report.complaints.append(f"{load.answered} requests were told of {len(load.accepted)} notifications")
+        report.complaints.append(f"{load.answered} requests got a 201, but with {len(load.accepted)} different ids")
     report.complaints += load.refusals[:5]
     _print(plan, faults, load, report)
     return report
 
 
-async def _break_it(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
+async def _inject_faults(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
     done: list[Fault] = []
     began = time.monotonic()
     for number, name in enumerate(faults.series(plan.faults), start=1):
-        # Spread over the time of the load, as far as the recoveries allow.
+        # The faults are spread evenly over the load, unless recoveries take too long for that.
         await asyncio.sleep(max(0.5, began + plan.seconds * number / (plan.faults + 1) - time.monotonic()))
         accepted = len(load.accepted)
         fault = await faults.inject(name)
@@ -91,40 +94,37 @@ async def _break_it(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
         done.append(fault)
         say(
             f"{number:>3} of {plan.faults}  {name:<30} recovered {fault.recovered_after:5.1f} s after its end; "
-            f"accepted meanwhile {fault.accepted}, in all {len(load.accepted)}"
+            f"accepted until then {fault.accepted}, in total {len(load.accepted)}"
         )
     return done
 
 
 async def _recovery(load: Load) -> float:
-    """Seconds until a notification that is posted now is final."""
+    """Return the seconds until a notification that is posted now is final."""
     began = time.monotonic()
     notification_id = await load.post(1)
-    asked = 0
-    while time.monotonic() - began < PROBE_TIMEOUT:
-        asked += 1
-        try:
-            answer = await load.gateways[asked % len(load.gateways)].get(f"/api/notifications/{notification_id}")
-        except httpx.TransportError:
-            answer = None
-        told = answer.json() if answer is not None and answer.status_code == httpx.codes.OK else None
-        if told is not None and all(delivery["status"] in FINAL for delivery in told["deliveries"]):
-            return time.monotonic() - began
+    for gateway in cycle(load.gateways):
+        if time.monotonic() - began >= PROBE_TIMEOUT:
+            break
+        with suppress(httpx.TransportError):
+            response = await gateway.get(f"/api/notifications/{notification_id}")
+            if response.is_success and all(each["status"] in FINAL for each in response.json()["deliveries"]):
+                return time.monotonic() - began
         await asyncio.sleep(POLL_INTERVAL)
     load.refusals.append(f"a notification was not final {PROBE_TIMEOUT:.0f} s after a fault: {notification_id}")
     return PROBE_TIMEOUT
 
 
 def _floods(logs: Path, faults: int) -> list[str]:
-    """Services that have logged more than their faults give reason for."""
+    """Report the services that logged more lines than the faults explain."""
     lines = {name: _own_lines((logs / f"{name}.log").read_text()) for name in PROGRAMS}
     say("lines logged: " + ", ".join(f"{count} {name}" for name, count in lines.items()))
     return [f"{name} logged {count} lines" for name, count in lines.items() if count > LINES_PER_FAULT * (faults + 1)]
 
 
 def _own_lines(text: str) -> int:
-    """How many lines a service has about itself: attempts that fail and cancellations have one each."""
-    return sum(ASKED_FOR.search(line) is None for line in text.splitlines())
+    """Count the log lines, except the one line that each failed attempt and each cancellation causes."""
+    return sum(EXPECTED_LINE.search(line) is None for line in text.splitlines())
 
 
 def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
@@ -133,7 +133,7 @@ def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
         by_name[fault.name].append(fault)
     table = Table(title=f"Chaos, seed {plan.seed}: {len(faults)} faults, {report.accepted} notifications accepted")
     table.add_column("fault")
-    for heading in ("times", "accepted meanwhile", "sent twice", "recovery s, median", "longest"):
+    for heading in ("times", "accepted until recovery", "sent twice", "recovery s, median", "longest"):
         table.add_column(heading, justify="right")
     for name, alike in sorted(by_name.items()):
         recoveries = [fault.recovered_after for fault in alike]
@@ -150,10 +150,10 @@ def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
     say(f"deliveries: {statuses}; requests repeated by the client: {load.repeats}")
     if report.lateness:
         late = f"{median(report.lateness):.2f} s (median), at most {max(report.lateness):.1f} s"
-        say(f"scheduled: first attempt {late} after their time")
+        say(f"scheduled notifications: first attempt {late} after the scheduled time")
     for complaint in report.complaints:
         say(f"  {complaint}")
     say(
-        f"Lost: {report.lost}. Sent twice: {report.sent_twice.total()}, each with its fault. "
-        f"Unexplained: {len(report.complaints)}."
+        f"Lost: {report.lost}. Sent twice: {report.sent_twice.total()}, each explained by a fault. "
+        f"Unexplained findings: {len(report.complaints)}."
     )

@@ -1,4 +1,4 @@
-"""The containers, from build to down: delivery, rights, scale, faults and a change of settings under load."""
+"""The containers from build to down: delivery, permissions, scaling, faults, and changed settings under load."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     compose = Compose(tmp_path_factory.mktemp("compose") / "env")
-    compose.run("down", "--volumes")  # of a run that was cut off
+    compose.run("down", "--volumes")  # clean up after an interrupted run
     try:
         asyncio.run(compose.up("--build"))
         yield compose
@@ -42,33 +42,33 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 
 
 async def post(client: httpx.AsyncClient, count: int) -> list[str]:
-    """Post to all channels; each must be accepted at once."""
-    places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+    """Post `count` notifications to all channels; each must be accepted at the first attempt."""
+    slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
-    async def one(user_id: int) -> str:
+    async def post_one(user_id: int) -> str:
         body = {"user_id": user_id, "message": "Your code: 11111", "channels": list(Channel)}
-        async with places:
-            answer = await client.post("/api/notifications", json=body)
-        assert answer.status_code == 201, answer.text
-        notification_id: str = answer.json()["id"]
+        async with slots:
+            response = await client.post("/api/notifications", json=body)
+        assert response.status_code == 201, response.text
+        notification_id: str = response.json()["id"]
         return notification_id
 
-    return await asyncio.gather(*(one(number) for number in range(1, count + 1)))
+    return await asyncio.gather(*(post_one(number) for number in range(1, count + 1)))
 
 
 def consumers(compose: Compose, queue: str) -> list[str]:
-    """The connections that consume from the queue, by the name that the management UI shows."""
+    """Return the names of the connections that consume from the queue, as the management UI shows them."""
     with compose.management() as management:
         all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
         names = {each["name"]: each["user_provided_name"] for each in management.get("/api/connections").json()}
     connections = [
         each["channel_details"].get("connection_name") for each in all_consumers if each["queue"]["name"] == queue
     ]
-    return [names.get(connection, "not told yet") for connection in connections]
+    return [names.get(connection, "unknown yet") for connection in connections]
 
 
-def at_work(compose: Compose, queue: str) -> dict[str, int]:
-    """How many messages each consumer of the queue has acked or holds, by the name of its channel."""
+def received_by_channel(compose: Compose, queue: str) -> dict[str, int]:
+    """Return the number of messages that each consumer of the queue has received, by the name of its channel."""
     with compose.management() as management:
         all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
         known = {each["name"]: each for each in management.get("/api/channels").json()}
@@ -81,16 +81,16 @@ def at_work(compose: Compose, queue: str) -> dict[str, int]:
 
 
 async def each_consumes(compose: Compose, service: str, queue: str, count: int) -> None:
-    """Wait until `count` containers of the service, and nobody else, consume from the queue."""
+    """Wait until exactly the `count` containers of the service consume from the queue."""
     containers = compose.containers(service)
     assert len(containers) == count
     names = sorted(f"{service}@{container[:12]}" for container in containers)
 
-    async def are_there() -> bool:
-        # The management API tells of a new connection some seconds later.
+    async def all_consume() -> bool:
+        # The management API shows a new connection some seconds later.
         return sorted(await asyncio.to_thread(consumers, compose, queue)) == names
 
-    await eventually(are_there, f"{names} consume from {queue}")
+    await eventually(all_consume, f"{names} consume from {queue}")
 
 
 async def test_a_notification_is_delivered_and_the_management_ui_shows_its_queues(compose: Compose) -> None:
@@ -111,17 +111,17 @@ async def test_connections_are_named_after_their_container(compose: Compose) -> 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_runs_with_the_rights_it_needs(compose: Compose, service: str) -> None:
     [container] = compose.containers(service)
-    told = inspect(container)
-    assert told["Config"]["User"] == "10001:10001"
-    assert told["HostConfig"]["ReadonlyRootfs"]
-    assert told["HostConfig"]["CapDrop"] == ["ALL"]
-    assert told["Config"]["Labels"]["org.opencontainers.image.version"]
-    assert told["Config"]["Labels"]["org.opencontainers.image.revision"]
-    # What SIGTERM reaches is the service itself.
+    details = inspect(container)
+    assert details["Config"]["User"] == "10001:10001"
+    assert details["HostConfig"]["ReadonlyRootfs"]
+    assert details["HostConfig"]["CapDrop"] == ["ALL"]
+    assert details["Config"]["Labels"]["org.opencontainers.image.version"]
+    assert details["Config"]["Labels"]["org.opencontainers.image.revision"]
+    # The service must be process 1, because Docker sends SIGTERM only to that process.
     assert compose.run("exec", "-T", service, "cat", "/proc/1/cmdline").split("\0")[1:3] == ["-m", f"notify_{service}"]
     unwanted = "for name in gcc cc make; do command -v $name; done; ls -d /root/.cache /var/cache/apt/*.bin"
-    # As root, who sees all; what is not there is an error of each command.
-    assert docker("run", "--rm", "--user", "0", told["Image"], "sh", "-c", f"({unwanted}) 2>/dev/null; true") == ""
+    # The command runs as root, which can see every file. Its errors are hidden, because nothing should be found.
+    assert docker("run", "--rm", "--user", "0", details["Image"], "sh", "-c", f"({unwanted}) 2>/dev/null; true") == ""
 
 
 @pytest.mark.parametrize("service", SENDERS)
@@ -131,10 +131,13 @@ def test_a_senders_image_has_no_database_driver_and_no_fastapi(compose: Compose,
     assert compose.run("exec", "-T", service, "python", "-c", find.format(modules)).strip() == "['aio_pika']"
 
 
-SAID_BY_SENDERS = ("notifications.results", "notifications.dead")
+PUBLISHED_BY_SENDERS = ("notifications.results", "notifications.dead")
 OWN: dict[str, dict[str, list[str]]] = {
     "gateway": {"publish": ["notifications"]},
-    **{sender: {"read": [queue], "publish": [f"{queue}.retry", *SAID_BY_SENDERS]} for sender, queue in QUEUES.items()},
+    **{
+        sender: {"read": [queue], "publish": [f"{queue}.retry", *PUBLISHED_BY_SENDERS]}
+        for sender, queue in QUEUES.items()
+    },
     "status_writer": {"read": ["notifications.results"], "publish": ["notifications.dead"]},
 }
 
@@ -143,7 +146,7 @@ OWN: dict[str, dict[str, list[str]]] = {
 def test_rabbitmq_refuses_a_role_what_is_not_its_own(compose: Compose, service: str) -> None:
     own = OWN[service]
     read = [*QUEUES.values(), "notifications.results", "notifications.dead"]
-    publish = ["", "notifications", *SAID_BY_SENDERS, *(f"{queue}.retry" for queue in QUEUES.values())]
+    publish = ["", "notifications", *PUBLISHED_BY_SENDERS, *(f"{queue}.retry" for queue in QUEUES.values())]
     refused = [
         *(["read", name] for name in read if name not in own.get("read", [])),
         *(["publish", name] for name in publish if name not in own.get("publish", [])),
@@ -152,11 +155,11 @@ def test_rabbitmq_refuses_a_role_what_is_not_its_own(compose: Compose, service: 
         ["declare-exchange", "foreign"], ["declare-exchange", "notifications.mine"],
         ["declare-queue", "foreign"], ["declare-queue", "notifications.mine"],
     ]  # fmt: skip
-    told = compose.run("exec", "-T", service, "python", "-", json.dumps(refused), script=TRY_RIGHTS)
-    assert json.loads(told) == refused
+    output = compose.run("exec", "-T", service, "python", "-", json.dumps(refused), script=TRY_RIGHTS)
+    assert json.loads(output) == refused
 
 
-ASK_PROMETHEUS = """
+QUERY_PROMETHEUS = """
 import sys, urllib.request
 print(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/" + sys.argv[1]).read().decode())
 """
@@ -165,7 +168,7 @@ print(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/" + sys.argv[1]).read
 async def test_prometheus_finds_every_container_and_what_the_rules_are_made_of(
     compose: Compose, tmp_path: Path
 ) -> None:
-    """Debian's, where its image would be."""
+    """Run Debian's Prometheus in a plain container, in place of Prometheus's image."""
     program = unpacked("prometheus", folder=tmp_path / "prometheus", with_libraries=False) / "usr/bin/prometheus"
     mounts = {program: "/usr/bin/prometheus"}
     mounts |= {OBSERVABILITY / name: f"/etc/prometheus/{name}" for name in ("prometheus.yml", "rules.yml")}
@@ -176,23 +179,23 @@ async def test_prometheus_finds_every_container_and_what_the_rules_are_made_of(
         "run", "--detach", f"--network={NAME}_backend", *volumes, "python:3.13-slim", "prometheus", *options
     ).strip()
 
-    def ask(path: str) -> Any:
-        return json.loads(docker("exec", container, "python", "-c", ASK_PROMETHEUS, path))["data"]
+    def get(path: str) -> Any:
+        return json.loads(docker("exec", container, "python", "-c", QUERY_PROMETHEUS, path))["data"]
 
     def query(expression: str) -> dict[str, float]:
-        result = ask(f"query?query={quote(expression)}")["result"]
+        result = get(f"query?query={quote(expression)}")["result"]
         return {" ".join(each["metric"].values()): float(each["value"][1]) for each in result}
 
     async def all_are_up() -> bool:
-        told = await asyncio.to_thread(query, "sum by (job) (up)")
-        return told == {**dict.fromkeys([*SERVICES, "rabbitmq"], 1), "telegram_sender": 2}
+        up = await asyncio.to_thread(query, "sum by (job) (up)")
+        return up == {**dict.fromkeys([*SERVICES, "rabbitmq"], 1), "telegram_sender": 2}
 
     async def rules_are_evaluated() -> bool:
-        groups = (await asyncio.to_thread(ask, "rules"))["groups"]
+        groups = (await asyncio.to_thread(get, "rules"))["groups"]
         return {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
 
     try:
-        await eventually(all_are_up, "Prometheus scrapes all", timeout=90)
+        await eventually(all_are_up, "Prometheus scrapes every container", timeout=90)
         await eventually(rules_are_evaluated, "all rules are evaluated", timeout=60)
         assert query("sum by (queue) (notify_consumer_up)")["notifications.telegram"] == 2
         assert "notifications.telegram" in query("sum by (queue) (rabbitmq_queue_messages_ready)")
@@ -207,16 +210,16 @@ async def test_four_senders_work_one_is_killed_and_the_broker_restarted_and_noth
     assert {service: compose.containers(service) for service in others} == others
     await each_consumes(compose, "telegram_sender", "notifications.telegram", 4)
     await each_consumes(compose, "email_sender", "notifications.email", 2)
-    before = at_work(compose, "notifications.telegram")
+    before = received_by_channel(compose, "notifications.telegram")
     async with compose.gateway() as client:
         ids = await post(client, MANY // 2)
 
-        async def all_work() -> bool:
-            now = await asyncio.to_thread(at_work, compose, "notifications.telegram")
+        async def all_have_received() -> bool:
+            now = await asyncio.to_thread(received_by_channel, compose, "notifications.telegram")
             return len(now) == 4 and all(count > before.get(channel, 0) for channel, count in now.items())
 
-        await eventually(all_work, "all four senders have had work")
-        # Long attempts, so that what the victim has taken is in flight still when it is killed.
+        await eventually(all_have_received, "all four senders have received messages")
+        # Attempts take long now, so that the killed sender has messages in flight.
         compose.set(TELEGRAM_SLEEP="5")
         await compose.up("--scale", "telegram_sender=4", "--scale", "email_sender=2")
         victim, [broker] = compose.containers("telegram_sender")[0], compose.containers("rabbitmq")
@@ -229,19 +232,19 @@ async def test_four_senders_work_one_is_killed_and_the_broker_restarted_and_noth
 
 
 async def test_back_to_one_sender_with_another_setting_under_load(compose: Compose) -> None:
-    enough = asyncio.Event()
+    stop = asyncio.Event()
     async with compose.gateway() as client:
 
-        async def post_on() -> list[str]:
+        async def keep_posting() -> list[str]:
             ids: list[str] = []
-            while not enough.is_set():
+            while not stop.is_set():
                 ids += await post(client, REQUESTS_AT_ONCE)
             return ids
 
-        posting = asyncio.create_task(post_on())
+        posting = asyncio.create_task(keep_posting())
         compose.set(TELEGRAM_SLEEP="0.05", ERROR_PROBABILITY="0")
         await compose.up()
-        enough.set()
+        stop.set()
         ids = await posting
         notifications = await all_final(client, ids)
     assert {notification["id"] for notification in notifications} == set(ids)
@@ -263,7 +266,7 @@ async def test_a_sender_whose_queue_was_deleted_is_unhealthy_until_it_is_back(co
         return health["Status"] == "unhealthy" and "notifications.telegram: " in health["Log"][-1]["Output"]
 
     await eventually(is_unhealthy, "the container is unhealthy", timeout=60)
-    # RabbitMQ declares what is missing at its start, the sender begins to consume at its own.
+    # RabbitMQ declares missing queues when it starts, and the sender consumes from them when it starts.
     compose.run("restart", "rabbitmq")
     compose.run("restart", "telegram_sender")
     await compose.up()

@@ -1,6 +1,7 @@
-"""Runs inside a container, with its RabbitMQ user: tries what its argument lists, prints what was refused.
+"""A script that runs in a container, tries operations as the container's RabbitMQ user, and prints the refused ones.
 
-Each thing is `[what, name]`; what is read, publish, declare-exchange, declare-queue, delete or bind.
+Its argument is a JSON list of `[operation, name]`; an operation is read, publish, declare-exchange, declare-queue,
+delete or bind.
 """
 
 import asyncio
@@ -12,35 +13,35 @@ from aiormq.exceptions import ChannelAccessRefused
 from notify_common.rabbitmq.connection import RabbitSettings
 
 
-async def attempt(channel: aio_pika.abc.AbstractChannel, what: str, name: str) -> None:
-    if what == "read":
+async def attempt(channel: aio_pika.abc.AbstractChannel, operation: str, name: str) -> None:
+    if operation == "read":
         queue = await channel.get_queue(name, ensure=False)
         await queue.get(fail=False)
-    elif what == "publish":
+    elif operation == "publish":
         exchange = await channel.get_exchange(name, ensure=False)
         await exchange.publish(aio_pika.Message(b"not allowed"), "nowhere", mandatory=False)
-    elif what == "declare-exchange":
+    elif operation == "declare-exchange":
         await channel.declare_exchange(name, durable=True)
-    elif what == "declare-queue":
+    elif operation == "declare-queue":
         await channel.declare_queue(name, durable=True)
-    elif what == "delete":
+    elif operation == "delete":
         await channel.queue_delete(name)
-    elif what == "bind":
+    elif operation == "bind":
         queue = await channel.get_queue(name, ensure=False)
         await queue.bind("notifications", "email")
     else:
-        raise ValueError(what)
+        raise ValueError(operation)
 
 
 async def main() -> None:
     refused = []
     async with await aio_pika.connect(RabbitSettings().amqp_url()) as connection:
-        for what, name in json.loads(sys.argv[1]):
+        for operation, name in json.loads(sys.argv[1]):
             try:
                 async with connection.channel() as channel:
-                    await attempt(channel, what, name)
+                    await attempt(channel, operation, name)
             except ChannelAccessRefused:
-                refused.append([what, name])
+                refused.append([operation, name])
     print(json.dumps(refused))
 
 

@@ -1,4 +1,4 @@
-"""A short form of `make chaos`."""
+"""A short version of `make chaos`."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ SEED = 15_056  # PostgreSQL stopped, RabbitMQ killed, the mail server down, ever
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(in_containers(), reason="breaks the private servers of the local stack")
+@pytest.mark.skipif(in_containers(), reason="needs the private servers of the local stack")
 async def test_faults_lose_nothing_and_explain_every_duplicate(tmp_path: Path) -> None:
     plan = Plan(seed=SEED, notifications=1200, faults=4, seconds=15, hold=1, outage=2, smtp=True)
     report = await run_chaos(tmp_path, plan)

@@ -1,4 +1,4 @@
-"""Single services as processes: their start, their end, what they refuse."""
+"""Single services as processes: startup, shutdown and startup errors."""
 
 import asyncio
 import signal
@@ -26,7 +26,7 @@ from support.services import NOWHERE, eventually
 
 @pytest.fixture
 def port() -> int:
-    """A port that nothing listens on."""
+    """Return an unused port."""
     return Ports().free(18_900)
 
 
@@ -66,8 +66,8 @@ async def test_worker_without_a_broker_is_live_but_not_ready_and_stops_cleanly(
 ) -> None:
     with running_service(name, NOWHERE, postgres, HEALTH_PORT=str(port)) as worker:
         await answers(f"http://127.0.0.1:{port}/livez", 200)
-        answer = await answers(f"http://127.0.0.1:{port}/readyz", 503)
-        assert "not connected to RabbitMQ" in answer.text
+        response = await answers(f"http://127.0.0.1:{port}/readyz", 503)
+        assert "not connected to RabbitMQ" in response.text
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, STOP_TIMEOUT) == 0
 
@@ -86,7 +86,7 @@ async def test_gateway_answers_and_publishes_accepted_requests_on_sigterm(
             gateway.send_signal(signal.SIGTERM)
             outcomes = await asyncio.gather(*posting, return_exceptions=True)
         assert await asyncio.to_thread(gateway.wait, STOP_TIMEOUT) == 0
-    accepted = [answer for answer in outcomes if isinstance(answer, httpx.Response) and answer.status_code == 201]
+    accepted = [each for each in outcomes if isinstance(each, httpx.Response) and each.status_code == 201]
     assert accepted
     async with hand_on(rabbit) as hand:
         assert await hand.depth("notifications.email") >= len(accepted)
@@ -101,8 +101,8 @@ async def test_gateway_metrics_are_on_the_health_port(
         await answers(f"http://127.0.0.1:{port}/readyz", 200)
         await answers(f"http://127.0.0.1:{port}/metrics", 404)
         await answers(f"http://127.0.0.1:{health_port}/readyz", 200)
-        told = await answers(f"http://127.0.0.1:{health_port}/metrics", 200)
-        assert "notify_outbox_rows 0.0" in told.text
+        metrics = await answers(f"http://127.0.0.1:{health_port}/metrics", 200)
+        assert "notify_outbox_rows 0.0" in metrics.text
         await answers(f"http://127.0.0.1:{health_port}/api/notifications", 404)
 
 
@@ -130,14 +130,14 @@ async def test_fifty_repeats_at_two_gateway_processes_create_one_notification(
             await answers(f"{url}/readyz", 200)
         body = {"user_id": 1, "message": "x", "type": "email"}
         async with httpx.AsyncClient(trust_env=False, timeout=30, headers={"Idempotency-Key": "once"}) as client:
-            told = await asyncio.gather(
+            responses = await asyncio.gather(
                 *(client.post(f"{urls[number % 2]}/api/notifications", json=body) for number in range(50))
             )
             listed = (await client.get(f"{urls[0]}/api/notifications")).json()["items"]
-    assert {answer.status_code for answer in told} == {201}
-    assert len({answer.content for answer in told}) == 1
-    assert sum("Idempotent-Replayed" not in answer.headers for answer in told) == 1
-    assert [item["id"] for item in listed] == [told[0].json()["id"]]
+    assert {response.status_code for response in responses} == {201}
+    assert len({response.content for response in responses}) == 1
+    assert sum("Idempotent-Replayed" not in response.headers for response in responses) == 1
+    assert [item["id"] for item in listed] == [responses[0].json()["id"]]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_refused_postgresql_login_stops_the_service_with_a_message(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sender", SENDERS)
 def test_sender_installed_alone_has_neither_database_driver_nor_fastapi(sender: str, tmp_path: Path) -> None:
-    """Installed from its own lock file into an environment of its own."""
+    """Install the sender from its lock file into a new virtual environment."""
     folder, environment = PROJECT / "services" / sender, tmp_path / "venv"
     python = environment / "bin" / "python"
 

@@ -1,4 +1,4 @@
-"""The whole system as its users start it, with faults."""
+"""The whole system as operators start it, with and without faults."""
 
 import asyncio
 import subprocess
@@ -21,8 +21,8 @@ FAST = {
 }  # fmt: skip
 PROGRAMS = ("gateway", "telegram_sender", "email_sender", "status_writer", "rabbitmq", "postgres")
 BURST = 500
-ACCEPT_TIMEOUT = 60.0  # seconds; only for what never comes
-of_the_local_stack = pytest.mark.skipif(in_containers(), reason="of the local stack, which has servers of its own")
+ACCEPT_TIMEOUT = 60.0  # seconds; reached only if the test fails
+of_the_local_stack = pytest.mark.skipif(in_containers(), reason="needs the private servers of the local stack")
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +33,25 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 async def post(client: httpx.AsyncClient, user_id: int, *channels: str) -> str:
     body = {"user_id": user_id, "message": "Your code: 11111", "channels": channels or ["telegram", "email"]}
-    answer = await client.post("/api/notifications", json=body)
-    assert answer.status_code == 201, answer.text
-    notification_id: str = answer.json()["id"]
+    response = await client.post("/api/notifications", json=body)
+    assert response.status_code == 201, response.text
+    notification_id: str = response.json()["id"]
     return notification_id
 
 
 async def post_until_accepted(client: httpx.AsyncClient, user_id: int) -> str:
-    """As a client does that wants it sent: again after a 503, and after a connection that broke."""
+    """Post as a careful client does: again after a 503 or a broken connection."""
     deadline = time.monotonic() + ACCEPT_TIMEOUT
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
             body = {"user_id": user_id, "message": "Your code: 11111", "channels": ["telegram", "email"]}
-            answer = await client.post("/api/notifications", json=body)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                assert answer.status_code == 201, answer.text
-                notification_id: str = answer.json()["id"]
+            response = await client.post("/api/notifications", json=body)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                assert response.status_code == 201, response.text
+                notification_id: str = response.json()["id"]
                 return notification_id
         await asyncio.sleep(0.2)
-    raise AssertionError("was never accepted")
+    raise AssertionError("the notification was never accepted")
 
 
 async def test_notification_reaches_a_final_status_on_both_channels(system: System) -> None:
@@ -93,23 +93,23 @@ async def test_burst_of_500_requests_has_no_errors(system: System) -> None:
 @pytest.mark.parametrize("victim", ["telegram_sender", "status_writer", "gateway", "rabbitmq", "postgres"])
 async def test_killing_a_process_under_load_loses_nothing(system: System, victim: str) -> None:
     async with system.client() as client:
-        answered: asyncio.Queue[str] = asyncio.Queue()
+        accepted: asyncio.Queue[str] = asyncio.Queue()
 
-        async def post_and_tell(user_id: int) -> None:
-            await answered.put(await post_until_accepted(client, user_id))
+        async def post_one(user_id: int) -> None:
+            await accepted.put(await post_until_accepted(client, user_id))
 
         async with asyncio.TaskGroup() as posting:
             for number in range(1, BURST + 1):
-                posting.create_task(post_and_tell(number))
-            ids = [await answered.get() for _ in range(BURST // 2)]
-            old = system.pid(victim)
+                posting.create_task(post_one(number))
+            ids = [await accepted.get() for _ in range(BURST // 2)]
+            old_pid = system.pid(victim)
             system.kill(victim)
-        ids += [answered.get_nowait() for _ in range(BURST - len(ids))]
+        ids += [accepted.get_nowait() for _ in range(BURST - len(ids))]
         assert {each["id"] for each in await all_final(client, ids)} == set(ids)
     assert len(set(ids)) == BURST
 
     async def restarted() -> bool:
-        return system.pid(victim) not in {old, 0} and psutil.pid_exists(system.pid(victim))
+        return system.pid(victim) not in {old_pid, 0} and psutil.pid_exists(system.pid(victim))
 
     await eventually(restarted, f"{victim} is restarted")
 
@@ -133,7 +133,7 @@ def test_demo_follows_every_row_and_reports_invalid_lines(system: System, tmp_pa
     assert "line 3: user_id:" in demo.stdout
     assert "line 6: channels.0:" in demo.stdout
     assert "line 8: is not UTF-8" in demo.stdout
-    assert "3 of 6 notifications are final, 3 rows were refused." in demo.stdout
+    assert "3 of 6 notifications are final, 3 rows were rejected." in demo.stdout
 
 
 def test_demo_of_the_example_file_completes(system: System) -> None:
@@ -190,7 +190,7 @@ async def test_data_survives_a_restart_and_a_stop_leaves_no_process(tmp_path: Pa
     with running_system(folder, FAST) as system:
         async with system.client() as client:
             assert (await client.get(f"/api/notifications/{kept}")).status_code == 200
-        # Killed itself, it takes its processes along; the next start cleans up what is left.
+        # If `notify_local` itself is killed, its processes must end as well.
         processes = [psutil.Process(system.pid(program)) for program in PROGRAMS]
         system.process.kill()
         system.process.wait()

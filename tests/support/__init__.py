@@ -1,1 +1,1 @@
-"""What the tests share: servers, fakes at the provider, in-process services."""
+"""Shared test support: servers, provider fakes and in-process services."""

@@ -1,4 +1,4 @@
-"""A test's own hand on RabbitMQ: publish anything, read any queue."""
+"""Direct access to RabbitMQ for tests: publish anything, read any queue."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -10,11 +10,11 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.rabbitmq.connection import RabbitSettings
 
-TIMEOUT = 20.0  # seconds; only for what never comes
+TIMEOUT = 20.0  # seconds; reached only if the test fails
 
 
 class Hand:
-    """One channel with confirms."""
+    """A channel with confirms, for tests that publish and read messages by hand."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
@@ -33,17 +33,17 @@ class Hand:
         await self.publish("notifications.results", "results", body)
 
     async def next_message(self, queue: str) -> AbstractIncomingMessage:
-        """The next message of the queue, acked."""
+        """Return and ack the next message of the queue."""
         source = await self.channel.get_queue(queue)
         async with asyncio.timeout(TIMEOUT):
-            # Asked for, not consumed: a consumer that is cancelled can have taken another message along.
+            # Polled, because a consumer may have received another message by the time it is cancelled.
             while (message := await source.get(fail=False)) is None:  # noqa: ASYNC110 - see above
                 await asyncio.sleep(0.01)
         await message.ack()
         return message
 
     async def results(self, count: int) -> list[DeliveryResult]:
-        """The next `count` results that senders have reported."""
+        """Return at least `count` results that senders have published."""
         found: list[DeliveryResult] = []
         while len(found) < count:
             message = await self.next_message("notifications.results")
@@ -51,12 +51,12 @@ class Hand:
         return found
 
     async def depth(self, queue: str) -> int:
-        """How many messages wait in the queue, not counting unacked ones."""
+        """Return the number of ready messages in the queue; unacked ones are not counted."""
         declared = await self.channel.declare_queue(queue, passive=True)
         return declared.declaration_result.message_count or 0
 
     async def listen(self, exchange: str, routing_key: str) -> asyncio.Queue[AbstractIncomingMessage]:
-        """What is published to the exchange from now on."""
+        """Return a queue that receives every message published to the exchange from now on."""
         inbox: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         queue = await self.channel.declare_queue(exclusive=True)
         await queue.bind(exchange, routing_key)

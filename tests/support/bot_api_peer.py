@@ -1,4 +1,4 @@
-"""An HTTP server that answers as the Telegram Bot API does."""
+"""A fake Telegram Bot API."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from typing_extensions import override
 from support.conformance import SECRET, Behaviour
 from support.http_peer import HttpPeer, HttpRequest
 
-ANSWERS: dict[Behaviour, tuple[int, dict[str, Any]]] = {
+ERRORS: dict[Behaviour, tuple[int, dict[str, Any]]] = {
     Behaviour.PERMANENT: (403, {"description": "Forbidden: bot was blocked by the user"}),
     Behaviour.TEMPORARY: (500, {"description": "Internal Server Error"}),
     Behaviour.THROTTLE: (
@@ -22,7 +22,7 @@ ANSWERS: dict[Behaviour, tuple[int, dict[str, Any]]] = {
 
 
 class BotApiPeer(HttpPeer):
-    """An HTTP server with the answers of https://core.telegram.org/bots/api#making-requests."""
+    """An HTTP server with the responses of https://core.telegram.org/bots/api#making-requests."""
 
     recipient = "987654321"
 
@@ -31,8 +31,13 @@ class BotApiPeer(HttpPeer):
         self.requests: list[dict[str, Any]] = []
 
     def settings(self, secret: str = SECRET, **change: object) -> TelegramSenderSettings:
-        own = {"telegram_provider": "bot_api", "telegram_bot_token": secret, "telegram_api_url": self.url, **change}
-        return TelegramSenderSettings.model_validate(own)
+        settings = {
+            "telegram_provider": "bot_api",
+            "telegram_bot_token": secret,
+            "telegram_api_url": self.url,
+            **change,
+        }
+        return TelegramSenderSettings.model_validate(settings)
 
     def provider(self, secret: str = SECRET) -> Provider:
         return BotApi(self.settings(secret))
@@ -42,14 +47,14 @@ class BotApiPeer(HttpPeer):
 
     @override
     async def answer(self, request: HttpRequest) -> tuple[int, dict[str, str], bytes]:
-        answer: dict[str, Any]
+        body: dict[str, Any]
         if request.path != f"/bot{SECRET}/sendMessage":
-            status, answer = 401, {"description": "Unauthorized"}
+            status, body = 401, {"description": "Unauthorized"}
         elif self.behaviour is Behaviour.ACCEPT:
             self.requests.append(json.loads(request.body))
-            status, answer = 200, {"ok": True, "result": {"message_id": len(self.requests), "date": 0}}
+            status, body = 200, {"ok": True, "result": {"message_id": len(self.requests), "date": 0}}
         else:
-            status, answer = ANSWERS[self.behaviour]
+            status, body = ERRORS[self.behaviour]
         if status != 200:
-            answer = {"ok": False, "error_code": status, **answer}
-        return status, {}, json.dumps(answer).encode()
+            body = {"ok": False, "error_code": status, **body}
+        return status, {}, json.dumps(body).encode()

@@ -13,12 +13,12 @@ from playwright.async_api import Browser, ConsoleMessage, Page, Request, Viewpor
 
 from support.debian import unpacked
 
-TIMEOUT = 20_000  # milliseconds; only for what never comes
+TIMEOUT = 20_000  # milliseconds; reached only if the test fails
 WIDE: ViewportSize = {"width": 1280, "height": 860}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-# The sandbox needs rights that a container, or root, does not have; /dev/shm can be small there.
+# In a container or as root, the sandbox lacks permissions and /dev/shm may be too small.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-# Pictures show a demo in many languages.
+# The screenshots show texts in many languages.
 FONT_PACKAGES = ("fonts-dejavu-core", "fonts-droid-fallback", "fonts-lohit-deva")
 FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/cache</cachedir>
@@ -31,14 +31,14 @@ FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 
 @dataclass(frozen=True)
 class Chromium:
-    """How to start it."""
+    """The executable of Chromium and the environment that it needs."""
 
     executable: Path
     environment: Mapping[str, str]
 
 
 def find_chromium(folder: Path) -> Chromium:
-    """The machine's own, or one that is unpacked in `folder`; the test is skipped where there can be none."""
+    """Return the machine's Chromium, or unpack one in `folder`; skip the test if that is impossible."""
     if os.environ.get("CHROMIUM") or shutil.which("chromium"):
         return Chromium(Path(os.environ.get("CHROMIUM") or str(shutil.which("chromium"))), {})
     root = unpacked("chromium", *FONT_PACKAGES, folder=folder, with_libraries=True)
@@ -52,12 +52,12 @@ def find_chromium(folder: Path) -> Chromium:
 
 @dataclass
 class Watched:
-    """A page, and what it must not do: it is looked at when it is closed."""
+    """A page and its faults, such as script errors, which fail the test when the page is closed."""
 
     page: Page
     faults: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()
-    """Parts of what the browser itself reports of requests that fail, where a test lets them fail."""
+    """Parts of the console errors that a test provokes, for example by failing requests."""
 
     def note(self, fault: str) -> None:
         if not any(each in fault for each in self.expected):
@@ -66,7 +66,7 @@ class Watched:
 
 @asynccontextmanager
 async def running_browser(chromium: Chromium) -> AsyncIterator[Browser]:
-    """A headless one."""
+    """Run a headless browser until the context ends."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=chromium.executable, args=FLAGS, env={**os.environ, **chromium.environment}
@@ -81,24 +81,24 @@ async def running_browser(chromium: Chromium) -> AsyncIterator[Browser]:
 async def opened(
     browser: Browser, url: str, *, size: ViewportSize = WIDE, dark: bool = False, expected: tuple[str, ...] = ()
 ) -> AsyncIterator[Page]:
-    """A tab of its own. An error of a script, a breach of the policy or a request to another host fails the test."""
+    """Open a page in a new context; a script error, a policy violation or a request to another host fails the test."""
     context = await browser.new_context(viewport=size, color_scheme="dark" if dark else "light")
     context.set_default_timeout(TIMEOUT)
     page = await context.new_page()
     watched = Watched(page, expected=expected)
     host = urlsplit(url).netloc
 
-    def said(message: ConsoleMessage) -> None:
+    def on_console(message: ConsoleMessage) -> None:
         if message.type == "error":
             watched.note(message.text)
 
-    def asked(request: Request) -> None:
+    def on_request(request: Request) -> None:
         if urlsplit(request.url).netloc != host:
             watched.note(f"another host: {request.url}")
 
-    page.on("console", said)
+    page.on("console", on_console)
     page.on("pageerror", lambda error: watched.note(f"script: {error}"))
-    page.on("request", asked)
+    page.on("request", on_request)
     page.on("dialog", lambda dialog: watched.note(f"dialog: {dialog.message}"))
     await page.goto(url)
     try:

@@ -1,4 +1,4 @@
-"""The system of docker-compose.yml, under a project name, ports and settings of the test's own."""
+"""The system of docker-compose.yml with a project name, ports and settings for tests."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ HEALTHY_TIMEOUT = 180  # seconds
 
 
 class Compose:
-    """`docker compose`, with the settings of `.env.example` but for those that `set` changes."""
+    """A Docker Compose project with the settings of `.env.example`, which `set` can change."""
 
     def __init__(self, env_file: Path) -> None:
         example = (PROJECT / ".env.example").read_text().splitlines()
         self._settings = dict(line.split("=", 1) for line in example if line and line[0] != "#")
         self._env_file = env_file
         ports = Ports()
-        self.set(TAG="test")  # beside the images of whoever works here
+        self.set(TAG="test")  # does not replace the developer's own images
         self.set(APP_PORT=str(ports.free(28080)), RABBITMQ_MANAGEMENT_PORT=str(ports.free(45672)))
 
     def set(self, **settings: str) -> None:
@@ -34,11 +34,11 @@ class Compose:
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
 
     def run(self, *arguments: str, script: str = "") -> str:
-        """The output of `docker compose …`, which must succeed."""
+        """Run `docker compose …`, which must succeed, and return its output."""
         return docker("compose", "-p", NAME, "--env-file", str(self._env_file), *arguments, script=script)
 
     async def up(self, *arguments: str) -> None:
-        """Return when all is healthy; whatever else the test does goes on meanwhile."""
+        """Start all services, and wait until they are healthy, without blocking the event loop."""
         wait = ("--wait", "--wait-timeout", str(HEALTHY_TIMEOUT))
         await asyncio.to_thread(self.run, "up", "-d", *wait, *arguments)
 
@@ -54,7 +54,7 @@ class Compose:
         )
 
     def management(self) -> httpx.Client:
-        """A client of RabbitMQ's management API."""
+        """Return a client of RabbitMQ's management API."""
         return httpx.Client(
             base_url=f"http://127.0.0.1:{self._settings['RABBITMQ_MANAGEMENT_PORT']}",
             auth=("admin", self._settings["RABBITMQ_ADMIN_PASSWORD"]),
@@ -64,8 +64,8 @@ class Compose:
 
 
 def docker(*arguments: str, script: str = "") -> str:
-    """The output of `docker …`, which must succeed."""
-    # What is exported here would win over the file.
+    """Run `docker …`, which must succeed, and return its output."""
+    # Exported variables would override those of the file.
     ours = {"REVISION", *(line.split("=")[0] for line in (PROJECT / ".env.example").read_text().splitlines())}
     environment = {
         name: value for name, value in os.environ.items() if name not in ours and not name.startswith("COMPOSE_")

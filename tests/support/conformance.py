@@ -1,4 +1,4 @@
-"""What every provider must do, whatever it sends over: a new one's tests inherit it and bring a real peer."""
+"""The conformance suite of all providers: a provider's tests inherit it and supply a real peer."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ SECRET = "1234567:a-secret-that-nobody-sees"
 
 
 class Behaviour(StrEnum):
-    """What a peer does with a message."""
+    """The way a peer treats messages."""
 
     ACCEPT = "accept"
     PERMANENT = "permanent"
@@ -33,9 +33,9 @@ class Behaviour(StrEnum):
     THROTTLE = "throttle"
     HANG = "hang"
     BREAK = "break"
-    """Take it whole, and end the connection without an answer."""
+    """Receive the whole message, and close the connection without a response."""
     CUT_IN_DATA = "cut in data"
-    """End the connection before it is whole (a mail server's)."""
+    """Close the connection before the message is complete (mail servers only)."""
 
 
 class Peer(Protocol):
@@ -43,25 +43,25 @@ class Peer(Protocol):
 
     behaviour: Behaviour
     connections: int
-    """So far."""
+    """The number of connections so far."""
     recipient: str
-    """One it takes messages for."""
+    """A recipient that the peer accepts messages for."""
 
     def provider(self, secret: str = SECRET) -> Provider:
-        """What talks to it."""
+        """Return a provider that sends to this peer."""
 
     def received(self) -> list[str]:
-        """The texts it has accepted."""
+        """Return the texts of the accepted messages."""
 
     async def open(self) -> None:
         """Listen, on the same port each time."""
 
     async def close(self) -> None:
-        """Listen no more, and end all connections."""
+        """Stop listening, and close all connections."""
 
 
 class Conformance:
-    """What a provider does, whatever it sends over. A subclass has the fixture `peer`."""
+    """The tests that every provider must pass; a subclass defines the fixture `peer`."""
 
     @pytest.fixture
     async def provider(self, peer: Peer) -> AsyncIterator[Provider]:
@@ -148,7 +148,7 @@ class Conformance:
         self, peer: Peer, provider: Provider, request_: DeliveryRequested, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
-        told: list[str] = []
+        errors: list[str] = []
         for behaviour in (*Behaviour, None):
             if behaviour is None:
                 await peer.close()
@@ -158,10 +158,10 @@ class Conformance:
                 async with asyncio.timeout(0.1 if behaviour is Behaviour.HANG else 10):
                     await provider.send(request_)
             except (ProviderFailure, TimeoutError) as error:
-                told += [repr(error), repr(error.__cause__), repr(error.__context__), str(getattr(error, "text", ""))]
-        own = [record.getMessage() for record in caplog.records if record.name != "mail.log"]  # that is the peer's
+                errors += [repr(error), repr(error.__cause__), repr(error.__context__), str(getattr(error, "text", ""))]
+        logged = [record.getMessage() for record in caplog.records if record.name != "mail.log"]  # the peer's log
         for secret in (SECRET, b64encode(SECRET.encode()).decode(), b64encode(f"\0orders\0{SECRET}".encode()).decode()):
-            assert secret not in "\n".join([*told, *own])
+            assert secret not in "\n".join([*errors, *logged])
 
     async def test_missing_recipient_is_a_permanent_failure(self, provider: Provider) -> None:
         with pytest.raises(PermanentFailure, match="no_recipient"):

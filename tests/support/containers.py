@@ -19,7 +19,7 @@ AMQP_PORT, MANAGEMENT_PORT, POSTGRES_PORT = 5672, 15672, 5432
 
 @dataclass(frozen=True)
 class ServerContainers:
-    """Both servers, by the name of the container; their ports stay the same through a restart."""
+    """The containers of both servers by name; their ports stay the same after a restart."""
 
     by_name: dict[str, DockerContainer]
 
@@ -51,14 +51,14 @@ class ServerContainers:
         return f"http://{container.get_container_host_ip()}:{container.get_exposed_port(MANAGEMENT_PORT)}"
 
     def pid(self, name: str) -> int:
-        """The process id of the container's first process; 0 while there is none."""
+        """Return the process id of the container's first process, or 0 if it is not running."""
         container = self.by_name[name].get_wrapped_container()
         container.reload()
         pid: int = container.attrs["State"]["Pid"]
         return pid
 
     def kill(self, name: str) -> None:
-        """As `kill -9`, and started again: an engine does not restart by itself what was killed by hand."""
+        """Kill the container and start it again, as Docker does not restart a container that was killed by hand."""
         container = self.by_name[name].get_wrapped_container()
         container.kill("SIGKILL")
         container.start()
@@ -66,7 +66,7 @@ class ServerContainers:
 
 @contextmanager
 def running_containers() -> Iterator[ServerContainers]:
-    # The contexts below end them; Ryuk, which would do so too, is one more image to pull and trust.
+    # The contexts below stop the containers. Ryuk would do so as well, but it is one more image to pull and trust.
     testcontainers_config.ryuk_disabled = True
     ports = Ports()
     try:
@@ -85,6 +85,6 @@ def running_containers() -> Iterator[ServerContainers]:
             )
         )
     except DockerException as error:
-        raise RuntimeError(f"TEST_SERVERS=containers, but no Docker engine answers: {error}") from error
+        raise RuntimeError(f"TEST_SERVERS=containers, but no Docker engine responds: {error}") from error
     with postgres, rabbit:
         yield ServerContainers({"postgres": postgres, "rabbitmq": rabbit})

@@ -1,4 +1,4 @@
-"""Exim, a real mail server, from Debian's packages; nothing is installed."""
+"""Exim, a real mail server, from Debian packages that are unpacked but not installed."""
 
 import os
 import socket
@@ -88,14 +88,14 @@ class Exim:
         )
 
     def mailbox(self) -> list[EmailMessage]:
-        """What it has delivered."""
+        """Return the delivered messages."""
         files = (self.folder / "mail" / "new").glob("*")
         return [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
 
 
 @contextmanager
 def running_exim() -> Iterator[Exim]:
-    """A server of the caller's own on 127.0.0.1, with STARTTLS and a login, that delivers into a maildir."""
+    """Run a server on 127.0.0.1 that requires STARTTLS and a login and delivers into a maildir."""
     with TemporaryDirectory(prefix="exim-") as name, _running_in(Path(name)) as exim:
         yield exim
 
@@ -103,7 +103,7 @@ def running_exim() -> Iterator[Exim]:
 @contextmanager
 def _running_in(folder: Path) -> Iterator[Exim]:
     root = unpacked(*PACKAGES, folder=folder / "packages", with_libraries=True)
-    user = os.getuid() or NOBODY  # as root it refuses to run
+    user = os.getuid() or NOBODY  # Exim refuses to run as root
     for name in ("spool", "log", "mail"):
         (folder / name).mkdir()
         if os.getuid() == 0:
@@ -116,7 +116,7 @@ def _running_in(folder: Path) -> Iterator[Exim]:
     (folder / "passwd").write_text(f"root:x:0:0::/:/bin/sh\nDebian-exim:x:{user}:{user}::/:/bin/sh\n")
     (folder / "group").write_text(f"root:x:0:\nDebian-exim:x:{user}:\n")
     program, port = root / "usr/sbin/exim4", Ports().free(20_025)
-    program.chmod(0o755)  # not setuid: it would lose the variables below
+    program.chmod(0o755)  # removes setuid, with which the variables below would be dropped
     configuration = CONFIGURATION.format(program=program, folder=folder, secret=SECRET)
     (folder / "configuration").write_text(configuration)
     [libraries] = {library.parent for library in root.rglob("libnss_wrapper.so")}
@@ -144,9 +144,9 @@ def _await_listening(process: subprocess.Popen[bytes], port: int, folder: Path) 
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
-            told = (folder / "output").read_text()
-            assert process.poll() is None, told
-            assert time.monotonic() < deadline, told
+            output = (folder / "output").read_text()
+            assert process.poll() is None, output
+            assert time.monotonic() < deadline, output
             time.sleep(0.05)
         else:
             return

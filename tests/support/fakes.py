@@ -1,4 +1,4 @@
-"""Fakes at the edge of the system: providers, and a network that can be cut."""
+"""Fakes at the edge of the system: a provider, and a network that can be cut."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,7 +10,7 @@ Answer = Callable[[DeliveryRequested], Awaitable[str | None]]
 
 
 class FakeProvider:
-    """Answers as it is told and remembers what it was asked to send."""
+    """A provider that records its requests and returns what `answer` returns for each."""
 
     def __init__(self, answer: Answer | None = None) -> None:
         self._answer = answer
@@ -23,11 +23,11 @@ class FakeProvider:
         return await self._answer(request) if self._answer else f"message-{len(self.calls)}"
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""
 
 
 class CuttableNetwork:
-    """A TCP proxy: its port can be closed and its connections cut, or they freeze, as when a server dies."""
+    """A TCP proxy whose port can be closed, and whose connections can be cut or, as if the server had died, frozen."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -40,7 +40,7 @@ class CuttableNetwork:
     @classmethod
     @asynccontextmanager
     async def before(cls, host: str, port: int) -> AsyncIterator["CuttableNetwork"]:
-        """One that leads there, open until the context ends."""
+        """Open a proxy to the server until the context ends."""
         network = cls(host, port)
         await network.open()
         try:
@@ -53,23 +53,23 @@ class CuttableNetwork:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def freeze(self) -> None:
-        """Nothing passes any more, and nobody is told: a cable is pulled."""
+        """Stop forwarding without closing connections, as if a cable were pulled."""
         self._flowing.clear()
 
     async def thaw(self) -> None:
-        """New connections work; the frozen ones are gone."""
+        """Cut the frozen connections, and let new ones work."""
         await self.cut()
         self._flowing.set()
 
     async def cut(self) -> None:
-        """End every connection; new ones are taken still, if the port is open."""
+        """Close every connection; new ones are still accepted if the port is open."""
         tasks = list(self._connections)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Nothing listens any more."""
+        """Close the port and every connection."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -1,4 +1,4 @@
-"""What HTTP peers have in common."""
+"""The common base of the fake HTTP providers."""
 
 import asyncio
 import ssl
@@ -10,7 +10,7 @@ from support.conformance import Behaviour
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """One request, whole; names of headers in lower case."""
+    """A complete request; header names are in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -18,7 +18,7 @@ class HttpRequest:
 
 
 class HttpPeer(ABC):
-    """An HTTP server on 127.0.0.1 that hangs and breaks as it is told; a subclass knows the answers."""
+    """An HTTP server on 127.0.0.1 with a configurable `behaviour`; subclasses define the responses."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.behaviour, self.connections = Behaviour.ACCEPT, 0
@@ -33,7 +33,7 @@ class HttpPeer(ABC):
 
     @abstractmethod
     async def answer(self, request: HttpRequest) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
+        """Return the status, headers and body of the response."""
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self._tls)
@@ -59,9 +59,9 @@ class HttpPeer(ABC):
                     return
                 if self.behaviour is Behaviour.HANG:
                     await asyncio.Event().wait()
-                status, told, content = await self.answer(HttpRequest(head.split(" ")[1], headers, body))
-                told = {"Content-Length": str(len(content)), **told}
-                fields = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+                status, extra, content = await self.answer(HttpRequest(head.split(" ")[1], headers, body))
+                response_headers = {"Content-Length": str(len(content)), **extra}
+                fields = "".join(f"{name}: {value}\r\n" for name, value in response_headers.items())
                 writer.write(f"HTTP/1.1 {status} X\r\n{fields}\r\n".encode() + content)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -1,4 +1,4 @@
-"""Real processes: the whole system, single services."""
+"""Real processes: the whole system, or single services."""
 
 import asyncio
 import os
@@ -23,20 +23,20 @@ from support.servers import PROJECT, in_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 STOP_TIMEOUT = 60.0  # seconds
-FINAL_TIMEOUT = 100.0  # seconds; a lease of a killed gateway takes 30
+FINAL_TIMEOUT = 100.0  # seconds; the outbox leases of a killed gateway last 30
 FINAL = {"sent", "failed", "expired", "cancelled"}
 
 Json = dict[str, Any]
 
 
 def local_command(folder: Path, *arguments: str) -> list[str]:
-    """A command of the local stack, as the Makefile gives it."""
+    """Return a command of the local stack, as in the Makefile."""
     return [sys.executable, "-m", "notify_local", "--folder", str(folder), *arguments]
 
 
 @dataclass(frozen=True)
 class System:
-    """A running `make up`; or the same services on servers in containers."""
+    """A running system: `make up`, or the same services with servers in containers."""
 
     folder: Path
     process: subprocess.Popen[bytes]
@@ -54,7 +54,7 @@ class System:
         return int((self.folder / "run" / f"{name}.pid").read_text())
 
     def kill(self, name: str) -> None:
-        """As `kill -9`; it will be started again."""
+        """Kill a process with SIGKILL; its supervisor restarts it."""
         if self.containers is not None and name in self.containers.by_name:
             self.containers.kill(name)
         else:
@@ -69,7 +69,7 @@ class System:
 def running_system(
     folder: Path, settings: Mapping[str, str], *, scale: Mapping[str, int] | None = None
 ) -> Iterator[System]:
-    """The whole system until the context ends; it must end in order. `scale`: how many of a service, where not one."""
+    """Run the whole system until the context ends; it must exit cleanly. `scale` sets the number of processes."""
     if in_containers():
         with running_containers() as containers:
             servers = {**as_environment(containers.postgres()), **as_environment(containers.rabbit())}
@@ -93,7 +93,7 @@ def _running(
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - ours
             local_command(folder, command, *options),
-            cwd=folder.parent,  # no developer's `.env` is there
+            cwd=folder.parent,  # a folder without a developer's `.env`
             env={**os.environ, **settings},
             stdout=output,
             stderr=output,
@@ -112,17 +112,17 @@ def _running(
 
 
 async def all_final(client: httpx.AsyncClient, ids: Sequence[str]) -> list[Json]:
-    """The notifications, once none is pending; a gateway that is being restarted is waited for."""
+    """Wait until no notification is pending, and return them; the gateway may be restarting in the meantime."""
     deadline = time.monotonic() + FINAL_TIMEOUT
-    while (page := await _told(client, "/api/notifications", status="pending", limit=1)) is None or page["items"]:
+    while (page := await _get(client, "/api/notifications", status="pending", limit=1)) is None or page["items"]:
         assert time.monotonic() < deadline, f"not final: {page}"
         await asyncio.sleep(0.2)
-    places = asyncio.Semaphore(20)
+    slots = asyncio.Semaphore(20)
 
     async def final(notification_id: str) -> Json:
-        async with places:
-            while (notification := await _told(client, f"/api/notifications/{notification_id}")) is None:
-                assert time.monotonic() < deadline, f"not told: {notification_id}"
+        async with slots:
+            while (notification := await _get(client, f"/api/notifications/{notification_id}")) is None:
+                assert time.monotonic() < deadline, f"no response for {notification_id}"
                 await asyncio.sleep(0.2)
         assert {delivery["status"] for delivery in notification["deliveries"]} <= FINAL
         return notification
@@ -130,20 +130,20 @@ async def all_final(client: httpx.AsyncClient, ids: Sequence[str]) -> list[Json]
     return await asyncio.gather(*map(final, ids))
 
 
-async def _told(client: httpx.AsyncClient, path: str, **parameters: Any) -> Json | None:
-    """What the gateway answers; None while it can not."""
+async def _get(client: httpx.AsyncClient, path: str, **parameters: Any) -> Json | None:
+    """Return the gateway's response, or None if the gateway is unavailable."""
     try:
-        answer = await client.get(path, params=parameters)
+        response = await client.get(path, params=parameters)
     except httpx.TransportError:
         return None
-    if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
         return None
-    told: Json = answer.raise_for_status().json()
-    return told
+    content: Json = response.raise_for_status().json()
+    return content
 
 
 async def crash(point: str, *servers: PostgresSettings | RabbitSettings) -> None:
-    """Run the process that dies there."""
+    """Run a process that kills itself at the given point of `support.crashes`."""
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
     for server in servers:
         environment |= as_environment(server)
@@ -156,7 +156,7 @@ async def crash(point: str, *servers: PostgresSettings | RabbitSettings) -> None
 
 
 async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | RabbitSettings], code: int = 0) -> str:
-    """What `notify-gateway …` prints; it must end with `code`."""
+    """Run `notify-gateway …`, which must exit with `code`, and return its output."""
     environment = dict(os.environ)
     for server in servers:
         environment |= as_environment(server)
@@ -173,7 +173,7 @@ async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | 
 def running_service(
     name: str, *servers: PostgresSettings | RabbitSettings, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """One service as a process; killed at the end if it still runs."""
+    """Run one service as a process; kill it at the end if it is still running."""
     environment = {**os.environ, "AUTH": "off", "HEALTH_PORT": str(Ports().free(18_800)), **settings}
     for server in servers:
         environment |= as_environment(server)
@@ -189,15 +189,15 @@ def running_service(
 
 
 async def answers(url: str, status: int) -> httpx.Response:
-    """Wait until `url` answers with `status`."""
+    """Request `url` until it responds with `status`, and return the response."""
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
         deadline = time.monotonic() + STOP_TIMEOUT
         while True:
             try:
-                answer = await client.get(url)
+                response = await client.get(url)
             except httpx.TransportError:
-                answer = None
-            if answer is not None and answer.status_code == status:
-                return answer
-            assert time.monotonic() < deadline, f"{url} never answered {status}: {answer and answer.text}"
+                response = None
+            if response is not None and response.status_code == status:
+                return response
+            assert time.monotonic() < deadline, f"{url} never responded with {status}: {response and response.text}"
             await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The PostgreSQL and RabbitMQ of a test run: given ones, else the local stack's or, if so wanted, containers."""
+"""The PostgreSQL and RabbitMQ of a test run: existing servers, those of the local stack, or containers."""
 
 import os
 import subprocess
@@ -23,29 +23,29 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Servers:
-    """Both servers, and RabbitMQ's management API."""
+    """The settings of both servers, and the URL of RabbitMQ's management API."""
 
     postgres: PostgresSettings
     rabbit: RabbitSettings
     management_url: str
 
     def management(self) -> httpx.Client:
-        """A client of the management API, logged in."""
+        """Return a client of the management API."""
         user, password = self.rabbit.rabbitmq_user, self.rabbit.rabbitmq_password.get_secret_value()
         return httpx.Client(base_url=self.management_url, auth=(user, password), timeout=30, trust_env=False)
 
 
 def in_containers() -> bool:
-    """Whether the servers shall run in containers: `TEST_SERVERS` is `local` (the default) or `containers`."""
-    wanted = os.environ.get("TEST_SERVERS", "local")
-    if wanted not in {"local", "containers"}:
-        pytest.exit(f"TEST_SERVERS is {wanted!r}: it must be local or containers", returncode=2)
-    return wanted == "containers"
+    """Return True if `TEST_SERVERS` is `containers`, and False if it is `local`, the default."""
+    value = os.environ.get("TEST_SERVERS", "local")
+    if value not in {"local", "containers"}:
+        pytest.exit(f"TEST_SERVERS must be local or containers, not {value!r}", returncode=2)
+    return value == "containers"
 
 
 @contextmanager
 def servers_for_tests(folder: Path) -> Iterator[Servers]:
-    """Servers for the whole run."""
+    """Provide the servers for a whole test run."""
     if not in_containers() and "POSTGRES_HOST" in os.environ and "RABBITMQ_HOST" in os.environ:
         rabbit = RabbitSettings()
         yield Servers(
@@ -66,8 +66,8 @@ def servers_for_tests(folder: Path) -> Iterator[Servers]:
             if addresses is None:
                 log.seek(0)
                 raise RuntimeError(
-                    f"No servers for the tests. The local stack does not start:\n{log.read().decode()}\n"
-                    "With a Docker engine: TEST_SERVERS=containers. Or name servers in POSTGRES_* and RABBITMQ_*."
+                    f"The local stack did not start, so the tests have no servers:\n{log.read().decode()}\n"
+                    "Set TEST_SERVERS=containers to use Docker, or set POSTGRES_* and RABBITMQ_* to use other servers."
                 )
             yield _from_addresses(addresses)
         finally:

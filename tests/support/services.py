@@ -3,40 +3,30 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import uvicorn
-from faststream.rabbit import RabbitBroker
-from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested
-from notify_common.rabbitmq.connection import RabbitSettings, create_broker
-from notify_common.rabbitmq.consumer import Consumer
-from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
-from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.worker import Worker
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_common.sending.circuit_breaker import CircuitBreakers, ProviderLimits
-from notify_common.sending.metrics import SenderMetrics
+from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
-from notify_common.sending.retry_schedule import RetrySchedule
-from notify_common.sending.sender import Sender
-from notify_common.sending.simulator import WithSimulatedRecipients
-from notify_database.engine import PostgresSettings, create_engine
+from notify_common.sending.service import SenderSettings, create_sender
+from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
 from notify_gateway.http.server import LimitedHttpProtocol
 from notify_gateway.http_api import create_app
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.settings import GatewaySettings
-from notify_status_writer.dead_inbox import DeadInbox
-from notify_status_writer.metrics import StatusWriterMetrics
-from notify_status_writer.result_store import ResultStore
-from notify_status_writer.results_writer import ResultsWriter
+from notify_status_writer.application import create_status_writer
+from notify_status_writer.settings import StatusWriterSettings
 from prometheus_client import CollectorRegistry
 
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
@@ -62,14 +52,6 @@ def gateway_metrics() -> GatewayMetrics:
     return GatewayMetrics(CollectorRegistry())
 
 
-@dataclass(frozen=True)
-class RunningSender:
-    """A sender that consumes."""
-
-    broker: RabbitBroker
-    consumer: Consumer
-
-
 @asynccontextmanager
 async def running_sender(
     rabbit: RabbitSettings,
@@ -81,33 +63,21 @@ async def running_sender(
     concurrency: int = 100,
     first_delay: timedelta = FIRST_DELAY,
     limits: ProviderLimits | None = None,
-    registry: CollectorRegistry | None = None,
     tracing: Tracing = UNTRACED,
-) -> AsyncIterator[RunningSender]:
+) -> AsyncIterator[Worker]:
     """A sender of one channel."""
-    broker = create_broker(rabbit, f"{channel}_sender")
-    schedule = RetrySchedule(first_delay=first_delay, max_attempts=max_attempts)
-    publisher = ConfirmedPublisher(broker)
-    sender = Sender(
-        publisher,
-        channel=channel,
-        provider=WithSimulatedRecipients(provider),
-        provider_timeout=provider_timeout,
-        schedule=schedule,
-        metrics=SenderMetrics(registry or CollectorRegistry(), channel),
-        breakers=CircuitBreakers(f"{channel} provider", limits) if limits else None,
-        tracing=tracing,
+    settings = SenderSettings.model_validate(
+        {
+            **rabbit.model_dump(),
+            "max_retries": max_attempts,
+            "retry_delay": first_delay.total_seconds(),
+            "concurrency": concurrency,
+            "provider_timeout": provider_timeout,
+        }
     )
-    deliveries = topology.deliveries(channel)
-    consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=concurrency)
-    await prepare_topology(
-        rabbit,
-        [*topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.delays)],
-    )
-    await broker.connect()
-    async with aclosing(provider), consumer.consuming(TIMEOUT):
-        yield RunningSender(broker, consumer)
-    await broker.stop()
+    sender = create_sender(settings, channel=channel, provider=provider, limits=limits, tracing=tracing)
+    async with sender.running():
+        yield sender
 
 
 @asynccontextmanager
@@ -115,29 +85,15 @@ async def running_status_writer(
     rabbit: RabbitSettings,
     postgres: PostgresSettings,
     *,
-    dead_inbox: bool = True,
     events_to: RabbitSettings | None = None,
     tracing: Tracing = UNTRACED,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Worker]:
     """A status writer."""
-    broker, engine = create_broker(rabbit, "status_writer"), create_engine(postgres, pool_size=2)
-    store = ResultStore(engine)
-    events = EventPublisher(events_to or rabbit, "status_writer")
-    publisher = ConfirmedPublisher(broker)
-    consumer = ResultsWriter(publisher, store, events, StatusWriterMetrics(CollectorRegistry()), tracing)
-    results, (archive, inbox) = topology.results(), topology.dead_letters()
-    consumers = [Consumer(broker, publisher, results.queue.name, consumer.handle, prefetch=40)]
-    if dead_inbox:
-        consumers.append(Consumer(broker, publisher, inbox.queue.name, DeadInbox(store, consumer).handle, prefetch=10))
-    await prepare_topology(rabbit, [archive, inbox, results], [topology.EVENTS])
-    await broker.connect()
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(events.running())
-        for each in consumers:
-            await stack.enter_async_context(each.consuming(TIMEOUT))
-        yield
-    await broker.stop()
-    await engine.dispose()
+    settings = StatusWriterSettings.model_validate({**postgres.model_dump(), **rabbit.model_dump()})
+    events = None if events_to is None else EventPublisher(events_to, "status_writer")
+    status_writer = create_status_writer(settings, events=events, tracing=tracing)
+    async with status_writer.running():
+        yield status_writer
 
 
 @asynccontextmanager

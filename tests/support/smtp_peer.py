@@ -1,4 +1,4 @@
-"""An SMTP server as mail providers run them."""
+"""A fake mail provider."""
 
 import asyncio
 import ssl
@@ -28,19 +28,19 @@ class _Server(SMTP):
 
 
 class SmtpPeer:
-    """An SMTP server with STARTTLS and a login."""
+    """An SMTP server that requires STARTTLS and a login."""
 
     recipient = "a@example.org"
 
     def __init__(self, folder: Path) -> None:
         self.behaviour, self.connections = Behaviour.ACCEPT, 0
         self.script: list[Behaviour] = []
-        """For one message each; then it is as `behaviour` says."""
+        """The behaviours for the next messages; each becomes `behaviour` in turn, and the last one stays."""
         self.asked = asyncio.Event()
         self.messages: list[EmailMessage] = []
         self.contents: list[bytes] = []
         self.raw: list[Message] = []
-        """Their headers as they came."""
+        """The messages with their headers in the form in which they arrived."""
         self._port = 0
         self._server: asyncio.Server | None = None
         self._protocols: set[SMTP] = set()
@@ -123,7 +123,7 @@ class SmtpPeer:
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - as above
         if self.behaviour is Behaviour.BREAK:
             cast("asyncio.Transport", server.transport).abort()
-            return "250 nobody hears it"
+            return "250 never received"
         content = cast("bytes", envelope.original_content)
         self.contents.append(content)
         self.raw.append(message_from_bytes(content, policy=policy.compat32))

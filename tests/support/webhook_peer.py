@@ -1,4 +1,4 @@
-"""A receiver of webhooks that verifies them with the Standard Webhooks library."""
+"""A webhook receiver that verifies signatures with the Standard Webhooks library."""
 
 import json
 import ssl
@@ -17,7 +17,7 @@ from typing_extensions import override
 from support.conformance import SECRET, Behaviour
 from support.http_peer import HttpPeer, HttpRequest
 
-ANSWERS: dict[Behaviour, tuple[int, dict[str, str], bytes]] = {
+RESPONSES: dict[Behaviour, tuple[int, dict[str, str], bytes]] = {
     Behaviour.ACCEPT: (204, {}, b""),
     Behaviour.PERMANENT: (410, {}, b"gone"),
     Behaviour.TEMPORARY: (500, {}, b"Internal Server Error"),
@@ -26,12 +26,12 @@ ANSWERS: dict[Behaviour, tuple[int, dict[str, str], bytes]] = {
 
 
 def key(secret: str) -> str:
-    """As Standard Webhooks writes it."""
+    """Return a secret in the format of Standard Webhooks."""
     return f"whsec_{b64encode(secret.encode()).decode()}"
 
 
 class WebhookPeer(HttpPeer):
-    """An HTTPS server on `localhost`; with `wants_client` it takes nobody who has no certificate."""
+    """An HTTPS server on `localhost`; with `wants_client` it requires client certificates."""
 
     def __init__(self, folder: Path, *, wants_client: bool = False) -> None:
         authority = trustme.CA()
@@ -42,9 +42,9 @@ class WebhookPeer(HttpPeer):
         self._ca_file = folder / "ca.pem"
         authority.cert_pem.write_to_path(self._ca_file)
         super().__init__(tls)
-        self.answers = dict(ANSWERS)
+        self.answers = dict(RESPONSES)
         self.requests: list[HttpRequest] = []
-        """Those whose signature is right."""
+        """The accepted requests, all with a valid signature."""
 
     @property
     def recipient(self) -> str:
@@ -65,9 +65,9 @@ class WebhookPeer(HttpPeer):
         return Webhook(self.settings(key(secret)))
 
     def received(self) -> list[str]:
-        return [told["data"]["message"] for told in self.told()]
+        return [event["data"]["message"] for event in self.payloads()]
 
-    def told(self) -> list[dict[str, Any]]:
+    def payloads(self) -> list[dict[str, Any]]:
         return [json.loads(request.body) for request in self.requests]
 
     @override

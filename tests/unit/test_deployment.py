@@ -11,12 +11,12 @@ import pytest
 import yaml
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
-from notify_common.sending.service import SETTLING_TIME, SenderSettings
+from notify_common.sending.service import ACK_TIME, SenderSettings
 from notify_database.migrate import MigrationSettings
 from notify_gateway.settings import GatewaySettings
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 from notify_local.stack import SERVICES as RUNNING
-from notify_status_writer.main import StatusWriterSettings
+from notify_status_writer.settings import StatusWriterSettings
 from pydantic_settings import BaseSettings
 from support.servers import PROJECT
 
@@ -102,7 +102,7 @@ def test_image_declares_the_version_and_the_ports_of_its_service(service: str) -
 
 
 def test_sender_grace_period_is_longer_than_a_provider_call() -> None:
-    longest = SenderSettings.model_fields["provider_timeout"].default + SETTLING_TIME
+    longest = SenderSettings.model_fields["provider_timeout"].default + ACK_TIME
     assert int(EXAMPLE["SENDER_STOP_GRACE_PERIOD"].removesuffix("s")) > longest
 
 

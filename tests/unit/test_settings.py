@@ -4,7 +4,7 @@ import pytest
 from notify_common.runtime.settings import load_settings
 from notify_email_sender.settings import EmailSenderSettings
 from notify_gateway.settings import GatewaySettings
-from notify_status_writer.main import StatusWriterSettings
+from notify_status_writer.settings import StatusWriterSettings
 from notify_telegram_sender.settings import TelegramSenderSettings
 from notify_webhook_sender.settings import WebhookSenderSettings
 from pydantic import ValidationError

@@ -29,7 +29,7 @@ async def test_overview_counts_deliveries_by_channel(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overview, "INTERVAL", 0.0)
-    monkeypatch.setattr(overview, "FORGOTTEN_AFTER", 3.0)
+    monkeypatch.setattr(overview, "IDLE_TIMEOUT", 3.0)
     with servers.management() as management:
         url = str(management.base_url)
     looked_at = asyncio.Event()

@@ -14,8 +14,7 @@ from chaos.record import RECORDED, RULES, SCENARIOS, SCRAPE_INTERVAL
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.health import health_app
-from notify_common.runtime.metrics import exposition, process_registry
-from notify_common.sending.retry_queue_depth import WaitingRetries
+from notify_common.runtime.metrics import exposition
 from notify_status_writer.metrics import StatusWriterMetrics
 from prometheus_client import CollectorRegistry
 from support.debian import unpacked
@@ -68,7 +67,7 @@ def test_prometheus_configuration_is_valid(promtool: str) -> None:
 def test_each_alert_fires_on_its_fault_and_is_silent_otherwise(promtool: str) -> None:
     run(promtool, "test", "rules", TESTS / "rules_test.yml")
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
-    tested = (TESTS / "rules_test.yml").read_text().partition("name: RabbitMQ is away")[2]
+    tested = (TESTS / "rules_test.yml").read_text().partition("name: RabbitMQ is unavailable")[2]
     assert {alert for alert in alerts if f"alertname: {alert}\n" in tested} == alerts
 
 
@@ -105,11 +104,9 @@ def test_every_scenario_is_recorded_and_every_alert_fires_in_one() -> None:
 async def exported(promtool: str, api: httpx.AsyncClient, rabbit: RabbitSettings) -> set[str]:
     """The metrics of all services, by the names that their samples have."""
     told = [(await api.get("http://gateway:8085/metrics")).text]
-    registry = process_registry()
-    async with running_sender(rabbit, FakeProvider(), registry=registry) as sender:
-        WaitingRetries(sender.broker, sender.consumer, Channel.EMAIL, [], registry)
-        health_app([sender.consumer], registry)
-        told.append(exposition(registry, "")[0].decode())
+    async with running_sender(rabbit, FakeProvider()) as sender:
+        health_app(sender.subscriptions, sender.registry)
+        told.append(exposition(sender.registry, "")[0].decode())
     registry = CollectorRegistry()
     StatusWriterMetrics(registry)
     told.append(exposition(registry, "")[0].decode())

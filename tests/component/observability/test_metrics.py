@@ -104,7 +104,7 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
 
     async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
         ladder = RetrySchedule(first_delay=delay, max_attempts=3).delays
-        waiting = WaitingRetries(sender.broker, sender.consumer, Channel.TELEGRAM, ladder, registry)
+        waiting = WaitingRetries(sender.broker, sender.subscriptions[0], Channel.TELEGRAM, ladder, registry)
         await eventually(none_waits, "it consumes, and nothing waits")
         for _ in range(3):
             await hand.request(delivery_requested())
@@ -113,9 +113,8 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
 
 
 async def test_sender_exports_attempt_and_consumer_metrics(rabbit: RabbitSettings, hand: Hand) -> None:
-    registry = CollectorRegistry()
-    async with running_sender(rabbit, FakeProvider(), registry=registry) as sender:
-        app = health_app([sender.consumer], registry)
+    async with running_sender(rabbit, FakeProvider()) as sender:
+        app = health_app(sender.subscriptions, sender.registry)
         await hand.request(delivery_requested())
         await hand.results(1)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://sender") as client:

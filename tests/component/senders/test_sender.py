@@ -300,13 +300,13 @@ async def test_ready_means_that_the_consumer_consumes(rabbit: RabbitSettings, ha
     async with running_sender(rabbit, FakeProvider()) as sender:
 
         async def ready() -> bool:
-            return await sender.consumer.problem() is None
+            return await sender.subscriptions[0].problem() is None
 
         await eventually(ready, "it consumes")
-        await hand.channel.queue_delete(sender.consumer.queue)
+        await hand.channel.queue_delete(sender.subscriptions[0].queue)
 
         async def not_ready() -> bool:
-            return await sender.consumer.problem() is not None
+            return await sender.subscriptions[0].problem() is not None
 
         await eventually(not_ready, "a consumer without its queue is not ready, although it is connected")
 
@@ -319,11 +319,11 @@ async def test_a_consumer_whose_queue_comes_back_consumes_again(rabbit: RabbitSe
         await hand.channel.queue_delete("notifications.telegram")
 
         async def consumes() -> bool:
-            return await sender.consumer.problem() is None
+            return await sender.subscriptions[0].problem() is None
 
         async def was_cancelled() -> bool:
             # Not before: RabbitMQ 3.10 confuses a new queue of the same name with the old one, and loses messages.
-            return "does not answer" not in (await sender.consumer.problem() or "does not answer")
+            return "does not answer" not in (await sender.subscriptions[0].problem() or "does not answer")
 
         await eventually(was_cancelled, "the consumer has noticed that its queue is gone")
         await prepare_topology(rabbit, [topology.deliveries(Channel.TELEGRAM)])

@@ -34,7 +34,7 @@ class TestWebhook(Conformance):
             assert await provider.send(wanted) == str(wanted.delivery_id)
         assert {each.headers["webhook-id"] for each in peer.requests} == {str(wanted.delivery_id)}
         assert {each.headers["host"] for each in peer.requests} == {peer.recipient.split("/")[2]}
-        assert peer.told()[0] == {
+        assert peer.payloads()[0] == {
             "type": "notification",
             "timestamp": "2026-11-24T23:41:21.147000+00:00",
             "data": {

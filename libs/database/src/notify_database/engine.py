@@ -22,27 +22,27 @@ log = logging.getLogger(__name__)
 
 MINIMUM_VERSION = 15
 CONNECT_TIMEOUT = 5.0  # seconds
-# A session that stops in a transaction, or waits for a lock too long, must not hold up the others for ever.
+# A session that hangs inside a transaction, or waits too long for a lock, must not block the others forever.
 STATEMENT_TIMEOUT = 30.0  # seconds
 IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
-# For who looks rows up by their keys and does nothing else. A prepared statement keeps the plan of its first
-# executions: made while a table was empty, it would read all of it for each group of results.
+# Planner settings for clients that only look rows up by key. A prepared statement keeps the plan of its first
+# executions; a plan made while a table was empty would scan the whole table for every batch of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
-# What the newest migration has done.
+# True once the newest migration has run.
 MIGRATED = text(
     "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('notifications') AND attname = 'traceparent')"
 )
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
-# Of SQLSTATE (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program limit
-# exceeded. A statement that fails so will always fail.
-REFUSAL_CLASSES = frozenset({"22", "23", "54"})
+# SQLSTATE classes (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program
+# limit exceeded. A statement that fails with one of them will always fail.
+REJECTION_CLASSES = frozenset({"22", "23", "54"})
 LOGIN_CLASSES = frozenset({"28", "3D"})  # invalid authorization, invalid catalog (database) name
 
 
 class PostgresSettings(EnvironmentSettings):
-    """Where PostgreSQL is."""
+    """The address and login of PostgreSQL."""
 
     postgres_host: str = "localhost"
     postgres_port: int = Field(5432, ge=1, le=65535)
@@ -59,9 +59,9 @@ def create_engine(
     statement_timeout: float = STATEMENT_TIMEOUT,
     planner: Mapping[str, str] | None = None,
 ) -> AsyncEngine:
-    """An engine on asyncpg with at most `pool_size` connections.
+    """Return an engine on asyncpg with at most `pool_size` connections.
 
-    `statement_timeout` in seconds, 0: none; `planner`: settings of PostgreSQL's planner.
+    A `statement_timeout` (in seconds) of 0 disables it; `planner` holds settings of PostgreSQL's planner.
     """
     url = URL.create(
         "postgresql+asyncpg",
@@ -76,11 +76,11 @@ def create_engine(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
-        # An error names the statement; its parameters are messages and recipients.
+        # Parameters contain messages and recipients, which must not appear in errors.
         hide_parameters=True,
         connect_args={
             "timeout": CONNECT_TIMEOUT,
-            # jit costs more than it gives on short statements.
+            # JIT compilation costs more than it saves on short statements.
             "server_settings": {
                 "search_path": settings.postgres_schema,
                 "jit": "off",
@@ -94,56 +94,55 @@ def create_engine(
 
 
 def without_transactions(engine: AsyncEngine) -> AsyncEngine:
-    """The same connections, each statement a transaction of its own: one round trip in place of three."""
+    """Return the engine in autocommit mode: a statement takes one round trip instead of three."""
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn what the driver and the pool raise into `DatabaseUnavailable` or `DataRejected`."""
+    """Translate exceptions of the driver and the pool to `DatabaseUnavailable` or `DataRejected`."""
     try:
         yield
     except DBAPIError as error:
         driver_error = error.orig.__cause__ if error.orig else None
-        raise _decision(driver_error or error) from error
+        raise _translated(driver_error or error) from error
     except (PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-        raise _decision(error) from error
+        raise _translated(error) from error
 
 
-def _decision(error: BaseException) -> DatabaseUnavailable | DataRejected:
+def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
     sqlstate = str(getattr(error, "sqlstate", None) or "")
     if sqlstate[:2] in LOGIN_CLASSES:
         return LoginRejected(str(error))
     if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
-        return DatabaseUnavailable("no partition of its time")  # it is made soon, see partitions.py
-    # asyncpg refuses what it can not encode (its DataError) before it sends it.
-    refused = sqlstate[:2] in REFUSAL_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
+        # The row has no partition yet; the gateway's maintenance creates it soon (partitions.py).
+        return DatabaseUnavailable("no partition for this time")
+    # asyncpg raises its DataError, without contacting the server, for a value that it cannot encode.
+    rejected = sqlstate[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
     description = f"{type(error).__name__} {sqlstate}".rstrip()
-    return DataRejected(description) if refused else DatabaseUnavailable(description)
+    return DataRejected(description) if rejected else DatabaseUnavailable(description)
 
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
-    """Return when PostgreSQL can be used (`migrated`: by a service); raise `StartupError` if waiting cannot help."""
-    enough = {None} if migrated else {None, NOT_MIGRATED}
+    """Wait until PostgreSQL is usable, and migrated if `migrated`; raise `StartupError` if waiting cannot help."""
+    acceptable = {None} if migrated else {None, NOT_MIGRATED}
     outage = Outage(log, "postgresql is not ready")
-    while (problem := await database_problem(engine)) not in enough:  # noqa: ASYNC110 - nothing else tells
+    while (problem := await database_problem(engine)) not in acceptable:  # noqa: ASYNC110 - it can only be polled
         await asyncio.sleep(outage.failed(problem))
     outage.ended()
 
 
 async def database_problem(engine: AsyncEngine) -> str | None:
-    """Why PostgreSQL can not be used now, or None; raises `StartupError` where waiting does not help."""
+    """Return why PostgreSQL is unusable now, or None; raise `StartupError` if waiting cannot help."""
     try:
         with database_errors():
             async with engine.connect() as connection:
                 version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
                 migrated = (await connection.execute(MIGRATED)).scalar_one()
-    except LoginRejected as refusal:
-        raise StartupError(
-            f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {refusal}"
-        ) from refusal
-    except DatabaseUnavailable as away:
-        return f"not reachable ({away})"
+    except LoginRejected as error:
+        raise StartupError(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {error}") from error
+    except DatabaseUnavailable as error:
+        return f"not reachable ({error})"
     if version < MINIMUM_VERSION:
         raise StartupError(f"PostgreSQL {version} is too old: {MINIMUM_VERSION} or newer is needed")
     return None if migrated else NOT_MIGRATED

@@ -1,13 +1,13 @@
-"""Errors of the database."""
+"""The errors that database access raises."""
 
 
 class DatabaseUnavailable(Exception):
-    """PostgreSQL is away, going away, starting or busy: the same work may succeed later."""
+    """PostgreSQL is down, starting, stopping or overloaded; the same work may succeed later."""
 
 
 class LoginRejected(DatabaseUnavailable):
-    """PostgreSQL is there and does not let us in: a wrong user, password or database."""
+    """PostgreSQL rejected the user, the password or the database name."""
 
 
 class DataRejected(Exception):
-    """PostgreSQL will never take these values."""
+    """PostgreSQL will never accept these values."""

@@ -1,4 +1,4 @@
-"""`notify-migrate`: bring the schema to its newest revision. Safe to start several times at once."""
+"""`notify-migrate` upgrades the schema to the newest revision. Several processes may run it at the same time."""
 
 import logging
 from pathlib import Path
@@ -16,25 +16,24 @@ from notify_database.partitions import make_partitions
 
 log = logging.getLogger(__name__)
 
-# Any number that nothing else in this database uses.
-ADVISORY_LOCK = 0x6E6F74696679
+ADVISORY_LOCK = 0x6E6F74696679  # an arbitrary key that nothing else in this database uses
 
 
 class MigrationSettings(ServiceSettings, PostgresSettings):
-    """What the migration needs."""
+    """The settings of `notify-migrate`."""
 
 
 def alembic_config() -> Config:
-    """Alembic's configuration; there is no ini file."""
+    """Return Alembic's configuration, which replaces its ini file."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     return config
 
 
 async def migrate(engine: AsyncEngine, schema: str) -> None:
-    """Create `schema` if it is missing and run what has not run yet, in one transaction."""
+    """Create `schema` if it is missing and run the pending migrations, in one transaction."""
     async with engine.begin() as connection:
-        # Who comes second waits here and then finds nothing left to do.
+        # A concurrent process waits here and then finds nothing left to do.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
         await connection.run_sync(_upgrade)

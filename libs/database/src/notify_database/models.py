@@ -1,19 +1,10 @@
-"""The tables. `migrations/` creates them, which a test compares; `partitions.py` makes their partitions."""
+"""The tables. `migrations/` creates them (a test compares the two), and `partitions.py` creates their partitions."""
 
 from datetime import datetime
 from uuid import UUID
 
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass, Outcome
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    DateTime,
-    Index,
-    MetaData,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Index, MetaData, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -23,7 +14,7 @@ def _one_of(column: str, values: type[DeliveryStatus | Outcome | ErrorClass]) ->
 
 
 class Base(DeclarativeBase):
-    """All tables; text everywhere and checks instead of PostgreSQL enums, which can not drop a value."""
+    """The base of all tables. They use text and checks, because a PostgreSQL enum cannot drop a value."""
 
     metadata = MetaData(
         naming_convention={
@@ -37,13 +28,13 @@ class Base(DeclarativeBase):
 
 
 class Notification(Base):
-    """What a client asked for. Its status is derived from its deliveries, never stored."""
+    """A client's request. Its status is derived from its deliveries and never stored."""
 
     __tablename__ = "notifications"
     __table_args__ = (
         CheckConstraint("user_id >= 1", name="user_id"),
         CheckConstraint("message <> ''", name="message"),
-        # The list of a user's notifications, newest first: ids are UUIDv7 and sort by time.
+        # Serves the list of a user's notifications, newest first: ids are UUIDv7 and sort by time.
         Index("notifications_tenant_user_id_id_idx", "tenant", "user_id", "id"),
         {"postgresql_partition_by": "RANGE (id)"},
     )
@@ -62,7 +53,7 @@ class Notification(Base):
 
 
 class Delivery(Base):
-    """One notification over one channel: the unit of work, of status and of retry."""
+    """A notification on one channel: the unit of work, status and retry."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -71,17 +62,17 @@ class Delivery(Base):
         CheckConstraint("attempt >= 0", name="attempt"),
         CheckConstraint("failures >= 0 AND failures <= attempt", name="failures"),
         Index("deliveries_notification_id_idx", "notification_id"),
-        # Of a kind that leaves updates HOT, from PostgreSQL 16 on; an older one does without it.
+        # BRIN, because it leaves updates HOT from PostgreSQL 16 on. Older versions do not get this index.
         Index("deliveries_updated_at_idx", "updated_at", postgresql_using="brin"),
         {"postgresql_partition_by": "RANGE (id)"},
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    # No foreign keys: a partition that is referenced can not be dropped.
+    # There is no foreign key, because a referenced partition cannot be dropped.
     notification_id: Mapped[UUID]
     channel: Mapped[str]
     recipient: Mapped[str | None]
-    # No other index on the status or on anything else that changes: it would end HOT updates.
+    # The status and the other changing columns have no B-tree index, because it would prevent HOT updates.
     status: Mapped[str]
     round: Mapped[int]
     attempt: Mapped[int]
@@ -91,7 +82,7 @@ class Delivery(Base):
 
 
 class Attempt(Base):
-    """One call of a provider, numbered through all rounds of its delivery."""
+    """A call of a provider. Attempts are numbered consecutively across all rounds of their delivery."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -116,7 +107,7 @@ class Attempt(Base):
 
 
 class OutboxEntry(Base):
-    """A delivery that is committed and not yet confirmed by the broker."""
+    """A committed delivery that the broker has not confirmed yet."""
 
     __tablename__ = "outbox"
     __table_args__ = (CheckConstraint("round >= 1", name="round"), Index("outbox_due_at_idx", "due_at"))
@@ -128,7 +119,7 @@ class OutboxEntry(Base):
 
 
 class UserChannel(Base):
-    """Where a user is reached over a channel, or that the user does not want to be."""
+    """A user's recipient address on a channel, or the user's opt-out from it."""
 
     __tablename__ = "user_channels"
     __table_args__ = (CheckConstraint("user_id >= 1", name="user_id"),)
@@ -142,7 +133,7 @@ class UserChannel(Base):
 
 
 class IdempotencyKey(Base):
-    """A request that was answered, so that its repeat gets the same answer."""
+    """A response stored under the client's key, so that a repeated request gets the same one."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index("idempotency_keys_created_at_idx", "created_at"),)
@@ -155,7 +146,7 @@ class IdempotencyKey(Base):
 
 
 class ApiKey(Base):
-    """Who may do what for a tenant. Only the SHA-256 of the key is kept."""
+    """An API key of a tenant and its scopes. Only the SHA-256 of the key is stored."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -174,7 +165,7 @@ class ApiKey(Base):
 
 
 class RetryJob(Base):
-    """An operator's retry of many failed deliveries: those with ids between last_id, looked at last, and end_id."""
+    """An operator's bulk retry of failed deliveries: `last_id` was examined last, and `end_id` ends the range."""
 
     __tablename__ = "retry_jobs"
     __table_args__ = (

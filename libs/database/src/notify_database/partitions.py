@@ -1,6 +1,7 @@
-"""Partitions of notifications, deliveries and attempts: a week each, made ahead of time, dropped when they are too old.
+"""Weekly partitions of notifications, deliveries and attempts: created ahead of time and dropped when too old.
 
-Each is named after its end: `deliveries_until_20261207` holds what is older than that day (UTC), back to the last one.
+Each is named after its end: `deliveries_until_20261207` starts where the one before it ends, and ends with that day's
+midnight (UTC).
 """
 
 import logging
@@ -15,13 +16,13 @@ from notify_database.engine import database_errors, without_transactions
 
 log = logging.getLogger(__name__)
 
-# In the order in which they are detached: a notification that can not be found can not be put back by an operator. The
-# storage parameter leaves room on each page for the new version of a row: a change of status touches no index (HOT).
+# The partitioned tables and their storage parameters. Notifications are detached first, because an operator cannot
+# retry deliveries of a notification that is not found. The fill factor leaves room for HOT updates of the status.
 STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
 WIDTH = timedelta(weeks=1)
 AHEAD = timedelta(weeks=5)
-LOCK_TIMEOUT = "2s"  # who waits for a lock blocks all who come after
-ADVISORY_LOCK = 0x6E6F74706172  # any number that nothing else in this database uses
+LOCK_TIMEOUT = "2s"  # short, because a statement that waits for a lock blocks every later one
+ADVISORY_LOCK = 0x6E6F74706172  # an arbitrary key that nothing else in this database uses
 
 CHILDREN = text("""
     SELECT child.relname, inhdetachpending
@@ -37,21 +38,21 @@ UNPUBLISHED = text("SELECT EXISTS (SELECT FROM outbox WHERE delivery_id >= :begi
 
 
 def partition_name(table: str, end: datetime) -> str:
-    """Of the partition that ends there."""
+    """Return the name of the partition of `table` that ends at `end`."""
     return f"{table}_until_{end:%Y%m%d}"
 
 
 def first_end(now: datetime) -> datetime:
-    """Where the first partition ends: on a Monday that is at least a day away."""
+    """Return the end of the first partition: the next Monday that is at least a day away."""
     day = (now + timedelta(days=1)).date()
     return datetime.combine(day + timedelta(days=7 - day.weekday()), time(), UTC)
 
 
 async def make_partitions(engine: AsyncEngine, now: datetime) -> None:
-    """Make what is missing of the next weeks. Nobody who reads or writes waits for it."""
+    """Create the missing partitions of the next weeks, without blocking readers or writers."""
     with database_errors():
         async with engine.begin() as connection:
-            # Who comes second waits here and then finds nothing left to do.
+            # A concurrent process waits here and then finds nothing left to do.
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
             await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
             for table, storage in STORAGE.items():
@@ -62,12 +63,12 @@ async def make_partitions(engine: AsyncEngine, now: datetime) -> None:
 
 
 async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedelta) -> list[datetime]:
-    """Drop what ended longer than `retention` ago and is all final; the ends of what was dropped."""
+    """Drop partitions that ended `retention` ago and hold final deliveries only; return the ends of those dropped."""
     dropped: list[datetime] = []
     with database_errors():
         async with without_transactions(engine).connect() as connection:
-            mine = text("SELECT pg_try_advisory_lock(:key)")
-            if not (await connection.execute(mine, {"key": ADVISORY_LOCK})).scalar_one():
+            lock = text("SELECT pg_try_advisory_lock(:key)")
+            if not (await connection.execute(lock, {"key": ADVISORY_LOCK})).scalar_one():
                 return []
             try:
                 await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
@@ -75,10 +76,10 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
                 ends = {end for table in STORAGE for end in await _ends(connection, table)}
                 for end in sorted(end for end in ends if end + retention <= now):
                     if await _drop(connection, end):
-                        log.info("partitions are dropped", extra={"end": str(end.date())})
+                        log.info("partitions dropped", extra={"end": str(end.date())})
                         dropped.append(end)
             finally:
-                # The lock and the settings go with the session, whatever has happened to it.
+                # Ending the session releases the lock and resets the settings, even after an error.
                 await connection.invalidate()
     return dropped
 
@@ -86,7 +87,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
 async def _make(connection: AsyncConnection, table: str, storage: str, begin: datetime, end: datetime) -> None:
     partition = partition_name(table, end)
     copied = "INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES"
-    # Made by itself and then attached: that locks out nobody.
+    # Attaching a finished table does not block other sessions; creating it as a partition would.
     await connection.execute(text(f"CREATE TABLE {partition} (LIKE {table} {copied}) {storage}"))
     await _attach(connection, table, end, first_id_at(begin))
 
@@ -99,13 +100,13 @@ async def _attach(connection: AsyncConnection, table: str, end: datetime, begin:
 
 
 async def _drop(connection: AsyncConnection, end: datetime) -> bool:
-    """Whether it could be dropped. Cut off in between, the next call goes on with what is left, or undoes it."""
-    if await _is_needed(connection, end):
-        await _attach_again(connection, end)
-        return False
-    await _detach(connection, "notifications", end)
-    # An operator may have put one back meanwhile; from here on nobody can.
-    if await _is_needed(connection, end):
+    """Return True if the partitions could be dropped. After a crash, the next call completes or reverts the drop."""
+    needed = await _is_needed(connection, end)
+    if not needed:
+        await _detach(connection, "notifications", end)
+        # An operator may have retried a delivery since the first check, but cannot any more.
+        needed = await _is_needed(connection, end)
+    if needed:
         await _attach_again(connection, end)
         return False
     for table in STORAGE:
@@ -117,26 +118,30 @@ async def _drop(connection: AsyncConnection, end: datetime) -> bool:
 
 async def _attach_again(connection: AsyncConnection, end: datetime) -> None:
     for table in STORAGE:
-        children = {row.relname: row.inhdetachpending for row in await connection.execute(CHILDREN, {"table": table})}
-        if children.get(partition_name(table, end)):
-            await _detach(connection, table, end)  # to its end
-        elif partition_name(table, end) in children:
-            continue
+        is_detaching = (await _children(connection, table)).get(partition_name(table, end))
+        if is_detaching is False:
+            continue  # it is still attached
+        await _detach(connection, table, end)  # completes an interrupted detach, which cannot be reverted
         await _attach(connection, table, end, await _begin(connection, table, end))
 
 
 async def _detach(connection: AsyncConnection, table: str, end: datetime) -> None:
     partition = partition_name(table, end)
-    pending = {row.relname: row.inhdetachpending for row in await connection.execute(CHILDREN, {"table": table})}
-    if partition in pending:
-        how = "FINALIZE" if pending[partition] else "CONCURRENTLY"
+    children = await _children(connection, table)
+    if partition in children:
+        how = "FINALIZE" if children[partition] else "CONCURRENTLY"
         await connection.execute(text(f"ALTER TABLE {table} DETACH PARTITION {partition} {how}"))
+
+
+async def _children(connection: AsyncConnection, table: str) -> dict[str, bool]:
+    """Return the names of the attached partitions of `table`, each with True if its detach was interrupted."""
+    return {row.relname: row.inhdetachpending for row in await connection.execute(CHILDREN, {"table": table})}
 
 
 async def _is_needed(connection: AsyncConnection, end: datetime) -> bool:
     deliveries = partition_name("deliveries", end)
     if not (await connection.execute(EXISTS, {"partition": deliveries})).scalar_one():
-        return False  # dropped before a crash
+        return False  # it was dropped before a crash
     unfinished = (await connection.execute(text(OPEN.format(partition=deliveries)))).scalar_one()
     bounds = {"begin": await _begin(connection, "deliveries", end) or UUID(int=0), "end": first_id_at(end)}
     unpublished = (await connection.execute(UNPUBLISHED, bounds)).scalar_one()
@@ -144,12 +149,12 @@ async def _is_needed(connection: AsyncConnection, end: datetime) -> bool:
 
 
 async def _begin(connection: AsyncConnection, table: str, end: datetime) -> UUID | None:
-    """The lower bound of the partition that ends there; None: there is none before it."""
+    """Return the lower bound of the partition that ends at `end`; None if no earlier partition exists."""
     earlier = [each for each in await _ends(connection, table) if each < end]
     return first_id_at(max(earlier)) if earlier else None
 
 
 async def _ends(connection: AsyncConnection, table: str) -> list[datetime]:
-    """Of all partitions of `table`, one that is being dropped included."""
+    """Return the sorted ends of the partitions of `table`, including one that is being dropped."""
     names = (await connection.execute(TABLES, {"pattern": f"^{table}_until_[0-9]{{8}}$"})).scalars()
     return sorted(datetime.strptime(name.rpartition("_")[2], "%Y%m%d").replace(tzinfo=UTC) for name in names)

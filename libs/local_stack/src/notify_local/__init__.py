@@ -1,1 +1,1 @@
-"""The whole system on one machine, without Docker: private servers, the services, a demo."""
+"""Runs the whole system on one machine without Docker: private servers, the services and a demo."""

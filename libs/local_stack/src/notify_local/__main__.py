@@ -1,4 +1,4 @@
-"""`python -m notify_local up | servers | services | demo [FILE]`; the Makefile has a target for what users need."""
+"""`python -m notify_local up | servers | services | demo [FILE]`; `make up` and `make demo` call it."""
 
 import argparse
 import asyncio
@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 from notify_local.console import say
 from notify_local.demo import run_demo
-from notify_local.errors import CanNotRun
+from notify_local.errors import CannotRun
 from notify_local.folder import StackFolder
 from notify_local.stack import SERVICES, running_servers, running_services, running_system
 
 INTERRUPTED = 130
 DEFAULT_FILE = Path("examples/notifications.csv")
-MOST_REPLICAS = 20
+MAX_REPLICAS = 20
 
 
 async def _up(folder: StackFolder, scale: dict[str, int]) -> int:
@@ -59,7 +59,7 @@ async def _services(folder: StackFolder) -> int:
 
 
 async def _until_signal(work: Coroutine[Any, Any, int], *, code_when_stopped: int) -> int:
-    """Run `work`; the first signal cancels it, and it then ends in order, whatever signals follow."""
+    """Run `work` until the first signal cancels it; later signals do not interrupt its orderly shutdown."""
     task = asyncio.create_task(work)
     signalled = False
 
@@ -77,11 +77,11 @@ async def _until_signal(work: Coroutine[Any, Any, int], *, code_when_stopped: in
         return code_when_stopped
 
 
-def _scale(wanted: str) -> tuple[str, int]:
-    service, _, number = wanted.partition("=")
-    if service not in SERVICES or not number.isdecimal() or not 1 <= int(number) <= MOST_REPLICAS:
+def _scale(argument: str) -> tuple[str, int]:
+    service, _, number = argument.partition("=")
+    if service not in SERVICES or not number.isdecimal() or not 1 <= int(number) <= MAX_REPLICAS:
         raise argparse.ArgumentTypeError(
-            f"{wanted!r} is not SERVICE=NUMBER, with one of {', '.join(SERVICES)} and 1 to {MOST_REPLICAS}"
+            f"{argument!r} is not SERVICE=NUMBER, with one of {', '.join(SERVICES)} and 1 to {MAX_REPLICAS}"
         )
     return service, int(number)
 
@@ -89,15 +89,15 @@ def _scale(wanted: str) -> tuple[str, int]:
 def main() -> None:
     """Run one command."""
     parser = argparse.ArgumentParser(prog="python -m notify_local", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(".local"), help="where data, logs and addresses are kept")
+    parser.add_argument("--folder", type=Path, default=Path(".local"), help="the folder for data, logs and addresses")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="run the whole system in the foreground")
     up.add_argument(
-        "--scale", type=_scale, nargs="+", default=[], metavar="SERVICE=NUMBER", help="run more than one of a service"
+        "--scale", type=_scale, nargs="+", default=[], metavar="SERVICE=NUMBER", help="run replicas of a service"
     )
-    commands.add_parser("servers", help="run PostgreSQL and RabbitMQ alone")
-    commands.add_parser("services", help="run the services alone, on the servers that POSTGRES_* and RABBITMQ_* name")
-    demo = commands.add_parser("demo", help="send a file of notifications and follow it to the end")
+    commands.add_parser("servers", help="run only PostgreSQL and RabbitMQ")
+    commands.add_parser("services", help="run only the services, on the servers that POSTGRES_* and RABBITMQ_* name")
+    demo = commands.add_parser("demo", help="send a CSV file of notifications and follow them to the end")
     demo.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE)
     arguments = parser.parse_args()
     folder = StackFolder(arguments.folder.resolve())
@@ -108,10 +108,10 @@ def main() -> None:
         "demo": lambda: run_demo(folder, arguments.file),
     }[arguments.command]()
     try:
-        # To be stopped is how a server ends; a demo that is stopped has not reached its end.
+        # A signal is the normal end of a server, but interrupts a demo.
         stopped = INTERRUPTED if arguments.command == "demo" else 0
         sys.exit(asyncio.run(_until_signal(work, code_when_stopped=stopped)))
-    except CanNotRun as error:
+    except CannotRun as error:
         sys.exit(str(error))
 
 

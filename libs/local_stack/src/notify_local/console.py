@@ -1,14 +1,14 @@
-"""What the commands of the local stack print."""
+"""Output of the local stack's commands."""
 
 import sys
 
 from rich.console import Console
 
-PLAIN_WIDTH = 120  # columns, where there is no terminal to ask
+PLAIN_WIDTH = 120  # columns, when the output is not a terminal
 
 console = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def say(line: str) -> None:
-    """Print one line, at once."""
+    """Print `line` without interpreting markup in it."""
     console.print(line, markup=False)

@@ -1,4 +1,4 @@
-"""The demo: a file of notifications through the API, followed until every one is final."""
+"""The demo: sends a file of notifications through the API and follows them until all are final."""
 
 import asyncio
 import csv
@@ -21,16 +21,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from notify_local.console import console, say
-from notify_local.errors import CanNotRun
+from notify_local.errors import CannotRun
 from notify_local.folder import StackFolder
 from notify_local.stack import running_system
 
-NEEDED_COLUMNS = frozenset({"user_id", "channels", "message"})  # and, where wanted, subject and one per channel
-REQUESTS_AT_ONCE = 50
+# Optional columns are subject and one per channel, with the recipient on it.
+REQUIRED_COLUMNS = frozenset({"user_id", "channels", "message"})
+MAX_CONCURRENT_REQUESTS = 50
 USER_ID_DIGITS = 20
-MAX_TRIES = 10  # while the gateway says 503
+MAX_TRIES = 10  # tries of a request while the gateway answers 503
 POLL_INTERVAL = 0.5  # seconds
-PLAIN_LINE_INTERVAL = 2.0  # seconds between progress lines where there is no terminal
+PLAIN_LINE_INTERVAL = 2.0  # seconds between progress lines if the output is not a terminal
 START_TIMEOUT = 180.0  # seconds
 STALL_TIMEOUT = 600.0  # seconds without any notification becoming final
 FINAL = frozenset({"sent", "failed", "expired", "cancelled"})
@@ -41,7 +42,7 @@ JSON_HEADERS = {"Content-Type": "application/json"}
 
 @dataclass
 class DemoRun:
-    """What has become of the rows so far."""
+    """The progress of a demo."""
 
     rows: int = 0
     bad_rows: list[tuple[int, str]] = field(default_factory=list)
@@ -50,7 +51,7 @@ class DemoRun:
 
 
 async def run_demo(folder: StackFolder, file: Path) -> int:
-    """Send the rows of `file` and print what became of them; 0 if every row reached a final state."""
+    """Send the rows of `file` and print their outcomes; return 0 if every row reached a final state, else 1."""
     rows = list(_read(file))
     async with (
         _gateway(folder) as url,
@@ -67,7 +68,7 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
     complete = not run.bad_rows and not run.open_ids
     say(
         f"{len(run.final)} of {run.rows} notifications are final"
-        + (f", {len(run.bad_rows)} rows were refused" if run.bad_rows else "")
+        + (f", {len(run.bad_rows)} rows were rejected" if run.bad_rows else "")
         + (f", {len(run.open_ids)} are still open" if run.open_ids else "")
         + "."
     )
@@ -75,7 +76,7 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
 
 
 class GatewayKey(EnvironmentSettings):
-    """The key that the gateway is given where it is started with AUTH=on: its own setting."""
+    """The gateway's own setting of its first API key, which the demo needs if AUTH=on."""
 
     bootstrap_api_key: SecretStr | None = None
 
@@ -86,28 +87,27 @@ def _authorization() -> dict[str, str]:
 
 
 def _read(file: Path) -> Iterator[tuple[int, Json]]:
-    """Line numbers and rows; a line number is that of the row's last line, as an editor shows it."""
+    """Yield each row with the number of its last line, as an editor shows it."""
     try:
-        # What is not UTF-8 in a row is kept as it is, for that row to be refused and no other.
+        # Bytes that are not UTF-8 are kept as surrogates, so that only the rows that contain them are rejected.
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             reader = csv.DictReader(lines)
-            if missing := NEEDED_COLUMNS - set(reader.fieldnames or ()):
-                raise CanNotRun(f"{file}: the column {' and '.join(sorted(missing))} is missing")
+            if missing := REQUIRED_COLUMNS - set(reader.fieldnames or ()):
+                raise CannotRun(f"{file}: the column {' and '.join(sorted(missing))} is missing")
             for row in reader:
                 yield reader.line_num, row
     except OSError as error:
-        raise CanNotRun(f"{file}: {error.strerror}") from None
+        raise CannotRun(f"{file}: {error.strerror}") from None
     except csv.Error as error:
-        raise CanNotRun(f"{file}: not a CSV file ({error})") from None
+        raise CannotRun(f"{file}: not a CSV file ({error})") from None
 
 
 def _request(row: Json) -> Json:
-    """The API request of a row. What the row has wrong is left to the gateway to say."""
+    """Return the API request of a row. The gateway validates it."""
     user_id = (row["user_id"] or "").strip()
+    is_number = user_id.isascii() and user_id.isdigit() and len(user_id) <= USER_ID_DIGITS
     request: Json = {
-        "user_id": int(user_id)
-        if user_id.isascii() and user_id.isdigit() and len(user_id) <= USER_ID_DIGITS
-        else user_id,
+        "user_id": int(user_id) if is_number else user_id,
         "channels": (row["channels"] or "").replace(";", " ").split(),
         "message": row["message"] or "",
     }
@@ -120,78 +120,75 @@ def _request(row: Json) -> Json:
 
 @asynccontextmanager
 async def _gateway(folder: StackFolder) -> AsyncIterator[str]:
-    """The URL of the stack that runs in the folder, or of one that runs for the demo."""
+    """Yield the gateway's URL, of the stack that runs in the folder or of one started for the demo."""
     if not folder.is_locked():
-        say("The system is not up: starting it for this demo (`make up` in another terminal keeps it).")
+        say("The system is not running: starting it for this demo (`make up` in another terminal keeps it running).")
         async with running_system(folder, show_logs=False) as stack:
             yield stack.addresses["GATEWAY_URL"]
         return
     deadline = time.monotonic() + START_TIMEOUT
     while not (addresses := folder.addresses()):
         if time.monotonic() > deadline:
-            raise CanNotRun("The system that runs in this folder does not become ready.")
+            raise CannotRun("The system in this folder did not become ready.")
         await asyncio.sleep(POLL_INTERVAL)
     if "GATEWAY_URL" not in addresses:
-        raise CanNotRun("Only the servers run in this folder; stop them, then run this again.")
+        raise CannotRun("Only the servers are running in this folder; stop them and run this again.")
     yield addresses["GATEWAY_URL"]
 
 
 async def _send_all(
     client: httpx.AsyncClient, rows: list[tuple[int, Json]], run: DemoRun, progress: "_Progress"
 ) -> None:
-    places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+    slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
     async def send(line: int, row: Json) -> None:
-        async with places:
-            outcome = await _post(client, _request(row))
-        if outcome.notification_id is None:
-            run.bad_rows.append((line, outcome.problem))
-        else:
-            run.open_ids.add(outcome.notification_id)
+        async with slots:
+            try:
+                run.open_ids.add(await _post(client, _request(row)))
+            except _RowRejected as rejection:
+                run.bad_rows.append((line, str(rejection)))
         progress.show()
 
     await asyncio.gather(*(send(line, row) for line, row in rows))
 
 
-@dataclass(frozen=True)
-class _Posted:
-    notification_id: str | None = None
-    problem: str = ""
+class _RowRejected(Exception):
+    """The gateway did not confirm the row. The message says why."""
 
 
-async def _post(client: httpx.AsyncClient, request: Json) -> _Posted:
-    """Post the request, again while the gateway says that it can not accept now."""
+async def _post(client: httpx.AsyncClient, request: Json) -> str:
+    """Post the request, repeat it while the gateway answers 503, and return the notification's id."""
     try:
         content = json.dumps(request, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return _Posted(problem="is not UTF-8")
+        raise _RowRejected("is not UTF-8") from None
     for _ in range(MAX_TRIES):
         try:
-            answer = await client.post("/api/notifications", content=content, headers=JSON_HEADERS)
+            response = await client.post("/api/notifications", content=content, headers=JSON_HEADERS)
         except httpx.TransportError as error:
-            # Not repeated: it may have been accepted.
-            return _Posted(problem=f"no answer ({type(error).__name__}): accepted or not, that is not known")
-        if answer.status_code == httpx.codes.CREATED:
-            return _Posted(answer.json()["id"])
-        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            return _Posted(problem=answer.json().get("detail", answer.text))
-        await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
-    return _Posted(problem="the gateway could not accept it")
+            # It is not repeated, because the gateway may have accepted it.
+            raise _RowRejected(f"no response ({type(error).__name__}); it may have been accepted") from None
+        if response.status_code == httpx.codes.CREATED:
+            return str(response.json()["id"])
+        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            raise _RowRejected(response.json().get("detail", response.text))
+        await asyncio.sleep(float(response.headers.get("Retry-After", 1)))
+    raise _RowRejected(f"the gateway was unavailable {MAX_TRIES} times")
 
 
 async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress") -> None:
-    """Ask for every open notification again and again until all of its deliveries are final."""
-    places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+    """Poll every open notification until all of its deliveries are final, or nothing changes any more."""
+    slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
-    async def look(notification_id: str) -> None:
-        async with places:
+    async def poll(notification_id: str) -> None:
+        async with slots:
             try:
-                answer = await client.get(f"/api/notifications/{notification_id}")
+                response = await client.get(f"/api/notifications/{notification_id}")
             except httpx.TransportError:
-                return  # a gateway that is being restarted: asked again in the next round
-        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                return  # the gateway may be restarting; the next round polls again
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             return
-        notification = answer.raise_for_status().json()
+        notification = response.raise_for_status().json()
         if all(delivery["status"] in FINAL for delivery in notification["deliveries"]):
             run.open_ids.remove(notification_id)
             run.final.append(notification)
@@ -199,7 +196,7 @@ async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress"
 
     last_change, known = time.monotonic(), 0
     while run.open_ids and time.monotonic() - last_change < STALL_TIMEOUT:
-        await asyncio.gather(*(look(notification_id) for notification_id in list(run.open_ids)))
+        await asyncio.gather(*map(poll, list(run.open_ids)))
         if len(run.final) != known:
             last_change, known = time.monotonic(), len(run.final)
         if run.open_ids:
@@ -207,7 +204,7 @@ async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress"
 
 
 class _Progress:
-    """Live bars on a terminal, a line now and then elsewhere."""
+    """A progress display: live bars on a terminal, otherwise a line every few seconds."""
 
     def __init__(self, run: DemoRun) -> None:
         self._run = run
@@ -220,7 +217,8 @@ class _Progress:
         self._next_line = time.monotonic() + PLAIN_LINE_INTERVAL
 
     def show(self) -> None:
-        accepted, final = len(self._run.open_ids) + len(self._run.final), len(self._run.final)
+        final = len(self._run.final)
+        accepted = len(self._run.open_ids) + final
         self._live.update(self._accepted, completed=accepted)
         self._live.update(self._final, completed=final)
         if not console.is_terminal and time.monotonic() > self._next_line:
@@ -246,9 +244,7 @@ def _table(notifications: list[Json]) -> Table:
             if delivery["attempts"]:
                 finished = datetime.fromisoformat(delivery["attempts"][-1]["finished_at"])
                 latencies[kind].append((finished - accepted).total_seconds())
-    table = Table(title="Deliveries")
-    table.add_column("channel")
-    table.add_column("status")
+    table = Table("channel", "status", title="Deliveries")
     for heading in ("deliveries", "attempts", "1", "2", "3+", "p50 s", "p95 s", "p99 s"):
         table.add_column(heading, justify="right")
     for kind in sorted(attempts):
@@ -258,9 +254,7 @@ def _table(notifications: list[Json]) -> Table:
             *kind, str(counts.total()), str(sum(number * count for number, count in counts.items())),
             str(counts[1]), str(counts[2]), str(counts.total() - counts[0] - counts[1] - counts[2]), p50, p95, p99,
         )  # fmt: skip
-    table.caption = (
-        "attempts: all of them, then how many deliveries took 1, 2, 3 or more; seconds: accepted to last attempt"
-    )
+    table.caption = "1, 2, 3+: deliveries by their number of attempts; seconds: from acceptance to the last attempt"
     return table
 
 

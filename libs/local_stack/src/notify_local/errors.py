@@ -1,5 +1,5 @@
-"""What ends a command of the local stack."""
+"""The error that ends a command of the local stack."""
 
 
-class CanNotRun(Exception):
-    """This machine or folder does not let the command go on. The message says why and what to do."""
+class CannotRun(Exception):
+    """The command cannot continue on this machine or in this folder. The message says why and what to do."""

@@ -1,21 +1,21 @@
-"""TCP ports on 127.0.0.1."""
+"""Free TCP ports on 127.0.0.1."""
 
 import socket
 
 from notify_local.console import say
 
-TRIED = 200
+CANDIDATES = 200
 
 
 class Ports:
-    """Hands out ports, each once: the preferred one, or the next free one after it."""
+    """An allocator of TCP ports, which never returns the same port twice."""
 
     def __init__(self) -> None:
         self._taken: set[int] = set()
 
     def free(self, preferred: int) -> int:
-        """A port that nothing listens on."""
-        for port in range(preferred, min(preferred + TRIED, 65536)):
+        """Return the preferred port, or the next free one after it."""
+        for port in range(preferred, min(preferred + CANDIDATES, 65536)):
             if port not in self._taken and _is_free(port) and _reserve(port):
                 self._taken.add(port)
                 if port != preferred:
@@ -32,21 +32,21 @@ class Ports:
 
 
 def _reserve(port: int) -> bool:
-    """Whether no other stack is about to use the port: it takes a while until a server listens there."""
+    """Reserve the port until a server listens on it; return False if another stack has reserved it."""
     reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        # The same number in UDP, which nobody here uses.
+        # The UDP port of the same number serves as the reservation, because no server here uses UDP.
         reservation.bind(("127.0.0.1", port))
     except OSError:
         reservation.close()
         return False
-    reservation.detach()  # until this process ends
+    reservation.detach()  # the socket stays open until this process ends
     return True
 
 
 def _is_free(port: int) -> bool:
-    # The servers set SO_REUSEADDR too: connections in TIME_WAIT do not keep a port.
-    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - only probed
+    # With SO_REUSEADDR, which the servers set too, connections in TIME_WAIT do not occupy the port.
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - bound only to test it
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

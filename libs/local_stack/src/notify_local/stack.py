@@ -1,4 +1,4 @@
-"""The whole system on one machine: which processes, in which order, with which addresses."""
+"""Starts the whole system on one machine: its processes, their order and their addresses."""
 
 import os
 import sys
@@ -19,93 +19,92 @@ from notify_local import postgres, rabbitmq
 from notify_local.console import say
 from notify_local.folder import StackFolder
 from notify_local.ports import Ports
+from notify_local.rabbitmq import NodePorts
 from notify_local.rabbitmq_install import rabbitmq_server
 from notify_local.supervisor import Program, Supervisor
 
-LOCALHOST, ANY_HOST = "127.0.0.1", "0.0.0.0"  # noqa: S104 - compared with, not bound to
+LOCALHOST, ANY_HOST = "127.0.0.1", "0.0.0.0"  # noqa: S104 - only compared, not bound
 SERVER_START_TIMEOUT = 120.0  # seconds
 SERVICE_START_TIMEOUT = 60.0  # seconds
 
-POSTGRES_PORT, RABBITMQ_PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT, EPMD_PORT = 5432, 5672, 15672, 25672, 4370
+POSTGRES_PORT = 5432
 REPLICA_PORT_STEP = 100  # between the ports of two replicas of a service
 SENDERS = tuple(f"{channel}_sender" for channel in Channel)
-# In the order of their start: who reads before who writes. The gateway starts last and stops first.
+# Services start in this order, consumers before producers, and stop in the reverse order.
 SERVICES = ("status_writer", *SENDERS, "gateway")
 GATEWAY_HEALTH_PORT = 8090
 FIRST_HEALTH_PORT = 8081
 
 
-class GatewayWishes(ServiceSettings):
-    """What the user wants of the API: the gateway's own settings, but for its door, which is open on this machine."""
+class GatewayOptions(ServiceSettings):
+    """The settings of the gateway that the local stack passes on. Authentication is off by default here."""
 
     auth: str = "off"
     app_host: str = LOCALHOST
     app_port: int = Field(8080, ge=1, le=65535)
 
 
-class GivenServers(PostgresSettings, RabbitSettings):
-    """Servers that are there already."""
+class ExternalServers(PostgresSettings, RabbitSettings):
+    """The addresses and logins of servers that the stack does not start itself."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack: how it is reached, and by which settings a service reaches its servers."""
+    """A running stack: its addresses, and the settings by which services reach its servers."""
 
     addresses: Mapping[str, str]
     server_settings: Mapping[str, str]
 
 
 @asynccontextmanager
-async def running_servers(folder: StackFolder) -> AsyncIterator[Stack]:
-    """PostgreSQL and RabbitMQ, private to `folder`, until the context ends."""
+async def _supervisor(folder: StackFolder) -> AsyncIterator[Supervisor]:
     with folder.locked():
         folder.end_leftovers()
         supervisor = Supervisor(folder)
         try:
-            stack = await _start_servers(supervisor, folder, Ports())
-            folder.publish(stack.addresses)
-            yield stack
+            yield supervisor
         finally:
+            folder.stack_env.unlink(missing_ok=True)
             await supervisor.stop()
+
+
+@asynccontextmanager
+async def running_servers(folder: StackFolder) -> AsyncIterator[Stack]:
+    """Run PostgreSQL and RabbitMQ, private to `folder`, until the context ends."""
+    async with _supervisor(folder) as supervisor:
+        stack = await _start_servers(supervisor, folder, Ports())
+        folder.publish(stack.addresses)
+        yield stack
 
 
 @asynccontextmanager
 async def running_system(
     folder: StackFolder, *, show_logs: bool, scale: Mapping[str, int] | None = None
 ) -> AsyncIterator[Stack]:
-    """The servers and all services until the context ends; `scale`: how many of a service, where not one."""
-    with folder.locked():
-        folder.end_leftovers()
-        supervisor, ports = Supervisor(folder), Ports()
+    """Run the servers and all services until the context ends; `scale` is the number of replicas, if not 1."""
+    async with _supervisor(folder) as supervisor:
+        ports = Ports()
         try:
             servers = await _start_servers(supervisor, folder, ports)
             stack = await _start_services(supervisor, servers, ports, show_logs=show_logs, scale=scale or {})
             folder.publish(stack.addresses)
             yield stack
         finally:
-            folder.stack_env.unlink(missing_ok=True)
-            say("Stopping: gateway, senders, status writer, RabbitMQ, PostgreSQL …")
-            await supervisor.stop()
+            say("Stopping the gateway, the senders, the status writer, RabbitMQ and PostgreSQL …")
 
 
 @asynccontextmanager
 async def running_services(folder: StackFolder) -> AsyncIterator[Stack]:
-    """All services, on the servers that `POSTGRES_*` and `RABBITMQ_*` name, until the context ends."""
-    given = Stack({}, as_environment(load_settings(GivenServers)))
-    with folder.locked():
-        folder.end_leftovers()
-        supervisor = Supervisor(folder)
-        try:
-            stack = await _start_services(supervisor, given, Ports(), show_logs=True, scale={})
-            folder.publish(stack.addresses)
-            yield stack
-        finally:
-            folder.stack_env.unlink(missing_ok=True)
-            await supervisor.stop()
+    """Run all services on the servers that `POSTGRES_*` and `RABBITMQ_*` name, until the context ends."""
+    servers = Stack({}, as_environment(load_settings(ExternalServers)))
+    async with _supervisor(folder) as supervisor:
+        stack = await _start_services(supervisor, servers, Ports(), show_logs=True, scale={})
+        folder.publish(stack.addresses)
+        yield stack
 
 
 def as_environment(settings: BaseSettings) -> dict[str, str]:
-    """The variables from which these settings are read."""
+    """Return the environment variables that produce these settings."""
     values = {name.upper(): getattr(settings, name) for name in type(settings).model_fields}
     return {
         name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in values.items()
@@ -115,8 +114,7 @@ def as_environment(settings: BaseSettings) -> dict[str, str]:
 async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Ports) -> Stack:
     server = rabbitmq_server(folder.log / "install.log")
     password = folder.password()
-    postgres_port, rabbitmq_port = ports.free(POSTGRES_PORT), ports.free(RABBITMQ_PORT)
-    management_port, epmd_port = ports.free(MANAGEMENT_PORT), ports.free(EPMD_PORT)
+    postgres_port, node_ports = ports.free(POSTGRES_PORT), NodePorts(*map(ports.free, NodePorts()))
     say(f"Starting PostgreSQL on port {postgres_port} …")
     await supervisor.start(
         postgres.prepare_postgres(folder, postgres_port),
@@ -124,22 +122,15 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
         SERVER_START_TIMEOUT,
     )
     postgres.ensure_database(postgres_port, password)
-    say(f"Starting RabbitMQ on port {rabbitmq_port} …")
-    await supervisor.start(rabbitmq.prepare_epmd(epmd_port), _at_once, SERVER_START_TIMEOUT)
-    node = rabbitmq.prepare_rabbitmq(
-        folder,
-        server,
-        port=rabbitmq_port,
-        management_port=management_port,
-        distribution_port=ports.free(DISTRIBUTION_PORT),
-        epmd_port=epmd_port,
-    )
-    await supervisor.start(node, lambda: rabbitmq.rabbitmq_ready(management_port, password), SERVER_START_TIMEOUT)
+    say(f"Starting RabbitMQ on port {node_ports.amqp} …")
+    await supervisor.start(rabbitmq.prepare_epmd(node_ports.epmd), _at_once, SERVER_START_TIMEOUT)
+    node = rabbitmq.prepare_rabbitmq(folder, server, node_ports)
+    await supervisor.start(node, lambda: rabbitmq.rabbitmq_ready(node_ports.management, password), SERVER_START_TIMEOUT)
     secret = quote(password, safe="")
     return Stack(
         addresses={
-            "RABBITMQ_URL": f"amqp://{rabbitmq.USER}:{secret}@127.0.0.1:{rabbitmq_port}/",
-            "RABBITMQ_MANAGEMENT_URL": f"http://{rabbitmq.USER}:{secret}@127.0.0.1:{management_port}",
+            "RABBITMQ_URL": f"amqp://{rabbitmq.USER}:{secret}@127.0.0.1:{node_ports.amqp}/",
+            "RABBITMQ_MANAGEMENT_URL": f"http://{rabbitmq.USER}:{secret}@127.0.0.1:{node_ports.management}",
             "POSTGRES_URL": f"postgresql://{postgres.USER}:{secret}@127.0.0.1:{postgres_port}/{postgres.DATABASE}",
         },
         server_settings={
@@ -149,7 +140,7 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
             "POSTGRES_USER": postgres.USER,
             "POSTGRES_PASSWORD": password,
             "RABBITMQ_HOST": "127.0.0.1",
-            "RABBITMQ_PORT": str(rabbitmq_port),
+            "RABBITMQ_PORT": str(node_ports.amqp),
             "RABBITMQ_USER": rabbitmq.USER,
             "RABBITMQ_PASSWORD": password,
             "RABBITMQ_VHOST": "/",
@@ -170,24 +161,23 @@ async def _start_services(
             environment = {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}
             program = _service(service, replica, environment, shown=show_logs)
             await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
-    wishes, gateways = load_settings(GatewayWishes), {}
-    host = LOCALHOST if wishes.app_host == ANY_HOST else wishes.app_host
+    options, gateways = load_settings(GatewayOptions), {}
+    host = LOCALHOST if options.app_host == ANY_HOST else options.app_host
     for replica in range(scale.get("gateway", 1)):
-        port = ports.free(wishes.app_port + replica * REPLICA_PORT_STEP)
+        port = ports.free(options.app_port + replica * REPLICA_PORT_STEP)
         health_port = ports.free(GATEWAY_HEALTH_PORT + replica * REPLICA_PORT_STEP)
         environment = {
             **settings, **_management(servers),
-            "APP_PORT": str(port), "AUTH": wishes.auth, "HEALTH_PORT": str(health_port),
+            "APP_PORT": str(port), "AUTH": options.auth, "HEALTH_PORT": str(health_port),
         }  # fmt: skip
-        await supervisor.start(
-            _service("gateway", replica, environment, shown=show_logs), _ready_at(port, host), SERVICE_START_TIMEOUT
-        )
+        program = _service("gateway", replica, environment, shown=show_logs)
+        await supervisor.start(program, _ready_at(port, host), SERVICE_START_TIMEOUT)
         gateways[f"GATEWAY_{replica + 1}_URL" if replica else "GATEWAY_URL"] = f"http://{host}:{port}"
     return Stack({**gateways, **servers.addresses}, settings)
 
 
 def _management(servers: Stack) -> dict[str, str]:
-    """Where the console of the gateway finds RabbitMQ's figures, and its user the UI."""
+    """Return the gateway's settings for RabbitMQ's queue statistics and the link to its UI."""
     url = servers.addresses.get("RABBITMQ_MANAGEMENT_URL")
     if url is None:
         return {}
@@ -198,20 +188,20 @@ def _management(servers: Stack) -> dict[str, str]:
 
 def _service(service: str, replica: int, environment: Mapping[str, str], *, shown: bool) -> Program:
     name = f"{service}-{replica + 1}" if replica else service
-    # They are read by people, here and in the folder of the logs.
-    readable = {"LOG_FORMAT": os.environ.get("LOG_FORMAT", "console")}
-    return Program(name, [sys.executable, "-m", f"notify_{service}"], {**readable, **environment}, shown=shown)
+    # People read these logs, on the terminal and in the folder.
+    log_format = {"LOG_FORMAT": os.environ.get("LOG_FORMAT", "console")}
+    return Program(name, [sys.executable, "-m", f"notify_{service}"], {**log_format, **environment}, shown=shown)
 
 
 def _ready_at(port: int, host: str = LOCALHOST) -> Callable[[], Awaitable[bool]]:
     async def ready() -> bool:
         async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
             try:
-                answer = await client.get(f"http://{host}:{port}/readyz")
+                response = await client.get(f"http://{host}:{port}/readyz")
             except httpx.TransportError:
                 return False
-        # The gateway is ready to accept without RabbitMQ; the whole system is not.
-        return answer.status_code == httpx.codes.OK and answer.json().get("rabbitmq", "ready") == "ready"
+        # The gateway reports ready without RabbitMQ, but the whole system needs it.
+        return response.status_code == httpx.codes.OK and response.json().get("rabbitmq", "ready") == "ready"
 
     return ready
 

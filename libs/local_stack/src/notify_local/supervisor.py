@@ -1,4 +1,4 @@
-"""Runs processes: their output in logs, restarts when they die, an orderly end."""
+"""Runs processes, writes their output to logs, restarts them when they die and stops them in order."""
 
 import asyncio
 import ctypes
@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from notify_local.console import console, say
-from notify_local.errors import CanNotRun
+from notify_local.errors import CannotRun
 from notify_local.folder import StackFolder
 
 READY_INTERVAL = 0.1  # seconds
-FIRST_RESTART_DELAY = 0.5  # seconds, doubled with each death in a row
-LONGEST_RESTART_DELAY = 15.0  # seconds
-STABLE_AFTER = 30.0  # seconds of life after which a death is no longer in a row
+TAIL_LINES = 15  # lines of its log shown when a program fails
+FIRST_RESTART_DELAY = 0.5  # seconds, doubled by each consecutive death
+MAX_RESTART_DELAY = 15.0  # seconds
+STABLE_AFTER = 30.0  # seconds after which a death does not count as consecutive
 NOT_INHERITED = ("PG", "POSTGRES_", "RABBITMQ_")
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -25,74 +26,80 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass(frozen=True)
 class Program:
-    """How to run one process."""
+    """A description of a process to run."""
 
     name: str
     command: Sequence[str | Path]
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
-    stop_timeout: float = 60.0  # seconds, then it is killed
+    stop_timeout: float = 60.0  # seconds until it is killed
     shown: bool = False
-    """Whether its output is for the terminal too, not only for its log."""
+    """If True, its output goes to the terminal too, not only to its log."""
 
 
 class Supervisor:
-    """Runs programs and keeps them running until they are stopped, in the reverse order of their start."""
+    """A supervisor that restarts programs when they die and stops them in the reverse order of their start."""
 
     def __init__(self, folder: StackFolder) -> None:
         self._folder = folder
         self._running: dict[str, _Supervised] = {}
 
     async def start(self, program: Program, ready: Callable[[], Awaitable[bool]], timeout: float) -> None:
-        """Start and return when it is ready; raise `CanNotRun` where it dies first or takes longer than `timeout`."""
-        supervised = _Supervised(program, self._folder)
-        self._running[program.name] = supervised
-        log = self._folder.log / f"{program.name}.log"
-        await supervised.spawn()
+        """Start `program` and wait until it is ready; raise `CannotRun` if it exits first or `timeout` passes."""
+        supervised = await self._spawn(program)
         try:
             async with asyncio.timeout(timeout):
                 while not await ready():
-                    if supervised.ended:
-                        raise CanNotRun(f"{program.name} ended at its start; see {log}\n{_tail(log)}")
+                    if supervised.has_exited:
+                        raise supervised.failure("exited during its start")
                     await asyncio.sleep(READY_INTERVAL)
         except TimeoutError:
-            raise CanNotRun(f"{program.name} was not ready within {timeout:.0f} s; see {log}\n{_tail(log)}") from None
+            raise supervised.failure(f"was not ready within {timeout:.0f} s") from None
         supervised.keep_running()
 
     async def run(self, program: Program) -> None:
-        """Run to its end; raise `CanNotRun` where it fails."""
-        supervised = self._running[program.name] = _Supervised(program, self._folder)
-        await supervised.spawn()
+        """Run `program` until it exits; raise `CannotRun` if it fails."""
+        supervised = await self._spawn(program)
         code = await supervised.finished()
         del self._running[program.name]
         if code:
-            log = self._folder.log / f"{program.name}.log"
-            raise CanNotRun(f"{program.name} failed ({_cause(code)}); see {log}\n{_tail(log)}")
+            raise supervised.failure(f"failed ({_cause(code)})")
 
     async def stop(self) -> None:
-        """Stop all, the last started first, each before the next."""
+        """Stop all programs one after the other, the last one first."""
         for supervised in reversed(self._running.values()):
             await supervised.stop()
         self._running.clear()
 
+    async def _spawn(self, program: Program) -> "_Supervised":
+        supervised = _Supervised(program, self._folder)
+        await supervised.spawn()
+        self._running[program.name] = supervised
+        return supervised
+
 
 class _Supervised:
-    """One program and its present process."""
+    """A program and its current process."""
+
+    _process: asyncio.subprocess.Process
+    _copying: asyncio.Task[None]
 
     def __init__(self, program: Program, folder: StackFolder) -> None:
-        log = folder.log / f"{program.name}.log"
-        if log.exists():
-            # What is shown when a start fails shall be of this start.
-            log.rename(log.with_suffix(".previous.log"))
         self._program = program
-        self._folder = folder
-        self._process: asyncio.subprocess.Process | None = None
-        self._copying: asyncio.Task[None] | None = None
+        self._pid_file = folder.run / f"{program.name}.pid"
+        self._log = folder.log / f"{program.name}.log"
+        if self._log.exists():
+            # If the start fails, its error must not show lines of an earlier run.
+            self._log.rename(self._log.with_suffix(".previous.log"))
         self._keeping: asyncio.Task[None] | None = None
 
     @property
-    def ended(self) -> bool:
-        return self._process is not None and self._process.returncode is not None
+    def has_exited(self) -> bool:
+        return self._process.returncode is not None
+
+    def failure(self, problem: str) -> CannotRun:
+        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+        return CannotRun(f"{self._program.name} {problem}; see {self._log}\n{tail}")
 
     async def spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -101,19 +108,17 @@ class _Supervised:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            # Out of the terminal's group: Ctrl-C is for the supervisor, which stops the rest in order.
+            # The new session keeps Ctrl-C from reaching the process; the supervisor stops all processes in order.
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        self._folder.write_pid(self._program.name, self._process.pid)
+        self._pid_file.write_text(f"{self._process.pid}\n")
         self._copying = asyncio.create_task(self._copy_output(self._process))
 
     async def finished(self) -> int:
-        assert self._process is not None  # noqa: S101 - it was spawned
-        assert self._copying is not None  # noqa: S101 - as above
         code = await self._process.wait()
         await self._copying
-        self._folder.remove_pid(self._program.name)
+        self._pid_file.unlink(missing_ok=True)
         return code
 
     def keep_running(self) -> None:
@@ -123,39 +128,33 @@ class _Supervised:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
-        process = self._process
-        if process is None:
-            return
-        if process.returncode is None:
+        if not self.has_exited:
             with suppress(ProcessLookupError):
-                process.send_signal(self._program.stop_signal)
+                self._process.send_signal(self._program.stop_signal)
             try:
                 async with asyncio.timeout(self._program.stop_timeout):
-                    await process.wait()
+                    await self._process.wait()
             except TimeoutError:
                 say(f"{self._program.name} did not stop within {self._program.stop_timeout:.0f} s: killed")
-                process.kill()
-                await process.wait()
-        if self._copying is not None:
-            await self._copying
-        self._folder.remove_pid(self._program.name)
+                self._process.kill()
+        await self.finished()
 
     async def _restart_when_it_dies(self) -> None:
         delay = FIRST_RESTART_DELAY
-        while self._process is not None:
+        while True:
             began = asyncio.get_running_loop().time()
             code = await self._process.wait()
             if asyncio.get_running_loop().time() - began > STABLE_AFTER:
                 delay = FIRST_RESTART_DELAY
             say(f"{self._program.name} died ({_cause(code)}); restarting it in {delay:g} s")
             await asyncio.sleep(delay)
-            delay = min(delay * 2, LONGEST_RESTART_DELAY)
+            delay = min(delay * 2, MAX_RESTART_DELAY)
             await self.spawn()
             say(f"{self._program.name} restarted (pid {self._process.pid})")
 
     async def _copy_output(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None  # noqa: S101 - it was asked for
-        with (self._folder.log / f"{self._program.name}.log").open("ab", buffering=0) as log:
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        with self._log.open("ab", buffering=0) as log:
             while line := await _line(process.stdout):
                 log.write(line)
                 if self._program.shown:
@@ -164,7 +163,7 @@ class _Supervised:
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:
-    """The next line, or of an overlong one as much as is there; empty at the end."""
+    """Return the next line, a part of an overlong line, or nothing at the end."""
     try:
         return await stream.readuntil(b"\n")
     except asyncio.IncompleteReadError as end:
@@ -174,12 +173,12 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
 
 
 def _inherited_environment() -> dict[str, str]:
-    """The user's, but for what would lead a server or a service elsewhere."""
+    """Return the user's environment without the variables that would point a process at other servers."""
     return {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
 
 
 def _die_with_parent() -> None:
-    """Runs in the child: a supervisor that is killed takes its processes along (Linux)."""
+    """Make the kernel stop this child process if its supervisor is killed (Linux only)."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -193,7 +192,3 @@ def _style(line: str) -> str | None:
         if level in line:
             return style
     return None
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])

@@ -1,1 +1,1 @@
-"""Delivers over email. What is its own stands here; the rest is `notify_common.sending`."""
+"""Delivers notifications by e-mail. The code that all senders share is in `notify_common.sending`."""

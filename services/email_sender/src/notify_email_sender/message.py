@@ -1,4 +1,4 @@
-"""The e-mail that a delivery becomes (RFC 5322)."""
+"""Builds the e-mail of a delivery (RFC 5322)."""
 
 from dataclasses import dataclass, field
 from email.header import Header
@@ -14,10 +14,10 @@ from notify_common.contracts.messages import DeliveryRequested, EmailContent
 from notify_common.runtime.clock import utc_now
 from pydantic.networks import validate_email as parse_mailbox
 
-SUBJECT_LENGTH = 78  # of what is cut from the text where there is no subject: RFC 5322, 2.1.1
-# Any server takes it: what is not ASCII is encoded.
+SUBJECT_LENGTH = 78  # characters of a subject that is taken from the text: RFC 5322, 2.1.1
+# Every server accepts such a message, because non-ASCII text is encoded.
 POLICY = SMTP.clone(cte_type="7bit")
-# Not Date and Message-ID: some relays put their own in their place.
+# Date and Message-ID are not signed, because some relays replace them.
 SIGNED_HEADERS = [
     b"from", b"to", b"reply-to", b"subject", b"mime-version", b"content-type",
     b"content-transfer-encoding", b"list-unsubscribe", b"list-unsubscribe-post",
@@ -27,25 +27,25 @@ UTF8_POLICY = SMTPUTF8.clone(cte_type="7bit")
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message as SMTP takes it."""
+    """A message with its SMTP envelope."""
 
     sender: str
     recipient: str
     utf8: bool
-    """Whether an address is not ASCII and the server must know SMTPUTF8 (RFC 6531)."""
+    """True if the recipient is not ASCII, so that the server must support SMTPUTF8 (RFC 6531)."""
     content: bytes
 
 
 @dataclass(frozen=True)
 class DkimKey:
-    """What messages are signed with (RFC 6376); `<selector>._domainkey.<domain of the sender>` has the other half."""
+    """A key that signs messages (RFC 6376). The DNS publishes its public half at `<selector>._domainkey.<domain>`."""
 
     selector: str
     private_key: bytes = field(repr=False)
-    """RSA, as PEM."""
+    """An RSA key in PEM format."""
 
     def signature(self, content: bytes, domain: str) -> bytes:
-        """The header that vouches for the message: one more line, before all others."""
+        """Return the signature's header line, which goes before all other headers."""
         header: bytes = dkim.sign(
             content,
             self.selector.encode(),
@@ -59,7 +59,7 @@ class DkimKey:
 
 @dataclass(frozen=True)
 class EmailTemplate:
-    """What all messages have in common."""
+    """The properties that all messages share."""
 
     sender: Address
     reply_to: Address | None = None
@@ -67,9 +67,9 @@ class EmailTemplate:
     dkim: DkimKey | None = None
 
     def envelope(self, request: DeliveryRequested) -> Envelope:
-        """The message for a request that has a recipient; raises `ValueError` where that is no address."""
+        """Return the message for a request; raise `ValueError` if its recipient is not a valid address."""
         valid = validate_email(request.recipient or "", check_deliverability=False)
-        # The domain always has a form in ASCII (IDNA).
+        # Only the local part may be non-ASCII; every domain has an ASCII form (IDNA).
         recipient = valid.ascii_email or f"{valid.local_part}@{valid.ascii_domain}"
         utf8 = not recipient.isascii()
         message = self._message(request, recipient).as_bytes(policy=UTF8_POLICY if utf8 else POLICY)
@@ -83,30 +83,30 @@ class EmailTemplate:
         message["From"] = self.sender
         local_part, _, domain = recipient.rpartition("@")
         message["To"] = Address(username=local_part, domain=domain)
-        own = request.content.email or EmailContent()
-        if own.reply_to is not None:
-            message["Reply-To"] = address_of(own.reply_to)
-        elif self.reply_to is not None:
-            message["Reply-To"] = self.reply_to
+        email = request.content.email or EmailContent()
+        reply_to = self.reply_to if email.reply_to is None else address_of(email.reply_to)
+        if reply_to is not None:
+            message["Reply-To"] = reply_to
         message["Date"] = format_datetime(utc_now())
-        # The delivery's own: a repeat can be recognised by it.
+        # The Message-ID is that of the delivery, so that recipients can recognize a duplicate.
         message["Message-ID"] = f"<{request.delivery_id}@{self.sender.domain}>"
-        # No vacation responder is to answer: RFC 3834, 5.
+        # Suppress auto-replies (RFC 3834, 5).
         message["Auto-Submitted"] = "auto-generated"
         message.set_content(request.content.message, charset="utf-8")
-        if own.html is not None:
-            message.add_alternative(own.html, subtype="html", charset="utf-8")
+        if email.html is not None:
+            message.add_alternative(email.html, subtype="html", charset="utf-8")
         return message
 
     def _free_headers(self, request: DeliveryRequested) -> bytes:
-        """The headers that `EmailMessage` must not see: it decodes what looks encoded, line breaks included."""
-        # All kinds of line breaks and control characters that Python takes for space become one.
+        """Return the headers that `EmailMessage` must not see, because it decodes encoded words with line breaks."""
+        # `split` treats every kind of line break as whitespace, so none of them can reach a header.
         subject = " ".join((request.content.subject or _first_line(request.content.message)).split())
         encoded = Header(subject, "utf-8", header_name="Subject").encode(linesep="\r\n")
         lines = f"Subject: {encoded}\r\n"
-        # Neither is folded: programs read them.
-        if request.content.email and request.content.email.list_unsubscribe:
-            lines += f"List-Unsubscribe: <{request.content.email.list_unsubscribe}>\r\n"
+        # These headers are not folded, because the programs that read them may not unfold them.
+        email = request.content.email
+        if email and email.list_unsubscribe:
+            lines += f"List-Unsubscribe: <{email.list_unsubscribe}>\r\n"
             lines += "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
         elif self.list_unsubscribe is not None:
             lines += f"List-Unsubscribe: {self.list_unsubscribe}\r\n"
@@ -114,7 +114,7 @@ class EmailTemplate:
 
 
 def address_of(mailbox: str) -> Address:
-    """What `orders@example.org` or `Example Shop <orders@example.org>` names; its domain in ASCII (IDNA)."""
+    """Parse `orders@example.org` or `Example Shop <orders@example.org>`, and convert the domain to ASCII (IDNA)."""
     name, addr_spec = parse_mailbox(mailbox)
     local_part, _, domain = addr_spec.rpartition("@")
     ascii_domain = idna.encode(domain, uts46=True).decode()

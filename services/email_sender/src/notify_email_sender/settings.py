@@ -12,20 +12,21 @@ from pydantic.networks import validate_email
 from notify_email_sender.message import DkimKey, EmailTemplate, address_of
 
 HOST = r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_-]{1,63})*$"  # a name or an address
+DKIM_SELECTOR = r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$"
 UNSUBSCRIBE_URI = r"<(?:https://|mailto:)[!-;=?-~]+>"  # printable ASCII without < and >
 LIST_UNSUBSCRIBE = re.compile(rf"{UNSUBSCRIBE_URI}(?:, ?{UNSUBSCRIBE_URI})*")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class EmailProvider(StrEnum):
-    """What sends."""
+    """A way to send: only simulated, or over SMTP."""
 
     SIMULATOR = "simulator"
     SMTP = "smtp"
 
 
 class SmtpTls(StrEnum):
-    """How the connection to the mail server is encrypted."""
+    """An encryption mode of the connection to the mail server."""
 
     STARTTLS = "starttls"
     TLS = "tls"
@@ -50,18 +51,18 @@ def _rsa_key(key: SecretStr) -> SecretStr:
     try:
         dkim.crypto.parse_pem_private_key(pem(key))
     except dkim.crypto.UnparsableKeyError:
-        raise ValueError("should be an RSA key as PEM; its line breaks may be written \\n") from None
+        raise ValueError("should be an RSA key in PEM format; its line breaks may be written as \\n") from None
     return key
 
 
 def pem(key: SecretStr) -> bytes:
-    """The key with real line breaks."""
+    """Return the key with its escaped line breaks replaced by real ones."""
     return key.get_secret_value().replace("\\n", "\n").encode()
 
 
 def _list_unsubscribe(text: str) -> str:
     if not LIST_UNSUBSCRIBE.fullmatch(text):
-        raise ValueError("should be <https://…> or <mailto:…>, several with commas between")
+        raise ValueError("should be <https://…> or <mailto:…>, or several of them separated by commas")
     return text
 
 
@@ -70,7 +71,7 @@ ListUnsubscribe = Annotated[str, AfterValidator(_list_unsubscribe), Field(max_le
 
 
 class EmailSenderSettings(SenderSettings):
-    """What only this sender has; times are seconds."""
+    """The settings that only this sender has; times are in seconds."""
 
     email_sleep: float = Field(1.0, ge=0, le=600)
     health_port: int = Field(8082, ge=1, le=65535)
@@ -78,16 +79,7 @@ class EmailSenderSettings(SenderSettings):
     email_from: Mailbox | None = None
     email_reply_to: Mailbox | None = None
     email_list_unsubscribe: ListUnsubscribe | None = None
-    email_dkim_selector: (
-        Annotated[
-            str,
-            Field(
-                pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$",
-                max_length=63,
-            ),
-        ]
-        | None
-    ) = None
+    email_dkim_selector: Annotated[str, Field(pattern=DKIM_SELECTOR, max_length=63)] | None = None
     email_dkim_key: Annotated[SecretStr, AfterValidator(_rsa_key)] | None = None
     email_rate: float = Field(0, ge=0)
     smtp_host: Annotated[str, Field(pattern=HOST)] | None = None
@@ -104,27 +96,23 @@ class EmailSenderSettings(SenderSettings):
             if self.smtp_host is None or self.email_from is None:
                 raise ValueError("EMAIL_PROVIDER: smtp needs SMTP_HOST and EMAIL_FROM")
             if (self.email_dkim_selector is None) != (self.email_dkim_key is None):
-                raise ValueError("EMAIL_DKIM_SELECTOR and EMAIL_DKIM_KEY go together")
+                raise ValueError("EMAIL_DKIM_SELECTOR and EMAIL_DKIM_KEY must be set together")
             if (self.smtp_user is None) != (self.smtp_password is None):
-                raise ValueError("SMTP_USER and SMTP_PASSWORD go together")
+                raise ValueError("SMTP_USER and SMTP_PASSWORD must be set together")
             if self.smtp_password is not None and self.smtp_tls is SmtpTls.NONE and self.smtp_host not in LOOPBACK:
-                raise ValueError("SMTP_TLS: none would send SMTP_PASSWORD over the network as it is")
+                raise ValueError("SMTP_TLS: none would send SMTP_PASSWORD over the network unencrypted")
         return self
 
     def port(self) -> int:
-        """Of the mail server."""
+        """Return the port of the mail server; the default depends on the encryption."""
         return self.smtp_port or PORTS[self.smtp_tls]
 
-    def _dkim(self) -> DkimKey | None:
-        if self.email_dkim_selector is None or self.email_dkim_key is None:
-            return None
-        return DkimKey(self.email_dkim_selector, pem(self.email_dkim_key))
-
     def template(self) -> EmailTemplate:
-        """What all messages have in common."""
+        """Return the properties that all messages share."""
+        selector, key = self.email_dkim_selector, self.email_dkim_key
         return EmailTemplate(
             sender=address_of(self.email_from or ""),
             reply_to=None if self.email_reply_to is None else address_of(self.email_reply_to),
             list_unsubscribe=self.email_list_unsubscribe,
-            dkim=self._dkim(),
+            dkim=None if selector is None or key is None else DkimKey(selector, pem(key)),
         )

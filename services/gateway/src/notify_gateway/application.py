@@ -50,7 +50,14 @@ RELAY_STOP_TIMEOUT = 10.0  # seconds; another relay publishes what is left after
 class Gateway:
     """All parts of a gateway process. `work` runs its background tasks."""
 
-    def __init__(self, settings: GatewaySettings, tracing: Tracing = UNTRACED) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        tracing: Tracing = UNTRACED,
+        *,
+        relay_class: type[OutboxRelay] = OutboxRelay,
+        publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
+    ) -> None:
         self.settings = settings
         self._engine = create_engine(settings, pool_size=settings.postgres_pool_size - RELAY_CONNECTIONS)
         self._relay_engine = create_engine(settings, pool_size=RELAY_CONNECTIONS, planner=ROWS_BY_KEY)
@@ -59,9 +66,9 @@ class Gateway:
         registry = process_registry()
         self.metrics = GatewayMetrics(registry)
 
-        self.relay = OutboxRelay(
+        self.relay = relay_class(
             self._broker,
-            ConfirmedPublisher(self._broker),
+            publisher_class(self._broker),
             OutboxStore(self._relay_engine),
             self._events,
             self.metrics,

@@ -24,6 +24,7 @@ from notify_common.contracts.messages import (
     StatusChanges,
 )
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
+from notify_common.version import VERSION
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -82,7 +83,7 @@ def asyncapi_document() -> dict[str, Any]:
         "asyncapi": "3.0.0",
         "info": {
             "title": "Notification service",
-            "version": "1",
+            "version": VERSION,
             "description": "The messages between the services. New fields have defaults, and no field is ever renamed.",
         },
         "defaultContentType": "application/json",

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from notify_common.errors import StartupError
 from notify_common.runtime.metrics import exposition
+from notify_common.version import VERSION
 from notify_database.engine import database_problem
 from notify_database.errors import DatabaseUnavailable, DataRejected
 from prometheus_client import CollectorRegistry
@@ -98,6 +99,7 @@ async def readyz(response: Response, readiness: Annotated[Readiness, Depends(pro
     connected = readiness.relay.connected
     return {
         "status": "ready" if postgresql is None else "not ready",
+        "version": VERSION,
         "postgresql": postgresql or "ready",
         "rabbitmq": "ready" if connected else "unavailable: accepted notifications wait in the outbox",
     }

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from notify_common.version import VERSION
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from notify_gateway.application import Gateway
@@ -54,7 +55,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     """Return the API and its documentation, whose assets the gateway serves itself instead of a CDN."""
     app = FastAPIOffline(
         title="Notification service",
-        version="1",
+        version=VERSION,
         description=DESCRIPTION,
         redoc_url=None,
         static_url="/docs/assets",

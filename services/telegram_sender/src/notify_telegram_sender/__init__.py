@@ -1,1 +1,1 @@
-"""Delivers over telegram. What is its own stands here; the rest is `notify_common.sending`."""
+"""Delivers notifications over Telegram. The code that all senders share is in `notify_common.sending`."""

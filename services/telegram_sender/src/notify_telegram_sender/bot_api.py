@@ -20,12 +20,12 @@ from pydantic import BaseModel, ValidationError
 
 from notify_telegram_sender.settings import TelegramSenderSettings
 
-CONNECT_TIMEOUT = 10.0  # seconds; an answer may take as long as an attempt may
+CONNECT_TIMEOUT = 10.0  # seconds; a response has the whole time of the attempt
 PART_INTERVAL = 1.0  # seconds between two messages to one chat
-LONGEST_WAIT = 3600  # seconds, whatever the answer says
+MAX_WAIT = 3600  # seconds, an upper limit for the response's retry_after
 MESSAGE_LENGTH = 4096  # UTF-16 code units
-# The token is wrong or was revoked: no delivery is to pay for that.
-NOT_LET_IN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND})
+# These mean that the token is wrong or revoked, which must not consume the retry budget of deliveries.
+TOKEN_REJECTED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND})
 
 
 class _Parameters(BaseModel):
@@ -36,8 +36,8 @@ class _Message(BaseModel):
     message_id: int
 
 
-class _Answer(BaseModel):
-    """https://core.telegram.org/bots/api#making-requests."""
+class _Response(BaseModel):
+    """A response of the Bot API: https://core.telegram.org/bots/api#making-requests."""
 
     ok: bool
     result: _Message | None = None
@@ -47,10 +47,10 @@ class _Answer(BaseModel):
 
 
 class BotApi:
-    """`sendMessage`, on connections that stay open."""
+    """A client of the Bot API's method `sendMessage` that keeps its connections open."""
 
     def __init__(self, settings: TelegramSenderSettings) -> None:
-        # They log each URL, and the token is part of it.
+        # These libraries log every URL, which contains the token.
         for library in ("httpx", "httpcore"):
             logging.getLogger(library).setLevel(logging.WARNING)
         token = settings.telegram_bot_token
@@ -67,10 +67,10 @@ class BotApi:
         )
 
     async def send(self, request: DeliveryRequested) -> str:
-        """Send the message, in several where it is too long for one; returns the id of the last."""
+        """Send the message, split into several if it is too long, and return the id of the last one."""
         if request.recipient is None:
             raise PermanentFailure("no_recipient")
-        # What is marked up can not be cut anywhere.
+        # A message with markup is never split, because a cut could break the markup.
         first, *others = [request.content.message] if "parse_mode" in self._options else split(request.content.message)
         message_id = await self._send_message(request.recipient, first)
         for text in others:
@@ -78,7 +78,7 @@ class BotApi:
             try:
                 message_id = await self._send_message(request.recipient, text)
             except (Throttled, Unreachable) as failure:
-                # Another attempt sends the first parts again: that is to have an end.
+                # A retry repeats the first parts, so this attempt must count towards the retry budget.
                 raise UnknownOutcome("sent_in_part", failure.text) from None
         return message_id
 
@@ -94,25 +94,25 @@ class BotApi:
         except httpx.RequestError as error:
             raise UnknownOutcome("connection_lost", str(error)) from None
         try:
-            answer = _Answer.model_validate_json(response.content)
+            parsed = _Response.model_validate_json(response.content)
         except ValidationError:
-            # Not the Bot API: a proxy in front of it, perhaps.
+            # The response is not from the Bot API, but perhaps from a proxy in front of it.
             if response.is_success:
                 raise UnknownOutcome("unreadable_answer") from None
             raise TemporaryFailure(f"http_{response.status_code}") from None
-        if not answer.ok or answer.result is None:
-            raise _failure(answer)
-        return str(answer.result.message_id)
+        if not parsed.ok or parsed.result is None:
+            raise _failure(parsed)
+        return str(parsed.result.message_id)
 
 
-def _failure(answer: _Answer) -> ProviderFailure:
-    status = answer.error_code or 0
-    code, text = f"bot_api_{status}", answer.description
+def _failure(response: _Response) -> ProviderFailure:
+    status = response.error_code or 0
+    code, text = f"bot_api_{status}", response.description
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        seconds = answer.parameters.retry_after
-        wait = None if seconds is None else timedelta(seconds=min(seconds, LONGEST_WAIT))
+        seconds = response.parameters.retry_after
+        wait = None if seconds is None else timedelta(seconds=min(seconds, MAX_WAIT))
         return Throttled(code, text, retry_after=wait)
-    if status in NOT_LET_IN:
+    if status in TOKEN_REJECTED:
         return Unreachable(code, text)
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return PermanentFailure(code, text)
@@ -120,7 +120,7 @@ def _failure(answer: _Answer) -> ProviderFailure:
 
 
 def split(text: str) -> list[str]:
-    """Parts that Telegram takes, cut after a paragraph, else a line, else a word, else anywhere."""
+    """Split the text into parts that Telegram accepts, preferably after a paragraph, else a line, else a word."""
     parts = []
     while _length(text) > MESSAGE_LENGTH:
         fitting = _fitting(text)
@@ -136,5 +136,5 @@ def _length(text: str) -> int:
 
 
 def _fitting(text: str) -> str:
-    """The longest beginning that is not too long; a pair of surrogates is not cut."""
+    """Return the longest prefix that fits into a message, without splitting a surrogate pair."""
     return text.encode("utf-16-le")[: 2 * MESSAGE_LENGTH].decode("utf-16-le", errors="ignore")

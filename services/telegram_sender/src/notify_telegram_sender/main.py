@@ -1,4 +1,4 @@
-"""The telegram sender's start: its provider, by the settings."""
+"""Starts the telegram sender with the provider that its settings choose."""
 
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.process import run

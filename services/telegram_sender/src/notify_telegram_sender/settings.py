@@ -11,14 +11,14 @@ TOKEN = re.compile(r"[0-9]+:[A-Za-z0-9_-]+")  # https://core.telegram.org/bots/a
 
 
 class TelegramProvider(StrEnum):
-    """What sends."""
+    """A way to send: only simulated, or over the Bot API."""
 
     SIMULATOR = "simulator"
     BOT_API = "bot_api"
 
 
 class ParseMode(StrEnum):
-    """How a message is marked up: https://core.telegram.org/bots/api#formatting-options."""
+    """A message markup: https://core.telegram.org/bots/api#formatting-options."""
 
     HTML = "HTML"
     MARKDOWN = "MarkdownV2"
@@ -26,12 +26,12 @@ class ParseMode(StrEnum):
 
 def _token(token: SecretStr) -> SecretStr:
     if not TOKEN.fullmatch(token.get_secret_value()):
-        raise ValueError("should look like 123456:ABC-DEF, as BotFather gives it")
+        raise ValueError("should look like 123456:ABC-DEF, as issued by BotFather")
     return token
 
 
 class TelegramSenderSettings(SenderSettings):
-    """What only this sender has; times are seconds."""
+    """The settings that only this sender has; times are in seconds."""
 
     telegram_sleep: float = Field(0.2, ge=0, le=600)
     health_port: int = Field(8081, ge=1, le=65535)
@@ -40,7 +40,7 @@ class TelegramSenderSettings(SenderSettings):
     telegram_api_url: HttpUrl = HttpUrl("https://api.telegram.org")
     telegram_parse_mode: ParseMode | None = None
     telegram_silent: bool = False
-    # What Telegram lets a bot send: https://core.telegram.org/bots/faq#my-bot-is-hitting-limits-how-do-i-avoid-this
+    # The defaults are Telegram's limits: https://core.telegram.org/bots/faq#my-bot-is-hitting-limits-how-do-i-avoid-this
     telegram_rate: float = Field(30, ge=0)
     telegram_rate_per_chat: float = Field(1, ge=0)
     telegram_connections: int = Field(30, ge=1, le=1000)

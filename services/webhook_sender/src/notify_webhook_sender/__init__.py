@@ -1,1 +1,1 @@
-"""Delivers as webhooks. What is its own stands here; the rest is `notify_common.sending`."""
+"""Delivers notifications as webhooks. The code that all senders share is in `notify_common.sending`."""

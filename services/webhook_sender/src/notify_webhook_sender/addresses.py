@@ -1,4 +1,4 @@
-"""Which addresses may be connected to. The URL of a webhook must be no way into our own network."""
+"""Limits the addresses that a webhook may connect to, because its URL must not open a way into our own network."""
 
 import asyncio
 import socket
@@ -14,27 +14,27 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
-GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: nothing else of IPv6 is out there
-# What the `ipaddress` of an older Python does not know: RFC 7526, RFC 9637.
-SPECIAL = (IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
-LOOKUPS = 64  # names at once; each holds a thread until its servers have answered
+GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: all public IPv6 addresses are in this range
+# The `ipaddress` module of older Python versions does not know these reserved networks (RFC 7526, RFC 9637).
+RESERVED = (IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
+MAX_LOOKUPS = 64  # concurrent lookups; each occupies a thread until the name servers respond
 
 
 class HostUnknown(Exception):
-    """The name could not be looked up."""
+    """The host name could not be resolved."""
 
 
 class AddressRefused(Exception):
-    """None of the addresses of the host may be connected to."""
+    """The host has no address that may be connected to."""
 
 
 def networks(text: str) -> list[Network]:
-    """Those that `text` lists, with spaces between; raises `ValueError`."""
+    """Parse networks that are separated by spaces; raise `ValueError` if one is invalid."""
     return [ip_network(network) for network in text.split()]
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is out there: not private, link-local, loopback, multicast or reserved (RFC 6890)."""
+    """Return True unless the address is private, link-local, loopback, multicast or reserved (RFC 6890)."""
     if isinstance(address, IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address in NAT64:
@@ -43,37 +43,37 @@ def is_public(address: Address) -> bool:
             return is_public(inner)
         if address not in GLOBAL_UNICAST:
             return False
-    return address.is_global and not address.is_multicast and not any(address in network for network in SPECIAL)
+    return address.is_global and not address.is_multicast and not any(address in network for network in RESERVED)
 
 
 def is_in(address: Address, allowed: Iterable[Network]) -> bool:
-    """Whether it belongs to one of the networks."""
+    """Return True if the address belongs to one of the allowed networks."""
     inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return any((inner or address) in network for network in allowed)
 
 
 class Resolver:
-    """Looks names up, each once for all who want it now: one that is slow must not keep the others waiting."""
+    """A resolver in threads. Concurrent lookups of a name share one, so that a slow name occupies a single thread."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="resolver")
+        self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="resolver")
         self._lookups: dict[str, asyncio.Future[list[Address]]] = {}
 
     async def addresses(self, host: str) -> list[Address]:
-        """Of the host; raises `HostUnknown`."""
+        """Return the addresses of the host, or raise `HostUnknown`."""
         lookup = self._lookups.get(host)
         if lookup is None:
             lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
             self._lookups[host] = lookup
             lookup.add_done_callback(lambda _: self._lookups.pop(host))
         try:
-            # Whoever gives up leaves it to the others.
+            # A caller that is cancelled must not cancel the lookup for the others.
             return await asyncio.shield(lookup)
         except OSError as error:
             raise HostUnknown(error.strerror or str(error)) from None
 
     def close(self) -> None:
-        """Wait for nobody's answer."""
+        """Stop without waiting for pending lookups."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -83,9 +83,9 @@ def _look_up(host: str) -> list[Address]:
 
 
 class GuardedBackend(httpcore.AnyIOBackend):
-    """TCP connections to the addresses that `may_connect` allows.
+    """A backend for TCP connections to the addresses that `may_connect` allows.
 
-    What is checked is what is connected to: a name that is looked up twice may have two answers.
+    It connects to the very addresses that it checked, because a second lookup of the name could return others.
     """
 
     def __init__(self, resolver: Resolver, may_connect: Callable[[Address], bool]) -> None:
@@ -101,9 +101,9 @@ class GuardedBackend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that may be asked and answers, all within `timeout`.
+        """Connect to the first allowed address that responds, or raise `HostUnknown` or `AddressRefused`.
 
-        Raises `HostUnknown` or `AddressRefused`.
+        The `timeout` covers the lookup and all connection attempts.
         """
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
@@ -111,13 +111,13 @@ class GuardedBackend(httpcore.AnyIOBackend):
             async with asyncio.timeout_at(deadline):
                 found = await self._resolver.addresses(host)
         except TimeoutError:
-            raise HostUnknown("no answer in time") from None
+            raise HostUnknown("the lookup timed out") from None
         addresses = [address for address in found if self._may_connect(address)]
         if not addresses:
             raise AddressRefused
         while True:
             address, *others = addresses
-            # What is left of the time is for all of them.
+            # The remaining addresses share the remaining time.
             share = None if deadline is None else max(0.0, deadline - loop.time()) / len(addresses)
             try:
                 return await super().connect_tcp(str(address), port, share, local_address, socket_options)

@@ -1,4 +1,4 @@
-"""The webhook sender's start: its provider, by the settings."""
+"""Starts the webhook sender with the provider that its settings choose."""
 
 from datetime import timedelta
 
@@ -12,7 +12,7 @@ from notify_common.sending.service import run_sender
 from notify_webhook_sender.settings import WebhookProvider, WebhookSenderSettings
 from notify_webhook_sender.webhook import Webhook, host_of
 
-# A receiver that is down or slow must not keep the messages of all others waiting.
+# The limit is short, because a receiver that is down or slow must not delay messages to the others.
 ADMISSION_TIMEOUT = timedelta(seconds=1)
 
 

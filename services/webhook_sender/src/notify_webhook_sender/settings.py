@@ -9,26 +9,24 @@ from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 
 from notify_webhook_sender.addresses import networks
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
-SHORTEST_SECRET, LONGEST_SECRET = 24, 64  # bytes
+SECRET_PREFIX = "whsec_"  # noqa: S105 - it is public
+MIN_SECRET, MAX_SECRET = 24, 64  # bytes
 
 
 class WebhookProvider(StrEnum):
-    """What sends."""
+    """A way to send: only simulated, or over HTTP."""
 
     SIMULATOR = "simulator"
     HTTP = "http"
 
 
 def keys(secrets: SecretStr) -> list[bytes]:
-    """The keys that are signed with, at least one; raises `ValueError`."""
-    found: list[bytes] = []
-    for secret in secrets.get_secret_value().split():
-        key = b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
-        if not secret.startswith(SECRET_PREFIX) or not SHORTEST_SECRET <= len(key) <= LONGEST_SECRET:
-            raise ValueError
-        found.append(key)
-    if not found:
+    """Return the signing keys, at least one; raise `ValueError` if any is invalid."""
+    words = secrets.get_secret_value().split()
+    found = [b64decode(word.removeprefix(SECRET_PREFIX), validate=True) for word in words]
+    if not found or not all(word.startswith(SECRET_PREFIX) for word in words):
+        raise ValueError
+    if not all(MIN_SECRET <= len(key) <= MAX_SECRET for key in found):
         raise ValueError
     return found
 
@@ -37,7 +35,7 @@ def _secrets(secrets: SecretStr) -> SecretStr:
     try:
         keys(secrets)
     except ValueError:
-        raise ValueError("should be whsec_ and 24 to 64 bytes in base64, several of them with spaces between") from None
+        raise ValueError("should be whsec_ and 24 to 64 bytes in base64; separate several by spaces") from None
     return secrets
 
 
@@ -45,12 +43,12 @@ def _networks(text: str) -> str:
     try:
         networks(text)
     except ValueError:
-        raise ValueError("should be networks such as 10.1.0.0/16, several of them with spaces between") from None
+        raise ValueError("should be networks such as 10.1.0.0/16, separated by spaces") from None
     return text
 
 
 class WebhookSenderSettings(SenderSettings):
-    """What only this sender has; times are seconds."""
+    """The settings that only this sender has; times are in seconds."""
 
     webhook_sleep: float = Field(0.2, ge=0, le=600)
     health_port: int = Field(8084, ge=1, le=65535)

@@ -40,33 +40,33 @@ from notify_webhook_sender.addresses import (
 )
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
-CONNECT_TIMEOUT = 10.0  # seconds for all of it: name, connection, TLS; at most half of an attempt's
+CONNECT_TIMEOUT = 10.0  # seconds for lookup, connection and TLS; never more than half of an attempt's time
 KEEPALIVE = 20.0  # seconds
-READ_LENGTH, READ_TIMEOUT = 10_000, 1.0  # bytes and seconds of what follows an answer's status
-LONGEST_WAIT = timedelta(hours=1)  # whatever the answer says
+READ_LENGTH, READ_TIMEOUT = 10_000, 1.0  # bytes and seconds; limits for reading the body of a response
+MAX_WAIT = timedelta(hours=1)  # an upper limit for the response's Retry-After
 RECIPIENT = TypeAdapter(WebhookRecipient)
 
 
 def host_of(url: str) -> str:
-    """Host and port: what is down or busy together."""
+    """Return host and port, which are down or busy together."""
     try:
         parts = urlsplit(url)
         return f"{(parts.hostname or '').rstrip('.')}:{parts.port or parts.scheme}"
     except ValueError:
-        return ""  # whatever it is, it will be refused
+        return ""  # `send` rejects such a URL
 
 
 class Webhook:
-    """One POST per attempt. Redirects are not followed: where they lead, nobody has named."""
+    """A provider that makes one POST per attempt. It follows no redirects, because no client named their targets."""
 
     def __init__(self, settings: WebhookSenderSettings) -> None:
         for library in ("httpcore.connection", "httpcore.http11"):
-            logging.getLogger(library).setLevel(logging.WARNING)  # they log headers
+            logging.getLogger(library).setLevel(logging.WARNING)  # because they log headers
         self._keys = keys(settings.webhook_secrets) if settings.webhook_secrets else []
         allowed = networks(settings.webhook_allowed_networks or "")
         context = ssl.create_default_context(cafile=settings.webhook_ca_file)
         connect_timeout = min(CONNECT_TIMEOUT, settings.provider_timeout / 2)
-        # It holds for the connection and for TLS, each.
+        # httpcore applies this timeout to the connection and to TLS separately, hence the half.
         self._extensions = {"timeout": {"connect": connect_timeout / 2}}
         self._finishing: set[asyncio.Task[bytes]] = set()
         self._resolver = Resolver()
@@ -84,12 +84,12 @@ class Webhook:
             "https": pool(
                 GuardedBackend(self._resolver, lambda address: is_public(address) or is_in(address, allowed))
             ),
-            # Everybody on the way could read it.
+            # Plain HTTP is limited to the allowed networks, because anyone on the path could read it.
             "http": pool(GuardedBackend(self._resolver, lambda address: is_in(address, allowed))),
         }
 
     async def send(self, request: DeliveryRequested) -> str:
-        """Post it; returns the `webhook-id`, which is the delivery's own: a repeat can be recognised by it."""
+        """Post the message and return its `webhook-id`. A repeat has the same one, so that receivers recognize it."""
         if request.recipient is None:
             raise PermanentFailure("no_recipient")
         try:
@@ -126,13 +126,13 @@ class Webhook:
         request = httpcore.Request("POST", url, headers=fields, content=content, extensions=self._extensions)
         try:
             response = await self._pools[urlsplit(url).scheme].handle_async_request(request)
-            told = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+            response_headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
             if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                await self._finish_accepted(response, told.get(b"content-length"))
+                await self._finish_accepted(response, response_headers.get(b"content-length"))
                 return None
-            return refusal(response.status, told.get(b"retry-after", ""), await _finish(response))
+            return refusal(response.status, response_headers.get(b"retry-after", ""), await _finish(response))
         except TimeoutError:
-            raise  # of the whole attempt
+            raise  # the caller handles the timeout of an attempt
         except AddressRefused:
             return PermanentFailure("address_refused")
         except HostUnknown as unknown:
@@ -141,17 +141,17 @@ class Webhook:
             return broken(error)
 
     async def _finish_accepted(self, response: httpcore.Response, length: str | None) -> None:
-        """It has been taken: nothing that comes now changes that, and nobody waits for it."""
+        """Read the rest of a success in the background, because it cannot change the outcome."""
         finishing = asyncio.create_task(_finish(response))
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finishing.discard)
         if response.status == HTTPStatus.NO_CONTENT or length == "0":
-            # All of it is here.
+            # There is no body to wait for, and the connection becomes reusable at once.
             await asyncio.shield(finishing)
 
 
 def payload(request: DeliveryRequested) -> bytes:
-    """What is posted."""
+    """Return the body of the POST."""
     body = {
         "type": "notification",
         "timestamp": datetime.fromtimestamp(accepted_at(request.notification_id), UTC).isoformat(),
@@ -166,58 +166,57 @@ def payload(request: DeliveryRequested) -> bytes:
 
 
 def signature(key: bytes, message_id: str, timestamp: str, content: bytes) -> str:
-    """HMAC-SHA256 over id, timestamp and content."""
+    """Return the HMAC-SHA256 signature of id, timestamp and content."""
     signed = f"{message_id}.{timestamp}.".encode() + content
     return f"v1,{b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
 
 
-def refusal(status: int, retry_after: str, told: bytes) -> ProviderFailure:
-    """What an answer means that is no success; it is of one URL, not of its host. 410: nobody wants it any more."""
-    code, text, wait = f"http_{status}", told.decode("utf-8", "replace") or None, _wait(retry_after)
+def refusal(status: int, retry_after: str, body: bytes) -> ProviderFailure:
+    """Classify a response that is not a success. It says something about its URL, but nothing about other URLs."""
+    code, text, wait = f"http_{status}", body.decode("utf-8", "replace") or None, _wait(retry_after)
     if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None):
         return Throttled(code, text, retry_after=wait, of_recipient=True)
     if status == HTTPStatus.UNAUTHORIZED:
-        # The secret is wrong: no delivery is to pay for that.
+        # The secret is wrong, which must not consume the retry budget of deliveries.
         return Unreachable(code, text, of_recipient=True)
-    if status == HTTPStatus.GONE:
+    if status == HTTPStatus.GONE:  # in the Standard Webhooks specification: the receiver is disabled
         return PermanentFailure(code, text)
     return TemporaryFailure(code, text)
 
 
 def broken(error: Exception) -> ProviderFailure:
-    """What it means that there is no answer."""
+    """Classify a call that ended without a response."""
     text = str(error) or None
     if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout):
-        # The pool takes the cause away and leaves the context.
+        # The connection pool removes the cause of the error but keeps its context.
         return Unreachable("tls" if isinstance(error.__context__, ssl.SSLError) else "connect", text)
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
-        # In TLS 1.3 a client that is not welcome is told so only now.
+        # In TLS 1.3 a server rejects the client only after the client has finished the handshake.
         return Unreachable("tls", text)
     return UnknownOutcome("connection_lost", text)
 
 
 def _wait(retry_after: str) -> timedelta | None:
-    """Of seconds or a date: RFC 9110, 10.2.3."""
+    """Return the waiting time of a Retry-After header in seconds or as a date (RFC 9110, 10.2.3), if it has any."""
     with suppress(ValueError, OverflowError):
-        wait = timedelta(seconds=int(retry_after))
-        return min(max(wait, timedelta()), LONGEST_WAIT)
+        return min(max(timedelta(seconds=int(retry_after)), timedelta()), MAX_WAIT)
     with suppress(ValueError, OverflowError):
         wait = parsedate_to_datetime(retry_after).astimezone(UTC) - utc_now()
-        return min(max(wait, timedelta()), LONGEST_WAIT)
+        return min(max(wait, timedelta()), MAX_WAIT)
     return None
 
 
 async def _finish(response: httpcore.Response) -> bytes:
-    """Read the beginning of what the receiver says, and let the connection be used again if that was all."""
-    told = b""
+    """Read the beginning of the body and release the connection, which is reusable if the body ended there."""
+    body = b""
     try:
         async with asyncio.timeout(READ_TIMEOUT):
             async for part in response.aiter_stream():
-                told += part
-                if len(told) >= READ_LENGTH:
+                body += part
+                if len(body) >= READ_LENGTH:
                     break
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
-        pass  # a timeout is an OSError, too
+        pass  # TimeoutError is an OSError
     finally:
         await response.aclose()
-    return told
+    return body

@@ -1,4 +1,4 @@
-"""Ack and reject in batches: one write for all messages of a batch, one multiple ack for those that leave no gap."""
+"""Ack and reject in batches: one multiple ack for all messages that leave no gap."""
 
 import logging
 from collections import defaultdict
@@ -7,24 +7,22 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from aiormq import spec
-from aiormq.abc import AbstractChannel, ChannelFrame
 from aiormq.channel import Channel
 
 from notify_common.errors import BrokerUnavailable
-from notify_common.rabbitmq.connection import broker_errors
-from notify_common.rabbitmq.raw_channel import write
+from notify_common.rabbitmq.connection import broker_errors, run_unless_closed
 from notify_common.runtime.batcher import Batcher
 
 log = logging.getLogger(__name__)
 
-MESSAGES_PER_WRITE = 1000
+MAX_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class _Acknowledgement:
     """An ack or a reject of one message."""
 
-    channel: AbstractChannel
+    channel: Channel
     tag: int
     ack: bool
 
@@ -54,26 +52,27 @@ class DeliveryTags:
 
 
 class Acknowledger:
-    """Acks and rejects the messages of one consumer, which must have a channel to itself.
+    """An acknowledger for one consumer, which must have a channel to itself.
 
-    Each call returns when its frame is written, or its channel is lost: the broker then delivers the message again.
+    Each call returns when the connection has its frame, or when its channel is lost. In that case, the broker delivers
+    the message again.
     """
 
     def __init__(self) -> None:
         # The tags of a lost channel are dropped with it: its messages are delivered again, on another channel.
-        self._tags: WeakKeyDictionary[AbstractChannel, DeliveryTags] = WeakKeyDictionary()
-        self._batcher = Batcher(self._write, max_batch=MESSAGES_PER_WRITE)
+        self._tags: WeakKeyDictionary[Channel, DeliveryTags] = WeakKeyDictionary()
+        self._batcher = Batcher(self._write, max_batch=MAX_BATCH)
 
-    async def ack(self, channel: AbstractChannel, tag: int) -> None:
+    async def ack(self, channel: Channel, tag: int) -> None:
         """Ack a message, once everything that follows from it is confirmed or committed."""
         await self._batcher.submit(_Acknowledgement(channel, tag, ack=True))
 
-    async def reject(self, channel: AbstractChannel, tag: int) -> None:
+    async def reject(self, channel: Channel, tag: int) -> None:
         """Let RabbitMQ dead-letter a message that can never be handled."""
         await self._batcher.submit(_Acknowledgement(channel, tag, ack=False))
 
     async def _write(self, batch: Sequence[_Acknowledgement]) -> list[None]:
-        by_channel: defaultdict[AbstractChannel, list[_Acknowledgement]] = defaultdict(list)
+        by_channel: defaultdict[Channel, list[_Acknowledgement]] = defaultdict(list)
         for each in batch:
             by_channel[each.channel].append(each)
         for channel, own in by_channel.items():
@@ -81,7 +80,7 @@ class Acknowledger:
             frames = self._tags.setdefault(channel, DeliveryTags()).acknowledge(acked, rejected)
             try:
                 with broker_errors():
-                    await _write_and_drain(channel, frames)
+                    await run_unless_closed(channel, _send(channel, frames))
             except BrokerUnavailable as unavailable:
                 log.debug(
                     "messages are not settled, they will come again",
@@ -90,10 +89,10 @@ class Acknowledger:
         return [None for _ in batch]
 
 
-async def _write_and_drain(channel: AbstractChannel, frames: Sequence[spec.Basic.Ack | spec.Basic.Reject]) -> None:
-    assert isinstance(channel, Channel)  # noqa: S101 - aiormq's one class of channels
-    if channel.is_closed:
-        raise ConnectionError("the channel is closed")
-    drained = channel.create_future()
-    await write(channel, ChannelFrame.marshall(channel.number, frames, drain_future=drained))
-    await drained
+async def _send(channel: Channel, frames: Sequence[spec.Basic.Ack | spec.Basic.Reject]) -> None:
+    for frame in frames:
+        tag = frame.delivery_tag or 0
+        if isinstance(frame, spec.Basic.Ack):
+            await channel.basic_ack(tag, multiple=frame.multiple, wait=False)
+        else:
+            await channel.basic_reject(tag, requeue=False, wait=False)

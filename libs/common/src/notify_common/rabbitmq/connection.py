@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from socket import gethostname
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from aio_pika.robust_connection import RobustConnection
+from aiormq.channel import Channel
 from faststream.rabbit import RabbitBroker
 from pydantic import Field, SecretStr
 
@@ -70,6 +72,41 @@ def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
         apply_types=False,
         logger=None,
     )
+
+
+async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
+    """Return a new channel on the connection that `broker` keeps; once lost, the channel is not opened again."""
+    connection = await broker.connect()
+    transport = connection.transport
+    if transport is None or transport.connection.is_closed or not connection.connected.is_set():
+        raise ConnectionError("not connected to RabbitMQ")
+    channel = await transport.connection.channel(
+        publisher_confirms=publisher_confirms,
+        on_return_raises=publisher_confirms,  # an unroutable message is an error, not a silent loss
+    )
+    assert isinstance(channel, Channel)  # noqa: S101 - aiormq's one class of channels
+    return channel
+
+
+async def wait_unless_closed(channel: Channel, awaited: "asyncio.Future[Any]") -> None:
+    """Return when `awaited` is done, or the channel has closed."""
+    closing = channel.closing
+    try:
+        await asyncio.wait({awaited, closing}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        closing.cancel()  # this only ends the observation
+
+
+async def run_unless_closed(channel: Channel, writing: Coroutine[Any, Any, None]) -> None:
+    """Run what waits for room in the write queue; raise if the channel closes first, because nobody makes room then."""
+    task = asyncio.create_task(writing)
+    try:
+        await wait_unless_closed(channel, task)
+        if not task.done():
+            raise ConnectionError("the channel is closed")
+    finally:
+        task.cancel()
+    task.result()
 
 
 @contextmanager

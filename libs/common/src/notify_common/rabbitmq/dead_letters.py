@@ -1,16 +1,58 @@
 """Dead letters: messages that can never be handled, kept in `notifications.dead` with the reason."""
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from notify_common.contracts import topology
+from notify_common.contracts.messages import DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER
+from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
+from notify_common.errors import PoisonMessage
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+
+log = logging.getLogger(__name__)
 
 REASON_HEADER = "dead_reason"
 QUEUE_HEADER = "dead_queue"
 # Written by RabbitMQ when it dead-letters by itself, one entry per queue (a retry queue is one too):
 # https://www.rabbitmq.com/docs/dlx#effects
 DEATHS_HEADER = "x-death"
+
+
+class ReceivedMessage(Protocol):
+    """A message as any of the libraries has received it."""
+
+    body: Any
+    headers: Mapping[str, Any]
+    message_id: str | None
+
+
+async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, error: Exception, *, queue: str) -> bool:
+    """Log why a message cannot be handled, and bury it; return whether the dead letters have it.
+
+    If they do not, RabbitMQ can still move the message there by itself, without the reason.
+    """
+    fields = _log_fields(message, queue)
+    if isinstance(error, PoisonMessage):
+        reason = str(error)
+        log.error("message is poison", extra={**fields, "reason": reason})
+    else:
+        reason = f"bug: {type(error).__name__}"
+        log.error("handler failed", extra=fields, exc_info=error)
+    try:
+        await bury(publisher, message.body, queue=queue, reason=reason, headers=message.headers)
+    except Exception:
+        # For one, there are headers that can be received but not published.
+        log.exception("reason is not kept", extra=fields)
+        return False
+    return True
+
+
+def _log_fields(message: ReceivedMessage, queue: str) -> dict[str, object]:
+    """Identify a message by its headers, because its body may be unreadable."""
+    ids = {name: message.headers.get(name) for name in (DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER)}
+    trace = trace_id(read_traceparent(message.headers.get(TRACEPARENT_HEADER)))
+    return {"queue": queue, "message_id": message.message_id, "trace_id": trace, **ids}
 
 
 async def bury(

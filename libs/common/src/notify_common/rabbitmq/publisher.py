@@ -1,6 +1,6 @@
-"""Publishes groups of messages, each group with one write, and tells which of them the broker has confirmed.
+"""Publish batches of messages, each with one write, and report which of them the broker has confirmed.
 
-Why not one publish after the other: `docs/decisions/0008-one-write-per-group.md`.
+See `docs/decisions/0008-one-write-per-group.md` for why they are not published one by one.
 """
 
 import asyncio
@@ -11,15 +11,12 @@ from typing import Any
 from uuid import uuid4
 
 from aiormq import spec
-from aiormq.abc import ChannelFrame, FrameType
 from aiormq.channel import Channel
 from faststream.rabbit import RabbitBroker, RabbitExchange
-from pamqp.body import ContentBody
-from pamqp.header import ContentHeader
 
 from notify_common.errors import BrokerUnavailable, PublishFailed
-from notify_common.rabbitmq.connection import RECONNECT_INTERVAL, broker_errors
-from notify_common.rabbitmq.raw_channel import open_channel, wait_unless_closed, write
+from notify_common.rabbitmq.connection import RECONNECT_INTERVAL, broker_errors, open_channel, wait_unless_closed
+from notify_common.rabbitmq.raw_channel import Publish, forget_publishes, write_publishes
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +34,7 @@ class OutgoingMessage:
 
 
 class ConfirmedPublisher:
-    """Publishes on a channel of its own, which is opened anew after each loss of the broker's connection."""
+    """A publisher with a channel of its own; it opens another one after each loss of the broker's connection."""
 
     def __init__(self, broker: RabbitBroker) -> None:
         self._broker = broker
@@ -45,29 +42,33 @@ class ConfirmedPublisher:
         self._opening = asyncio.Lock()
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
-        """Return when the fate of each is known: None where the broker has it.
+        """Return when the fate of each message is known: None if the broker has it.
 
-        There is no timeout: under a memory alarm the broker takes messages late, and a second copy published meanwhile
-        would be sent twice. A connection that is gone is noticed by its heartbeat.
+        There is no timeout: under a memory alarm the broker accepts messages late, and a second copy published in the
+        meantime would be sent twice. A connection that is gone is noticed by its heartbeat.
         """
-        ids = [str(uuid4()) for _ in messages]
+        publishes = [_publish(message) for message in messages]
         try:
             with broker_errors():
                 channel = await self._open_channel()
-                confirmations = await self._write(channel, messages, ids)
-        except BrokerUnavailable as away:
-            failure = PublishFailed(str(away))
+                try:
+                    confirmations = await write_publishes(channel, publishes)
+                except BaseException:
+                    # The messages may have been written or not, so it is unknown what the next confirm counts.
+                    self._channel = None
+                    raise
+        except BrokerUnavailable as unavailable:
+            failure = PublishFailed(str(unavailable))
             return [failure for _ in messages]
         try:
-            # What is not confirmed by the channel's end never will be.
+            # What is not confirmed when the channel closes never will be.
             await wait_unless_closed(channel, asyncio.gather(*confirmations, return_exceptions=True))
         finally:
-            for message_id in ids:
-                channel.message_id_delivery_tag.pop(message_id, None)
+            forget_publishes(channel, publishes)
         return [_failure(confirmation) for confirmation in confirmations]
 
     async def publish_until_confirmed(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Publish again and again what the broker does not have, for as long as it is away."""
+        """Publish until the broker has every message, through any outage."""
         while True:
             failures = await self.publish(messages)
             messages = [message for message, failure in zip(messages, failures, strict=True) if failure is not None]
@@ -82,43 +83,16 @@ class ConfirmedPublisher:
                 self._channel = await open_channel(self._broker, publisher_confirms=True)
             return self._channel
 
-    async def _write(
-        self, channel: Channel, messages: Sequence[OutgoingMessage], ids: Sequence[str]
-    ) -> list[asyncio.Future[Any]]:
-        """Write all with one call; their confirmations, which fail where a message is refused or returned."""
-        frames: list[FrameType | ContentBody] = []
-        for message, message_id in zip(messages, ids, strict=True):
-            frames += _frames(message, message_id, channel.max_content_size)
-        payload = ChannelFrame.marshall(channel.number, frames)
-        loop = asyncio.get_running_loop()
-        async with channel.lock:
-            # RabbitMQ counts what is published on a channel; a number belongs to each message from here on.
-            first = channel.delivery_tag + 1
-            confirmations = {first + number: loop.create_future() for number in range(len(messages))}
-            channel.delivery_tag += len(messages)
-            channel.confirmations.update(confirmations)
-            channel.message_id_delivery_tag.update(zip(ids, confirmations, strict=True))
-            try:
-                await write(channel, payload)
-            except BaseException:
-                # Whether it was written may not be known, and then neither is what the next confirm counts.
-                self._channel = None
-                raise
-        return list(confirmations.values())
 
-
-def _frames(message: OutgoingMessage, message_id: str, content_size: int) -> list[FrameType | ContentBody]:
+def _publish(message: OutgoingMessage) -> Publish:
     properties = spec.Basic.Properties(
         content_type="application/json",
         delivery_mode=PERSISTENT,
         headers=dict(message.headers),
-        message_id=message_id,
+        message_id=str(uuid4()),
     )
-    body = message.body
-    size = content_size if content_size > 0 else len(body) or 1  # 0 and less: no limit was agreed on
-    parts = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
     publish = spec.Basic.Publish(exchange=message.exchange.name, routing_key=message.routing_key, mandatory=True)
-    return [publish, ContentHeader(properties=properties, body_size=len(body)), *parts]
+    return publish, properties, message.body
 
 
 def _failure(confirmation: "asyncio.Future[Any]") -> PublishFailed | None:

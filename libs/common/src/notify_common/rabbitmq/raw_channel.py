@@ -1,45 +1,62 @@
-"""aiormq channels on the connection that a FastStream broker keeps."""
+"""Publish a batch with one write: the only module that reaches below aiormq's public interface.
+
+aiormq's own `basic_publish` writes each message by itself, and needs a task for each confirm. With one write for a
+batch, a publish costs a fraction of that (`docs/decisions/0008-one-write-per-group.md`). What is used here is what
+`basic_publish` uses: the channel's lock, delivery tags, confirmations and write queue. The version of aiormq is locked,
+and the tests refuse, return, cut off and freeze publishes against a real broker.
+"""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
-from aiormq.abc import ChannelFrame
+from aiormq import spec
+from aiormq.abc import ChannelFrame, FrameType
 from aiormq.channel import Channel
-from faststream.rabbit import RabbitBroker
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from notify_common.rabbitmq.connection import run_unless_closed
+
+Publish = tuple[spec.Basic.Publish, spec.Basic.Properties, bytes]
 
 
-async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
-    """A channel of aiormq on the connection that `broker` keeps; it is not opened anew when it is lost."""
-    connection = await broker.connect()
-    transport = connection.transport
-    if transport is None or transport.connection.is_closed or not connection.connected.is_set():
-        raise ConnectionError("not connected to RabbitMQ")
-    channel = await transport.connection.channel(
-        publisher_confirms=publisher_confirms,
-        on_return_raises=publisher_confirms,  # an unroutable message is an error, not a silent loss
-    )
-    assert isinstance(channel, Channel)  # noqa: S101 - aiormq's one class of channels
-    return channel
+async def write_publishes(channel: Channel, publishes: Sequence[Publish]) -> "list[asyncio.Future[Any]]":
+    """Publish with one write; return the confirmations, which fail if a message is refused or returned.
+
+    Call `forget_publishes` once they are no longer awaited.
+    """
+    frames: list[FrameType | ContentBody] = []
+    for publish, properties, body in publishes:
+        size = channel.max_content_size if channel.max_content_size > 0 else len(body) or 1  # 0: no limit is agreed on
+        parts = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
+        frames += [publish, ContentHeader(properties=properties, body_size=len(body)), *parts]
+    payload = ChannelFrame.marshall(channel.number, frames)
+    loop = asyncio.get_running_loop()
+    async with channel.lock:
+        # RabbitMQ counts what is published on a channel; from here on, each message has its number.
+        first = channel.delivery_tag + 1
+        confirmations = {first + number: loop.create_future() for number in range(len(publishes))}
+        channel.delivery_tag += len(publishes)
+        channel.confirmations.update(confirmations)
+        channel.message_id_delivery_tag.update(zip(_message_ids(publishes), confirmations, strict=True))
+        await _write(channel, payload)
+    return list(confirmations.values())
 
 
-async def write(channel: Channel, frames: ChannelFrame) -> None:
-    """Hand the frames to the connection's writer; an error where the channel ends first: nobody takes them then."""
+def forget_publishes(channel: Channel, publishes: Sequence[Publish]) -> None:
+    """Forget which message is which, once none of them can be returned any more."""
+    for message_id in _message_ids(publishes):
+        channel.message_id_delivery_tag.pop(message_id, None)
+
+
+async def _write(channel: Channel, frames: ChannelFrame) -> None:
+    """Hand the frames to the connection's writer."""
     try:
         channel.write_queue.put_nowait(frames)
     except asyncio.QueueFull:
-        writing = asyncio.create_task(channel.write_queue.put(frames))
-        try:
-            await wait_unless_closed(channel, writing)
-            if not writing.done():
-                raise ConnectionError("the channel is closed") from None
-        finally:
-            writing.cancel()
+        await run_unless_closed(channel, channel.write_queue.put(frames))
 
 
-async def wait_unless_closed(channel: Channel, awaited: "asyncio.Future[Any]") -> None:
-    """Return when `awaited` is done, or the channel has ended."""
-    closing = channel.closing
-    try:
-        await asyncio.wait({awaited, closing}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        closing.cancel()  # an observer of the channel's end, which the channel would keep
+def _message_ids(publishes: Sequence[Publish]) -> list[str]:
+    return [properties.message_id or "" for _, properties, _ in publishes]

@@ -1,78 +1,83 @@
-"""The life of a process that consumes: prepare, consume until told to stop, finish what is in flight."""
+"""A service that consumes: prepare, consume until told to stop, finish what is in flight."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from faststream.rabbit import RabbitBroker, RabbitExchange
 from prometheus_client import CollectorRegistry
 
 from notify_common.contracts.topology import Binding
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.consumer import Consumer
 from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.subscription import Subscription
 from notify_common.runtime.health import health_app
-from notify_common.runtime.process import GRACEFUL_TIMEOUT, serve
+from notify_common.runtime.process import serve
 
 log = logging.getLogger(__name__)
 
 
-async def consume(
-    broker: RabbitBroker,
-    consumers: Sequence[Consumer],
-    *,
-    role: str,
-    rabbit: RabbitSettings,
-    health_host: str,
-    health_port: int,
-    registry: CollectorRegistry,
-    declares: Sequence[Binding],
-    exchanges: Sequence[RabbitExchange] = (),
-    prepare: Callable[[], Awaitable[None]] | None = None,
-    stopping: Callable[[], None] | None = None,
-    drained: Callable[[], Awaitable[None]] | None = None,
-    before_scrape: Callable[[], Awaitable[None]] | None = None,
-    graceful_timeout: float = GRACEFUL_TIMEOUT,
-) -> None:
-    """Consume until SIGTERM, serving health and metrics all the while; `prepare` comes first, if given.
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """A service that is wired, but does not run yet. RabbitMQ may be unavailable at the start and at any time later."""
 
-    The broker may be away at the start and at any time later. `stopping`, if given, is called when the end begins. What
-    runs then has `graceful_timeout` seconds:
-    handlers, then what `drained` waits for, if given: what outlives the handlers whose connection was lost.
-    """
+    role: str
+    rabbit: RabbitSettings
+    broker: RabbitBroker
+    """The broker that the service publishes with."""
+    subscriptions: Sequence[Subscription]
+    registry: CollectorRegistry
+    declares: Sequence[Binding]
+    exchanges: Sequence[RabbitExchange] = ()
+    resources: Sequence[AbstractAsyncContextManager[object]] = ()
+    """Entered before anything is consumed, and left after everything in flight has ended."""
+    stopping: Callable[[], None] = lambda: None
+    """Called before handlers are given their time to finish."""
+    drained: Callable[[], Awaitable[None]] | None = None
+    """Waits for what outlives the handlers whose connection was lost."""
+    before_scrape: Callable[[], Awaitable[None]] | None = None
+    graceful_timeout: float
 
-    async def work(stop: asyncio.Event) -> None:
-        async def start() -> None:
-            if prepare is not None:
-                await prepare()
-            await prepare_topology(rabbit, declares, exchanges, role=role)
-            await broker.connect()
+    async def serve(self, host: str, port: int) -> None:
+        """Consume until SIGTERM, and serve health and metrics all the while."""
+        app = health_app(self.subscriptions, self.registry, before_scrape=self.before_scrape)
+        await serve(app, host=host, port=port, work=self.work)
 
-        starting = asyncio.create_task(start())
+    async def work(self, stop: asyncio.Event) -> None:
+        """Consume until `stop`, then finish what is in flight."""
         told_to_stop = asyncio.create_task(stop.wait())
-        await asyncio.wait({starting, told_to_stop}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            async with AsyncExitStack() as stack:
-                tasks = [
-                    await stack.enter_async_context(consumer.consuming(graceful_timeout)) for consumer in consumers
-                ]
-                log.info("consuming", extra={"queues": [consumer.queue for consumer in consumers]})
-                ended, _ = await asyncio.wait({told_to_stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-                log.info("stopping: finishing what is in flight")
-                if stopping is not None:
-                    stopping()
-            if drained is not None:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(graceful_timeout):
-                        await drained()
-            for task in ended:
-                task.result()  # a consumer that has ended by itself: its error ends the process
-        else:
-            starting.cancel()
-            await asyncio.wait({starting})
-        await broker.stop()
+        async with AsyncExitStack() as stack:
+            starting = asyncio.create_task(stack.enter_async_context(self.running()))
+            await asyncio.wait({starting, told_to_stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait({starting})
+                return
+            tasks = starting.result()
+            ended, _ = await asyncio.wait({told_to_stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping: finishing what is in flight")
+        for task in ended:
+            task.result()  # a subscription that has ended by itself: its error ends the process
 
-    app = health_app(consumers, registry, before_scrape=before_scrape)
-    await serve(app, host=health_host, port=health_port, work=work)
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[list[asyncio.Task[None]]]:
+        """Consume for as long as the context lasts. A task ends before that only if there is a bug."""
+        async with AsyncExitStack() as resources:
+            resources.push_async_callback(self.broker.stop)
+            for resource in self.resources:
+                await resources.enter_async_context(resource)
+            await prepare_topology(self.rabbit, self.declares, self.exchanges, role=self.role)
+            await self.broker.connect()
+            async with AsyncExitStack() as subscriptions:
+                running = [await subscriptions.enter_async_context(each.running()) for each in self.subscriptions]
+                log.info("consuming", extra={"queues": [each.queue for each in self.subscriptions]})
+                try:
+                    yield running
+                finally:
+                    self.stopping()
+            if self.drained is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.graceful_timeout):
+                        await self.drained()

@@ -1,27 +1,43 @@
-"""`/livez`, `/readyz` and `/metrics` of the services that consume: ready means that the consumers really consume."""
+"""`/livez`, `/readyz` and `/metrics` of the services that consume: ready means that the queues are really consumed."""
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.asgi.types import Scope
 from prometheus_client import CollectorRegistry, Gauge
 
-from notify_common.rabbitmq.consumer import Consumer
 from notify_common.runtime.metrics import exposition
+from notify_common.version import VERSION
+
+
+class ConsumedQueue(Protocol):
+    """A queue whose consumer can be asked for its state."""
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the queue is consumed from, as far as is known here."""
+
+    async def problem(self) -> str | None:
+        """Return why nothing is consumed, or None."""
 
 
 def health_app(
-    consumers: Sequence[Consumer],
+    queues: Sequence[ConsumedQueue],
     registry: CollectorRegistry,
     *,
     before_scrape: Callable[[], Awaitable[None]] | None = None,
 ) -> AsgiFastStream:
-    """An ASGI app that answers for these consumers; `before_scrape` sets metrics that have to be asked for."""
+    """Return an ASGI app that reports on these queues; `before_scrape` sets the metrics that have to be asked for."""
     alive = Gauge("notify_consumer_up", "Whether the queue is consumed from.", ["queue"], registry=registry)
-    for consumer in consumers:
-        alive.labels(consumer.queue).set_function(partial(_alive, consumer))
+    for each in queues:
+        alive.labels(each.queue).set_function(partial(_alive, each))
 
     @get
     async def livez(_: Scope) -> AsgiResponse:
@@ -29,10 +45,10 @@ def health_app(
 
     @get
     async def readyz(_: Scope) -> AsgiResponse:
-        problems = [problem for consumer in consumers if (problem := await consumer.problem())]
+        problems = [problem for each in queues if (problem := await each.problem())]
         if problems:
-            return _json(503, {"status": "not ready", "problems": problems})
-        return _json(200, {"status": "ready", "consuming": [consumer.queue for consumer in consumers]})
+            return _json(503, {"status": "not ready", "version": VERSION, "problems": problems})
+        return _json(200, {"status": "ready", "version": VERSION, "consuming": [each.queue for each in queues]})
 
     @get
     async def metrics(scope: Scope) -> AsgiResponse:
@@ -46,8 +62,8 @@ def health_app(
     return AsgiFastStream(asgi_routes=routes, logger=None)
 
 
-def _alive(consumer: Consumer) -> float:
-    return float(consumer.alive)
+def _alive(queue: ConsumedQueue) -> float:
+    return float(queue.alive)
 
 
 def _json(status: int, body: dict[str, object]) -> AsgiResponse:

@@ -1,4 +1,4 @@
-"""How much waits in a channel's retry queues: a metric that RabbitMQ is asked for with each scrape."""
+"""The depth of a channel's retry queues: a metric that RabbitMQ is asked for with each scrape."""
 
 import asyncio
 import math
@@ -11,26 +11,25 @@ from prometheus_client import CollectorRegistry, Gauge
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.errors import BrokerUnavailable
-from notify_common.rabbitmq.connection import broker_errors
-from notify_common.rabbitmq.consumer import Consumer
-from notify_common.rabbitmq.raw_channel import open_channel
+from notify_common.rabbitmq.connection import broker_errors, open_channel
+from notify_common.rabbitmq.subscription import Subscription
 
 TIMEOUT = 2.0  # seconds
 
 
 class WaitingRetries:
-    """Every sender of a channel tells the same number."""
+    """The number of messages that wait for their next attempt; every sender of a channel reports the same."""
 
     def __init__(
         self,
         broker: RabbitBroker,
-        consumer: Consumer,
+        subscription: Subscription,
         channel: Channel,
         ladder: Iterable[timedelta],
         registry: CollectorRegistry,
     ) -> None:
         self._broker = broker
-        self._consumer = consumer
+        self._subscription = subscription
         self._queues = topology.retry_queue_names(channel, ladder)
         self._gauge = Gauge(
             "notify_retries_waiting", "Messages in the channel's retry queues.", ["channel"], registry=registry
@@ -38,14 +37,14 @@ class WaitingRetries:
         self._gauge.set(math.nan)
 
     async def count(self) -> None:
-        """Ask for each queue; NaN where RabbitMQ does not answer."""
-        if not self._consumer.alive:  # there may be no connection yet
+        """Ask for each queue; the metric is NaN if RabbitMQ does not answer."""
+        if not self._subscription.alive:  # there may be no connection yet
             self._gauge.set(math.nan)
             return
         try:
             with broker_errors():
                 async with asyncio.timeout(TIMEOUT):
-                    # On a channel of its own: aiormq closes one on which a call was given up.
+                    # A channel of its own, because aiormq closes a channel on which a call timed out.
                     channel = await open_channel(self._broker, publisher_confirms=False)
                     declared = [await channel.queue_declare(queue, passive=True) for queue in self._queues]
                     await channel.close()

@@ -1,4 +1,4 @@
-"""A sender as a process: the same for every channel but for its settings and its provider."""
+"""The composition of a sender, for its process and for tests: channels differ in their settings and provider only."""
 
 from contextlib import aclosing
 from datetime import timedelta
@@ -9,11 +9,12 @@ from pydantic import Field
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings, create_broker
-from notify_common.rabbitmq.consumer import Consumer
+from notify_common.rabbitmq.consumer import BatchingConsumer
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
-from notify_common.rabbitmq.worker import consume
+from notify_common.rabbitmq.worker import Worker
 from notify_common.runtime.metrics import process_registry
 from notify_common.runtime.settings import WorkerSettings
+from notify_common.runtime.tracing import Tracing
 from notify_common.sending.circuit_breaker import CircuitBreakers, ProviderLimits
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
@@ -22,7 +23,7 @@ from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import Simulator, WithSimulatedRecipients
 
-SETTLING_TIME = 5.0  # seconds, for results and acks after the last provider call
+ACK_TIME = 5.0  # seconds, for results and acks after the last provider call
 
 
 class SenderSettings(WorkerSettings, RabbitSettings):
@@ -49,19 +50,19 @@ class SenderSettings(WorkerSettings, RabbitSettings):
         )
 
 
-async def run_sender(
+def create_sender(
     settings: SenderSettings,
     *,
     channel: Channel,
     provider: Provider,
     limits: ProviderLimits | None = None,
-    health_port: int,
-) -> None:
-    """Deliver over `channel` until SIGTERM; `limits`: of a provider that has to be protected."""
+    tracing: Tracing | None = None,
+    publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
+) -> Worker:
+    """Wire a sender that delivers over `channel`; `limits` are those of a provider that has to be protected."""
     role = f"{channel}_sender"
-    broker = create_broker(settings, role)
-    registry, tracing = process_registry(), settings.tracing(role)
-    publisher, schedule = ConfirmedPublisher(broker), settings.schedule()
+    broker, registry, schedule = create_broker(settings, role), process_registry(), settings.schedule()
+    publisher, graceful_timeout = publisher_class(broker), settings.provider_timeout + ACK_TIME
     breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
     sender = Sender(
         publisher,
@@ -71,27 +72,41 @@ async def run_sender(
         schedule=schedule,
         metrics=SenderMetrics(registry, channel),
         breakers=breakers,
-        tracing=tracing,
+        tracing=tracing or settings.tracing(role),
     )
     deliveries = topology.deliveries(channel)
-    consumer = Consumer(broker, publisher, deliveries.queue.name, sender.handle, prefetch=settings.concurrency)
-    async with aclosing(provider):
-        await consume(
-            broker,
-            [consumer],
-            role=role,
-            rabbit=settings,
-            health_host=settings.health_host,
-            health_port=health_port,
-            registry=registry,
-            declares=[
-                *topology.dead_letters(),
-                topology.results(),
-                deliveries,
-                *topology.retries(channel, schedule.delays),
-            ],
-            stopping=breakers.stop if breakers else None,
-            drained=sender.drained,
-            before_scrape=WaitingRetries(broker, consumer, channel, schedule.delays, registry).count,
-            graceful_timeout=settings.provider_timeout + SETTLING_TIME,
-        )
+    subscription = BatchingConsumer(
+        broker,
+        deliveries.queue.name,
+        handle=sender.handle,
+        prefetch=settings.concurrency,
+        publisher=publisher,
+        graceful_timeout=graceful_timeout,
+    )
+    retries = topology.retries(channel, schedule.delays)
+    return Worker(
+        role=role,
+        rabbit=settings,
+        broker=broker,
+        subscriptions=[subscription],
+        registry=registry,
+        declares=[*topology.dead_letters(), topology.results(), deliveries, *retries],
+        resources=[aclosing(provider)],
+        stopping=breakers.stop if breakers else lambda: None,
+        drained=sender.drained,
+        before_scrape=WaitingRetries(broker, subscription, channel, schedule.delays, registry).count,
+        graceful_timeout=graceful_timeout,
+    )
+
+
+async def run_sender(
+    settings: SenderSettings,
+    *,
+    channel: Channel,
+    provider: Provider,
+    limits: ProviderLimits | None = None,
+    health_port: int,
+) -> None:
+    """Deliver over `channel` until SIGTERM."""
+    worker = create_sender(settings, channel=channel, provider=provider, limits=limits)
+    await worker.serve(settings.health_host, health_port)

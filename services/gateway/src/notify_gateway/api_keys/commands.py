@@ -11,16 +11,15 @@ from notify_gateway.http.authentication import DEFAULT_TENANT, Scope
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the actions of `keys`."""
+    """Add the actions of `notify-gateway keys`."""
     actions = parser.add_subparsers(dest="action", required=True)
-    create = actions.add_parser("create", help="make a key; it is printed once and can not be read again")
-    create.add_argument("--tenant", default=DEFAULT_TENANT, help="whose notifications it sees (default: %(default)s)")
-    create.add_argument("--name", default="", help="what it is for")
-    create.add_argument(
-        "--scope", action="append", required=True, choices=[scope.value for scope in Scope], help="may be repeated"
-    )
-    actions.add_parser("list", help="all keys, without the keys themselves")
-    revoke = actions.add_parser("revoke", help="end a key: within 5 s no gateway takes it any more")
+    create = actions.add_parser("create", help="create a key; it is printed once and cannot be shown again")
+    create.add_argument("--tenant", default=DEFAULT_TENANT, help="the owner of the key (default: %(default)s)")
+    create.add_argument("--name", default="", help="a note on the purpose of the key")
+    scopes = [scope.value for scope in Scope]
+    create.add_argument("--scope", action="append", required=True, choices=scopes, help="repeat for several scopes")
+    actions.add_parser("list", help="list the ids, tenants and scopes of all keys")
+    revoke = actions.add_parser("revoke", help="revoke a key; every gateway rejects it within 5 s")
     revoke.add_argument("id", type=UUID)
 
 
@@ -38,7 +37,7 @@ async def run(settings: PostgresSettings, options: argparse.Namespace) -> bool:
                 created = f"{key.created_at:%Y-%m-%d %H:%M}"
                 print(f"{key.id}  {key.tenant:<15} {','.join(key.scopes):<25} {created}  {state:<24} {key.name}")
         elif not await keys.revoke(options.id):
-            print(f"{options.id} is no valid key", file=sys.stderr)
+            print(f"There is no valid key {options.id}.", file=sys.stderr)
             return False
     finally:
         await engine.dispose()

@@ -23,13 +23,13 @@ from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
 
 CACHE_SECONDS = 5.0  # a revoked key may be accepted for this long
 CACHED_KEYS = 10_000
-CONCURRENT_LOOK_UPS = 2  # unknown keys must not take the connections of those who have one
-BOOTSTRAP_ID = UUID(int=1)  # there is one such key
+CONCURRENT_LOOK_UPS = 2  # requests with unknown keys must not use up the database connections
+BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
 PREFIX = "ntf_"  # lets secret scanners recognise a key
 
 
 class ApiKeyStore:
-    """Implements `KeyStore`, and what the `keys` command does."""
+    """Implements `KeyStore` and the actions of the `keys` command."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -42,7 +42,7 @@ class ApiKeyStore:
         if (cached := self._cache.get(hashed)) is not None:
             return cached
         async with self._looking_up:
-            # Another request may have looked it up in the meantime.
+            # Another request may have cached the key while this one waited.
             if (cached := self._cache.get(hashed)) is not None:
                 return cached
             principal = await self._look_up(hashed)
@@ -53,28 +53,25 @@ class ApiKeyStore:
     async def create(self, tenant: str, name: str, scopes: frozenset[Scope]) -> tuple[UUID, str]:
         """Create a key; return its id and the key itself, which cannot be read again."""
         token = PREFIX + secrets.token_urlsafe(32)
-        key = _row(token, tenant, name, scopes)
-        key_id = key.id
+        key_id = new_id(utc_now())
         with database_errors():
-            async with AsyncSession(self._engine) as session, session.begin():
-                session.add(key)
+            async with self._engine.begin() as connection:
+                await connection.execute(insert(ApiKey).values(_values(key_id, token, tenant, name, scopes)))
         return key_id, token
 
     async def ensure_bootstrap_key(self, token: str) -> None:
         """Make `token` the bootstrap key, replacing an earlier one; if it was revoked, it stays revoked."""
-        key = _row(token, DEFAULT_TENANT, "bootstrap", frozenset(Scope))
-        key.id = BOOTSTRAP_ID
-        values = {column.key: getattr(key, column.key) for column in ApiKey.__table__.columns}
-        statement = insert(ApiKey).values(values)
+        statement = insert(ApiKey).values(_values(BOOTSTRAP_ID, token, DEFAULT_TENANT, "bootstrap", frozenset(Scope)))
+        new = statement.excluded
         statement = statement.on_conflict_do_update(
             index_elements=[ApiKey.id],
             set_={
-                "hash": key.hash,
-                "created_at": key.created_at,
-                "scopes": key.scopes,
-                "revoked_at": case((ApiKey.hash == key.hash, ApiKey.revoked_at)),
+                "hash": new.hash,
+                "created_at": new.created_at,
+                "scopes": new.scopes,
+                "revoked_at": case((ApiKey.hash == new.hash, ApiKey.revoked_at)),
             },
-            where=or_(ApiKey.hash != key.hash, ApiKey.scopes != key.scopes),
+            where=or_(ApiKey.hash != new.hash, ApiKey.scopes != new.scopes),
         )
         with database_errors():
             async with self._engine.begin() as connection:
@@ -109,14 +106,6 @@ def _hash(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _row(token: str, tenant: str, name: str, scopes: frozenset[Scope]) -> ApiKey:
-    now = to_millisecond(utc_now())
-    return ApiKey(
-        id=new_id(now),
-        tenant=tenant,
-        name=name,
-        hash=_hash(token),
-        scopes=sorted(scopes),
-        created_at=now,
-        revoked_at=None,
-    )
+def _values(key_id: UUID, token: str, tenant: str, name: str, scopes: frozenset[Scope]) -> dict[str, object]:
+    now, hashed = to_millisecond(utc_now()), _hash(token)
+    return {"id": key_id, "tenant": tenant, "name": name, "hash": hashed, "scopes": sorted(scopes), "created_at": now}

@@ -1,9 +1,9 @@
-"""What goes in and out, second by second, and where it waits: counted while somebody looks, and not otherwise."""
+"""Build the operator overview: rates per second and backlogs, counted only while an operator reads them."""
 
 import asyncio
 import math
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -22,19 +22,19 @@ from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 
-SECONDS = 120  # that are told
-INTERVAL = 1.0  # seconds: however many look, nothing is asked for more often
-SETTLING = 1.0  # seconds after which a second's notifications are committed
-FORGOTTEN_AFTER = 10.0  # seconds after the last look
-LATENCIES = 2000  # of the last sent deliveries of a channel
-LATEST = 10_000  # deliveries among which failures are looked for
+SECONDS = 120  # the length of the charts
+INTERVAL = 1.0  # seconds for which an overview is cached, so that the load does not grow with its readers
+SETTLING = 1.0  # seconds after which all notifications of a second are committed
+IDLE_TIMEOUT = 10.0  # seconds without a reader after which counting stops
+LATENCIES = 2000  # sent deliveries per channel that the percentiles cover
+LATEST = 10_000  # deliveries that are searched for failures
 
 ACCEPTED = text("""
     SELECT channel, ('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000 AS second,
            count(*) AS accepted
     FROM deliveries WHERE id >= :first_id AND id < :end_id GROUP BY 1, 2
 """)
-# By id and not by status, which has no index: the newest ones are read from the end.
+# There is no index on the status, so this reads the newest deliveries in the order of the primary key.
 FAILED = text("""
     SELECT latest.channel, a.error_class, a.error_code, count(*) AS count, max(latest.updated_at) AS last_at,
            (array_agg(latest.notification_id ORDER BY latest.updated_at DESC))[1] AS last_notification_id
@@ -46,7 +46,7 @@ FAILED = text("""
 
 
 class Overview:
-    """One look for all who look."""
+    """A cached overview that all readers share."""
 
     def __init__(
         self, engine: AsyncEngine, outbox: OutboxStore, relay: OutboxRelay, hub: EventHub, queues: QueueStatisticsClient
@@ -56,70 +56,65 @@ class Overview:
         self._relay = relay
         self._hub = hub
         self._queues = queues
-        self._looking = asyncio.Lock()
-        self._look_again_at = 0.0
-        self._last: OverviewView | None = None
-        self._forgetting: asyncio.TimerHandle | None = None
-        self._ending: asyncio.Task[None] | None = None
-        self._watched_since = math.inf  # seconds since the epoch
-        self._forget()
+        self._lock = asyncio.Lock()
+        self._refresh_at = 0.0
+        self._cached: OverviewView | None = None
+        self._idle_task: asyncio.Task[None] | None = None
+        self._counting_since = math.inf  # seconds since the epoch
+        self._reset_counts()
 
-    def _forget(self) -> None:
-        self._accepted: defaultdict[int, Counter[Channel]] = defaultdict(Counter)
-        self._accepted_until = 0  # the first second that is not counted yet
-        self._ended: defaultdict[int, Counter[tuple[Channel, DeliveryStatus]]] = defaultdict(Counter)
+    def _reset_counts(self) -> None:
+        self._counts = Counter[tuple[int, Channel, str]]()  # by second, channel, and status or "accepted"
+        self._accepted_until = 0  # the first second whose accepted deliveries are not counted yet
         self._latencies = {channel: deque[float](maxlen=LATENCIES) for channel in Channel}
 
     async def read(self) -> OverviewView:
-        """All of it, at most a second old; raises `DatabaseUnavailable`."""
-        async with self._looking:
-            if self._last is None or time.monotonic() >= self._look_again_at:
-                await self._watch()
-                self._last = await self._collect()
-                self._look_again_at = time.monotonic() + INTERVAL
-            return self._last
+        """Return an overview that is at most `INTERVAL` old; raise `DatabaseUnavailable`."""
+        async with self._lock:
+            if self._cached is None or time.monotonic() >= self._refresh_at:
+                await self._keep_counting()
+                self._cached = await self._collect()
+                self._refresh_at = time.monotonic() + INTERVAL
+            return self._cached
 
-    async def _watch(self) -> None:
-        if self._forgetting is None:
-            self._forget()
+    async def _keep_counting(self) -> None:
+        if self._idle_task is None:
+            self._reset_counts()
             await self._hub.watch(self._count)
-            self._watched_since = time.time()
+            self._counting_since = time.time()
         else:
-            self._forgetting.cancel()
-        self._forgetting = asyncio.get_running_loop().call_later(FORGOTTEN_AFTER, self._nobody_looks)
+            self._idle_task.cancel()
+        self._idle_task = asyncio.create_task(self._stop_when_idle())
 
-    def _nobody_looks(self) -> None:
-        self._ending = asyncio.create_task(self._end(self._forgetting))
+    async def _stop_when_idle(self) -> None:
+        await asyncio.sleep(IDLE_TIMEOUT)
+        # A read cancels this task even while it waits for the lock, so counting never stops under a new reader.
+        async with self._lock:
+            await self._hub.unwatch(self._count)
+            self._idle_task = None
 
     async def aclose(self) -> None:
-        """Count no more, until the next look."""
-        await self._end(self._forgetting)
-
-    async def _end(self, timer: asyncio.TimerHandle | None) -> None:
-        async with self._looking:
-            # Unless somebody has looked meanwhile, and set another.
-            if timer is not None and timer is self._forgetting:
-                timer.cancel()
-                self._forgetting = None
+        """Stop counting until the next read."""
+        async with self._lock:
+            if self._idle_task is not None:
+                self._idle_task.cancel()
+                self._idle_task = None
                 await self._hub.unwatch(self._count)
 
     def _count(self, changes: Sequence[StatusChange]) -> None:
         for change in changes:
             at = change.changed_at.timestamp()
-            self._ended[int(at)][change.channel, change.status] += 1
+            self._counts[int(at), change.channel, change.status] += 1
             if change.status is DeliveryStatus.SENT:
                 self._latencies[change.channel].append(max(0.0, at - accepted_at(change.notification_id)))
 
     async def _collect(self) -> OverviewView:
-        now = time.time()
-        # The last second that is over, and committed.
-        end = int(now - SETTLING)
+        end = int(time.time() - SETTLING)
         begin = end - SECONDS
         (rows, oldest), queues = await asyncio.gather(self._outbox.backlog(), self._queues.read())
-        failures = await self._count_stored(max(begin, self._accepted_until), end)
-        for counted in (self._accepted, self._ended):
-            for second in [second for second in counted if second < begin]:
-                del counted[second]
+        failures = await self._read_database(max(begin, self._accepted_until), end)
+        for key in [key for key in self._counts if key[0] < begin]:
+            del self._counts[key]
         return OverviewView(
             at=datetime.fromtimestamp(end, UTC),
             live=self._hub.live,
@@ -132,48 +127,45 @@ class Overview:
             failures=[Failures.model_validate(row, from_attributes=True) for row in failures],
         )
 
-    async def _count_stored(self, begin: int, end: int) -> Sequence[Row[Any]]:
-        bounds = [first_id_at(datetime.fromtimestamp(second, UTC)) for second in (begin, end)]
+    async def _read_database(self, begin: int, end: int) -> Sequence[Row[Any]]:
+        """Count the deliveries accepted from `begin` to `end`; return the latest failures."""
+        first_id, end_id = (first_id_at(datetime.fromtimestamp(second, UTC)) for second in (begin, end))
         with database_errors():
             async with self._engine.connect() as connection:
-                for row in await connection.execute(ACCEPTED, {"first_id": bounds[0], "end_id": bounds[1]}):
-                    self._accepted[row.second][Channel(row.channel)] += row.accepted
+                for row in await connection.execute(ACCEPTED, {"first_id": first_id, "end_id": end_id}):
+                    self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted
                 self._accepted_until = end
-                failures = (await connection.execute(FAILED, {"latest": LATEST})).all()
-        return failures
+                return (await connection.execute(FAILED, {"latest": LATEST})).all()
 
     def _channel(
         self, channel: Channel, seconds: range, queues: Mapping[str, QueueStatistics] | None
     ) -> ChannelOverview:
-        figures = (queues or {}).get(delivery_queue_name(channel))
+        queue = (queues or {}).get(delivery_queue_name(channel))
         retries = f"{retry_exchange(channel).name}."
         latencies = sorted(self._latencies[channel])
         return ChannelOverview(
             channel=channel,
-            waiting=None if figures is None else figures.ready,
-            in_flight=None if figures is None else figures.unacked,
-            consumers=None if figures is None else figures.consumers,
+            waiting=None if queue is None else queue.ready,
+            in_flight=None if queue is None else queue.unacked,
+            consumers=None if queue is None else queue.consumers,
             retrying=None
             if queues is None
             else sum(each.ready for name, each in queues.items() if name.startswith(retries)),
             latency_p50=latencies[len(latencies) // 2] if latencies else None,
             latency_p95=latencies[len(latencies) * 95 // 100] if latencies else None,
             seconds=SecondsOverview(
-                accepted=[self._accepted[second][channel] if second in self._accepted else 0 for second in seconds],
-                **{
-                    status.value: [self._of(second, channel, status) for second in seconds]
-                    for status in (DeliveryStatus.SENT, DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
-                },
+                accepted=[self._counts[second, channel, "accepted"] for second in seconds],
+                sent=self._changes(seconds, channel, DeliveryStatus.SENT),
+                retrying=self._changes(seconds, channel, DeliveryStatus.RETRYING),
+                failed=self._changes(seconds, channel, DeliveryStatus.FAILED),
             ),
         )
 
-    def _of(self, second: int, channel: Channel, status: DeliveryStatus) -> int | None:
-        """None: nobody has looked then."""
-        if second < self._watched_since:
-            return None
-        return self._ended[second][channel, status] if second in self._ended else 0
+    def _changes(self, seconds: range, channel: Channel, status: DeliveryStatus) -> list[int | None]:
+        since = self._counting_since
+        return [None if second < since else self._counts[second, channel, status] for second in seconds]
 
 
-def _ready(queues: Mapping[str, QueueStatistics] | None, queue: str) -> int | None:
-    figures = (queues or {}).get(queue)
-    return None if figures is None else figures.ready
+def _ready(queues: Mapping[str, QueueStatistics] | None, name: str) -> int | None:
+    queue = (queues or {}).get(name)
+    return None if queue is None else queue.ready

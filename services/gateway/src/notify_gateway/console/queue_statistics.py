@@ -1,14 +1,13 @@
-"""What waits in RabbitMQ's queues, as its management API tells: some seconds old, and nothing that work depends on."""
+"""Read queue statistics from RabbitMQ's management API; they are seconds old and only displayed."""
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import quote
 
 import httpx
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.outage import Outage
-from pydantic import HttpUrl
+from pydantic import BaseModel, Field, HttpUrl, TypeAdapter
 
 log = logging.getLogger(__name__)
 
@@ -16,17 +15,20 @@ TIMEOUT = 2.0  # seconds
 COLUMNS = "name,messages_ready,messages_unacknowledged,consumers"
 
 
-@dataclass(frozen=True, slots=True)
-class QueueStatistics:
-    """Of one queue, in messages."""
+class QueueStatistics(BaseModel):
+    """The message and consumer counts of a queue; RabbitMQ omits them if the queue has just been declared."""
 
-    ready: int
-    unacked: int
-    consumers: int
+    name: str
+    ready: int = Field(0, alias="messages_ready")
+    unacked: int = Field(0, alias="messages_unacknowledged")
+    consumers: int = 0
+
+
+ALL_QUEUES = TypeAdapter(list[QueueStatistics])
 
 
 class QueueStatisticsClient:
-    """Asks for all queues of the virtual host at once."""
+    """Reads the statistics of all queues of the virtual host in one request."""
 
     def __init__(self, settings: RabbitSettings, management_url: HttpUrl | None) -> None:
         self._url = None
@@ -35,37 +37,28 @@ class QueueStatisticsClient:
             self._url = httpx.URL(f"{str(management_url).rstrip('/')}/api/queues/{vhost}", params={"columns": COLUMNS})
         self._login = (settings.rabbitmq_user, settings.rabbitmq_password.get_secret_value())
         self._client: httpx.AsyncClient | None = None
-        self._outage = Outage(log, "RABBITMQ_MANAGEMENT_URL does not answer")
+        self._outage = Outage(log, "RABBITMQ_MANAGEMENT_URL does not respond")
 
     async def read(self) -> Mapping[str, QueueStatistics] | None:
-        """By the names of the queues; None where there is no management API, or it does not answer."""
+        """Return the statistics by queue name; None if there is no management API or it does not respond."""
         if self._url is None:
             return None
         if self._client is None:
             auth = None if self._url.username else self._login
             self._client = httpx.AsyncClient(auth=auth, timeout=TIMEOUT, trust_env=False)
         try:
-            answer = await self._client.get(self._url)
-            if not answer.is_success:
-                self._outage.failed(f"status {answer.status_code}")
+            response = await self._client.get(self._url)
+            if not response.is_success:
+                self._outage.failed(f"status {response.status_code}")
                 return None
-            queues = answer.json()
-            figures = {
-                # A queue that was declared a moment ago has no figures yet.
-                queue["name"]: QueueStatistics(
-                    ready=queue.get("messages_ready", 0),
-                    unacked=queue.get("messages_unacknowledged", 0),
-                    consumers=queue.get("consumers", 0),
-                )
-                for queue in queues
-            }
+            queues = ALL_QUEUES.validate_json(response.content)
         except (httpx.HTTPError, ValueError) as error:
-            self._outage.failed(type(error).__name__)  # its text may have the URL, with a password
+            self._outage.failed(type(error).__name__)  # the full text may contain the URL with its password
             return None
         self._outage.ended()
-        return figures
+        return {queue.name: queue for queue in queues}
 
     async def aclose(self) -> None:
-        """Close what is open."""
+        """Close the HTTP client."""
         if self._client is not None:
             await self._client.aclose()

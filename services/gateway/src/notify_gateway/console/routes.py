@@ -18,7 +18,7 @@ from notify_gateway.http.problems import COMMON_PROBLEMS
 
 PAGE = Path(__file__).with_name("index.html")
 STATIC = Path(__file__).with_name("static")
-# Nothing from other origins, nothing inline, no frame around it.
+# Forbid other origins, inline code and styles, and framing.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,18 +29,18 @@ router = APIRouter(prefix="/api", tags=["overview"], responses=COMMON_PROBLEMS, 
 
 @router.get("/overview")
 async def overview(_: CanOperate, overview: Annotated[Overview, Depends(provided(Overview))]) -> OverviewView:
-    """What goes in and out, second by second for two minutes, and where it waits."""
+    """Return the rates of the last two minutes, second by second, and the current backlogs."""
     return await overview.read()
 
 
 @router.get("/links")
 async def links(_: CanRead, links: Annotated[ConsoleLinks, Depends(provided(ConsoleLinks))]) -> ConsoleLinks:
-    """Where traces and RabbitMQ's management UI are, as far as that is set."""
+    """Return the addresses of traces and of RabbitMQ's management UI; null if not configured."""
     return links
 
 
 def install_pages(app: FastAPI) -> None:
-    """Serve the page and its static files to everybody, without authentication."""
+    """Serve the page and its static files without authentication."""
 
     @app.get("/", include_in_schema=False)
     async def console() -> FileResponse:

@@ -1,4 +1,4 @@
-"""What the console's routes return."""
+"""The responses of the console's routes."""
 
 from datetime import datetime
 from uuid import UUID
@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 
 class SecondsOverview(BaseModel):
-    """How many deliveries, second by second; null where nobody has looked."""
+    """The number of deliveries in each second; null for a second before counting began."""
 
     accepted: list[int]
     sent: list[int | None]
@@ -18,20 +18,20 @@ class SecondsOverview(BaseModel):
 
 
 class ChannelOverview(BaseModel):
-    """What happens on one channel. What RabbitMQ does not tell is null."""
+    """The rates, backlog and latency of a channel; the queue counts are null without queue statistics."""
 
     channel: Channel
     waiting: int | None = Field(description="Messages in the channel's queue.")
-    in_flight: int | None = Field(description="Messages that senders have.")
-    retrying: int | None = Field(description="Messages in its retry queues.")
+    in_flight: int | None = Field(description="Messages that senders have not yet acknowledged.")
+    retrying: int | None = Field(description="Messages in the channel's retry queues.")
     consumers: int | None
-    latency_p50: float | None = Field(description="Seconds from acceptance to sent, of the last 2,000.")
+    latency_p50: float | None = Field(description="Median of the last 2,000, in seconds from accepted to sent.")
     latency_p95: float | None
     seconds: SecondsOverview
 
 
 class Failures(BaseModel):
-    """Failed deliveries of one kind, among the newest 10,000 deliveries."""
+    """The failed deliveries with the same channel and error, among the newest 10,000 deliveries."""
 
     channel: Channel
     error_class: ErrorClass | None
@@ -42,12 +42,12 @@ class Failures(BaseModel):
 
 
 class OverviewView(BaseModel):
-    """The whole service, of all tenants: numbers, and no content."""
+    """The state of the whole service across all tenants, in numbers only."""
 
-    at: datetime = Field(description="The end of the last of the seconds.")
-    live: bool = Field(description="Whether changes of status are heard from RabbitMQ.")
-    rabbitmq_connected: bool = Field(description="Whether the outbox relay of this gateway is connected.")
-    outbox_rows: int = Field(description="Deliveries that are due and not confirmed by RabbitMQ, 100,000 at most.")
+    at: datetime = Field(description="The end of the last counted second.")
+    live: bool = Field(description="True if status changes arrive from RabbitMQ.")
+    rabbitmq_connected: bool = Field(description="True if the outbox relay of this gateway is connected.")
+    outbox_rows: int = Field(description="Due deliveries that RabbitMQ has not confirmed; at most 100,000.")
     outbox_oldest_seconds: float
     results_waiting: int | None
     dead_letters: int | None
@@ -56,7 +56,7 @@ class OverviewView(BaseModel):
 
 
 class ConsoleLinks(BaseModel):
-    """Where the console leads to."""
+    """The addresses of other tools that the console links to."""
 
     rabbitmq: str | None
-    trace: str | None = Field(description="With `{trace_id}` in it.")
+    trace: str | None = Field(description="A URL in which `{trace_id}` stands for the trace id.")

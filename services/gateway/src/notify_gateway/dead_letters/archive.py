@@ -1,4 +1,4 @@
-"""The queue `notifications.dead`: what died, why, and where it came from."""
+"""The archive: the queue `notifications.dead`, with each message's reason and original queue."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, or
 
 ARCHIVE = topology.dead_letters()[0].queue.name
 RESULTS = topology.results().queue.name
-# How a message is published again, by the queue in which it died.
+# The exchange and routing key that return a message to the queue in which it died.
 ORIGINS = {
     binding.queue.name: (binding.exchange.name, binding.routing_key)
     for binding in (topology.results(), *map(topology.deliveries, Channel))
@@ -35,7 +35,7 @@ class DeadLetter:
 
     @property
     def reason(self) -> str:
-        """Why it died: our own reason, or else RabbitMQ's."""
+        """The reason that our services gave, or else RabbitMQ's."""
         deaths: object = self.message.headers.get(DEATHS_HEADER)
         by_broker = deaths[0].get("reason") if isinstance(deaths, list) and deaths else "unknown"
         return str(self.message.headers.get(REASON_HEADER, by_broker))
@@ -47,7 +47,7 @@ class DeadLetter:
 
     @property
     def delivery_id(self) -> UUID | None:
-        """The delivery that the message requested; None for a result, or if the message does not say."""
+        """The delivery that the message requests; None for a result and for a message without a valid id."""
         if self.origin is None or self.origin == RESULTS:
             return None
         try:
@@ -57,7 +57,7 @@ class DeadLetter:
 
 
 class DeadLetterArchive:
-    """The messages of the archive. Those that are neither requeued nor dropped return to it in the end."""
+    """Reads and empties the archive; messages that are neither requeued nor dropped return to it on disconnect."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
@@ -65,7 +65,7 @@ class DeadLetterArchive:
     async def letters(self) -> AsyncIterator[DeadLetter]:
         """Yield each message once, oldest first."""
         queue = await self._channel.get_queue(ARCHIVE)
-        # No more than there are now: what is requeued may die again at once.
+        # Read only the messages that are there now: a requeued one may be dead-lettered again at once.
         for _ in range(queue.declaration_result.message_count or 0):
             message = await queue.get(fail=False)
             if message is None:
@@ -73,7 +73,7 @@ class DeadLetterArchive:
             yield DeadLetter(message)
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Publish it again to where it died, then remove it; return False if its origin is unknown."""
+        """Publish a message to its original queue, then remove it; return False if that queue is unknown."""
         if letter.origin is None:
             return False
         exchange_name, routing_key = ORIGINS[letter.origin]
@@ -88,10 +88,6 @@ class DeadLetterArchive:
         await exchange.publish(copy, routing_key)
         await letter.message.ack()
         return True
-
-    async def drop(self, letter: DeadLetter) -> None:
-        """Remove it."""
-        await letter.message.ack()
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from notify_common.contracts.messages import DELIVERY_ID_HEADER
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings, create_engine
 
@@ -13,22 +14,22 @@ DEFAULT_LIMIT = 100
 
 
 class DeadLetterSettings(PostgresSettings, RabbitSettings):
-    """Where the servers are. The RabbitMQ user must be able to read the archive and to write to every exchange."""
+    """Connection settings. The RabbitMQ user needs read access to the archive and write access to every exchange."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the actions of `dead`."""
+    """Add the actions of `notify-gateway dead`."""
     actions = parser.add_subparsers(dest="action", required=True)
-    listing = actions.add_parser("list", help="what died, and why")
-    listing.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="(default: %(default)s)")
-    actions.add_parser("show", help="one message with its headers and its body").add_argument("id")
+    listing = actions.add_parser("list", help="list dead letters with their reasons")
+    listing.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="how many to list (default: %(default)s)")
+    actions.add_parser("show", help="show the headers and the body of a message").add_argument("id")
     for action, help_text in (
-        ("requeue", "give a failed delivery a new round; put back any other message where it died"),
-        ("drop", "forget"),
+        ("requeue", "retry a failed delivery in a new round; return any other message to its original queue"),
+        ("drop", "delete without a retry"),
     ):
         which = actions.add_parser(action, help=help_text).add_mutually_exclusive_group(required=True)
-        which.add_argument("id", nargs="?", help="of one message")
-        which.add_argument("--all", action="store_true", help="every message that is there now")
+        which.add_argument("id", nargs="?", help="the id of a message")
+        which.add_argument("--all", action="store_true", help="all messages now in the archive")
 
 
 async def run(settings: DeadLetterSettings, options: argparse.Namespace) -> bool:
@@ -48,44 +49,43 @@ async def _list(archive: DeadLetterArchive, limit: int) -> None:
     shown = 0
     async for letter in archive.letters():
         if shown == limit:
-            print("… and more: --limit shows them")
+            print("There are more: raise --limit to see them.")
             break
-        delivery = str(letter.message.headers.get("delivery_id", "-"))
+        delivery = str(letter.message.headers.get(DELIVERY_ID_HEADER, "-"))
         print(f"{letter.id}  {letter.origin or '-':<23} delivery {delivery}  {letter.reason}")
         shown += 1
 
 
 async def _apply(archive: DeadLetterArchive, retries: DeliveryRetries, options: argparse.Namespace) -> bool:
-    every = getattr(options, "all", False)
     count = 0
     async for letter in archive.letters():
-        if not every and letter.id != options.id:
+        if options.id not in {None, letter.id}:
             continue
         if options.action == "requeue":
             count += await _requeue(archive, retries, letter)
-        elif options.action == "drop":
-            await archive.drop(letter)
-            count += 1
         else:
-            _show(letter)
+            if options.action == "drop":
+                await letter.message.ack()
+            else:
+                _show(letter)
             count += 1
-        if not every:
+        if options.id is not None:
             break
     if options.action != "show":
         print(f"{count} message(s)")
     if not count and options.id is not None:
-        print(f"There is no message {options.id}, or it can not be put back.", file=sys.stderr)
+        print(f"There is no message {options.id}, or it cannot be requeued.", file=sys.stderr)
     return bool(count) or options.id is None
 
 
 async def _requeue(archive: DeadLetterArchive, retries: DeliveryRetries, letter: DeadLetter) -> bool:
     if letter.delivery_id is None:
         return await archive.requeue(letter)
-    # A new round, as the API does it: if the old message were requeued beside it, both would be sent.
+    # Start a new round as the API does: requeueing the old message could send the notification twice.
     if not await retries.retry(None, letter.delivery_id):
-        print(f"{letter.id}: delivery {letter.delivery_id} is not failed, there is nothing to retry", file=sys.stderr)
+        print(f"{letter.id}: delivery {letter.delivery_id} has not failed; nothing to retry", file=sys.stderr)
         return False
-    await archive.drop(letter)
+    await letter.message.ack()
     return True
 
 

@@ -1,7 +1,7 @@
-"""Consume `notifications.events` through a queue of this process, which exists while somebody subscribes.
+"""Consume `notifications.events` through an exclusive queue, which exists only while there are subscribers.
 
-This uses aio-pika directly: FastStream's robust connection would restore the exclusive queue after every reconnect,
-wanted or not.
+This module uses aio-pika directly, because FastStream's robust connection would restore the exclusive queue after every
+reconnect, even if nobody subscribes any more.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
-from aiormq.abc import AbstractChannel
 from notify_common.contracts import topology
 from notify_common.contracts.messages import StatusChange, StatusChanges
 from notify_common.errors import BrokerUnavailable
@@ -22,17 +21,17 @@ from pydantic import ValidationError
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 500  # messages, of many changes each
-MAX_QUEUED_MESSAGES = 10_000  # further ones are dropped
+PREFETCH = 500  # messages, each of which carries many changes
+MAX_QUEUED_MESSAGES = 10_000  # RabbitMQ drops the oldest beyond this
 TIMEOUT = 5.0  # seconds
-BATCH_INTERVAL = 0.02  # seconds between two batches, so that what arrives in between is looked up together
+BATCH_INTERVAL = 0.02  # seconds; one database query then serves all changes that arrive in between
 
 
 class EventFeed:
-    """Receives all status changes while `run` runs.
+    """Passes all status changes to `receive` while `run` runs.
 
-    RabbitMQ drops changes while this feed is not connected: `connected` is called when it is (again), `lost` when it no
-    longer is, and `missed` when a publisher reports that it has dropped some.
+    RabbitMQ drops changes while this feed is disconnected. The feed calls `connected` after each connect, `lost` after
+    each disconnect, and `missed` when a publisher reports that it has dropped changes.
     """
 
     def __init__(
@@ -53,13 +52,13 @@ class EventFeed:
         self._missed = missed
 
     async def run(self) -> None:
-        """Consume, and reconnect after a loss, until cancelled. The queue is deleted with its connection."""
-        outage = Outage(log, "events are not heard")
+        """Consume until cancelled and reconnect after failures. RabbitMQ deletes the queue with its connection."""
+        outage = Outage(log, "event feed is disconnected")
         while True:
             try:
                 with broker_errors():
                     await self._consume(outage)
-                wait = outage.failed("the queue is gone")
+                wait = outage.failed("the queue was deleted")
             except BrokerUnavailable as unavailable:
                 wait = outage.failed(unavailable)
             await asyncio.sleep(wait)
@@ -73,7 +72,9 @@ class EventFeed:
                 channel = await connection.channel(publisher_confirms=False)
                 await channel.set_qos(prefetch_count=PREFETCH)
                 underlay = await channel.get_underlay_channel()
-                _on_end(underlay, lambda: arrived.put_nowait(None))
+                # No message can arrive after the channel is closed or the queue is deleted.
+                underlay.closing.add_done_callback(lambda _: arrived.put_nowait(None))
+                underlay.on_consumer_cancel_callbacks.add(lambda _: arrived.put_nowait(None))
                 queue = await channel.declare_queue(
                     f"{self._queue}.{uuid4()}",
                     exclusive=True,
@@ -100,14 +101,8 @@ class EventFeed:
                     await connection.close()
 
 
-def _on_end(channel: AbstractChannel, call: Callable[[], None]) -> None:
-    """Call when no further message can arrive, because the channel is closed or the queue is deleted."""
-    channel.closing.add_done_callback(lambda _: call())
-    channel.on_consumer_cancel_callbacks.add(lambda _: call())
-
-
 async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> list[AbstractIncomingMessage]:
-    """Return all messages that have arrived, at least one; an empty list at the end."""
+    """Wait for a message; return it with all others that have arrived, or an empty list when the feed has ended."""
     messages = [await arrived.get()]
     while not arrived.empty():
         messages.append(arrived.get_nowait())
@@ -118,5 +113,5 @@ def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:
     try:
         return StatusChanges.model_validate_json(message.body).changes
     except ValidationError:
-        log.warning("event is unreadable", extra={"message_id": message.message_id})
-        return ()  # the same as dropped changes
+        log.warning("event message is unreadable", extra={"message_id": message.message_id})
+        return ()  # handled like dropped changes

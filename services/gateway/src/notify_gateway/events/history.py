@@ -1,13 +1,13 @@
-"""Status changes in PostgreSQL: the owners of changes, and the changes that a subscriber has missed."""
+"""Look up in PostgreSQL who owns a status change, and which changes a subscriber has missed."""
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryStatus, StatusChange
+from notify_common.contracts.messages import StatusChange
 from notify_database.engine import database_errors, without_transactions
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_gateway.errors import TooManyMissed
 from notify_gateway.events.schemas import StatusEvent
 
-# Changes may be committed in a different order than their times, so a replay starts this much earlier.
+# A change can be committed later than one with a newer time, so a replay starts this much earlier.
 OVERLAP = timedelta(seconds=5)
 MAX_REPLAYED = 20_000
 MAX_SCANNED = 100_000  # deliveries of all tenants
-CONCURRENT_REPLAYS = 2  # reconnecting subscribers must not take the connections of those who post
+CONCURRENT_REPLAYS = 2  # reconnecting subscribers must not use up the connections that other requests need
 
-# The range of the ids lets the planner prune partitions.
+# The planner prunes partitions by a range of ids, but not by `ANY`.
 OWNERS = text("""
     SELECT id, tenant, user_id FROM notifications
     WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
@@ -30,8 +30,8 @@ CHANGED = text("""
     SELECT count(*) FROM (SELECT FROM deliveries WHERE updated_at >= :since LIMIT :limit) AS changed
 """)
 SINCE = text("""
-    SELECT d.id, d.notification_id, n.user_id, d.channel, d.status, d.round, d.attempt, d.updated_at,
-           a.error_class, a.error_code
+    SELECT d.id AS delivery_id, d.notification_id, n.user_id, d.channel, d.status, d.round, d.attempt,
+           a.error_class, a.error_code, d.updated_at AS changed_at
     FROM deliveries d
     JOIN notifications n ON n.id = d.notification_id
     LEFT JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempt AND d.status IN ('retrying', 'failed')
@@ -46,7 +46,7 @@ SINCE = text("""
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which changes a subscriber wants."""
+    """The tenant of a subscriber and the optional filters of its request."""
 
     tenant: str
     user_id: int | None = None
@@ -64,21 +64,21 @@ class EventFilter:
 
 
 class EventHistory:
-    """Reads status changes; every method raises `DatabaseUnavailable`."""
+    """Reads status changes from PostgreSQL; every method raises `DatabaseUnavailable`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = without_transactions(engine)
         self._replaying = asyncio.Semaphore(CONCURRENT_REPLAYS)
 
     async def now(self) -> datetime:
-        """Return PostgreSQL's time: later changes have later times, except within `OVERLAP`."""
+        """Return PostgreSQL's current time, the position of a subscriber that has missed nothing."""
         with database_errors():
             async with self._replaying, self._engine.connect() as connection:
                 now: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
         return now
 
     async def events(self, changes: Sequence[StatusChange]) -> list[tuple[str, StatusEvent]]:
-        """Return each change as an event, with its tenant."""
+        """Return the changes as pairs of tenant and event; leave out those of unknown notifications."""
         ids = sorted({change.notification_id for change in changes})
         if not ids:
             return []
@@ -94,13 +94,10 @@ class EventHistory:
         ]
 
     async def since(self, position: datetime, event_filter: EventFilter) -> list[StatusEvent]:
-        """Return the latest state of each delivery that has changed since, oldest first; raise `TooManyMissed`."""
-        parameters = {
-            "since": position - OVERLAP, "limit": MAX_REPLAYED + 1, "tenant": event_filter.tenant,
-            "user_id": event_filter.user_id, "notification_id": event_filter.notification_id,
-            "channel": event_filter.channel,
-        }  # fmt: skip
-        bound = {"since": parameters["since"], "limit": MAX_SCANNED + 1}
+        """Return the latest state of each delivery changed since `position`, oldest first; raise `TooManyMissed`."""
+        since = position - OVERLAP
+        parameters = {"since": since, "limit": MAX_REPLAYED + 1, **asdict(event_filter)}
+        bound = {"since": since, "limit": MAX_SCANNED + 1}
         with database_errors():
             async with self._replaying, self._engine.connect() as connection:
                 if (await connection.execute(CHANGED, bound)).scalar_one() > MAX_SCANNED:
@@ -108,18 +105,4 @@ class EventHistory:
                 rows = (await connection.execute(SINCE, parameters)).all()
         if len(rows) > MAX_REPLAYED:
             raise TooManyMissed
-        return [
-            StatusEvent(
-                delivery_id=row.id,
-                notification_id=row.notification_id,
-                user_id=row.user_id,
-                channel=row.channel,
-                status=DeliveryStatus(row.status),
-                round=row.round,
-                attempt=row.attempt,
-                error_class=row.error_class,
-                error_code=row.error_code,
-                changed_at=row.updated_at,
-            )
-            for row in rows
-        ]
+        return [StatusEvent.model_validate(row, from_attributes=True) for row in rows]

@@ -1,4 +1,4 @@
-"""Distribute status changes to the subscribers of this process; the feed runs only while somebody subscribes."""
+"""Distribute status changes to the subscribers of this process; the feed runs only while there are any."""
 
 import asyncio
 import logging
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 MAX_SUBSCRIBERS = 1000
 MAX_SUBSCRIBERS_PER_TENANT = 500  # so that one tenant cannot lock out the others
-CLOSE_TIMEOUT = 2.0  # seconds to write what is queued when the process stops
-LIVE_TIMEOUT = 2.0  # seconds after which a subscriber is admitted although RabbitMQ does not answer
+CLOSE_TIMEOUT = 2.0  # seconds for writing queued events when the process stops
+LIVE_TIMEOUT = 2.0  # seconds after which a subscriber is admitted even without a connection to RabbitMQ
 
 Watcher = Callable[[Sequence[StatusChange]], None]
 SubscriberKey = UUID | tuple[str, int] | str
-"""A notification, a user of a tenant, or a tenant."""
+"""A notification id, a tenant with a user id, or a tenant."""
 
 
 class EventHub:
@@ -41,7 +41,7 @@ class EventHub:
         self._switching = asyncio.Lock()  # a feed must have ended before the next one starts
         self._feeding: asyncio.Task[None] | None = None
         self._live = asyncio.Event()
-        # By the narrowest part of their filters: a change needs three look-ups, however many subscribers there are.
+        # Each key is the narrowest part of a filter, so a change needs three look-ups for any number of subscribers.
         self._subscribers: defaultdict[SubscriberKey, set[Subscriber]] = defaultdict(set)
         self._admitted: set[Subscriber] = set()
         self._tenants = Counter[str]()
@@ -50,7 +50,7 @@ class EventHub:
 
     @property
     def live(self) -> bool:
-        """Whether changes arrive as they are published."""
+        """True if changes arrive as they are published."""
         return self._live.is_set()
 
     @property
@@ -60,10 +60,7 @@ class EventHub:
 
     @asynccontextmanager
     async def subscribe(self, event_filter: EventFilter, abort: Callable[[], None]) -> AsyncIterator[Subscriber]:
-        """Subscribe for as long as the context lasts; raise `TooManySubscribers`.
-
-        `abort` closes the connection of a subscriber that does not read.
-        """
+        """Subscribe while the context lasts; `abort` disconnects a slow client. Raise `TooManySubscribers`."""
         tenant = event_filter.tenant
         if self._closed or self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
             raise TooManySubscribers
@@ -87,7 +84,7 @@ class EventHub:
             await self._stop_idle_feed()
 
     async def watch(self, watcher: Watcher) -> None:
-        """Call `watcher` with the changes of all tenants."""
+        """Call `watcher` with the changes of all tenants until `unwatch`."""
         self._watchers.add(watcher)
         await self._start_feed()
 
@@ -97,7 +94,7 @@ class EventHub:
         await self._stop_idle_feed()
 
     def close(self) -> None:
-        """End all streams, because the process stops."""
+        """End all streams before the process stops."""
         self._closed = True
         self._end_all()
         asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._abort_all)
@@ -120,7 +117,7 @@ class EventHub:
             await asyncio.wait({feeding})
 
     def _connected(self) -> None:
-        # Subscribers missed what was published before: each reconnects and gets it from PostgreSQL.
+        # Subscribers may have missed changes; each reconnects and replays them from PostgreSQL.
         self._end_all()
         self._live.set()
 
@@ -130,7 +127,7 @@ class EventHub:
             subscriber.push(live_chunk(live=False))
 
     def _missed(self) -> None:
-        # Nobody knows when the dropped changes happened, so they cannot be replayed.
+        # A replay needs a start time, and the time of the first dropped change is unknown.
         for subscriber in self._admitted:
             subscriber.push(RESET)
 
@@ -144,7 +141,7 @@ class EventHub:
 
     def _feed_ended(self, feeding: "asyncio.Task[None]") -> None:
         if not feeding.cancelled() and (bug := feeding.exception()) is not None:
-            log.error("events are not heard any more", exc_info=bug)
+            log.error("event feed failed", exc_info=bug)
             self._end_all()
 
     async def _receive(self, changes: Sequence[StatusChange]) -> None:
@@ -158,7 +155,7 @@ class EventHub:
             events = await self._history.events(changes)
         except DatabaseUnavailable as unavailable:
             error = {"error": str(unavailable)}
-            log.warning("listeners have to come back: whose events they are is not known", extra=error)
+            log.warning("cannot look up the owners of events; subscribers must reconnect", extra=error)
             self._end_all()
             return
         self._distribute(events)

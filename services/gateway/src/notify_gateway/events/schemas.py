@@ -1,4 +1,4 @@
-"""What the event route takes and sends."""
+"""The query and the events of `GET /api/events`."""
 
 from datetime import datetime
 from typing import Annotated
@@ -10,23 +10,23 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from notify_gateway.http.fields import UserId
 
-# Microseconds since 1970, up to what a `datetime` can express.
+# Microseconds since 1970; 17 digits stay within the range of `datetime`.
 EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,17}$")]
 
 
 class EventQuery(BaseModel):
-    """Which changes of status to hear of."""
+    """Filters for the events; without one, all events of the tenant are streamed."""
 
     model_config = ConfigDict(extra="forbid")
 
     user_id: UserId | None = None
     notification_id: UUID | None = None
     channel: Channel | None = None
-    last_event_id: EventId | None = Field(None, description="As the header Last-Event-ID, for who can not set one.")
+    last_event_id: EventId | None = Field(None, description="The header Last-Event-ID, for clients that cannot set it.")
 
 
 class StatusEvent(BaseModel):
-    """A delivery has a new status, or has made another attempt."""
+    """A new status or another attempt of a delivery."""
 
     delivery_id: UUID
     notification_id: UUID

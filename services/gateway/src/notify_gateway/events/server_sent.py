@@ -16,22 +16,22 @@ CHUNKS_PER_WRITE = 100
 
 
 def status_chunk(event: StatusEvent) -> bytes:
-    """Return a status change; its id is a time, from which a client that reconnects replays what it missed."""
+    """Return a `status` event; its id is a time, so that a reconnecting client can replay what it missed."""
     return b"%bevent: status\ndata: %b\n\n" % (_id(event.changed_at), event.model_dump_json().encode())
 
 
 def position_chunk(time: datetime) -> bytes:
-    """Return an id without an event, for a client that reconnects before it has received one."""
+    """Return an id without an event, so that a client can replay even if it disconnects before the first event."""
     return _id(time) + b"\n"
 
 
 def live_chunk(*, live: bool) -> bytes:
-    """Return whether changes arrive as they happen, or RabbitMQ is unavailable."""
+    """Return a `live` event: false means that RabbitMQ is unavailable, so changes arrive late."""
     return b'event: live\ndata: {"live": %s}\n\n' % (b"true" if live else b"false")
 
 
 def take_write(chunks: deque[bytes]) -> bytes:
-    """Remove and return the first chunks, as many as go into one write."""
+    """Remove and return the first chunks, at most `CHUNKS_PER_WRITE`."""
     return b"".join(chunks.popleft() for _ in range(min(len(chunks), CHUNKS_PER_WRITE)))
 
 
@@ -40,5 +40,5 @@ def _id(time: datetime) -> bytes:
 
 
 def position(event_id: str) -> datetime:
-    """Return the time in the id of an event."""
+    """Return the time that an event id encodes."""
     return EPOCH + int(event_id) * MICROSECOND

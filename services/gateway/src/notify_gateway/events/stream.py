@@ -1,7 +1,6 @@
-"""The response to `GET /api/events`: what was missed, then what happens, for as long as the client is connected."""
+"""Respond to `GET /api/events`: replay the missed events, then stream new ones until the client disconnects."""
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -12,31 +11,20 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from notify_gateway.errors import TooManyMissed
+from notify_gateway.events import server_sent
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.hub import EventHub
-from notify_gateway.events.server_sent import (
-    HEARTBEAT,
-    MEDIA_TYPE,
-    RESET,
-    RETRY,
-    live_chunk,
-    position_chunk,
-    status_chunk,
-    take_write,
-)
 from notify_gateway.events.subscriber import Subscriber
 from notify_gateway.http.middleware import ABORT, UNLIMITED
 
-log = logging.getLogger(__name__)
-
-HEARTBEAT_INTERVAL = 15.0  # seconds; proxies close connections that are silent for longer
-SEND_TIMEOUT = 30.0  # seconds a client may take to read one write
+HEARTBEAT_INTERVAL = 15.0  # seconds; proxies close connections that are idle for longer
+SEND_TIMEOUT = 30.0  # seconds in which a client must read one write
 
 
 class EventStream(Response):
     """Server-sent events until the client disconnects, must reconnect, or is no longer authorized."""
 
-    media_type = MEDIA_TYPE
+    media_type = server_sent.MEDIA_TYPE
 
     def __init__(
         self,
@@ -46,7 +34,7 @@ class EventStream(Response):
         since: datetime | None,
         is_still_authorized: Callable[[], Awaitable[bool]],
     ) -> None:
-        super().__init__(media_type=MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})  # nginx must not buffer it
+        super().__init__(headers={"X-Accel-Buffering": "no"})  # nginx buffers by default
         del self.headers["content-length"]
         self._hub = hub
         self._history = history
@@ -57,12 +45,12 @@ class EventStream(Response):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; raise `TooManySubscribers` or `DatabaseUnavailable` before anything is sent."""
-        abort = scope.get(ABORT, _ignore)
+        abort = scope.get(ABORT, lambda: None)  # only our own server provides it
         async with self._hub.subscribe(self._filter, abort) as subscriber:
-            # The subscription precedes the replay, so nothing is missed in between; some events may come twice.
+            # Subscribing before the replay leaves no gap between the two, but some events may arrive twice.
             replay = await self._replay()
             scope[UNLIMITED]()
-            sending = asyncio.ensure_future(self._send(subscriber, replay, send, abort))
+            sending = asyncio.ensure_future(self._send(subscriber, replay, send))
             disconnected = asyncio.ensure_future(_disconnected(receive))
             try:
                 await asyncio.wait({sending, disconnected}, return_when=asyncio.FIRST_COMPLETED)
@@ -74,26 +62,25 @@ class EventStream(Response):
                 sending.result()
 
     async def _replay(self) -> deque[bytes]:
-        """Return what the client has missed, then its new position."""
+        """Return the events that the client has missed, then its new position."""
         now = await self._history.now()
-        chunks = deque([RETRY + live_chunk(live=self._hub.live)])
+        chunks = deque([server_sent.RETRY + server_sent.live_chunk(live=self._hub.live)])
         if self._since is not None:
             try:
-                chunks.extend(map(status_chunk, await self._history.since(self._since, self._filter)))
+                chunks.extend(map(server_sent.status_chunk, await self._history.since(self._since, self._filter)))
             except TooManyMissed:
-                chunks.append(RESET)
-        chunks.append(position_chunk(now))
+                chunks.append(server_sent.RESET)
+        chunks.append(server_sent.position_chunk(now))
         return chunks
 
-    async def _send(self, subscriber: Subscriber, replay: deque[bytes], send: Send, abort: Callable[[], None]) -> None:
+    async def _send(self, subscriber: Subscriber, replay: deque[bytes], send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async for chunk in self._chunks(subscriber, replay):
                 async with asyncio.timeout(SEND_TIMEOUT):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TimeoutError:
-            log.info("a listener that does not read is dropped", extra={"tenant": self._filter.tenant})
-            abort()
+            subscriber.drop()
         else:
             await send({"type": "http.response.body", "body": b""})
 
@@ -101,14 +88,14 @@ class EventStream(Response):
         clock = asyncio.get_running_loop().time
         heartbeat_at = clock() + HEARTBEAT_INTERVAL
         while True:
-            # Checked even while events arrive all the time: the key may have been revoked.
+            # A constant flow of events must not delay this check: the key may have been revoked.
             if clock() >= heartbeat_at:
                 if not await self._is_still_authorized():
                     return
                 heartbeat_at = clock() + HEARTBEAT_INTERVAL
-                yield HEARTBEAT
+                yield server_sent.HEARTBEAT
             if replay:
-                yield take_write(replay)
+                yield server_sent.take_write(replay)
                 continue
             try:
                 async with asyncio.timeout_at(heartbeat_at):
@@ -121,10 +108,6 @@ class EventStream(Response):
 
 
 async def _disconnected(receive: Receive) -> None:
-    with suppress(HTTPException):  # a body that is too long
+    with suppress(HTTPException):  # raised for a request body that is too long
         while (await receive())["type"] != "http.disconnect":
             pass
-
-
-def _ignore() -> None:
-    """Stand in for `ABORT` on servers that do not provide it."""

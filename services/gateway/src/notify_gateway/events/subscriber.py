@@ -1,4 +1,4 @@
-"""One subscriber of events: the bytes that wait to be written to its connection."""
+"""A subscriber of events and the bytes that wait to be written to its connection."""
 
 import asyncio
 import logging
@@ -10,11 +10,11 @@ from notify_gateway.events.server_sent import take_write
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_BYTES = 4 * 1024 * 1024  # for a subscriber that reads more slowly than events arrive
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # bounds the memory that a slow subscriber takes
 
 
 class Subscriber:
-    """A bounded queue of chunks; a subscriber that does not read is disconnected with `abort`."""
+    """A bounded queue of chunks for one connection, which `abort` closes."""
 
     def __init__(self, event_filter: EventFilter, abort: Callable[[], None]) -> None:
         self.event_filter = event_filter
@@ -25,7 +25,7 @@ class Subscriber:
         self._changed = asyncio.Event()
 
     async def next(self) -> bytes | None:
-        """Return what is to be written next, or None at the end."""
+        """Return the next bytes to write, or None at the end."""
         while not self._chunks:
             if self._ended:
                 return None
@@ -36,20 +36,24 @@ class Subscriber:
         return written
 
     def push(self, chunk: bytes) -> None:
-        """Queue a chunk; disconnect the subscriber if too much waits. It can reconnect and replay what it missed."""
+        """Queue a chunk; drop the subscriber if too much waits. It can reconnect and replay what it missed."""
         if self._ended:
             return
         if self._waiting_bytes + len(chunk) > MAX_WAITING_BYTES:
-            log.info("a listener that does not read is dropped", extra={"tenant": self.event_filter.tenant})
             self._chunks.clear()
             self.end()
-            self.abort()
+            self.drop()
         else:
             self._waiting_bytes += len(chunk)
             self._chunks.append(chunk)
             self._changed.set()
 
+    def drop(self) -> None:
+        """Close the connection of a client that does not read."""
+        log.info("dropping an event subscriber that does not read", extra={"tenant": self.event_filter.tenant})
+        self.abort()
+
     def end(self) -> None:
-        """End the stream after what is queued."""
+        """End the stream after the queued chunks."""
         self._ended = True
         self._changed.set()

@@ -1,11 +1,9 @@
-"""Notifications, deliveries, attempts and the outbox."""
+"""Create notifications, deliveries, attempts and the outbox."""
 
 from alembic import op
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 STATEMENTS = (
     """
@@ -19,7 +17,7 @@ STATEMENTS = (
     )
     """,
     "CREATE INDEX notifications_user_id_id_idx ON notifications (user_id, id)",
-    # Room on each page for the new version of a row, so that a change of status touches no index (HOT).
+    # The fill factor leaves room on each page for the new version of a row, so that status updates are HOT.
     """
     CREATE TABLE deliveries (
         id uuid CONSTRAINT deliveries_pkey PRIMARY KEY,

@@ -1,13 +1,11 @@
-"""Tenants and their API keys, idempotency keys, send and expiry times, and the round of an outbox row."""
+"""Add tenants, API keys, idempotency keys, send and expiry times, and the round of an outbox row."""
 
 from alembic import op
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
-# The defaults stay: gateways of the version before, which do not know these columns, go on until they are replaced.
+# The defaults stay, because gateways of the previous version keep inserting rows without these columns.
 STATEMENTS = (
     """
     ALTER TABLE notifications
@@ -17,7 +15,7 @@ STATEMENTS = (
     """,
     "DROP INDEX notifications_user_id_id_idx",
     "CREATE INDEX notifications_tenant_user_id_id_idx ON notifications (tenant, user_id, id)",
-    # What a relay has published of an earlier round must not delete the row of a later one.
+    # A relay that has published an earlier round must not delete the row of a later one.
     "ALTER TABLE outbox ADD COLUMN round integer NOT NULL DEFAULT 1 CONSTRAINT outbox_round_check CHECK (round >= 1)",
     """
     CREATE TABLE idempotency_keys (

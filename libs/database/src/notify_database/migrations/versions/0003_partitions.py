@@ -1,7 +1,8 @@
-"""Partitions by time for notifications, deliveries and attempts: what was there becomes the first one, uncopied.
+"""Partition notifications, deliveries and attempts by time. The existing tables become the first partitions, uncopied.
 
-Foreign keys go: a referenced partition could not be dropped, and each row paid for their checks. What they held, the
-statements hold: a notification, its deliveries and their outbox rows are one statement, results lock their deliveries.
+The foreign keys are dropped: a referenced partition could not be dropped, and every insert paid for their checks. The
+statements keep the rows consistent: a single one inserts a notification, its deliveries and their outbox rows, and
+writing results locks the deliveries.
 """
 
 from datetime import UTC, datetime
@@ -12,8 +13,6 @@ from notify_database.partitions import first_end, partition_name
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
 KEYS = {"notifications": "id", "deliveries": "id", "attempts": "delivery_id, attempt"}
 RANGES = {"notifications": "id", "deliveries": "id", "attempts": "delivery_id"}

@@ -1,15 +1,13 @@
-"""The outbox is vacuumed by how many of its rows are gone, not by which part of it.
+"""Vacuum the outbox after a fixed number of dead rows instead of a fraction of the table.
 
-Each row lives for a moment: after an outage there may be a million, and with the default, a fifth of the table, relays
-would walk past two hundred thousand that are no more. Truncation would lock out everybody for nothing.
+Rows are short-lived, but an outage may leave a million. With the default of a fifth of the table, relays would scan
+past two hundred thousand dead rows. Truncation is off, because it locks the table for no benefit.
 """
 
 from alembic import op
 
 revision = "0004"
 down_revision = "0003"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -1,11 +1,9 @@
-"""Where users are reached and what they do not want, and why a delivery was cancelled."""
+"""Add the users' recipients and opt-outs, and the reason why a delivery was cancelled."""
 
 from alembic import op
 
 revision = "0007"
 down_revision = "0006"
-branch_labels = None
-depends_on = None
 
 STATEMENTS = (
     """

@@ -1,11 +1,9 @@
-"""What a notification says by e-mail only."""
+"""Add the content of a notification that is specific to e-mail."""
 
 from alembic import op
 
 revision = "0008"
 down_revision = "0007"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -1,15 +1,13 @@
-"""Which deliveries have changed since a time: for who listens to events and was away."""
+"""Index deliveries by the time of their last change, for event subscribers that resume after a disconnect."""
 
 from alembic import op
 
 revision = "0009"
 down_revision = "0008"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
-    """Make the index, where PostgreSQL lets updates stay HOT under one of its kind: from 16 on."""
+    """Create the index from PostgreSQL 16 on, where a BRIN index does not prevent HOT updates."""
     op.execute("""
         DO $$ BEGIN
             IF current_setting('server_version_num')::integer >= 160000 THEN

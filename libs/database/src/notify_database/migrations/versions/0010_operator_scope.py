@@ -1,11 +1,9 @@
-"""A scope for whoever runs the service."""
+"""Add a scope for operators of the service."""
 
 from alembic import op
 
 revision = "0010"
 down_revision = "0009"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

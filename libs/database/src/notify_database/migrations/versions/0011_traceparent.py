@@ -1,11 +1,9 @@
-"""The trace that a notification belongs to."""
+"""Add the trace context of a notification."""
 
 from alembic import op
 
 revision = "0011"
 down_revision = "0010"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

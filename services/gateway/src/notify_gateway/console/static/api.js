@@ -1,9 +1,9 @@
-// The gateway's API: its key, its errors, its events.
+// A client of the gateway's API: it sends the key, turns errors into `Problem` and reads the event stream.
 
 const KEY = "notify-api-key";
-const TIMEOUT = 35_000; // milliseconds: the gateway itself gives a request 30 s
+const TIMEOUT = 35_000; // milliseconds; longer than the gateway's own limit of 30 s, so that its error arrives first
 
-/** What the gateway answered instead: `status` 0 where it did not answer at all. */
+/** An error response of the gateway; `status` is 0 if the gateway did not respond. */
 export class Problem extends Error {
   constructor(status, detail) {
     super(detail);
@@ -22,41 +22,41 @@ function headers(more = {}) {
   return token ? { ...more, Authorization: `Bearer ${token}` } : more;
 }
 
-// Ids of users go past what a number of JavaScript holds: those stay text.
-const exact = (text) => JSON.parse(text.replace(/"user_id":(\d{16,})/g, '"user_id":"$1"'));
+// A user id can exceed the largest exact number in JavaScript, so long ones are kept as text.
+const parse = (text) => JSON.parse(text.replace(/"user_id":(\d{16,})/g, '"user_id":"$1"'));
 
-async function answered(path, options) {
-  let answer;
+async function request(path, options) {
+  let response;
   try {
-    answer = await fetch(path, options);
+    response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(0, "The gateway does not answer.");
+    throw new Problem(0, "The gateway does not respond.");
   }
-  if (answer.ok) return answer;
-  const problem = await answer.json().catch(() => ({}));
-  throw new Problem(answer.status, problem.detail ?? answer.statusText);
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({}));
+  throw new Problem(response.status, problem.detail ?? response.statusText);
 }
 
-async function told(path, options) {
-  const answer = await answered(path, { ...options, signal: AbortSignal.timeout(TIMEOUT) });
+async function requestJson(path, options) {
+  const response = await request(path, { ...options, signal: AbortSignal.timeout(TIMEOUT) });
   try {
-    return exact(await answer.text());
+    return parse(await response.text());
   } catch {
-    throw new Problem(0, "The gateway's answer breaks off.");
+    throw new Problem(0, "The gateway's response was cut off.");
   }
 }
 
-/** GET, as an object; raises `Problem`. */
+/** Return the JSON response to a GET request; throw `Problem`. */
 export function get(path, query = {}) {
-  const wanted = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== "" && value !== null));
-  return told(`${path}${wanted.size ? `?${wanted}` : ""}`, { headers: headers() });
+  const parameters = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== "" && value !== null));
+  return requestJson(`${path}${parameters.size ? `?${parameters}` : ""}`, { headers: headers() });
 }
 
-/** POST JSON text or an object; raises `Problem`. */
+/** POST JSON text or an object and return the JSON response; throw `Problem`. */
 export function post(path, body, more = {}) {
   const text = typeof body === "string" ? body : JSON.stringify(body ?? {});
-  return told(path, { method: "POST", headers: headers({ "Content-Type": "application/json", ...more }), body: text });
+  return requestJson(path, { method: "POST", headers: headers({ "Content-Type": "application/json", ...more }), body: text });
 }
 
 const pause = (milliseconds, signal) =>
@@ -67,24 +67,25 @@ const pause = (milliseconds, signal) =>
   });
 
 /**
- * Changes of status until `signal` says so, each handed to `heard`. A broken stream is taken up again where it was.
- * Not `EventSource`: that can not send a key. While nobody looks at the tab nothing is kept open: a browser has six
- * connections to a host, for all its tabs.
+ * Pass each status change to `receive` until `signal` is aborted. A broken stream resumes where it ended.
+ *
+ * This uses `fetch` because `EventSource` cannot send a key. The stream is closed while the tab is hidden, because all
+ * tabs of a browser share six connections to a host.
  */
-export async function listen(query, heard, signal) {
+export async function subscribe(query, receive, signal) {
   let last = null;
   while (!signal.aborted) {
     if (document.hidden) {
       await pause(1000, signal);
       continue;
     }
-    const looked = new AbortController();
-    signal.addEventListener("abort", () => looked.abort(), { signal: looked.signal });
-    document.addEventListener("visibilitychange", () => document.hidden && looked.abort(), { signal: looked.signal });
+    const connection = new AbortController();
+    signal.addEventListener("abort", () => connection.abort(), { signal: connection.signal });
+    document.addEventListener("visibilitychange", () => document.hidden && connection.abort(), { signal: connection.signal });
     try {
       const path = `api/events?${new URLSearchParams(query)}`;
       const more = last ? { "Last-Event-ID": last } : {};
-      const stream = await answered(path, { headers: headers(more), signal: looked.signal });
+      const stream = await request(path, { headers: headers(more), signal: connection.signal });
       const reader = stream.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
       for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -93,13 +94,13 @@ export async function listen(query, heard, signal) {
         for (const event of events) {
           const fields = Object.fromEntries(event.split("\n").map((line) => line.split(/: (.*)/s, 2)));
           last = fields.id ?? last;
-          if (fields.event === "status") heard(exact(fields.data));
+          if (fields.event === "status") receive(parse(fields.data));
         }
       }
     } catch (error) {
       if (signal.aborted || [401, 403, 422].includes(error.status)) return;
     } finally {
-      looked.abort();
+      connection.abort();
     }
     await pause(1000, signal);
   }

@@ -1,4 +1,4 @@
-// Small time charts: two minutes, a point for each second.
+// Small time charts with one point for each of the last 120 seconds.
 
 import { h, svg } from "./dom.js";
 
@@ -6,17 +6,17 @@ const WIDTH = 240;
 const HEIGHT = 56;
 const LINES = ["accepted", "sent", "retrying", "failed"];
 
-/** A chart that `update` draws anew; its text says what the lines show. */
+/** Return a chart and the function that redraws it. Its caption gives the rates as text. */
 export function chart(title) {
   const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   const paths = Object.fromEntries(LINES.map((name) => [name, svg("path", { class: `line ${name}` })]));
   picture.append(...Object.values(paths));
   const top = h("span", { className: "top-of-chart" });
   const rates = Object.fromEntries(LINES.map((name) => [name, h("span", {})]));
-  const told = h("figcaption", {}, h("span", { className: "visually-hidden" }, `${title}, mean of the last 10 s: `),
+  const caption = h("figcaption", {}, h("span", { className: "visually-hidden" }, `${title}, average over the last 10 s: `),
     LINES.map((name) => h("span", { className: "legend" }, h("span", { className: `key ${name}`, "aria-hidden": "true" }),
       `${name} `, rates[name], " ")));
-  const element = h("figure", { className: "chart" }, h("div", { className: "plot" }, picture, top), told);
+  const element = h("figure", { className: "chart" }, h("div", { className: "plot" }, picture, top), caption);
 
   function update(seconds) {
     const highest = Math.max(1, ...LINES.flatMap((name) => seconds[name] ?? []));
@@ -27,11 +27,11 @@ export function chart(title) {
   return { element, update };
 }
 
-/** The mean of the last ten seconds that are known. */
+/** Return the average of the last ten seconds as text, ignoring seconds that were not counted. */
 export function recent(values) {
-  const known = values.slice(-10).filter((value) => value !== null);
-  if (!known.length) return "–";
-  const mean = known.reduce((sum, value) => sum + value, 0) / known.length;
+  const counted = values.slice(-10).filter((value) => value !== null);
+  if (!counted.length) return "–";
+  const mean = counted.reduce((sum, value) => sum + value, 0) / counted.length;
   return mean >= 10 || mean === 0 ? String(Math.round(mean)) : mean.toFixed(1);
 }
 

@@ -1,6 +1,6 @@
-// Elements, made of text and never of markup: whatever a message says stays text.
+// Create elements from text, never from markup, so that the content of a message cannot inject HTML.
 
-/** An element with properties, attributes (`data-*`, `aria-*`, …), listeners (`onclick`) and children. */
+/** Return an element with properties, attributes (`data-*`, `aria-*`, …), listeners (`onclick`) and children. */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -15,7 +15,7 @@ export function h(tag, properties = {}, ...children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An SVG element. */
+/** Return an SVG element with attributes and children. */
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -23,17 +23,17 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Put `children` in the place of what is there, unless it shows the same already: focus and selection stay. */
+/** Replace the content of `place`, unless `key` is unchanged: an unchanged page keeps its focus and selection. */
 export function show(place, key, ...children) {
-  if (place.dataset.shows === key) return;
-  place.dataset.shows = key;
+  if (place.dataset.key === key) return;
+  place.dataset.key = key;
   place.replaceChildren(...children.flat(Infinity).filter(Boolean));
 }
 
 const TIME = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 
-/** A moment as the reader's clock shows it; the day where it is not today. */
+/** Return a time in the reader's time zone, with the date unless it is today. */
 export function time(text) {
   const moment = new Date(text);
   const today = moment.toDateString() === new Date().toDateString();
@@ -41,7 +41,7 @@ export function time(text) {
   return h("time", { dateTime: text, title: moment.toISOString() }, shown);
 }
 
-/** Seconds for a reader: 0.21 s, 12 s, 3 min, 2 h. */
+/** Return a number of seconds as text: 0.21 s, 12 s, 3 min or 2 h. */
 export function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(2)} s`;
   if (seconds < 120) return `${Math.round(seconds)} s`;
@@ -49,12 +49,12 @@ export function duration(seconds) {
   return `${Math.round(seconds / 3600)} h`;
 }
 
-const SIGNS = {
+const SYMBOLS = {
   sent: "✓", failed: "✕", retrying: "↻", throttled: "↻", pending: "…", expired: "⌛", cancelled: "–", partially_sent: "◐",
 };
 
-/** A status: its word, with a sign and a colour beside it. */
+/** Return a status as a coloured label with a symbol, so that colour is not the only cue. */
 export function badge(status) {
-  const sign = h("span", { "aria-hidden": "true" }, SIGNS[status] ?? "");
-  return h("span", { className: `badge ${status}` }, sign, ` ${status.replace("_", " ")}`);
+  const symbol = h("span", { "aria-hidden": "true" }, SYMBOLS[status] ?? "");
+  return h("span", { className: `badge ${status}` }, symbol, ` ${status.replace("_", " ")}`);
 }

@@ -1,4 +1,4 @@
-// The list: filters, search by any id, pages.
+// The list of notifications, with filters, search by id and pagination.
 
 import { get } from "./api.js";
 import { badge, h, show, time } from "./dom.js";
@@ -12,44 +12,44 @@ const EXCERPT = 90; // characters
 
 export function notifications({ main, signal, query }) {
   const search = h("input", { type: "search", name: "search", value: query.get("user_id") ?? "", spellcheck: false,
-    placeholder: "Notification, delivery or user", size: 38 });
+    placeholder: "Notification, delivery or user ID", size: 38 });
   const status = choice("status", STATUSES, query.get("status"));
   const channel = choice("channel", CHANNELS, query.get("channel"));
   const problem = h("p", { className: "problem", role: "alert" });
-  const list = h("div", { "aria-live": "off" }, h("p", { className: "empty", "aria-busy": "true" }, "Loading …"));
-  const pages = h("nav", { className: "actions", "aria-label": "Pages of the list" });
+  const list = h("div", { "aria-live": "off" }, h("p", { className: "empty", "aria-busy": "true" }, "Loading…"));
+  const pages = h("nav", { className: "actions", "aria-label": "Pagination" });
   const form = h("form", { className: "filters", role: "search", onsubmit: submit },
-    h("label", {}, "Id ", search), h("label", {}, "Status ", status), h("label", {}, "Channel ", channel),
-    h("button", { className: "primary" }, "Show"));
+    h("label", {}, "ID ", search), h("label", {}, "Status ", status), h("label", {}, "Channel ", channel),
+    h("button", { className: "primary" }, "Search"));
   for (const select of [status, channel]) select.addEventListener("change", () => form.requestSubmit());
   main.append(h("h1", {}, "Notifications"), form, problem, list, pages);
 
   async function submit(event) {
     event.preventDefault();
     problem.textContent = "";
-    const wanted = search.value.trim();
-    if (UUID.test(wanted)) {
-      await find(wanted.toLowerCase());
-    } else if (wanted && !/^[0-9]{1,19}$/.test(wanted)) {
-      problem.textContent = "An id is a UUID or, of a user, a number.";
+    const id = search.value.trim();
+    if (UUID.test(id)) {
+      await find(id.toLowerCase());
+    } else if (id && !/^[0-9]{1,19}$/.test(id)) {
+      problem.textContent = "Enter the UUID of a notification or delivery, or the numeric ID of a user.";
     } else {
-      go({ user_id: wanted, status: status.value, channel: channel.value });
+      go({ user_id: id, status: status.value, channel: channel.value });
     }
   }
 
   async function find(id) {
-    const missing = (error) => error.status === 404;
+    const isMissing = (error) => error.status === 404;
     const found = await attempt(async () => {
       await get(`api/notifications/${id}`);
       location.hash = `#/notifications/${id}`;
-    }, signal, missing);
+    }, signal, isMissing);
     if (found) return;
     await attempt(async () => {
       const delivery = await get(`api/deliveries/${id}`);
       location.hash = `#/notifications/${delivery.notification_id}`;
     }, signal, (error) => {
-      if (missing(error)) problem.textContent = `There is neither a notification nor a delivery ${id}.`;
-      return missing(error);
+      if (isMissing(error)) problem.textContent = `No notification or delivery has the ID ${id}.`;
+      return isMissing(error);
     });
   }
 
@@ -83,8 +83,10 @@ function choice(name, values, chosen) {
 function showRows(place, items, filters) {
   if (!items.length) {
     const filtered = Object.values(filters).some(Boolean);
-    show(place, `none ${filtered}`, h("p", { className: "empty" }, filtered ? "Nothing matches." : [
-      "Nothing in the last 24 hours. ", h("a", { href: "#/send" }, "Send a test notification"), " or run ",
+    show(place, `none ${filtered}`, h("p", { className: "empty" }, filtered ? [
+      "No notifications match. Without a user ID, only the last 24 hours are searched. ",
+      h("a", { href: "#/notifications" }, "Clear the filters"), "."] : [
+      "No notifications in the last 24 hours. ", h("a", { href: "#/send" }, "Send a test notification"), " or run ",
       h("code", {}, "make demo"), "."]));
     return;
   }
@@ -94,7 +96,7 @@ function showRows(place, items, filters) {
     h("tbody", {}, items.map((item) => h("tr", {},
       h("td", {}, h("a", { href: `#/notifications/${item.id}` }, time(item.created_at))),
       h("td", {}, h("a", { href: hash({ user_id: String(item.user_id) }) }, String(item.user_id))),
-      h("td", { className: "excerpt" }, item.message.length > EXCERPT ? `${item.message.slice(0, EXCERPT)} …` : item.message),
+      h("td", { className: "excerpt" }, item.message.length > EXCERPT ? `${item.message.slice(0, EXCERPT)}…` : item.message),
       h("td", {}, item.deliveries.map((delivery) =>
         h("span", { className: "delivery" }, `${delivery.channel} `, badge(delivery.status)))),
       h("td", {}, badge(item.status))))))));

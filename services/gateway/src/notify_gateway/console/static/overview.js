@@ -1,4 +1,4 @@
-// The whole service at a look, asked for once a second while it is shown.
+// The state of the whole service, refreshed once a second.
 
 import { get } from "./api.js";
 import { chart, recent } from "./charts.js";
@@ -7,17 +7,17 @@ import { every } from "./pages.js";
 
 const CHANNEL_FIGURES = [
   ["waiting", "waiting", "Messages in the channel's queue"],
-  ["in_flight", "in flight", "Messages that senders have"],
-  ["retrying", "retrying", "Messages in its retry queues"],
-  ["failed", "failed", "Failed among the newest 10,000 deliveries"],
-  ["consumers", "senders", "Senders that consume"],
+  ["in_flight", "in flight", "Messages that senders have received and not yet acknowledged"],
+  ["retrying", "retrying", "Messages in the channel's retry queues"],
+  ["failed", "failed", "Failed deliveries among the newest 10,000"],
+  ["consumers", "senders", "Senders that consume from the queue"],
 ];
 
 export function overview({ main, signal, state }) {
   const tiles = h("dl", { className: "tiles" });
   const channels = h("div", { className: "channels" });
   const failures = h("div", {});
-  const loading = h("p", { className: "empty", "aria-busy": "true" }, "Loading …");
+  const loading = h("p", { className: "empty", "aria-busy": "true" }, "Loading…");
   main.append(
     h("h1", { className: "visually-hidden" }, "Overview"), loading, tiles, channels,
     h("section", { "aria-labelledby": "failures" },
@@ -25,25 +25,25 @@ export function overview({ main, signal, state }) {
   );
   const cards = new Map();
   every(1000, signal, async () => {
-    const look = await get("api/overview");
+    const current = await get("api/overview");
     loading.remove();
-    state.report(look);
-    showTiles(tiles, look);
-    for (const channel of look.channels) {
+    state.report(current);
+    showTiles(tiles, current);
+    for (const channel of current.channels) {
       if (!cards.has(channel.channel)) {
         cards.set(channel.channel, card(channel.channel));
         channels.append(cards.get(channel.channel).element);
       }
-      const failed = look.failures.filter((each) => each.channel === channel.channel);
+      const failed = current.failures.filter((each) => each.channel === channel.channel);
       cards.get(channel.channel).update({ ...channel, failed: failed.reduce((sum, each) => sum + each.count, 0) });
     }
-    showFailures(failures, look.failures);
+    showFailures(failures, current.failures);
   }, (problem) => {
     if (problem.status !== 403) return false;
     loading.textContent = "";
     loading.removeAttribute("aria-busy");
-    loading.append("The overview is of all tenants: a key with the scope operator shows it. ",
-      h("a", { href: "#/notifications" }, "Your notifications"), " need read only.");
+    loading.append("The overview covers all tenants and needs a key with the scope operator. To see your own tenant, go to ",
+      h("a", { href: "#/notifications" }, "Notifications"), ".");
     return true;
   });
 }
@@ -55,19 +55,19 @@ function total(channels, name) {
   });
 }
 
-function showTiles(tiles, look) {
-  const latencies = look.channels.filter((channel) => channel.latency_p50 !== null);
+function showTiles(tiles, current) {
+  const latencies = current.channels.filter((channel) => channel.latency_p50 !== null);
   const slowest = (name) => Math.max(...latencies.map((channel) => channel[name]));
   const figures = [
-    ["Accepted", `${recent(total(look.channels, "accepted"))}/s`, "deliveries, last 10 s"],
-    ["Sent", `${recent(total(look.channels, "sent"))}/s`, "deliveries, last 10 s"],
+    ["Accepted", `${recent(total(current.channels, "accepted"))}/s`, "deliveries, average over 10 s"],
+    ["Sent", `${recent(total(current.channels, "sent"))}/s`, "deliveries, average over 10 s"],
     ["Latency", latencies.length ? duration(slowest("latency_p50")) : "–",
-      latencies.length ? `p95 ${duration(slowest("latency_p95"))}, slowest channel` : "accepted to sent"],
-    ["Outbox", look.outbox_rows.toLocaleString(),
-      look.outbox_rows ? `oldest due for ${duration(look.outbox_oldest_seconds)}` : "nothing waits for RabbitMQ"],
-    ["Results", look.results_waiting === null ? "–" : look.results_waiting.toLocaleString(), "wait for the status writer"],
-    ["Dead letters", look.dead_letters === null ? "–" : look.dead_letters.toLocaleString(),
-      look.dead_letters ? "see notify-gateway dead list" : "messages that can not be handled"],
+      latencies.length ? `p95 ${duration(slowest("latency_p95"))}, slowest channel` : "from acceptance to sent"],
+    ["Outbox", current.outbox_rows.toLocaleString(),
+      current.outbox_rows ? `oldest due for ${duration(current.outbox_oldest_seconds)}` : "nothing is waiting for RabbitMQ"],
+    ["Results", current.results_waiting === null ? "–" : current.results_waiting.toLocaleString(), "waiting for the status writer"],
+    ["Dead letters", current.dead_letters === null ? "–" : current.dead_letters.toLocaleString(),
+      current.dead_letters ? "to see them, run notify-gateway dead list" : "messages that no service could process"],
   ];
   show(tiles, JSON.stringify(figures), figures.map(([name, value, note]) =>
     h("div", { className: "tile" }, h("dt", {}, name), h("dd", { className: "value" }, value), h("dd", { className: "note" }, note))));
@@ -75,30 +75,31 @@ function showTiles(tiles, look) {
 
 function card(name) {
   const values = Object.fromEntries(CHANNEL_FIGURES.map(([figure]) => [figure, h("dd", {})]));
-  const drawn = chart(name);
+  const rates = chart(name);
   const latency = h("p", { className: "note" });
   const element = h("section", { className: "channel", "aria-label": name },
     h("h2", {}, name),
     h("dl", { className: "figures" }, CHANNEL_FIGURES.map(([figure, label, title]) =>
       h("div", { title, "data-figure": figure }, h("dt", {}, label), values[figure]))),
-    drawn.element, latency);
+    rates.element, latency);
 
   function update(channel) {
     for (const [figure] of CHANNEL_FIGURES) values[figure].textContent = channel[figure]?.toLocaleString() ?? "–";
-    element.classList.toggle("unattended", channel.consumers === 0);
-    drawn.update(channel.seconds);
-    latency.textContent = channel.latency_p50 === null ? "Nothing sent since you look."
-      : `Accepted to sent: half within ${duration(channel.latency_p50)}, 95 % within ${duration(channel.latency_p95)}`;
+    element.classList.toggle("without-senders", channel.consumers === 0);
+    rates.update(channel.seconds);
+    latency.textContent = channel.latency_p50 === null ? "Nothing sent since you opened this page."
+      : `Acceptance to sent: median ${duration(channel.latency_p50)}, 95th percentile ${duration(channel.latency_p95)}`;
   }
   return { element, update };
 }
 
 function showFailures(place, failures) {
   if (!failures.length) {
-    show(place, "none", h("p", { className: "empty" }, "None of them has failed."));
+    show(place, "none", h("p", { className: "empty" }, "No failed deliveries. To see what a failure looks like, ",
+      h("a", { href: "#/send" }, "send a test notification"), " that fails."));
     return;
   }
-  const head = ["Channel", "Error class", "Code", "Count", "Last", ""];
+  const head = ["Channel", "Error class", "Error code", "Count", "Latest", ""];
   show(place, JSON.stringify(failures), h("div", { className: "scroll" }, h("table", {},
     h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name || h("span", { className: "visually-hidden" }, "Actions"))))),
     h("tbody", {}, failures.map((each) => h("tr", {},
@@ -106,5 +107,5 @@ function showFailures(place, failures) {
       h("td", { className: "number" }, each.count.toLocaleString()),
       h("td", {}, h("a", { href: `#/notifications/${each.last_notification_id}` }, time(each.last_at))),
       h("td", {}, h("a", { href: `#/retry?${new URLSearchParams({ channel: each.channel, error_class: each.error_class ?? "" })}` },
-        "Retry these …"))))))));
+        "Retry these…"))))))));
 }

@@ -1,23 +1,23 @@
-// What every page needs: work that repeats while it is shown, and questions before what can not be undone.
+// Helpers for all pages: repeated requests, error handling and confirmation dialogs.
 
 import { Problem } from "./api.js";
 import { h } from "./dom.js";
 
 let reportProblem = () => {};
 
-/** Have problems that a page does not know about told to `report`; null: all is well again. */
-export function reportTo(report) {
+/** Call `report` with each problem that a page does not handle, and with null after each success. */
+export function onProblem(report) {
   reportProblem = report;
 }
 
-/** Do `work` now and every so many milliseconds while the page is shown and looked at. `known` may handle its problems. */
-export function every(milliseconds, signal, work, known = () => false) {
+/** Do `work` now and then repeatedly while the page is open and visible. `handle` returns true for problems it handled. */
+export function every(milliseconds, signal, work, handle = () => false) {
   let timer = null;
   async function run() {
     clearTimeout(timer);
     if (signal.aborted) return;
     try {
-      if (!document.hidden) await attempt(work, signal, known);
+      if (!document.hidden) await attempt(work, signal, handle);
     } finally {
       if (!signal.aborted) timer = setTimeout(run, milliseconds);
     }
@@ -26,8 +26,8 @@ export function every(milliseconds, signal, work, known = () => false) {
   run();
 }
 
-/** Do `work` once; its problems are shown. Whether it worked. */
-export async function attempt(work, signal, known = () => false) {
+/** Do `work` once and return whether it succeeded. Problems that `handle` does not handle are reported. */
+export async function attempt(work, signal, handle = () => false) {
   try {
     await work();
     if (!signal?.aborted) reportProblem(null);
@@ -35,25 +35,25 @@ export async function attempt(work, signal, known = () => false) {
   } catch (problem) {
     if (problem.name === "AbortError" || signal?.aborted) return false;
     if (!(problem instanceof Problem)) throw problem;
-    if (!known(problem)) reportProblem(problem);
+    if (!handle(problem)) reportProblem(problem);
     return false;
   }
 }
 
-/** Ask before doing it. */
+/** Ask for confirmation and return whether it was given. */
 export function confirmed(title, text, yes) {
-  return asked(title, text, h("button", { className: "plain", value: "no" }, "Back"), h("button", { className: "primary", value: "yes" }, yes));
+  return openDialog(title, text, h("button", { className: "plain", value: "no" }, "Go back"), h("button", { className: "primary", value: "yes" }, yes));
 }
 
-/** Of something that was asked for once: say why it was not done. A server that is away is everybody's problem, and not told here. */
-export function refused(problem) {
+/** Show why a request was rejected. Outages and missing keys are left to the banner and the key dialog. */
+export function showRejection(problem) {
   if ([0, 401, 503].includes(problem.status)) return false;
-  asked("It was not done", problem.message, h("button", { className: "primary" }, "Back"));
+  openDialog("Request rejected", problem.message, h("button", { className: "primary" }, "Close"));
   return true;
 }
 
-/** A dialog of its own each time: the end of one must not be taken for that of the next. */
-function asked(title, text, ...buttons) {
+/** Open a new dialog element each time, so that a late `close` event cannot be mistaken for the next dialog's. */
+function openDialog(title, text, ...buttons) {
   const dialog = h("dialog", { "aria-labelledby": "confirm-title" },
     h("form", { method: "dialog" }, h("h2", { id: "confirm-title" }, title), h("p", {}, text), h("p", { className: "actions" }, buttons)));
   document.body.append(dialog);

@@ -1,14 +1,11 @@
-"""Reads results, has them written in groups, and acks each message only after the commit of its group."""
+"""Write results in batches: one transaction for what several messages report."""
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from notify_common.contracts import topology
 from notify_common.contracts.messages import DeliveryResult, ResultsEnvelope
-from notify_common.errors import PoisonMessage
-from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.dead_letters import bury
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
@@ -16,7 +13,6 @@ from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.errors import DatabaseUnavailable, DataRejected
-from pydantic import ValidationError
 from pydantic_core import to_json
 
 from notify_status_writer.metrics import StatusWriterMetrics
@@ -28,8 +24,8 @@ MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
 FLUSH_INTERVAL = 0.01  # seconds
 
 
-class ResultsWriter:
-    """Applies what senders report."""
+class ResultWriter:
+    """A writer of what senders report, in batches."""
 
     def __init__(
         self,
@@ -53,31 +49,12 @@ class ResultsWriter:
             observe=metrics.results_together,
         )
 
-    async def handle(self, message: Message) -> None:
-        """Handle one message of results to its end."""
-        try:
-            envelope = ResultsEnvelope.model_validate_json(message.body)
-        except ValidationError:
-            raise PoisonMessage("unreadable") from None
-        results: list[DeliveryResult] = []
-        for item in envelope.results:
-            try:
-                results.append(DeliveryResult.model_validate_json(to_json(item)))
-            except ValidationError:
-                await self._bury(item, "unreadable result")
-        with ExitStack() as spans:
-            if self._tracing.on:
-                for result in results:
-                    written = {"notify.delivery_id": result.delivery_id, "notify.outcome": result.outcome}
-                    spans.enter_context(self._tracing.begin("write status", result.traceparent, "consumer", written))
-            await self.write(results)
-
     async def write(self, results: Sequence[DeliveryResult]) -> None:
         """Return once every result is committed, or dead-lettered if PostgreSQL can never store it."""
         outcomes = await self._batcher.submit_all(results)
         for result, outcome in zip(results, outcomes, strict=True):
             if isinstance(outcome, DataRejected):
-                await self._bury(result, str(outcome))
+                await self.bury(result, str(outcome))
             elif outcome is not None:
                 raise outcome
 
@@ -86,15 +63,16 @@ class ResultsWriter:
             # The same results until they are committed: if later ones were acked first, these would be lost.
             applied = await self._database_outage.retry(lambda: self._store.apply(results), DatabaseUnavailable)
         for result in applied.unknown:
-            await self._bury(result, "unknown delivery")
+            await self.bury(result, "unknown delivery")
         self._events.publish(applied.changes)
         self._metrics.results.inc(len(results))
         for change in applied.changes:
             self._metrics.changed(change)
         return [None for _ in results]
 
-    async def _bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or what could not be read as one
+    async def bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or what cannot be read as one
+        """Return once the dead letters have the result."""
         log.error("result goes to the dead letters", extra={"reason": reason})
-        # A whole message, which can be put back once its reason is mended.
+        # A whole message, because it can then be requeued as it is once the cause is fixed.
         body = to_json(ResultsEnvelope(version=1, results=(result,)))
         await bury(self._publisher, body, queue=topology.results().queue.name, reason=reason)

@@ -1,0 +1,113 @@
+"""FastStream subscribers that survive whatever happens to their connection, channel, consumer and queue.
+
+Each subscriber has a broker, and so a connection, to itself: `broker.start()` starts all subscribers of a broker again,
+and one missing queue would keep the others from starting. `prepare_topology` declares the queue on another connection,
+because FastStream ignores a subscriber's channel if its broker has declared the queue before.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from aio_pika.abc import AbstractConnection
+from aiormq.channel import Channel as AmqpChannel
+from faststream import AckPolicy, BaseMiddleware, ContextRepo
+from faststream.exceptions import RejectMessage
+from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
+from faststream.rabbit.subscriber import RabbitSubscriber
+from typing_extensions import override
+
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.dead_letters import bury_failed
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.subscription import Subscription
+
+CONNECT_TIMEOUT = 10.0  # seconds
+
+Decoded = TypeVar("Decoded")
+
+
+class FastStreamSubscription(Subscription):
+    """A FastStream subscriber with a broker of its own.
+
+    `decode` turns the message into what `handle` takes. Both must be coroutine functions, because FastStream would run
+    others in threads.
+    """
+
+    def __init__(
+        self,
+        settings: RabbitSettings,
+        role: str,
+        queue: str,
+        *,
+        decode: Callable[[RabbitMessage], Awaitable[Decoded]],
+        handle: Callable[[Decoded], Awaitable[None]],
+        prefetch: int,
+        publisher: ConfirmedPublisher,
+        graceful_timeout: float,
+    ) -> None:
+        super().__init__(queue, publisher, graceful_timeout=graceful_timeout)
+        self._url = settings.amqp_url(role)
+        # `Subscription` starts anew after a loss. If aio-pika restored the queue as well, there would be two consumers.
+        self._queue = RabbitQueue(queue, declare=False, robust=False)
+        self._decode = decode
+        self._handle = handle
+        self._prefetch = prefetch
+        self._subscriber: RabbitSubscriber | None = None
+        self._connection: AbstractConnection | None = None
+
+    @override
+    async def _start(self) -> AmqpChannel:
+        # A new broker each time, because one that could not be stopped in time cannot be started again.
+        broker = RabbitBroker(
+            self._url,
+            timeout=CONNECT_TIMEOUT,
+            graceful_timeout=self._graceful_timeout,
+            middlewares=[partial(BuryPoison, queue=self.queue, publisher=self._publisher)],
+            apply_types=False,
+            logger=None,
+        )
+        self._subscriber = broker.subscriber(
+            self._queue,
+            # Without a channel of its own, the subscriber would share one that has no prefetch limit.
+            channel=Channel(prefetch_count=self._prefetch),
+            decoder=self._decode,
+            ack_policy=AckPolicy.REJECT_ON_ERROR,
+            no_reply=True,
+        )
+        self._subscriber(self._handle)
+        self._connection = await broker.connect()
+        await broker.start()
+        # This returns the queue that the subscriber has looked up, with the subscriber's channel.
+        queue = await broker.declare_queue(self._queue)
+        channel = await queue.channel.get_underlay_channel()
+        assert isinstance(channel, AmqpChannel)  # noqa: S101 - aiormq's one class of channels
+        return channel
+
+    @override
+    async def _finish(self) -> None:
+        if self._subscriber is not None:
+            await self._subscriber.stop()
+
+    @override
+    async def _close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+
+class BuryPoison(BaseMiddleware[Any, Any]):
+    """A middleware that moves what cannot be handled to the dead letters; only then is the message acked."""
+
+    def __init__(self, message: Any, /, *, context: ContextRepo, queue: str, publisher: ConfirmedPublisher) -> None:  # noqa: ANN401
+        super().__init__(message, context=context)
+        self._message = message  # as received: FastStream gives a message without an id one of its own
+        self._queue = queue
+        self._publisher = publisher
+
+    @override
+    async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: Any) -> Any:
+        try:
+            return await call_next(msg)
+        except Exception as error:
+            if not await bury_failed(self._publisher, self._message, error, queue=self._queue):
+                raise RejectMessage from error

@@ -1,0 +1,131 @@
+"""Subscriptions: the life of a consumer, whichever library reads its queue."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from aiormq.channel import Channel
+
+from notify_common.errors import BrokerUnavailable
+from notify_common.rabbitmq.connection import broker_errors
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.outage import Outage
+
+log = logging.getLogger(__name__)
+
+CHECK_TIMEOUT = 2.0  # seconds
+CLOSE_TIMEOUT = 5.0  # seconds
+
+
+class Subscription(ABC):
+    """A consumer of one queue, which is started anew whenever it has ended.
+
+    A message is acked once its handler returns, and not before everything that follows from it is confirmed or
+    committed. If its connection is lost, the handler is cancelled and the message is delivered again. If the handler
+    raises `PoisonMessage`, or fails with a bug, the message goes to the dead letters: requeued, it would come back at
+    once, for ever.
+    """
+
+    def __init__(self, queue: str, publisher: ConfirmedPublisher, *, graceful_timeout: float) -> None:
+        self.queue = queue
+        self._publisher = publisher
+        self._graceful_timeout = graceful_timeout
+        self._channel: Channel | None = None
+
+    @abstractmethod
+    async def _start(self) -> Channel:
+        """Start to consume; return the channel that holds the consumer."""
+
+    @abstractmethod
+    async def _finish(self) -> None:
+        """Return when no handler is running."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close the channel, even if `_start` has failed."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Consume for as long as the context lasts, then finish what is in flight.
+
+        The task ends before the context only if there is a bug.
+        """
+        consuming = asyncio.create_task(self._consume())
+        try:
+            yield consuming
+        finally:
+            consuming.cancel()
+            await asyncio.wait({consuming})
+            with suppress(BrokerUnavailable), broker_errors():
+                await self._stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether a channel holds the consumer, as far as is known here."""
+        return self._channel is not None and not self._channel.is_closed and bool(self._channel.consumers)
+
+    async def problem(self) -> str | None:
+        """Return why nothing is consumed, or None.
+
+        An open connection proves nothing: the channel must hold its consumer, and the broker must answer and count it.
+        """
+        channel = self._channel
+        if channel is None or channel.is_closed:
+            return f"{self.queue}: not connected to RabbitMQ"
+        if not channel.consumers:
+            return f"{self.queue}: the consumer was cancelled"
+        try:
+            with broker_errors():
+                async with asyncio.timeout(CHECK_TIMEOUT):
+                    # A channel of its own, because aiormq closes a channel on which a call timed out.
+                    probe = await channel.connection.channel(publisher_confirms=False)
+                    declared = await probe.queue_declare(self.queue, passive=True)
+                    await probe.close()
+        except BrokerUnavailable as unavailable:
+            return f"{self.queue}: RabbitMQ does not answer ({unavailable})"
+        return None if declared.consumer_count else f"{self.queue}: RabbitMQ knows no consumer"
+
+    async def _consume(self) -> None:
+        outage = Outage(log, f"nothing is consumed from {self.queue}")
+        while True:
+            try:
+                with broker_errors():
+                    self._channel = await self._start()
+                    ended = _end_of_consumer(self._channel)
+                    outage.ended()
+                    await ended.wait()
+                wait = outage.failed("the consumer has ended")
+            except BrokerUnavailable as unavailable:
+                wait = outage.failed(unavailable)
+            try:
+                with broker_errors():
+                    # If the broker cancelled the consumer, its channel is still open and its handlers still run.
+                    await self._stop()
+            except BrokerUnavailable as unavailable:
+                log.debug("the old consumer is not closed", extra={"queue": self.queue, "reason": str(unavailable)})
+            await asyncio.sleep(wait)
+
+    async def _stop(self) -> None:
+        try:
+            async with asyncio.timeout(self._graceful_timeout):
+                if self._channel is not None and not self._channel.is_closed:
+                    # What is delivered from here on could not be handled any more.
+                    for consumer_tag in list(self._channel.consumers):
+                        await self._channel.basic_cancel(consumer_tag, nowait=True)
+                await self._finish()
+        finally:
+            # What is not acked by now is delivered again.
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._close()
+
+
+def _end_of_consumer(channel: Channel) -> asyncio.Event:
+    """Return an event that is set when the channel closes or the broker cancels its consumer."""
+    ended = asyncio.Event()
+    channel.closing.add_done_callback(lambda _: ended.set())
+    channel.on_consumer_cancel_callbacks.add(lambda _: ended.set())
+    if not channel.consumers:  # it ended before the callbacks were there
+        ended.set()
+    return ended

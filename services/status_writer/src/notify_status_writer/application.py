@@ -1,0 +1,81 @@
+"""The composition of the status writer, for its process and for tests."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from notify_common.contracts import topology
+from notify_common.rabbitmq.connection import create_broker
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.faststream_subscription import FastStreamSubscription
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.worker import Worker
+from notify_common.runtime.metrics import process_registry
+from notify_common.runtime.process import GRACEFUL_TIMEOUT
+from notify_common.runtime.tracing import Tracing
+from notify_database.engine import ROWS_BY_KEY, await_database, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_status_writer.metrics import StatusWriterMetrics
+from notify_status_writer.result_store import ResultStore
+from notify_status_writer.result_writer import MESSAGES_PER_TRANSACTION, ResultWriter
+from notify_status_writer.settings import StatusWriterSettings
+from notify_status_writer.subscribers import (
+    DeadLetterSubscriber,
+    ResultsSubscriber,
+    decode_dead_letter,
+    decode_results,
+)
+
+ROLE = "status_writer"
+RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # while one batch is written, the next one fills
+DEAD_LETTERS_PREFETCH = 10
+POOL_SIZE = 2  # one connection for the results, one to look up dead deliveries
+
+
+def create_status_writer(
+    settings: StatusWriterSettings, *, events: EventPublisher | None = None, tracing: Tracing | None = None
+) -> Worker:
+    """Wire a status writer. `events` publishes what is committed, and `tracing` traces it, if not as `settings` say."""
+    broker, registry = create_broker(settings, ROLE), process_registry()
+    engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
+    events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)
+    publisher, store = ConfirmedPublisher(broker), ResultStore(engine)
+    writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)
+    results, (archive, inbox) = topology.results(), topology.dead_letters()
+    subscribe = partial(FastStreamSubscription, settings, ROLE, publisher=publisher, graceful_timeout=GRACEFUL_TIMEOUT)
+    subscriptions = [
+        subscribe(
+            results.queue.name,
+            decode=decode_results,
+            handle=ResultsSubscriber(writer, tracing).handle,
+            prefetch=RESULTS_PREFETCH,
+        ),
+        subscribe(
+            inbox.queue.name,
+            decode=decode_dead_letter,
+            handle=DeadLetterSubscriber(store, writer).handle,
+            prefetch=DEAD_LETTERS_PREFETCH,
+        ),
+    ]
+    return Worker(
+        role=ROLE,
+        rabbit=settings,
+        broker=broker,
+        subscriptions=subscriptions,
+        registry=registry,
+        declares=[archive, inbox, results],
+        exchanges=[topology.EVENTS],
+        resources=[_ready(engine), events.running()],
+        graceful_timeout=GRACEFUL_TIMEOUT,
+    )
+
+
+@asynccontextmanager
+async def _ready(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Wait for the database, and close its connections at the end."""
+    try:
+        await await_database(engine)
+        yield
+    finally:
+        await engine.dispose()

@@ -1,0 +1,149 @@
+"""Subscribers to the results of deliveries, and to dead letters, whose deliveries have to be ended."""
+
+import logging
+from collections.abc import Set
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from uuid import UUID
+
+from faststream.rabbit import RabbitMessage
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import (
+    DELIVERY_ID_HEADER,
+    ROUND_HEADER,
+    DeliveryRequested,
+    DeliveryResult,
+    ErrorClass,
+    Outcome,
+    ResultsEnvelope,
+)
+from notify_common.contracts.topology import delivery_queue_name
+from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent
+from notify_common.errors import PoisonMessage
+from notify_common.rabbitmq.dead_letters import queues_of_death
+from notify_common.runtime.clock import utc_now
+from notify_common.runtime.outage import Outage
+from notify_common.runtime.tracing import Tracing
+from notify_database.errors import DatabaseUnavailable
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from notify_status_writer.result_store import ResultStore
+from notify_status_writer.result_writer import ResultWriter
+
+log = logging.getLogger(__name__)
+
+DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
+
+
+async def decode_results(message: RabbitMessage) -> ResultsEnvelope:
+    """Return the message with its items unread; raise `PoisonMessage` if it has none."""
+    try:
+        return ResultsEnvelope.model_validate_json(message.body)
+    except ValidationError:
+        raise PoisonMessage("unreadable") from None
+
+
+class ResultsSubscriber:
+    """The subscriber to the results that senders report."""
+
+    def __init__(self, writer: ResultWriter, tracing: Tracing) -> None:
+        self._writer = writer
+        self._tracing = tracing
+
+    async def handle(self, envelope: ResultsEnvelope) -> None:
+        """Return once every result is committed, or is a dead letter because it can never be stored."""
+        results: list[DeliveryResult] = []
+        for item in envelope.results:
+            try:
+                results.append(DeliveryResult.model_validate_json(to_json(item)))
+            except ValidationError:
+                await self._writer.bury(item, "unreadable result")
+        with ExitStack() as spans:
+            if self._tracing.on:
+                for result in results:
+                    written = {"notify.delivery_id": result.delivery_id, "notify.outcome": result.outcome}
+                    spans.enter_context(self._tracing.begin("write status", result.traceparent, "consumer", written))
+            await self._writer.write(results)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be handled, as far as it can be read."""
+
+    message_id: str | None
+    queues: Set[str]
+    """The queue in which it was found to be dead, and those in which it had waited."""
+    request: DeliveryRequested | None
+    delivery_id: UUID | None
+    """From the headers, in case the body is unreadable; `round` likewise."""
+    round: int | None
+    traceparent: str | None
+
+
+async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
+    """Return what the body says, or what the headers say if the body is unreadable."""
+    headers = message.headers
+    request = delivery_id = None
+    try:
+        request = DeliveryRequested.model_validate_json(message.body)
+    except ValidationError:
+        with suppress(ValueError):
+            delivery_id = UUID(str(headers.get(DELIVERY_ID_HEADER)))
+    named_round = headers.get(ROUND_HEADER)
+    return DeadLetter(
+        message_id=message.raw_message.message_id,
+        queues=queues_of_death(headers),
+        request=request,
+        delivery_id=delivery_id,
+        round=named_round if isinstance(named_round, int) else None,
+        traceparent=read_traceparent(headers.get(TRACEPARENT_HEADER)),
+    )
+
+
+class DeadLetterSubscriber:
+    """The subscriber to dead letters: it ends their deliveries, so that none stays open for ever.
+
+    It consumes a copy of the dead letters; the archive keeps the other.
+    """
+
+    def __init__(self, store: ResultStore, writer: ResultWriter) -> None:
+        self._store = store
+        self._writer = writer
+        self._database_outage = Outage(log, "dead deliveries can not be looked up")
+
+    async def handle(self, letter: DeadLetter) -> None:
+        """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
+        if not letter.queues & DELIVERY_QUEUES:
+            return
+        result = await self._result_of(letter)
+        if result is None:
+            log.error("dead message names no open delivery", extra={"message_id": letter.message_id})
+        else:
+            log.error("delivery is dead", extra={"delivery_id": str(result.delivery_id)})
+            await self._writer.write([result.model_copy(update={"traceparent": letter.traceparent})])
+
+    async def _result_of(self, letter: DeadLetter) -> DeliveryResult | None:
+        request, delivery_id = letter.request, letter.delivery_id
+        if request is not None:
+            return _poison(request.delivery_id, request.round, request.attempt, request.failures + 1)
+        if delivery_id is None:
+            return None
+        delivery = await self._database_outage.retry(lambda: self._store.read(delivery_id), DatabaseUnavailable)
+        if delivery is None or delivery.status.final or letter.round not in {None, delivery.round}:
+            return None
+        return _poison(delivery_id, delivery.round, delivery.attempt + 1, delivery.failures + 1)
+
+
+def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> DeliveryResult:
+    now = utc_now()
+    return DeliveryResult(
+        delivery_id=delivery_id,
+        round=round_,
+        attempt=attempt,
+        failures=failures,
+        outcome=Outcome.FAILED,
+        error_class=ErrorClass.POISON,
+        started_at=now,
+        finished_at=now,
+    )
