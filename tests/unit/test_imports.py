@@ -24,7 +24,7 @@ GATEWAY_LAYERS = (
     {"deliveries", "events", "users"},
     {"api_keys", "outbox"},
     "http",
-    {"errors", "metrics", "settings"},
+    {"database", "errors", "metrics", "settings"},
 )
 SUBJECTS = {
     "api_keys", "console", "dead_letters", "deliveries", "events", "notifications", "outbox", "users",

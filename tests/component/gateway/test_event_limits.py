@@ -92,7 +92,7 @@ async def test_tenant_cannot_use_up_all_streams(
     ):
         answer = await client.get("/api/events", headers=keys["ours"])
         assert answer.status_code == 503
-        assert "Too many listen" in answer.json()["detail"]
+        assert "too many event subscribers" in answer.json()["detail"]
         async with reading(url, keys["theirs"]):
             pass
 

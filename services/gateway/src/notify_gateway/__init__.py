@@ -1,1 +1,1 @@
-"""Takes notifications over HTTP, stores them in PostgreSQL and relays them to RabbitMQ."""
+"""The gateway: accept notifications over HTTP, store them in PostgreSQL and relay them to RabbitMQ."""

@@ -1,4 +1,4 @@
-"""`python -m notify_gateway`."""
+"""Run the gateway with `python -m notify_gateway`."""
 
 from notify_gateway.main import main
 

@@ -43,12 +43,12 @@ from notify_gateway.users.channels import UserChannels
 log = logging.getLogger(__name__)
 
 ROLE = "gateway"
-RELAY_CONNECTIONS = 1  # the relay does one thing at a time
-RELAY_STOP_TIMEOUT = 10.0  # seconds; what is not published by then is left to the next relay
+RELAY_CONNECTIONS = 1  # the relay runs one statement at a time
+RELAY_STOP_TIMEOUT = 10.0  # seconds; another relay publishes what is left after that
 
 
 class Gateway:
-    """All parts of a gateway process; `work` runs those that work in the background."""
+    """All parts of a gateway process. `work` runs its background tasks."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Gateway:
         self.authenticator = Authenticator(
             self.api_keys, RequestRateLimiter(settings.rate_limit), enabled=settings.auth is Auth.ON
         )
-        self.post_notification = NotificationEndpoint(self.authenticator, self.intake, tracing)
+        self.notification_endpoint = NotificationEndpoint(self.authenticator, self.intake, tracing)
         outbox = OutboxStore(self._engine)
         self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
         self._overview = Overview(self._engine, outbox, self.relay, self.event_hub, self._queues)
@@ -117,7 +117,7 @@ class Gateway:
         ]
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Relay until `stop`, then finish what was accepted. Either server may be unavailable when this begins."""
+        """Run the background tasks until `stop`, then commit the waiting requests and close all connections."""
         async with self._events.running():
             stopping = asyncio.create_task(stop.wait())
             relaying = asyncio.create_task(self._relay(stop))
@@ -148,7 +148,7 @@ class Gateway:
         bootstrap_key = self.settings.bootstrap_api_key
         if bootstrap_key is not None:
             token = bootstrap_key.get_secret_value()
-            outage = Outage(log, "BOOTSTRAP_API_KEY can not be stored")
+            outage = Outage(log, "BOOTSTRAP_API_KEY cannot be stored")
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         days = self.settings.retention_days
         await run_maintenance(self._engine, self.retries, stop, retention=timedelta(days=days) if days else None)

@@ -1,10 +1,12 @@
-"""The messages that cross RabbitMQ as an AsyncAPI 3 document (https://www.asyncapi.com/docs/reference/specification/v3.0.0).
+"""Describe the messages that cross RabbitMQ as an AsyncAPI 3 document.
 
-Made of the models and of the topology that the services run with. FastStream's generator would describe subscribers and
-publishers that we do not have, with a delivery mode and a correlation id that our messages do not have.
+The document is built from the models and the topology that the services use. FastStream's own generator would describe
+FastStream subscribers and publishers, which we do not have.
+
+Specification: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,24 +25,30 @@ from notify_common.contracts.messages import (
 )
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 from notify_common.version import VERSION
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 DELIVERY_HEADERS = {
     DELIVERY_ID_HEADER: {"type": "string", "format": "uuid"},
     NOTIFICATION_ID_HEADER: {"type": "string", "format": "uuid"},
     ROUND_HEADER: {"type": "integer"},
-    TRACEPARENT_HEADER: {"type": "string", "description": "W3C Trace Context; where the delivery belongs to a trace."},
+    TRACEPARENT_HEADER: {"type": "string", "description": "W3C Trace Context, if the delivery is traced."},
+}
+PARAMETERS: dict[str, Any] = {
+    "delay_ms": {"description": "The number of milliseconds that the message waits in the retry queue."},
+    "channel": {"enum": [channel.value for channel in Channel]},
+    "status": {"enum": [status.value for status in DeliveryStatus]},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class MessageFlow:
-    """The messages of one exchange with one routing key."""
+    """The messages of one exchange that share a routing key."""
 
     name: str
     exchange: RabbitExchange
     routing_key: str
-    message: type[DeliveryRequested | DeliveryResults | StatusChanges]
+    message: type[BaseModel]
     sent_by: str
     received_by: str
     persistent: bool = True
@@ -57,16 +65,15 @@ def _message_flows() -> Iterable[MessageFlow]:
     yield MessageFlow(
         "results", topology.RESULTS, topology.RESULTS_ROUTING_KEY, DeliveryResults, senders, "status_writer"
     )
-    subscribers = "whoever listens, such as GET /api/events"
-    writers = "status_writer, gateway"
+    publishers, subscribers = "status_writer, gateway", "any subscriber, such as GET /api/events"
     yield MessageFlow(
-        "events", topology.EVENTS, "{channel}.{status}", StatusChanges, writers, subscribers, persistent=False
+        "events", topology.EVENTS, "{channel}.{status}", StatusChanges, publishers, subscribers, persistent=False
     )
 
 
 @cache
 def asyncapi_document() -> dict[str, Any]:
-    """The document, as JSON."""
+    """Return the document as JSON."""
     flows = list(_message_flows())
     models = sorted({each.message for each in flows}, key=lambda model: model.__name__)
     _, schemas = models_json_schema(
@@ -77,7 +84,7 @@ def asyncapi_document() -> dict[str, Any]:
         "info": {
             "title": "Notification service",
             "version": VERSION,
-            "description": "What crosses RabbitMQ, at least once. Fields are added with defaults and never renamed.",
+            "description": "The messages between the services. New fields have defaults, and no field is ever renamed.",
         },
         "defaultContentType": "application/json",
         "servers": {"rabbitmq": {"host": "localhost:5672", "protocol": "amqp", "protocolVersion": "0.9.1"}},
@@ -94,11 +101,10 @@ def asyncapi_document() -> dict[str, Any]:
 
 def _channel(flow: MessageFlow) -> dict[str, Any]:
     exchange = flow.exchange
-    parameters = _parameters(flow)
     return {
         "address": flow.routing_key,
         "messages": {flow.message.__name__: {"$ref": f"#/components/messages/{flow.message.__name__}"}},
-        **({"parameters": parameters} if parameters else {}),
+        "parameters": {name: PARAMETERS[name] for name in PARAMETERS if f"{{{name}}}" in flow.routing_key},
         "bindings": {
             "amqp": {
                 "is": "routingKey",
@@ -109,21 +115,12 @@ def _channel(flow: MessageFlow) -> dict[str, Any]:
     }
 
 
-def _parameters(flow: MessageFlow) -> Mapping[str, Any]:
-    known = {
-        "delay_ms": {"description": "Milliseconds that the message waits: a rung of the sender's retry ladder."},
-        "channel": {"enum": [channel.value for channel in Channel]},
-        "status": {"enum": [status.value for status in DeliveryStatus]},
-    }
-    return {name: parameter for name, parameter in known.items() if f"{{{name}}}" in flow.routing_key}
-
-
 def _operation(action: str, flow: MessageFlow) -> dict[str, Any]:
     channel = f"#/channels/{flow.name}"
     return {
         "action": action,
         "channel": {"$ref": channel},
-        "summary": f"By {flow.sent_by if action == 'send' else flow.received_by}.",
+        "summary": f"Sent by {flow.sent_by}." if action == "send" else f"Received by {flow.received_by}.",
         "messages": [{"$ref": f"{channel}/messages/{flow.message.__name__}"}],
         "bindings": {
             "amqp": {
@@ -134,7 +131,7 @@ def _operation(action: str, flow: MessageFlow) -> dict[str, Any]:
     }
 
 
-def _message(model: type[DeliveryRequested | DeliveryResults | StatusChanges]) -> dict[str, Any]:
+def _message(model: type[BaseModel]) -> dict[str, Any]:
     headers = {"headers": {"type": "object", "properties": DELIVERY_HEADERS}} if model is DeliveryRequested else {}
     return {
         "name": model.__name__,

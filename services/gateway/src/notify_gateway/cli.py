@@ -1,4 +1,4 @@
-"""`notify-gateway keys …` and `notify-gateway dead …`: the commands of an operator."""
+"""The operator's commands: `notify-gateway keys …` and `notify-gateway dead …`."""
 
 import argparse
 import asyncio
@@ -14,22 +14,22 @@ from notify_gateway.dead_letters import commands as dead_letters
 
 
 class OperatorSettings(ServiceSettings, dead_letters.DeadLetterSettings):
-    """What the commands need."""
+    """The settings of the commands."""
 
 
 def run_command(arguments: Sequence[str]) -> None:
-    """Run one command and exit: with 1 if it failed."""
-    parser = argparse.ArgumentParser(prog="notify-gateway", description="Without a command: run the gateway.")
+    """Run one command, then exit with status 0 if it succeeded and 1 if it failed."""
+    parser = argparse.ArgumentParser(prog="notify-gateway", description="Without a command, run the gateway.")
     commands = parser.add_subparsers(dest="command", required=True)
-    keys.add_arguments(commands.add_parser("keys", help="API keys"))
-    dead_letters.add_arguments(commands.add_parser("dead", help="the archive notifications.dead"))
+    keys.add_arguments(commands.add_parser("keys", help="manage API keys"))
+    dead_letters.add_arguments(commands.add_parser("dead", help="inspect and requeue dead-lettered messages"))
     options = parser.parse_args(arguments)
     settings = load_settings(OperatorSettings)
     run = keys.run if options.command == "keys" else dead_letters.run
     try:
         succeeded = asyncio.run(run(settings, options))
     except DatabaseUnavailable as unavailable:
-        sys.exit(f"PostgreSQL is not available: {unavailable}")
+        sys.exit(f"PostgreSQL is unavailable: {unavailable}")
     except BROKER_ERRORS as error:
         sys.exit(f"RabbitMQ: {error!r}")
     sys.exit(0 if succeeded else 1)

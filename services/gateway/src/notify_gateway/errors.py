@@ -1,4 +1,4 @@
-"""The errors of the gateway; `http/problems.py` turns them into responses."""
+"""The errors of the gateway, which `http/problems.py` turns into responses."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class RequestRejected(Exception):
-    """The request is valid, but not at this time or with these settings. The message is `field: reason`."""
+    """The request is well-formed, but cannot be accepted now or with these settings. The message is `field: reason`."""
 
 
 class IdempotencyKeyReused(Exception):
@@ -14,7 +14,7 @@ class IdempotencyKeyReused(Exception):
 
 
 class CancellationRejected(Exception):
-    """Some deliveries of the notification are in progress or final; `deliveries` lists all of them."""
+    """Some deliveries of the notification are in progress or final. `deliveries` lists all its deliveries."""
 
     def __init__(self, deliveries: Sequence[BaseModel]) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class CancellationRejected(Exception):
 
 
 class TooManySubscribers(Exception):
-    """This gateway accepts no further event subscriber, or is about to stop."""
+    """This gateway has no room for another event subscriber, or is about to stop."""
 
 
 class TooManyMissed(Exception):

@@ -1,8 +1,9 @@
-"""Health and metrics: `/livez` and `/readyz` on both ports, `/metrics` on the health port only."""
+"""Health checks and metrics: `/livez` and `/readyz` on both ports, `/metrics` on the health port only."""
 
 import asyncio
 import math
 import time
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -25,7 +26,7 @@ CHECK_INTERVAL = 1.0  # seconds
 
 
 class Readiness:
-    """Checks PostgreSQL at most once a second: `/readyz` is public and must not be a way to keep it busy."""
+    """Checks PostgreSQL at most once a second, so that requests for the public `/readyz` cannot keep it busy."""
 
     def __init__(self, engine: AsyncEngine, relay: OutboxRelay) -> None:
         self.relay = relay
@@ -47,40 +48,33 @@ class Readiness:
             async with asyncio.timeout(TIMEOUT):
                 return await database_problem(self._engine)
         except TimeoutError:
-            return "does not answer"
+            return "does not respond"
         except StartupError as error:
             return str(error)
 
 
+@dataclass(frozen=True)
 class MetricsExposition:
-    """The metrics of this process, with the state of the outbox at the time of the scrape."""
+    """Renders the metrics of this process, with the state of the outbox at the time of the scrape."""
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        metrics: GatewayMetrics,
-        outbox: OutboxStore,
-        relay: OutboxRelay,
-        hub: EventHub,
-    ) -> None:
-        self._registry = registry
-        self._metrics = metrics
-        self._outbox = outbox
-        self._relay = relay
-        self._hub = hub
+    registry: CollectorRegistry
+    metrics: GatewayMetrics
+    outbox: OutboxStore
+    relay: OutboxRelay
+    hub: EventHub
 
     async def render(self, accepted: str) -> tuple[bytes, str]:
-        """Return all metrics and their content type; those of the outbox are NaN if PostgreSQL does not answer."""
+        """Return all metrics and their content type; the outbox metrics are NaN if PostgreSQL does not respond."""
         try:
             async with asyncio.timeout(TIMEOUT):
-                rows, oldest = await self._outbox.backlog()
+                rows, oldest = await self.outbox.backlog()
         except (TimeoutError, DatabaseUnavailable, DataRejected):
             rows, oldest = math.nan, math.nan
-        self._metrics.outbox_rows.set(rows)
-        self._metrics.outbox_oldest.set(oldest)
-        self._metrics.relay_connected.set(self._relay.connected)
-        self._metrics.listeners.set(self._hub.count)
-        return exposition(self._registry, accepted)
+        self.metrics.outbox_rows.set(rows)
+        self.metrics.outbox_oldest.set(oldest)
+        self.metrics.relay_connected.set(self.relay.connected)
+        self.metrics.subscribers.set(self.hub.count)
+        return exposition(self.registry, accepted)
 
 
 health_router = APIRouter(tags=["health"])
@@ -89,13 +83,16 @@ metrics_router = APIRouter()
 
 @health_router.get("/livez")
 async def livez() -> dict[str, str]:
-    """The process answers."""
+    """Check that the process responds."""
     return {"status": "alive"}
 
 
-@health_router.get("/readyz", responses={503: {"description": "PostgreSQL can not be used."}})
+@health_router.get("/readyz", responses={503: {"description": "PostgreSQL is unavailable."}})
 async def readyz(response: Response, readiness: Annotated[Readiness, Depends(provided(Readiness))]) -> dict[str, str]:
-    """Whether notifications are accepted. They are with RabbitMQ away: they wait in the outbox then."""
+    """Check that the gateway can accept notifications.
+
+    This requires PostgreSQL only. While RabbitMQ is unavailable, accepted notifications wait in the outbox.
+    """
     postgresql = await readiness.database_problem()
     if postgresql is not None:
         response.status_code = 503
@@ -104,7 +101,7 @@ async def readyz(response: Response, readiness: Annotated[Readiness, Depends(pro
         "status": "ready" if postgresql is None else "not ready",
         "version": VERSION,
         "postgresql": postgresql or "ready",
-        "rabbitmq": "ready" if connected else "not reachable: accepted notifications wait in the outbox",
+        "rabbitmq": "ready" if connected else "unavailable: accepted notifications wait in the outbox",
     }
 
 
@@ -112,6 +109,6 @@ async def readyz(response: Response, readiness: Annotated[Readiness, Depends(pro
 async def metrics(
     request: Request, exposition: Annotated[MetricsExposition, Depends(provided(MetricsExposition))]
 ) -> Response:
-    """Metrics for Prometheus."""
+    """Return the metrics in a Prometheus format."""
     content, content_type = await exposition.render(request.headers.get("Accept", ""))
     return Response(content, media_type=content_type)

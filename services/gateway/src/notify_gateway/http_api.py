@@ -1,8 +1,9 @@
-"""The HTTP interface of the gateway: all routes, and what surrounds them."""
+"""The HTTP interface of the gateway: all routes and middleware."""
 
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from notify_common.version import VERSION
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,28 +16,27 @@ from notify_gateway.events import routes as events
 from notify_gateway.health import health_router, metrics_router
 from notify_gateway.http import problems
 from notify_gateway.http.dependencies import provide
-from notify_gateway.http.endpoint_route import answered_by
 from notify_gateway.http.middleware import LimitsMiddleware
 from notify_gateway.notifications import routes as notifications
+from notify_gateway.notifications.endpoint import NotificationEndpoint
 from notify_gateway.notifications.schemas import CancellationProblem
 from notify_gateway.users import routes as users
 
-DESCRIPTION = """Post a notification once; it is stored durably and delivered over every channel you name, and its
-story can always be told."""
+DESCRIPTION = """Post a notification once. It is stored durably and delivered over each channel that you name. Its whole
+history can be read at any time."""
 
 documents_router = APIRouter(tags=["documents"])
 
 
 @documents_router.get("/asyncapi")
 async def asyncapi() -> dict[str, Any]:
-    """The messages between the services, as an AsyncAPI document."""
+    """Return the AsyncAPI document of the messages between the services."""
     return asyncapi_document()
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
-    """Return the application for both ports: the API, and on `HEALTH_PORT` health and metrics."""
-    endpoint, router = gateway.post_notification, notifications.endpoint_router
-    api = answered_by(endpoint, router, notifications.create_notification, otherwise=create_api(gateway))
+    """Return the application for both ports: the API, and health and metrics on `HEALTH_PORT`."""
+    api = _bypass_fastapi(create_api(gateway), gateway.notification_endpoint)
     limited = LimitsMiddleware(api, gateway.metrics.observe_request)
     health = create_health(gateway)
     health_port = gateway.settings.health_port
@@ -52,7 +52,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 def create_api(gateway: Gateway) -> FastAPI:
-    """Return all routes and their documentation, whose assets are served from here and not from another host."""
+    """Return the API and its documentation, whose assets the gateway serves itself instead of a CDN."""
     app = FastAPIOffline(
         title="Notification service",
         version=VERSION,
@@ -61,7 +61,7 @@ def create_api(gateway: Gateway) -> FastAPI:
         static_url="/docs/assets",
         redirect_slashes=False,
     )
-    # There is no OAuth 2 login to redirect from.
+    # The redirect route is removed, because there is no OAuth 2 login.
     app.router.routes[:] = [
         route for route in app.router.routes if getattr(route, "path", "") != app.swagger_ui_oauth2_redirect_url
     ]
@@ -83,10 +83,26 @@ def create_api(gateway: Gateway) -> FastAPI:
 
 
 def create_health(gateway: Gateway) -> FastAPI:
-    """Return what is served on `HEALTH_PORT`, for operators and not for clients."""
+    """Return the health and metrics routes for `HEALTH_PORT`, which clients must not reach."""
     app = FastAPI(openapi_url=None)
     provide(app, *gateway.services)
     problems.install(app)
     app.include_router(health_router)
     app.include_router(metrics_router)
     return app
+
+
+def _bypass_fastapi(api: FastAPI, endpoint: NotificationEndpoint) -> ASGIApp:
+    """Return an application that serves `POST /api/notifications` with `endpoint`, and everything else with `api`."""
+    routes = {route.path: route for route in notifications.endpoint_router.routes if isinstance(route, APIRoute)}
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        route = routes.get(scope["path"]) if is_post else None
+        if route is None:
+            await api(scope, receive, send)
+        else:
+            scope["route"] = route  # request metrics are labelled with it
+            await endpoint(scope, receive, send)
+
+    return dispatch

@@ -1,4 +1,4 @@
-"""Start the gateway, or run an operator's command."""
+"""The entry point: run the gateway or an operator's command."""
 
 import logging
 import sys
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 async def run_gateway(settings: GatewaySettings) -> None:
-    """Serve and relay until SIGTERM."""
+    """Run the gateway until SIGTERM."""
     for variable in settings.example_secrets():
-        log.warning("a secret is that of the example file: everybody knows it", extra={"variable": variable})
+        log.warning("a secret still has its publicly known value from .env.example", extra={"variable": variable})
     gateway = Gateway(settings, settings.tracing(ROLE))
     await serve(
         create_app(gateway),

@@ -1,4 +1,4 @@
-"""Background work beside requests and relaying: retry jobs, expired idempotency keys, partitions."""
+"""Maintenance in the background: retry jobs, expired idempotency keys and partitions."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from notify_gateway.notifications import idempotency
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 1.0  # seconds between looks for a retry job
+INTERVAL = 1.0  # seconds between polls for a retry job
 CLEANUP_INTERVAL = 60.0  # seconds
 PARTITIONS_INTERVAL = 3600.0  # seconds
 
@@ -24,9 +24,12 @@ PARTITIONS_INTERVAL = 3600.0  # seconds
 async def run_maintenance(
     engine: AsyncEngine, retries: DeliveryRetries, stop: asyncio.Event, *, retention: timedelta | None
 ) -> None:
-    """Work in short transactions until `stop`; several gateways share the work. `retention`: None keeps everything."""
+    """Maintain the database in short transactions until `stop`; several gateways share the work.
+
+    Partitions are dropped after `retention`; None keeps them all.
+    """
     stopping = asyncio.create_task(stop.wait())
-    outage = Outage(log, "housekeeping has no database")
+    outage = Outage(log, "maintenance is interrupted, PostgreSQL is unavailable")
     next_cleanup = next_partitions = time.monotonic()
     while not stop.is_set():
         more = False
@@ -49,12 +52,12 @@ async def run_maintenance(
 
 
 async def _maintain_partitions(engine: AsyncEngine, retention: timedelta | None) -> bool:
-    """Create and drop partitions; on failure, log it and return False, so that the other work goes on."""
+    """Create and drop partitions; log a failure and return False, so that other maintenance continues."""
     try:
         await make_partitions(engine, utc_now())
         if retention is not None:
             await drop_partitions(engine, utc_now(), retention)
     except (DatabaseUnavailable, DataRejected) as error:
-        log.warning("partitions are looked at again in a minute", extra={"error": str(error)})
+        log.warning("partition maintenance failed; trying again in a minute", extra={"error": str(error)})
         return False
     return True

@@ -1,5 +1,7 @@
 """The metrics of the gateway."""
 
+from functools import partial
+
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.metrics import batch_sizes
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -9,41 +11,30 @@ REQUEST_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class GatewayMetrics:
-    """Requests, acceptance and the outbox."""
+    """The metrics of requests, acceptance and the outbox."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Histogram(
-            "notify_http_request_seconds", "How long requests took.", ["method", "route", "status"],
+            "notify_http_request_seconds", "The duration of requests.", ["method", "route", "status"],
             registry=registry, buckets=REQUEST_BUCKETS,
         )  # fmt: skip
-        accepted = Counter(
-            "notify_deliveries_accepted",
-            "Deliveries committed with their notification.",
-            ["channel"],
-            registry=registry,
-        )
-        published = Counter(
-            "notify_deliveries_published", "Deliveries that RabbitMQ has confirmed.", ["channel"], registry=registry
-        )
+        per_channel = partial(Counter, labelnames=["channel"], registry=registry)
+        accepted = per_channel("notify_deliveries_accepted", "Deliveries that were committed.")
+        published = per_channel("notify_deliveries_published", "Deliveries that RabbitMQ has confirmed.")
         self.accepted = {channel: accepted.labels(channel) for channel in Channel}
         self.published = {channel: published.labels(channel) for channel in Channel}
         sizes = batch_sizes(registry)
-        self.accepted_together = sizes.labels("accept").observe
-        self.published_together = sizes.labels("publish").observe
-        self.outbox_rows = Gauge(
-            "notify_outbox_rows", "Deliveries that are due and not confirmed by RabbitMQ.", registry=registry
-        )
-        self.outbox_oldest = Gauge(
-            "notify_outbox_oldest_seconds", "For how long the oldest of them has been due.", registry=registry
-        )
-        self.relay_connected = Gauge(
-            "notify_relay_connected", "Whether the outbox relay has a connection to RabbitMQ.", registry=registry
-        )
-        self.listeners = Gauge("notify_listeners", "Who listens to GET /api/events.", registry=registry)
+        self.observe_accepted_batch = sizes.labels("accept").observe
+        self.observe_published_batch = sizes.labels("publish").observe
+        gauge = partial(Gauge, registry=registry)
+        self.outbox_rows = gauge("notify_outbox_rows", "Deliveries that are due and not confirmed by RabbitMQ.")
+        self.outbox_oldest = gauge("notify_outbox_oldest_seconds", "How long the oldest of these has been due.")
+        self.relay_connected = gauge("notify_relay_connected", "1 if the outbox relay is connected to RabbitMQ.")
+        self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Observe a request, unless it was a health check or the client had disconnected."""
+        """Observe a request, unless it was a health check or its client disconnected before the response."""
         if not status or route in PROBES:
             return
         key = (method, route, status)

@@ -10,30 +10,30 @@ from notify_database.engine import PostgresSettings
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-EXAMPLE_SECRET = "change-me"  # noqa: S105 - what the secrets of .env.example have in common
+EXAMPLE_SECRET = "change-me"  # noqa: S105 - the secrets in .env.example contain it
 
 
 class Auth(StrEnum):
-    """Whether the API asks for keys."""
+    """The setting that turns authentication on or off."""
 
     ON = "on"
     OFF = "off"
 
 
 class ProviderSettings(EnvironmentSettings):
-    """The provider of each channel: its sender's setting, which the gateway reads, too."""
+    """The provider of each channel, from the setting that its sender reads, too."""
 
     telegram_provider: Literal["simulator", "bot_api"] = "simulator"
     email_provider: Literal["simulator", "smtp"] = "simulator"
     webhook_provider: Literal["simulator", "http"] = "simulator"
 
     def real_channels(self) -> frozenset[Channel]:
-        """Those that the simulator does not deliver over: they need a recipient."""
+        """Return the channels that are not simulated, and therefore need a recipient."""
         return frozenset(channel for channel in Channel if getattr(self, f"{channel}_provider") != "simulator")
 
 
 class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitSettings, ProviderSettings):
-    """What the gateway needs."""
+    """All settings of the gateway."""
 
     app_host: str = "127.0.0.1"
     app_port: int = Field(8080, ge=1, le=65535)
@@ -51,25 +51,24 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     trace_url: Annotated[str, Field(pattern=r"^https?://.*\{trace_id\}")] | None = None
 
     @model_validator(mode="after")
-    def _ports_differ(self) -> Self:
+    def _check_ports(self) -> Self:
         if self.app_port == self.health_port:
-            raise ValueError("HEALTH_PORT: must be another port than APP_PORT")
+            raise ValueError("HEALTH_PORT: must differ from APP_PORT")
         return self
 
     @model_validator(mode="after")
-    def _is_not_open_to_others(self) -> Self:
+    def _check_auth(self) -> Self:
         if self.auth is Auth.OFF and self.app_host not in LOOPBACK and not self.allow_insecure:
             raise ValueError(
-                f"AUTH: off would let everybody in who can reach {self.app_host} (APP_HOST); "
+                f"AUTH: off would admit everyone who can reach {self.app_host} (APP_HOST); "
                 "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
             )
         return self
 
     def example_secrets(self) -> list[str]:
-        """The variables that still have the value of the example file."""
-        secrets = {name: getattr(self, name) for name in type(self).model_fields}
+        """Return the variables whose secrets are still those of .env.example."""
         return [
             name.upper()
-            for name, value in secrets.items()
+            for name, value in self
             if isinstance(value, SecretStr) and EXAMPLE_SECRET in value.get_secret_value()
         ]

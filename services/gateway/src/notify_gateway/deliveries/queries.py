@@ -3,10 +3,11 @@
 from typing import Any
 from uuid import UUID
 
-from notify_database.engine import database_errors, without_transactions
+from notify_database.engine import without_transactions
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.deliveries.schemas import DeliveryOfNotification
 
 DELIVERY_COLUMNS = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
@@ -18,28 +19,17 @@ DELIVERY = text(f"""
 
 
 class DeliveryQueries:
-    """Reads single deliveries."""
+    """Reads deliveries."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = without_transactions(engine)
 
     async def get(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
         """Return the tenant's delivery, or None if there is none."""
-        with database_errors():
-            async with self._engine.connect() as connection:
-                row = (await connection.execute(DELIVERY, {"id": delivery_id, "tenant": tenant})).one_or_none()
-        return (
-            None if row is None else DeliveryOfNotification(**delivery_fields(row), notification_id=row.notification_id)
-        )
+        row = (await execute(self._engine, DELIVERY, id=delivery_id, tenant=tenant)).one_or_none()
+        return None if row is None else DeliveryOfNotification.model_validate(delivery_fields(row))
 
 
 def delivery_fields(row: Row[Any]) -> dict[str, Any]:
-    """Return the fields of a `DeliverySummary` from a row of `DELIVERY_COLUMNS`."""
-    return {
-        "id": row.delivery_id,
-        "channel": row.channel,
-        "recipient": row.recipient,
-        "status": row.status,
-        "reason": row.reason,
-        "updated_at": row.updated_at,
-    }
+    """Return the fields of a `DeliverySummary`, and others, from a row that has `DELIVERY_COLUMNS`."""
+    return {**row._asdict(), "id": row.delivery_id}

@@ -1,24 +1,28 @@
-"""Retry failed deliveries: they go back through the outbox as a new round, one at once or many in the background."""
+"""Retry failed deliveries: each goes through the outbox again, as a new round.
+
+One delivery is retried at once. A retry job retries many of them in the background, chunk by chunk.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_database.engine import database_errors
 from notify_database.models import RetryJob
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.outbox.changes import status_changes
 
 log = logging.getLogger(__name__)
 
-DELIVERIES_PER_TRANSACTION = 5_000  # looked at; those that failed are put back
+DELIVERIES_PER_TRANSACTION = 5_000  # that are examined; only the failed ones are retried
 
-# Expects `chosen (id)`. A new budget, attempts numbered on, the history kept.
-PUT_BACK = """
-    again AS (
+# Starts a new round of the failed deliveries among `chosen (id)`. The round gets a new budget of failures; its attempts
+# continue the numbering, and the history is kept.
+START_ROUND = """
+    restarted AS (
         UPDATE deliveries
         SET status = 'pending', reason = NULL, round = round + 1, failures = 0, updated_at = clock_timestamp()
         FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
@@ -26,8 +30,8 @@ PUT_BACK = """
                   deliveries.updated_at
     ), queued AS (
         INSERT INTO outbox (delivery_id, due_at, leased_until, round)
-        SELECT id, now(), NULL, round FROM again
-        -- Left by a relay that died between the confirm and the delete of an earlier round.
+        SELECT id, now(), NULL, round FROM restarted
+        -- A relay that died between the confirm and the delete may have left the row of an earlier round.
         ON CONFLICT (delivery_id) DO UPDATE
             SET due_at = excluded.due_at, leased_until = NULL, round = excluded.round
     )
@@ -36,10 +40,10 @@ RETRY_ONE = text(f"""
     WITH chosen AS (
         SELECT d.id FROM deliveries d JOIN notifications n ON n.id = d.notification_id
         WHERE d.id = :id AND (CAST(:tenant AS text) IS NULL OR n.tenant = :tenant)
-    ), {PUT_BACK}
-    SELECT * FROM again
+    ), {START_ROUND}
+    SELECT * FROM restarted
 """)  # noqa: S608 - a constant
-# The error class is that of the last attempt.
+# A job's error class is compared with that of the last attempt.
 MATCHING = """
     JOIN notifications n ON n.id = d.notification_id
     LEFT JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempt
@@ -54,30 +58,30 @@ COUNT = text(f"""
     JOIN deliveries d ON d.id > CAST(:last_id AS uuid) AND d.id < CAST(:end_id AS uuid)
     {MATCHING}
 """)  # noqa: S608 - a constant
-# One transaction does its part and moves the job on: a crash repeats nothing and forgets nothing.
+# A single transaction retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery.
 RETRY_CHUNK = text(f"""
     WITH f AS MATERIALIZED (
         SELECT * FROM retry_jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
     ), chunk AS MATERIALIZED (
-        -- Bounds that the planner sees as values, so that it reads one part of the index and no more.
+        -- The subqueries give the planner single values as bounds, so that it scans only that range of the index.
         SELECT * FROM deliveries
         WHERE id > (SELECT last_id FROM f) AND id < (SELECT end_id FROM f) ORDER BY id LIMIT :size
     ), chosen AS (
         SELECT d.id FROM f CROSS JOIN chunk d {MATCHING}
-    ), {PUT_BACK}, moved AS (
+    ), {START_ROUND}, advanced AS (
         UPDATE retry_jobs
-        SET retried = retry_jobs.retried + (SELECT count(*) FROM again),
+        SET retried = retry_jobs.retried + (SELECT count(*) FROM restarted),
             last_id = coalesce((SELECT id FROM chunk ORDER BY id DESC LIMIT 1), retry_jobs.last_id),
             finished_at = CASE WHEN (SELECT count(*) FROM chunk) < :size THEN now() END
         FROM f WHERE retry_jobs.id = f.id
         RETURNING retry_jobs.id
     )
-    SELECT again.* FROM moved LEFT JOIN again ON true
+    SELECT restarted.* FROM advanced LEFT JOIN restarted ON true
 """)  # noqa: S608 - a constant
 
 
 class DeliveryRetries:
-    """Puts failed deliveries back into the outbox and publishes what has changed."""
+    """Retries failed deliveries and publishes the status changes."""
 
     def __init__(
         self,
@@ -91,32 +95,23 @@ class DeliveryRetries:
         self._chunk_size = chunk_size
 
     async def retry(self, tenant: str | None, delivery_id: UUID) -> bool:
-        """Put one back; return whether it was a failed delivery of the tenant (None: of any tenant)."""
-        with database_errors():
-            async with self._engine.begin() as connection:
-                rows = (await connection.execute(RETRY_ONE, {"id": delivery_id, "tenant": tenant})).all()
+        """Retry one delivery; return False if it is not a failed delivery of the tenant (None: of any tenant)."""
+        rows = await execute(self._engine, RETRY_ONE, id=delivery_id, tenant=tenant)
         changes = status_changes(rows, DeliveryStatus.PENDING)
         for change in changes:
-            log.info("put back", extra=change.model_dump(mode="json", exclude={"status"}))
+            log.info("delivery retried", extra=change.model_dump(mode="json", exclude={"status"}))
         self._publish_changes(changes)
         return bool(changes)
 
     async def count(self, job: RetryJob) -> int:
-        """Return how many failed deliveries the job would put back now."""
-        parameters = {
-            "tenant": job.tenant, "channel": job.channel, "error_class": job.error_class,
-            "last_id": job.last_id, "end_id": job.end_id,
-        }  # fmt: skip
-        with database_errors():
-            async with self._engine.connect() as connection:
-                count: int = (await connection.execute(COUNT, parameters)).scalar_one()
-        return count
+        """Return the number of failed deliveries that the job would retry now."""
+        condition = {"tenant": job.tenant, "channel": job.channel, "error_class": job.error_class}
+        counted = await execute(self._engine, COUNT, last_id=job.last_id, end_id=job.end_id, **condition)
+        return int(counted.scalar_one())
 
     async def advance(self) -> bool:
-        """Do one chunk of the oldest job that no other gateway works on; return False if there is none."""
-        with database_errors():
-            async with self._engine.begin() as connection:
-                rows = (await connection.execute(RETRY_CHUNK, {"size": self._chunk_size})).all()
-        # A chunk in which nothing was put back is one row without an id.
+        """Process one chunk of the oldest job that no other gateway is processing; return False if there is none."""
+        rows = (await execute(self._engine, RETRY_CHUNK, size=self._chunk_size)).all()
+        # A chunk without failed deliveries yields one row, which has no id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
         return bool(rows)

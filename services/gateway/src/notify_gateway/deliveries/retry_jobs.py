@@ -1,4 +1,4 @@
-"""Retries of many deliveries: jobs in PostgreSQL, which any gateway carries on, through crashes."""
+"""Retry jobs: requests to retry many deliveries, stored in PostgreSQL so that any gateway can continue them."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -16,13 +16,13 @@ DEFAULT_WINDOW = timedelta(hours=24)
 
 
 class RetryJobs:
-    """Stores jobs; `DeliveryRetries.advance` works on them."""
+    """Stores and reads retry jobs, which `DeliveryRetries.advance` processes."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def start(self, job: RetryJob) -> RetryJobView:
-        """Store the job."""
+        """Store the job, so that a gateway starts to process it."""
         view = RetryJobView.model_validate(job)
         with database_errors():
             async with AsyncSession(self._engine) as session, session.begin():
@@ -30,7 +30,7 @@ class RetryJobs:
         return view
 
     async def get(self, tenant: str, job_id: UUID) -> RetryJobView | None:
-        """Return how far the tenant's job is, or None if there is none."""
+        """Return the tenant's job with its progress, or None if there is none."""
         with database_errors():
             async with AsyncSession(self._engine) as session:
                 job = await session.scalar(select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant))
@@ -38,7 +38,7 @@ class RetryJobs:
 
 
 def new_job(tenant: str, request: RetryRequest) -> RetryJob:
-    """Return the job that `request` asks for, which is not stored yet."""
+    """Build the job that `request` asks for."""
     now = to_millisecond(utc_now())
     end = request.created_before or now
     return RetryJob(

@@ -1,4 +1,4 @@
-"""The routes below `/api/deliveries`."""
+"""The routes under `/api/deliveries`."""
 
 from typing import Annotated
 from uuid import UUID
@@ -11,7 +11,7 @@ from notify_gateway.deliveries.retry_jobs import RetryJobs, new_job
 from notify_gateway.deliveries.schemas import DeliveryOfNotification, RetryCount, RetryJobView, RetryRequest
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead
 from notify_gateway.http.dependencies import provided
-from notify_gateway.http.problems import COMMON_PROBLEMS, documented
+from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 
 router = APIRouter(
     prefix="/api/deliveries", tags=["deliveries"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute
@@ -25,17 +25,23 @@ Id = Annotated[UUID, Path(alias="id")]
 
 @router.get("/{id:uuid}", responses=documented(404, 422))
 async def get_delivery(id_: Id, principal: CanRead, queries: Queries) -> DeliveryOfNotification:
-    """One delivery, and of which notification it is: logs and messages name it."""
-    return await _delivery(queries, principal.tenant, id_)
+    """Retrieve a delivery and the id of its notification.
+
+    Use it to look up a delivery id from a log or a message.
+    """
+    return found(await queries.get(principal.tenant, id_), f"delivery {id_}")
 
 
 @router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422))
 async def retry_delivery(
     id_: Id, principal: CanAdminister, queries: Queries, retries: Retries
 ) -> DeliveryOfNotification:
-    """Put a failed delivery back, as a new round with a new budget; its history stays."""
+    """Retry a failed delivery.
+
+    The delivery starts a new round with a full budget of attempts. Its earlier attempts stay in its history.
+    """
     retried = await retries.retry(principal.tenant, id_)
-    delivery = await _delivery(queries, principal.tenant, id_)
+    delivery = found(await queries.get(principal.tenant, id_), f"delivery {id_}")
     if not retried:
         raise HTTPException(409, f"Only a failed delivery can be retried; this one is {delivery.status}.")
     return delivery
@@ -45,12 +51,18 @@ async def retry_delivery(
     "/retry",
     status_code=202,
     response_model=RetryJobView,
-    responses={200: {"model": RetryCount, "description": "`dry_run`: how many match."}, **documented(400, 422)},
+    responses={
+        200: {"model": RetryCount, "description": "The number of matching deliveries, if `dry_run` is set."},
+        **documented(400, 422),
+    },
 )
 async def retry_deliveries(
     body: RetryRequest, principal: CanAdminister, jobs: Jobs, retries: Retries, response: Response
 ) -> RetryJobView | Response:
-    """Put back all failed deliveries that match, in the background; `dry_run` only counts them."""
+    """Start a job that retries all matching failed deliveries in the background.
+
+    With `dry_run`, the deliveries are only counted.
+    """
     job = new_job(principal.tenant, body)
     if not body.dry_run:
         return await jobs.start(job)
@@ -60,15 +72,5 @@ async def retry_deliveries(
 
 @router.get("/retry/{id}", responses=documented(404, 422))
 async def get_retry_job(id_: Id, principal: CanAdminister, jobs: Jobs) -> RetryJobView:
-    """How far a retry of many is."""
-    job = await jobs.get(principal.tenant, id_)
-    if job is None:
-        raise HTTPException(404, f"There is no retry {id_}.")
-    return job
-
-
-async def _delivery(queries: DeliveryQueries, tenant: str, delivery_id: UUID) -> DeliveryOfNotification:
-    delivery = await queries.get(tenant, delivery_id)
-    if delivery is None:
-        raise HTTPException(404, f"There is no delivery {delivery_id}.")
-    return delivery
+    """Retrieve the progress of a retry job."""
+    return found(await jobs.get(principal.tenant, id_), f"retry job {id_}")

@@ -1,4 +1,4 @@
-"""What the delivery routes take and return."""
+"""Requests and responses of the delivery routes."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -8,25 +8,25 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass, Outcome
 from pydantic import BaseModel, ConfigDict, Field
 
-from notify_gateway.http.fields import Time
+from notify_gateway.http.fields import RequestModel, Time
 
 
 class CancelReason(StrEnum):
-    """Why a delivery was cancelled: by a request, or because the user has opted out of its channel."""
+    """The reason for a cancellation: a request to cancel, or the user's opt-out from the channel."""
 
     REQUESTED = "requested"
     OPTED_OUT = "opted_out"
 
 
 class AttemptView(BaseModel):
-    """One call of the provider."""
+    """An attempt: one call of the provider."""
 
     number: int = Field(validation_alias="attempt")
     round: int
     outcome: Outcome
     error_class: ErrorClass | None
     error_code: str | None
-    error_text: str | None = Field(None, description="In the provider's own words.")
+    error_text: str | None = Field(None, description="The error message of the provider.")
     provider_message_id: str | None
     started_at: datetime
     finished_at: datetime
@@ -34,56 +34,57 @@ class AttemptView(BaseModel):
 
 
 class DeliverySummary(BaseModel):
-    """The notification over one channel."""
+    """A delivery: a notification over one channel."""
 
     id: UUID
     channel: Channel
     recipient: str | None
     status: DeliveryStatus
-    reason: CancelReason | None = Field(None, description="Why it was cancelled.")
+    reason: CancelReason | None = Field(None, description="The reason for a cancellation.")
     updated_at: datetime
 
 
 class DeliveryOfNotification(DeliverySummary):
-    """A delivery that was asked for by its own id."""
+    """A delivery with the id of its notification."""
 
     notification_id: UUID
 
 
 class DeliveryView(DeliverySummary):
-    """The notification over one channel, with every attempt."""
+    """A delivery with all its attempts."""
 
     attempts: list[AttemptView]
 
 
-class RetryRequest(BaseModel):
-    """Which failed deliveries to try again: all that match, of the tenant."""
-
-    model_config = ConfigDict(extra="forbid")
+class RetryRequest(RequestModel):
+    """A filter for failed deliveries to retry. Deliveries must match all fields that are given."""
 
     channel: Channel | None = None
-    error_class: ErrorClass | None = Field(None, description="Of the last attempt.")
+    error_class: ErrorClass | None = Field(None, description="The error class of the last attempt.")
     created_after: Time | None = Field(
-        None, description="Of the notification, inclusive. Without it: the 24 hours before created_before, or now."
+        None,
+        description="Only notifications created at or after this time. Defaults to 24 hours before `created_before`.",
     )
-    created_before: Time | None = Field(None, description="Exclusive. Without it: now.")
-    dry_run: bool = Field(False, strict=True, description="Only count.")
+    created_before: Time | None = Field(
+        None, description="Only notifications created before this time. Defaults to now."
+    )
+    dry_run: bool = Field(False, strict=True, description="Count the deliveries, but do not retry them.")
 
 
 class RetryCount(BaseModel):
-    """How many deliveries a retry would take."""
+    """The number of deliveries that a retry job would retry."""
 
     count: int
 
 
 class RetryJobView(BaseModel):
-    """A retry of many: it goes on in the background, through crashes, until it is finished."""
+    """A job that retries many deliveries in the background."""
 
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
     channel: Channel | None
     error_class: ErrorClass | None
-    retried: int = Field(description="Deliveries put back so far.")
+    retried: int = Field(description="The number of deliveries retried so far.")
     created_at: datetime
     finished_at: datetime | None

@@ -1,1 +1,1 @@
-"""What every route shares: the server, the limits of a request, authentication, problem details."""
+"""The HTTP layer that all routes share: server, request limits, authentication and problem details."""

@@ -1,4 +1,4 @@
-"""Authenticate requests: an API key identifies a principal, and its scopes say what that principal may do."""
+"""Authenticate requests: an API key identifies a principal, whose scopes say what the principal may do."""
 
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,15 +16,14 @@ from notify_gateway.http.dependencies import provided
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from notify_gateway.http.strict_json import parse_json
 
-# RFC 6750, section 3.
-CHALLENGE = {"WWW-Authenticate": "Bearer"}
+CHALLENGE = {"WWW-Authenticate": "Bearer"}  # RFC 6750, section 3
 DEFAULT_TENANT = "default"
 
-bearer = HTTPBearer(auto_error=False, description="An API key: `notify-gateway keys create`.")
+bearer = HTTPBearer(auto_error=False, description="An API key, created with `notify-gateway keys create`.")
 
 
 class Scope(StrEnum):
-    """What a key may be used for: all but the last within its tenant."""
+    """A permission of an API key. All but `operator` are limited to the tenant of the key."""
 
     SEND = "send"
     READ = "read"
@@ -37,7 +36,7 @@ class Principal:
     """The owner of an API key."""
 
     key: str
-    """The key's id, under which its requests are counted."""
+    """The id of the key, which the rate limit applies to."""
     tenant: str
     scopes: frozenset[Scope]
 
@@ -46,14 +45,14 @@ ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))
 
 
 class KeyStore(Protocol):
-    """Where API keys are looked up."""
+    """A store of API keys."""
 
     async def principal(self, token: str) -> Principal | None:
         """Return the owner of `token`; None if it is unknown or revoked. Raises `DatabaseUnavailable`."""
 
 
 class Authenticator:
-    """Identifies the principal of a request; every request is `ANONYMOUS` if authentication is not `enabled`."""
+    """Identifies the principal of a request: always `ANONYMOUS` if authentication is not `enabled`."""
 
     def __init__(self, keys: KeyStore, rate_limiter: RequestRateLimiter, *, enabled: bool) -> None:
         self._keys = keys
@@ -61,11 +60,11 @@ class Authenticator:
         self._enabled = enabled
 
     async def authenticate(self, authorization: str | None) -> tuple[Principal, dict[str, str]]:
-        """Return the principal and the rate limit's response headers; raise 401 or 429."""
+        """Return the principal and the response headers of the rate limit; raise 401 or 429."""
         principal = await self._principal(authorization)
         headers = self._rate_limiter.count(principal.key, time.monotonic())
         if "Retry-After" in headers:
-            raise HTTPException(429, "Too many requests with this key.", headers)
+            raise HTTPException(429, "Too many requests were made with this key.", headers)
         return principal, headers
 
     async def is_still(self, principal: Principal, authorization: str | None) -> bool:
@@ -82,10 +81,10 @@ class Authenticator:
             return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
-            raise HTTPException(401, "An API key is needed: Authorization: Bearer <key>.", CHALLENGE)
+            raise HTTPException(401, "An API key is required: Authorization: Bearer <key>.", CHALLENGE)
         principal = await self._keys.principal(token.strip())
         if principal is None:
-            raise HTTPException(401, "This API key is not known, or was revoked.", CHALLENGE)
+            raise HTTPException(401, "This API key is unknown or was revoked.", CHALLENGE)
         return principal
 
 
@@ -97,7 +96,7 @@ def require_scope(principal: Principal, scope: Scope) -> None:
 
 
 class StrictRequest(Request):
-    """A request whose JSON is parsed strictly."""
+    """A request that parses JSON with `parse_json`."""
 
     @override
     async def json(self) -> Any:
@@ -105,7 +104,7 @@ class StrictRequest(Request):
 
 
 class AuthenticatedRoute(APIRoute):
-    """A route that authenticates a request before its body is read, which a dependency could not."""
+    """A route that authenticates a request before its body is read, which a FastAPI dependency cannot do."""
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -1,13 +1,19 @@
-"""Field types that several subjects share."""
+"""Models and field types that several packages share."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from notify_common.contracts.ids import EPOCH
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 MAX_USER_ID = 2**63 - 1
+
+
+class RequestModel(BaseModel):
+    """A part of a request, in which unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def _fits_64_bits(user_id: int) -> int:
@@ -20,15 +26,15 @@ UserId = Annotated[
     int,
     Field(
         ge=1,
-        description="Up to 2^63-1; past 2^53 JavaScript needs care to send and read it.",
+        description="At most 2^63-1. JavaScript numbers are exact only up to 2^53.",
         json_schema_extra={"format": "int64"},
     ),
-    # Not `le`: the OpenAPI document would round the bound to a float.
+    # `le` is not used, because the OpenAPI document would round the bound to a float.
     AfterValidator(_fits_64_bits),
 ]
-# Ids carry the milliseconds since then: nothing is older.
+# Ids cannot carry a time before `EPOCH`. The margin leaves room for time zones and for default periods of 24 hours.
 Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
-# Not past what every time zone can express.
+# The upper bound keeps the time within what Python can express in every time zone.
 FutureTime = Annotated[
     Time, Field(le=datetime(9000, 1, 1, tzinfo=UTC)), AfterValidator(lambda time: time.astimezone(UTC))
 ]

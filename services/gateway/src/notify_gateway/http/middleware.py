@@ -1,4 +1,4 @@
-"""ASGI middleware: limits on the bytes and the time of a request, security headers, request metrics."""
+"""ASGI middleware: limits on the size and duration of a request, security headers and request metrics."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from notify_gateway.http.problems import problem_response
 MAX_BODY = 256 * 1024  # bytes
 MAX_HEAD = 16 * 1024  # bytes
 BODY_TIMEOUT = 20.0  # seconds
-REQUEST_TIMEOUT = 30.0  # seconds, the body included
+REQUEST_TIMEOUT = 30.0  # seconds, including the body
 
 SECURITY_HEADERS = [
     (b"cache-control", b"no-store"),
@@ -24,17 +24,17 @@ SECURITY_HEADERS = [
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
 ObserveRequest = Callable[[str, str, int, float], None]
-"""Takes method, route, status and seconds."""
+"""A callback with the method, the route, the status and the duration in seconds."""
 UNKNOWN = "none"
 """The method and route of a request that matched no route."""
 ABORT = "notify.abort"
-"""In the scope of a request: a function that closes its connection at once, unsent data included."""
+"""The scope key of a function that closes the connection at once and discards unsent data."""
 UNLIMITED = "notify.unlimited"
-"""In the scope of a request: a function that lifts the time limit of its response."""
+"""The scope key of a function that lifts the time limit of the response."""
 
 
 class LimitsMiddleware:
-    """Serves each request within its limits and observes its method, route, status and duration."""
+    """Enforces the limits of each request, and observes its method, route, status and duration."""
 
     def __init__(
         self,
@@ -68,23 +68,24 @@ class LimitsMiddleware:
             except TimeoutError:
                 if request.status:
                     raise
-                too_slow = problem_response(503, "It took too long. The request may have been accepted.", retry_after=1)
-                if not request.complete:
-                    too_slow = problem_response(408, f"The body did not come within {self._body_timeout:g} s.")
+                if request.complete:
+                    too_slow = problem_response(503, "The request timed out. It may have been accepted nevertheless.")
+                else:
+                    too_slow = problem_response(408, f"The body did not arrive within {self._body_timeout:g} s.")
                 await too_slow(scope, receive, request.send)
         finally:
-            # Breaks a reference cycle, which only the garbage collector would free.
+            # This breaks a reference cycle that only the garbage collector would free.
             scope.pop(UNLIMITED, None)
-            # The duration of an event stream says nothing about speed.
+            # Event streams are not observed, because their duration says nothing about speed.
             if not request.unlimited:
-                # The route and not the path: paths contain ids.
+                # Requests are labelled with their route, because paths contain ids.
                 route = getattr(scope.get("route"), "path", None)
                 method, seconds = scope["method"] if route else UNKNOWN, time.perf_counter() - began
                 self._observe_request(method, route or UNKNOWN, request.status, seconds)
 
 
 class _LimitedRequest:
-    """The bytes that were received for one request, and the status of its response."""
+    """The progress of one request: the size of its headers and body, and the status of its response."""
 
     __slots__ = ("_deadline", "_receive", "_received", "_send", "complete", "head", "limit", "status", "unlimited")
     limit: asyncio.Timeout
@@ -104,7 +105,7 @@ class _LimitedRequest:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if self.complete:  # then the message says that the client disconnected
+        if self.complete:  # after the body, the only message is that the client disconnected
             return message
         self._received += len(message.get("body", b""))
         if self._received > MAX_BODY:

@@ -1,8 +1,8 @@
-"""Errors as problem details (RFC 9457) that name the field."""
+"""Error responses: problem details (RFC 9457) that name the invalid field."""
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,11 +18,13 @@ from notify_gateway.errors import CancellationRejected, IdempotencyKeyReused, Re
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1  # seconds
+Result = TypeVar("Result")
+
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field."""
+    """An invalid field and the reason."""
 
     location: str
     """`body`, `query` or `path`."""
@@ -31,7 +33,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details. `errors` is set if single fields are wrong."""
+    """Problem details (RFC 9457). `errors` lists the invalid fields, if any."""
 
     type: str = "about:blank"
     title: str
@@ -41,7 +43,7 @@ class Problem(BaseModel):
 
 
 def documented(*statuses: int, model: type[Problem] = Problem) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI `responses` of a route that can answer with these statuses."""
+    """Return the OpenAPI `responses` of a route that can fail with these statuses."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
@@ -50,17 +52,24 @@ def documented(*statuses: int, model: type[Problem] = Problem) -> dict[int | str
 
 
 COMMON_PROBLEMS = documented(401, 403, 408, 413, 429, 431, 503)
-"""What every authenticated route can answer."""
+"""The errors that every authenticated route can return."""
+
+
+def found(result: Result | None, name: str) -> Result:
+    """Return `result`; raise 404 if it is None."""
+    if result is None:
+        raise HTTPException(404, f"There is no {name}.")
+    return result
 
 
 def install(app: FastAPI, *models: type[Problem]) -> None:
-    """Answer every error of `app` with problem details; document `Problem` and `models` in its OpenAPI document."""
+    """Make `app` return problem details for every error, and add `Problem` and `models` to its OpenAPI document."""
     _document_problems(app, [Problem, *models])
 
     async def respond(request: Request, error: Exception) -> JSONResponse:
         response = response_to(error)
         if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            # Each route knows only its own methods; RFC 9110 requires those of the resource.
+            # RFC 9110 requires all methods of the resource here, but each route knows only its own.
             response.headers["Allow"] = ", ".join(_allowed_methods(request))
         return response
 
@@ -69,57 +78,61 @@ def install(app: FastAPI, *models: type[Problem]) -> None:
 
 
 def response_to(error: Exception) -> JSONResponse:
-    """Return the response to `error`; an error without one is a bug and becomes a 500."""
+    """Return the response to `error`; an error that is not in `RESPONSES` is a bug and becomes a 500."""
     for error_type in type(error).__mro__:
         if error_type in RESPONSES:
             return RESPONSES[error_type](error)
-    return _response(HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error; the log of the gateway has more.")
+    return problem_response(500, "An unexpected error occurred; see the log of the gateway.")
 
 
-def problem_response(status: int, detail: str, *, retry_after: int | None = None) -> JSONResponse:
-    """Return a problem for code that runs outside the application."""
-    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
-    return _response(HTTPStatus(status), detail, headers=headers)
+def problem_response(
+    status: int,
+    detail: str,
+    *,
+    errors: Sequence[FieldProblem] | None = None,
+    headers: Any = None,  # noqa: ANN401 - Starlette's own type for headers
+    **extensions: object,
+) -> JSONResponse:
+    """Build a response with problem details; a 503 asks the client to retry after `RETRY_AFTER`."""
+    problem = Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors) if errors else None
+    )
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = {"Retry-After": str(RETRY_AFTER)}
+    content = problem.model_dump(mode="json", exclude_none=True)
+    return JSONResponse({**content, **extensions}, status, headers, MEDIA_TYPE)
 
 
 def _invalid_request(error: RequestValidationError) -> JSONResponse:
     errors = [_field_problem(problem) for problem in error.errors()]
     detail = "; ".join(f"{problem.field}: {problem.detail}" for problem in errors)
-    return _response(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
+    return problem_response(422, detail, errors=errors)
 
 
 def _request_rejected(error: RequestRejected) -> JSONResponse:
     field, detail = str(error).split(": ", 1)
     errors = [FieldProblem(location="body", field=field, detail=detail)]
-    return _response(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), errors=errors)
+    return problem_response(422, str(error), errors=errors)
 
 
 def _cancellation_rejected(error: CancellationRejected) -> JSONResponse:
-    detail = "Some deliveries are under way or final already; those that were not are cancelled."
+    detail = "Some deliveries had already started or finished; the others are cancelled."
     deliveries = [delivery.model_dump(mode="json") for delivery in error.deliveries]
-    return _response(HTTPStatus.CONFLICT, detail, deliveries=deliveries)
-
-
-def _unavailable(detail: str) -> JSONResponse:
-    return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, detail, retry_after=RETRY_AFTER)
+    return problem_response(409, detail, deliveries=deliveries)
 
 
 RESPONSES: dict[type, Callable[[Any], JSONResponse]] = {
     RequestValidationError: _invalid_request,
-    HTTPException: lambda error: _response(HTTPStatus(error.status_code), error.detail, headers=error.headers),
+    HTTPException: lambda error: problem_response(error.status_code, error.detail, headers=error.headers),
     CancellationRejected: _cancellation_rejected,
     RequestRejected: _request_rejected,
-    IdempotencyKeyReused: lambda _: _response(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key: was used with another body"
+    IdempotencyKeyReused: lambda _: problem_response(422, "Idempotency-Key: was used with a different body"),
+    DataRejected: lambda _: problem_response(422, "The database cannot store a value in this request."),
+    Overloaded: lambda _: problem_response(503, "Too many requests are waiting for the database."),
+    TooManySubscribers: lambda _: problem_response(
+        503, "This gateway has too many event subscribers, or is about to stop."
     ),
-    DataRejected: lambda _: _response(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "The database can not store a value of this request."
-    ),
-    Overloaded: lambda _: _unavailable("Too many requests are waiting for the database."),
-    TooManySubscribers: lambda _: _unavailable(
-        "Too many listen to the events of this gateway, or it is about to stop."
-    ),
-    DatabaseUnavailable: lambda _: _unavailable("The database is not available."),
+    DatabaseUnavailable: lambda _: problem_response(503, "The database is not available."),
 }
 
 
@@ -142,28 +155,15 @@ def _document_problems(app: FastAPI, models: Sequence[type[Problem]]) -> None:
             build()["components"]["schemas"].update(definitions["$defs"])
         return build()
 
-    app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation does
 
 
 def _field_problem(error: dict[str, Any]) -> FieldProblem:
     location, *path = error["loc"]
-    # A rule over several fields names the field itself.
+    # A rule that involves several fields names the one at fault.
     field = error.get("ctx", {}).get("field") or ".".join(map(str, path)) or str(location)
     if error["type"] == "json_invalid":
         return FieldProblem(location="body", field="body", detail=f"not valid JSON: {error['ctx']['error']}")
     if location == "path":
-        field = str(path[0])  # the rest names the type that was tried
+        field = str(path[0])  # the rest is the name of the type that pydantic tried
     return FieldProblem(location=str(location), field=field, detail=error["msg"])
-
-
-def _response(
-    status: HTTPStatus,
-    detail: str,
-    *,
-    errors: Sequence[FieldProblem] | None = None,
-    headers: Any = None,  # noqa: ANN401 - Starlette's own type for headers
-    **extensions: object,
-) -> JSONResponse:
-    problem = Problem(title=status.phrase, status=status, detail=detail, errors=list(errors) if errors else None)
-    content = problem.model_dump(mode="json", exclude_none=True)
-    return JSONResponse({**content, **extensions}, status, headers, MEDIA_TYPE)

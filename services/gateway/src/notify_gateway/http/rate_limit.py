@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-BURST_SECONDS = 2  # how much of its rate a key may use at once
+BURST_SECONDS = 2  # a key may use the requests of this many seconds at once
 BUCKETS = 10_000
 
 
@@ -15,7 +15,7 @@ class _Bucket:
 
 
 class RequestRateLimiter:
-    """A token bucket per key. Each process counts by itself: with n gateways a key has n times the rate."""
+    """A token bucket per API key. Each process counts separately, so n gateways admit up to n times the rate."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second

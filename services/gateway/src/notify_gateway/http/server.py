@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 protocol with limits on the headers of a request."""
+"""uvicorn's HTTP/1.1 protocol, with limits on the request headers."""
 
 from asyncio import TimerHandle, Transport
 
@@ -11,7 +11,7 @@ HEAD_TIMEOUT = 10.0  # seconds
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Closes connections whose request headers are too long or too slow; uvicorn itself sets no limit."""
+    """Closes connections whose request headers are too long or arrive too slowly, which uvicorn does not limit."""
 
     _reading_head = True
     _head_bytes = 0

@@ -1,4 +1,4 @@
-"""Cancel the deliveries of a notification that no relay has leased yet."""
+"""Cancel the deliveries of a notification that no outbox relay has leased."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,15 +6,15 @@ from uuid import UUID
 
 from notify_common.contracts.ids import of_the_same_time
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_database.engine import database_errors
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.outbox.changes import status_changes
 
 log = logging.getLogger(__name__)
 
-# The lock on the outbox row decides whether the cancellation or a relay comes first.
+# The lock on the outbox row decides the race between a cancellation and a relay.
 CANCEL = text("""
     WITH free AS (
         SELECT outbox.delivery_id
@@ -23,7 +23,7 @@ CANCEL = text("""
           AND (outbox.leased_until IS NULL OR outbox.leased_until < now())
         ORDER BY outbox.delivery_id
         FOR UPDATE OF outbox
-    ), gone AS (
+    ), deleted AS (
         DELETE FROM outbox USING free WHERE outbox.delivery_id = free.delivery_id
     )
     UPDATE deliveries SET status = 'cancelled', reason = 'requested', updated_at = clock_timestamp()
@@ -34,18 +34,16 @@ CANCEL = text("""
 
 
 class NotificationCanceller:
-    """Cancels notifications and publishes what has changed."""
+    """Cancels notifications and publishes the status changes."""
 
     def __init__(self, engine: AsyncEngine, publish_changes: Callable[[Sequence[StatusChange]], None]) -> None:
         self._engine = engine
         self._publish_changes = publish_changes
 
     async def cancel(self, notification_id: UUID) -> None:
-        """Cancel the deliveries that wait in the outbox, in one transaction with their rows."""
+        """Cancel the deliveries that no relay has leased, and delete their outbox rows in the same transaction."""
         first_id, last_id = of_the_same_time(notification_id)
-        parameters = {"notification_id": notification_id, "first_id": first_id, "last_id": last_id}
-        with database_errors():
-            async with self._engine.begin() as connection:
-                rows = (await connection.execute(CANCEL, parameters)).all()
-        log.info("cancelled", extra={"notification_id": str(notification_id), "deliveries": len(rows)})
-        self._publish_changes(status_changes(rows, DeliveryStatus.CANCELLED))
+        rows = await execute(self._engine, CANCEL, notification_id=notification_id, first_id=first_id, last_id=last_id)
+        changes = status_changes(rows, DeliveryStatus.CANCELLED)
+        log.info("cancelled", extra={"notification_id": str(notification_id), "deliveries": len(changes)})
+        self._publish_changes(changes)

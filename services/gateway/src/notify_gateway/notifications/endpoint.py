@@ -1,7 +1,7 @@
-"""`POST /api/notifications` straight from ASGI: the one route that is called thousands of times per second.
+"""`POST /api/notifications` as a bare ASGI application, because it is called thousands of times per second.
 
-`routes.py` declares and documents it. FastAPI's layers would double its cost
-(`docs/decisions/0009-post-without-layers.md`).
+FastAPI's layers would double the cost of a request (`docs/decisions/0009-post-without-layers.md`). `routes.py` declares
+and documents the route.
 """
 
 import json
@@ -22,7 +22,7 @@ from notify_gateway.http.authentication import Authenticator, Scope, require_sco
 from notify_gateway.http.problems import response_to
 from notify_gateway.http.strict_json import parse_json
 from notify_gateway.notifications.idempotency import Claim, IdempotencyKey, body_hash
-from notify_gateway.notifications.intake import NotificationIntake, Replayed
+from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
 
@@ -41,20 +41,20 @@ class NotificationEndpoint:
         self._tracing = tracing
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        # If a header occurs twice, the first one counts.
+        """Handle one request."""
+        # The headers are reversed so that the first one counts if a header occurs twice.
         request_headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         parent = read_traceparent(_text(request_headers.get(b"traceparent")))
         with self._tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES) as span:
             try:
                 response_headers, body = await self._accept(request_headers, receive, span)
             except ClientDisconnected:
-                span.fail("client gone")
+                span.fail("client disconnected")
                 return
             except Exception as error:
                 response = response_to(error)
                 if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
-                    log.exception("a request failed")
+                    log.exception("request failed")
                     span.fail(type(error).__name__)
                 span.set({"http.response.status_code": response.status_code})
                 await response(scope, receive, send)
@@ -67,20 +67,20 @@ class NotificationEndpoint:
     async def _accept(
         self, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
     ) -> tuple[Mapping[str, str], bytes]:
-        """Return the headers and the body of the 201, once the notification is stored durably."""
-        # Before the body is read, so that a client without a key cannot make us read it.
+        """Store the notification durably; return the headers and the body of the 201 response."""
+        # The request is authenticated before its body is read: a client without a key must not make us read it.
         principal, headers = await self._authenticator.authenticate(_text(request_headers.get(b"authorization")))
         require_scope(principal, Scope.SEND)
         request = _parse(await _read_body(receive), _text(request_headers.get(b"content-type")) or "")
         key = _idempotency_key(request_headers)
         claim = None if key is None else Claim((principal.tenant, key), body_hash(request))
         notification = new_notification(request, principal.tenant, span.traceparent)
-        result = await self._intake.accept(notification, claim)
-        if isinstance(result, Replayed):
+        receipt = await self._intake.accept(notification, claim)
+        if receipt.replayed:
             headers = {**headers, "Idempotent-Replayed": "true"}
         elif self._tracing.on:
             span.set({"http.response.status_code": HTTPStatus.CREATED, "notify.notification_id": notification.id})
-        return headers, result.response.encode()
+        return headers, receipt.response.encode()
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -89,14 +89,13 @@ async def _read_body(receive: Receive) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
-        part: bytes = message.get("body", b"")
-        body += part
+        body += message.get("body", b"")
         if not message.get("more_body"):
             return body
 
 
 def _parse(body: bytes, content_type: str) -> NotificationRequest:
-    """Return the request, or raise the `RequestValidationError` that FastAPI would raise."""
+    """Parse and validate the body; raise the `RequestValidationError` that FastAPI would raise."""
     if not body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
     subtype = content_type.partition(";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""Idempotency keys: a repeated request gets the response of the first one, and nothing is sent twice.
+"""Idempotency keys: a repeated request gets the response to the first one, and nothing is sent twice.
 
 This follows draft-ietf-httpapi-idempotency-key-header. A key belongs to a tenant and lives for 24 hours.
 """
@@ -15,14 +15,15 @@ from pydantic import StringConstraints
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.errors import IdempotencyKeyReused
 from notify_gateway.notifications.schemas import NotificationRequest
 
 LIFETIME = timedelta(hours=24)
 ROWS_PER_CLEANUP = 1000
 
-# In key order, so that two gateways that claim the same keys cannot deadlock. The second one waits here until the
-# first one commits.
+# The rows are inserted in key order, so that two gateways that claim the same keys cannot deadlock. The second gateway
+# waits here until the first one commits.
 CLAIM = text("""
     INSERT INTO idempotency_keys AS known (tenant, key, body_hash, answer, created_at)
     SELECT tenant, key, body_hash, answer, now()
@@ -49,12 +50,12 @@ CLEAN_UP = text("""
 
 IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
 TenantKey = tuple[str, str]
-"""The tenant and its idempotency key, which are unique together."""
+"""A tenant and an idempotency key of that tenant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request that wants to use an idempotency key."""
+    """A request's claim to an idempotency key."""
 
     tenant_key: TenantKey
     body_hash: bytes
@@ -62,13 +63,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class RecordedResponse:
-    """The response, as JSON, to the first request with an idempotency key."""
+    """The response (JSON) to the first request with an idempotency key."""
 
     body_hash: bytes
     response: str
 
     def replay(self, claim: Claim) -> str:
-        """Return the response for a repeat; raise `IdempotencyKeyReused` if it is a different request."""
+        """Return the response; raise `IdempotencyKeyReused` if `claim` belongs to a different request."""
         if claim.body_hash != self.body_hash:
             raise IdempotencyKeyReused
         return self.response
@@ -78,13 +79,13 @@ Responses = dict[TenantKey, RecordedResponse]
 
 
 def body_hash(request: NotificationRequest) -> bytes:
-    """Return a hash of what the request says, independent of white space and the order of its fields."""
+    """Return a hash of the request that does not depend on white space or the order of fields."""
     canonical = json.dumps(request.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     return hashlib.sha256(canonical.encode()).digest()
 
 
-async def claim(connection: AsyncConnection, responses: Responses) -> Responses:
-    """Record `responses` under their keys; return the earlier responses of keys that are taken."""
+async def claim_keys(connection: AsyncConnection, responses: Responses) -> Responses:
+    """Record `responses` under their keys; return the recorded responses of keys that were already claimed."""
     claimed = {
         (row.tenant, row.key)
         for row in await connection.execute(
@@ -103,17 +104,15 @@ async def claim(connection: AsyncConnection, responses: Responses) -> Responses:
 
 
 async def find_recorded(engine: AsyncEngine, claim: Claim) -> RecordedResponse | None:
-    """Return the response that is recorded under the key of `claim`."""
+    """Return the response that is recorded under the claimed key, if any."""
     with database_errors():
         async with engine.connect() as connection:
             return (await _recorded(connection, [claim.tenant_key])).get(claim.tenant_key)
 
 
 async def clean_up(engine: AsyncEngine) -> bool:
-    """Delete some expired keys; return whether there may be more."""
-    with database_errors():
-        async with engine.begin() as connection:
-            deleted = await connection.execute(CLEAN_UP, {"lifetime": LIFETIME, "limit": ROWS_PER_CLEANUP})
+    """Delete up to `ROWS_PER_CLEANUP` expired keys; return True if there may be more."""
+    deleted = await execute(engine, CLEAN_UP, lifetime=LIFETIME, limit=ROWS_PER_CLEANUP)
     return deleted.rowcount == ROWS_PER_CLEANUP
 
 

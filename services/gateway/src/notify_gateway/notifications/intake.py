@@ -1,4 +1,4 @@
-"""Accept notifications: one transaction per batch, then the hand-over to the outbox relay."""
+"""Accept notifications: commit them in batches, then hand their deliveries over to the outbox relay."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.errors import RequestRejected
 from notify_gateway.metrics import GatewayMetrics
-from notify_gateway.notifications.idempotency import Claim, RecordedResponse, Responses, claim, find_recorded
+from notify_gateway.notifications.idempotency import Claim, RecordedResponse, Responses, claim_keys, find_recorded
 from notify_gateway.notifications.new_notification import NewNotification, created_json
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import LEASE
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 NOTIFICATIONS_PER_TRANSACTION = 500
 FLUSH_INTERVAL = 0.01  # seconds
 
-# One statement, so one round trip: a notification without its deliveries and their outbox rows never exists.
+# A single statement, so that a batch takes one round trip, and no notification is stored without its deliveries and
+# their outbox rows.
 ACCEPT = text("""
     WITH accepted AS (
         INSERT INTO notifications
@@ -56,27 +57,22 @@ ACCEPT = text("""
     )
     INSERT INTO outbox (delivery_id, due_at, leased_until, round)
     SELECT id, coalesce(due_at, now()), CASE WHEN due_at IS NULL THEN now() + CAST(:lease AS interval) END, 1
-    FROM unnest(CAST(:wanted_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
+    FROM unnest(CAST(:outbox_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
 """)
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """The notification is committed; `response` is its JSON."""
+class Receipt:
+    """Proof that a notification is committed: its JSON, as it was at that time."""
 
     response: str
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """An earlier request with the same idempotency key was accepted; `response` is what it got."""
-
-    response: str
+    replayed: bool = False
+    """True if an earlier request with the same idempotency key created the notification."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Submission:
-    """A notification that waits for its commit, and the idempotency key that it claims."""
+    """A notification that is waiting to be committed, and its claim to an idempotency key."""
 
     notification: NewNotification
     claim: Claim | None
@@ -86,7 +82,7 @@ class _Submission:
 class _Committed:
     notification: NewNotification
     response: str | None = None
-    """Its JSON, if it was recorded under an idempotency key."""
+    """The notification's JSON, if it was recorded under an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,7 @@ _Outcome = _Committed | _Rejected | RecordedResponse
 
 
 class NotificationIntake:
-    """Stores notifications durably, in batches."""
+    """Commits notifications in batches."""
 
     def __init__(
         self,
@@ -125,42 +121,40 @@ class NotificationIntake:
             max_waiting=max_waiting,
             flush_interval=FLUSH_INTERVAL,
             rejections=(DataRejected,),
-            observe=metrics.accepted_together,
+            observe=metrics.observe_accepted_batch,
         )
 
-    async def accept(self, notification: NewNotification, claim: Claim | None = None) -> Accepted | Replayed:
-        """Return once the notification is committed, or the response that an earlier request with its key got.
+    async def accept(self, notification: NewNotification, claim: Claim | None = None) -> Receipt:
+        """Return once the notification, or an earlier one with the same idempotency key, is committed.
 
-        Raises `RequestRejected`, `IdempotencyKeyReused`, `Overloaded`, `DataRejected`, or `DatabaseUnavailable`, after
-        which the notification may be stored or not.
+        Raises `RequestRejected`, `IdempotencyKeyReused`, `Overloaded`, `DataRejected` or `DatabaseUnavailable`. After
+        `DatabaseUnavailable`, the notification may have been committed.
         """
         reason = notification.request.rejection_at(notification.created_at)
-        if reason is None:
-            outcome = await self._batcher.submit(_Submission(notification, claim))
-            if isinstance(outcome, _Committed):
-                return Accepted(outcome.response or created_json(outcome.notification))
-            if isinstance(outcome, RecordedResponse):
-                assert claim is not None  # noqa: S101 - only a claim is answered so
-                return Replayed(outcome.replay(claim))
-            reason = outcome.reason
-        # An earlier request with this key may have been accepted while it was still valid.
-        recorded = None if claim is None else await find_recorded(self._engine, claim)
-        if claim is None or recorded is None:
-            raise RequestRejected(reason)
-        return Replayed(recorded.replay(claim))
+        outcome = _Rejected(reason) if reason else await self._batcher.submit(_Submission(notification, claim))
+        if isinstance(outcome, _Rejected):
+            # An earlier request with this key may have been accepted while it was still valid.
+            recorded = None if claim is None else await find_recorded(self._engine, claim)
+            if recorded is None:
+                raise RequestRejected(outcome.reason)
+            outcome = recorded
+        if isinstance(outcome, _Committed):
+            return Receipt(outcome.response or created_json(outcome.notification))
+        assert claim is not None  # noqa: S101 - a recorded response is only found under a claimed key
+        return Receipt(outcome.replay(claim), replayed=True)
 
     async def drained(self) -> None:
-        """Return when no request waits for its commit."""
+        """Return when no notification is waiting to be committed."""
         await self._batcher.drained()
 
     async def _flush(self, batch: Sequence[_Submission]) -> list[_Outcome]:
         due_now = sum(len(each.notification.deliveries) for each in batch if each.notification.due_at is None)
-        # Rows that the relay has no room for are left to whichever relay next looks for due rows.
+        # If our relay has no room for these deliveries, they get no lease, and any relay may take them from the table.
         leased = self._relay.has_room_for(due_now)
-        lease_began = time.monotonic()  # before PostgreSQL reads its clock, so that the lease ends here first
-        with_keys = any(each.claim is not None for each in batch)
-        # Without idempotency keys a single statement writes, which needs no explicit transaction.
-        engine = self._engine if with_keys else self._engine_without_transactions
+        lease_began = time.monotonic()  # read before PostgreSQL's clock: our lease must not outlast the row's
+        # Without idempotency keys there is a single write, which needs no explicit transaction.
+        has_claims = any(each.claim is not None for each in batch)
+        engine = self._engine if has_claims else self._engine_without_transactions
         parents = (each.notification.traceparent for each in batch)
         with self._tracing.group("commit notifications", parents), database_errors():
             async with engine.begin() as connection:
@@ -168,7 +162,7 @@ class NotificationIntake:
                 new = [outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)]
                 if new:
                     await connection.execute(ACCEPT, _columns(new, leased=leased))
-        self._committed(new, lease_began if leased else None)
+        self._after_commit(new, lease_began if leased else None)
         return outcomes
 
     async def _decide(self, connection: AsyncConnection, batch: Sequence[_Submission]) -> list[_Outcome]:
@@ -176,17 +170,17 @@ class NotificationIntake:
         outcomes: list[_Outcome] = []
         claimed: Responses = {}
         for submission, notification in zip(batch, await _resolve_recipients(connection, batch), strict=True):
-            if (reason := notification.missing_recipient(self._real_channels)) is not None:
+            if reason := notification.missing_recipient(self._real_channels):
                 outcomes.append(_Rejected(reason))
             elif submission.claim is None:
                 outcomes.append(_Committed(notification))
             elif (first := claimed.get(submission.claim.tenant_key)) is not None:
-                outcomes.append(first)  # two requests of one batch have the same key
+                outcomes.append(first)  # the key occurs twice in this batch
             else:
                 response = created_json(notification)
                 outcomes.append(_Committed(notification, response))
                 claimed[submission.claim.tenant_key] = RecordedResponse(submission.claim.body_hash, response)
-        earlier = await claim(connection, claimed) if claimed else {}
+        earlier = await claim_keys(connection, claimed) if claimed else {}
         if not earlier:
             return outcomes
         return [
@@ -196,58 +190,49 @@ class NotificationIntake:
             for submission, outcome in zip(batch, outcomes, strict=True)
         ]
 
-    def _committed(self, new: Sequence[NewNotification], lease_began: float | None) -> None:
+    def _after_commit(self, new: Sequence[NewNotification], lease_began: float | None) -> None:
         if lease_began is not None:
-            requests = [request for each in new if each.due_at is None for request in each.wanted()]
+            requests = [request for each in new if each.due_at is None for request in each.to_send()]
             self._relay.hand_over(requests, lease_began)
         for channel, count in Counter(delivery.channel for each in new for delivery in each.deliveries).items():
             self._metrics.accepted[channel].inc(count)
         if log.isEnabledFor(logging.DEBUG):
             for each in new:
                 log.debug("accepted", extra={"notification_id": str(each.id), "trace_id": trace_id(each.traceparent)})
-        self._publish_changes([change for each in new for change in each.cancelled()])
+        self._publish_changes([change for each in new for change in each.opt_out_changes()])
 
 
 async def _resolve_recipients(connection: AsyncConnection, batch: Sequence[_Submission]) -> list[NewNotification]:
-    """Return the notifications with what is stored of their users' channels."""
+    """Return the notifications with the stored recipients and opt-outs of their users."""
     notifications = [each.notification for each in batch]
-    stored = await stored_channels(connection, [key for each in notifications for key in each.user_channels()])
-    if not stored:  # the common case
-        return notifications
-    return [
-        each.for_user({key[2]: stored[key] for key in each.user_channels() if key in stored}) for each in notifications
-    ]
+    stored = await stored_channels(connection, [key for each in notifications for key in each.user_channel_keys()])
+    return [each.with_user_channels(stored) for each in notifications] if stored else notifications
 
 
-def _columns(group: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:
-    of_delivery = [
-        (notification, delivery, notification.status_of(delivery))
-        for notification in group
-        for delivery in notification.deliveries
-    ]
-    wanted = [(notification, delivery) for notification in group for delivery in notification.wanted()]
-    metadata = [notification.request.metadata for notification in group]
-    emails = [notification.request.email for notification in group]
+def _columns(new: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:
+    requests = [each.request for each in new]
+    deliveries = [(each, delivery, *each.status_of(delivery)) for each in new for delivery in each.deliveries]
+    to_send = [(each, delivery) for each in new for delivery in each.to_send()]
     return {
-        "ids": [notification.id for notification in group],
-        "user_ids": [notification.request.user_id for notification in group],
-        "messages": [notification.request.message for notification in group],
-        "subjects": [notification.request.subject for notification in group],
-        "emails": [None if email is None else email.model_dump_json() for email in emails],
-        "metadata": [None if entries is None else json.dumps(entries) for entries in metadata],
-        "created_at": [notification.created_at for notification in group],
-        "tenants": [notification.tenant for notification in group],
-        "send_at": [notification.request.send_at for notification in group],
-        "expires_at": [notification.request.expires_at for notification in group],
-        "traceparents": [notification.traceparent for notification in group],
-        "delivery_ids": [delivery.delivery_id for _, delivery, _ in of_delivery],
-        "notification_ids": [delivery.notification_id for _, delivery, _ in of_delivery],
-        "channels": [delivery.channel.value for _, delivery, _ in of_delivery],
-        "recipients": [delivery.recipient for _, delivery, _ in of_delivery],
-        "statuses": [status.value for _, _, (status, _) in of_delivery],
-        "reasons": [reason for _, _, (_, reason) in of_delivery],
-        "delivery_created_at": [notification.created_at for notification, _, _ in of_delivery],
-        "wanted_ids": [delivery.delivery_id for _, delivery in wanted],
-        "due_at": [notification.due_at for notification, _ in wanted],
+        "ids": [each.id for each in new],
+        "tenants": [each.tenant for each in new],
+        "user_ids": [request.user_id for request in requests],
+        "messages": [request.message for request in requests],
+        "subjects": [request.subject for request in requests],
+        "emails": [request.email and request.email.model_dump_json() for request in requests],
+        "metadata": [None if request.metadata is None else json.dumps(request.metadata) for request in requests],
+        "created_at": [each.created_at for each in new],
+        "send_at": [request.send_at for request in requests],
+        "expires_at": [request.expires_at for request in requests],
+        "traceparents": [each.traceparent for each in new],
+        "delivery_ids": [delivery.delivery_id for _, delivery, _, _ in deliveries],
+        "notification_ids": [delivery.notification_id for _, delivery, _, _ in deliveries],
+        "channels": [delivery.channel.value for _, delivery, _, _ in deliveries],
+        "recipients": [delivery.recipient for _, delivery, _, _ in deliveries],
+        "statuses": [status.value for _, _, status, _ in deliveries],
+        "reasons": [reason for _, _, _, reason in deliveries],
+        "delivery_created_at": [each.created_at for each, _, _, _ in deliveries],
+        "outbox_ids": [delivery.delivery_id for _, delivery in to_send],
+        "due_at": [each.due_at for each, _ in to_send],
         "lease": LEASE if leased else None,
     }

@@ -1,4 +1,4 @@
-"""A notification between its request and its commit: its ids, whom it reaches, and how it is told."""
+"""A notification between its request and its commit."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
@@ -14,12 +14,13 @@ from notify_common.runtime.clock import utc_now
 from notify_gateway.deliveries.schemas import CancelReason, DeliveryView
 from notify_gateway.notifications.schemas import NotificationRequest, NotificationView
 from notify_gateway.notifications.status import notification_status
-from notify_gateway.users.channels import UserChannel, UserChannelKey
+from notify_gateway.users.channels import UserChannelKey
+from notify_gateway.users.schemas import UserChannelView
 
 
 @dataclass(frozen=True, slots=True)
 class NewNotification:
-    """A valid request with its ids, not committed yet."""
+    """A valid request with the ids of its notification and deliveries, not committed yet."""
 
     id: UUID
     tenant: str
@@ -27,32 +28,32 @@ class NewNotification:
     request: NotificationRequest
     deliveries: tuple[DeliveryRequested, ...]
     traceparent: str | None = None
-    """Of the request that has asked for it."""
+    """The trace context of the request."""
     opted_out: Set[Channel] = frozenset()
-    """Channels that the user does not want: their deliveries are cancelled from the beginning."""
+    """The channels that the user has opted out of; their deliveries are stored as cancelled."""
 
     @property
     def due_at(self) -> datetime | None:
-        """When it is to be sent; None: at once."""
+        """The scheduled time; None if the notification is due now."""
         send_at = self.request.send_at
         return send_at if send_at is not None and send_at > self.created_at else None
 
-    def user_channels(self) -> list[UserChannelKey]:
-        """Of which something may be stored."""
+    def user_channel_keys(self) -> list[UserChannelKey]:
+        """Return the keys under which a recipient or an opt-out of the user may be stored."""
         return [(self.tenant, self.request.user_id, delivery.channel) for delivery in self.deliveries]
 
     def status_of(self, delivery: DeliveryRequested) -> tuple[DeliveryStatus, CancelReason | None]:
-        """The first status of one of the deliveries, and why it is that."""
+        """Return the initial status of a delivery, and the reason if that is `cancelled`."""
         if delivery.channel in self.opted_out:
             return DeliveryStatus.CANCELLED, CancelReason.OPTED_OUT
         return DeliveryStatus.PENDING, None
 
-    def wanted(self) -> list[DeliveryRequested]:
-        """The deliveries that are to be made."""
+    def to_send(self) -> list[DeliveryRequested]:
+        """Return the deliveries over channels that the user has not opted out of."""
         return [delivery for delivery in self.deliveries if delivery.channel not in self.opted_out]
 
-    def cancelled(self) -> list[StatusChange]:
-        """The deliveries that are not."""
+    def opt_out_changes(self) -> list[StatusChange]:
+        """Return the status changes of the deliveries that an opt-out cancels."""
         return [
             StatusChange(
                 delivery_id=delivery.delivery_id,
@@ -67,8 +68,9 @@ class NewNotification:
             if delivery.channel in self.opted_out
         ]
 
-    def for_user(self, channels: Mapping[Channel, UserChannel]) -> "NewNotification":
-        """With what is stored of its user: a recipient where the request names none, and what is not wanted."""
+    def with_user_channels(self, stored: Mapping[UserChannelKey, UserChannelView]) -> "NewNotification":
+        """Apply the user's opt-outs, and the user's recipients for channels for which the request names none."""
+        channels = {key[2]: stored[key] for key in self.user_channel_keys() if key in stored}
         return replace(
             self,
             deliveries=tuple(
@@ -77,23 +79,23 @@ class NewNotification:
                 else delivery
                 for delivery in self.deliveries
             ),
-            opted_out={channel for channel, stored in channels.items() if stored.opted_out},
+            opted_out={channel for channel, settings in channels.items() if settings.opted_out},
         )
 
     def missing_recipient(self, real_channels: Set[Channel]) -> str | None:
-        """What is wrong where a channel is sent over for real and nobody has said to whom."""
-        for delivery in self.wanted():
+        """Return `field: reason` if a delivery over one of `real_channels` has no recipient."""
+        for delivery in self.to_send():
             if delivery.channel in real_channels and delivery.recipient is None:
-                return f"recipient.{delivery.channel}: is needed, {delivery.channel} is sent for real"
+                return f"recipient.{delivery.channel}: is required, because {delivery.channel} is not simulated"
         return None
 
 
 def new_notification(request: NotificationRequest, tenant: str, traceparent: str | None = None) -> NewNotification:
-    """Give the request its ids and its time."""
+    """Return the notification that `request` asks for, with new ids, created now."""
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
     content = Content(message=request.message, subject=request.subject)
-    by_email = content if request.email is None else content.model_copy(update={"email": request.email.content()})
+    by_email = content if request.email is None else content.model_copy(update={"email": request.email})
     return NewNotification(
         id=notification_id,
         tenant=tenant,
@@ -102,7 +104,7 @@ def new_notification(request: NotificationRequest, tenant: str, traceparent: str
         traceparent=traceparent,
         deliveries=tuple(
             DeliveryRequested(
-                # The notification's own time: that is where its deliveries are looked for.
+                # Queries look for deliveries among the ids that carry the notification's time.
                 delivery_id=new_id(created_at),
                 notification_id=notification_id,
                 user_id=request.user_id,
@@ -118,7 +120,7 @@ def new_notification(request: NotificationRequest, tenant: str, traceparent: str
 
 
 def created_json(notification: NewNotification) -> str:
-    """Return the notification as JSON, as it is when it is committed, without reading it back."""
+    """Return the JSON of the notification as committed, without reading it back from the database."""
     request = notification.request
     deliveries = [_created_delivery(notification, delivery) for delivery in notification.deliveries]
     return NotificationView.model_construct(
@@ -129,7 +131,7 @@ def created_json(notification: NewNotification) -> str:
         channels=request.requested_channels(),
         status=notification_status(delivery.status for delivery in deliveries),
         subject=request.subject,
-        email=None if request.email is None else request.email.content(),
+        email=request.email,
         metadata=request.metadata,
         created_at=notification.created_at,
         send_at=request.send_at,

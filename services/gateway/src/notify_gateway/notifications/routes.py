@@ -1,4 +1,4 @@
-"""The routes below `/api/notifications`."""
+"""The routes under `/api/notifications`."""
 
 from typing import Annotated
 from uuid import UUID
@@ -11,7 +11,7 @@ from notify_gateway.errors import CancellationRejected
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead, bearer
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
-from notify_gateway.http.problems import COMMON_PROBLEMS, documented
+from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.idempotency import IdempotencyKey
 from notify_gateway.notifications.queries import NotificationQueries
@@ -42,11 +42,15 @@ async def create_notification(
     _: Annotated[object, Depends(bearer)],
     idempotency_key: Annotated[
         IdempotencyKey | None,
-        Header(description="A repeat with this key, within 24 hours, gets the answer that the first request got."),
+        Header(description="Makes retries safe: for 24 hours, the same key returns the response to the first request."),
     ] = None,
 ) -> None:
-    """Accept a notification. 201 means that it is stored durably; it is sent from then on, whatever fails."""
-    # `endpoint.py` answers before FastAPI does; `application.py` connects the two.
+    """Create a notification.
+
+    The notification is stored durably before the response is returned, and is then delivered over each of its channels.
+    Deliveries that fail temporarily are retried.
+    """
+    # This function documents the route and never runs: `http_api.py` sends its requests to `endpoint.py`.
 
 
 @router.get("/", include_in_schema=False)
@@ -54,48 +58,48 @@ async def create_notification(
 async def list_notifications(
     query: Annotated[ListQuery, Query()], principal: CanRead, queries: Queries
 ) -> NotificationPage:
-    """Notifications of a user or of a time window, newest first, in pages."""
+    """List notifications, newest first.
+
+    Filter by user, status, channel or creation time. To get the next page, pass `next_cursor` as `cursor`.
+    """
     return await queries.page(principal.tenant, query)
 
 
 @router.get("/{id}/", include_in_schema=False)
 @router.get("/{id}", responses=documented(404, 422))
 async def get_notification(
-    id_: Annotated[UUID | UserId, Path(alias="id", description="Of a notification (UUID), or of a user (integer).")],
+    id_: Annotated[
+        UUID | UserId, Path(alias="id", description="The id of a notification (UUID) or of a user (integer).")
+    ],
     query: Annotated[UserListQuery, Query()],
     principal: CanRead,
     queries: Queries,
 ) -> NotificationView | list[NotificationSummary]:
-    """One notification with the status of each delivery and every attempt.
+    """Retrieve a notification with its deliveries and their attempts.
 
-    With a user's id (the URL of the first API): the user's notifications as a plain list, newest first, at most 1,000.
+    If `id` is the id of a user, the response is instead a list of the user's 1,000 latest notifications, newest first.
+    Clients of the first version of this API rely on it; new clients should list notifications by `user_id`.
     """
     if isinstance(id_, int):
-        return await queries.of_user(principal.tenant, id_, query.status)
+        return await queries.list_of_user(principal.tenant, id_, query.status)
     if query.status is not None:
-        raise HTTPException(422, "status: goes with the id of a user, not with that of a notification")
-    return await _notification(queries, principal.tenant, id_)
+        raise HTTPException(422, "status: is supported only with the id of a user")
+    return found(await queries.get(principal.tenant, id_), f"notification {id_}")
 
 
 @router.post("/{id}/cancel", responses={**documented(404, 422), **documented(409, model=CancellationProblem)})
 async def cancel_notification(
     id_: NotificationId, principal: CanAdminister, queries: Queries, canceller: Canceller
 ) -> NotificationView:
-    """Cancel every delivery that no process has taken yet.
+    """Cancel the deliveries of a notification that have not started yet.
 
-    409 where there is any other: it is under way or final, and the answer lists all deliveries.
+    If any delivery has already started or finished, the response is a 409 that lists all deliveries. Those that had not
+    started are cancelled nevertheless.
     """
-    await _notification(queries, principal.tenant, id_)
+    found(await queries.get(principal.tenant, id_), f"notification {id_}")
     await canceller.cancel(id_)
-    notification = await _notification(queries, principal.tenant, id_)
+    notification = found(await queries.get(principal.tenant, id_), f"notification {id_}")
     if any(delivery.status is not DeliveryStatus.CANCELLED for delivery in notification.deliveries):
         summaries = [DeliverySummary.model_validate(delivery.model_dump()) for delivery in notification.deliveries]
         raise CancellationRejected(summaries)
-    return notification
-
-
-async def _notification(queries: NotificationQueries, tenant: str, notification_id: UUID) -> NotificationView:
-    notification = await queries.get(tenant, notification_id)
-    if notification is None:
-        raise HTTPException(404, f"There is no notification {notification_id}.")
     return notification

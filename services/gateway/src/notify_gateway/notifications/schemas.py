@@ -1,4 +1,4 @@
-"""What the notification routes take and return."""
+"""Requests and responses of the notification routes."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Self
@@ -10,7 +10,6 @@ from pydantic import (
     AfterValidator,
     AnyUrl,
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
@@ -21,12 +20,12 @@ from pydantic.networks import validate_email
 from pydantic_core import PydanticCustomError
 
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
-from notify_gateway.http.fields import FutureTime, Time, UserId
+from notify_gateway.http.fields import FutureTime, RequestModel, Time, UserId
 from notify_gateway.http.problems import Problem
 from notify_gateway.notifications.status import NotificationStatus
 
 LONGEST_SCHEDULE = timedelta(days=90)
-LONGEST_UNSUBSCRIBE_URL = 900  # characters; a line of a header has at most 998 (RFC 5322, 2.1.1)
+LONGEST_UNSUBSCRIBE_URL = 900  # characters; RFC 5322, 2.1.1 limits a header line to 998
 HTTPS_URL = TypeAdapter(Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"])])
 
 
@@ -38,7 +37,7 @@ def _readable(text: str) -> str:
     return text
 
 
-# PostgreSQL stores no NUL, and a subject is one line.
+# PostgreSQL cannot store NUL, and a subject must be a single line.
 MetadataText = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Subject = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00\r\n]*$")]
@@ -54,7 +53,7 @@ def _unsubscribe_url(text: str) -> str:
 def _reply_to(address: str) -> str:
     _, mailbox = validate_email(address)
     if "<" in address:
-        raise PydanticCustomError("value_error", "must be an address alone")
+        raise PydanticCustomError("value_error", "must be an address without a display name")
     if not mailbox.rpartition("@")[0].isascii():
         raise PydanticCustomError("value_error", "must be ASCII before the @")
     return mailbox
@@ -79,70 +78,67 @@ EXAMPLE_REQUESTS: dict[str, Any] = {
 
 
 def _rule(field: str, message: str) -> PydanticCustomError:
-    """An error that is about `field` although it is found by a rule over several."""
+    """Return an error of `field` for a rule that involves several fields."""
     return PydanticCustomError("value_error", "{message}", {"field": field, "message": message})
 
 
-class EmailOptions(BaseModel):
-    """What goes with the notification by e-mail only."""
-
-    model_config = ConfigDict(extra="forbid")
+class EmailOptions(RequestModel, EmailContent):
+    """Options for delivery by e-mail."""
 
     html: Annotated[str, Field(min_length=1, max_length=65_536), AfterValidator(_readable)] | None = Field(
-        None, description="The message once more, for programs that show HTML."
+        None, description="An HTML version of the message, for clients that display HTML."
     )
-    reply_to: ReplyTo | None = Field(None, description="In the place of EMAIL_REPLY_TO.")
+    reply_to: ReplyTo | None = Field(None, description="The Reply-To address, instead of that in `EMAIL_REPLY_TO`.")
     list_unsubscribe: UnsubscribeUrl | None = Field(
-        None, description="An https URL where one POST unsubscribes (RFC 8058)."
+        None, description="An https URL at which a POST unsubscribes the user (RFC 8058)."
     )
 
-    def content(self) -> EmailContent:
-        """As the sender gets it."""
-        return EmailContent.model_validate(self.model_dump())
 
-
-class NotificationRequest(BaseModel):
-    """A notification to send. Exactly one of `type` and `channels` says how."""
-
-    model_config = ConfigDict(extra="forbid")
+class NotificationRequest(RequestModel):
+    """A notification to send, over the channel `type` or over several `channels`."""
 
     user_id: Annotated[UserId, Field(strict=True)]
     message: Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_readable)]
     type: Channel | None = None
     channels: Annotated[list[Channel], Field(min_length=1)] | None = None
-    subject: Subject | None = Field(None, description="For channels that have one: email, webhook.")
+    subject: Subject | None = Field(None, description="The subject, for channels that have one: email and webhook.")
     email: EmailOptions | None = None
     recipient: Recipients = Field(
-        Recipients(), description="Needed where a channel is sent over for real; the simulator needs none."
+        Recipients(),
+        description="Required for each channel that is not simulated, unless a recipient is stored for the user.",
     )
     metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=50)] | None = Field(
-        None, description="Stored and returned, never sent."
+        None, description="Data of your own that is stored and returned, but never sent."
     )
-    send_at: FutureTime | None = Field(None, description="Not before then; at most 90 days ahead.")
-    expires_at: FutureTime | None = Field(None, description="Not from then on: what is not sent yet is `expired`.")
+    send_at: FutureTime | None = Field(
+        None, description="The earliest time to send it, at most 90 days ahead. Defaults to now."
+    )
+    expires_at: FutureTime | None = Field(
+        None, description="Deliveries that are not sent by this time become `expired`."
+    )
 
     @model_validator(mode="after")
-    def _channels_are_clear(self) -> Self:
+    def _check_channels(self) -> Self:
         if (self.type is None) == (self.channels is None):
-            raise _rule("channels", "exactly one of `type` and `channels` is needed")
+            raise _rule("channels", "exactly one of `type` and `channels` is required")
         channels = self.requested_channels()
         if len(set(channels)) != len(channels):
-            raise _rule("channels", "each channel once")
+            raise _rule("channels", "must not contain a channel twice")
         for channel in self.recipient.model_fields_set:
             if channel not in channels:
                 raise _rule(f"recipient.{channel}", "is not one of the channels of this notification")
         if self.email is not None and Channel.EMAIL not in channels:
-            raise _rule("email", "is not one of the channels of this notification")
+            raise _rule("email", "requires the channel email")
         return self
 
     @model_validator(mode="after")
-    def _times_are_in_order(self) -> Self:
+    def _check_times(self) -> Self:
         if self.expires_at is not None and self.send_at is not None and self.expires_at <= self.send_at:
             raise _rule("expires_at", "must be later than send_at")
         return self
 
     def rejection_at(self, now: datetime) -> str | None:
-        """Return why this cannot be accepted at `now`, as `field: detail`; None if it can."""
+        """Return why the request cannot be accepted at `now`, as `field: reason`; None if it can."""
         if self.send_at is not None and self.send_at > now + LONGEST_SCHEDULE:
             return f"send_at: must not be more than {LONGEST_SCHEDULE.days} days ahead"
         if self.expires_at is not None and self.expires_at <= now:
@@ -150,17 +146,17 @@ class NotificationRequest(BaseModel):
         return None
 
     def requested_channels(self) -> list[Channel]:
-        """One or many, whichever way they were asked for; in the order in which answers list them."""
+        """Return the channels from `type` or `channels`, in the order in which responses list them."""
         return sorted(self.channels or ([self.type] if self.type else []))
 
 
 class NotificationSummary(BaseModel):
-    """A notification as a list shows it."""
+    """A notification with its deliveries, but without their attempts."""
 
     id: UUID
     user_id: UserId
     message: str
-    type: Channel | None = Field(description="Where there is one channel.")
+    type: Channel | None = Field(description="The channel, if there is only one.")
     channels: list[Channel]
     status: NotificationStatus
     subject: str | None
@@ -172,45 +168,45 @@ class NotificationSummary(BaseModel):
 
 
 class NotificationView(NotificationSummary):
-    """A notification with its whole story."""
+    """A notification with its deliveries and their attempts."""
 
-    trace_id: str | None = Field(None, description="Of its trace, 32 hexadecimal digits; where there is one.")
+    trace_id: str | None = Field(None, description="The id of its trace (32 hexadecimal digits), if it is traced.")
     email: EmailContent | None
-    deliveries: list[DeliveryView]  # type: ignore[assignment]  # a narrower item: read only, so it is safe
+    deliveries: list[DeliveryView]  # type: ignore[assignment]  # narrower, which is safe because it is only read
 
 
 class NotificationPage(BaseModel):
-    """Notifications, newest first."""
+    """A page of notifications, newest first."""
 
     items: list[NotificationSummary]
-    next_cursor: UUID | None = Field(description="The `cursor` of the next page; null on the last one.")
+    next_cursor: UUID | None = Field(description="The `cursor` of the next page; null on the last page.")
 
 
-class ListQuery(BaseModel):
-    """Which notifications to list."""
-
-    model_config = ConfigDict(extra="forbid")
+class ListQuery(RequestModel):
+    """A filter for notifications."""
 
     user_id: UserId | None = None
     status: NotificationStatus | None = None
-    channel: Channel | None = Field(None, description="Those that go (also) over this channel.")
-    created_after: Time | None = Field(
-        None, description="Inclusive. Without it and a user_id: the 24 hours before created_before, or now."
+    channel: Channel | None = Field(
+        None, description="Only notifications that are delivered over this channel, among others."
     )
-    created_before: Time | None = Field(None, description="Exclusive.")
+    created_after: Time | None = Field(
+        None,
+        description="Only notifications created at or after this time. Without `user_id`, defaults to 24 hours before "
+        "`created_before`.",
+    )
+    created_before: Time | None = Field(None, description="Only notifications created before this time.")
     limit: int = Field(50, ge=1, le=200)
     cursor: UUID | None = None
 
 
-class UserListQuery(BaseModel):
-    """The filter of the first API."""
-
-    model_config = ConfigDict(extra="forbid")
+class UserListQuery(RequestModel):
+    """The filter for the notifications of a single user."""
 
     status: NotificationStatus | None = None
 
 
 class CancellationProblem(Problem):
-    """A notification that could not be cancelled as a whole, with the status of all its deliveries."""
+    """A notification that could not be cancelled completely, with the status of each delivery."""
 
     deliveries: list[DeliverySummary]

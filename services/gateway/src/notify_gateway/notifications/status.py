@@ -1,4 +1,4 @@
-"""A notification's status follows from those of its deliveries: one rule, for objects and for SQL."""
+"""Derive a notification's status from its deliveries: the same rules serve Python objects and SQL."""
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from notify_common.contracts.messages import DeliveryStatus
 
 
 class NotificationStatus(StrEnum):
-    """Where a notification is."""
+    """The status of a notification, which is derived from its deliveries."""
 
     PENDING = "pending"
     SENT = "sent"
@@ -19,10 +19,12 @@ class NotificationStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """A notification has a status where there is a delivery `of_each` of these sets, and there is `none_of` that."""
+    """A condition on the statuses of a notification's deliveries."""
 
-    of_each: tuple[Set[DeliveryStatus], ...]
-    none_of: Set[DeliveryStatus]
+    required: tuple[Set[DeliveryStatus], ...]
+    """For each of these sets, at least one delivery has a status in it."""
+    excluded: Set[DeliveryStatus]
+    """No delivery has a status in this set."""
 
 
 ALL = frozenset(DeliveryStatus)
@@ -30,7 +32,7 @@ OPEN = frozenset(status for status in DeliveryStatus if not status.final)
 SENT = frozenset({DeliveryStatus.SENT})
 CANCELLED = frozenset({DeliveryStatus.CANCELLED})
 
-# Exactly one holds for any deliveries.
+# The rules are exhaustive and exclude each other: exactly one holds for any set of deliveries.
 RULES = {
     NotificationStatus.PENDING: Rule((OPEN,), frozenset()),
     NotificationStatus.SENT: Rule((SENT,), ALL - SENT),
@@ -41,24 +43,26 @@ RULES = {
 
 
 def notification_status(deliveries: Iterable[DeliveryStatus]) -> NotificationStatus:
-    """`pending` while any is not final; then `sent` or `cancelled` if all are, `partially_sent` if some were sent."""
-    there = set(deliveries)
+    """Return the status of the notification with these deliveries.
+
+    It is `pending` until all deliveries are final, then `sent` or `cancelled` if all of them are, `partially_sent` if
+    some were sent, and otherwise `failed`.
+    """
+    present = set(deliveries)
     return next(
         status
         for status, rule in RULES.items()
-        if all(there & each for each in rule.of_each) and not there & rule.none_of
+        if all(present & statuses for statuses in rule.required) and not present & rule.excluded
     )
 
 
-def has_status_sql(status: NotificationStatus, its_deliveries: str) -> str:
-    """The rule as a condition; `its_deliveries`: what joins deliveries `d` to their notification."""
+def has_status_sql(status: NotificationStatus, join: str) -> str:
+    """Return the rule of `status` as a SQL condition; `join` relates deliveries `d` to their notification."""
+
+    def any_in(statuses: Set[DeliveryStatus]) -> str:
+        listed = ", ".join(f"'{status}'" for status in sorted(statuses))
+        return f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.status IN ({listed}))"
+
     rule = RULES[status]
-    conditions = [_any_of(each, its_deliveries) for each in rule.of_each]
-    if rule.none_of:
-        conditions.append(f"NOT {_any_of(rule.none_of, its_deliveries)}")
-    return " AND ".join(conditions)
-
-
-def _any_of(statuses: Set[DeliveryStatus], its_deliveries: str) -> str:
-    listed = ", ".join(f"'{status}'" for status in sorted(statuses))
-    return f"EXISTS (SELECT FROM deliveries d WHERE {its_deliveries} AND d.status IN ({listed}))"
+    excluded = [f"NOT {any_in(rule.excluded)}"] if rule.excluded else []
+    return " AND ".join([*map(any_in, rule.required), *excluded])

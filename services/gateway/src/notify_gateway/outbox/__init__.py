@@ -1,1 +1,1 @@
-"""Deliveries that are committed and not yet confirmed by RabbitMQ."""
+"""The transactional outbox, and the relay that publishes it to RabbitMQ."""

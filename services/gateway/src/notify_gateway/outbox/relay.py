@@ -1,4 +1,4 @@
-"""The outbox relay: publish committed deliveries, and delete each outbox row only after the broker's confirm."""
+"""The outbox relay: publish committed deliveries, and delete their outbox rows after the broker's confirms."""
 
 import asyncio
 import logging
@@ -25,18 +25,18 @@ from notify_gateway.outbox.store import LEASE, OutboxStore
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 200  # messages whose confirms are awaited together
-BATCH_INTERVAL = 0.01  # seconds; deliveries that closely follow a batch share the next write and delete
+BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive in between share one
 MAX_HANDED_OVER = 10_000  # deliveries
-POLL_INTERVAL = 0.5  # seconds between polls for due rows without a lease
+POLL_INTERVAL = 0.5  # seconds between polls of the table for due deliveries
 CONNECTION_INTERVAL = 0.5  # seconds between checks for a connection to RabbitMQ
 LEASE_SECONDS = LEASE.total_seconds()
-# A publish begins only if this much of its lease is left, and it renews the lease twice in that time.
+# Publishing begins only if this much of the lease is left. In that time the lease is renewed twice.
 LEASE_RESERVE = LEASE_SECONDS / 3
 RENEW_INTERVAL = LEASE_RESERVE / 2
 
 
 class OutboxRelay:
-    """Publishes what this process has just committed, and due rows whose leases have ended."""
+    """Publishes deliveries that this process has just committed, and due deliveries that no relay has leased."""
 
     def __init__(
         self,
@@ -57,26 +57,26 @@ class OutboxRelay:
         self._handed_over: deque[tuple[DeliveryRequested, float]] = deque()
         self._wake = asyncio.Event()
         self._next_poll = 0.0
-        self._database_outage = Outage(log, "the outbox is not reachable")
-        self._publish_outage = Outage(log, "deliveries are not confirmed, they stay in the outbox")
+        self._database_outage = Outage(log, "the outbox is unavailable")
+        self._publish_outage = Outage(log, "deliveries are not confirmed and stay in the outbox")
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to RabbitMQ, as far as is known here."""
+        """True if the connection to RabbitMQ is open, as far as this process knows."""
         return self._connection is not None and self._connection.connected.is_set()
 
     def has_room_for(self, count: int) -> bool:
-        """Return whether `count` deliveries may be handed over; during a broker outage they stay in the table."""
+        """Return whether `count` deliveries may be handed over; during a broker outage, none may."""
         return self.connected and len(self._handed_over) + count <= MAX_HANDED_OVER
 
     def hand_over(self, requests: Sequence[DeliveryRequested], lease_began: float) -> None:
-        """Queue just-committed deliveries whose leases began at `lease_began` (monotonic seconds)."""
+        """Queue deliveries that were just committed with leases from `lease_began` (monotonic seconds)."""
         lease_ends = lease_began + LEASE_SECONDS
         self._handed_over.extend((request, lease_ends) for request in requests)
         self._wake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Relay until `stop`; the topology is declared, and the broker may become unavailable at any time."""
+        """Relay until `stop`, through outages of the broker and the database. The topology must be declared."""
         self._connection = await self._broker.connect()
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._wake.set())
@@ -96,7 +96,7 @@ class OutboxRelay:
         await self._give_back()
 
     async def _next_batch(self) -> list[DeliveryRequested]:
-        """Return what was handed over and, once per `POLL_INTERVAL`, due rows without a lease."""
+        """Return deliveries that were handed over and, once per `POLL_INTERVAL`, due deliveries without a lease."""
         if time.monotonic() < self._next_poll:
             if not self._handed_over:
                 self._wake.clear()
@@ -108,37 +108,39 @@ class OutboxRelay:
         if len(due.requests) + len(due.ended) < BATCH_SIZE:
             self._next_poll = time.monotonic() + POLL_INTERVAL
         self._events.publish(due.ended)
-        # In one batch, so that neither starves the other.
+        # The two kinds share a batch, so that neither starves the other.
         return [*due.requests, *self._take_handed_over()]
 
     def _take_handed_over(self) -> list[DeliveryRequested]:
         batch: list[DeliveryRequested] = []
-        too_late = time.monotonic() + LEASE_RESERVE
+        must_outlast = time.monotonic() + LEASE_RESERVE
         while self._handed_over and len(batch) < BATCH_SIZE:
             request, lease_ends = self._handed_over.popleft()
-            # If the lease is about to end, another relay may take the row, so it must not be published here.
-            if lease_ends > too_late:
+            # A delivery whose lease is about to end is dropped here, because another relay may take its row.
+            if lease_ends > must_outlast:
                 batch.append(request)
         return batch
 
     async def _publish(self, batch: Sequence[DeliveryRequested]) -> float:
-        """Publish the batch and delete the confirmed rows; return the seconds to wait, 0 if all were confirmed."""
+        """Publish the batch and delete the confirmed rows; return the seconds to wait if any failed, otherwise 0."""
         spans = [self._tracing.begin(f"publish {each.channel}", each.traceparent, "producer") for each in batch]
         messages = [_outgoing(request, span) for request, span in zip(batch, spans, strict=True)]
         publishing = asyncio.create_task(self._publish_together(messages, spans))
         while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
-            # The broker blocks publishers (a memory alarm). It may still accept these messages, so no other relay may
-            # publish them.
+            # The broker is blocking publishers, as it does under a memory alarm. It may still accept these messages
+            # later, so no other relay may publish them.
             with suppress(DatabaseUnavailable):
                 await self._outbox.renew(batch)
         outcomes = list(zip(batch, publishing.result(), strict=True))
         confirmed = [request for request, failure in outcomes if failure is None]
         failed = [request for request, failure in outcomes if failure is not None]
-        self._metrics.published_together(len(batch))
+        self._metrics.observe_published_batch(len(batch))
         for channel, count in Counter(request.channel for request in confirmed).items():
             self._metrics.published[channel].inc(count)
         if confirmed:
-            await self._delete(confirmed)
+            # Rows are deleted after their confirms: a crash in between repeats messages, but loses none. The delete is
+            # retried until it succeeds, because giving up would repeat them, too.
+            await self._database_outage.retry(lambda: self._outbox.delete(confirmed), DatabaseUnavailable)
         if not failed:
             self._publish_outage.ended()
             return 0.0
@@ -157,12 +159,8 @@ class OutboxRelay:
             span.end()
         return failures
 
-    async def _delete(self, confirmed: Sequence[DeliveryRequested]) -> None:
-        # After the confirms, so that a crash here repeats messages and loses none. Giving up would repeat all of them.
-        await self._database_outage.retry(lambda: self._outbox.delete(confirmed), DatabaseUnavailable)
-
     async def _give_back(self) -> None:
-        """Publish what is still handed over, or release it, so that other relays need not wait for its lease to end."""
+        """Publish or release the remaining deliveries, so that other relays need not wait for their leases to end."""
         with suppress(DatabaseUnavailable):
             while self._handed_over and self.connected and (batch := self._take_handed_over()):
                 if await self._publish(batch):

@@ -1,19 +1,20 @@
-"""The outbox table: deliveries that are committed and not yet confirmed by the broker.
+"""The outbox table: deliveries that are committed but not yet confirmed by the broker.
 
-A row is published by whoever holds its lease. A lease that has run out is free to take: its holder is gone.
+A relay leases a row before it publishes the row's delivery. If a lease runs out, its relay is presumed dead, and any
+other relay may take the row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
-from notify_database.engine import database_errors, without_transactions
-from sqlalchemy import TextClause, text
+from notify_database.engine import without_transactions
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.outbox.changes import status_changes
 
 LEASE = timedelta(seconds=30)
@@ -25,7 +26,7 @@ TAKE_DUE = text("""
         ORDER BY due_at
         LIMIT :limit
         FOR UPDATE SKIP LOCKED
-    ), story AS MATERIALIZED (
+    ), candidates AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
                clock_timestamp() AS updated_at,
                n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email, n.expires_at,
@@ -35,33 +36,33 @@ TAKE_DUE = text("""
                    WHEN n.expires_at <= now() THEN 'expired'
                END AS end_status
         FROM due
-        -- The row is as it is now, the delivery as it was when the statement began: where an operator has put it back
-        -- in between, their rounds differ, and the row waits for the next look.
+        -- FOR UPDATE reads the latest version of an outbox row, but the delivery is read as it was when the statement
+        -- began. If an operator has retried the delivery in between, the rounds differ, and a later poll takes the row.
         JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
         JOIN notifications n ON n.id = d.notification_id
         LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.user_id = n.user_id AND u.channel = d.channel
     ), ended AS (
         UPDATE deliveries
-        SET status = end_status, updated_at = story.updated_at,
+        SET status = end_status, updated_at = candidates.updated_at,
             reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
-        FROM story
-        WHERE deliveries.id = story.id AND deliveries.round = story.round AND deliveries.status = 'pending'
+        FROM candidates
+        WHERE deliveries.id = candidates.id AND deliveries.round = candidates.round AND deliveries.status = 'pending'
           AND end_status IS NOT NULL
-    ), gone AS (
-        -- Too late, or not wanted any more; or its relay died between the confirm and the delete: its story has gone on
-        -- without the row.
-        DELETE FROM outbox USING story
-        WHERE outbox.delivery_id = story.id AND outbox.round = story.round
-          AND (story.status <> 'pending' OR end_status IS NOT NULL)
+    ), deleted AS (
+        -- This removes the rows of deliveries that end here, and rows that a relay left behind when it died between the
+        -- confirm and the delete.
+        DELETE FROM outbox USING candidates
+        WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
+          AND (candidates.status <> 'pending' OR end_status IS NOT NULL)
     ), taken AS (
         UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
-        FROM story
-        WHERE outbox.delivery_id = story.id AND outbox.round = story.round
-          AND story.status = 'pending' AND end_status IS NULL
+        FROM candidates
+        WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
+          AND candidates.status = 'pending' AND end_status IS NULL
     )
-    SELECT * FROM story WHERE status = 'pending'
+    SELECT * FROM candidates WHERE status = 'pending'
 """).columns(email=JSONB)
-# What a relay holds is a row of one round: a retry by an operator makes it another row, which is not its to touch.
+# A relay holds a row of one round. A retry by an operator starts a new round, whose row the relay must not touch.
 HELD = """
     FROM unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
     WHERE outbox.delivery_id = held.id AND outbox.round = held.round
@@ -69,9 +70,7 @@ HELD = """
 RENEW = text(f"UPDATE outbox SET leased_until = now() + CAST(:lease AS interval) {HELD}")  # noqa: S608 - a constant
 RELEASE = text(f"UPDATE outbox SET leased_until = NULL {HELD}")  # noqa: S608 - as above
 DELETE = text(f"DELETE FROM outbox {HELD.replace('FROM', 'USING')}")  # noqa: S608 - as above
-
-
-# Not all of a million: who looks only wants to know that there are many.
+# The count is capped, because an exact count of a large backlog is not worth the scan.
 BACKLOG = text("""
     SELECT count(*) AS rows, coalesce(extract(epoch FROM now() - min(due_at)), 0) AS oldest
     FROM (SELECT due_at FROM outbox WHERE due_at <= now() ORDER BY due_at LIMIT 100000) AS due
@@ -80,37 +79,30 @@ BACKLOG = text("""
 
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
-    """What is due: to be published, or ended instead."""
+    """Due deliveries to publish, and the status changes of those that ended instead."""
 
     requests: Sequence[DeliveryRequested]
     ended: Sequence[StatusChange]
 
 
 class OutboxStore:
-    """The statements on the outbox; each is a transaction of its own and raises `DatabaseUnavailable`."""
+    """Takes and updates outbox rows. Each method is one transaction and may raise `DatabaseUnavailable`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = without_transactions(engine)
 
     async def take_due(self, limit: int) -> DueDeliveries:
-        """Lease at most `limit` due rows that nobody holds; end those that are too late or not wanted any more."""
-        with database_errors():
-            async with self._engine.connect() as connection:
-                rows = (await connection.execute(TAKE_DUE, {"limit": limit, "lease": LEASE})).all()
+        """Lease at most `limit` due rows without a lease; end deliveries that have expired or whose user opted out."""
+        rows = (await execute(self._engine, TAKE_DUE, limit=limit, lease=LEASE)).all()
         return DueDeliveries(
             requests=[
-                DeliveryRequested(
-                    delivery_id=row.id,
-                    notification_id=row.notification_id,
-                    user_id=row.user_id,
-                    channel=Channel(row.channel),
-                    recipient=row.recipient,
-                    content=Content(message=row.message, subject=row.subject, email=row.email),
-                    round=row.round,
-                    attempt=row.attempt + 1,
-                    failures=row.failures,
-                    expires_at=row.expires_at,
-                    traceparent=row.traceparent,
+                DeliveryRequested.model_validate(
+                    {
+                        **row._asdict(),
+                        "delivery_id": row.id,
+                        "content": Content(message=row.message, subject=row.subject, email=row.email),
+                        "attempt": row.attempt + 1,
+                    }
                 )
                 for row in rows
                 if row.end_status is None
@@ -123,26 +115,22 @@ class OutboxStore:
         )
 
     async def backlog(self) -> tuple[float, float]:
-        """How many rows are due (100,000 at most), and for how many seconds the oldest has been."""
-        with database_errors():
-            async with self._engine.connect() as connection:
-                row = (await connection.execute(BACKLOG)).one()
+        """Return the number of due rows (100,000 at most), and for how many seconds the oldest has been due."""
+        row = (await execute(self._engine, BACKLOG)).one()
         return float(row.rows), float(row.oldest)
 
     async def renew(self, held: Sequence[DeliveryRequested]) -> None:
-        """Hold the leases longer: their publishes are under way still."""
-        await self._execute(RENEW, held, lease=LEASE)
+        """Renew the leases of rows that are still being published."""
+        await execute(self._engine, RENEW, **_columns(held), lease=LEASE)
 
     async def release(self, held: Sequence[DeliveryRequested]) -> None:
-        """Give the rows back; any relay may take them at once."""
-        await self._execute(RELEASE, held)
+        """End the leases, so that any relay may take the rows at once."""
+        await execute(self._engine, RELEASE, **_columns(held))
 
     async def delete(self, held: Sequence[DeliveryRequested]) -> None:
-        """Forget what the broker has confirmed."""
-        await self._execute(DELETE, held)
+        """Delete the rows of deliveries that the broker has confirmed."""
+        await execute(self._engine, DELETE, **_columns(held))
 
-    async def _execute(self, statement: TextClause, held: Sequence[DeliveryRequested], **parameters: object) -> None:
-        ids, rounds = [request.delivery_id for request in held], [request.round for request in held]
-        with database_errors():
-            async with self._engine.connect() as connection:
-                await connection.execute(statement, {"ids": ids, "rounds": rounds, **parameters})
+
+def _columns(held: Sequence[DeliveryRequested]) -> dict[str, object]:
+    return {"ids": [request.delivery_id for request in held], "rounds": [request.round for request in held]}

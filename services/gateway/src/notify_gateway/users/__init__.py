@@ -1,1 +1,1 @@
-"""The recipients and opt-outs that are stored per user and channel."""
+"""Stored recipients and opt-outs of users."""

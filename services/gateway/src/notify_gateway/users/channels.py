@@ -1,23 +1,22 @@
-"""Where a tenant's users are reached, and what they do not want: stored once, used by each notification."""
+"""Store the recipients and opt-outs of users, which apply to all their notifications."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from notify_common.contracts.channels import Channel
-from notify_database.engine import database_errors, without_transactions
-from sqlalchemy import CursorResult, TextClause, text
+from notify_database.engine import without_transactions
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.users.schemas import UserChannelSettings, UserChannelView
 
 COLUMNS = "channel, recipient, opted_out, updated_at"
-OF_MANY = text(f"""
+FIND = text(f"""
     SELECT tenant, user_id, {COLUMNS} FROM user_channels
     JOIN unnest(CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:channels AS text[]))
-        AS asked (tenant, user_id, channel) USING (tenant, user_id, channel)
+        AS wanted (tenant, user_id, channel) USING (tenant, user_id, channel)
 """)  # noqa: S608 - a constant
-OF_ONE = text(f"""
+LIST = text(f"""
     SELECT {COLUMNS} FROM user_channels WHERE tenant = :tenant AND user_id = :user_id ORDER BY channel
 """)  # noqa: S608 - a constant
 STORE = text(f"""
@@ -29,55 +28,44 @@ STORE = text(f"""
             updated_at = excluded.updated_at
     RETURNING {COLUMNS}
 """)  # noqa: S608 - a constant
-FORGET = text("DELETE FROM user_channels WHERE tenant = :tenant AND user_id = :user_id AND channel = :channel")
-
-
-@dataclass(frozen=True, slots=True)
-class UserChannel:
-    """What is stored of a user's channel."""
-
-    recipient: str | None
-    opted_out: bool
+DELETE = text("DELETE FROM user_channels WHERE tenant = :tenant AND user_id = :user_id AND channel = :channel")
 
 
 UserChannelKey = tuple[str, int, Channel]
-"""Tenant, user and channel."""
+"""Tenant, user id and channel."""
 
 
 async def stored_channels(
-    connection: AsyncConnection, asked: Iterable[UserChannelKey]
-) -> dict[UserChannelKey, UserChannel]:
-    """What is stored, in one statement for all; where nothing is, the key is missing."""
-    tenants, user_ids, channels = zip(*set(asked), strict=True)
+    connection: AsyncConnection, keys: Iterable[UserChannelKey]
+) -> dict[UserChannelKey, UserChannelView]:
+    """Return what is stored under `keys`; keys without stored settings are left out."""
+    tenants, user_ids, channels = zip(*set(keys), strict=True)
     parameters = {"tenants": tenants, "user_ids": user_ids, "channels": [channel.value for channel in channels]}
-    rows = await connection.execute(OF_MANY, parameters)
-    return {(row.tenant, row.user_id, Channel(row.channel)): UserChannel(row.recipient, row.opted_out) for row in rows}
+    rows = await connection.execute(FIND, parameters)
+    return {(row.tenant, row.user_id, Channel(row.channel)): UserChannelView.model_validate(row) for row in rows}
 
 
 class UserChannels:
-    """The statements behind `/api/users/{user_id}/channels`."""
+    """Stores the settings of users' channels."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = without_transactions(engine)
 
-    async def of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
-        """What is stored of the user, by channel."""
-        rows = (await self._execute(OF_ONE, tenant=tenant, user_id=user_id)).all()
+    async def list_of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
+        """Return the settings of all channels of the user that have any, ordered by channel."""
+        rows = await execute(self._engine, LIST, tenant=tenant, user_id=user_id)
         return [UserChannelView.model_validate(row) for row in rows]
 
-    async def store(self, tenant: str, user_id: int, channel: Channel, wanted: UserChannelSettings) -> UserChannelView:
-        """Store what is wanted; what that does not name stays: whoever corrects an address opts nobody in again."""
-        values = wanted.model_dump()
-        values |= {f"names_{field}": field in wanted.model_fields_set for field in values}
-        row = (await self._execute(STORE, tenant=tenant, user_id=user_id, channel=channel.value, **values)).one()
-        return UserChannelView.model_validate(row)
+    async def store(
+        self, tenant: str, user_id: int, channel: Channel, settings: UserChannelSettings
+    ) -> UserChannelView:
+        """Store the fields that are set; the others keep their values: a new address does not undo an opt-out."""
+        values = settings.model_dump()
+        values |= {f"names_{field}": field in settings.model_fields_set for field in values}
+        stored = await execute(self._engine, STORE, tenant=tenant, user_id=user_id, channel=channel.value, **values)
+        return UserChannelView.model_validate(stored.one())
 
-    async def forget(self, tenant: str, user_id: int, channel: Channel) -> bool:
-        """Whether there was anything."""
-        done = await self._execute(FORGET, tenant=tenant, user_id=user_id, channel=channel.value)
-        return done.rowcount > 0
-
-    async def _execute(self, statement: TextClause, **parameters: object) -> CursorResult[Any]:
-        with database_errors():
-            async with self._engine.connect() as connection:
-                return await connection.execute(statement, parameters)
+    async def delete(self, tenant: str, user_id: int, channel: Channel) -> bool:
+        """Delete the settings of the channel; return False if there were none."""
+        deleted = await execute(self._engine, DELETE, tenant=tenant, user_id=user_id, channel=channel.value)
+        return deleted.rowcount > 0

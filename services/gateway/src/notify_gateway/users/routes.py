@@ -1,4 +1,4 @@
-"""The routes below `/api/users`."""
+"""The routes under `/api/users`."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from notify_common.contracts.channels import Channel
 from notify_gateway.http.authentication import AuthenticatedRoute, CanRead, CanSend
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
-from notify_gateway.http.problems import COMMON_PROBLEMS, documented
+from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 from notify_gateway.users.channels import UserChannels
 from notify_gateway.users.schemas import UserChannelSettings, UserChannelView, valid_recipient
 
@@ -20,38 +20,35 @@ UserIdInPath = Annotated[UserId, Path(alias="user_id")]
 
 @router.get("/{user_id}/channels", responses=documented(422))
 async def list_user_channels(user_id: UserIdInPath, principal: CanRead, channels: Channels) -> list[UserChannelView]:
-    """Where a user is reached, and which channels the user does not want."""
-    return await channels.of_user(principal.tenant, user_id)
+    """List the stored recipients and opt-outs of a user."""
+    return await channels.list_of_user(principal.tenant, user_id)
 
 
 @router.get("/{user_id}/channels/{channel}", responses=documented(404, 422))
 async def get_user_channel(
     user_id: UserIdInPath, channel: Channel, principal: CanRead, channels: Channels
 ) -> UserChannelView:
-    """What is stored of one channel of a user."""
-    for stored in await channels.of_user(principal.tenant, user_id):
-        if stored.channel is channel:
-            return stored
-    raise HTTPException(404, f"Nothing is stored of {channel} of user {user_id}.")
+    """Retrieve the stored recipient and opt-out of a user for one channel."""
+    stored = {each.channel: each for each in await channels.list_of_user(principal.tenant, user_id)}
+    return found(stored.get(channel), f"stored {channel} channel of user {user_id}")
 
 
 @router.put("/{user_id}/channels/{channel}", responses=documented(400, 422))
 async def put_user_channel(
     user_id: UserIdInPath, channel: Channel, body: UserChannelSettings, principal: CanSend, channels: Channels
 ) -> UserChannelView:
-    """Store where a user is reached over a channel, or that the user does not want it.
+    """Store a user's recipient for a channel, or the user's opt-out from it.
 
-    The recipient goes with notifications that are posted from then on and name none. That a user has opted out holds
-    for what is scheduled, too.
+    Fields that the request leaves out keep their values. A stored recipient is used for new notifications that name no
+    recipient. An opt-out also cancels notifications that are already scheduled.
     """
-    settings = body
     if body.recipient is not None:
-        settings = body.model_copy(update={"recipient": valid_recipient(channel, body.recipient)})
-    return await channels.store(principal.tenant, user_id, channel, settings)
+        body = body.model_copy(update={"recipient": valid_recipient(channel, body.recipient)})
+    return await channels.store(principal.tenant, user_id, channel, body)
 
 
 @router.delete("/{user_id}/channels/{channel}", status_code=204, responses=documented(404, 422))
 async def delete_user_channel(user_id: UserIdInPath, channel: Channel, principal: CanSend, channels: Channels) -> None:
-    """Forget what is stored of a channel of a user."""
-    if not await channels.forget(principal.tenant, user_id, channel):
-        raise HTTPException(404, f"Nothing is stored of {channel} of user {user_id}.")
+    """Delete the stored recipient and opt-out of a user for one channel."""
+    if not await channels.delete(principal.tenant, user_id, channel):
+        raise HTTPException(404, f"There is no stored {channel} channel of user {user_id}.")

@@ -1,4 +1,4 @@
-"""What the routes of a user's channels take and return."""
+"""Requests and responses of the user routes."""
 
 from datetime import datetime
 
@@ -6,18 +6,22 @@ from fastapi.exceptions import RequestValidationError
 from notify_common.contracts.channels import Channel, Recipients
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-
-class UserChannelSettings(BaseModel):
-    """How a user is to be reached over a channel. What is left out stays as it is stored."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    recipient: str | None = Field(None, description="For notifications that name none; null forgets it.")
-    opted_out: bool = Field(False, strict=True, description="Nothing is sent over it; deliveries are cancelled.")
+from notify_gateway.http.fields import RequestModel
 
 
-def valid_recipient(channel: Channel, recipient: str | None) -> str | None:
-    """The recipient as the channel takes it; raises `RequestValidationError`."""
+class UserChannelSettings(RequestModel):
+    """A user's recipient for a channel and opt-out from it. Fields that are left out keep their stored values."""
+
+    recipient: str | None = Field(
+        None, description="Used for notifications that name no recipient. Set null to delete it."
+    )
+    opted_out: bool = Field(
+        False, strict=True, description="If true, deliveries to the user over this channel are cancelled."
+    )
+
+
+def valid_recipient(channel: Channel, recipient: str) -> str | None:
+    """Return the normalized recipient; raise `RequestValidationError` if it is not valid for the channel."""
     try:
         return Recipients.model_validate({channel.value: recipient}).of(channel)
     except ValidationError as error:
@@ -26,7 +30,7 @@ def valid_recipient(channel: Channel, recipient: str | None) -> str | None:
 
 
 class UserChannelView(BaseModel):
-    """How a user is reached over a channel."""
+    """A user's recipient for a channel and opt-out from it."""
 
     model_config = ConfigDict(from_attributes=True)
 
