@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -82,6 +83,11 @@ def subscription(
 async def publish(hand: Hand, *bodies: bytes) -> None:
     for body in bodies:
         await hand.publish("notifications.results", "results", body)
+
+
+def connection_tasks() -> set[asyncio.Task[Any]]:
+    """The tasks in which aio-pika connects, for as long as it is not closed."""
+    return {task for task in asyncio.all_tasks() if "connection_factory" in repr(task.get_coro())}
 
 
 async def consumes(subscribed: Subscription) -> None:
@@ -196,6 +202,19 @@ async def test_a_graceful_stop_finishes_and_acks_what_is_in_flight(
         await stopping
     assert handler.begun == handler.ended == [b"x"]
     assert await hand.depth(QUEUE) == 1
+
+
+async def test_a_stop_while_the_connection_hangs_leaves_nothing_running(
+    rabbit: RabbitSettings, publisher: ConfirmedPublisher
+) -> None:
+    async with CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:
+        network.freeze()
+        far = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+        connecting = connection_tasks()
+        async with subscription(far, publisher, Handler()).running():
+            await asyncio.sleep(0.3)
+            assert connection_tasks() > connecting
+        assert connection_tasks() <= connecting
 
 
 async def test_a_handler_that_does_not_end_in_time_leaves_its_message_to_the_broker(

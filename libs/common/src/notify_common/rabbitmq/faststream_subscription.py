@@ -5,11 +5,12 @@ and one missing queue would keep the others from starting. `prepare_topology` de
 because FastStream ignores a subscriber's channel if its broker has declared the queue before.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from aio_pika.abc import AbstractConnection
+from aio_pika import RobustConnection
 from aiormq.channel import Channel as AmqpChannel
 from faststream import AckPolicy, BaseMiddleware, ContextRepo
 from faststream.exceptions import RejectMessage
@@ -20,9 +21,9 @@ from typing_extensions import override
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.dead_letters import bury_failed
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
-from notify_common.rabbitmq.subscription import Subscription
+from notify_common.rabbitmq.subscription import CLOSE_TIMEOUT, Subscription
 
-CONNECT_TIMEOUT = 10.0  # seconds
+CONNECT_TIMEOUT = 0.8 * CLOSE_TIMEOUT  # seconds; to close, it waits for an attempt to connect
 
 Decoded = TypeVar("Decoded")
 
@@ -54,7 +55,7 @@ class FastStreamSubscription(Subscription):
         self._handle = handle
         self._prefetch = prefetch
         self._subscriber: RabbitSubscriber | None = None
-        self._connection: AbstractConnection | None = None
+        self._connecting: asyncio.Task[RobustConnection] | None = None
 
     @override
     async def _start(self) -> AmqpChannel:
@@ -76,7 +77,10 @@ class FastStreamSubscription(Subscription):
             no_reply=True,
         )
         self._subscriber(self._handle)
-        self._connection = await broker.connect()
+        # A task, because aio-pika never stops to connect if it is cancelled in the middle of that.
+        self._connecting = asyncio.create_task(broker.connect())
+        await asyncio.wait({self._connecting})
+        self._connecting.result()
         await broker.start()
         # This returns the queue that the subscriber has looked up, with the subscriber's channel.
         queue = await broker.declare_queue(self._queue)
@@ -91,8 +95,10 @@ class FastStreamSubscription(Subscription):
 
     @override
     async def _close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
+        if self._connecting is not None:
+            await asyncio.wait({self._connecting})
+            if self._connecting.exception() is None:
+                await self._connecting.result().close()
 
 
 class BuryPoison(BaseMiddleware[Any, Any]):
