@@ -1,1 +1,1 @@
-"""What the services share: channels, messages, topology, group commit, and the runtime of the senders."""
+"""The library that all services share: contracts, RabbitMQ, the process runtime, and sending."""

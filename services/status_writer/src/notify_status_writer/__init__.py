@@ -1,1 +1,1 @@
-"""Writes the results of deliveries to PostgreSQL, and tells what has changed."""
+"""The status writer: it writes the results of deliveries to PostgreSQL, and publishes status changes."""

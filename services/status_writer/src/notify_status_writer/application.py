@@ -36,7 +36,7 @@ POOL_SIZE = 2  # one connection for the results, one to look up dead deliveries
 def create_status_writer(
     settings: StatusWriterSettings, *, events: EventPublisher | None = None, tracing: Tracing | None = None
 ) -> Worker:
-    """Wire a status writer. `events` publishes what is committed, and `tracing` traces it, if not as `settings` say."""
+    """Wire a status writer; `events` and `tracing` replace those that `settings` describe."""
     broker, registry = create_broker(settings, ROLE), process_registry()
     engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)
@@ -73,7 +73,7 @@ def create_status_writer(
 
 @asynccontextmanager
 async def _ready(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Wait for the database, and close its connections at the end."""
+    """Wait for the database, and close its connections when the context ends."""
     try:
         await await_database(engine)
         yield

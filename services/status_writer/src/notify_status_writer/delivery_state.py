@@ -1,4 +1,4 @@
-"""What a result does to a delivery: pure rules, the same outcome in whatever order and however often results come."""
+"""The rules by which a result changes a delivery: pure functions, independent of the order and number of arrivals."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 
 ATTEMPT_RANK = {Outcome.SENT: 3, Outcome.FAILED: 2, Outcome.RETRYING: 1, Outcome.THROTTLED: 1}
-# No two final statuses share a rank: the order in which results come must not matter.
+# No two final statuses share a rank, because the order in which results arrive must not matter.
 STATUS_RANK = {
     DeliveryStatus.SENT: 5,
     DeliveryStatus.FAILED: 4,
@@ -21,7 +21,7 @@ STATUS_RANK = {
 
 @dataclass(frozen=True, slots=True)
 class DeliveryState:
-    """A row of `deliveries`, as far as results change it."""
+    """The columns of a delivery that results change, and its identity."""
 
     id: UUID
     notification_id: UUID
@@ -32,17 +32,17 @@ class DeliveryState:
     failures: int
 
     @property
-    def standing(self) -> tuple[bool, int, int]:
-        """What decides between two truths: the higher one stays.
+    def precedence(self) -> tuple[bool, int, int]:
+        """The precedence between two states of a delivery: the higher one wins.
 
-        Later rounds before earlier ones, final before not final; but `sent` is the truth whenever it comes: the
-        user has the message.
+        A later round wins over an earlier one, and a final status over one that is not. But `sent` always wins, because
+        the user has the message.
         """
         return (self.status is DeliveryStatus.SENT, self.round, STATUS_RANK[self.status])
 
 
 def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
-    """The delivery after `result`: the higher standing of what is stored and what is reported."""
+    """Return the delivery after `result`: the stored or the reported state, whichever has precedence."""
     reported = replace(
         delivery,
         status=result.outcome.status,
@@ -50,11 +50,11 @@ def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
         attempt=result.attempt,
         failures=result.failures,
     )
-    # Counters only grow: an overtaken result has still used its attempt, and a round that began has begun.
+    # Counters only grow: a result that was overtaken still used its attempt, and its round did begin.
     latest_round = max(delivery.round, reported.round)
     return replace(
         delivery,
-        status=max(delivery, reported, key=lambda state: state.standing).status,
+        status=max(delivery, reported, key=lambda state: state.precedence).status,
         round=latest_round,
         attempt=max(delivery.attempt, reported.attempt),
         failures=max(state.failures for state in (delivery, reported) if state.round == latest_round),
@@ -62,7 +62,7 @@ def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
 
 
 def best_attempts(results: Iterable[DeliveryResult]) -> dict[tuple[UUID, int], DeliveryResult]:
-    """One result per attempt: the first of those with the highest rank. `expired` is none: no provider was called."""
+    """Return one result per attempt, the first with the highest rank; `expired` is not an attempt."""
     best: dict[tuple[UUID, int], DeliveryResult] = {}
     for result in results:
         if result.outcome is Outcome.EXPIRED:

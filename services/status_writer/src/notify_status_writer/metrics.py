@@ -1,4 +1,4 @@
-"""What the status writer counts."""
+"""The metrics of the status writer."""
 
 import time
 
@@ -12,14 +12,14 @@ FINAL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 8
 
 
 class StatusWriterMetrics:
-    """Results, and how long deliveries took."""
+    """Counts results and observes how long deliveries took."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.results = Counter("notify_results_written", "Results applied, repeats included.", registry=registry)
-        self.results_together = batch_sizes(registry).labels("result messages").observe
+        self.results = Counter("notify_results_written", "Results applied, including repeats.", registry=registry)
+        self.observe_results_batch = batch_sizes(registry).labels("result messages").observe
         final = Histogram(
             "notify_accepted_to_final_seconds",
-            "From the acceptance of a notification to the final status of a delivery, its schedule included.",
+            "Time from the acceptance of a notification to the final status of a delivery, including its schedule.",
             ["channel", "status"], registry=registry, buckets=FINAL_BUCKETS,
         )  # fmt: skip
         self._final = {
@@ -30,7 +30,7 @@ class StatusWriterMetrics:
         }
 
     def changed(self, change: StatusChange) -> None:
-        """Note that a delivery has come to its end."""
+        """Observe the duration of a delivery that has become final."""
         if change.status.final:
             took = time.time() - accepted_at(change.notification_id)
             self._final[change.channel, change.status].observe(max(0.0, took))

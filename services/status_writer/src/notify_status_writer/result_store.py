@@ -1,4 +1,4 @@
-"""The statements that apply results: however many there are, one to lock, one to write."""
+"""Apply results with two statements, however many there are: one locks the deliveries, one writes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_status_writer.delivery_state import DeliveryState, advance, best_attempts
 
 COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
-# In id order: two writers that share deliveries can not deadlock.
-# The time is taken once all are locked: who asks for what has changed since must not find it in the past.
+# In id order, so that two writers that share deliveries cannot deadlock.
+# The time is taken after all locks are held, so that no change gets a time that a subscriber has already passed.
 LOCK = text(f"""
     WITH locked AS (
         SELECT {COLUMNS} FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
@@ -44,7 +44,7 @@ WRITE = text("""
         CAST(:a_finished_at AS timestamptz[]), CAST(:a_next_attempt_at AS timestamptz[]),
         CAST(:a_error_texts AS text[])
     )
-    -- Written once, and upgraded only by a higher rank: sent > failed > retrying, throttled.
+    -- An attempt is overwritten only by a higher rank: sent > failed > retrying, throttled.
     ON CONFLICT (delivery_id, attempt) DO UPDATE SET
         round = excluded.round, outcome = excluded.outcome, error_class = excluded.error_class,
         error_code = excluded.error_code, provider_message_id = excluded.provider_message_id,
@@ -59,7 +59,7 @@ WITH_ERROR = (DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a group of results has done."""
+    """The effect of a batch of results."""
 
     changes: Sequence[StatusChange]
     unknown: Sequence[DeliveryResult]
@@ -67,13 +67,13 @@ class Applied:
 
 
 class ResultStore:
-    """Applies results to deliveries and attempts."""
+    """The deliveries and attempts in PostgreSQL."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def apply(self, results: Sequence[DeliveryResult]) -> Applied:
-        """Apply all in one transaction; raises `DatabaseUnavailable` or `DataRejected`, and then none is applied."""
+        """Apply all results in one transaction, or none: raise `DatabaseUnavailable` or `DataRejected`."""
         ids = sorted({result.delivery_id for result in results})
         with database_errors():
             async with self._engine.begin() as connection:
@@ -102,7 +102,7 @@ class ResultStore:
                     error_code=error.error_code if error is not None else None,
                 )
                 for state in changed
-                # Another attempt under the same status is news, too, until the end has come.
+                # A further attempt is a change even if the status stays the same, unless that is final.
                 if state.status is not before[state.id].status or not state.status.final
                 for error in [errors.get((state.id, state.attempt)) if state.status in WITH_ERROR else None]
             ],
@@ -110,7 +110,7 @@ class ResultStore:
         )
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:
-        """The delivery as it is now, or None where there is none."""
+        """Return the delivery, or None if it does not exist."""
         with database_errors():
             async with self._engine.connect() as connection:
                 row = (await connection.execute(READ, {"id": delivery_id})).one_or_none()
@@ -130,7 +130,7 @@ def _state(row: Row[Any]) -> DeliveryState:
 
 
 def _columns(changed: Sequence[DeliveryState], attempts: Iterable[DeliveryResult]) -> dict[str, object]:
-    # Rows that conflict are locked as they are met: in id order here too.
+    # Conflicting rows are locked in the order in which they are inserted, so this is in id order, too.
     rows = sorted(attempts, key=lambda attempt: (attempt.delivery_id, attempt.attempt))
     return {
         "changed_ids": [state.id for state in changed],

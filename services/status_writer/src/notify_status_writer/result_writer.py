@@ -1,4 +1,4 @@
-"""Write results in batches: one transaction for what several messages report."""
+"""Write results in batches: one transaction for the results of several messages."""
 
 import logging
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from notify_status_writer.result_store import ResultStore
 
 log = logging.getLogger(__name__)
 
-MESSAGES_PER_TRANSACTION = 20  # of up to 200 results each
+MESSAGES_PER_TRANSACTION = 20  # each has up to 200 results
 FLUSH_INTERVAL = 0.01  # seconds
 
 
 class ResultWriter:
-    """A writer of what senders report, in batches."""
+    """Writes results in batches and publishes the status changes."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class ResultWriter:
         self._events = events
         self._metrics = metrics
         self._tracing = tracing
-        self._database_outage = Outage(log, "results can not be written")
+        self._database_outage = Outage(log, "results cannot be written")
         self._batcher = Batcher(
             self._flush,
             max_batch=MESSAGES_PER_TRANSACTION,
             flush_interval=FLUSH_INTERVAL,
             rejections=(DataRejected,),
-            observe=metrics.results_together,
+            observe=metrics.observe_results_batch,
         )
 
     async def write(self, results: Sequence[DeliveryResult]) -> None:
@@ -60,7 +60,7 @@ class ResultWriter:
 
     async def _flush(self, results: Sequence[DeliveryResult]) -> list[None]:
         with self._tracing.group("commit results", (result.traceparent for result in results)):
-            # The same results until they are committed: if later ones were acked first, these would be lost.
+            # Until these results are committed: if PostgreSQL stayed unavailable, giving up would lose them.
             applied = await self._database_outage.retry(lambda: self._store.apply(results), DatabaseUnavailable)
         for result in applied.unknown:
             await self.bury(result, "unknown delivery")
@@ -71,7 +71,7 @@ class ResultWriter:
         return [None for _ in results]
 
     async def bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or what cannot be read as one
-        """Return once the dead letters have the result."""
+        """Publish the result as a dead letter, and return once that is confirmed."""
         log.error("result goes to the dead letters", extra={"reason": reason})
         # A whole message, because it can then be requeued as it is once the cause is fixed.
         body = to_json(ResultsEnvelope(version=1, results=(result,)))

@@ -1,4 +1,4 @@
-"""Subscribers to the results of deliveries, and to dead letters, whose deliveries have to be ended."""
+"""The subscribers to results and to dead letters."""
 
 import logging
 from collections.abc import Set
@@ -37,7 +37,7 @@ DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
 
 
 async def decode_results(message: RabbitMessage) -> ResultsEnvelope:
-    """Return the message with its items unread; raise `PoisonMessage` if it has none."""
+    """Return the message with unparsed items; raise `PoisonMessage` if it is unreadable."""
     try:
         return ResultsEnvelope.model_validate_json(message.body)
     except ValidationError:
@@ -52,7 +52,7 @@ class ResultsSubscriber:
         self._tracing = tracing
 
     async def handle(self, envelope: ResultsEnvelope) -> None:
-        """Return once every result is committed, or is a dead letter because it can never be stored."""
+        """Return once every result is committed, or dead-lettered if it can never be stored."""
         results: list[DeliveryResult] = []
         for item in envelope.results:
             try:
@@ -69,20 +69,20 @@ class ResultsSubscriber:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that could not be handled, as far as it can be read."""
+    """A dead letter, as far as it is readable."""
 
     message_id: str | None
     queues: Set[str]
-    """The queue in which it was found to be dead, and those in which it had waited."""
+    """The queue in which it died, and the retry queues in which it waited before."""
     request: DeliveryRequested | None
     delivery_id: UUID | None
-    """From the headers, in case the body is unreadable; `round` likewise."""
+    """From the headers, for a message with an unreadable body; so is `round`."""
     round: int | None
     traceparent: str | None
 
 
 async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
-    """Return what the body says, or what the headers say if the body is unreadable."""
+    """Return the content of the body, or that of the headers if the body is unreadable."""
     headers = message.headers
     request = delivery_id = None
     try:
@@ -102,15 +102,15 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
 
 
 class DeadLetterSubscriber:
-    """The subscriber to dead letters: it ends their deliveries, so that none stays open for ever.
+    """The subscriber to dead letters: it ends their deliveries, which would otherwise stay open for ever.
 
-    It consumes a copy of the dead letters; the archive keeps the other.
+    It consumes one copy of each dead letter; the archive keeps another.
     """
 
     def __init__(self, store: ResultStore, writer: ResultWriter) -> None:
         self._store = store
         self._writer = writer
-        self._database_outage = Outage(log, "dead deliveries can not be looked up")
+        self._database_outage = Outage(log, "dead deliveries cannot be looked up")
 
     async def handle(self, letter: DeadLetter) -> None:
         """End the delivery as failed (class poison). A dead result says nothing about its delivery."""

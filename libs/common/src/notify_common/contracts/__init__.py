@@ -1,1 +1,1 @@
-"""What all services agree on: messages, channels, ids and the RabbitMQ topology. Importing it connects to nothing."""
+"""The contracts between the services: messages, channels, ids and the RabbitMQ topology."""

@@ -65,7 +65,7 @@ WebhookRecipient = Annotated[
 
 
 class Recipients(BaseModel):
-    """Where to reach the user: one optional field per channel, with the name of the channel."""
+    """The recipients of a notification: one optional field per channel, with the name of the channel."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -56,7 +56,7 @@ class Outcome(StrEnum):
 
 
 class ErrorClass(StrEnum):
-    """Why an attempt failed, in terms of what it means for the delivery, not in the provider's terms."""
+    """The class of an error: what it means for the delivery, whatever the provider calls it."""
 
     TEMPORARY = "temporary"
     PERMANENT = "permanent"

@@ -10,10 +10,10 @@ TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9
 
 
 def read_traceparent(text: object) -> str | None:
-    """The text, where it is a `traceparent`: it comes from others."""
+    """Return `text` if it is a valid `traceparent`, because it may come from a client; None otherwise."""
     return text if isinstance(text, str) and TRACEPARENT.fullmatch(text) else None
 
 
 def trace_id(traceparent: str | None) -> str | None:
-    """By which the trace is found: 32 hexadecimal digits."""
+    """Return the id of the trace: 32 hexadecimal digits."""
     return None if traceparent is None else traceparent.split("-")[1]

@@ -41,7 +41,7 @@ class DeliveryTags:
         while self.through + 1 in self.beyond:
             self.through += 1
             self.beyond.remove(self.through)
-        # Rejects come first: an ack of multiple messages must not include one that is to be rejected.
+        # Rejects come first, so that an ack of multiple messages cannot include a rejected one.
         rejects = [spec.Basic.Reject(delivery_tag=tag, requeue=False) for tag in rejected]
         acks = [spec.Basic.Ack(delivery_tag=tag) for tag in acked if tag > self.through]
         without_gap = [tag for tag in acked if tag <= self.through]

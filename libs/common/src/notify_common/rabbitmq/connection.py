@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: settings, waiting for the broker, channels."""
+"""Connections to RabbitMQ: settings, the broker object, channels, and errors."""
 
 import asyncio
 import logging
@@ -21,18 +21,17 @@ from notify_common.runtime.settings import EnvironmentSettings
 
 log = logging.getLogger(__name__)
 
-MINIMUM_VERSION = (3, 10)  # the first with at-least-once dead lettering
 RECONNECT_INTERVAL = 1.0  # seconds
-HEARTBEAT = 10  # seconds; a connection that is silently gone is noticed after about three
+HEARTBEAT = 10  # seconds; a dead connection is detected after about three heartbeats
 
-# What a broker that is away, going away or refusing raises. ChannelInvalidStateError is no AMQPError.
+# The errors of an unavailable broker. ChannelInvalidStateError is not an AMQPError.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
-# aiormq raises these, of no class of its own, for some of what a lost connection takes along.
+# aiormq raises plain instances of these for some calls that a lost connection interrupts.
 PLAIN_ERRORS = (Exception, RuntimeError)
 
 
 class RabbitSettings(EnvironmentSettings):
-    """Where RabbitMQ is."""
+    """The address and credentials of RabbitMQ."""
 
     rabbitmq_host: str = "localhost"
     rabbitmq_port: int = Field(5672, ge=1, le=65535)
@@ -41,9 +40,9 @@ class RabbitSettings(EnvironmentSettings):
     rabbitmq_vhost: str = "/"
 
     def amqp_url(self, role: str = "") -> str:
-        """The AMQP URI, password included (https://www.rabbitmq.com/docs/uri-spec).
+        """Return the AMQP URI, including the password (https://www.rabbitmq.com/docs/uri-spec).
 
-        The management UI then shows the connection as `role@host`.
+        The management UI shows the connection as `role@host`.
         """
         user, vhost = quote(self.rabbitmq_user, safe=""), quote(self.rabbitmq_vhost, safe="")
         password = quote(self.rabbitmq_password.get_secret_value(), safe="")
@@ -52,11 +51,11 @@ class RabbitSettings(EnvironmentSettings):
 
 
 def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
-    """A broker that keeps a connection and reconnects by itself."""
+    """Return a broker that keeps a connection and reconnects automatically."""
     outage = Outage(log, "the connection to rabbitmq is lost")
 
     def lost(connection: AbstractConnection | None, error: BaseException | None) -> None:
-        """Called for the loss, then for each try to reconnect that fails."""
+        """Handle the loss, then each failed attempt to reconnect."""
         if error is None or isinstance(error, asyncio.CancelledError):
             return
         wait = outage.failed(repr(error))
@@ -98,7 +97,7 @@ async def wait_unless_closed(channel: Channel, awaited: "asyncio.Future[Any]") -
 
 
 async def run_unless_closed(channel: Channel, writing: Coroutine[Any, Any, None]) -> None:
-    """Run what waits for room in the write queue; raise if the channel closes first, because nobody makes room then."""
+    """Run `writing`, which waits for room in the write queue; raise `ConnectionError` if the channel closes first."""
     task = asyncio.create_task(writing)
     try:
         await wait_unless_closed(channel, task)
@@ -111,20 +110,20 @@ async def run_unless_closed(channel: Channel, writing: Coroutine[Any, Any, None]
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """Turn what a broker that is away raises into `BrokerUnavailable`."""
+    """Raise `BrokerUnavailable` instead of the errors of an unavailable broker."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, BROKER_ERRORS) and type(error) not in PLAIN_ERRORS:
             raise
         if _is_being_cancelled():
-            # aiormq puts the loss of the connection in the place of a cancellation that comes with it.
+            # aiormq replaces a cancellation by the loss of the connection, if both happen together.
             raise asyncio.CancelledError from error
         raise BrokerUnavailable(repr(error)) from error
     except asyncio.CancelledError as error:
         if _is_being_cancelled():
             raise
-        # Not meant for this task: aiormq cancels, too, what waits on a connection that does not answer its heartbeats.
+        # Nobody cancelled this task: aiormq cancels whatever waits on a connection that misses its heartbeats.
         raise BrokerUnavailable("the connection is stuck") from error
 
 

@@ -1,4 +1,4 @@
-"""Dead letters: messages that can never be handled, kept in `notifications.dead` with the reason."""
+"""Dead letters: messages that can never be handled, stored in `notifications.dead` with the reason."""
 
 import logging
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 REASON_HEADER = "dead_reason"
 QUEUE_HEADER = "dead_queue"
-# Written by RabbitMQ when it dead-letters by itself, one entry per queue (a retry queue is one too):
+# RabbitMQ writes this header when it dead-letters a message; it has one entry per queue, retry queues included:
 # https://www.rabbitmq.com/docs/dlx#effects
 DEATHS_HEADER = "x-death"
 
 
 class ReceivedMessage(Protocol):
-    """A message as any of the libraries has received it."""
+    """A message as received, by any of the libraries."""
 
     body: Any
     headers: Mapping[str, Any]
@@ -28,9 +28,9 @@ class ReceivedMessage(Protocol):
 
 
 async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, error: Exception, *, queue: str) -> bool:
-    """Log why a message cannot be handled, and bury it; return whether the dead letters have it.
+    """Log why a message cannot be handled, and publish it as a dead letter; return whether that succeeded.
 
-    If they do not, RabbitMQ can still move the message there by itself, without the reason.
+    If not, the caller can reject the message, so that RabbitMQ dead-letters it without the reason.
     """
     fields = _log_fields(message, queue)
     if isinstance(error, PoisonMessage):
@@ -42,7 +42,7 @@ async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, e
     try:
         await bury(publisher, message.body, queue=queue, reason=reason, headers=message.headers)
     except Exception:
-        # For one, there are headers that can be received but not published.
+        # For example, some headers can be received but not published.
         log.exception("reason is not kept", extra=fields)
         return False
     return True
@@ -58,19 +58,19 @@ def _log_fields(message: ReceivedMessage, queue: str) -> dict[str, object]:
 async def bury(
     publisher: ConfirmedPublisher, body: bytes, *, queue: str, reason: str, headers: Mapping[str, Any] | None = None
 ) -> None:
-    """Return once the dead letters have the message, which came from `queue`."""
-    told = {**original_headers(headers or {}), REASON_HEADER: reason, QUEUE_HEADER: queue}
-    await publisher.publish_until_confirmed([OutgoingMessage(topology.DEAD, "", body, told)])
+    """Publish a message that came from `queue` as a dead letter, and return once that is confirmed."""
+    dead_headers = {**original_headers(headers or {}), REASON_HEADER: reason, QUEUE_HEADER: queue}
+    await publisher.publish_until_confirmed([OutgoingMessage(topology.DEAD, "", body, dead_headers)])
 
 
 def original_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """What the publisher had given, without what RabbitMQ and a death have added."""
+    """Return the headers of the original publisher, without those that dead-lettering added."""
     ours = (REASON_HEADER, QUEUE_HEADER)
     return {name: value for name, value in headers.items() if name not in ours and not name.startswith("x-")}
 
 
 def queues_of_death(headers: Mapping[str, Any]) -> set[str]:
-    """Where the message was found to be dead, and where else it has waited."""
+    """Return the queue in which the message died, and the retry queues in which it waited before."""
     deaths = headers.get(DEATHS_HEADER) or []
     queues = {str(death.get("queue")) for death in deaths}
     return queues | {str(headers[QUEUE_HEADER])} if QUEUE_HEADER in headers else queues

@@ -1,8 +1,8 @@
-"""FastStream subscribers that survive whatever happens to their connection, channel, consumer and queue.
+"""FastStream subscribers that survive the loss of their connection, channel, consumer or queue.
 
-Each subscriber has a broker, and so a connection, to itself: `broker.start()` starts all subscribers of a broker again,
-and one missing queue would keep the others from starting. `prepare_topology` declares the queue on another connection,
-because FastStream ignores a subscriber's channel if its broker has declared the queue before.
+Each subscriber has a separate broker, and so a separate connection: `broker.start()` restarts all subscribers of a
+broker, and one missing queue would keep the others from starting. `prepare_topology` declares the queue on another
+connection, because FastStream ignores a subscriber's channel if its broker has declared the queue before.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ Decoded = TypeVar("Decoded")
 
 
 class FastStreamSubscription(Subscription):
-    """A FastStream subscriber with a broker of its own.
+    """A FastStream subscriber with a separate broker.
 
-    `decode` turns the message into what `handle` takes. Both must be coroutine functions, because FastStream would run
-    others in threads.
+    `decode` turns the message into the argument of `handle`. Both must be coroutine functions, because FastStream runs
+    other functions in threads.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FastStreamSubscription(Subscription):
     ) -> None:
         super().__init__(queue, publisher, graceful_timeout=graceful_timeout)
         self._url = settings.amqp_url(role)
-        # `Subscription` starts anew after a loss. If aio-pika restored the queue as well, there would be two consumers.
+        # `Subscription` restarts after a loss. If aio-pika restored the queue as well, there would be two consumers.
         self._queue = RabbitQueue(queue, declare=False, robust=False)
         self._decode = decode
         self._handle = handle
@@ -70,7 +70,7 @@ class FastStreamSubscription(Subscription):
         )
         self._subscriber = broker.subscriber(
             self._queue,
-            # Without a channel of its own, the subscriber would share one that has no prefetch limit.
+            # Without this, the subscriber would share the broker's channel, which has no prefetch limit.
             channel=Channel(prefetch_count=self._prefetch),
             decoder=self._decode,
             ack_policy=AckPolicy.REJECT_ON_ERROR,
@@ -106,7 +106,7 @@ class BuryPoison(BaseMiddleware[Any, Any]):
 
     def __init__(self, message: Any, /, *, context: ContextRepo, queue: str, publisher: ConfirmedPublisher) -> None:  # noqa: ANN401
         super().__init__(message, context=context)
-        self._message = message  # as received: FastStream gives a message without an id one of its own
+        self._message = message  # as received: FastStream generates an id for a message without one
         self._queue = queue
         self._publisher = publisher
 

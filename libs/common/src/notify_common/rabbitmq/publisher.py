@@ -34,7 +34,7 @@ class OutgoingMessage:
 
 
 class ConfirmedPublisher:
-    """A publisher with a channel of its own; it opens another one after each loss of the broker's connection."""
+    """A publisher with a separate channel, which it opens again after each loss of the broker's connection."""
 
     def __init__(self, broker: RabbitBroker) -> None:
         self._broker = broker
@@ -42,10 +42,10 @@ class ConfirmedPublisher:
         self._opening = asyncio.Lock()
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
-        """Return when the fate of each message is known: None if the broker has it.
+        """Publish, and return for each message None if the broker confirmed it, else why it did not.
 
         There is no timeout: under a memory alarm the broker accepts messages late, and a second copy published in the
-        meantime would be sent twice. A connection that is gone is noticed by its heartbeat.
+        meantime would be sent twice. The heartbeat detects a dead connection.
         """
         publishes = [_publish(message) for message in messages]
         try:
@@ -61,7 +61,7 @@ class ConfirmedPublisher:
             failure = PublishFailed(str(unavailable))
             return [failure for _ in messages]
         try:
-            # What is not confirmed when the channel closes never will be.
+            # After the channel has closed, no further confirm can arrive.
             await wait_unless_closed(channel, asyncio.gather(*confirmations, return_exceptions=True))
         finally:
             forget_publishes(channel, publishes)

@@ -1,9 +1,9 @@
-"""Publish a batch with one write: the only module that reaches below aiormq's public interface.
+"""Publish a batch with one write. This is the only module that reaches below aiormq's public interface.
 
-aiormq's own `basic_publish` writes each message by itself, and needs a task for each confirm. With one write for a
-batch, a publish costs a fraction of that (`docs/decisions/0008-one-write-per-group.md`). What is used here is what
-`basic_publish` uses: the channel's lock, delivery tags, confirmations and write queue. The version of aiormq is locked,
-and the tests refuse, return, cut off and freeze publishes against a real broker.
+aiormq's `basic_publish` writes each message separately and needs a task for each confirm. One write per batch costs a
+fraction of that (`docs/decisions/0008-one-write-per-group.md`). This module uses what `basic_publish` uses: the
+channel's lock, delivery tags, confirmations and write queue. The version of aiormq is locked, and the tests reject,
+return, interrupt and freeze publishes on a real broker.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ Publish = tuple[spec.Basic.Publish, spec.Basic.Properties, bytes]
 
 
 async def write_publishes(channel: Channel, publishes: Sequence[Publish]) -> "list[asyncio.Future[Any]]":
-    """Publish with one write; return the confirmations, which fail if a message is refused or returned.
+    """Publish with one write; return the confirmations, which fail if a message is rejected or returned.
 
     Call `forget_publishes` once they are no longer awaited.
     """
     frames: list[FrameType | ContentBody] = []
     for publish, properties, body in publishes:
-        size = channel.max_content_size if channel.max_content_size > 0 else len(body) or 1  # 0: no limit is agreed on
+        size = channel.max_content_size if channel.max_content_size > 0 else len(body) or 1  # 0: there is no limit
         parts = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
         frames += [publish, ContentHeader(properties=properties, body_size=len(body)), *parts]
     payload = ChannelFrame.marshall(channel.number, frames)
     loop = asyncio.get_running_loop()
     async with channel.lock:
-        # RabbitMQ counts what is published on a channel; from here on, each message has its number.
+        # RabbitMQ confirms messages by their number on the channel, so each message gets its number here.
         first = channel.delivery_tag + 1
         confirmations = {first + number: loop.create_future() for number in range(len(publishes))}
         channel.delivery_tag += len(publishes)
@@ -45,7 +45,7 @@ async def write_publishes(channel: Channel, publishes: Sequence[Publish]) -> "li
 
 
 def forget_publishes(channel: Channel, publishes: Sequence[Publish]) -> None:
-    """Forget which message is which, once none of them can be returned any more."""
+    """Forget the ids of the messages, once none of them can be returned any more."""
     for message_id in _message_ids(publishes):
         channel.message_id_delivery_tag.pop(message_id, None)
 

@@ -1,4 +1,4 @@
-"""Subscriptions: the life of a consumer, whichever library reads its queue."""
+"""Subscriptions: the lifecycle of a consumer, independent of the library that consumes."""
 
 import asyncio
 import logging
@@ -20,12 +20,11 @@ CLOSE_TIMEOUT = 5.0  # seconds
 
 
 class Subscription(ABC):
-    """A consumer of one queue, which is started anew whenever it has ended.
+    """A consumer of one queue, which is restarted whenever it ends.
 
     A message is acked once its handler returns, and not before everything that follows from it is confirmed or
     committed. If its connection is lost, the handler is cancelled and the message is delivered again. If the handler
-    raises `PoisonMessage`, or fails with a bug, the message goes to the dead letters: requeued, it would come back at
-    once, for ever.
+    raises `PoisonMessage`, or fails with a bug, the message is dead-lettered, because it would fail again and again.
     """
 
     def __init__(self, queue: str, publisher: ConfirmedPublisher, *, graceful_timeout: float) -> None:
@@ -63,7 +62,7 @@ class Subscription(ABC):
 
     @property
     def alive(self) -> bool:
-        """Whether a channel holds the consumer, as far as is known here."""
+        """True if a channel holds the consumer, as far as this process knows."""
         return self._channel is not None and not self._channel.is_closed and bool(self._channel.consumers)
 
     async def problem(self) -> str | None:
@@ -79,7 +78,7 @@ class Subscription(ABC):
         try:
             with broker_errors():
                 async with asyncio.timeout(CHECK_TIMEOUT):
-                    # A channel of its own, because aiormq closes a channel on which a call timed out.
+                    # On a separate channel, because aiormq closes a channel on which a call times out.
                     probe = await channel.connection.channel(publisher_confirms=False)
                     declared = await probe.queue_declare(self.queue, passive=True)
                     await probe.close()
@@ -111,12 +110,12 @@ class Subscription(ABC):
         try:
             async with asyncio.timeout(self._graceful_timeout):
                 if self._channel is not None and not self._channel.is_closed:
-                    # What is delivered from here on could not be handled any more.
+                    # A message that is delivered from here on could no longer be handled.
                     for consumer_tag in list(self._channel.consumers):
                         await self._channel.basic_cancel(consumer_tag, nowait=True)
                 await self._finish()
         finally:
-            # What is not acked by now is delivered again.
+            # RabbitMQ redelivers what is not acked by now.
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._close()
 

@@ -1,4 +1,4 @@
-"""A service that consumes: prepare, consume until told to stop, finish what is in flight."""
+"""A service that consumes: it starts, consumes until it is stopped, and finishes what is in flight."""
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ class Worker:
     stopping: Callable[[], None] = lambda: None
     """Called before handlers are given their time to finish."""
     drained: Callable[[], Awaitable[None]] | None = None
-    """Waits for what outlives the handlers whose connection was lost."""
+    """Waits for work that continues although the connection of its handler was lost."""
     before_scrape: Callable[[], Awaitable[None]] | None = None
     graceful_timeout: float
 
@@ -47,19 +47,19 @@ class Worker:
 
     async def work(self, stop: asyncio.Event) -> None:
         """Consume until `stop`, then finish what is in flight."""
-        told_to_stop = asyncio.create_task(stop.wait())
+        stopping = asyncio.create_task(stop.wait())
         async with AsyncExitStack() as stack:
             starting = asyncio.create_task(stack.enter_async_context(self.running()))
-            await asyncio.wait({starting, told_to_stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 starting.cancel()
                 await asyncio.wait({starting})
                 return
             tasks = starting.result()
-            ended, _ = await asyncio.wait({told_to_stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping: finishing what is in flight")
         for task in ended:
-            task.result()  # a subscription that has ended by itself: its error ends the process
+            task.result()  # if a subscription has failed, its error ends the process
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[list[asyncio.Task[None]]]:

@@ -1,1 +1,1 @@
-"""What every service process needs: settings, logging, metrics, tracing, health and batching."""
+"""The runtime of every service process: settings, logging, metrics, tracing, health and batching."""

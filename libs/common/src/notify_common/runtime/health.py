@@ -22,7 +22,7 @@ class ConsumedQueue(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the queue is consumed from, as far as is known here."""
+        """True if the queue is being consumed, as far as this process knows."""
 
     async def problem(self) -> str | None:
         """Return why nothing is consumed, or None."""

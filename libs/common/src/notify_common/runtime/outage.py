@@ -10,7 +10,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 5.0  # seconds
-JITTER = 0.3  # of a wait: processes that fail together must not come back together
+JITTER = 0.3  # as a share of the wait, so that processes that fail together do not retry together
 REMINDER_INTERVAL = 60.0  # seconds
 
 

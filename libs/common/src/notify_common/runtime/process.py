@@ -43,7 +43,7 @@ async def serve(
     also: tuple[str, int] | None = None,
     stopping: Callable[[], None] | None = None,
 ) -> None:
-    """Serve `app` and run `work` until SIGTERM or SIGINT, then set the event and wait for `work` to finish.
+    """Serve `app` and run `work` until SIGTERM or SIGINT, then set its event and wait for it to finish.
 
     `also` is a second address, for what is not public; the scope tells `app` which one received the request. `stopping`
     is called to end responses that would not end by themselves.

@@ -27,7 +27,7 @@ class Span:
         """Mark the step as failed."""
 
     def end(self) -> None:
-        """End the step; a context manager does so by itself."""
+        """End the step; leaving the context does so too."""
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +57,7 @@ class Tracing:
         return UNRECORDED if parent is None else Span(parent)
 
     def group(self, name: str, members: Iterable[str | None]) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Trace what is done at once for all `members`, as a trace of its own that is linked to theirs."""
+        """Trace what is done for all `members` together, as a separate trace that is linked to theirs."""
         return nullcontext()
 
 

@@ -32,7 +32,7 @@ class ProviderResponse:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result to report and, if the delivery is to be retried, the request for the next attempt."""
+    """The result to report and, if the delivery will be retried, the request for the next attempt."""
 
     result: DeliveryResult
     next_request: DeliveryRequested | None = None

@@ -23,7 +23,7 @@ LONGEST_OPEN = timedelta(seconds=30)  # at a time: a provider that asks for more
 
 @dataclass(frozen=True)
 class ProviderLimits:
-    """What a provider accepts; a rate of 0 is no limit."""
+    """The limits of a provider; a rate of 0 is no limit."""
 
     concurrency: int
     """Concurrent calls."""
@@ -61,12 +61,12 @@ class CircuitBreaker:
 
     @property
     def open(self) -> bool:
-        """Whether the circuit is open or half-open."""
+        """True if the circuit is open or half-open."""
         return self.open_until is not None
 
     @property
     def idle(self) -> bool:
-        """Whether a new circuit breaker could replace this one."""
+        """True if a new circuit breaker could replace this one."""
         return not self._users and (self.open_until is None or self.open_until < _now())
 
     def stop(self) -> None:
@@ -80,7 +80,7 @@ class CircuitBreaker:
     async def admission(
         self, recipient: str, timeout: float, *, even_if_open: bool = False
     ) -> AsyncIterator["Admission | None"]:
-        """Yield an admission for one call, or None if there is none within `timeout` seconds."""
+        """Yield an admission for one call, or None if `timeout` seconds pass without one."""
         with ExitStack() as held:
             self._users += 1
             held.callback(self._leave)
@@ -89,7 +89,7 @@ class CircuitBreaker:
                 with suppress(TimeoutError):
                     admission = await self._admit(held, recipient, timeout, even_if_open=even_if_open)
             if admission is None:
-                held.close()  # what was acquired before the timeout
+                held.close()  # gives back what was acquired before the timeout
             yield admission
 
     def record(self, decision: Decision, *, trial: bool) -> None:
@@ -99,7 +99,7 @@ class CircuitBreaker:
             return
         unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
         if unavailable or (trial and result.error_class in INCONCLUSIVE):
-            # Other calls that were in flight when the circuit opened tell nothing new.
+            # Calls that were already in flight when the circuit opened carry no new information.
             if self.open_until is None or trial:
                 retry_after = failure.retry_after if isinstance(failure, Throttled) else None
                 requested = min(retry_after or timedelta(), LONGEST_OPEN)
@@ -129,7 +129,7 @@ class CircuitBreaker:
         return Admission(self, trial)
 
     async def _closed_or_trial(self) -> bool:
-        """Return False when the circuit is closed, or True when this call is to be the trial."""
+        """Return False when the circuit is closed, or True when this call is the trial."""
         while self.open_until is not None:
             until_trial = None if self._trial_running else self.open_until - _now()
             if until_trial is not None and until_trial <= 0:

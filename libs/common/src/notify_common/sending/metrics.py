@@ -34,9 +34,9 @@ class SenderMetrics:
             ["channel"], registry=registry,
         ).labels(channel)  # fmt: skip
         sizes = batch_sizes(registry)
-        self.results_together = sizes.labels("results").observe
-        self.parked_together = sizes.labels("parkings").observe
-        self.parked = Counter(
+        self.observe_results_batch = sizes.labels("results").observe
+        self.observe_retries_batch = sizes.labels("parkings").observe
+        self.retries_scheduled = Counter(
             "notify_parked", "Messages published to a retry queue.", ["channel"], registry=registry
         ).labels(channel)
 

@@ -44,7 +44,7 @@ class WaitingRetries:
         try:
             with broker_errors():
                 async with asyncio.timeout(TIMEOUT):
-                    # A channel of its own, because aiormq closes a channel on which a call timed out.
+                    # On a separate channel, because aiormq closes a channel on which a call times out.
                     channel = await open_channel(self._broker, publisher_confirms=False)
                     declared = [await channel.queue_declare(queue, passive=True) for queue in self._queues]
                     await channel.close()

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 LONGEST_DELAY = timedelta(hours=1)
 MAX_WAIT = timedelta(hours=24)
-TOLERANCE = 1.05  # of a wait
+TOLERANCE = 1.05  # a factor
 
 
 class RetrySchedule:

@@ -1,4 +1,4 @@
-"""A sender: reads one channel's deliveries, attempts each, reports its result and parks its next attempt."""
+"""A sender: make one attempt per message, report its result, and schedule a retry if there is one."""
 
 import asyncio
 import logging
@@ -28,17 +28,15 @@ from notify_common.sending.retry_schedule import RetrySchedule
 
 log = logging.getLogger(__name__)
 
-RESULTS_PER_MESSAGE = 200
-RETRIES_PER_WRITE = 200
+MAX_RESULTS_PER_MESSAGE = 200
+MAX_RETRIES_PER_PUBLISH = 200
 FLUSH_INTERVAL = 0.01  # seconds
 REMEMBERED_ATTEMPTS = 10_000
-
-
-LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
+LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 
 
 class Sender:
-    """Handles the messages of one channel. It has no database: what it finds out leaves as messages."""
+    """Handles the messages of one channel. It has no database: it publishes results and retries as messages."""
 
     def __init__(
         self,
@@ -65,22 +63,34 @@ class Sender:
         metrics.in_flight.set_function(self._attempts.in_progress)
         self._results = Batcher(
             self._publish_results,
-            max_batch=RESULTS_PER_MESSAGE,
+            max_batch=MAX_RESULTS_PER_MESSAGE,
             flush_interval=FLUSH_INTERVAL,
-            observe=metrics.results_together,
+            observe=metrics.observe_results_batch,
         )
         self._retries = Batcher(
             self._publish_retries,
-            max_batch=RETRIES_PER_WRITE,
+            max_batch=MAX_RETRIES_PER_PUBLISH,
             flush_interval=FLUSH_INTERVAL,
-            observe=metrics.parked_together,
+            observe=metrics.observe_retries_batch,
         )
 
     async def handle(self, message: Message) -> None:
-        """Handle one message to its end: its result, and its next attempt if there is one, are confirmed then."""
-        await self._deliver(self._read(message))
+        """Handle one message: return once its result, and its retry if there is one, are confirmed."""
+        request, now = self._parse(message), utc_now()
+        if request.not_before is not None and request.not_before > now:
+            # It left its retry queue early, because no queue has exactly the delay that was wanted.
+            while not await self._enqueue(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
+                await asyncio.sleep(RECONNECT_INTERVAL)
+            return
+        with self._attempts.attempt(request) as attempt:
+            decision = await asyncio.shield(attempt.running)
+            if decision.next_request is not None:
+                ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
+                await self._schedule_retry(attempt, decision.next_request, ended_at)
+                if isinstance(decision, Decision):
+                    attempt.next_is_scheduled(decision)
 
-    def _read(self, message: Message) -> DeliveryRequested:
+    def _parse(self, message: Message) -> DeliveryRequested:
         try:
             request = DeliveryRequested.model_validate_json(message.body)
         except ValidationError as error:
@@ -92,34 +102,20 @@ class Sender:
         return request if traceparent is None else request.model_copy(update={"traceparent": traceparent})
 
     async def drained(self) -> None:
-        """Return when every attempt has ended and is reported, those of lost connections too."""
+        """Return when every attempt has ended and is reported, including those of lost connections."""
         await self._attempts.drained()
 
-    async def _deliver(self, request: DeliveryRequested) -> None:
-        now = utc_now()
-        if request.not_before is not None and request.not_before > now:
-            while not await self._schedule(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
-                await asyncio.sleep(RECONNECT_INTERVAL)
-            return
-        with self._attempts.attempt(request) as attempt:
-            decision = await asyncio.shield(attempt.running)
-            if decision.next_request is not None:
-                ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
-                await self._schedule_next(attempt, decision.next_request, ended_at)
-                if isinstance(decision, Decision):
-                    attempt.next_is_scheduled(decision)
-
-    async def _schedule_next(
+    async def _schedule_retry(
         self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime
     ) -> None:
-        """Return once the broker has the next attempt, whichever message of this one has put it there.
+        """Return once the broker has the retry, even if another message of this attempt has scheduled it.
 
-        Only a message whose connection lives tries again: with the connection it would belong to whoever gets it next.
+        If the connection of this message is lost, this is cancelled, and the redelivered message schedules the retry.
         """
         while True:
             if attempt.scheduling is None or (attempt.scheduling.done() and not attempt.scheduling.result()):
-                # From the end of the attempt on: the wait is then exactly one rung.
-                attempt.scheduling = asyncio.create_task(self._schedule(request, finished_at))
+                # The wait counts from the end of the attempt, so that it matches the delay of one queue exactly.
+                attempt.scheduling = asyncio.create_task(self._enqueue(request, finished_at))
             if await asyncio.shield(attempt.scheduling):
                 return
             await asyncio.sleep(RECONNECT_INTERVAL)
@@ -127,7 +123,7 @@ class Sender:
     async def _attempt_and_report(self, request: DeliveryRequested) -> Decision | Postponed:
         with self._tracing.begin(f"attempt {self._channel}", request.traceparent, "consumer") as span:
             if self._tracing.on:
-                # What follows from the attempt says so: its result, and the next attempt.
+                # The result and the next attempt follow from this span.
                 request = request.model_copy(update={"traceparent": span.traceparent})
             if self._breakers is None or simulated_behaviour(request.recipient):
                 decision: Decision | Postponed = await self._attempt(request)
@@ -137,10 +133,10 @@ class Sender:
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
                 return decision
-            # Also where the message's connection is gone: that the provider has sent is the truth, whoever tries next.
+            # Reported even if the connection of the message is lost, because the provider has sent.
             await self._results.submit(decision.result)
             self._metrics.ended(decision.result)
-            self._tell(request, decision.result, span)
+            self._log_attempt(request, decision.result, span)
             return decision
 
     async def _attempt(self, request: DeliveryRequested) -> Decision:
@@ -175,7 +171,7 @@ class Sender:
         waiting_since = since or (now if breaker.open else None)
         return Postponed(request.model_copy(update={"not_before": not_before, "waiting_since": waiting_since}))
 
-    async def _schedule(self, request: DeliveryRequested, now: datetime) -> bool:
+    async def _enqueue(self, request: DeliveryRequested, now: datetime) -> bool:
         """Publish the request to a retry queue, where it occupies no worker; return whether that is confirmed."""
         wait = (request.not_before or now) - now
         routing_key = topology.retry_routing_key(self._retry_schedule.queue_delay(wait))
@@ -183,14 +179,14 @@ class Sender:
         message = OutgoingMessage(self._retry_exchange, routing_key, body, request.headers())
         failure = await self._retries.submit(message)
         if failure is None:
-            self._metrics.parked.inc()
+            self._metrics.retries_scheduled.inc()
         return failure is None
 
     async def _publish_retries(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
         return await self._publisher.publish(messages)
 
     async def _publish_results(self, results: Sequence[DeliveryResult]) -> list[None]:
-        # Results repeat harmlessly; a lost one would leave its delivery open.
+        # Published until confirmed: a repeated result is harmless, but a lost one would leave its delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
         with self._tracing.group("publish results", (result.traceparent for result in results)):
             await self._publisher.publish_until_confirmed(
@@ -198,17 +194,17 @@ class Sender:
             )
         return [None for _ in results]
 
-    def _tell(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
-        """One line for each attempt that was made; of those that have sent, only where all is told."""
-        level = LEVELS.get(result.outcome, logging.INFO)
+    def _log_attempt(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
+        """Log one line per attempt; successes are logged at DEBUG only."""
+        level = LOG_LEVELS.get(result.outcome, logging.INFO)
         if self._tracing.on:
-            span.set({f"notify.{name}": value for name, value in _fields(request, result).items()})
+            span.set({f"notify.{name}": value for name, value in _log_fields(request, result).items()})
         if log.isEnabledFor(level):
             trace = {"trace_id": trace_id(request.traceparent)} if request.traceparent else {}
-            log.log(level, "%s", result.outcome.value, extra={**_fields(request, result), **trace})
+            log.log(level, "%s", result.outcome.value, extra={**_log_fields(request, result), **trace})
 
 
-def _fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:
+def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:
     fields = {
         "notification_id": str(request.notification_id), "delivery_id": str(request.delivery_id),
         "channel": request.channel.value, "round": request.round, "attempt": result.attempt,

@@ -27,7 +27,7 @@ ACK_TIME = 5.0  # seconds, for results and acks after the last provider call
 
 
 class SenderSettings(WorkerSettings, RabbitSettings):
-    """What every sender has; times are seconds."""
+    """The settings of every sender; times are in seconds."""
 
     max_retries: int = Field(3, ge=1, le=1000)
     retry_delay: float = Field(1.0, ge=0.01, le=3600)
