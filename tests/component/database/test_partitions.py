@@ -10,9 +10,9 @@ from notify_common.contracts.ids import new_id
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import (
     PostgresSettings,
+    autocommitting,
     create_engine,
     database_errors,
-    without_transactions,
 )
 from notify_database.errors import DatabaseUnavailable
 from notify_database.migrate import alembic_config, migrate
@@ -108,7 +108,7 @@ async def test_old_partition_is_dropped_once_all_its_deliveries_are_final(engine
 async def test_partition_half_dropped_by_a_crash_is_dropped_next_time(engine: AsyncEngine) -> None:
     first = first_end(utc_now())
     await add(engine, first - WIDTH / 2, "sent")
-    async with without_transactions(engine).connect() as connection:
+    async with autocommitting(engine).connect() as connection:
         detached = partition_name("deliveries", first)
         await connection.execute(text(f"ALTER TABLE deliveries DETACH PARTITION {detached} CONCURRENTLY"))
     assert await drop_partitions(engine, first + 2 * WIDTH, 2 * WIDTH) == [first]

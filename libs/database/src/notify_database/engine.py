@@ -93,8 +93,11 @@ def create_engine(
     )
 
 
-def without_transactions(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine in autocommit mode: a statement takes one round trip instead of three."""
+def autocommitting(engine: AsyncEngine) -> AsyncEngine:
+    """Return the engine in autocommit mode: each statement commits itself, in one round trip instead of three.
+
+    `begin()` opens no transaction on it.
+    """
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 

@@ -12,7 +12,7 @@ from notify_common.contracts.ids import first_id_at
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_database.engine import database_errors, without_transactions
+from notify_database.engine import autocommitting, database_errors
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
     """Drop partitions that ended `retention` ago and hold final deliveries only; return the ends of those dropped."""
     dropped: list[datetime] = []
     with database_errors():
-        async with without_transactions(engine).connect() as connection:
+        async with autocommitting(engine).connect() as connection:
             lock = text("SELECT pg_try_advisory_lock(:key)")
             if not (await connection.execute(lock, {"key": ADVISORY_LOCK})).scalar_one():
                 return []

@@ -56,6 +56,7 @@ def prepare_rabbitmq(folder: StackFolder, server: Path, ports: NodePorts) -> Pro
     return Program(
         name="rabbitmq",
         command=[server],
+        folder=data,  # RabbitMQ writes its crash dumps to the working directory
         environment={
             "HOME": str(data),  # holds the Erlang cookie
             "RABBITMQ_NODENAME": NODE_NAME,

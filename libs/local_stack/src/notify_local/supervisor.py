@@ -31,6 +31,8 @@ class Program:
     name: str
     command: Sequence[str | Path]
     environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    """The working directory, if not that of the supervisor."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout: float = 60.0  # seconds until it is killed
     shown: bool = False
@@ -104,6 +106,7 @@ class _Supervised:
     async def spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             *self._program.command,
+            cwd=self._program.folder,
             env={**_inherited_environment(), **self._program.environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -68,7 +68,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     provide(app, *gateway.services)
     problems.install(app, CancellationProblem)
     for router in (
-        notifications.endpoint_router,
+        notifications.bypassed_router,
         notifications.router,
         deliveries.router,
         users.router,
@@ -94,7 +94,7 @@ def create_health(gateway: Gateway) -> FastAPI:
 
 def _bypass_fastapi(api: FastAPI, endpoint: NotificationEndpoint) -> ASGIApp:
     """Return an application that serves `POST /api/notifications` with `endpoint`, and everything else with `api`."""
-    routes = {route.path: route for route in notifications.endpoint_router.routes if isinstance(route, APIRoute)}
+    routes = {route.path: route for route in notifications.bypassed_router.routes if isinstance(route, APIRoute)}
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"

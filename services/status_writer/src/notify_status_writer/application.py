@@ -16,16 +16,16 @@ from notify_common.runtime.tracing import Tracing
 from notify_database.engine import ROWS_BY_KEY, await_database, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_status_writer.handlers import (
+    DeadLetterHandler,
+    ResultsHandler,
+    decode_dead_letter,
+    decode_results,
+)
 from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.result_writer import MESSAGES_PER_TRANSACTION, ResultWriter
 from notify_status_writer.settings import StatusWriterSettings
-from notify_status_writer.subscribers import (
-    DeadLetterSubscriber,
-    ResultsSubscriber,
-    decode_dead_letter,
-    decode_results,
-)
 
 ROLE = "status_writer"
 RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # while one batch is written, the next one fills
@@ -48,13 +48,13 @@ def create_status_writer(
         subscribe(
             results.queue.name,
             decode=decode_results,
-            handle=ResultsSubscriber(writer, tracing).handle,
+            handle=ResultsHandler(writer, tracing).handle,
             prefetch=RESULTS_PREFETCH,
         ),
         subscribe(
             inbox.queue.name,
             decode=decode_dead_letter,
-            handle=DeadLetterSubscriber(store, writer).handle,
+            handle=DeadLetterHandler(store, writer).handle,
             prefetch=DEAD_LETTERS_PREFETCH,
         ),
     ]

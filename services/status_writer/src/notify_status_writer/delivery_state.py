@@ -7,6 +7,7 @@ from uuid import UUID
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 
+# `WRITE` in result_store.py has the same order in SQL.
 ATTEMPT_RANK = {Outcome.SENT: 3, Outcome.FAILED: 2, Outcome.RETRYING: 1, Outcome.THROTTLED: 1}
 # No two final statuses share a rank, because the order in which results arrive must not matter.
 STATUS_RANK = {
@@ -42,7 +43,7 @@ class DeliveryState:
 
 
 def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
-    """Return the delivery after `result`: the stored or the reported state, whichever has precedence."""
+    """Return the delivery after `result`: the status with the higher precedence, and the higher counters."""
     reported = replace(
         delivery,
         status=result.outcome.status,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -85,26 +86,15 @@ class ResultStore:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
                 changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
                 changed_at = max((row.locked_at for row in rows), default=None)
-                parameters = _columns(changed, best_attempts(known).values())
+                parameters = _parameters(changed, best_attempts(known).values())
                 await connection.execute(WRITE, {**parameters, "changed_at": changed_at})
         errors = {(each.delivery_id, each.attempt): each for each in known if each.error_class is not None}
         return Applied(
             changes=[
-                StatusChange(
-                    delivery_id=state.id,
-                    notification_id=state.notification_id,
-                    channel=state.channel,
-                    status=state.status,
-                    round=state.round,
-                    attempt=state.attempt,
-                    changed_at=changed_at,
-                    error_class=error.error_class if error is not None else None,
-                    error_code=error.error_code if error is not None else None,
-                )
+                _change(state, errors.get((state.id, state.attempt)), changed_at)
                 for state in changed
                 # A further attempt is a change even if the status stays the same, unless that is final.
                 if state.status is not before[state.id].status or not state.status.final
-                for error in [errors.get((state.id, state.attempt)) if state.status in WITH_ERROR else None]
             ],
             unknown=[result for result in results if result.delivery_id not in before],
         )
@@ -129,7 +119,18 @@ def _state(row: Row[Any]) -> DeliveryState:
     )
 
 
-def _columns(changed: Sequence[DeliveryState], attempts: Iterable[DeliveryResult]) -> dict[str, object]:
+def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: datetime | None) -> StatusChange:
+    error = failure if failure is not None and state.status in WITH_ERROR else None
+    return StatusChange.model_validate(
+        {
+            "delivery_id": state.id, "notification_id": state.notification_id, "channel": state.channel,
+            "status": state.status, "round": state.round, "attempt": state.attempt, "changed_at": changed_at,
+            "error_class": error and error.error_class, "error_code": error and error.error_code,
+        }
+    )  # fmt: skip
+
+
+def _parameters(changed: Sequence[DeliveryState], attempts: Iterable[DeliveryResult]) -> dict[str, object]:
     # Conflicting rows are locked in the order in which they are inserted, so this is in id order, too.
     rows = sorted(attempts, key=lambda attempt: (attempt.delivery_id, attempt.attempt))
     return {

@@ -25,8 +25,8 @@ DUE_ROUTING_KEY = "due"
 DROPPED_ROUTING_KEY = "dropped"
 
 # High, because each lost connection adds one to the count of every prefetched message, handled or not.
-DELIVERY_LIMIT = 100
-ARCHIVE_DELIVERY_LIMIT = 1_000_000_000
+REDELIVERY_LIMIT = 100
+ARCHIVE_REDELIVERY_LIMIT = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def dead_letters() -> list[Binding]:
     """Return the archive of dead letters, and the queue from which the status writer ends their deliveries."""
     return [
         # An operator who lists the archive returns every message, and RabbitMQ counts each return.
-        Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": ARCHIVE_DELIVERY_LIMIT})),
+        Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": ARCHIVE_REDELIVERY_LIMIT})),
         Binding(DEAD, _quorum_queue("notifications.dead.inbox", {})),
     ]
 
@@ -108,7 +108,7 @@ def _quorum_queue(name: str, arguments: QuorumQueueArgs) -> RabbitQueue:
         name,
         queue_type=QueueType.QUORUM,
         durable=True,
-        arguments={"x-delivery-limit": DELIVERY_LIMIT, **arguments},
+        arguments={"x-delivery-limit": REDELIVERY_LIMIT, **arguments},
     )
 
 

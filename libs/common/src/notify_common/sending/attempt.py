@@ -84,7 +84,7 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
     if failure is None:
         return Decision(_result(request, response, Outcome.SENT, failures=request.failures))
     if isinstance(failure, Throttled | Unreachable):
-        return _wait(request, response, failure, schedule)
+        return _retry_without_failure(request, response, failure, schedule)
     failures = request.failures + 1
     if isinstance(failure, PermanentFailure):
         return Decision(_result(request, response, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
@@ -98,7 +98,7 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
     return _retry(request, response, Outcome.RETRYING, error_class, failures, schedule.delay_after(failures))
 
 
-def _wait(
+def _retry_without_failure(
     request: DeliveryRequested, response: ProviderResponse, failure: Throttled | Unreachable, schedule: RetrySchedule
 ) -> Decision:
     """Retry without consuming the retry budget, for at most the schedule's `max_wait`."""

@@ -18,7 +18,7 @@ AttemptKey = tuple[UUID, int, int]
 class RememberedAttempt:
     """An attempt that is running or done, regardless of the connection that delivered its message."""
 
-    running: asyncio.Future[Decision | Postponed]
+    decision: asyncio.Future[Decision | Postponed]
     """Completes when the result is confirmed."""
     scheduling: asyncio.Task[bool] | None = None
     """Completes when it is known whether the broker has the next attempt, which must not be scheduled twice."""
@@ -27,14 +27,14 @@ class RememberedAttempt:
     @property
     def postponed(self) -> bool:
         """True if it has ended without having been made."""
-        if not self.running.done() or self.running.cancelled() or self.running.exception() is not None:
+        if not self.decision.done() or self.decision.cancelled() or self.decision.exception() is not None:
             return False
-        return isinstance(self.running.result(), Postponed)
+        return isinstance(self.decision.result(), Postponed)
 
-    def next_is_scheduled(self, decision: Decision) -> None:
-        """Drop the next request, which the broker has: thousands of them, with their content, would fill the memory."""
-        self.running = asyncio.get_running_loop().create_future()
-        self.running.set_result(replace(decision, next_request=None))
+    def forget_next_request(self, decision: Decision) -> None:
+        """Drop the next request, which the broker has: thousands of them, with their content, would fill memory."""
+        self.decision = asyncio.get_running_loop().create_future()
+        self.decision.set_result(replace(decision, next_request=None))
 
 
 class AttemptMemory:
@@ -49,8 +49,8 @@ class AttemptMemory:
         self._idle: OrderedDict[AttemptKey, None] = OrderedDict()
 
     @contextmanager
-    def attempt(self, request: DeliveryRequested) -> Iterator[RememberedAttempt]:
-        """Yield the attempt that `request` asks for; start it if it is not known."""
+    def join(self, request: DeliveryRequested) -> Iterator[RememberedAttempt]:
+        """Yield the attempt that `request` asks for; start it unless it is running or remembered."""
         key = (request.delivery_id, request.round, request.attempt)
         remembered = self._attempts.get(key)
         if remembered is None:
@@ -71,17 +71,17 @@ class AttemptMemory:
 
     def in_progress(self) -> float:
         """Return the number of attempts that have not ended."""
-        return sum(not attempt.running.done() for attempt in self._attempts.values())
+        return sum(not attempt.decision.done() for attempt in self._attempts.values())
 
     async def drained(self) -> None:
         """Return when no attempt is in progress."""
-        while running := {attempt.running for attempt in self._attempts.values() if not attempt.running.done()}:
+        while running := {attempt.decision for attempt in self._attempts.values() if not attempt.decision.done()}:
             await asyncio.wait(running)
 
     def _forget(self) -> None:
         while len(self._idle) > self._keep:
             oldest = next(iter(self._idle))
-            if not self._attempts[oldest].running.done():
+            if not self._attempts[oldest].decision.done():
                 break  # its message will be redelivered on another connection
             del self._idle[oldest]
             del self._attempts[oldest]

@@ -62,33 +62,35 @@ class Sender:
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
         self._results = Batcher(
-            self._publish_results,
+            self._publish_result_batch,
             max_batch=MAX_RESULTS_PER_MESSAGE,
             flush_interval=FLUSH_INTERVAL,
             observe=metrics.observe_results_batch,
         )
         self._retries = Batcher(
-            self._publish_retries,
+            self._publish_retry_batch,
             max_batch=MAX_RETRIES_PER_PUBLISH,
             flush_interval=FLUSH_INTERVAL,
             observe=metrics.observe_retries_batch,
         )
 
     async def handle(self, message: Message) -> None:
-        """Handle one message: return once its result, and its retry if there is one, are confirmed."""
+        """Return once the result, and the retry if there is one, are confirmed; only then is the message acked."""
         request, now = self._parse(message), utc_now()
         if request.not_before is not None and request.not_before > now:
             # It left its retry queue early, because no queue has exactly the delay that was wanted.
-            while not await self._enqueue(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
+            while not await self._publish_retry(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
             return
-        with self._attempts.attempt(request) as attempt:
-            decision = await asyncio.shield(attempt.running)
+        # A redelivered message joins the attempt that is running or remembered. The shield keeps the provider call
+        # alive if this handler is cancelled.
+        with self._attempts.join(request) as attempt:
+            decision = await asyncio.shield(attempt.decision)
             if decision.next_request is not None:
                 ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
                 await self._schedule_retry(attempt, decision.next_request, ended_at)
                 if isinstance(decision, Decision):
-                    attempt.next_is_scheduled(decision)
+                    attempt.forget_next_request(decision)
 
     def _parse(self, message: Message) -> DeliveryRequested:
         try:
@@ -108,14 +110,15 @@ class Sender:
     async def _schedule_retry(
         self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime
     ) -> None:
-        """Return once the broker has the retry, even if another message of this attempt has scheduled it.
+        """Return once the broker has the retry.
 
-        If the connection of this message is lost, this is cancelled, and the redelivered message schedules the retry.
+        If the message was redelivered, several handlers may wait here; they share one publish. A handler whose
+        connection is lost is cancelled, and the handler of the redelivered message takes over.
         """
         while True:
             if attempt.scheduling is None or (attempt.scheduling.done() and not attempt.scheduling.result()):
                 # The wait counts from the end of the attempt, so that it matches the delay of one queue exactly.
-                attempt.scheduling = asyncio.create_task(self._enqueue(request, finished_at))
+                attempt.scheduling = asyncio.create_task(self._publish_retry(request, finished_at))
             if await asyncio.shield(attempt.scheduling):
                 return
             await asyncio.sleep(RECONNECT_INTERVAL)
@@ -125,10 +128,11 @@ class Sender:
             if self._tracing.on:
                 # The result and the next attempt follow from this span.
                 request = request.model_copy(update={"traceparent": span.traceparent})
+            # Test recipients never reach the provider, so its limits do not apply to them.
             if self._breakers is None or simulated_behaviour(request.recipient):
-                decision: Decision | Postponed = await self._attempt(request)
+                decision: Decision | Postponed = await self._call_provider(request)
             else:
-                decision = await self._attempt_if_admitted(self._breakers, request)
+                decision = await self._call_provider_if_admitted(self._breakers, request)
             if isinstance(decision, Postponed):
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
@@ -136,33 +140,37 @@ class Sender:
             # Reported even if the connection of the message is lost, because the provider has sent.
             await self._results.submit(decision.result)
             self._metrics.ended(decision.result)
-            self._log_attempt(request, decision.result, span)
+            self._log_result(request, decision.result, span)
             return decision
 
-    async def _attempt(self, request: DeliveryRequested) -> Decision:
+    async def _call_provider(self, request: DeliveryRequested) -> Decision:
         with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
             decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._retry_schedule)
             if decision.failure is not None:
                 span.fail(decision.failure.code)
             return decision
 
-    async def _attempt_if_admitted(self, breakers: CircuitBreakers, request: DeliveryRequested) -> Decision | Postponed:
+    async def _call_provider_if_admitted(
+        self, breakers: CircuitBreakers, request: DeliveryRequested
+    ) -> Decision | Postponed:
         now, since = utc_now(), request.waiting_since
         breaker, timeout = breakers.for_recipient(request.recipient or ""), breakers.limits.admission_timeout
         if request.expires_at is not None:
             timeout = min(timeout, request.expires_at - now)
+        # After `max_wait`, one last call is made even if the circuit is open, so that the delivery gets a real error.
         is_last = since is not None and now - since >= self._retry_schedule.max_wait
         async with breaker.admission(
             request.recipient or "", timeout.total_seconds(), even_if_open=is_last
         ) as admission:
             if admission is not None:
-                decision = await self._attempt(request)
+                decision = await self._call_provider(request)
                 admission.record(decision)
                 return decision
         now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
-            return await self._attempt(request)  # which decides that it is expired, without a call
-        # RabbitMQ would close the channel if a message were held for too long.
+            return await self._call_provider(request)  # which decides that it is expired, without a call
+        # The message goes to a retry queue, because RabbitMQ closes the channel of a consumer that holds a message for
+        # too long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
         wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
         not_before = now if breaker.stopped else now + wait
         if request.expires_at is not None:
@@ -171,9 +179,9 @@ class Sender:
         waiting_since = since or (now if breaker.open else None)
         return Postponed(request.model_copy(update={"not_before": not_before, "waiting_since": waiting_since}))
 
-    async def _enqueue(self, request: DeliveryRequested, now: datetime) -> bool:
+    async def _publish_retry(self, request: DeliveryRequested, wait_from: datetime) -> bool:
         """Publish the request to a retry queue, where it occupies no worker; return whether that is confirmed."""
-        wait = (request.not_before or now) - now
+        wait = (request.not_before or wait_from) - wait_from
         routing_key = topology.retry_routing_key(self._retry_schedule.queue_delay(wait))
         body = request.model_dump_json().encode()
         message = OutgoingMessage(self._retry_exchange, routing_key, body, request.headers())
@@ -182,10 +190,10 @@ class Sender:
             self._metrics.retries_scheduled.inc()
         return failure is None
 
-    async def _publish_retries(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
+    async def _publish_retry_batch(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
         return await self._publisher.publish(messages)
 
-    async def _publish_results(self, results: Sequence[DeliveryResult]) -> list[None]:
+    async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Published until confirmed: a repeated result is harmless, but a lost one would leave its delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
         with self._tracing.group("publish results", (result.traceparent for result in results)):
@@ -194,7 +202,7 @@ class Sender:
             )
         return [None for _ in results]
 
-    def _log_attempt(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
+    def _log_result(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
         """Log one line per attempt; successes are logged at DEBUG only."""
         level = LOG_LEVELS.get(result.outcome, logging.INFO)
         if self._tracing.on:

@@ -12,7 +12,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import accepted_at, first_id_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.contracts.topology import delivery_queue_name, retry_exchange
-from notify_database.engine import database_errors, without_transactions
+from notify_database.engine import autocommitting, database_errors
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -51,7 +51,7 @@ class Overview:
     def __init__(
         self, engine: AsyncEngine, outbox: OutboxStore, relay: OutboxRelay, hub: EventHub, queues: QueueStatisticsClient
     ) -> None:
-        self._engine = without_transactions(engine)
+        self._engine = autocommitting(engine)
         self._outbox = outbox
         self._relay = relay
         self._hub = hub

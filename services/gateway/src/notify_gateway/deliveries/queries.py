@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from notify_database.engine import without_transactions
+from notify_database.engine import autocommitting
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -22,7 +22,7 @@ class DeliveryQueries:
     """Reads deliveries."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = without_transactions(engine)
+        self._engine = autocommitting(engine)
 
     async def get(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
         """Return the tenant's delivery, or None if there is none."""

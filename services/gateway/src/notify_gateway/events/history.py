@@ -8,7 +8,7 @@ from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import StatusChange
-from notify_database.engine import database_errors, without_transactions
+from notify_database.engine import autocommitting, database_errors
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -67,7 +67,7 @@ class EventHistory:
     """Reads status changes from PostgreSQL; every method raises `DatabaseUnavailable`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = without_transactions(engine)
+        self._engine = autocommitting(engine)
         self._replaying = asyncio.Semaphore(CONCURRENT_REPLAYS)
 
     async def now(self) -> datetime:

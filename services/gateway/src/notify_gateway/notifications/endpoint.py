@@ -84,6 +84,7 @@ class NotificationEndpoint:
 
 
 async def _read_body(receive: Receive) -> bytes:
+    # `http/middleware.py` limits its size.
     body: bytes = b""
     while True:
         message = await receive()

@@ -12,7 +12,7 @@ from notify_common.contracts.messages import StatusChange
 from notify_common.contracts.trace_context import trace_id
 from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_database.engine import database_errors, without_transactions
+from notify_database.engine import autocommitting, database_errors
 from notify_database.errors import DataRejected
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -45,7 +45,7 @@ ACCEPT = text("""
             CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[]),
             CAST(:traceparents AS text[])
         ) AS n (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at, traceparent)
-    ), requested AS (
+    ), new_deliveries AS (
         INSERT INTO deliveries
             (id, notification_id, channel, recipient, status, reason, round, attempt, failures, updated_at)
         SELECT id, notification_id, channel, recipient, status, reason, 1, 0, 0, created_at
@@ -56,6 +56,7 @@ ACCEPT = text("""
         ) AS d (id, notification_id, channel, recipient, status, reason, created_at)
     )
     INSERT INTO outbox (delivery_id, due_at, leased_until, round)
+    -- Without a lease, the sum is NULL: any relay may take the row.
     SELECT id, coalesce(due_at, now()), CASE WHEN due_at IS NULL THEN now() + CAST(:lease AS interval) END, 1
     FROM unnest(CAST(:outbox_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
 """)
@@ -109,7 +110,7 @@ class NotificationIntake:
         tracing: Tracing = UNTRACED,
     ) -> None:
         self._engine = engine
-        self._engine_without_transactions = without_transactions(engine)
+        self._autocommitting_engine = autocommitting(engine)
         self._relay = relay
         self._metrics = metrics
         self._real_channels = real_channels
@@ -154,14 +155,14 @@ class NotificationIntake:
         lease_began = time.monotonic()  # read before PostgreSQL's clock: our lease must not outlast the row's
         # Without idempotency keys there is a single write, which needs no explicit transaction.
         has_claims = any(each.claim is not None for each in batch)
-        engine = self._engine if has_claims else self._engine_without_transactions
+        engine = self._engine if has_claims else self._autocommitting_engine
         parents = (each.notification.traceparent for each in batch)
         with self._tracing.group("commit notifications", parents), database_errors():
             async with engine.begin() as connection:
                 outcomes = await self._decide(connection, batch)
                 new = [outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)]
                 if new:
-                    await connection.execute(ACCEPT, _columns(new, leased=leased))
+                    await connection.execute(ACCEPT, _parameters(new, leased=leased))
         self._after_commit(new, lease_began if leased else None)
         return outcomes
 
@@ -192,8 +193,8 @@ class NotificationIntake:
 
     def _after_commit(self, new: Sequence[NewNotification], lease_began: float | None) -> None:
         if lease_began is not None:
-            requests = [request for each in new if each.due_at is None for request in each.to_send()]
-            self._relay.hand_over(requests, lease_began)
+            due_now = [delivery for each in new if each.due_at is None for delivery in each.to_send()]
+            self._relay.hand_over(due_now, lease_began)
         for channel, count in Counter(delivery.channel for each in new for delivery in each.deliveries).items():
             self._metrics.accepted[channel].inc(count)
         if log.isEnabledFor(logging.DEBUG):
@@ -209,21 +210,21 @@ async def _resolve_recipients(connection: AsyncConnection, batch: Sequence[_Subm
     return [each.with_user_channels(stored) for each in notifications] if stored else notifications
 
 
-def _columns(new: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:
-    requests = [each.request for each in new]
+def _parameters(new: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:
+    bodies = [each.request for each in new]
     deliveries = [(each, delivery, *each.status_of(delivery)) for each in new for delivery in each.deliveries]
     to_send = [(each, delivery) for each in new for delivery in each.to_send()]
     return {
         "ids": [each.id for each in new],
         "tenants": [each.tenant for each in new],
-        "user_ids": [request.user_id for request in requests],
-        "messages": [request.message for request in requests],
-        "subjects": [request.subject for request in requests],
-        "emails": [request.email and request.email.model_dump_json() for request in requests],
-        "metadata": [None if request.metadata is None else json.dumps(request.metadata) for request in requests],
+        "user_ids": [body.user_id for body in bodies],
+        "messages": [body.message for body in bodies],
+        "subjects": [body.subject for body in bodies],
+        "emails": [body.email and body.email.model_dump_json() for body in bodies],
+        "metadata": [None if body.metadata is None else json.dumps(body.metadata) for body in bodies],
         "created_at": [each.created_at for each in new],
-        "send_at": [request.send_at for request in requests],
-        "expires_at": [request.expires_at for request in requests],
+        "send_at": [body.send_at for body in bodies],
+        "expires_at": [body.expires_at for body in bodies],
         "traceparents": [each.traceparent for each in new],
         "delivery_ids": [delivery.delivery_id for _, delivery, _, _ in deliveries],
         "notification_ids": [delivery.notification_id for _, delivery, _, _ in deliveries],

@@ -15,7 +15,7 @@ from uuid import UUID
 from notify_common.contracts.ids import first_id_at, of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.trace_context import trace_id
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import without_transactions
+from notify_database.engine import autocommitting
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -55,7 +55,7 @@ class NotificationQueries:
     """Reads notifications, with one statement per query."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = without_transactions(engine)
+        self._engine = autocommitting(engine)
 
     async def get(self, tenant: str, notification_id: UUID) -> NotificationView | None:
         """Return the tenant's notification with every attempt, or None if there is none."""

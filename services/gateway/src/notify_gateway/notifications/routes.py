@@ -26,17 +26,18 @@ from notify_gateway.notifications.schemas import (
     UserListQuery,
 )
 
-PREFIX, TAGS = "/api/notifications", ["notifications"]
-router = APIRouter(prefix=PREFIX, tags=[*TAGS], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
-endpoint_router = APIRouter(prefix=PREFIX, tags=[*TAGS], responses=COMMON_PROBLEMS)
+PREFIX = "/api/notifications"
+router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
+# This router only documents its route: `http_api.py` sends the requests to `endpoint.py`, past FastAPI's layers.
+bypassed_router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS)
 
 Queries = Annotated[NotificationQueries, Depends(provided(NotificationQueries))]
 Canceller = Annotated[NotificationCanceller, Depends(provided(NotificationCanceller))]
 NotificationId = Annotated[UUID, Path(alias="id")]
 
 
-@endpoint_router.post("/", status_code=201, response_model=NotificationView, include_in_schema=False)
-@endpoint_router.post("", status_code=201, response_model=NotificationView, responses=documented(400, 422))
+@bypassed_router.post("/", status_code=201, response_model=NotificationView, include_in_schema=False)
+@bypassed_router.post("", status_code=201, response_model=NotificationView, responses=documented(400, 422))
 async def create_notification(
     body: Annotated[NotificationRequest, Body(openapi_examples=EXAMPLE_REQUESTS)],
     _: Annotated[object, Depends(bearer)],
@@ -50,7 +51,6 @@ async def create_notification(
     The notification is stored durably before the response is returned, and is then delivered over each of its channels.
     Deliveries that fail temporarily are retried.
     """
-    # This function documents the route and never runs: `http_api.py` sends its requests to `endpoint.py`.
 
 
 @router.get("/", include_in_schema=False)

@@ -87,13 +87,14 @@ class OutboxRelay:
             wait, next_batch_at = 0.0, time.monotonic() + BATCH_INTERVAL
             try:
                 if batch := await self._next_batch():
-                    wait = await self._publish(batch) or next_batch_at - time.monotonic()
+                    after_failure = await self._publish(batch)
+                    wait = after_failure or next_batch_at - time.monotonic()
                 self._database_outage.ended()
             except DatabaseUnavailable as unavailable:
                 wait = self._database_outage.failed(unavailable)
             if wait > 0:
-                await asyncio.wait({stopping}, timeout=wait)
-        await self._give_back()
+                await asyncio.wait({stopping}, timeout=wait)  # a sleep that `stop` interrupts
+        await self._finish()
 
     async def _next_batch(self) -> list[DeliveryRequested]:
         """Return deliveries that were handed over and, once per `POLL_INTERVAL`, due deliveries without a lease."""
@@ -116,7 +117,7 @@ class OutboxRelay:
         must_outlast = time.monotonic() + LEASE_RESERVE
         while self._handed_over and len(batch) < BATCH_SIZE:
             request, lease_ends = self._handed_over.popleft()
-            # A delivery whose lease is about to end is dropped here, because another relay may take its row.
+            # If its lease is about to end, another relay may take the row, so it is left to whichever relay polls next.
             if lease_ends > must_outlast:
                 batch.append(request)
         return batch
@@ -159,7 +160,7 @@ class OutboxRelay:
             span.end()
         return failures
 
-    async def _give_back(self) -> None:
+    async def _finish(self) -> None:
         """Publish or release the remaining deliveries, so that other relays need not wait for their leases to end."""
         with suppress(DatabaseUnavailable):
             while self._handed_over and self.connected and (batch := self._take_handed_over()):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
-from notify_database.engine import without_transactions
+from notify_database.engine import autocommitting
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -64,12 +64,12 @@ TAKE_DUE = text("""
 """).columns(email=JSONB)
 # A relay holds a row of one round. A retry by an operator starts a new round, whose row the relay must not touch.
 HELD = """
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
+    unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
     WHERE outbox.delivery_id = held.id AND outbox.round = held.round
 """
-RENEW = text(f"UPDATE outbox SET leased_until = now() + CAST(:lease AS interval) {HELD}")  # noqa: S608 - a constant
-RELEASE = text(f"UPDATE outbox SET leased_until = NULL {HELD}")  # noqa: S608 - as above
-DELETE = text(f"DELETE FROM outbox {HELD.replace('FROM', 'USING')}")  # noqa: S608 - as above
+RENEW = text(f"UPDATE outbox SET leased_until = now() + CAST(:lease AS interval) FROM {HELD}")  # noqa: S608 - a constant
+RELEASE = text(f"UPDATE outbox SET leased_until = NULL FROM {HELD}")  # noqa: S608 - as above
+DELETE = text(f"DELETE FROM outbox USING {HELD}")  # noqa: S608 - as above
 # The count is capped, because an exact count of a large backlog is not worth the scan.
 BACKLOG = text("""
     SELECT count(*) AS rows, coalesce(extract(epoch FROM now() - min(due_at)), 0) AS oldest
@@ -89,7 +89,7 @@ class OutboxStore:
     """Takes and updates outbox rows. Each method is one transaction and may raise `DatabaseUnavailable`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = without_transactions(engine)
+        self._engine = autocommitting(engine)
 
     async def take_due(self, limit: int) -> DueDeliveries:
         """Lease at most `limit` due rows without a lease; end deliveries that have expired or whose user opted out."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from notify_common.contracts.channels import Channel
-from notify_database.engine import without_transactions
+from notify_database.engine import autocommitting
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -49,7 +49,7 @@ class UserChannels:
     """Stores the settings of users' channels."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = without_transactions(engine)
+        self._engine = autocommitting(engine)
 
     async def list_of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
         """Return the settings of all channels of the user that have any, ordered by channel."""

@@ -1,4 +1,4 @@
-"""The subscribers to results and to dead letters."""
+"""The handlers of results and of dead letters; `application.py` connects them to their queues."""
 
 import logging
 from collections.abc import Set
@@ -44,18 +44,19 @@ async def decode_results(message: RabbitMessage) -> ResultsEnvelope:
         raise PoisonMessage("unreadable") from None
 
 
-class ResultsSubscriber:
-    """The subscriber to the results that senders report."""
+class ResultsHandler:
+    """Handles the results that senders report."""
 
     def __init__(self, writer: ResultWriter, tracing: Tracing) -> None:
         self._writer = writer
         self._tracing = tracing
 
     async def handle(self, envelope: ResultsEnvelope) -> None:
-        """Return once every result is committed, or dead-lettered if it can never be stored."""
+        """Return once every result is committed, or dead-lettered; only then is the message acked."""
         results: list[DeliveryResult] = []
         for item in envelope.results:
             try:
+                # Through JSON, because strict types such as UUID are strings there.
                 results.append(DeliveryResult.model_validate_json(to_json(item)))
             except ValidationError:
                 await self._writer.bury(item, "unreadable result")
@@ -101,8 +102,8 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
     )
 
 
-class DeadLetterSubscriber:
-    """The subscriber to dead letters: it ends their deliveries, which would otherwise stay open for ever.
+class DeadLetterHandler:
+    """Ends the deliveries of dead letters, which would otherwise stay open for ever.
 
     It consumes one copy of each dead letter; the archive keeps another.
     """
@@ -113,7 +114,7 @@ class DeadLetterSubscriber:
         self._database_outage = Outage(log, "dead deliveries cannot be looked up")
 
     async def handle(self, letter: DeadLetter) -> None:
-        """End the delivery as failed (class poison). A dead result says nothing about its delivery."""
+        """End the delivery as failed (class poison); ignore a dead result, whose delivery may be fine."""
         if not letter.queues & DELIVERY_QUEUES:
             return
         result = await self._result_of(letter)
@@ -126,6 +127,7 @@ class DeadLetterSubscriber:
     async def _result_of(self, letter: DeadLetter) -> DeliveryResult | None:
         request, delivery_id = letter.request, letter.delivery_id
         if request is not None:
+            # The request names the attempt that was due, the row below the last one that was made.
             return _poison(request.delivery_id, request.round, request.attempt, request.failures + 1)
         if delivery_id is None:
             return None
