@@ -9,7 +9,7 @@ from notify_common.contracts.messages import DeliveryResult, ResultsEnvelope
 from notify_common.rabbitmq.dead_letters import bury
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
-from notify_common.runtime.batcher import Batcher
+from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.errors import DatabaseUnavailable, DataRejected
@@ -53,10 +53,10 @@ class ResultWriter:
         """Return once every result is committed, or dead-lettered if PostgreSQL can never store it."""
         outcomes = await self._batcher.submit_all(results)
         for result, outcome in zip(results, outcomes, strict=True):
-            if isinstance(outcome, DataRejected):
-                await self.bury(result, str(outcome))
-            elif outcome is not None:
-                raise outcome
+            if isinstance(outcome, Failed):
+                if not isinstance(outcome.error, DataRejected):
+                    raise outcome.error
+                await self.bury(result, str(outcome.error))
 
     async def _flush(self, results: Sequence[DeliveryResult]) -> list[None]:
         with self._tracing.group("commit results", (result.traceparent for result in results)):

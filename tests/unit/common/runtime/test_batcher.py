@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 from notify_common.errors import Overloaded
-from notify_common.runtime.batcher import Batcher
+from notify_common.runtime.batcher import Batcher, Failed
 
 
 class Rejection(Exception):
@@ -81,7 +81,7 @@ async def test_rejected_item_fails_only_its_own_caller() -> None:
 async def test_rejected_items_are_isolated_by_bisection() -> None:
     store = Store(rejected=frozenset({37, 90}))
     outcomes = await Batcher(store.flush, max_batch=1, rejections=(Rejection,)).submit_all(range(100))
-    assert [item for item, outcome in enumerate(outcomes) if isinstance(outcome, Rejection)] == [37, 90]
+    assert [item for item, outcome in enumerate(outcomes) if isinstance(outcome, Failed)] == [37, 90]
     assert store.committed == [item for item in range(100) if item not in {37, 90}]
     assert len(store.batches) < 40
 
@@ -137,3 +137,12 @@ async def test_drained_waits_for_pending_items() -> None:
     await batcher.drained()
     assert store.committed == [0, 1, 2]
     await asyncio.gather(*callers)
+
+
+async def test_an_exception_may_be_a_result() -> None:
+    async def flush(items: Sequence[int]) -> list[Exception | None]:
+        return [Rejection() if item else None for item in items]
+
+    batcher = Batcher(flush, max_batch=10)
+    assert await batcher.submit(0) is None
+    assert isinstance(await batcher.submit(1), Rejection)

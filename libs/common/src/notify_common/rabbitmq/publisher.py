@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -51,12 +52,7 @@ class ConfirmedPublisher:
         try:
             with broker_errors():
                 channel = await self._open_channel()
-                try:
-                    confirmations = await write_publishes(channel, publishes)
-                except BaseException:
-                    # The messages may have been written or not, so it is unknown what the next confirm counts.
-                    self._channel = None
-                    raise
+                confirmations = await write_publishes(channel, publishes, abandon=partial(self._abandon, channel))
         except BrokerUnavailable as unavailable:
             failure = PublishFailed(str(unavailable))
             return [failure for _ in messages]
@@ -76,6 +72,10 @@ class ConfirmedPublisher:
                 return
             log.debug("not confirmed; trying again", extra={"count": len(messages), "reason": str(failures)})
             await asyncio.sleep(RECONNECT_INTERVAL)
+
+    def _abandon(self, channel: Channel) -> None:
+        if self._channel is channel:
+            self._channel = None
 
     async def _open_channel(self) -> Channel:
         async with self._opening:

@@ -7,7 +7,7 @@ return, interrupt and freeze publishes on a real broker.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiormq import spec
@@ -21,10 +21,12 @@ from notify_common.rabbitmq.connection import run_unless_closed
 Publish = tuple[spec.Basic.Publish, spec.Basic.Properties, bytes]
 
 
-async def write_publishes(channel: Channel, publishes: Sequence[Publish]) -> "list[asyncio.Future[Any]]":
+async def write_publishes(
+    channel: Channel, publishes: Sequence[Publish], *, abandon: Callable[[], None]
+) -> "list[asyncio.Future[Any]]":
     """Publish with one write; return the confirmations, which fail if a message is rejected or returned.
 
-    Call `forget_publishes` once they are no longer awaited.
+    Call `forget_publishes` once they are no longer awaited. `abandon` is called if the channel must not be used again.
     """
     frames: list[FrameType | ContentBody] = []
     for publish, properties, body in publishes:
@@ -40,7 +42,12 @@ async def write_publishes(channel: Channel, publishes: Sequence[Publish]) -> "li
         channel.delivery_tag += len(publishes)
         channel.confirmations.update(confirmations)
         channel.message_id_delivery_tag.update(zip(_message_ids(publishes), confirmations, strict=True))
-        await _write(channel, payload)
+        try:
+            await _write(channel, payload)
+        except BaseException:
+            # The messages may have been written or not, so it is unknown what the next confirm counts.
+            abandon()
+            raise
     return list(confirmations.values())
 
 

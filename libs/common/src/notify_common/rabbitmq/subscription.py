@@ -110,9 +110,11 @@ class Subscription(ABC):
         try:
             async with asyncio.timeout(self._graceful_timeout):
                 if self._channel is not None and not self._channel.is_closed:
-                    # A message that is delivered from here on could no longer be handled.
-                    for consumer_tag in list(self._channel.consumers):
-                        await self._channel.basic_cancel(consumer_tag, nowait=True)
+                    # A message that is delivered from here on could no longer be handled. If the connection is lost
+                    # here, handlers still get their time to finish.
+                    with suppress(BrokerUnavailable), broker_errors():
+                        for consumer_tag in list(self._channel.consumers):
+                            await self._channel.basic_cancel(consumer_tag, nowait=True)
                 await self._finish()
         finally:
             # RabbitMQ redelivers what is not acked by now.

@@ -8,13 +8,23 @@ follows a flush waits a little for others to join it.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from notify_common.errors import Overloaded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Submission = tuple[Sequence[Item], asyncio.Future[list[Result | Exception]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The outcome of an item whose flush raised `error`: a result may itself be an exception."""
+
+    error: Exception
+
+
+Submission = tuple[Sequence[Item], asyncio.Future[list[Result | Failed]]]
 
 
 class Batcher(Generic[Item, Result]):
@@ -47,15 +57,15 @@ class Batcher(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """Return the result of `item` once it is flushed; raise what its flush raised, or `Overloaded`."""
         (outcome,) = await self.submit_all([item])
-        if isinstance(outcome, Exception):
-            raise outcome
+        if isinstance(outcome, Failed):
+            raise outcome.error
         return outcome
 
-    async def submit_all(self, items: Sequence[Item]) -> list[Result | Exception]:
-        """Flush `items` in one batch; return for each its result, or what its flush raised."""
+    async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
+        """Flush `items` in one batch; return for each its result, or `Failed`."""
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
             raise Overloaded
-        flushed: asyncio.Future[list[Result | Exception]] = asyncio.get_running_loop().create_future()
+        flushed: asyncio.Future[list[Result | Failed]] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, flushed))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._drain())
@@ -95,11 +105,11 @@ class Batcher(Generic[Item, Result]):
                 flushed.set_result(outcomes[first : first + len(items)])
             first += len(items)
 
-    async def _flush_or_bisect(self, items: Sequence[Item]) -> list[Result | Exception]:
+    async def _flush_or_bisect(self, items: Sequence[Item]) -> list[Result | Failed]:
         try:
             return list(await self._flush(items))
         except Exception as error:  # noqa: BLE001 - not handled here: it is passed on to the callers
             if len(items) == 1 or not isinstance(error, self._rejections):
-                return [error for _ in items]
+                return [Failed(error) for _ in items]
         middle = len(items) // 2
         return [*await self._flush_or_bisect(items[:middle]), *await self._flush_or_bisect(items[middle:])]

@@ -1,0 +1,67 @@
+"""Retries whose publish fails: the sender publishes them again, and nothing becomes a dead letter."""
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from notify_common.contracts.messages import DeliveryRequested, Outcome
+from notify_common.contracts.topology import NOTIFICATIONS
+from notify_common.rabbitmq.connection import RabbitSettings, create_broker
+from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_common.sending.errors import TemporaryFailure
+from support.amqp import Hand
+from support.fakes import FakeProvider
+from support.services import delivery_requested, running_sender
+
+RETRY_EXCHANGE, RETRY_QUEUE, DELAY = "notifications.telegram.retry", "notifications.telegram.retry.50", "50"
+
+
+async def test_retry_is_published_again_until_the_broker_accepts_it(rabbit: RabbitSettings, hand: Hand) -> None:
+    calls = 0
+
+    async def fail_once(_: DeliveryRequested) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise TemporaryFailure("busy")
+        return "sent"
+
+    async with running_sender(rabbit, FakeProvider(fail_once)):
+        queue = await hand.channel.get_queue(RETRY_QUEUE)
+        await queue.unbind(RETRY_EXCHANGE, DELAY)
+        await hand.request(delivery_requested())
+        [first] = await hand.results(1)  # the result is published first; the retry is returned as unroutable
+        await queue.bind(RETRY_EXCHANGE, DELAY)
+        [second] = await hand.results(1)
+    assert (first.outcome, second.outcome) == (Outcome.RETRYING, Outcome.SENT)
+    assert await hand.depth("notifications.dead") == 0
+
+
+async def test_early_message_is_published_again_until_the_broker_accepts_it(rabbit: RabbitSettings, hand: Hand) -> None:
+    async with running_sender(rabbit, FakeProvider()):
+        queue = await hand.channel.get_queue(RETRY_QUEUE)
+        await queue.unbind(RETRY_EXCHANGE, DELAY)
+        await hand.request(delivery_requested(not_before=datetime.now(UTC) + timedelta(milliseconds=60)))
+        await hand.request(delivery_requested())
+        await hand.results(1)  # of the second request; the first has been returned as unroutable at least once
+        await queue.bind(RETRY_EXCHANGE, DELAY)
+        [result] = await hand.results(1)
+    assert result.outcome is Outcome.SENT
+    assert await hand.depth("notifications.dead") == 0
+
+
+@pytest.mark.usefixtures("hand")
+async def test_message_that_cannot_be_encoded_leaves_the_channel_open(rabbit: RabbitSettings) -> None:
+    broker = create_broker(rabbit, "test")
+    publisher = ConfirmedPublisher(broker)
+    good = OutgoingMessage(NOTIFICATIONS, "telegram", b"{}")
+    assert await publisher.publish([good]) == [None]
+    connection = await broker.connect()
+    assert connection.transport is not None
+    channels = len(connection.transport.connection.channels)
+    for _ in range(5):
+        with suppress(Exception):  # pamqp and aiormq raise several types
+            await publisher.publish([OutgoingMessage(NOTIFICATIONS, "telegram", b"{}", {"header": object()})])
+    assert await publisher.publish([good]) == [None]
+    assert len(connection.transport.connection.channels) == channels
+    await broker.stop()
