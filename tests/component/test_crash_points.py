@@ -1,4 +1,4 @@
-"""A process dies at exactly one point; what it leaves behind, the others bring to its end."""
+"""Kill a process at one exact point: the others must complete its delivery."""
 
 from contextlib import AsyncExitStack
 
@@ -13,8 +13,8 @@ from support.fakes import FakeProvider
 from support.processes import crash
 from support.services import eventually, running_gateway, running_sender, running_status_writer
 
-LEASES_END = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
-STORY = text("""
+EXPIRE_LEASES = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
+STATE = text("""
     SELECT d.status, array_agg(a.outcome ORDER BY a.attempt) AS outcomes, (SELECT count(*) FROM outbox) AS outbox
     FROM deliveries d LEFT JOIN attempts a ON a.delivery_id = d.id GROUP BY d.id
 """)
@@ -29,7 +29,7 @@ async def test_delivery_completes_after_a_crash(
         if "hand-over" in point or "publish" in point or "outbox" in point:
             await crash(point, rabbit, postgres)
             async with engine.begin() as connection:
-                await connection.execute(LEASES_END)  # half a minute later
+                await connection.execute(EXPIRE_LEASES)  # as if half a minute had passed
             await stack.enter_async_context(running_gateway(rabbit, postgres))
         else:
             gateway = await stack.enter_async_context(running_gateway(rabbit, postgres))
@@ -42,16 +42,16 @@ async def test_delivery_completes_after_a_crash(
         await stack.enter_async_context(running_sender(rabbit, provider))
         await stack.enter_async_context(running_status_writer(rabbit, postgres))
 
-        async def ended() -> bool:
+        async def is_complete() -> bool:
             async with engine.connect() as connection:
-                return [tuple(row) for row in await connection.execute(STORY)] == [("sent", ["sent"], 0)]
+                return [tuple(row) for row in await connection.execute(STATE)] == [("sent", ["sent"], 0)]
 
-        await eventually(ended, "one delivery, sent, with one attempt, and an empty outbox")
-    # Called by those who come after unless its result was there; after "result and ack" for a second time, by a process
-    # that can not remember the first.
+        await eventually(is_complete, "the delivery is sent with one attempt, and the outbox is empty")
+    # The sender that starts after the crash calls the provider, unless the request was acked before. After a crash
+    # between result and ack this is a second call, because the new process does not know about the first.
     assert len(provider.calls) == (point != "between SQL commit and ack")
 
 
 async def post(gateway: httpx.AsyncClient) -> None:
-    answer = await gateway.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "telegram"})
-    assert answer.status_code == 201
+    response = await gateway.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "telegram"})
+    assert response.status_code == 201

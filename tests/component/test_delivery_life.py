@@ -1,4 +1,4 @@
-"""The life of one delivery as a state machine, against the real statements: whatever happens, it is never lost."""
+"""One delivery as a state machine that runs the real SQL statements: no order of steps may lose it."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -39,16 +39,16 @@ from support.services import NOWHERE, gateway_metrics
 from typing_extensions import override
 
 SCHEDULE = RetrySchedule(first_delay=timedelta(milliseconds=10), max_attempts=3)
-EMPTY = text("TRUNCATE notifications, deliveries, attempts, outbox")
-LEASES_END = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
-TOO_LATE = text("UPDATE notifications SET expires_at = now()")
+DELETE_ALL = text("TRUNCATE notifications, deliveries, attempts, outbox")
+EXPIRE_LEASES = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
+EXPIRE_NOTIFICATION = text("UPDATE notifications SET expires_at = now()")
 STATE = text("""
     SELECT d.status, d.round, d.attempt, d.failures, (SELECT count(*) FROM outbox) AS outbox,
            (SELECT array_agg(a.attempt ORDER BY a.attempt) FROM attempts a) AS attempts,
            (SELECT array_agg(a.attempt) FILTER (WHERE a.outcome = 'sent') FROM attempts a) AS sent
     FROM deliveries d
 """)
-ANSWERS: list[ProviderFailure | None] = [
+PROVIDER_OUTCOMES: list[ProviderFailure | None] = [
     None, TemporaryFailure("busy"), *[PermanentFailure("blocked")] * 2,
     Throttled("slower", retry_after=timedelta(seconds=1)),
 ]  # fmt: skip
@@ -56,7 +56,7 @@ Result = TypeVar("Result")
 
 
 class DeliveryLife(RuleBasedStateMachine):
-    """PostgreSQL is real; what lies in RabbitMQ is here."""
+    """A delivery in a real PostgreSQL, with lists in place of the queues of RabbitMQ."""
 
     postgres: PostgresSettings
 
@@ -87,8 +87,8 @@ class DeliveryLife(RuleBasedStateMachine):
     @initialize()
     def accept(self) -> None:
         async def work() -> None:
-            await self._execute(EMPTY)
-            # Away: the row is left in the table.
+            await self._execute(DELETE_ALL)
+            # RabbitMQ is unavailable, so the row stays in the outbox.
             broker, events = create_broker(NOWHERE, "gateway"), EventPublisher(NOWHERE, "gateway")
             relay = OutboxRelay(broker, ConfirmedPublisher(broker), self._outbox, events, gateway_metrics())
             notification = new_notification(
@@ -101,13 +101,13 @@ class DeliveryLife(RuleBasedStateMachine):
         self._run(work())
 
     @rule()
-    def a_relay_takes_what_is_due(self) -> None:
+    def relay_takes_due_rows(self) -> None:
         self._held += self._run(self._outbox.take_due(10)).requests
 
     @precondition(lambda self: self._held)
     @rule(confirmed=st.booleans())
-    def a_relay_publishes(self, *, confirmed: bool) -> None:
-        """Not confirmed: RabbitMQ has it all the same, and the row is given back."""
+    def relay_publishes(self, *, confirmed: bool) -> None:
+        """Publish a request. Without a confirm, RabbitMQ has it all the same, but the relay releases the row."""
         request = self._held.pop()
         self._requests.append(request)
         if confirmed:
@@ -117,66 +117,68 @@ class DeliveryLife(RuleBasedStateMachine):
 
     @precondition(lambda self: self._confirmed)
     @rule()
-    def a_relay_deletes_what_is_confirmed(self) -> None:
-        """Perhaps much later: it could not reach PostgreSQL."""
+    def relay_deletes_a_confirmed_row(self) -> None:
+        """Delete a row, perhaps long after the confirm because PostgreSQL was unavailable."""
         self._run(self._outbox.delete([self._confirmed.pop()]))
 
     @precondition(lambda self: self._held or self._confirmed)
     @rule()
-    def a_relay_dies_and_its_leases_run_out(self) -> None:
+    def relay_dies_and_its_leases_expire(self) -> None:
         self._held.clear()
         self._confirmed.clear()
-        self._run(self._execute(LEASES_END))
+        self._run(self._execute(EXPIRE_LEASES))
 
     @precondition(lambda self: self._requests)
     @rule(
-        answer=st.sampled_from([*ANSWERS, "too late"]), acked=st.sampled_from([True, True, True, False]), data=st.data()
+        outcome=st.sampled_from([*PROVIDER_OUTCOMES, "expired"]),
+        acked=st.sampled_from([True, True, True, False]),
+        data=st.data(),
     )
-    def a_sender_handles_a_message(
-        self, *, answer: ProviderFailure | str | None, acked: bool, data: st.DataObject
+    def sender_handles_a_message(
+        self, *, outcome: ProviderFailure | str | None, acked: bool, data: st.DataObject
     ) -> None:
-        """Not acked: it died after its result; the message comes again, to another."""
+        """Handle a message. If it is not acked, the sender died after the result, and the message is redelivered."""
         request = data.draw(st.sampled_from(self._requests))
         if acked:
             self._requests.remove(request)
         now = utc_now()
-        if isinstance(answer, str):
+        if isinstance(outcome, str):
             self._results.append(expired(request, now))
             return
-        decision = decide(request, ProviderResponse(now, now, failure=answer), SCHEDULE)
+        decision = decide(request, ProviderResponse(now, now, failure=outcome), SCHEDULE)
         self._results.append(decision.result)
         if decision.next_request is not None:
             self._requests.append(decision.next_request)
 
     @precondition(lambda self: self._results)
     @rule(acked=st.sampled_from([True, True, True, False]), data=st.data())
-    def the_status_writer_writes_some(self, *, acked: bool, data: st.DataObject) -> None:
-        some = data.draw(st.lists(st.sampled_from(self._results), min_size=1, max_size=4))
-        self._run(self._store.apply(some))
+    def status_writer_applies_results(self, *, acked: bool, data: st.DataObject) -> None:
+        applied = data.draw(st.lists(st.sampled_from(self._results), min_size=1, max_size=4))
+        self._run(self._store.apply(applied))
         if acked:
-            self._results = [result for result in self._results if result not in some]
+            self._results = [result for result in self._results if result not in applied]
 
-    @rule(what=st.sampled_from(["nothing", "nothing", "nothing", "cancelled", "too late"]))
-    def a_client_does_not_want_it_any_more(self, what: str) -> None:
-        if what == "cancelled":
+    @rule(event=st.sampled_from(["nothing", "nothing", "nothing", "cancel", "expire"]))
+    def client_cancels_or_notification_expires(self, event: str) -> None:
+        if event == "cancel":
             self._run(NotificationCanceller(self._engine, lambda _: None).cancel(self._notification_id))
-        elif what == "too late":
-            self._run(self._execute(TOO_LATE))
+        elif event == "expire":
+            self._run(self._execute(EXPIRE_NOTIFICATION))
 
     @precondition(lambda self: self._status == "failed")
     @rule()
-    def an_operator_retries(self) -> None:
+    def operator_retries(self) -> None:
         self._run(DeliveryRetries(self._engine).retry("default", self._delivery_id))
 
     @invariant()
-    def it_is_never_lost_and_never_goes_back(self) -> None:
+    def delivery_is_never_lost_and_never_goes_back(self) -> None:
         state = self._run(self._state())
         final = DeliveryStatus(state.status).final
-        assert final or state.outbox or self._requests or self._results, "open, and nothing is under way"
+        assert final or state.outbox or self._requests or self._results, "neither final nor in flight"
         # The attempts have no gap, except for results that are not written yet. An expiry may overtake the result of
         # the attempt before it: it counts that attempt, but has no row.
         assert state.attempt in {max(state.attempts or [0]), *(result.attempt for result in self._results)}
-        # Sent is the truth whenever it comes, and stays it.
+        # A sent result wins whenever it arrives, and the status stays sent.
         assert (state.status == "sent") == bool(state.sent)
         assert not self._was_sent or state.status == "sent"
         assert (state.round, state.attempt) >= self._highest
@@ -185,13 +187,13 @@ class DeliveryLife(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """Whatever has happened: from here on all goes well, and the delivery ends."""
+        """Check that the delivery becomes final if nothing fails from now on."""
 
         async def finish() -> None:
             if not hasattr(self, "_delivery_id"):
                 return
             for _ in range(3):
-                await self._execute(LEASES_END)
+                await self._execute(EXPIRE_LEASES)
                 due = (await self._outbox.take_due(10)).requests
                 await self._outbox.delete(due)
                 requests, self._requests = [*self._requests, *due], []
@@ -211,11 +213,11 @@ class DeliveryLife(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
-async def test_delivery_is_never_lost_whatever_the_order_of_steps(postgres: PostgresSettings) -> None:
+async def test_delivery_is_never_lost_in_any_order_of_steps(postgres: PostgresSettings) -> None:
     machine = type("OnThisDatabase", (DeliveryLife,), {"postgres": postgres})
-    how = settings(
+    machine_settings = settings(
         max_examples=120, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
-    # Its steps run to their end on a loop of their own.
-    await asyncio.to_thread(run_state_machine_as_test, machine, settings=how)
+    # The machine runs its own event loop, which needs another thread.
+    await asyncio.to_thread(run_state_machine_as_test, machine, settings=machine_settings)

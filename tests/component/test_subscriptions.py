@@ -1,4 +1,4 @@
-"""FastStream subscribers, as the status writer has them, against a RabbitMQ that goes away in every way."""
+"""FastStream subscribers, as in the status writer, during every kind of RabbitMQ failure."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,30 +23,30 @@ QUEUE = topology.results().queue.name
 
 
 class Handler:
-    """Remembers the bodies that it was given; it returns while it is `open`."""
+    """A message handler that records each body and does not return until `open` is set."""
 
     def __init__(self) -> None:
-        self.begun: list[bytes] = []
-        self.ended: list[bytes] = []
+        self.started: list[bytes] = []
+        self.finished: list[bytes] = []
         self.open = asyncio.Event()
         self.open.set()
 
     async def handle(self, body: bytes) -> None:
-        self.begun.append(body)
+        self.started.append(body)
         await self.open.wait()
-        self.ended.append(body)
+        self.finished.append(body)
 
-    async def has_begun(self, *bodies: bytes) -> None:
-        async def begun() -> bool:
-            return set(bodies) <= set(self.begun)
+    async def wait_until_started(self, *bodies: bytes) -> None:
+        async def all_started() -> bool:
+            return set(bodies) <= set(self.started)
 
-        await eventually(begun, f"{bodies} are handled")
+        await eventually(all_started, f"the handler has started on {bodies}")
 
 
 async def decode(message: RabbitMessage) -> bytes:
     body: bytes = message.body
     if body == b"poison":
-        raise PoisonMessage("it says so")
+        raise PoisonMessage("marked as poison")
     return body
 
 
@@ -86,30 +86,34 @@ async def publish(hand: Hand, *bodies: bytes) -> None:
 
 
 def connection_tasks() -> set[asyncio.Task[Any]]:
-    """The tasks in which aio-pika connects, for as long as it is not closed."""
+    """Return the tasks in which aio-pika connects; they run until their connection is closed."""
     return {task for task in asyncio.all_tasks() if "connection_factory" in repr(task.get_coro())}
 
 
-async def consumes(subscribed: Subscription) -> None:
-    async def ready() -> bool:
+async def wait_until_consuming(subscribed: Subscription) -> None:
+    async def is_ready() -> bool:
         return await subscribed.problem() is None and subscribed.alive
 
-    await eventually(ready, "it consumes")
+    await eventually(is_ready, "the subscription consumes")
 
 
-async def test_poison_is_buried_with_its_reason_and_holds_up_nothing(
+async def test_poison_message_is_dead_lettered_with_its_reason_and_delays_nothing(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
 ) -> None:
     handler = Handler()
     async with subscription(rabbit, publisher, handler).running():
         await publish(hand, b"poison", b"x")
         dead = await hand.next_message("notifications.dead")
-        await handler.has_begun(b"x")
-    assert (dead.body, dead.headers["dead_reason"], dead.headers["dead_queue"]) == (b"poison", "it says so", QUEUE)
+        await handler.wait_until_started(b"x")
+    assert (dead.body, dead.headers["dead_reason"], dead.headers["dead_queue"]) == (
+        b"poison",
+        "marked as poison",
+        QUEUE,
+    )
     assert await hand.depth(QUEUE) == 0
 
 
-async def test_prefetch_limits_what_is_handled_at_once(
+async def test_prefetch_limits_concurrently_handled_messages(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
 ) -> None:
     handler = Handler()
@@ -117,22 +121,22 @@ async def test_prefetch_limits_what_is_handled_at_once(
     async with subscription(rabbit, publisher, handler).running():
         await publish(hand, *(str(number).encode() for number in range(8)))
 
-        async def full() -> bool:
-            return len(handler.begun) == 5 and await hand.depth(QUEUE) == 3
+        async def is_full() -> bool:
+            return len(handler.started) == 5 and await hand.depth(QUEUE) == 3
 
-        await eventually(full, "five are handled, three wait")
+        await eventually(is_full, "five messages are being handled and three wait")
         handler.open.set()
-        await handler.has_begun(b"7")
+        await handler.wait_until_started(b"7")
     assert await hand.depth(QUEUE) == 0
 
 
-async def test_consumes_again_from_a_queue_that_was_deleted_and_declared_again(
+async def test_subscription_resumes_when_its_deleted_queue_is_declared_again(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
 ) -> None:
     handler = Handler()
     subscribed = subscription(rabbit, publisher, handler)
     async with subscribed.running():
-        await consumes(subscribed)
+        await wait_until_consuming(subscribed)
         for body in (b"first", b"second"):
             await hand.channel.queue_delete(QUEUE)
 
@@ -140,52 +144,53 @@ async def test_consumes_again_from_a_queue_that_was_deleted_and_declared_again(
                 return not subscribed.alive
 
             await eventually(has_ended, "the consumer has ended")
-            await asyncio.sleep(0.6)  # the queue is missed more than once
+            await asyncio.sleep(0.6)  # long enough for more than one attempt to consume
             assert await subscribed.problem() is not None
             await prepare_topology(rabbit, [topology.results()])
-            await consumes(subscribed)
+            await wait_until_consuming(subscribed)
             await publish(hand, body)
-            await handler.has_begun(body)
+            await handler.wait_until_started(body)
     assert await hand.depth(QUEUE) == 0
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-async def test_a_message_whose_connection_is_lost_is_delivered_again(
+async def test_message_is_redelivered_after_its_connection_is_lost(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand, monkeypatch: pytest.MonkeyPatch, frozen: bool
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)  # noticed after about three of them
+    # A frozen connection is noticed after about three heartbeats.
+    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
     handler = Handler()
     handler.open.clear()
     async with CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:
-        far = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
-        subscribed = subscription(far, publisher, handler)
+        through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+        subscribed = subscription(through_network, publisher, handler)
         async with subscribed.running():
             await publish(hand, b"x")
-            await handler.has_begun(b"x")
+            await handler.wait_until_started(b"x")
             if frozen:
                 network.freeze()
 
-                async def noticed() -> bool:
+                async def has_noticed() -> bool:
                     return not subscribed.alive
 
-                await eventually(noticed, "the connection is given up")
+                await eventually(has_noticed, "the connection is declared dead")
                 await network.thaw()
             else:
                 await network.cut()
 
-            async def came_again() -> bool:
-                return len(handler.begun) == 2
+            async def was_redelivered() -> bool:
+                return len(handler.started) == 2
 
-            await eventually(came_again, "the message is delivered again")
+            await eventually(was_redelivered, "the message is redelivered")
             handler.open.set()
-            await consumes(subscribed)
+            await wait_until_consuming(subscribed)
             await publish(hand, b"y")
-            await handler.has_begun(b"y")
-    assert handler.ended == [b"x", b"y"]
+            await handler.wait_until_started(b"y")
+    assert handler.finished == [b"x", b"y"]
     assert await hand.depth(QUEUE) == 0
 
 
-async def test_a_graceful_stop_finishes_and_acks_what_is_in_flight(
+async def test_graceful_stop_finishes_and_acks_messages_in_flight(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
 ) -> None:
     handler = Handler()
@@ -193,41 +198,41 @@ async def test_a_graceful_stop_finishes_and_acks_what_is_in_flight(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(subscription(rabbit, publisher, handler).running())
         await publish(hand, b"x")
-        await handler.has_begun(b"x")
+        await handler.wait_until_started(b"x")
         stopping = asyncio.create_task(stack.pop_all().aclose())
         finished, _ = await asyncio.wait({stopping}, timeout=0.3)
         assert not finished
         await publish(hand, b"for the next one")
         handler.open.set()
         await stopping
-    assert handler.begun == handler.ended == [b"x"]
+    assert handler.started == handler.finished == [b"x"]
     assert await hand.depth(QUEUE) == 1
 
 
-async def test_a_stop_while_the_connection_hangs_leaves_nothing_running(
+async def test_stop_during_a_hanging_connection_attempt_leaves_no_task_running(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher
 ) -> None:
     async with CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:
         network.freeze()
-        far = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+        through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
         connecting = connection_tasks()
-        async with subscription(far, publisher, Handler()).running():
+        async with subscription(through_network, publisher, Handler()).running():
             await asyncio.sleep(0.3)
             assert connection_tasks() > connecting
         assert connection_tasks() <= connecting
 
 
-async def test_a_handler_that_does_not_end_in_time_leaves_its_message_to_the_broker(
+async def test_message_of_a_handler_that_misses_the_stop_timeout_is_requeued(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
 ) -> None:
     handler, body = Handler(), uuid4().bytes
     handler.open.clear()
     async with subscription(rabbit, publisher, handler, graceful_timeout=0.2).running():
         await publish(hand, body)
-        await handler.has_begun(body)
-    assert handler.ended == []
+        await handler.wait_until_started(body)
+    assert handler.finished == []
 
     async def is_back() -> bool:
         return await hand.depth(QUEUE) == 1
 
-    await eventually(is_back, "the message is back")
+    await eventually(is_back, "the message is back in its queue")

@@ -93,7 +93,7 @@ async def each_consumes(compose: Compose, service: str, queue: str, count: int) 
     await eventually(all_consume, f"{names} consume from {queue}")
 
 
-async def test_a_notification_is_delivered_and_the_management_ui_shows_its_queues(compose: Compose) -> None:
+async def test_notification_is_delivered_and_the_management_ui_shows_all_queues(compose: Compose) -> None:
     async with compose.gateway() as client:
         [notification] = await all_final(client, await post(client, 1))
     assert {delivery["channel"] for delivery in notification["deliveries"]} == set(Channel)
@@ -109,7 +109,7 @@ async def test_connections_are_named_after_their_container(compose: Compose) -> 
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_runs_with_the_rights_it_needs(compose: Compose, service: str) -> None:
+def test_service_runs_with_minimal_privileges(compose: Compose, service: str) -> None:
     [container] = compose.containers(service)
     details = inspect(container)
     assert details["Config"]["User"] == "10001:10001"
@@ -125,14 +125,14 @@ def test_a_service_runs_with_the_rights_it_needs(compose: Compose, service: str)
 
 
 @pytest.mark.parametrize("service", SENDERS)
-def test_a_senders_image_has_no_database_driver_and_no_fastapi(compose: Compose, service: str) -> None:
+def test_sender_image_has_no_database_driver_and_no_fastapi(compose: Compose, service: str) -> None:
     find = "import importlib.util as u; print([m for m in {} if u.find_spec(m)])"
     modules = ["sqlalchemy", "asyncpg", "fastapi", "notify_database", "aio_pika"]
     assert compose.run("exec", "-T", service, "python", "-c", find.format(modules)).strip() == "['aio_pika']"
 
 
 PUBLISHED_BY_SENDERS = ("notifications.results", "notifications.dead")
-OWN: dict[str, dict[str, list[str]]] = {
+PERMISSIONS: dict[str, dict[str, list[str]]] = {
     "gateway": {"publish": ["notifications"]},
     **{
         sender: {"read": [queue], "publish": [f"{queue}.retry", *PUBLISHED_BY_SENDERS]}
@@ -143,13 +143,13 @@ OWN: dict[str, dict[str, list[str]]] = {
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_rabbitmq_refuses_a_role_what_is_not_its_own(compose: Compose, service: str) -> None:
-    own = OWN[service]
+def test_rabbitmq_refuses_operations_that_a_role_does_not_need(compose: Compose, service: str) -> None:
+    permissions = PERMISSIONS[service]
     read = [*QUEUES.values(), "notifications.results", "notifications.dead"]
     publish = ["", "notifications", *PUBLISHED_BY_SENDERS, *(f"{queue}.retry" for queue in QUEUES.values())]
     refused = [
-        *(["read", name] for name in read if name not in own.get("read", [])),
-        *(["publish", name] for name in publish if name not in own.get("publish", [])),
+        *(["read", name] for name in read if name not in permissions.get("read", [])),
+        *(["publish", name] for name in publish if name not in permissions.get("publish", [])),
         *(["delete", queue] for queue in QUEUES.values()),
         ["bind", QUEUES["telegram_sender"]],
         ["declare-exchange", "foreign"], ["declare-exchange", "notifications.mine"],
@@ -165,9 +165,7 @@ print(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/" + sys.argv[1]).read
 """
 
 
-async def test_prometheus_finds_every_container_and_what_the_rules_are_made_of(
-    compose: Compose, tmp_path: Path
-) -> None:
+async def test_prometheus_scrapes_every_container_and_evaluates_every_rule(compose: Compose, tmp_path: Path) -> None:
     """Run Debian's Prometheus in a plain container, in place of Prometheus's image."""
     program = unpacked("prometheus", folder=tmp_path / "prometheus", with_libraries=False) / "usr/bin/prometheus"
     mounts = {program: "/usr/bin/prometheus"}
@@ -204,7 +202,7 @@ async def test_prometheus_finds_every_container_and_what_the_rules_are_made_of(
     await compose.up()
 
 
-async def test_four_senders_work_one_is_killed_and_the_broker_restarted_and_nothing_is_lost(compose: Compose) -> None:
+async def test_nothing_is_lost_when_a_sender_is_killed_and_the_broker_restarts(compose: Compose) -> None:
     others = {service: compose.containers(service) for service in ("gateway", "status_writer", "rabbitmq", "postgres")}
     await compose.up("--scale", "telegram_sender=4", "--scale", "email_sender=2")
     assert {service: compose.containers(service) for service in others} == others
@@ -231,7 +229,7 @@ async def test_four_senders_work_one_is_killed_and_the_broker_restarted_and_noth
     assert len(set(ids)) == MANY
 
 
-async def test_back_to_one_sender_with_another_setting_under_load(compose: Compose) -> None:
+async def test_nothing_is_lost_when_settings_and_scale_change_under_load(compose: Compose) -> None:
     stop = asyncio.Event()
     async with compose.gateway() as client:
 
@@ -256,7 +254,7 @@ async def test_back_to_one_sender_with_another_setting_under_load(compose: Compo
         await each_consumes(compose, sender, queue, 1)
 
 
-async def test_a_sender_whose_queue_was_deleted_is_unhealthy_until_it_is_back(compose: Compose) -> None:
+async def test_sender_is_unhealthy_while_its_queue_is_missing(compose: Compose) -> None:
     [sender] = compose.containers("telegram_sender")
     with compose.management() as management:
         management.delete("/api/queues/%2F/notifications.telegram").raise_for_status()
@@ -274,7 +272,7 @@ async def test_a_sender_whose_queue_was_deleted_is_unhealthy_until_it_is_back(co
         await all_final(client, await post(client, 1))
 
 
-def test_every_service_stops_in_order(compose: Compose) -> None:
+def test_every_service_stops_gracefully(compose: Compose) -> None:
     containers = {service: compose.containers(service)[0] for service in SERVICES}
     compose.run("stop", *SERVICES)
     assert {

@@ -1,4 +1,4 @@
-"""`python -m support.crashes POINT`: a process that works up to one point and dies there, as if by `kill -9`."""
+"""`python -m support.crashes POINT`: run a service up to one point and kill it there, like `kill -9`."""
 
 import asyncio
 import os
@@ -31,11 +31,11 @@ from support.services import eventually
 
 
 def die() -> None:
-    """No handler, no finally, no flush."""
+    """Kill this process without running any handler, `finally` block or flush."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class RelayThatDiesBeforeTheHandOver(OutboxRelay):
+class RelayKilledBeforeHandOver(OutboxRelay):
     @override
     def has_room_for(self, count: int) -> bool:
         return True
@@ -45,22 +45,22 @@ class RelayThatDiesBeforeTheHandOver(OutboxRelay):
         die()
 
 
-class PublisherThatDiesBeforeTheConfirm(ConfirmedPublisher):
+class PublisherKilledBeforeConfirm(ConfirmedPublisher):
     @override
     async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
         publishing = asyncio.create_task(super().publish(messages))
         async with hand_on(load_settings(OperatorSettings)) as hand:
 
-            async def arrived() -> bool:
+            async def has_arrived() -> bool:
                 return await hand.depth("notifications.telegram") == 1
 
-            await eventually(arrived, "the broker has it")
+            await eventually(has_arrived, "the broker has the message")
         die()
         return await publishing
 
 
-class PublisherThatDiesAfterTheConfirm(ConfirmedPublisher):
-    """Dies before the outbox rows are deleted, or before the message whose result is reported is acked."""
+class PublisherKilledAfterConfirm(ConfirmedPublisher):
+    """A publisher that dies before the outbox rows are deleted, or before the sender acks the request."""
 
     @override
     async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
@@ -69,7 +69,7 @@ class PublisherThatDiesAfterTheConfirm(ConfirmedPublisher):
         return []
 
 
-class EventsThatDieAfterTheCommit(EventPublisher):
+class EventPublisherKilledAfterCommit(EventPublisher):
     @override
     def publish(self, changes: Sequence[StatusChange]) -> None:
         die()
@@ -78,7 +78,7 @@ class EventsThatDieAfterTheCommit(EventPublisher):
 async def gateway(
     relay_class: type[OutboxRelay] = OutboxRelay, publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher
 ) -> None:
-    """Accept one notification, then relay."""
+    """Accept one notification and relay it."""
     gateway = Gateway(load_settings(GatewaySettings), relay_class=relay_class, publisher_class=publisher_class)
     request = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
     await gateway.intake.accept(new_notification(request, "default"))
@@ -86,12 +86,12 @@ async def gateway(
 
 
 async def sender(
-    *, dies_in_the_call: bool = False, publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher
+    *, dies_during_call: bool = False, publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher
 ) -> None:
     """Send one delivery."""
 
     async def send(_: DeliveryRequested) -> str:
-        if dies_in_the_call:
+        if dies_during_call:
             die()
         return "sent"
 
@@ -105,14 +105,14 @@ async def sender(
 
 
 async def status_writer() -> None:
-    """Write one result."""
+    """Apply one result."""
     settings = load_settings(StatusWriterSettings)
-    events = EventsThatDieAfterTheCommit(settings, "status_writer")
+    events = EventPublisherKilledAfterCommit(settings, "status_writer")
     await create_status_writer(settings, events=events).work(asyncio.Event())
 
 
 async def retry() -> None:
-    """Do one part of a retry of many, and die in the next one."""
+    """Retry the first chunk of a bulk retry, and die during the second."""
     engine = create_engine(load_settings(OperatorSettings), pool_size=2)
     await DeliveryRetries(engine, chunk_size=10).advance()
     async with engine.begin() as connection:
@@ -120,16 +120,16 @@ async def retry() -> None:
         die()
 
 
-# Of one delivery's way through the services.
+# In the order in which a delivery passes them.
 POINTS = {
-    "between commit and hand-over": lambda: gateway(RelayThatDiesBeforeTheHandOver),
-    "between publish and confirm": lambda: gateway(publisher_class=PublisherThatDiesBeforeTheConfirm),
-    "between confirm and outbox delete": lambda: gateway(publisher_class=PublisherThatDiesAfterTheConfirm),
-    "between provider call and result": lambda: sender(dies_in_the_call=True),
-    "between result and ack": lambda: sender(publisher_class=PublisherThatDiesAfterTheConfirm),
+    "between commit and hand-over": lambda: gateway(RelayKilledBeforeHandOver),
+    "between publish and confirm": lambda: gateway(publisher_class=PublisherKilledBeforeConfirm),
+    "between confirm and outbox delete": lambda: gateway(publisher_class=PublisherKilledAfterConfirm),
+    "between provider call and result": lambda: sender(dies_during_call=True),
+    "between result and ack": lambda: sender(publisher_class=PublisherKilledAfterConfirm),
     "between SQL commit and ack": status_writer,
 }
 
 
 if __name__ == "__main__":
-    asyncio.run({**POINTS, "within a part of a retry": retry}[sys.argv[1]]())
+    asyncio.run({**POINTS, "during a chunk of a bulk retry": retry}[sys.argv[1]]())

@@ -1,4 +1,4 @@
-"""The services in the test's own process, against real servers."""
+"""Run the services in the test's own process, against real servers."""
 
 import asyncio
 import socket
@@ -31,7 +31,7 @@ from prometheus_client import CollectorRegistry
 
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 FIRST_DELAY = timedelta(milliseconds=50)
-TIMEOUT = 20.0  # seconds; only for what never comes
+TIMEOUT = 20.0  # seconds; reached only if the test fails
 
 
 def delivery_requested(**change: object) -> DeliveryRequested:
@@ -48,7 +48,7 @@ def delivery_requested(**change: object) -> DeliveryRequested:
 
 
 def gateway_metrics() -> GatewayMetrics:
-    """Of a gateway that nobody asks for them."""
+    """Return the metrics of a gateway in a registry that nothing scrapes."""
     return GatewayMetrics(CollectorRegistry())
 
 
@@ -65,7 +65,7 @@ async def running_sender(
     limits: ProviderLimits | None = None,
     tracing: Tracing = UNTRACED,
 ) -> AsyncIterator[Worker]:
-    """A sender of one channel."""
+    """Run the sender of one channel."""
     settings = SenderSettings.model_validate(
         {
             **rabbit.model_dump(),
@@ -88,7 +88,7 @@ async def running_status_writer(
     events_to: RabbitSettings | None = None,
     tracing: Tracing = UNTRACED,
 ) -> AsyncIterator[Worker]:
-    """A status writer."""
+    """Run a status writer."""
     settings = StatusWriterSettings.model_validate({**postgres.model_dump(), **rabbit.model_dump()})
     events = None if events_to is None else EventPublisher(events_to, "status_writer")
     status_writer = create_status_writer(settings, events=events, tracing=tracing)
@@ -105,10 +105,11 @@ async def working_gateway(
     tracing: Tracing = UNTRACED,
     **settings: object,
 ) -> AsyncIterator[Gateway]:
-    """A gateway that nobody can reach yet; without its relay it only accepts."""
-    own = {"auth": "off", **settings}
-    wanted = GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), **own})
-    gateway, stop = Gateway(wanted, tracing), asyncio.Event()
+    """Run a gateway without an HTTP server; if `relaying` is false, it accepts notifications but publishes none."""
+    gateway_settings = GatewaySettings.model_validate(
+        {**postgres.model_dump(), **rabbit.model_dump(), "auth": "off", **settings}
+    )
+    gateway, stop = Gateway(gateway_settings, tracing), asyncio.Event()
     working = asyncio.create_task(gateway.work(stop)) if relaying else None
     try:
         yield gateway
@@ -126,7 +127,7 @@ async def running_gateway(
     tracing: Tracing = UNTRACED,
     **settings: object,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway, reached without a socket."""
+    """Run a gateway; yield a client that calls its ASGI application directly."""
     async with working_gateway(rabbit, postgres, relaying=relaying, tracing=tracing, **settings) as gateway:
         transport = httpx.ASGITransport(app=create_app(gateway), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -141,11 +142,11 @@ async def served_gateway(
     relaying: bool = True,
     settings: Mapping[str, object] | None = None,
 ) -> AsyncIterator[httpx.URL]:
-    """A gateway behind a socket: its address."""
-    own: dict[str, Any] = dict(settings or {})
-    async with working_gateway(rabbit, postgres, relaying=relaying, **own) as gateway:
+    """Run a gateway behind a socket; yield its URL."""
+    gateway_settings: dict[str, Any] = dict(settings or {})
+    async with working_gateway(rabbit, postgres, relaying=relaying, **gateway_settings) as gateway:
         with closing(socket.socket()) as listener:
-            # The kernel keeps little for a client that does not read.
+            # With a small buffer, the gateway soon notices a client that does not read.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
             listener.bind(("127.0.0.1", 0))
             listener.listen()
@@ -161,11 +162,11 @@ async def served_gateway(
                 await serving
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = TIMEOUT) -> None:
-    """Wait until `condition` holds; for state that only asking can tell."""
+async def eventually(condition: Callable[[], Awaitable[bool]], description: str, timeout: float = TIMEOUT) -> None:
+    """Poll `condition` until it is true."""
     try:
         async with asyncio.timeout(timeout):
-            while not await condition():  # noqa: ASYNC110 - nothing tells when a row or a queue has changed
+            while not await condition():  # noqa: ASYNC110 - no event reports a changed row or queue
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"never: {what}") from None
+        raise AssertionError(f"not true within {timeout:g} s: {description}") from None

@@ -39,12 +39,12 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     assert gateway.ratio == report.Spread(0.9, 0.9, 0.9)
 
 
-def test_an_incomplete_pair_is_left_out() -> None:
+def test_incomplete_pair_is_left_out() -> None:
     runs = [run(1, BASE, gateway=100), run(1, WORKING_TREE, gateway=100), run(2, WORKING_TREE, gateway=500)]
     assert row(runs, "gateway").tree == report.Spread(100, 100, 100)
 
 
-def test_a_process_that_only_one_side_has_gets_a_row_without_ratio() -> None:
+def test_process_of_only_one_side_gets_a_row_without_ratio() -> None:
     renamed = run(1, WORKING_TREE, gateway=0)
     renamed = replace(renamed, cpu=replace(renamed.cpu, processes={"api": 100, "postgres": 50}))
     runs = [run(1, BASE, gateway=100), renamed]
@@ -53,7 +53,7 @@ def test_a_process_that_only_one_side_has_gets_a_row_without_ratio() -> None:
     assert row(runs, "api").tree == report.Spread(100, 100, 100)
 
 
-def test_processes_that_use_next_to_nothing_share_a_row() -> None:
+def test_processes_with_negligible_cpu_time_share_a_row() -> None:
     names = [
         each.figure.name.strip() for each in report.rows([run(1, side, gateway=100) for side in (BASE, WORKING_TREE)])
     ]
@@ -62,18 +62,18 @@ def test_processes_that_use_next_to_nothing_share_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "expected"),
     [
         (run(1, WORKING_TREE, gateway=100), "every difference is noise"),
         (run(1, WORKING_TREE, gateway=100, tree="t2", rate_reached=False), "The rate was not reached"),
         (run(1, WORKING_TREE, gateway=100, tree="t2", other_work=60), "other programs used 60 % of a core"),
     ],
 )
-def test_limits_of_the_comparison_are_stated(second: Run, said: str) -> None:
+def test_limits_of_the_comparison_are_stated(second: Run, expected: str) -> None:
     [remark] = report.remarks([run(1, BASE, gateway=100), second])
-    assert said in remark
+    assert expected in remark
 
 
-def test_a_working_tree_that_changed_meanwhile_is_reported() -> None:
+def test_working_tree_that_changed_between_pairs_is_reported() -> None:
     runs = [run(1, BASE, gateway=1), run(1, WORKING_TREE, gateway=1), run(2, WORKING_TREE, gateway=1, tree="t2")]
     assert "changed while it was measured" in report.remarks(runs)[0]

@@ -1,4 +1,4 @@
-"""What the benchmarks' README says is what was measured."""
+"""The figures in the benchmarks' README must be the measured ones."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ FOLDER = PROJECT / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    ("results", "told"), [("compare", tables.compare), ("scale", tables.scale), ("events", tables.events)]
+    ("results", "table"), [("compare", tables.compare), ("scale", tables.scale), ("events", tables.events)]
 )
-def test_readme_figures_match_the_raw_results(results: str, told: Callable[[tables.Json], str]) -> None:
-    text = told(tables.read(FOLDER / "results" / f"{results}.json"))
+def test_readme_figures_match_the_raw_results(results: str, table: Callable[[tables.Json], str]) -> None:
+    text = table(tables.read(FOLDER / "results" / f"{results}.json"))
     assert f"<!-- {results}: begin -->\n{text}<!-- {results}: end -->" in (FOLDER / "README.md").read_text()

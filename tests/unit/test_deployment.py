@@ -1,4 +1,4 @@
-"""What is said twice is held together: settings, their table, compose, the example file, RabbitMQ's definitions."""
+"""Values that are written twice must agree: settings, their page, Compose, .env.example, RabbitMQ's definitions."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SERVICES: dict[str, type[BaseSettings]] = {
     "status_writer": StatusWriterSettings,
     "migrate": MigrationSettings,
 }
-# Of a container: which port is its own and how it is reached stands in its image. It keeps no files.
+# Compose does not pass these: images set their address and port, and containers keep no simulated messages.
 IN_THE_IMAGE = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT", "SIMULATOR_FOLDER"}
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 EXAMPLE = dict(
@@ -110,8 +110,8 @@ def test_every_container_has_memory_and_log_limits() -> None:
     for definition in COMPOSE["services"].values():
         assert definition["mem_limit"]
         assert definition["logging"]["options"]["max-size"]
-    lasting = set(COMPOSE["services"]) - {"migrate"}
-    assert all("stop_grace_period" in COMPOSE["services"][service] for service in lasting)
+    long_running = set(COMPOSE["services"]) - {"migrate"}
+    assert all("stop_grace_period" in COMPOSE["services"][service] for service in long_running)
 
 
 def test_service_containers_run_with_minimal_privileges() -> None:
@@ -159,7 +159,7 @@ def test_rabbitmq_has_the_same_confirm_timeout_in_compose_and_the_local_stack() 
 
 
 def may(user: str, right: str, name: str) -> bool:
-    """RabbitMQ searches a name for the pattern, which is why each is anchored."""
+    """Check a permission as RabbitMQ does: it searches the name for the pattern, which must therefore be anchored."""
     [permission] = [each for each in DEFINITIONS["permissions"] if each["user"] == user]
     return re.search(permission[right], name) is not None
 
@@ -168,7 +168,7 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
     assert may("gateway", "write", "notifications")
     assert may("gateway", "write", "notifications.events")
     assert not may("gateway", "write", "notifications.results")
-    # Its own queue of events, while somebody listens.
+    # A gateway declares a queue of events while it has subscribers.
     for right in ("configure", "write", "read"):
         assert may("gateway", right, "notifications.events.gateway.1")
     assert may("gateway", "read", "notifications.events")
@@ -178,7 +178,7 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
     for channel, other in permutations(Channel, 2):
         sender = f"{channel}_sender"
         assert may(sender, "read", f"notifications.{channel}")
-        # To declare is to be allowed to delete, with all that waits in it.
+        # The permission to declare a queue includes deleting it with all its messages.
         assert not may(sender, "configure", f"notifications.{channel}")
         for name in (f"notifications.{channel}.retry", f"notifications.{channel}.retry.1000"):
             assert all(may(sender, right, name) for right in ("configure", "write", "read"))
@@ -190,7 +190,7 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
         ):
             assert not may(sender, "read", name)
             assert not may(sender, "configure", name)
-        # Neither a binding of its own nor a publish reaches another channel's deliveries.
+        # Access to this exchange would let a sender read or forge the deliveries of other channels.
         assert not may(sender, "read", "notifications")
         assert not may(sender, "write", "notifications")
         assert may(sender, "write", "notifications.results")

@@ -1,4 +1,4 @@
-"""Links between documents. `make docs` checks those within the site, this module all others."""
+"""Links between documents: `make docs` checks those within the site, and this module checks all others."""
 
 import re
 import subprocess
@@ -50,13 +50,13 @@ def pages(navigation: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def test_the_navigation_of_the_site_lists_every_page_once() -> None:
+def test_navigation_of_the_site_lists_every_page_once() -> None:
     configuration = tomllib.loads((PROJECT / "zensical.toml").read_text())
     written = {path.name for path in (PROJECT / "docs").glob("*.md")} | {"decisions/README.md"}
     assert sorted(pages(configuration["project"]["nav"])) == sorted(written)
 
 
-def test_the_list_of_decisions_links_to_every_record() -> None:
+def test_list_of_decisions_links_to_every_record() -> None:
     folder = PROJECT / "docs/decisions"
     listed = set(LINK.findall((folder / "README.md").read_text()))
     assert listed == {path.name for path in folder.glob("[0-9]*.md")}

@@ -43,11 +43,11 @@ def test_services_depend_on_libraries_and_not_on_each_other(imports: grimp.Impor
     assert imports.find_illegal_dependencies_for_layers(LAYERS) == set()
 
 
-def test_the_packages_of_the_common_library_form_layers(imports: grimp.ImportGraph) -> None:
+def test_packages_of_the_common_library_form_layers(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(COMMON_LAYERS, containers={"notify_common"}) == set()
 
 
-def test_the_packages_of_the_gateway_form_layers(imports: grimp.ImportGraph) -> None:
+def test_packages_of_the_gateway_form_layers(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(GATEWAY_LAYERS, containers={"notify_gateway"}) == set()
 
 
@@ -67,7 +67,7 @@ def test_no_subject_imports_the_routes_of_another(imports: grimp.ImportGraph) ->
 
 
 def test_modules_do_not_import_each_other_in_cycles(imports: grimp.ImportGraph) -> None:
-    # Raises CycleError.
+    # This raises CycleError if there is a cycle.
     TopologicalSorter(
         {module: imports.find_modules_directly_imported_by(module) for module in imports.modules}
     ).prepare()
@@ -84,7 +84,7 @@ def test_importing_a_contract_loads_no_server_and_no_driver() -> None:
         "import sys, notify_common.contracts.channels, notify_common.contracts.ids, notify_common.contracts.messages\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - ours
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - a constant
     assert not {"uvicorn", "fastapi", "starlette", "faststream", "aio_pika", "asyncpg"}.intersection(
         found.stdout.split()
     )

@@ -80,7 +80,7 @@ def test_amqp_url_escapes_special_characters(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("settings", "given", "told"),
+    ("settings", "given", "variable"),
     [
         (EmailSenderSettings, {"EMAIL_PROVIDER": "smtp", "EMAIL_FROM": "a@example.org"}, "SMTP_HOST"),
         (EmailSenderSettings, {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail"}, "EMAIL_FROM"),
@@ -94,11 +94,11 @@ def test_amqp_url_escapes_special_characters(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_incomplete_provider_settings_stop_the_service_and_name_the_variable(
-    settings: type[BaseSettings], given: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+    settings: type[BaseSettings], given: dict[str, str], variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit, match=told):
+    with pytest.raises(SystemExit, match=variable):
         load_settings(settings)
 
 
@@ -112,8 +112,8 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unauthenticated_api_on_a_public_address_is_refused() -> None:
     with pytest.raises(ValidationError, match="AUTH"):
         GatewaySettings.model_validate({"auth": "off", "app_host": "0.0.0.0"})  # noqa: S104 - refused
-    for fine in ({"app_host": "127.0.0.1"}, {"app_host": "0.0.0.0", "allow_insecure": "1"}):  # noqa: S104 - wanted
-        GatewaySettings.model_validate({"auth": "off", **fine})
+    for accepted in ({"app_host": "127.0.0.1"}, {"app_host": "0.0.0.0", "allow_insecure": "1"}):  # noqa: S104 - accepted
+        GatewaySettings.model_validate({"auth": "off", **accepted})
 
 
 def test_secrets_left_at_their_example_values_are_named() -> None:

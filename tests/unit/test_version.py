@@ -45,11 +45,11 @@ def test_every_image_is_labelled_with_the_version_of_the_product(dockerfile: Pat
     assert 'org.opencontainers.image.version="$VERSION"' in content
 
 
-def test_the_changelog_has_an_entry_for_the_version() -> None:
+def test_changelog_has_an_entry_for_the_version() -> None:
     assert re.search(rf"^## \[{re.escape(VERSION)}\]", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def test_the_api_documents_state_the_version() -> None:
+def test_api_documents_state_the_version() -> None:
     assert create_api(gateway()).openapi()["info"]["version"] == VERSION
     assert asyncapi_document()["info"]["version"] == VERSION
 

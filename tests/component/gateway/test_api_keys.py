@@ -1,4 +1,4 @@
-"""API keys: creation, revocation, the bootstrap key, and what unknown keys cost."""
+"""API keys: creation, revocation, the bootstrap key, and the load from unknown keys."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ async def test_revoked_key_is_rejected_and_no_key_is_stored_in_plain_text(engine
     async with engine.connect() as connection:
         stored = (await connection.execute(text("SELECT api_keys::text FROM api_keys"))).scalar_one()
     assert token not in stored
-    assert CACHE_SECONDS <= 5  # what the documentation promises
+    assert CACHE_SECONDS <= 5  # the documentation promises that a revoked key stops working within 5 s
 
 
 async def test_new_bootstrap_key_replaces_the_old_one(engine: AsyncEngine) -> None:
@@ -39,10 +39,10 @@ async def test_bootstrap_key_works_and_stays_revoked(postgres: PostgresSettings,
     for _ in range(2):
         async with running_gateway(NOWHERE, postgres, auth="on", bootstrap_api_key=token) as api:
 
-            async def opens(client: httpx.AsyncClient = api) -> bool:
+            async def is_accepted(client: httpx.AsyncClient = api) -> bool:
                 return (await client.get("/api/notifications", headers=headers)).status_code == 200
 
-            await eventually(opens, "the bootstrap key opens")
+            await eventually(is_accepted, "the bootstrap key is accepted")
     keys = ApiKeyStore(engine)
     [key] = await keys.list()
     await keys.revoke(key.id)
@@ -53,8 +53,8 @@ async def test_bootstrap_key_works_and_stays_revoked(postgres: PostgresSettings,
 async def test_operator_creates_lists_and_revokes_keys(
     secured_api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    made = await gateway_command("keys", "create", "--tenant", "shop", "--scope", "read", servers=[postgres])
-    key_id, token = made.split()
+    created = await gateway_command("keys", "create", "--tenant", "shop", "--scope", "read", servers=[postgres])
+    key_id, token = created.split()
     headers = {"Authorization": f"Bearer {token}"}
     assert (await secured_api.get("/api/notifications", headers=headers)).status_code == 200
     assert (await secured_api.post("/api/notifications", headers=headers, json=BODY)).status_code == 403
@@ -73,10 +73,10 @@ async def test_unknown_keys_do_not_use_up_the_connection_pool(postgres: Postgres
         assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 201
         async with engine.begin() as lock:
             await lock.execute(text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"))
-            strangers = [
+            unknown = [
                 asyncio.create_task(api.get("/api/notifications", headers={"Authorization": f"Bearer {number}"}))
                 for number in range(10)
             ]
             await asyncio.sleep(0)
             assert (await api.post("/api/notifications", headers=headers, json=BODY)).status_code == 201
-        assert {answer.status_code for answer in await asyncio.gather(*strangers)} == {401}
+        assert {response.status_code for response in await asyncio.gather(*unknown)} == {401}

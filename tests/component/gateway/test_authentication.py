@@ -1,4 +1,4 @@
-"""Which routes need an API key, which scope each requires, and what a tenant can see."""
+"""Authentication: the scope that each route requires, and the isolation of tenants."""
 
 import re
 
@@ -40,9 +40,9 @@ ROUTES = [
 @pytest.mark.parametrize(("method", "path"), [route[:2] for route in ROUTES])
 async def test_missing_or_unknown_key_returns_401(secured_api: httpx.AsyncClient, method: str, path: str) -> None:
     for headers in ({}, {"Authorization": "Bearer ntf_unknown"}, {"Authorization": "Basic bm90OmE="}):
-        answer = await secured_api.request(method, path, headers=headers, json=BODY if method in BODIES else None)
-        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-        assert answer.json()["status"] == 401
+        response = await secured_api.request(method, path, headers=headers, json=BODY if method in BODIES else None)
+        assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert response.json()["status"] == 401
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
@@ -50,11 +50,11 @@ async def test_each_route_requires_exactly_its_scope(
     secured_api: httpx.AsyncClient, engine: AsyncEngine, method: str, path: str, scope: Scope
 ) -> None:
     body = BODY if path == "/api/notifications" else {}
-    for given in Scope:
-        answer = await secured_api.request(
-            method, path, headers=await bearer(engine, given), json=body if method in BODIES else None
+    for granted in Scope:
+        response = await secured_api.request(
+            method, path, headers=await bearer(engine, granted), json=body if method in BODIES else None
         )
-        assert (answer.status_code == 403) == (given is not scope), answer.text
+        assert (response.status_code == 403) == (granted is not scope), response.text
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -68,10 +68,10 @@ def test_every_route_is_open_or_tested_here(postgres: PostgresSettings) -> None:
     for path, operations in documented.items():
         for method in operations:
             pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
-            tried = any(
+            is_tested = any(
                 method.upper() == route[0] and re.fullmatch(pattern, route[1].partition("?")[0]) for route in ROUTES
             )
-            assert tried != (path in OPEN), f"{method} {path}"
+            assert is_tested != (path in OPEN), f"{method} {path}"
 
 
 async def test_key_is_checked_before_the_body_is_read(secured_api: httpx.AsyncClient) -> None:

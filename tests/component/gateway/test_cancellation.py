@@ -12,12 +12,12 @@ from support.gateway import post, rows, soon
 
 async def test_cancelling_deletes_the_outbox_rows(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = await post(api, type=None, channels=["telegram", "email"], send_at=soon(hours=1))
-    answer = await api.post(f"/api/notifications/{created['id']}/cancel")
-    assert answer.status_code == 200
-    assert answer.json()["status"] == "cancelled"
+    response = await api.post(f"/api/notifications/{created['id']}/cancel")
+    assert response.status_code == 200
+    assert response.json()["status"] == "cancelled"
     assert await rows(engine, "SELECT 1 FROM outbox") == []
     again = await api.post(f"/api/notifications/{created['id']}/cancel")
-    assert (again.status_code, again.json()) == (200, answer.json())
+    assert (again.status_code, again.json()) == (200, response.json())
 
 
 async def test_delivery_leased_by_a_relay_is_not_cancelled(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
@@ -26,9 +26,9 @@ async def test_delivery_leased_by_a_relay_is_not_cancelled(api: httpx.AsyncClien
         lease = "UPDATE outbox SET leased_until = now() + interval '1 minute' WHERE delivery_id = :id"
         taken = next(each["id"] for each in created["deliveries"] if each["channel"] == "email")
         await connection.execute(text(lease), {"id": UUID(taken)})
-    answer = await api.post(f"/api/notifications/{created['id']}/cancel")
-    assert answer.status_code == 409
-    statuses = {each["channel"]: each["status"] for each in answer.json()["deliveries"]}
+    response = await api.post(f"/api/notifications/{created['id']}/cancel")
+    assert response.status_code == 409
+    statuses = {each["channel"]: each["status"] for each in response.json()["deliveries"]}
     assert statuses == {"telegram": "cancelled", "email": "pending"}
     assert [str(row.delivery_id) for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [taken]
 
@@ -37,8 +37,10 @@ async def test_delivery_is_never_both_cancelled_and_relayed(api: httpx.AsyncClie
     created = await asyncio.gather(*(post(api) for _ in range(100)))
     outbox = OutboxStore(engine)
     taking = [asyncio.create_task(outbox.take_due(10)) for _ in range(10)]
-    answers = await asyncio.gather(*(api.post(f"/api/notifications/{each['id']}/cancel") for each in created))
+    responses = await asyncio.gather(*(api.post(f"/api/notifications/{each['id']}/cancel") for each in created))
     taken = {request.notification_id for task in taking for request in (await task).requests}
-    cancelled = {UUID(each["id"]) for each, answer in zip(created, answers, strict=True) if answer.status_code == 200}
+    cancelled = {
+        UUID(each["id"]) for each, response in zip(created, responses, strict=True) if response.status_code == 200
+    }
     assert not taken & cancelled
     assert len(taken) + len(cancelled) == len(created)

@@ -1,4 +1,4 @@
-"""What can not be handled is kept with its reason, and an operator decides what becomes of it."""
+"""Dead letters: the reasons for them, and the commands with which an operator handles them."""
 
 import asyncio
 from uuid import uuid4
@@ -26,32 +26,32 @@ def request() -> DeliveryRequested:
 
 
 async def run(rabbit: RabbitSettings, postgres: PostgresSettings, *arguments: str, code: int = 0) -> str:
-    """The output of `notify-gateway dead …`."""
+    """Return the output of `notify-gateway dead …`."""
     return await gateway_command("dead", *arguments, servers=[rabbit, postgres], code=code)
 
 
-async def waiting(hand: Hand, count: int) -> None:
-    async def are_there() -> bool:
+async def wait_for_dead_letters(hand: Hand, count: int) -> None:
+    async def all_arrived() -> bool:
         return await hand.depth("notifications.dead") == count
 
-    await eventually(are_there, f"{count} dead letters")
+    await eventually(all_arrived, f"there are {count} dead letters")
 
 
-async def test_the_reason_and_the_queue_are_kept(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_dead_letter_names_its_reason_and_queue(rabbit: RabbitSettings, hand: Hand) -> None:
     wrong_channel = request().model_copy(update={"channel": Channel.EMAIL})
     async with running_sender(rabbit, FakeProvider()):
-        await hand.publish("notifications", "telegram", b"no json", {"delivery_id": "d", "x-own": "is left out"})
+        await hand.publish("notifications", "telegram", b"no json", {"delivery_id": "d", "x-custom": "dropped"})
         unreadable = await hand.next_message("notifications.dead")
         await hand.publish("notifications", "telegram", wrong_channel.model_dump_json())
-        misled = await hand.next_message("notifications.dead")
+        misrouted = await hand.next_message("notifications.dead")
     assert unreadable.body == b"no json"
     assert {name: value for name, value in unreadable.headers.items() if not name.startswith("x-")} == {
         "delivery_id": "d", "dead_reason": "unreadable: no JSON", "dead_queue": "notifications.telegram"
     }  # fmt: skip
-    assert misled.headers["dead_reason"] == "for channel email"
+    assert misrouted.headers["dead_reason"] == "for channel email"
 
 
-async def test_a_handler_that_fails_by_a_bug_is_a_reason_too(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_bug_in_a_handler_is_named_as_the_reason(rabbit: RabbitSettings, hand: Hand) -> None:
     async def bug(_: DeliveryRequested) -> str:
         raise ZeroDivisionError
 
@@ -61,9 +61,11 @@ async def test_a_handler_that_fails_by_a_bug_is_a_reason_too(rabbit: RabbitSetti
     assert dead.headers["dead_reason"] == "bug: ZeroDivisionError"
 
 
-async def test_any_bytes_at_all_are_read_or_kept_and_the_sender_goes_on(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_sender_dead_letters_unreadable_bytes_and_continues(rabbit: RabbitSettings, hand: Hand) -> None:
     provider = FakeProvider()
-    almost = st.builds(lambda text, cut: text[:cut], st.just(request().model_dump_json().encode()), st.integers(0, 400))
+    truncated = st.builds(
+        lambda text, cut: text[:cut], st.just(request().model_dump_json().encode()), st.integers(0, 400)
+    )
     bodies: list[bytes] = []
 
     def readable(body: bytes) -> bool:
@@ -73,27 +75,27 @@ async def test_any_bytes_at_all_are_read_or_kept_and_the_sender_goes_on(rabbit: 
             return False
 
     @settings(max_examples=200, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.one_of(st.binary(max_size=300), almost, st.text(max_size=100).map(str.encode)))
-    def gather(body: bytes) -> None:
+    @given(st.one_of(st.binary(max_size=300), truncated, st.text(max_size=100).map(str.encode)))
+    def collect(body: bytes) -> None:
         bodies.append(body)
 
-    await asyncio.to_thread(gather)
+    await asyncio.to_thread(collect)
     async with running_sender(rabbit, provider):
         for body in bodies:
             await hand.publish("notifications", "telegram", body)
-        await waiting(hand, len([body for body in bodies if not readable(body)]))
-        await hand.request(wanted := request())
-        await eventually_called(provider, wanted)
+        await wait_for_dead_letters(hand, len([body for body in bodies if not readable(body)]))
+        await hand.request(requested := request())
+        await wait_until_called(provider, requested)
 
 
-async def eventually_called(provider: FakeProvider, wanted: DeliveryRequested) -> None:
+async def wait_until_called(provider: FakeProvider, requested: DeliveryRequested) -> None:
     async def was_called() -> bool:
-        return wanted in provider.calls
+        return requested in provider.calls
 
-    await eventually(was_called, "the next request is handled")
+    await eventually(was_called, "the next request is sent")
 
 
-async def test_an_operator_lists_shows_puts_back_and_drops(
+async def test_operator_lists_shows_requeues_and_drops_dead_letters(
     rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand
 ) -> None:
     result = DeliveryResult(
@@ -102,9 +104,9 @@ async def test_an_operator_lists_shows_puts_back_and_drops(
     )  # fmt: skip
     async with running_sender(rabbit, FakeProvider()), running_status_writer(rabbit, postgres):
         await hand.publish("notifications", "telegram", b"no json")
-        await waiting(hand, 1)
+        await wait_for_dead_letters(hand, 1)
         await hand.report(result)
-        await waiting(hand, 2)
+        await wait_for_dead_letters(hand, 2)
     listed = (await run(rabbit, postgres, "list")).splitlines()
     assert ["notifications.telegram" in listed[0], "unreadable: no JSON" in listed[0]] == [True, True]
     assert ["notifications.results" in listed[1], "unknown delivery" in listed[1]] == [True, True]
@@ -119,27 +121,27 @@ async def test_an_operator_lists_shows_puts_back_and_drops(
     assert await run(rabbit, postgres, "list") == ""
 
 
-async def test_a_hundred_looks_at_the_archive_lose_nothing(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_dead_letter_survives_being_read_many_times(rabbit: RabbitSettings, hand: Hand) -> None:
     await hand.publish("notifications.dead", "", b"kept")
     for _ in range(150):
         async with hand_on(rabbit) as another:
             queue = await another.channel.get_queue("notifications.dead", ensure=False)
             await queue.get(fail=False)
-    await waiting(hand, 1)
+    await wait_for_dead_letters(hand, 1)
 
 
-async def test_a_dead_delivery_is_put_back_as_a_new_round_and_only_once(
+async def test_dead_delivery_is_requeued_once_as_a_new_round(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
-    """Put back beside an operator's retry by the API, it would be sent twice."""
+    """Requeuing a delivery that was already retried would send it twice."""
 
     async def bug(_: DeliveryRequested) -> str:
         raise ZeroDivisionError
 
     async def status() -> str:
         async with engine.connect() as connection:
-            told: str = (await connection.execute(text("SELECT status FROM deliveries"))).scalar_one()
-        return told
+            status_in_database: str = (await connection.execute(text("SELECT status FROM deliveries"))).scalar_one()
+        return status_in_database
 
     async def failed() -> bool:
         return await status() == "failed"
@@ -147,21 +149,21 @@ async def test_a_dead_delivery_is_put_back_as_a_new_round_and_only_once(
     async def sent() -> bool:
         return await status() == "sent"
 
-    mended = FakeProvider()
+    fixed_provider = FakeProvider()
     async with running_gateway(rabbit, postgres) as gateway, running_status_writer(rabbit, postgres):
         async with running_sender(rabbit, FakeProvider(bug)):
             body = {"user_id": 1, "message": "x", "type": "telegram"}
             assert (await gateway.post("/api/notifications", json=body)).status_code == 201
             await eventually(failed, "the delivery is failed")
-        await waiting(hand, 1)
-        async with running_sender(rabbit, mended):
+        await wait_for_dead_letters(hand, 1)
+        async with running_sender(rabbit, fixed_provider):
             assert await run(rabbit, postgres, "requeue", "--all") == "1 message(s)\n"
             await eventually(sent, "the new round is sent")
-        assert [(call.round, call.attempt) for call in mended.calls] == [(2, 2)]
-        await waiting(hand, 0)
-        dead = DeliveryRequested.model_validate(mended.calls[0].model_dump() | {"round": 1, "attempt": 1})
+        assert [(call.round, call.attempt) for call in fixed_provider.calls] == [(2, 2)]
+        await wait_for_dead_letters(hand, 0)
+        dead = DeliveryRequested.model_validate(fixed_provider.calls[0].model_dump() | {"round": 1, "attempt": 1})
         queue = {"dead_queue": "notifications.telegram"}
         await hand.publish("notifications.dead", "", dead.model_dump_json(), {**dead.headers(), **queue})
-        await waiting(hand, 1)
+        await wait_for_dead_letters(hand, 1)
         assert await run(rabbit, postgres, "requeue", "--all") == "0 message(s)\n"
-        await waiting(hand, 1)
+        await wait_for_dead_letters(hand, 1)

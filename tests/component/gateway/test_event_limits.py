@@ -1,4 +1,4 @@
-"""When the gateway ends or refuses an event stream."""
+"""Event streams that the gateway ends or refuses."""
 
 import asyncio
 import logging
@@ -39,13 +39,13 @@ async def test_stream_ends_when_its_key_is_revoked(
     monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0.05)
     monkeypatch.setattr(api_keys, "CACHE_SECONDS", 0)
     keys = ApiKeyStore(engine)
-    key_id, token = await keys.create("ours", "of a test", frozenset({Scope.READ}))
+    key_id, token = await keys.create("ours", "test", frozenset({Scope.READ}))
     async with (
         served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
         httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}) as client,
-        client.stream("GET", "/api/events") as answer,
+        client.stream("GET", "/api/events") as response,
     ):
-        lines = answer.aiter_lines()
+        lines = response.aiter_lines()
         async with asyncio.timeout(TIMEOUT):
             while await anext(lines) != ":":  # a heartbeat
                 pass
@@ -59,7 +59,7 @@ async def test_stream_ends_before_sending_events_to_a_revoked_key(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0)
-    told: list[bytes] = []
+    sent: list[bytes] = []
 
     async def revoked() -> bool:
         return False
@@ -68,13 +68,13 @@ async def test_stream_ends_before_sending_events_to_a_revoked_key(
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
     async def send(message: MutableMapping[str, Any]) -> None:
-        told.append(message.get("body", b""))
+        sent.append(message.get("body", b""))
 
     history = EventHistory(engine)
     stream = EventStream(EventHub(NOWHERE, "gateway", history), history, EventFilter("ours"), None, revoked)
     async with asyncio.timeout(TIMEOUT):
         await stream({"type": "http", UNLIMITED: lambda: None}, receive, send)
-    assert b"".join(told) == b""
+    assert b"".join(sent) == b""
 
 
 async def test_tenant_cannot_use_up_all_streams(
@@ -83,34 +83,34 @@ async def test_tenant_cannot_use_up_all_streams(
     monkeypatch.setattr(event_hub, "MAX_SUBSCRIBERS_PER_TENANT", 1)
     keys = {}
     for tenant in ("ours", "theirs"):
-        _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset({Scope.READ}))
+        _, token = await ApiKeyStore(engine).create(tenant, "test", frozenset({Scope.READ}))
         keys[tenant] = {"Authorization": f"Bearer {token}"}
     async with (
         served_gateway(rabbit, postgres, settings={"auth": "on"}) as url,
         reading(url, keys["ours"]),
         httpx.AsyncClient(base_url=url) as client,
     ):
-        answer = await client.get("/api/events", headers=keys["ours"])
-        assert answer.status_code == 503
-        assert "too many event subscribers" in answer.json()["detail"]
+        response = await client.get("/api/events", headers=keys["ours"])
+        assert response.status_code == 503
+        assert "too many event subscribers" in response.json()["detail"]
         async with reading(url, keys["theirs"]):
             pass
 
 
 async def test_stream_opened_during_shutdown_ends(engine: AsyncEngine) -> None:
-    live = EventHub(NOWHERE, "gateway", EventHistory(engine))
-    began = asyncio.Event()
+    hub = EventHub(NOWHERE, "gateway", EventHistory(engine))
+    started = asyncio.Event()
 
     async def listen() -> bytes | None:
-        began.set()
-        async with live.subscribe(EventFilter("ours"), lambda: None) as listener:
-            return await listener.next()
+        started.set()
+        async with hub.subscribe(EventFilter("ours"), lambda: None) as subscriber:
+            return await subscriber.next()
 
-    listening = asyncio.create_task(listen())
-    await began.wait()
-    live.close()
+    subscription = asyncio.create_task(listen())
+    await started.wait()
+    hub.close()
     async with asyncio.timeout(TIMEOUT):
-        assert await listening is None
+        assert await subscription is None
 
 
 async def test_slow_subscriber_is_dropped_and_delays_nobody(
@@ -139,8 +139,8 @@ async def test_slow_subscriber_is_dropped_and_delays_nobody(
                 if "does not read" in caplog.text:
                     break
             else:
-                pytest.fail("it has never been dropped")
-            # While the gateway goes on.
+                pytest.fail("the subscriber was never dropped")
+            # The gateway still runs, but it has closed this connection.
             slow.settimeout(TIMEOUT)
             with suppress(ConnectionResetError):
                 while slow.recv(65536):

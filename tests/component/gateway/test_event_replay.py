@@ -1,4 +1,4 @@
-"""Events that a subscriber has missed: replay from PostgreSQL, or a reset."""
+"""Missed events: they are replayed from PostgreSQL, or the stream is reset."""
 
 import asyncio
 from datetime import timedelta
@@ -44,10 +44,10 @@ async def test_reconnecting_subscriber_gets_missed_events_from_postgresql(
                     count = await connection.execute(text("SELECT count(*) FROM deliveries WHERE status = 'sent'"))
                     return bool(count.scalar_one() == 2)
 
-            await eventually(sent, "both are sent")
-            for how in ({"headers": {"Last-Event-ID": last["id"]}}, {"last_event_id": last["id"]}):
-                async with reading(url, **how) as (reader, _):
-                    # What is near the last one may come again, exactly as it came first.
+            await eventually(sent, "both notifications are sent")
+            for resume in ({"headers": {"Last-Event-ID": last["id"]}}, {"last_event_id": last["id"]}):
+                async with reading(url, **resume) as (reader, _):
+                    # Events close to the last one may be repeated, but unchanged.
                     assert (await reader.until(missed))[0] == last
                     later = await post(url, user_id=3)
                     assert (await reader.until(later))[-1]["user_id"] == 3
@@ -62,26 +62,26 @@ async def test_stream_reports_a_rabbitmq_outage_and_ends_on_recovery(
 ) -> None:
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
-    through = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+    through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
     async with (
         running_sender(rabbit, FakeProvider()),
         running_status_writer(rabbit, postgres),
-        served_gateway(through, postgres) as url,
+        served_gateway(through_network, postgres) as url,
         reading(url) as (reader, live),
     ):
         assert live
         await network.close()
         assert await reader.next() == {"event": "live", "data": {"live": False}}
-        async with reading(url) as (_, told):
-            assert not told
+        async with reading(url) as (_, live_again):
+            assert not live_again
         waiting = await post(url)
         await network.open()
-        # It may have missed something: it comes back, and has lost nothing.
+        # The gateway may have missed events, so it ends the stream, and the client has to reconnect.
         while (event := await reader.next()) is not None:
             assert event["event"] in {"live", "status"}
-        # It has read no change yet, and knows all the same since when it was away.
-        async with reading(url, last_event_id=reader.last_id) as (returned, told):
-            assert told
+        # The client can resume although it has read no change yet, because each stream starts with an id.
+        async with reading(url, last_event_id=reader.last_id) as (returned, live_again):
+            assert live_again
             assert await returned.until(waiting)
     await network.close()
 
@@ -114,8 +114,8 @@ async def test_stream_is_reset_when_too_many_events_were_missed(
             assert (await client.post(f"/api/notifications/{cancelled['id']}/cancel")).status_code == 200
         async with reading(url, last_event_id="0") as (reader, _):
             assert (await reader.status())["notification_id"] == cancelled["id"]
-        for limit, most in (("MAX_SCANNED", 1), ("MAX_REPLAYED", 0)):
+        for limit, value in (("MAX_SCANNED", 1), ("MAX_REPLAYED", 0)):
             with monkeypatch.context() as patch:
-                patch.setattr(event_history, limit, most)
+                patch.setattr(event_history, limit, value)
                 async with reading(url, last_event_id="0") as (reader, _):
                     assert await reader.next() == {"event": "reset", "data": {}}

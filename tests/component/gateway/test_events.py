@@ -31,7 +31,7 @@ async def event_queues(servers: Servers, rabbit: RabbitSettings) -> list[str]:
     return [queue["name"] for queue in queues if queue["name"].startswith("notifications.events.")]
 
 
-async def refuses_email(request: DeliveryRequested) -> str:
+async def reject_email(request: DeliveryRequested) -> str:
     if request.channel is Channel.EMAIL:
         raise PermanentFailure("blocked")
     return "sent"
@@ -41,8 +41,8 @@ async def test_subscribers_get_matching_events_from_any_gateway(
     rabbit: RabbitSettings, postgres: PostgresSettings
 ) -> None:
     async with (
-        running_sender(rabbit, FakeProvider(refuses_email)),
-        running_sender(rabbit, FakeProvider(refuses_email), channel=Channel.EMAIL),
+        running_sender(rabbit, FakeProvider(reject_email)),
+        running_sender(rabbit, FakeProvider(reject_email), channel=Channel.EMAIL),
         running_status_writer(rabbit, postgres),
         served_gateway(rabbit, postgres) as first,
         served_gateway(rabbit, postgres) as second,
@@ -52,23 +52,23 @@ async def test_subscribers_get_matching_events_from_any_gateway(
     ):
         assert live
         one = await post(first)
-        heard = await everything.status()
-        assert (heard["notification_id"], heard["user_id"], heard["channel"]) == (one["id"], 1, "telegram")
-        assert (heard["status"], heard["round"], heard["attempt"], heard["error_class"]) == ("sent", 1, 1, None)
+        event = await everything.status()
+        assert (event["notification_id"], event["user_id"], event["channel"]) == (one["id"], 1, "telegram")
+        assert (event["status"], event["round"], event["attempt"], event["error_class"]) == ("sent", 1, 1, None)
         two = await post(first, user_id=2, type="email")
-        heard = await of_user.status()
-        assert heard == await by_email.status() == await everything.status()
-        assert (heard["delivery_id"], heard["status"]) == (two["deliveries"][0]["id"], "failed")
-        assert (heard["error_class"], heard["error_code"]) == ("permanent", "blocked")
+        event = await of_user.status()
+        assert event == await by_email.status() == await everything.status()
+        assert (event["delivery_id"], event["status"]) == (two["deliveries"][0]["id"], "failed")
+        assert (event["error_class"], event["error_code"]) == ("permanent", "blocked")
         async with (
             reading(second, notification_id=two["id"]) as (of_two, _),
             httpx.AsyncClient(base_url=first) as client,
         ):
-            # Whoever reads the database sees the same time.
+            # The API reports the same time as the event.
             stored = (await client.get(f"/api/notifications/{two['id']}")).json()
-            assert stored["deliveries"][0]["updated_at"] == heard["changed_at"]
+            assert stored["deliveries"][0]["updated_at"] == event["changed_at"]
             await everything.until(await post(first))
-            assert (await client.post(f"/api/deliveries/{heard['delivery_id']}/retry")).status_code == 202
+            assert (await client.post(f"/api/deliveries/{event['delivery_id']}/retry")).status_code == 202
             again = [await of_two.status() for _ in range(2)]
         assert [(each["status"], each["round"], each["attempt"]) for each in again] == [
             ("pending", 2, 1),
@@ -86,7 +86,7 @@ async def test_event_queue_exists_only_while_there_are_subscribers(
             async def one() -> bool:
                 return len(await event_queues(servers, rabbit)) == 1
 
-            await eventually(one, "one queue for all who listen")
+            await eventually(one, "all subscribers share one queue")
 
         async def none() -> bool:
             return not await event_queues(servers, rabbit)
@@ -99,7 +99,7 @@ async def test_tenants_do_not_get_each_others_events(
 ) -> None:
     keys = {}
     for tenant in ("ours", "theirs"):
-        _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset({Scope.SEND, Scope.READ}))
+        _, token = await ApiKeyStore(engine).create(tenant, "test", frozenset({Scope.SEND, Scope.READ}))
         keys[tenant] = {"Authorization": f"Bearer {token}"}
     async with (
         running_sender(rabbit, FakeProvider()),
@@ -117,15 +117,15 @@ async def test_tenants_do_not_get_each_others_events(
             async with reading(url, {**keys["ours"], "Last-Event-ID": begin}) as (replayed, _):
                 assert (await replayed.status())["notification_id"] == own["id"]
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):  # all of it has happened: nothing is on its way
+                async with asyncio.timeout(0.2):  # every event was published before
                     await guessing.status()
 
 
 @pytest.mark.parametrize("query", ["?user_id=0", "?last_event_id=x", "?channel=fax", "?nothing=1"])
 async def test_invalid_event_filter_is_rejected(api: httpx.AsyncClient, query: str) -> None:
-    answer = await api.get(f"/api/events{query}")
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["field"] in query
+    response = await api.get(f"/api/events{query}")
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] in query
 
 
 async def test_event_id_is_the_time_of_the_change(rabbit: RabbitSettings, postgres: PostgresSettings) -> None:
@@ -136,5 +136,5 @@ async def test_event_id_is_the_time_of_the_change(rabbit: RabbitSettings, postgr
         reading(url) as (reader, _),
     ):
         await post(url)
-        heard = await reader.status()
-    assert datetime.fromisoformat(heard["changed_at"]).timestamp() == pytest.approx(int(heard["id"]) / 1e6, abs=1e-6)
+        event = await reader.status()
+    assert datetime.fromisoformat(event["changed_at"]).timestamp() == pytest.approx(int(event["id"]) / 1e6, abs=1e-6)

@@ -27,16 +27,16 @@ async def test_oversized_body_returns_413_with_or_without_content_length(
             yield b" " * 65536
 
     for content in (b" " * (MAX_BODY + 1), chunks()):
-        answer = await secured_api.post("/api/notifications", content=content, headers=headers)
-        assert answer.status_code == 413
+        response = await secured_api.post("/api/notifications", content=content, headers=headers)
+        assert response.status_code == 413
 
 
 async def test_oversized_headers_return_431_and_every_response_has_security_headers(
     secured_api: httpx.AsyncClient,
 ) -> None:
-    answer = await secured_api.get("/livez", headers={"X-Long": "x" * MAX_HEAD})
-    assert answer.status_code == 431
-    for each in (answer, await secured_api.get("/livez"), await secured_api.get("/api/notifications")):
+    response = await secured_api.get("/livez", headers={"X-Long": "x" * MAX_HEAD})
+    assert response.status_code == 431
+    for each in (response, await secured_api.get("/livez"), await secured_api.get("/api/notifications")):
         assert each.headers["X-Content-Type-Options"] == "nosniff"
         assert each.headers["Cache-Control"] == "no-store"
         assert "access-control-allow-origin" not in each.headers
@@ -61,8 +61,8 @@ async def test_limits_apply_to_each_request_of_a_connection(postgres: PostgresSe
 
 
 @asynccontextmanager
-async def hurried(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway whose requests have little time."""
+async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
+    """Run a gateway with other limits than the default ones; yield a client."""
     app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
     transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, **limits))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -74,14 +74,14 @@ async def test_stalled_body_returns_408(postgres: PostgresSettings) -> None:
         yield b"{"
         await asyncio.Event().wait()
 
-    async with hurried(postgres, body_timeout=0.05) as api:
-        answer = await api.post("/api/notifications", content=never())
-    assert (answer.status_code, answer.json()["title"]) == (408, "Request Timeout")
+    async with gateway_with_limits(postgres, body_timeout=0.05) as api:
+        response = await api.post("/api/notifications", content=never())
+    assert (response.status_code, response.json()["title"]) == (408, "Request Timeout")
 
 
 async def test_slow_request_returns_503(postgres: PostgresSettings, engine: AsyncEngine) -> None:
-    async with hurried(postgres, request_timeout=0.5) as api, engine.begin() as lock:
+    async with gateway_with_limits(postgres, request_timeout=0.5) as api, engine.begin() as lock:
         await lock.execute(text("LOCK TABLE notifications IN ACCESS EXCLUSIVE MODE"))
-        answer = await api.get("/api/notifications")
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        response = await api.get("/api/notifications")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert response.headers["X-Content-Type-Options"] == "nosniff"

@@ -1,4 +1,4 @@
-"""The same request twice."""
+"""Repeated requests with an idempotency key."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ async def post(api: httpx.AsyncClient, key: str, content: Any = None, **change: 
 
 async def count(engine: AsyncEngine, table: str = "notifications") -> int:
     async with engine.connect() as connection:
-        counted: int = (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one()  # noqa: S608 - ours
+        counted: int = (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one()  # noqa: S608 - constants
     return counted
 
 
@@ -75,9 +75,9 @@ async def test_invalid_request_does_not_use_up_its_key(api: httpx.AsyncClient) -
 
 @pytest.mark.parametrize("key", [b"", b"x" * 256, "ключ".encode()])
 async def test_key_must_be_1_to_255_ascii_characters(api: httpx.AsyncClient, key: bytes) -> None:
-    answer = await api.post("/api/notifications", json=BODY, headers={b"Idempotency-Key": key})
-    assert answer.status_code == 422
-    assert "idempotency-key" in answer.json()["detail"].lower()
+    response = await api.post("/api/notifications", json=BODY, headers={b"Idempotency-Key": key})
+    assert response.status_code == 422
+    assert "idempotency-key" in response.json()["detail"].lower()
 
 
 async def test_request_rejected_by_the_database_does_not_use_up_its_key(
@@ -98,10 +98,10 @@ async def test_concurrent_repeats_at_two_gateways_create_one_notification(
         gateways = [
             await stack.enter_async_context(running_gateway(NOWHERE, postgres, relaying=False)) for _ in range(2)
         ]
-        answers = await asyncio.gather(*(post(gateways[number % 2], "once") for number in range(REPEATS)))
-    assert {answer.status_code for answer in answers} == {201}
-    assert len({answer.content for answer in answers}) == 1
-    assert sum("Idempotent-Replayed" not in answer.headers for answer in answers) == 1
+        responses = await asyncio.gather(*(post(gateways[number % 2], "once") for number in range(REPEATS)))
+    assert {response.status_code for response in responses} == {201}
+    assert len({response.content for response in responses}) == 1
+    assert sum("Idempotent-Replayed" not in response.headers for response in responses) == 1
     assert (await count(engine), await count(engine, "deliveries"), await count(engine, "outbox")) == (1, 2, 2)
 
 
@@ -114,10 +114,10 @@ async def test_gateways_that_get_the_same_keys_in_different_order_do_not_deadloc
             await stack.enter_async_context(running_gateway(NOWHERE, postgres, relaying=False)) for _ in range(2)
         ]
         orders = (keys, keys[::-1])
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(post(gateway, key) for gateway, order in zip(gateways, orders, strict=True) for key in order)
         )
-    assert {answer.status_code for answer in answers} == {201}
+    assert {response.status_code for response in responses} == {201}
     assert await count(engine) == len(keys)
 
 

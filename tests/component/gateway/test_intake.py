@@ -1,4 +1,4 @@
-"""Requests that share a transaction, and what happens when too many wait."""
+"""Batches of requests that share a transaction, and the limit on waiting requests."""
 
 import asyncio
 
@@ -62,8 +62,8 @@ async def test_too_many_waiting_requests_return_503_with_retry_after(
             while waiting and len(refused) < 20 - 2 * 3:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 refused |= done
-        answers = [request.result() for request in refused]
-        assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
-        accepted = [answer.status_code for answer in await asyncio.gather(*waiting)]
+        responses = [request.result() for request in refused]
+        assert {(response.status_code, response.headers["retry-after"]) for response in responses} == {(503, "1")}
+        accepted = [response.status_code for response in await asyncio.gather(*waiting)]
         assert set(accepted) <= {201, 503}
         assert 201 in accepted

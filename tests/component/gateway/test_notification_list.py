@@ -18,9 +18,9 @@ SET_STATUS = text("""
 """)
 
 
-def ids(answer: httpx.Response) -> list[str]:
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
+def ids(response: httpx.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    body = response.json()
     return [item["id"] for item in (body if isinstance(body, list) else body["items"])]
 
 
@@ -92,8 +92,8 @@ async def test_list_can_be_filtered_by_status_and_channel(api: httpx.AsyncClient
 async def test_list_filters_can_be_combined(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created_ids: list[str] = []
     for number in range(12):
-        over = (["telegram"], ["email"], ["telegram", "email"])[number % 3]
-        created = await post(api, type=None, channels=over, user_id=1 + number % 2)
+        channels = (["telegram"], ["email"], ["telegram", "email"])[number % 3]
+        created = await post(api, type=None, channels=channels, user_id=1 + number % 2)
         created_ids.append(created["id"])
         await set_status(engine, created["id"], ("sent", "failed")[number % 4 // 2])
     stored = [(await api.get(f"/api/notifications/{id_}")).json() for id_ in sorted(created_ids, reverse=True)]
@@ -116,8 +116,8 @@ async def test_list_filters_can_be_combined(api: httpx.AsyncClient, engine: Asyn
                 and (end is None or datetime.fromisoformat(each["created_at"]) < datetime.fromisoformat(end))
                 and (cursor is None or each["id"] < cursor)
             ]
-            asked = {name: value for name, value in query.items() if value is not None}
-            assert ids(await api.get("/api/notifications", params=asked)) == expected, asked
+            given = {name: value for name, value in query.items() if value is not None}
+            assert ids(await api.get("/api/notifications", params=given)) == expected, given
 
 
 async def test_status_filter_in_sql_matches_the_status_rule(api: httpx.AsyncClient, engine: AsyncEngine) -> None:

@@ -13,8 +13,8 @@ async def test_created_notification_can_be_read_back(api: httpx.AsyncClient) -> 
     assert created["message"] == "Your code: 11111"
     assert (created["type"], created["channels"], created["status"]) == ("telegram", ["telegram"], "pending")
     assert [delivery["status"] for delivery in created["deliveries"]] == ["pending"]
-    answer = await api.get(f"/api/notifications/{created['id']}")
-    assert (answer.status_code, answer.json()) == (200, created)
+    response = await api.get(f"/api/notifications/{created['id']}")
+    assert (response.status_code, response.json()) == (200, created)
 
 
 async def test_each_channel_is_a_delivery(api: httpx.AsyncClient) -> None:
@@ -50,11 +50,11 @@ async def test_email_options_are_stored_and_returned(api: httpx.AsyncClient) -> 
     assert created["email"] == own
     assert (await api.get(f"/api/notifications/{created['id']}")).json() == created
     assert (await post(api))["email"] is None
-    # In a list they could be thousands.
+    # Lists omit these options, because they could be long.
     assert all("email" not in each for each in (await api.get("/api/notifications")).json()["items"])
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_trailing_slash_works_without_a_redirect(api: httpx.AsyncClient, method: str) -> None:
-    answer = await api.request(method, "/api/notifications/", json=BODY if method == "POST" else None)
-    assert answer.status_code == (201 if method == "POST" else 200)
+    response = await api.request(method, "/api/notifications/", json=BODY if method == "POST" else None)
+    assert response.status_code == (201 if method == "POST" else 200)

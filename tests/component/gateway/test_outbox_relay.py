@@ -41,7 +41,7 @@ ADD = text("""
 
 
 async def add_row(engine: AsyncEngine, lease: timedelta | None = None, due: timedelta = timedelta(0)) -> UUID:
-    """A committed delivery whose process is gone, `lease` before its lease ends."""
+    """Commit a delivery and its outbox row, as if by a process that is gone; the row's lease ends after `lease`."""
     delivery_id, notification_id = new_id(utc_now()), new_id(utc_now())
     row = {"lease": lease, "due": due, "delivery_id": delivery_id, "notification_id": notification_id}
     async with engine.begin() as connection:
@@ -126,7 +126,7 @@ async def test_leased_and_future_rows_are_left_alone(
 async def test_row_of_a_sent_delivery_is_not_published_again(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    """Its relay died between the broker's confirm and the delete."""
+    """Such a row is left if a relay dies between the broker's confirm and the delete."""
     sent = await add_row(engine, lease=timedelta(seconds=-1))
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET status = 'sent' WHERE id = :id"), {"id": sent})
@@ -187,7 +187,8 @@ async def test_broker_outage_loses_nothing(
 async def test_relay_survives_a_frozen_connection(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)  # noticed after about three of them
+    # A frozen connection is noticed after about three heartbeats.
+    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
     through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
@@ -197,10 +198,10 @@ async def test_relay_survives_a_frozen_connection(
         network.freeze()
         await api.post("/api/notifications", json=BODY)
 
-        async def noticed() -> bool:
+        async def has_noticed() -> bool:
             return bool((await api.get("/readyz")).json()["rabbitmq"] != "ready")
 
-        await eventually(noticed, "the relay knows that it is cut off")
+        await eventually(has_noticed, "the relay has noticed the lost connection")
         await network.thaw()
         await outbox_is_empty(engine)
         async with hand_on(rabbit) as hand:
@@ -213,18 +214,18 @@ async def test_unroutable_delivery_stays_in_the_outbox(
 ) -> None:
     async with running_relay(rabbit, postgres) as relay, hand_on(rabbit) as hand:
 
-        async def connected() -> bool:
+        async def is_connected() -> bool:
             return relay.connected
 
-        await eventually(connected, "the relay is connected")
+        await eventually(is_connected, "the relay is connected")
         queue = await hand.channel.get_queue("notifications.telegram")
         await queue.unbind("notifications", "telegram")
         row = await add_row(engine)
 
-        async def tried() -> bool:
+        async def has_tried() -> bool:
             return "deliveries are not confirmed" in caplog.text
 
-        await eventually(tried, "the relay has tried")
+        await eventually(has_tried, "the relay has tried to publish")
         assert await outbox_rows(engine) == 1
         await queue.bind("notifications", "telegram")
         assert await published(hand, Channel.TELEGRAM, 1) == [row]
@@ -236,7 +237,7 @@ async def test_hand_over_with_an_expiring_lease_is_dropped(
 ) -> None:
     delivery_id = await add_row(engine, lease=timedelta(minutes=5))
     due = await OutboxStore(engine).take_due(10)
-    assert due.requests == []  # it is leased: by the hand-over below, whose lease began long ago
+    assert due.requests == []  # the row is leased, by the hand-over below
     request = DeliveryRequested.model_validate(
         {
             "delivery_id": delivery_id,

@@ -1,4 +1,4 @@
-"""Requests that the gateway refuses, and the problem details that say why."""
+"""Requests that the gateway rejects, with problem details that give the reason."""
 
 import json
 from typing import Any
@@ -59,10 +59,10 @@ async def test_invalid_body_gets_problem_details_that_name_the_field(
     body: Any,
     field: str,
 ) -> None:
-    answer = await api.post("/api/notifications", content=json.dumps(body), headers=JSON_HEADERS)
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
+    response = await api.post("/api/notifications", content=json.dumps(body), headers=JSON_HEADERS)
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
     assert (problem["type"], problem["status"]) == ("about:blank", 422)
     assert field in [error["field"] for error in problem["errors"]]
     assert field in problem["detail"]
@@ -70,9 +70,9 @@ async def test_invalid_body_gets_problem_details_that_name_the_field(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"user_id": 1'], ids=repr)
 async def test_malformed_json_gets_problem_details(api: httpx.AsyncClient, content: bytes) -> None:
-    answer = await api.post("/api/notifications", content=content, headers=JSON_HEADERS)
-    assert answer.status_code in {400, 422}
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = await api.post("/api/notifications", content=content, headers=JSON_HEADERS)
+    assert response.status_code in {400, 422}
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 async def test_unknown_ids_paths_and_methods_get_problem_details(api: httpx.AsyncClient) -> None:
@@ -91,9 +91,9 @@ async def test_unknown_ids_paths_and_methods_get_problem_details(api: httpx.Asyn
         ("GET", "/api/notifications?created_after=9999-12-31T23:59:59.999999Z", 200),
         ("GET", "/api/notifications?created_after=2026-01-01T00:00:00", 422),
     ):
-        answer = await api.request(method, path)
-        assert answer.status_code == status, path
-        assert status == 200 or answer.headers["content-type"] == "application/problem+json", path
+        response = await api.request(method, path)
+        assert response.status_code == status, path
+        assert status == 200 or response.headers["content-type"] == "application/problem+json", path
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,6 @@ async def test_ambiguous_json_is_rejected_with_a_reason(
     secured_api: httpx.AsyncClient, engine: AsyncEngine, content: bytes
 ) -> None:
     headers = {**await bearer(engine, Scope.SEND), "Content-Type": "application/json"}
-    answer = await secured_api.post("/api/notifications", content=content, headers=headers)
-    assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("body: not valid JSON: ")
+    response = await secured_api.post("/api/notifications", content=content, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["detail"].startswith("body: not valid JSON: ")

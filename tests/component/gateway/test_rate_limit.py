@@ -23,8 +23,8 @@ async def test_key_over_its_rate_limit_gets_429_with_retry_after(
 ) -> None:
     headers = await bearer(engine, Scope.READ)
     async with running_gateway(NOWHERE, postgres, relaying=False, auth="on", rate_limit=1) as api:
-        answers = [await api.get("/api/notifications", headers=headers) for _ in range(4)]
-    refused = next(answer for answer in answers if answer.status_code == 429)
+        responses = [await api.get("/api/notifications", headers=headers) for _ in range(4)]
+    refused = next(response for response in responses if response.status_code == 429)
     assert refused.headers["Retry-After"] == "1"
-    assert answers[0].headers["RateLimit-Policy"] == '"key";q=2;w=2'
-    assert answers[0].headers["RateLimit"].startswith('"key";r=1;')
+    assert responses[0].headers["RateLimit-Policy"] == '"key";q=2;w=2'
+    assert responses[0].headers["RateLimit"].startswith('"key";r=1;')

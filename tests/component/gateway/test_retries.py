@@ -1,4 +1,4 @@
-"""Retries by an operator, of one delivery and of many."""
+"""Retries of one delivery, and bulk retries, by an operator."""
 
 import asyncio
 from uuid import UUID, uuid4
@@ -26,7 +26,7 @@ ADD_ATTEMPT = text("""
 
 
 async def fail(engine: AsyncEngine, *notifications: Json, error_class: str = "temporary") -> list[UUID]:
-    """Let every delivery have failed after three attempts, and the outbox be empty."""
+    """Mark all deliveries as failed after three attempts, and empty the outbox."""
     ids = [UUID(delivery["id"]) for notification in notifications for delivery in notification["deliveries"]]
     async with engine.begin() as connection:
         await connection.execute(FAIL, {"ids": ids})
@@ -45,12 +45,12 @@ async def test_retry_of_a_failed_delivery_starts_a_new_round(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, api: httpx.AsyncClient
 ) -> None:
     [delivery_id] = await fail(engine, await post(api))
-    answer = await api.post(f"/api/deliveries/{delivery_id}/retry")
-    assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+    response = await api.post(f"/api/deliveries/{delivery_id}/retry")
+    assert (response.status_code, response.json()["status"]) == (202, "pending")
     async with running_gateway(rabbit, postgres):
         message = await hand.next_message("notifications.telegram")
-    wanted = DeliveryRequested.model_validate_json(message.body)
-    assert (wanted.delivery_id, wanted.round, wanted.attempt, wanted.failures) == (delivery_id, 2, 4, 0)
+    requested = DeliveryRequested.model_validate_json(message.body)
+    assert (requested.delivery_id, requested.round, requested.attempt, requested.failures) == (delivery_id, 2, 4, 0)
     assert (await api.post(f"/api/deliveries/{delivery_id}/retry")).status_code == 409
     assert len(await rows(engine, "SELECT 1 FROM attempts")) == 1
 
@@ -78,11 +78,11 @@ async def test_bulk_retry_runs_in_the_background_with_a_filter(
     created = await asyncio.gather(*(post(api, **both) for _ in range(30)))
     await fail(engine, *created[:20])
     permanent = await fail(engine, *created[20:], error_class="permanent")
-    wanted = {"channel": "email", "error_class": "permanent"}
-    counted = await api.post("/api/deliveries/retry", json={**wanted, "dry_run": True})
+    filters = {"channel": "email", "error_class": "permanent"}
+    counted = await api.post("/api/deliveries/retry", json={**filters, "dry_run": True})
     assert (counted.status_code, counted.json()) == (200, {"count": len(permanent) // 2})
     assert (await api.post("/api/deliveries/retry", json={"dry_run": True})).json() == {"count": 60}
-    started = await api.post("/api/deliveries/retry", json=wanted)
+    started = await api.post("/api/deliveries/retry", json=filters)
     assert (started.status_code, started.json()["finished_at"]) == (202, None)
     async with running_gateway(NOWHERE, postgres):
 
@@ -116,8 +116,8 @@ async def test_bulk_retry_is_limited_to_its_time_range(api: httpx.AsyncClient, e
         ({"created_after": soon(hours=-1)}, 1),
         ({}, 1),
     ):
-        answer = await api.post("/api/deliveries/retry", json={**window, "dry_run": True})
-        assert answer.json() == {"count": expected}
+        response = await api.post("/api/deliveries/retry", json={**window, "dry_run": True})
+        assert response.json() == {"count": expected}
 
 
 async def test_bulk_retry_is_limited_to_its_tenant(postgres: PostgresSettings, engine: AsyncEngine) -> None:
@@ -147,7 +147,7 @@ async def test_bulk_retry_goes_on_after_its_process_is_killed(
 ) -> None:
     await fail(engine, *(await asyncio.gather(*(post(api) for _ in range(35)))))
     started = (await api.post("/api/deliveries/retry", json={})).json()
-    await crash("within a part of a retry", postgres)
+    await crash("during a chunk of a bulk retry", postgres)
     assert (await api.get(f"/api/deliveries/retry/{started['id']}")).json()["retried"] == 10
     retries = DeliveryRetries(engine, chunk_size=10)
     while await retries.advance():

@@ -41,9 +41,9 @@ async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
 async def test_invalid_send_at_or_expires_at_is_rejected(
     api: httpx.AsyncClient, change: dict[str, str], field: str
 ) -> None:
-    answer = await api.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "email", **change})
-    assert answer.status_code == 422
-    assert field in answer.json()["detail"]
+    response = await api.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "email", **change})
+    assert response.status_code == 422
+    assert field in response.json()["detail"]
 
 
 async def test_scheduled_notification_waits_for_its_time(
@@ -64,12 +64,12 @@ async def test_delivery_that_expires_in_the_outbox_is_not_attempted(
 ) -> None:
     events = await hand.listen("notifications.events", "telegram.expired")
     late = await post(api, expires_at=soon(seconds=0.2))
-    await asyncio.sleep(0.3)  # until it is too late
+    await asyncio.sleep(0.3)  # until it has expired
     async with running_gateway(rabbit, postgres):
         changes = StatusChanges.model_validate_json((await events.get()).body).changes
     assert [change.notification_id for change in changes] == [UUID(late["id"])]
-    told = (await api.get(f"/api/notifications/{late['id']}")).json()
-    assert [(each["status"], each["attempts"]) for each in told["deliveries"]] == [("expired", [])]
+    stored = (await api.get(f"/api/notifications/{late['id']}")).json()
+    assert [(each["status"], each["attempts"]) for each in stored["deliveries"]] == [("expired", [])]
     assert await rows(engine, "SELECT 1 FROM outbox") == []
     assert await hand.depth("notifications.telegram") == 0
 
@@ -83,5 +83,5 @@ async def test_expiry_is_passed_on_to_the_sender(
         await post(api, expires_at=expires_at, send_at=soon(seconds=0.1))
         for _ in range(2):
             message = await hand.next_message("notifications.telegram")
-            told = DeliveryRequested.model_validate_json(message.body).expires_at
-            assert told == datetime.fromisoformat(expires_at)
+            request = DeliveryRequested.model_validate_json(message.body)
+            assert request.expires_at == datetime.fromisoformat(expires_at)

@@ -1,4 +1,4 @@
-"""Where a user is reached, stored once; and what a user does not want."""
+"""Stored channel settings of users: recipients and opt-outs."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -34,22 +34,22 @@ async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
 
 
 async def store(api: httpx.AsyncClient, channel: str, user_id: int = 1, **settings: Any) -> Json:
-    answer = await api.put(f"/api/users/{user_id}/channels/{channel}", json=settings)
-    assert answer.status_code == 200, answer.text
-    stored: Json = answer.json()
+    response = await api.put(f"/api/users/{user_id}/channels/{channel}", json=settings)
+    assert response.status_code == 200, response.text
+    stored: Json = response.json()
     return stored
 
 
 async def post(api: httpx.AsyncClient, *channels: str, key: str | None = None, **change: Any) -> Json:
     headers = {} if key is None else {"Idempotency-Key": key}
     body = {"user_id": 1, "message": "x", "channels": channels, **change}
-    answer = await api.post("/api/notifications", json=body, headers=headers)
-    assert answer.status_code == 201, answer.text
-    created: Json = answer.json()
+    response = await api.post("/api/notifications", json=body, headers=headers)
+    assert response.status_code == 201, response.text
+    created: Json = response.json()
     return created
 
 
-def told(notification: Json) -> dict[str, tuple[str, str | None, str | None]]:
+def delivery_summaries(notification: Json) -> dict[str, tuple[str, str | None, str | None]]:
     deliveries = notification["deliveries"]
     return {each["channel"]: (each["status"], each["reason"], each["recipient"]) for each in deliveries}
 
@@ -63,7 +63,7 @@ async def test_channel_settings_are_stored_replaced_and_deleted(api: httpx.Async
     assert (second["recipient"], second["opted_out"]) == ("a@bücher.example", True)
     third = await store(api, "email", 2**63 - 1, recipient=None)
     assert (third["recipient"], third["opted_out"]) == (None, True)
-    # A new address is no consent.
+    # A new recipient does not undo an opt-out.
     second = await store(api, "email", 2**63 - 1, recipient="b@example.org")
     assert (second["recipient"], second["opted_out"]) == ("b@example.org", True)
     webhook = await store(api, "webhook", 2**63 - 1, recipient="https://hooks.example.org/shop")
@@ -89,9 +89,9 @@ async def test_channel_settings_are_stored_replaced_and_deleted(api: httpx.Async
 async def test_invalid_channel_settings_are_rejected(
     api: httpx.AsyncClient, channel: str, settings: Json, field: str
 ) -> None:
-    answer = await api.put(f"/api/users/1/channels/{channel}", json=settings)
-    assert answer.status_code == 422
-    assert [error["field"] for error in answer.json()["errors"]] == [field]
+    response = await api.put(f"/api/users/1/channels/{channel}", json=settings)
+    assert response.status_code == 422
+    assert [error["field"] for error in response.json()["errors"]] == [field]
 
 
 async def test_stored_recipient_is_used_when_the_request_names_none(
@@ -101,7 +101,7 @@ async def test_stored_recipient_is_used_when_the_request_names_none(
         await store(api, "email", recipient="stored@example.org")
         await store(api, "email", 2, recipient="of-somebody-else@example.org")
         created = await post(api, "email", "telegram")
-        assert told(created) == {
+        assert delivery_summaries(created) == {
             "email": ("pending", None, "stored@example.org"),
             "telegram": ("pending", None, None),
         }
@@ -110,7 +110,7 @@ async def test_stored_recipient_is_used_when_the_request_names_none(
         recipients = [DeliveryRequested.model_validate_json(message.body).recipient for message in sent]
         assert recipients == ["stored@example.org", "named@example.org"]
         again = (await api.get(f"/api/notifications/{created['id']}")).json()
-        assert told(again) == told(created)
+        assert delivery_summaries(again) == delivery_summaries(created)
 
 
 async def test_real_provider_requires_a_stored_or_a_named_recipient(
@@ -123,10 +123,10 @@ async def test_real_provider_requires_a_stored_or_a_named_recipient(
         await store(api, "email", recipient="a@example.org")
         created = await post(api, "email", key="once")
         await api.delete("/api/users/1/channels/email")
-        # A repeat gets its answer, whatever holds now.
+        # A repeated request gets the first response, although the recipient was deleted.
         assert await post(api, "email", key="once") == created
         await store(api, "email", opted_out=True)
-        assert told(await post(api, "email")) == {"email": ("cancelled", "opted_out", None)}
+        assert delivery_summaries(await post(api, "email")) == {"email": ("cancelled", "opted_out", None)}
 
 
 async def test_delivery_over_an_opted_out_channel_is_cancelled(
@@ -136,7 +136,7 @@ async def test_delivery_over_an_opted_out_channel_is_cancelled(
     async with running_gateway(rabbit, postgres) as api:
         await store(api, "email", recipient="a@example.org", opted_out=True)
         created = await post(api, "email", "telegram", key="once")
-        assert told(created) == {
+        assert delivery_summaries(created) == {
             "email": ("cancelled", "opted_out", "a@example.org"),
             "telegram": ("pending", None, None),
         }
@@ -146,7 +146,7 @@ async def test_delivery_over_an_opted_out_channel_is_cancelled(
         only = await post(api, "email")
         assert only["status"] == "cancelled"
         listed = (await api.get("/api/notifications", params={"user_id": 1, "status": "cancelled"})).json()["items"]
-        assert [told(each) for each in listed] == [told(only)]
+        assert [delivery_summaries(each) for each in listed] == [delivery_summaries(only)]
         await hand.next_message("notifications.telegram")
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT 1 FROM outbox"))).all() == []
@@ -173,7 +173,7 @@ async def test_opt_out_applies_to_scheduled_and_retried_deliveries(
     assert changed == {failed["id"], scheduled["id"]}
     for each in (failed, scheduled):
         again = (await api.get(f"/api/notifications/{each['id']}")).json()
-        assert told(again) == {"email": ("cancelled", "opted_out", None)}
+        assert delivery_summaries(again) == {"email": ("cancelled", "opted_out", None)}
     assert await hand.depth("notifications.email") == 0
 
 
@@ -191,4 +191,4 @@ async def test_tenants_do_not_share_users(postgres: PostgresSettings, engine: As
         body = {"user_id": 1, "message": "x", "type": "email"}
         for headers, recipient in ((shop, "a@example.org"), (bank, None)):
             created = (await api.post("/api/notifications", json=body, headers=headers)).json()
-            assert told(created)["email"][2] == recipient
+            assert delivery_summaries(created)["email"][2] == recipient

@@ -1,4 +1,4 @@
-"""The rules and dashboards for Prometheus and Grafana: of what is exported, and right about recorded faults."""
+"""Prometheus rules and Grafana dashboards: they use exported metrics, and alerts match recorded faults."""
 
 import json
 import re
@@ -26,7 +26,7 @@ FOLDER = PROJECT / "deploy/observability"
 DASHBOARDS = sorted((FOLDER / "dashboards").glob("*.json"))
 TESTS = PROJECT / "tests/observability"
 RECORDINGS = sorted(RECORDED.glob("*.yml"))
-# Of each fault that was recorded, all that fires at any time until its end.
+# For each recorded fault, all alerts that fire at any time before its end.
 FIRES: dict[str, set[str]] = {
     "clean": set(),
     "memory-alarm": {"NotifyOutboxIsOld"},
@@ -54,8 +54,8 @@ def promtool(tmp_path_factory: pytest.TempPathFactory) -> str:
     return found or str(unpacked("prometheus", folder=root, with_libraries=False) / "usr/bin/promtool")
 
 
-def run(*command: str | Path, told: str = "") -> str:
-    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+def run(*command: str | Path, stdin: str = "") -> str:
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)  # noqa: S603 - constants
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -78,7 +78,7 @@ def test_recorded_fault_fires_exactly_its_alerts(promtool: str, recording: Path,
         {"labels": f'{{alertname="{name}"{label and ", "}{label}}}', "value": 1}
         for name, _, label in (each.partition(" ") for each in sorted(FIRES[recording.stem]))
     ]
-    end = SCENARIOS[recording.stem].seconds - SCRAPE_INTERVAL  # afterwards everything would be gone
+    end = SCENARIOS[recording.stem].seconds - SCRAPE_INTERVAL  # later, the series would be stale
     test = tmp_path / "test.yml"
     test.write_text(
         yaml.safe_dump(
@@ -102,21 +102,21 @@ def test_every_scenario_is_recorded_and_every_alert_fires_in_one() -> None:
 
 @pytest.fixture
 async def exported(promtool: str, api: httpx.AsyncClient, rabbit: RabbitSettings) -> set[str]:
-    """The metrics of all services, by the names that their samples have."""
-    told = [(await api.get("http://gateway:8085/metrics")).text]
+    """Return the names of the metrics that all services export."""
+    expositions = [(await api.get("http://gateway:8085/metrics")).text]
     async with running_sender(rabbit, FakeProvider()) as sender:
         health_app(sender.subscriptions, sender.registry)
-        told.append(exposition(sender.registry, "")[0].decode())
+        expositions.append(exposition(sender.registry, "")[0].decode())
     registry = CollectorRegistry()
     StatusWriterMetrics(registry)
-    told.append(exposition(registry, "")[0].decode())
-    for each in told:
-        run(promtool, "check", "metrics", told=each)
-    return {name for each in told for name in re.findall(r"^# TYPE (\w+)", each, re.MULTILINE)}
+    expositions.append(exposition(registry, "")[0].decode())
+    for each in expositions:
+        run(promtool, "check", "metrics", stdin=each)
+    return {name for each in expositions for name in re.findall(r"^# TYPE (\w+)", each, re.MULTILINE)}
 
 
 def metrics_of(expression: str) -> set[str]:
-    """The names of ours and of each process; what RabbitMQ tells is its own affair."""
+    """Return the names of our metrics and rules in the expression; the metrics of RabbitMQ are not checked."""
     words = set(re.findall(r"[A-Za-z_:][\w:]*", re.sub(r'"[^"]*"', "", expression)))
     names = {word for word in words if word.startswith(("notify_", "process_")) or ":" in word}
     return {re.sub("_(bucket|count|sum)$", "", name) for name in names}
@@ -128,12 +128,12 @@ def rules() -> list[dict[str, Any]]:
 
 
 def queries(dashboard: Path) -> list[str]:
-    told = json.loads(dashboard.read_text())
-    variables = [variable["query"]["query"] for variable in told["templating"]["list"]]
+    content = json.loads(dashboard.read_text())
+    variables = [variable["query"]["query"] for variable in content["templating"]["list"]]
     return [
         *(re.fullmatch(r"label_values\((\w+), \w+\)", variable)[1] for variable in variables),  # type: ignore[index]
-        *(annotation["expr"] for annotation in told["annotations"]["list"]),
-        *(target["expr"] for panel in told["panels"] for target in panel["targets"]),
+        *(annotation["expr"] for annotation in content["annotations"]["list"]),
+        *(target["expr"] for panel in content["panels"] for target in panel["targets"]),
     ]
 
 
@@ -152,12 +152,12 @@ def test_dashboard_uses_only_exported_metrics(dashboard: Path, exported: set[str
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.stem)
 def test_dashboard_queries_are_valid(promtool: str, dashboard: Path, tmp_path: Path) -> None:
-    given = [query.replace("$__rate_interval", "1m") for query in queries(dashboard)]
-    assert not any("$__" in query for query in given)
-    groups = [{"name": "queries", "rules": [{"record": f"q{n}", "expr": query} for n, query in enumerate(given)]}]
+    expanded = [query.replace("$__rate_interval", "1m") for query in queries(dashboard)]
+    assert not any("$__" in query for query in expanded)
+    groups = [{"name": "queries", "rules": [{"record": f"q{n}", "expr": query} for n, query in enumerate(expanded)]}]
     file = tmp_path / "queries.yml"
     file.write_text(yaml.safe_dump({"groups": groups}))
-    assert f"{len(given)} rules found" in run(promtool, "check", "rules", file)
+    assert f"{len(expanded)} rules found" in run(promtool, "check", "rules", file)
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.stem)
@@ -176,6 +176,6 @@ def test_dashboard_panels_are_described_and_do_not_overlap(dashboard: Path) -> N
 
 def test_every_metric_is_on_a_dashboard(exported: set[str]) -> None:
     shown = {name for dashboard in DASHBOARDS for query in queries(dashboard) for name in metrics_of(query)}
-    behind = {name for rule in rules() if rule.get("record") in shown for name in metrics_of(rule["expr"])}
+    used_by_shown_rules = {name for rule in rules() if rule.get("record") in shown for name in metrics_of(rule["expr"])}
     ours = {name for name in exported if name.startswith("notify_") and not name.endswith("_created")}
-    assert ours - shown - behind == set()
+    assert ours - shown - used_by_shown_rules == set()

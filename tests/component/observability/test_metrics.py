@@ -1,4 +1,4 @@
-"""What each service tells Prometheus, and the rules that are made of it."""
+"""The metrics that each service exports."""
 
 from datetime import timedelta
 
@@ -23,10 +23,10 @@ from uuid_utils.compat import uuid7
 LABELS = {"channel", "outcome", "error_class", "method", "route", "status", "step", "queue", "le"}
 
 
-def samples(told: str) -> dict[tuple[str, ...], float]:
-    """By name and the values of the labels, in the order of their names."""
+def samples(exposition: str) -> dict[tuple[str, ...], float]:
+    """Return our samples by name and label values, which are sorted by label name."""
     found = {}
-    for family in text_string_to_metric_families(told):
+    for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
             if sample.name.startswith("notify_"):
                 assert set(sample.labels) <= LABELS
@@ -35,10 +35,10 @@ def samples(told: str) -> dict[tuple[str, ...], float]:
 
 
 async def metrics(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
-    answer = await client.get("http://gateway:8085/metrics")
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["Content-Type"].startswith("text/plain")
-    return samples(answer.text)
+    response = await client.get("http://gateway:8085/metrics")
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"].startswith("text/plain")
+    return samples(response.text)
 
 
 async def test_gateway_exports_request_acceptance_and_outbox_metrics(api: httpx.AsyncClient) -> None:
@@ -49,19 +49,19 @@ async def test_gateway_exports_request_acceptance_and_outbox_metrics(api: httpx.
     created = (await api.get("/api/notifications")).json()["items"][0]["id"]
     await api.get(f"/api/notifications/{created}")
     await api.get("/nowhere")
-    told = await metrics(api)
+    exported = await metrics(api)
     count = "notify_http_request_seconds_count"
-    assert told[count, "POST", "/api/notifications", "201"] == 3
-    assert told[count, "POST", "/api/notifications", "422"] == 1
-    # Its route and not its path: an id is no label.
-    assert told[count, "GET", "/api/notifications/{id}", "200"] == 1
-    assert told[count, "none", "none", "404"] == 1
-    assert told["notify_deliveries_accepted_total", "email"] == 3
-    assert told["notify_deliveries_accepted_total", "webhook"] == 0
-    assert told["notify_group_size_sum", "accept"] == 3
-    assert told["notify_outbox_rows",] == 6
-    assert told["notify_outbox_oldest_seconds",] > 0
-    assert told["notify_relay_connected",] == 0
+    assert exported[count, "POST", "/api/notifications", "201"] == 3
+    assert exported[count, "POST", "/api/notifications", "422"] == 1
+    # The label is the route and not the path, because each id would add a time series.
+    assert exported[count, "GET", "/api/notifications/{id}", "200"] == 1
+    assert exported[count, "none", "none", "404"] == 1
+    assert exported["notify_deliveries_accepted_total", "email"] == 3
+    assert exported["notify_deliveries_accepted_total", "webhook"] == 0
+    assert exported["notify_group_size_sum", "accept"] == 3
+    assert exported["notify_outbox_rows",] == 6
+    assert exported["notify_outbox_oldest_seconds",] > 0
+    assert exported["notify_relay_connected",] == 0
 
 
 async def test_metrics_are_not_served_on_the_public_port(api: httpx.AsyncClient) -> None:
@@ -69,20 +69,20 @@ async def test_metrics_are_not_served_on_the_public_port(api: httpx.AsyncClient)
 
 
 async def test_gateway_exports_metrics_without_its_database() -> None:
-    away = PostgresSettings.model_validate({"postgres_host": "127.0.0.1", "postgres_port": 1})
-    async with running_gateway(NOWHERE, away, relaying=False) as api:
-        told = await metrics(api)
-    assert str(told["notify_outbox_rows",]) == "nan"
+    unreachable = PostgresSettings.model_validate({"postgres_host": "127.0.0.1", "postgres_port": 1})
+    async with running_gateway(NOWHERE, unreachable, relaying=False) as api:
+        exported = await metrics(api)
+    assert str(exported["notify_outbox_rows",]) == "nan"
 
 
 async def test_published_deliveries_are_counted(rabbit: RabbitSettings, postgres: PostgresSettings) -> None:
     async with running_gateway(rabbit, postgres) as api:
         await api.post("/api/notifications", json={"user_id": 1, "message": "x", "type": "email"})
 
-        async def published() -> bool:
+        async def is_published() -> bool:
             return (await metrics(api))["notify_deliveries_published_total", "email"] == 1
 
-        await eventually(published, "it is published")
+        await eventually(is_published, "the delivery is published")
         assert (await metrics(api))["notify_relay_connected",] == 1
 
 
@@ -92,24 +92,24 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
     async def refuse(_: DeliveryRequested) -> str:
         raise TemporaryFailure("no")
 
-    async def told() -> float | None:
+    async def waiting_retries() -> float | None:
         await waiting.count()
         return registry.get_sample_value("notify_retries_waiting", {"channel": "telegram"})
 
     async def none_waits() -> bool:
-        return await told() == 0
+        return await waiting_retries() == 0
 
     async def all_wait() -> bool:
-        return await told() == 3
+        return await waiting_retries() == 3
 
     async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
-        ladder = RetrySchedule(first_delay=delay, max_attempts=3).delays
-        waiting = WaitingRetries(sender.broker, sender.subscriptions[0], Channel.TELEGRAM, ladder, registry)
-        await eventually(none_waits, "it consumes, and nothing waits")
+        delays = RetrySchedule(first_delay=delay, max_attempts=3).delays
+        waiting = WaitingRetries(sender.broker, sender.subscriptions[0], Channel.TELEGRAM, delays, registry)
+        await eventually(none_waits, "the sender consumes, and no retry waits")
         for _ in range(3):
             await hand.request(delivery_requested())
-        await eventually(all_wait, "three deliveries wait")
-    assert str(await told()) == "nan"
+        await eventually(all_wait, "three retries wait")
+    assert str(await waiting_retries()) == "nan"
 
 
 async def test_sender_exports_attempt_and_consumer_metrics(rabbit: RabbitSettings, hand: Hand) -> None:
@@ -118,12 +118,12 @@ async def test_sender_exports_attempt_and_consumer_metrics(rabbit: RabbitSetting
         await hand.request(delivery_requested())
         await hand.results(1)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://sender") as client:
-            told = samples((await client.get("/metrics")).text)
-    assert told["notify_attempts_total", "telegram", "", "sent"] == 1
-    assert told["notify_attempts_total", "telegram", "temporary", "retrying"] == 0
-    assert told["notify_provider_seconds_count", "telegram"] == 1
-    assert told["notify_attempts_in_flight", "telegram"] == 0
-    assert told["notify_consumer_up", "notifications.telegram"] == 1
+            exported = samples((await client.get("/metrics")).text)
+    assert exported["notify_attempts_total", "telegram", "", "sent"] == 1
+    assert exported["notify_attempts_total", "telegram", "temporary", "retrying"] == 0
+    assert exported["notify_provider_seconds_count", "telegram"] == 1
+    assert exported["notify_attempts_in_flight", "telegram"] == 0
+    assert exported["notify_consumer_up", "notifications.telegram"] == 1
 
 
 def test_expired_delivery_does_not_count_as_a_provider_call() -> None:

@@ -1,4 +1,4 @@
-"""One trace from the POST to the status written, whatever runs beside it."""
+"""Traces: each notification has its own, from the POST to the written status."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ from typing_extensions import override
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
-GROUPS = {"commit notifications", "publish deliveries", "publish results", "commit results"}
+BATCHES = {"commit notifications", "publish deliveries", "publish results", "commit results"}
 
 
 @pytest.fixture
@@ -42,18 +42,18 @@ def recording(exporter: InMemorySpanExporter) -> RecordedTracing:
     return RecordedTracing(provider)
 
 
-async def fails_once(request: DeliveryRequested) -> str:
+async def fail_once(request: DeliveryRequested) -> str:
     if request.attempt == 1:
         raise TemporaryFailure("busy")
     return "sent"
 
 
-async def refuses(_: DeliveryRequested) -> str:
+async def reject(_: DeliveryRequested) -> str:
     raise PermanentFailure("blocked")
 
 
 def tree(spans: Sequence[ReadableSpan]) -> object:
-    """Names below the root, nested; in the order of their names."""
+    """Return the names of the spans as nested lists, sorted by name."""
 
     def below(parent: int | None) -> list[object]:
         children = [span for span in spans if (span.parent.span_id if span.parent else None) == parent]
@@ -64,30 +64,30 @@ def tree(spans: Sequence[ReadableSpan]) -> object:
 
 
 async def final(api: httpx.AsyncClient, ids: Sequence[str]) -> bool:
-    answers = [(await api.get(f"/api/notifications/{id_}")).json() for id_ in ids]
-    return all(answer["status"] != "pending" for answer in answers)
+    responses = [(await api.get(f"/api/notifications/{id_}")).json() for id_ in ids]
+    return all(response["status"] != "pending" for response in responses)
 
 
 async def test_trace_has_exactly_the_steps_of_its_notification(
     rabbit: RabbitSettings, postgres: PostgresSettings, recording: RecordedTracing, exporter: InMemorySpanExporter
 ) -> None:
     async with (
-        running_sender(rabbit, FakeProvider(fails_once), tracing=recording),
-        running_sender(rabbit, FakeProvider(refuses), channel=Channel.EMAIL, tracing=recording),
+        running_sender(rabbit, FakeProvider(fail_once), tracing=recording),
+        running_sender(rabbit, FakeProvider(reject), channel=Channel.EMAIL, tracing=recording),
         running_status_writer(rabbit, postgres, tracing=recording),
         running_gateway(rabbit, postgres, tracing=recording) as api,
     ):
         body = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
-        answers = await asyncio.gather(*(api.post("/api/notifications", json=body) for _ in range(30)))
-        stored = [answer.json() for answer in answers]
+        responses = await asyncio.gather(*(api.post("/api/notifications", json=body) for _ in range(30)))
+        stored = [response.json() for response in responses]
         await eventually(lambda: final(api, [each["id"] for each in stored]), "all are final")
 
     traces: defaultdict[str, list[ReadableSpan]] = defaultdict(list)
-    groups: defaultdict[str, list[ReadableSpan]] = defaultdict(list)
+    batches: defaultdict[str, list[ReadableSpan]] = defaultdict(list)
     for span in exporter.get_finished_spans():
         assert span.context is not None
-        if span.name in GROUPS:
-            groups[span.name].append(span)
+        if span.name in BATCHES:
+            batches[span.name].append(span)
         else:
             traces[f"{span.context.trace_id:032x}"].append(span)
     assert set(traces) == {each["trace_id"] for each in stored}
@@ -108,15 +108,17 @@ async def test_trace_has_exactly_the_steps_of_its_notification(
                 ],
             ]
         ]
-        told = {span.attributes["notify.notification_id"] for span in spans if span.name.startswith("attempt")}  # type: ignore[index]  # they have some
-        assert told == {each["id"]}
+        notification_ids = {
+            span.attributes["notify.notification_id"] for span in spans if span.name.startswith("attempt")
+        }  # type: ignore[index]  # these spans have attributes
+        assert notification_ids == {each["id"]}
         (refused,) = (span for span in spans if span.name == "send email")
         assert (refused.status.status_code, refused.status.description) == (StatusCode.ERROR, "blocked")
         assert "hello" not in str([span.to_json() for span in spans])
-    # A group is a trace of its own; its links lead to those of its members, each once.
-    wanted = {"commit notifications": 30, "publish deliveries": 60, "publish results": 90, "commit results": 90}
-    for name, count in wanted.items():
-        links = [link.context for span in groups[name] for link in span.links]
+    # A batch has a separate trace, with one link to each of its members.
+    expected_links = {"commit notifications": 30, "publish deliveries": 60, "publish results": 90, "commit results": 90}
+    for name, count in expected_links.items():
+        links = [link.context for span in batches[name] for link in span.links]
         assert len({link.span_id for link in links}) == len(links) == count
         assert {f"{link.trace_id:032x}" for link in links} == set(traces)
 
@@ -129,18 +131,18 @@ async def test_trace_continues_from_the_client_through_the_outbox(
         stored = (await api.post("/api/notifications", json=body, headers={"traceparent": TRACEPARENT})).json()
         assert stored["trace_id"] == TRACE_ID
     async with (
-        running_sender(rabbit, FakeProvider(refuses), channel=Channel.EMAIL, tracing=recording),
+        running_sender(rabbit, FakeProvider(reject), channel=Channel.EMAIL, tracing=recording),
         running_status_writer(rabbit, postgres, tracing=recording),
         running_gateway(rabbit, postgres, tracing=recording) as api,
     ):
-        await eventually(lambda: final(api, [stored["id"]]), "it has failed")
+        await eventually(lambda: final(api, [stored["id"]]), "the delivery has failed")
         assert (await api.post(f"/api/deliveries/{stored['deliveries'][0]['id']}/retry")).status_code == 202
 
         async def failed_twice() -> bool:
-            story = (await api.get(f"/api/notifications/{stored['id']}")).json()
-            return [attempt["round"] for attempt in story["deliveries"][0]["attempts"]] == [1, 2]
+            notification = (await api.get(f"/api/notifications/{stored['id']}")).json()
+            return [attempt["round"] for attempt in notification["deliveries"][0]["attempts"]] == [1, 2]
 
-        await eventually(failed_twice, "the second round has ended, too")
+        await eventually(failed_twice, "both rounds have failed")
     names = [
         span.name
         for span in exporter.get_finished_spans()
@@ -154,10 +156,10 @@ async def test_client_trace_is_propagated_and_logged_without_an_exporter(
     rabbit: RabbitSettings, postgres: PostgresSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    asked = FakeProvider(refuses)
+    provider = FakeProvider(reject)
     body = {"user_id": 1, "message": "hello", "type": "email"}
     async with (
-        running_sender(rabbit, asked, channel=Channel.EMAIL),
+        running_sender(rabbit, provider, channel=Channel.EMAIL),
         running_status_writer(rabbit, postgres),
         running_gateway(rabbit, postgres) as api,
     ):
@@ -165,8 +167,8 @@ async def test_client_trace_is_propagated_and_logged_without_an_exporter(
         untraced = (await api.post("/api/notifications", json=body, headers={"traceparent": "00-none"})).json()
         assert (traced["trace_id"], untraced["trace_id"]) == (TRACE_ID, None)
         await eventually(lambda: final(api, [traced["id"], untraced["id"]]), "both have failed")
-    told = {str(call.notification_id): call.traceparent for call in asked.calls}
-    assert told == {traced["id"]: TRACEPARENT, untraced["id"]: None}
+    traceparents = {str(call.notification_id): call.traceparent for call in provider.calls}
+    assert traceparents == {traced["id"]: TRACEPARENT, untraced["id"]: None}
     logged = {vars(line)["notification_id"]: vars(line).get("trace_id") for line in caplog.records if line.msg == "%s"}
     assert logged == {traced["id"]: TRACE_ID, untraced["id"]: None}
 
@@ -184,7 +186,7 @@ def test_invalid_traceparent_is_ignored(text: object) -> None:
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """An OTLP endpoint, and what was posted to it."""
+    """Run an OTLP endpoint; yield its URL and the requests that it has received."""
     posted: list[tuple[str, bytes]] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -195,7 +197,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
         @override
         def log_message(self, *_: object) -> None:
-            """Not to the terminal."""
+            """Log nothing, because the test output should stay readable."""
 
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
         thread = Thread(target=server.serve_forever)

@@ -1,4 +1,4 @@
-"""The Telegram Bot API, against a server with its answers."""
+"""The Telegram Bot API, against a fake server."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta

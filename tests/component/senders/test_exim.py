@@ -1,4 +1,4 @@
-"""SMTP against a mail server as others run it."""
+"""SMTP against Exim, a common mail server."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -33,31 +33,31 @@ async def smtp(exim: Exim) -> AsyncIterator[Smtp]:
 
 
 async def test_each_message_is_in_the_mailbox_once(exim: Exim, smtp: Smtp) -> None:
-    wanted = {
+    requests = {
         subject: request("Кому@example.org" if subject is LANGUAGES[1][0] else "to@example.org", text, subject)
         for subject, text in LANGUAGES
     }
     html = request("to@example.org", "plain", "with HTML", EmailContent(html="<p>marked up</p>"))
-    # It takes five on one connection, and twenty connections: one that is done for must not linger.
+    # Exim accepts five messages per connection and twenty connections, so used-up connections must be closed.
     many = [request("to@example.org", f"text {number}", f"number {number}") for number in range(200)]
-    places = asyncio.Semaphore(10)  # as many connections as a sender has
+    slots = asyncio.Semaphore(10)  # the number of connections of a sender
 
     async def send(request: DeliveryRequested) -> str:
-        async with places:
+        async with slots:
             return await smtp.send(request)
 
-    answers = await asyncio.gather(*map(send, [*wanted.values(), html, *many]))
-    assert all(answer.startswith("OK id=") for answer in answers)
+    responses = await asyncio.gather(*map(send, [*requests.values(), html, *many]))
+    assert all(response.startswith("OK id=") for response in responses)
 
-    async def are_there() -> bool:
-        return len(exim.mailbox()) >= len(answers)
+    async def all_arrived() -> bool:
+        return len(exim.mailbox()) >= len(responses)
 
-    await eventually(are_there, "all is delivered")
+    await eventually(all_arrived, "all messages are in the mailbox")
     mailbox = {message["Subject"]: message for message in exim.mailbox()}
-    assert len(exim.mailbox()) == len(mailbox) == len(answers)
+    assert len(exim.mailbox()) == len(mailbox) == len(responses)
     for subject, text in LANGUAGES:
         assert mailbox[subject].get_content().replace("\r\n", "\n") == text
-        assert mailbox[subject]["Message-ID"] == f"<{wanted[subject].delivery_id}@example.org>"
+        assert mailbox[subject]["Message-ID"] == f"<{requests[subject].delivery_id}@example.org>"
     kinds = [part.get_content_type() for part in mailbox["with HTML"].iter_parts()]
     assert kinds == ["text/plain", "text/html"]
     assert not any(message.defects for message in mailbox.values())

@@ -1,4 +1,4 @@
-"""A sender whose provider throttles, breaks, hangs or is down: what becomes of the deliveries."""
+"""The outcomes of deliveries while a provider throttles, fails, hangs or is down."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -41,8 +41,10 @@ async def test_mail_server_replies_have_the_documented_outcomes(
         smtp.script = [Behaviour.CUT_IN_DATA, Behaviour.BREAK, Behaviour.ACCEPT]
         await hand.request(second)
         results += await hand.results(3)
-    told = [(result.outcome, result.error_class, result.error_code, result.failures) for result in results]
-    assert told == [
+    outcomes_and_errors = [
+        (result.outcome, result.error_class, result.error_code, result.failures) for result in results
+    ]
+    assert outcomes_and_errors == [
         (Outcome.THROTTLED, ErrorClass.THROTTLED, "smtp_421", 0),
         (Outcome.RETRYING, ErrorClass.TEMPORARY, "smtp_450", 1),
         (Outcome.FAILED, ErrorClass.PERMANENT, "smtp_550", 2),
@@ -55,31 +57,31 @@ async def test_mail_server_replies_have_the_documented_outcomes(
 async def test_deliveries_wait_while_the_mail_server_is_down(
     rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
 ) -> None:
-    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(50)]
+    requested = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(50)]
     provider = smtp.provider()
     await smtp.close()
     async with running_sender(rabbit, provider, channel=Channel.EMAIL, concurrency=20, limits=LIMITS):
-        for each in wanted:
+        for each in requested:
             await hand.request(each)
-        # As many as were under way when the first one found out, and a probe: the others are not spent on it.
+        # Only a first call and a trial call fail, because the circuit breaker holds back all others.
         unreachable = await hand.results(2)
         assert {result.error_class for result in unreachable} == {ErrorClass.UNREACHABLE}
         await smtp.open()
         results = unreachable
-        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
+        while sum(result.outcome is Outcome.SENT for result in results) < len(requested):
             results += await hand.results(1)
     assert {result.failures for result in results} == {0}
-    assert len(smtp.messages) == len(wanted)
-    assert len(results) < 2 * len(wanted)
+    assert len(smtp.messages) == len(requested)
+    assert len(results) < 2 * len(requested)
 
 
 async def test_throttled_bot_recovers_without_failed_deliveries(rabbit: RabbitSettings, hand: Hand) -> None:
     peer = BotApiPeer()
     await peer.open()
-    wanted = [request(recipient=str(1 + number)) for number in range(20)]
+    requested = [request(recipient=str(1 + number)) for number in range(20)]
     async with running_sender(rabbit, peer.provider(), limits=LIMITS):
         peer.behaviour = Behaviour.THROTTLE
-        for each in wanted:
+        for each in requested:
             await hand.request(each)
         results = await hand.results(1)
         throttled = results[0]
@@ -87,11 +89,11 @@ async def test_throttled_bot_recovers_without_failed_deliveries(rabbit: RabbitSe
         assert throttled.next_attempt_at is not None
         assert throttled.next_attempt_at - throttled.finished_at == timedelta(seconds=1)
         peer.behaviour = Behaviour.ACCEPT
-        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
+        while sum(result.outcome is Outcome.SENT for result in results) < len(requested):
             results += await hand.results(1)
     await peer.close()
     assert {result.failures for result in results} == {0}
-    assert len(peer.requests) == len(wanted)
+    assert len(peer.requests) == len(requested)
 
 
 @pytest.mark.parametrize(
@@ -118,31 +120,31 @@ async def test_simulated_recipient_decides_the_outcome_without_a_provider_call(
 async def test_delivery_that_waits_too_long_for_a_slot_returns_to_the_broker_unattempted(
     rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
 ) -> None:
-    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(3)]
+    requested = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(3)]
     wait = timedelta(seconds=0.2)
     one_at_a_time = ProviderLimits(concurrency=1, admission_timeout=wait, retry_after=wait)
     async with running_sender(
         rabbit, smtp.provider(), channel=Channel.EMAIL, limits=one_at_a_time, provider_timeout=60
     ):
         smtp.script = [Behaviour.HANG]
-        await hand.request(wanted[0])
+        await hand.request(requested[0])
         await smtp.asked.wait()
-        for each in wanted[1:]:
+        for each in requested[1:]:
             await hand.request(each)
 
-        async def both_wait_in_the_broker() -> bool:
+        async def all_taken() -> bool:
             return await hand.depth("notifications.email") == 0 and len(smtp.messages) == 0
 
-        await eventually(both_wait_in_the_broker, "the messages are taken")
+        await eventually(all_taken, "the sender has taken all messages")
         await smtp.close()
         await smtp.open()
         smtp.behaviour = Behaviour.ACCEPT
         results: list[DeliveryResult] = []
-        while sum(result.outcome is Outcome.SENT for result in results) < len(wanted):
+        while sum(result.outcome is Outcome.SENT for result in results) < len(requested):
             results += await hand.results(1)
-    others = [result for result in results if result.delivery_id != wanted[0].delivery_id]
+    others = [result for result in results if result.delivery_id != requested[0].delivery_id]
     assert {(result.outcome, result.attempt, result.failures) for result in others} == {(Outcome.SENT, 1, 0)}
-    assert len(smtp.messages) == len(wanted)
+    assert len(smtp.messages) == len(requested)
 
 
 async def test_delivery_expires_while_its_provider_is_unavailable(
@@ -151,11 +153,11 @@ async def test_delivery_expires_while_its_provider_is_unavailable(
     provider = smtp.provider()
     await smtp.close()
     expires_at = utc_now() + timedelta(seconds=1)
-    wanted = [request(channel=Channel.EMAIL, recipient="a@example.org", expires_at=expires_at) for _ in range(20)]
+    requested = [request(channel=Channel.EMAIL, recipient="a@example.org", expires_at=expires_at) for _ in range(20)]
     async with running_sender(rabbit, provider, channel=Channel.EMAIL, limits=LIMITS):
-        for each in wanted:
+        for each in requested:
             await hand.request(each)
         results: list[DeliveryResult] = []
-        while sum(result.outcome is Outcome.EXPIRED for result in results) < len(wanted):
+        while sum(result.outcome is Outcome.EXPIRED for result in results) < len(requested):
             results += await hand.results(1)
     assert all(result.started_at >= expires_at for result in results if result.outcome is Outcome.EXPIRED)

@@ -20,71 +20,71 @@ from support.services import eventually, running_sender
 
 
 def failing(*failures: Exception) -> FakeProvider:
-    """Raises these one after the other, then sends."""
+    """Return a provider that raises these errors in order and then accepts every request."""
     remaining = list(failures)
 
-    async def answer(_: DeliveryRequested) -> str:
+    async def respond(_: DeliveryRequested) -> str:
         if remaining:
             raise remaining.pop(0)
         return "sent at last"
 
-    return FakeProvider(answer)
+    return FakeProvider(respond)
 
 
-def story(results: list[DeliveryResult]) -> list[tuple[Outcome, int, int]]:
+def outcomes(results: list[DeliveryResult]) -> list[tuple[Outcome, int, int]]:
     return [(result.outcome, result.attempt, result.failures) for result in results]
 
 
-async def nothing_waits(hand: Hand, *queues: str) -> None:
+async def assert_empty(hand: Hand, *queues: str) -> None:
     for queue in queues:
         assert await hand.depth(queue) == 0
 
 
-async def test_a_delivery_is_sent_and_reported(rabbit: RabbitSettings, hand: Hand) -> None:
-    provider, wanted = FakeProvider(), request(recipient="42")
+async def test_delivery_is_sent_and_its_result_is_published(rabbit: RabbitSettings, hand: Hand) -> None:
+    provider, requested = FakeProvider(), request(recipient="42")
     async with running_sender(rabbit, provider):
-        await hand.request(wanted)
+        await hand.request(requested)
         [result] = await hand.results(1)
-    assert provider.calls == [wanted]
-    assert (result.delivery_id, result.outcome) == (wanted.delivery_id, Outcome.SENT)
+    assert provider.calls == [requested]
+    assert (result.delivery_id, result.outcome) == (requested.delivery_id, Outcome.SENT)
     assert result.provider_message_id == "message-1"
-    await nothing_waits(hand, "notifications.telegram", "notifications.dead")
+    await assert_empty(hand, "notifications.telegram", "notifications.dead")
 
 
-async def test_a_failed_attempt_is_tried_again_after_its_delay(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_failed_attempt_is_retried_after_its_delay(rabbit: RabbitSettings, hand: Hand) -> None:
     provider = failing(TemporaryFailure("busy"))
     async with running_sender(rabbit, provider):
         await hand.request(request())
         results = await hand.results(2)
-    assert story(results) == [(Outcome.RETRYING, 1, 1), (Outcome.SENT, 2, 1)]
+    assert outcomes(results) == [(Outcome.RETRYING, 1, 1), (Outcome.SENT, 2, 1)]
     assert results[0].next_attempt_at is not None
     assert results[1].started_at >= results[0].next_attempt_at
 
 
-async def test_retries_are_exhausted_after_the_budget(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_delivery_fails_when_its_retry_budget_is_used_up(rabbit: RabbitSettings, hand: Hand) -> None:
     provider = failing(*[TemporaryFailure("busy")] * 5)
     async with running_sender(rabbit, provider, max_attempts=3):
         await hand.request(request())
         results = await hand.results(3)
-    assert story(results) == [(Outcome.RETRYING, 1, 1), (Outcome.RETRYING, 2, 2), (Outcome.FAILED, 3, 3)]
+    assert outcomes(results) == [(Outcome.RETRYING, 1, 1), (Outcome.RETRYING, 2, 2), (Outcome.FAILED, 3, 3)]
     assert len(provider.calls) == 3
-    await nothing_waits(hand, "notifications.telegram", "notifications.dead")
+    await assert_empty(hand, "notifications.telegram", "notifications.dead")
 
 
-async def test_a_permanent_failure_is_not_tried_again(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_permanent_failure_is_not_retried(rabbit: RabbitSettings, hand: Hand) -> None:
     async with running_sender(rabbit, failing(PermanentFailure("blocked"))):
         await hand.request(request())
         [result] = await hand.results(1)
     assert (result.outcome, result.error_class, result.error_code) == (Outcome.FAILED, ErrorClass.PERMANENT, "blocked")
 
 
-async def test_a_throttled_call_uses_no_budget(rabbit: RabbitSettings, hand: Hand) -> None:
-    wait = timedelta(milliseconds=120)  # no rung of the ladder: it is parked more than once
+async def test_throttled_call_uses_no_retry_budget(rabbit: RabbitSettings, hand: Hand) -> None:
+    wait = timedelta(milliseconds=120)  # longer than one retry delay, so that it takes several
     provider = failing(*[Throttled("429", retry_after=wait)] * 2, TemporaryFailure("busy"))
     async with running_sender(rabbit, provider, max_attempts=2):
         await hand.request(request())
         results = await hand.results(4)
-    assert story(results) == [
+    assert outcomes(results) == [
         (Outcome.THROTTLED, 1, 0), (Outcome.THROTTLED, 2, 0), (Outcome.RETRYING, 3, 1), (Outcome.SENT, 4, 1)
     ]  # fmt: skip
     for earlier, later in pairwise(results):
@@ -92,7 +92,7 @@ async def test_a_throttled_call_uses_no_budget(rabbit: RabbitSettings, hand: Han
         assert later.started_at >= earlier.next_attempt_at
 
 
-async def test_a_provider_that_hangs_is_a_timeout(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_hanging_provider_call_is_a_timeout(rabbit: RabbitSettings, hand: Hand) -> None:
     async def hang(_: DeliveryRequested) -> str:
         await asyncio.Event().wait()
         return "never"
@@ -103,7 +103,7 @@ async def test_a_provider_that_hangs_is_a_timeout(rabbit: RabbitSettings, hand: 
     assert (result.outcome, result.error_class) == (Outcome.FAILED, ErrorClass.TIMEOUT)
 
 
-async def test_a_message_that_comes_too_early_is_parked_without_an_attempt(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_message_received_too_early_is_delayed_without_an_attempt(rabbit: RabbitSettings, hand: Hand) -> None:
     provider = FakeProvider()
     not_before = datetime.now(UTC) + timedelta(milliseconds=300)
     async with running_sender(rabbit, provider):
@@ -113,12 +113,12 @@ async def test_a_message_that_comes_too_early_is_parked_without_an_attempt(rabbi
     assert result.started_at >= not_before
 
 
-async def test_what_has_expired_is_not_sent(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_expired_delivery_is_not_sent(rabbit: RabbitSettings, hand: Hand) -> None:
     provider = FakeProvider()
     async with running_sender(rabbit, provider):
         await hand.request(request(expires_at=datetime.now(UTC) - timedelta(seconds=1), attempt=2, failures=1))
         [result] = await hand.results(1)
-    assert story([result]) == [(Outcome.EXPIRED, 1, 1)]
+    assert outcomes([result]) == [(Outcome.EXPIRED, 1, 1)]
     assert provider.calls == []
 
 
@@ -127,7 +127,7 @@ async def test_what_has_expired_is_not_sent(rabbit: RabbitSettings, hand: Hand) 
     [b"", b"\xff", b"{}", b"[]", b"null", request(channel=Channel.EMAIL).model_dump_json().encode()],
     ids=["empty", "bytes", "object", "list", "null", "other channel"],
 )
-async def test_poison_goes_to_the_dead_letters_and_stops_nobody(
+async def test_poison_message_is_dead_lettered_and_delays_nothing(
     rabbit: RabbitSettings, hand: Hand, body: bytes
 ) -> None:
     async with running_sender(rabbit, FakeProvider()):
@@ -140,16 +140,16 @@ async def test_poison_goes_to_the_dead_letters_and_stops_nobody(
     assert (await hand.next_message("notifications.dead.inbox")).body == body
 
 
-async def test_a_bug_in_a_provider_is_poison_not_a_hot_loop(rabbit: RabbitSettings, hand: Hand) -> None:
-    provider, wanted = failing(ZeroDivisionError()), request()
+async def test_message_that_triggers_a_bug_is_dead_lettered_and_not_retried(rabbit: RabbitSettings, hand: Hand) -> None:
+    provider, requested = failing(ZeroDivisionError()), request()
     async with running_sender(rabbit, provider):
-        await hand.request(wanted)
+        await hand.request(requested)
         dead = await hand.next_message("notifications.dead")
-    assert DeliveryRequested.model_validate_json(dead.body) == wanted
+    assert DeliveryRequested.model_validate_json(dead.body) == requested
     assert len(provider.calls) == 1
 
 
-async def test_under_load_results_leave_in_groups_and_alone_at_once(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_results_are_batched_under_load_only(rabbit: RabbitSettings, hand: Hand) -> None:
     go = asyncio.Event()
 
     async def wait(_: DeliveryRequested) -> str:
@@ -164,7 +164,7 @@ async def test_under_load_results_leave_in_groups_and_alone_at_once(rabbit: Rabb
         async def all_called() -> bool:
             return len(provider.calls) == 100
 
-        await eventually(all_called, "100 attempts are under way")
+        await eventually(all_called, "100 attempts are in flight")
         go.set()
         first = json.loads((await hand.next_message("notifications.results")).body)["results"]
         rest = await hand.results(100 - len(first))
@@ -174,13 +174,13 @@ async def test_under_load_results_leave_in_groups_and_alone_at_once(rabbit: Rabb
         assert len(json.loads((await hand.next_message("notifications.results")).body)["results"]) == 1
 
 
-async def test_concurrency_is_the_prefetch(rabbit: RabbitSettings, hand: Hand) -> None:
-    go, running, most = asyncio.Event(), 0, 0
+async def test_concurrency_limits_the_messages_taken_from_the_broker(rabbit: RabbitSettings, hand: Hand) -> None:
+    go, running, max_running = asyncio.Event(), 0, 0
 
     async def count(_: DeliveryRequested) -> str:
-        nonlocal running, most
+        nonlocal running, max_running
         running += 1
-        most = max(most, running)
+        max_running = max(max_running, running)
         await go.wait()
         running -= 1
         return "sent"
@@ -190,38 +190,38 @@ async def test_concurrency_is_the_prefetch(rabbit: RabbitSettings, hand: Hand) -
         for _ in range(20):
             await hand.request(request())
 
-        async def full() -> bool:
+        async def is_full() -> bool:
             return running == 7 and await hand.depth("notifications.telegram") == 13
 
-        await eventually(full, "7 attempts are under way and 13 wait in the broker")
+        await eventually(is_full, "7 attempts are in flight and 13 messages wait in the broker")
         go.set()
         await hand.results(20)
-    assert most == 7
+    assert max_running == 7
 
 
-async def test_a_delivery_that_comes_twice_is_sent_once(rabbit: RabbitSettings, hand: Hand) -> None:
-    provider, wanted = failing(TemporaryFailure("busy")), request()
+async def test_duplicate_request_is_sent_once(rabbit: RabbitSettings, hand: Hand) -> None:
+    provider, requested = failing(TemporaryFailure("busy")), request()
     async with running_sender(rabbit, provider):
-        await hand.request(wanted)
-        await hand.request(wanted)
+        await hand.request(requested)
+        await hand.request(requested)
         await hand.results(2)
-        await hand.request(wanted)
+        await hand.request(requested)
         marker = request()
         await hand.request(marker)
         results = await hand.results(1)
     assert [result.delivery_id for result in results] == [marker.delivery_id]
     assert [(call.delivery_id, call.attempt) for call in provider.calls] == [
-        (wanted.delivery_id, 1), (wanted.delivery_id, 2), (marker.delivery_id, 1)
+        (requested.delivery_id, 1), (requested.delivery_id, 2), (marker.delivery_id, 1)
     ]  # fmt: skip
 
 
-async def test_a_lost_connection_neither_cancels_nor_repeats_the_provider_call(
+async def test_lost_connection_neither_cancels_nor_repeats_the_provider_call(
     rabbit: RabbitSettings, hand: Hand
 ) -> None:
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
     through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
-    go, wanted = asyncio.Event(), request()
+    go, requested = asyncio.Event(), request()
 
     async def wait(_: DeliveryRequested) -> str:
         await go.wait()
@@ -229,7 +229,7 @@ async def test_a_lost_connection_neither_cancels_nor_repeats_the_provider_call(
 
     provider = FakeProvider(wait)
     async with running_sender(through_network, provider):
-        await hand.request(wanted)
+        await hand.request(requested)
         await provider.called.wait()
         await network.cut()
         go.set()
@@ -237,20 +237,21 @@ async def test_a_lost_connection_neither_cancels_nor_repeats_the_provider_call(
         await hand.request(request())
         await hand.results(1)
     assert (result.outcome, result.provider_message_id) == (Outcome.SENT, "sent once")
-    assert [call.delivery_id for call in provider.calls].count(wanted.delivery_id) == 1
-    # With the sender gone, what it had not acked would be back.
-    await nothing_waits(hand, "notifications.telegram", "notifications.dead")
+    assert [call.delivery_id for call in provider.calls].count(requested.delivery_id) == 1
+    # The sender has stopped, so any unacked message would be back in its queue.
+    await assert_empty(hand, "notifications.telegram", "notifications.dead")
     await network.close()
 
 
-async def test_a_connection_that_freezes_loses_no_result_and_repeats_no_call(
+async def test_frozen_connection_loses_no_result_and_repeats_no_provider_call(
     rabbit: RabbitSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)  # noticed after about three of them
+    # A frozen connection is noticed after about three heartbeats.
+    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
     through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
-    go, wanted = asyncio.Event(), request()
+    go, requested = asyncio.Event(), request()
 
     async def wait(_: DeliveryRequested) -> str:
         await go.wait()
@@ -260,22 +261,22 @@ async def test_a_connection_that_freezes_loses_no_result_and_repeats_no_call(
     async with running_sender(through_network, provider) as sender:
         closed = asyncio.Event()
         (await sender.broker.connect()).close_callbacks.add(lambda *_: closed.set())
-        await hand.request(wanted)
+        await hand.request(requested)
         await provider.called.wait()
         network.freeze()
-        go.set()  # its result is on its way when the connection is given up
+        go.set()  # the result is being published when the connection is declared dead
         await closed.wait()
         await network.thaw()
         [result] = await hand.results(1)
         await hand.request(request())
         await hand.results(1)
     assert (result.outcome, result.provider_message_id) == (Outcome.SENT, "sent once")
-    assert [call.delivery_id for call in provider.calls].count(wanted.delivery_id) == 1
-    await nothing_waits(hand, "notifications.telegram", "notifications.dead")
+    assert [call.delivery_id for call in provider.calls].count(requested.delivery_id) == 1
+    await assert_empty(hand, "notifications.telegram", "notifications.dead")
     await network.close()
 
 
-async def test_a_graceful_stop_finishes_what_is_in_flight(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_graceful_stop_finishes_attempts_in_flight(rabbit: RabbitSettings, hand: Hand) -> None:
     go = asyncio.Event()
 
     async def wait(_: DeliveryRequested) -> str:
@@ -293,62 +294,62 @@ async def test_a_graceful_stop_finishes_what_is_in_flight(rabbit: RabbitSettings
         go.set()
         await stopping
     assert [result.outcome for result in await hand.results(1)] == [Outcome.SENT]
-    await nothing_waits(hand, "notifications.telegram")
+    await assert_empty(hand, "notifications.telegram")
 
 
-async def test_ready_means_that_the_consumer_consumes(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_sender_without_an_active_consumer_is_not_ready(rabbit: RabbitSettings, hand: Hand) -> None:
     async with running_sender(rabbit, FakeProvider()) as sender:
 
-        async def ready() -> bool:
+        async def is_ready() -> bool:
             return await sender.subscriptions[0].problem() is None
 
-        await eventually(ready, "it consumes")
+        await eventually(is_ready, "the consumer is active")
         await hand.channel.queue_delete(sender.subscriptions[0].queue)
 
-        async def not_ready() -> bool:
+        async def is_not_ready() -> bool:
             return await sender.subscriptions[0].problem() is not None
 
-        await eventually(not_ready, "a consumer without its queue is not ready, although it is connected")
+        await eventually(is_not_ready, "the sender is not ready without its queue, although it is connected")
 
 
-async def test_a_consumer_whose_queue_comes_back_consumes_again(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_consumer_resumes_when_its_deleted_queue_is_declared_again(rabbit: RabbitSettings, hand: Hand) -> None:
     provider = FakeProvider()
     async with running_sender(rabbit, provider) as sender:
         await hand.request(request())
         await provider.called.wait()
         await hand.channel.queue_delete("notifications.telegram")
 
-        async def consumes() -> bool:
+        async def is_consuming() -> bool:
             return await sender.subscriptions[0].problem() is None
 
         async def was_cancelled() -> bool:
-            # Not before: RabbitMQ 3.10 confuses a new queue of the same name with the old one, and loses messages.
+            # If the queue were declared earlier, RabbitMQ 3.10 would confuse it with the old one and lose messages.
             return "does not answer" not in (await sender.subscriptions[0].problem() or "does not answer")
 
         await eventually(was_cancelled, "the consumer has noticed that its queue is gone")
         await prepare_topology(rabbit, [topology.deliveries(Channel.TELEGRAM)])
-        await eventually(consumes, "the queue that was declared anew has its consumer")
+        await eventually(is_consuming, "the new queue has a consumer")
         await hand.request(another := request())
         assert [result.outcome for result in await hand.results(2)] == [Outcome.SENT] * 2
     assert another in provider.calls
 
 
-async def test_an_attempt_that_comes_again_parks_its_next_one_once(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_redelivered_request_schedules_one_retry_only(rabbit: RabbitSettings, hand: Hand) -> None:
     async def refuse(_: DeliveryRequested) -> str:
         raise TemporaryFailure("no")
 
-    provider, wanted = FakeProvider(refuse), request()
+    provider, requested = FakeProvider(refuse), request()
     async with running_sender(rabbit, provider, first_delay=timedelta(minutes=5)):
-        await hand.request(wanted)
+        await hand.request(requested)
 
-        async def is_parked() -> bool:
+        async def is_scheduled() -> bool:
             return await hand.depth("notifications.telegram.retry.300000") == 1
 
-        await eventually(is_parked, "its next attempt waits")
-        # As after an ack that was lost.
-        await hand.request(wanted)
+        await eventually(is_scheduled, "the retry is scheduled")
+        # RabbitMQ redelivers a message if its ack was lost.
+        await hand.request(requested)
         await hand.request(request())
         await hand.results(2)
-    assert [call.delivery_id for call in provider.calls].count(wanted.delivery_id) == 1
+    assert [call.delivery_id for call in provider.calls].count(requested.delivery_id) == 1
     assert await hand.depth("notifications.telegram.retry.300000") == 2
     assert await hand.depth("notifications.telegram") == 0

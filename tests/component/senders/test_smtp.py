@@ -31,13 +31,13 @@ class TestSmtp(Conformance):
         await peer.close()
 
     async def test_message_has_the_expected_headers_and_text(self, peer: SmtpPeer, provider: Provider) -> None:
-        wanted = request("a@bücher.example", "您的订单\n已发货。\n.\nEnde", "发货通知")
-        await provider.send(wanted)
+        requested = request("a@bücher.example", "您的订单\n已发货。\n.\nEnde", "发货通知")
+        await provider.send(requested)
         [message] = peer.messages
         assert message["From"] == "Example Shop <orders@example.org>"
         assert message["To"] == "a@xn--bcher-kva.example"
         assert message["Subject"] == "发货通知"
-        assert message["Message-ID"] == f"<{wanted.delivery_id}@example.org>"
+        assert message["Message-ID"] == f"<{requested.delivery_id}@example.org>"
         assert message["Auto-Submitted"] == "auto-generated"
         assert message.get_content_type() == "text/plain"
         assert peer.received() == ["您的订单\n已发货。\n.\nEnde"]
@@ -61,8 +61,8 @@ class TestSmtp(Conformance):
             assert set(message.keys()) == HEADERS
             assert message.get_content_type() == "text/plain"
         assert peer.received()[0] == "the text"
-        told = str(make_header(decode_header(peer.raw[0]["Subject"])))
-        assert told == " ".join(subject.split())
+        decoded = str(make_header(decode_header(peer.raw[0]["Subject"])))
+        assert decoded == " ".join(subject.split())
 
     async def test_long_list_unsubscribe_is_not_folded(self, peer: SmtpPeer) -> None:
         value = "<https://example.org/unsubscribe?token=" + "a" * 200 + ">"
@@ -116,9 +116,9 @@ class TestSmtp(Conformance):
         await provider.aclose()
 
     async def test_repeated_delivery_has_the_same_message_id(self, peer: SmtpPeer, provider: Provider) -> None:
-        wanted = request(peer.recipient)
-        await provider.send(wanted)
-        await provider.send(wanted.model_copy(update={"attempt": 2}))
+        requested = request(peer.recipient)
+        await provider.send(requested)
+        await provider.send(requested.model_copy(update={"attempt": 2}))
         first, second = peer.messages
         assert first["Message-ID"] == second["Message-ID"]
 

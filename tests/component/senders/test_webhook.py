@@ -28,17 +28,17 @@ class TestWebhook(Conformance):
         await peer.close()
 
     async def test_repeated_delivery_has_the_same_webhook_id(self, peer: WebhookPeer, provider: Provider) -> None:
-        wanted = request(peer.recipient, "您的订单", "发货通知")
-        wanted = wanted.model_copy(update={"notification_id": UUID("01a20fef-757b-7769-8f68-f865c55d4831")})
+        requested = request(peer.recipient, "您的订单", "发货通知")
+        requested = requested.model_copy(update={"notification_id": UUID("01a20fef-757b-7769-8f68-f865c55d4831")})
         for _ in range(2):
-            assert await provider.send(wanted) == str(wanted.delivery_id)
-        assert {each.headers["webhook-id"] for each in peer.requests} == {str(wanted.delivery_id)}
+            assert await provider.send(requested) == str(requested.delivery_id)
+        assert {each.headers["webhook-id"] for each in peer.requests} == {str(requested.delivery_id)}
         assert {each.headers["host"] for each in peer.requests} == {peer.recipient.split("/")[2]}
         assert peer.payloads()[0] == {
             "type": "notification",
             "timestamp": "2026-11-24T23:41:21.147000+00:00",
             "data": {
-                "notification_id": str(wanted.notification_id),
+                "notification_id": str(requested.notification_id),
                 "user_id": 1,
                 "subject": "发货通知",
                 "message": "您的订单",
@@ -119,7 +119,7 @@ class TestWebhook(Conformance):
         peer = WebhookPeer(tmp_path / "other", wants_client=True)
         await peer.open()
         provider = peer.provider()
-        # It says so with an alert, or resets the connection.
+        # The receiver sends a TLS alert or resets the connection.
         with pytest.raises((Unreachable, UnknownOutcome)):
             await provider.send(request(peer.recipient))
         await provider.aclose()
@@ -149,7 +149,7 @@ def test_tls_alert_is_unreachable_rather_than_an_unknown_outcome() -> None:
         ("169.254.169.254", False),
         ("100.64.0.1", False),
         ("224.0.0.1", False),
-        ("0.0.0.0", False),  # noqa: S104 - not bound to
+        ("0.0.0.0", False),  # noqa: S104 - nothing listens on it
         ("fe80::1", False),
         ("fd00:ec2::254", False),
         ("ff02::1", False),
@@ -167,5 +167,5 @@ def test_tls_alert_is_unreachable_rather_than_an_unknown_outcome() -> None:
         ("192.88.99.1", False),
     ],
 )
-def test_public_addresses_are_told_from_internal_ones(address: str, public: bool) -> None:
+def test_only_public_addresses_count_as_public(address: str, public: bool) -> None:
     assert is_public(ip_address(address)) is public

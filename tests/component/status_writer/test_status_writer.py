@@ -84,7 +84,7 @@ def result(
     )
 
 
-async def test_a_result_becomes_the_status_and_an_attempt(
+async def test_result_updates_the_status_and_adds_an_attempt(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     delivery_id = await add_delivery(engine)
@@ -96,7 +96,7 @@ async def test_a_result_becomes_the_status_and_an_attempt(
     assert await hand.depth("notifications.results") == 0
 
 
-async def test_results_may_repeat_and_come_out_of_order(
+async def test_results_may_repeat_and_arrive_out_of_order(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     delivery_id, last = await add_delivery(engine), await add_delivery(engine)
@@ -105,8 +105,8 @@ async def test_results_may_repeat_and_come_out_of_order(
         for attempt, outcome in enumerate((Outcome.RETRYING, Outcome.RETRYING, Outcome.FAILED), start=1)
     )
     async with running_status_writer(rabbit, postgres):
-        for group in ((third,), (second, third), (first,), (third, first, second)):
-            await hand.report(*group)
+        for batch in ((third,), (second, third), (first,), (third, first, second)):
+            await hand.report(*batch)
         await hand.report(result(last))
         await has_status(engine, last, DeliveryStatus.SENT)
     assert await delivery_row(engine, delivery_id) == ("failed", 1, 3, 3)
@@ -128,7 +128,7 @@ results_of_one = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(results_of_one, st.randoms(use_true_random=False))
-async def test_in_whatever_order_and_groups_the_rows_end_the_same(
+async def test_final_rows_do_not_depend_on_the_order_or_batching_of_results(
     engine: AsyncEngine, reported: list[tuple[Outcome, int, int]], random: Any
 ) -> None:
     store = ResultStore(engine)
@@ -141,18 +141,18 @@ async def test_in_whatever_order_and_groups_the_rows_end_the_same(
     one_by_one = results_for(shuffled)
     one_by_one += random.sample(one_by_one, k=random.randint(0, len(one_by_one)))
     random.shuffle(one_by_one)
-    for each in one_by_one:
-        await store.apply([each])
+    for single in one_by_one:
+        await store.apply([single])
     assert await delivery_row(engine, at_once) == await delivery_row(engine, shuffled)
-    # Of retrying and throttled, which share a rank, the first stays.
-    assert as_ranked(await attempt_rows(engine, at_once)) == as_ranked(await attempt_rows(engine, shuffled))
+    # Retrying and throttled share a rank, so the one that arrives first is kept.
+    assert by_rank(await attempt_rows(engine, at_once)) == by_rank(await attempt_rows(engine, shuffled))
 
 
-def as_ranked(attempts: list[tuple[Any, ...]]) -> list[tuple[int, str]]:
+def by_rank(attempts: list[tuple[Any, ...]]) -> list[tuple[int, str]]:
     return [(number, "retrying" if outcome == "throttled" else outcome) for number, outcome, _ in attempts]
 
 
-async def test_an_attempt_is_upgraded_only_by_a_higher_rank(engine: AsyncEngine) -> None:
+async def test_attempt_is_replaced_only_by_an_outcome_of_higher_rank(engine: AsyncEngine) -> None:
     store, delivery_id = ResultStore(engine), await add_delivery(engine)
     for outcome, stored in (
         (Outcome.THROTTLED, "throttled"),
@@ -166,7 +166,7 @@ async def test_an_attempt_is_upgraded_only_by_a_higher_rank(engine: AsyncEngine)
         assert [outcome for _, outcome, _ in await attempt_rows(engine, delivery_id)] == [stored]
 
 
-async def test_an_earlier_round_only_adds_its_attempt_unless_it_was_sent(engine: AsyncEngine) -> None:
+async def test_result_of_an_earlier_round_only_adds_an_attempt_unless_it_was_sent(engine: AsyncEngine) -> None:
     store, delivery_id = ResultStore(engine), await add_delivery(engine)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET round = 2, attempt = 1"))
@@ -177,32 +177,32 @@ async def test_an_earlier_round_only_adds_its_attempt_unless_it_was_sent(engine:
     assert [row[:2] for row in await attempt_rows(engine, delivery_id)] == [(2, "failed"), (3, "sent")]
 
 
-async def test_expired_writes_no_attempt(engine: AsyncEngine) -> None:
+async def test_expiry_adds_no_attempt(engine: AsyncEngine) -> None:
     store, delivery_id = ResultStore(engine), await add_delivery(engine)
     await store.apply([result(delivery_id, Outcome.EXPIRED, attempt=0)])
     assert await delivery_row(engine, delivery_id) == ("expired", 1, 0, 0)
     assert await attempt_rows(engine, delivery_id) == []
 
 
-async def test_a_reason_goes_with_the_status_that_it_explains(engine: AsyncEngine) -> None:
+async def test_reason_of_a_cancelled_delivery_is_cleared_if_it_was_sent(engine: AsyncEngine) -> None:
     delivery_id = await add_delivery(engine)
     reason = text("SELECT status, reason FROM deliveries")
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET status = 'cancelled', reason = 'opted_out'"))
-    # Its relay had published it before, and died before it could say so.
+    # A relay had published the delivery before it was cancelled, but died before it deleted the outbox row.
     await ResultStore(engine).apply([result(delivery_id)])
     async with engine.connect() as connection:
         assert tuple((await connection.execute(reason)).one()) == ("sent", None)
 
 
-async def test_writers_that_share_deliveries_do_not_deadlock(engine: AsyncEngine) -> None:
+async def test_concurrent_updates_of_the_same_deliveries_do_not_deadlock(engine: AsyncEngine) -> None:
     store, deliveries = ResultStore(engine), [await add_delivery(engine) for _ in range(20)]
     forwards = [result(delivery_id) for delivery_id in deliveries]
     await asyncio.gather(*(store.apply(forwards[:: 1 if number % 2 else -1]) for number in range(20)))
     assert {(await delivery_row(engine, delivery_id))[0] for delivery_id in deliveries} == {"sent"}
 
 
-async def test_a_change_of_status_touches_no_index(engine: AsyncEngine) -> None:
+async def test_status_update_touches_no_index(engine: AsyncEngine) -> None:
     store, deliveries = ResultStore(engine), [await add_delivery(engine) for _ in range(50)]
     for delivery_id in deliveries:
         await store.apply([result(delivery_id)])
@@ -219,15 +219,15 @@ async def test_a_change_of_status_touches_no_index(engine: AsyncEngine) -> None:
     await eventually(all_hot, "every update was a HOT update")
 
 
-async def test_one_bad_result_never_spoils_its_neighbours(
+async def test_bad_result_does_not_affect_the_others_in_its_message(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     good, another = await add_delivery(engine), await add_delivery(engine)
     items = [
         result(good).model_dump(mode="json"),
         {"delivery_id": "not an id"},
-        result(uuid4()).model_dump(mode="json"),  # of no delivery
-        # What no check on the way here refuses: more failures than attempts.
+        result(uuid4()).model_dump(mode="json"),  # unknown delivery
+        # More failures than attempts: only a constraint of the table rejects this.
         result(another, Outcome.RETRYING, failures=9).model_dump(mode="json"),
         result(another).model_dump(mode="json"),
     ]
@@ -239,14 +239,14 @@ async def test_one_bad_result_never_spoils_its_neighbours(
     assert {str(reason).split()[0] for reason in reasons} == {"unreadable", "unknown", "CheckViolationError"}
 
 
-async def test_the_store_refuses_what_the_constraints_forbid_and_applies_nothing(engine: AsyncEngine) -> None:
+async def test_batch_that_violates_a_constraint_is_rejected_as_a_whole(engine: AsyncEngine) -> None:
     good, bad = await add_delivery(engine), await add_delivery(engine)
     with pytest.raises(DataRejected, match="23514"):
         await ResultStore(engine).apply([result(good), result(bad, Outcome.RETRYING, failures=9)])
     assert (await delivery_row(engine, good))[0] == "pending"
 
 
-async def test_an_unreadable_message_is_dead_and_changes_nothing(
+async def test_unreadable_message_is_dead_lettered_and_changes_nothing(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     delivery_id, last = await add_delivery(engine), await add_delivery(engine)
@@ -259,12 +259,12 @@ async def test_an_unreadable_message_is_dead_and_changes_nothing(
         async def inbox_is_empty() -> bool:
             return await hand.depth("notifications.dead.inbox") == 0
 
-        await eventually(inbox_is_empty, "the dead result was looked at")
+        await eventually(inbox_is_empty, "the status writer has handled the dead letter")
     assert await delivery_row(engine, delivery_id) == ("pending", 1, 0, 0)
 
 
 @pytest.mark.parametrize("readable", [True, False])
-async def test_a_dead_delivery_ends_as_failed(
+async def test_dead_lettered_delivery_is_failed(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, readable: bool
 ) -> None:
     delivery_id = await add_delivery(engine)
@@ -286,19 +286,19 @@ async def test_a_dead_delivery_ends_as_failed(
     assert await hand.depth("notifications.dead") == 1
 
 
-async def test_a_delivery_that_dies_after_a_retry_ends_too(
+async def test_delivery_dead_lettered_after_a_retry_is_failed(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
-    """Its first death was its wait in the retry queue."""
-    delivery_id, rung = await add_delivery(engine), timedelta(milliseconds=10)
-    await prepare_topology(rabbit, topology.retries(Channel.TELEGRAM, [rung]))
+    """RabbitMQ dead-letters such a message twice: the first time when its retry delay has passed."""
+    delivery_id, delay = await add_delivery(engine), timedelta(milliseconds=10)
+    await prepare_topology(rabbit, topology.retries(Channel.TELEGRAM, [delay]))
     headers = {"delivery_id": str(delivery_id), "round": 1}
-    await hand.publish("notifications.telegram.retry", topology.retry_routing_key(rung), b"\xff", headers)
+    await hand.publish("notifications.telegram.retry", topology.retry_routing_key(delay), b"\xff", headers)
     async with running_sender(rabbit, FakeProvider()), running_status_writer(rabbit, postgres):
         await has_status(engine, delivery_id, DeliveryStatus.FAILED)
 
 
-async def test_a_dead_message_of_an_earlier_round_or_of_a_final_delivery_changes_nothing(
+async def test_dead_letter_of_an_earlier_round_or_a_final_delivery_changes_nothing(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     second_round, sent = await add_delivery(engine), await add_delivery(engine)
@@ -314,30 +314,30 @@ async def test_a_dead_message_of_an_earlier_round_or_of_a_final_delivery_changes
         async def inbox_is_empty() -> bool:
             return await hand.depth("notifications.dead") == 2 and await hand.depth("notifications.dead.inbox") == 0
 
-        await eventually(inbox_is_empty, "both were looked at")
+        await eventually(inbox_is_empty, "the status writer has handled both dead letters")
     assert (await delivery_row(engine, second_round))[:2] == ("pending", 2)
     assert await attempt_rows(engine, sent) == [(1, "sent", None)]
 
 
-async def test_changes_are_told_after_their_commit_and_repeats_are_not(
+async def test_status_changes_are_published_after_their_commit_and_repeats_are_not(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     delivery_id, last = await add_delivery(engine), await add_delivery(engine)
-    news = await hand.listen("notifications.events", "telegram.*")
+    events = await hand.listen("notifications.events", "telegram.*")
     async with running_status_writer(rabbit, postgres):
         await hand.report(result(delivery_id))
-        message = await asyncio.wait_for(news.get(), 20)
+        message = await asyncio.wait_for(events.get(), 20)
         assert message.routing_key == "telegram.sent"
         [change] = StatusChanges.model_validate_json(message.body).changes
         assert (change.delivery_id, change.status, change.attempt) == (delivery_id, DeliveryStatus.SENT, 1)
         assert (await delivery_row(engine, delivery_id))[0] == "sent"
         await hand.report(result(delivery_id))
         await hand.report(result(last))
-        message = await asyncio.wait_for(news.get(), 20)
+        message = await asyncio.wait_for(events.get(), 20)
         assert [change.delivery_id for change in StatusChanges.model_validate_json(message.body).changes] == [last]
 
 
-async def test_while_the_database_is_blocked_nothing_is_acked_and_then_all_is_written(
+async def test_results_are_written_after_a_lock_and_a_lost_database_connection(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     deliveries = [await add_delivery(engine) for _ in range(30)]
@@ -346,7 +346,7 @@ async def test_while_the_database_is_blocked_nothing_is_acked_and_then_all_is_wr
             await lock.execute(text("LOCK TABLE deliveries IN ACCESS EXCLUSIVE MODE"))
             for delivery_id in deliveries:
                 await hand.report(result(delivery_id))
-            # Whoever holds the lock dies: the writer's connection too is cut off in mid-statement.
+            # The status writer loses its connection in the middle of a statement.
             await lock.execute(
                 text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
                      " AND datname = current_database()")
@@ -356,7 +356,7 @@ async def test_while_the_database_is_blocked_nothing_is_acked_and_then_all_is_wr
     assert await hand.depth("notifications.results") == 0
 
 
-async def test_events_that_can_not_be_published_hold_up_nothing(
+async def test_unpublishable_events_do_not_delay_results(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     deliveries = [await add_delivery(engine) for _ in range(3)]
@@ -365,4 +365,4 @@ async def test_events_that_can_not_be_published_hold_up_nothing(
         for delivery_id in deliveries:
             await hand.report(result(delivery_id))
             await has_status(engine, delivery_id, DeliveryStatus.SENT)
-    assert await hand.depth("notifications.results") == 0  # acked, too
+    assert await hand.depth("notifications.results") == 0  # the results were acked

@@ -1,4 +1,4 @@
-"""The AsyncAPI document says what really crosses RabbitMQ."""
+"""The AsyncAPI document must match the messages and exchanges of the services."""
 
 import json
 from typing import Any
@@ -43,7 +43,7 @@ def test_golden_messages_match_their_schemas(path: Any) -> None:
 
 
 def test_every_exchange_between_services_is_documented() -> None:
-    told = {channel["bindings"]["amqp"]["exchange"]["name"] for channel in DOCUMENT["channels"].values()}
+    documented = {channel["bindings"]["amqp"]["exchange"]["name"] for channel in DOCUMENT["channels"].values()}
     retries = {topology.retry_exchange(channel).name for channel in Channel}
-    assert told == {"notifications", "notifications.results", "notifications.events", *retries}
+    assert documented == {"notifications", "notifications.results", "notifications.events", *retries}
     assert {f"send_{channel}" for channel in Channel} < set(DOCUMENT["operations"])

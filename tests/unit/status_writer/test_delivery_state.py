@@ -1,4 +1,4 @@
-"""The rules of applying results, over all orders and repeats."""
+"""The rules by which results change a delivery, in any order and with repeats."""
 
 from datetime import UTC, datetime
 from functools import reduce

@@ -1,4 +1,4 @@
-"""Messages that wait in queues must be readable after an update: the golden files are never changed, only added to."""
+"""Queued messages must stay readable after an upgrade, so golden files are added but never changed."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ GOLDEN = Path(__file__).with_name("golden")
 MESSAGES = (DeliveryRequested, DeliveryResults, StatusChanges)
 
 
-def _of_then(written: Any, golden: Any) -> Any:
-    """What is written, without the fields that are newer than the golden message."""
+def _only_golden_fields(written: Any, golden: Any) -> Any:
+    """Return `written` without the fields that were added after the golden message."""
     if isinstance(golden, dict):
-        return {key: _of_then(written[key], golden[key]) for key in golden}
+        return {key: _only_golden_fields(written[key], golden[key]) for key in golden}
     if isinstance(golden, list):
-        return [_of_then(*pair) for pair in zip(written, golden, strict=True)]
+        return [_only_golden_fields(*pair) for pair in zip(written, golden, strict=True)]
     return written
 
 
@@ -25,7 +25,7 @@ def _of_then(written: Any, golden: Any) -> Any:
 def test_golden_message_survives_a_round_trip(model: type[BaseModel]) -> None:
     golden = (GOLDEN / f"{model.__name__}.json").read_text()
     written = json.loads(model.model_validate_json(golden).model_dump_json())
-    assert _of_then(written, json.loads(golden)) == json.loads(golden)
+    assert _only_golden_fields(written, json.loads(golden)) == json.loads(golden)
 
 
 @pytest.mark.parametrize("model", MESSAGES)

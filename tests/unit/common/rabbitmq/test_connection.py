@@ -13,9 +13,9 @@ from notify_common.rabbitmq.connection import broker_errors
         ChannelInvalidStateError("closed"),
         ConnectionResetError(),
         TimeoutError(),
-        RuntimeError("closed"),  # of aiormq, and of no class of its own
+        RuntimeError("closed"),  # aiormq has no class of errors for some losses
         Exception(),
-        asyncio.CancelledError(),  # not meant for this task
+        asyncio.CancelledError(),  # aiormq cancels waiters of a lost connection
     ],
     ids=repr,
 )

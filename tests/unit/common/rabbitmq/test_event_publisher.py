@@ -7,5 +7,5 @@ async def test_unpublished_events_are_bounded() -> None:
     change = object()
     for _ in range(3):
         events.publish([change] * (MAX_WAITING // 2))  # type: ignore[list-item]  # only counted here
-    assert sum(len(group) for group in [events._waiting.get_nowait() for _ in range(2)]) == MAX_WAITING  # noqa: SLF001
+    assert sum(len(batch) for batch in [events._waiting.get_nowait() for _ in range(2)]) == MAX_WAITING  # noqa: SLF001
     assert events._waiting.empty()  # noqa: SLF001

@@ -102,14 +102,14 @@ async def test_number_of_waiting_items_is_bounded() -> None:
     store = Store()
     store.open.clear()
     batcher = Batcher(store.flush, max_batch=1, max_waiting=2)
-    under_way = asyncio.create_task(batcher.submit(0))
+    in_flight = asyncio.create_task(batcher.submit(0))
     await store.began.wait()
     waiting = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await batcher.submit(3)
     store.open.set()
-    await asyncio.gather(under_way, *waiting)
+    await asyncio.gather(in_flight, *waiting)
     assert store.committed == [0, 1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Lines of the log as they leave a process."""
+"""The log lines that a process writes."""
 
 import json
 import subprocess
@@ -10,10 +10,10 @@ from notify_common.runtime.logging import LogFormat
 PROGRAM = """
 import logging
 from notify_common.runtime.logging import LogFormat, configure_logs
-configure_logs("INFO", {wanted})
+configure_logs("INFO", {log_format})
 log = logging.getLogger("a.module")
 log.info("failed", extra={{"delivery_id": "01a2", "attempt": 3}})
-log.debug("not told")
+log.debug("not logged")
 secret = "open-sesame"
 try:
     1 / 0
@@ -22,21 +22,21 @@ except ZeroDivisionError:
 """
 
 
-def lines_of(wanted: str) -> list[str]:
-    program = PROGRAM.format(wanted=wanted)
+def lines_of(log_format: str) -> list[str]:
+    program = PROGRAM.format(log_format=log_format)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
     return done.stderr.splitlines()
 
 
-@pytest.mark.parametrize("wanted", LogFormat)
-def test_traceback_omits_the_values_of_variables(wanted: LogFormat) -> None:
-    # The line of the program has it, and the values of its variables would.
-    assert not any("open-sesame" in line for line in lines_of(f"LogFormat.{wanted.name}"))
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_traceback_omits_the_values_of_variables(log_format: LogFormat) -> None:
+    # A traceback with the values of variables would contain the secret.
+    assert not any("open-sesame" in line for line in lines_of(f"LogFormat.{log_format.name}"))
 
 
-@pytest.mark.parametrize("wanted", ["None", "LogFormat.JSON"])
-def test_each_line_is_a_json_event_without_a_terminal(wanted: str) -> None:
-    first, second = map(json.loads, lines_of(wanted))
+@pytest.mark.parametrize("log_format", ["None", "LogFormat.JSON"])
+def test_each_line_is_a_json_event_without_a_terminal(log_format: str) -> None:
+    first, second = map(json.loads, lines_of(log_format))
     assert first.pop("timestamp").endswith("Z")
     assert first == {"event": "failed", "level": "info", "logger": "a.module", "delivery_id": "01a2", "attempt": 3}
     assert (second["event"], second["level"]) == ("a bug: ünknown", "error")

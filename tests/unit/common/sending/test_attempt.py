@@ -36,12 +36,12 @@ def request(attempt: int = 1, failures: int = 0, round_: int = 1) -> DeliveryReq
     )
 
 
-def answer(failure: ProviderFailure | None = None, *, timed_out: bool = False) -> ProviderResponse:
+def response(failure: ProviderFailure | None = None, *, timed_out: bool = False) -> ProviderResponse:
     return ProviderResponse(NOW, NOW + timedelta(seconds=1), None if failure else "id-1", failure, timed_out)
 
 
 def test_accepted_call_is_sent() -> None:
-    decision = decide(request(attempt=2, failures=1), answer(), SCHEDULE)
+    decision = decide(request(attempt=2, failures=1), response(), SCHEDULE)
     assert decision.next_request is None
     result = decision.result
     assert (result.outcome, result.attempt, result.failures) == (Outcome.SENT, 2, 1)
@@ -49,14 +49,14 @@ def test_accepted_call_is_sent() -> None:
 
 
 def test_provider_text_is_cleaned_and_truncated_for_storage() -> None:
-    odd = "\x00" + "x" * 10_000
-    sent = decide(request(), ProviderResponse(NOW, NOW, odd), SCHEDULE)
+    dirty = "\x00" + "x" * 10_000
+    sent = decide(request(), ProviderResponse(NOW, NOW, dirty), SCHEDULE)
     assert sent.result.provider_message_id == "x" * 500
-    assert decide(request(), answer(TemporaryFailure(odd)), SCHEDULE).result.error_code == "x" * 500
+    assert decide(request(), response(TemporaryFailure(dirty)), SCHEDULE).result.error_code == "x" * 500
 
 
 def test_temporary_failure_is_retried_after_the_backoff() -> None:
-    decision = decide(request(attempt=2, failures=1), answer(TemporaryFailure("busy")), SCHEDULE)
+    decision = decide(request(attempt=2, failures=1), response(TemporaryFailure("busy")), SCHEDULE)
     result, following = decision.result, decision.next_request
     assert (result.outcome, result.error_class, result.error_code) == (Outcome.RETRYING, ErrorClass.TEMPORARY, "busy")
     assert result.failures == 2
@@ -66,25 +66,25 @@ def test_temporary_failure_is_retried_after_the_backoff() -> None:
 
 
 def test_last_failure_of_the_retry_budget_is_final() -> None:
-    decision = decide(request(attempt=3, failures=2), answer(TemporaryFailure("busy")), SCHEDULE)
+    decision = decide(request(attempt=3, failures=2), response(TemporaryFailure("busy")), SCHEDULE)
     assert (decision.result.outcome, decision.result.failures) == (Outcome.FAILED, 3)
     assert decision.next_request is None
 
 
 def test_timeout_has_its_own_error_class() -> None:
-    decision = decide(request(), answer(TemporaryFailure("timeout"), timed_out=True), SCHEDULE)
+    decision = decide(request(), response(TemporaryFailure("timeout"), timed_out=True), SCHEDULE)
     assert (decision.result.outcome, decision.result.error_class) == (Outcome.RETRYING, ErrorClass.TIMEOUT)
 
 
 def test_permanent_failure_is_final_immediately() -> None:
-    decision = decide(request(), answer(PermanentFailure("no such user")), SCHEDULE)
+    decision = decide(request(), response(PermanentFailure("no such user")), SCHEDULE)
     assert (decision.result.outcome, decision.result.error_class) == (Outcome.FAILED, ErrorClass.PERMANENT)
     assert decision.next_request is None
 
 
 def test_throttled_call_counts_as_an_attempt_but_not_as_a_failure() -> None:
     decision = decide(
-        request(attempt=5, failures=2), answer(Throttled("slow down", retry_after=timedelta(seconds=30))), SCHEDULE
+        request(attempt=5, failures=2), response(Throttled("slow down", retry_after=timedelta(seconds=30))), SCHEDULE
     )
     assert (decision.result.outcome, decision.result.failures) == (Outcome.THROTTLED, 2)
     assert decision.next_request is not None
@@ -104,7 +104,7 @@ def test_round_never_exceeds_its_retry_budget(outcomes: list[str], budget: int) 
     for number, outcome in enumerate(outcomes, start=1):
         failure = TemporaryFailure("x") if outcome == "temporary" else Throttled("x", retry_after=timedelta(seconds=1))
         failures += outcome == "temporary"
-        decision = decide(current, answer(failure), schedule)
+        decision = decide(current, response(failure), schedule)
         assert (decision.result.attempt, decision.result.failures) == (number, failures)
         assert (decision.next_request is None) == (failures >= budget)
         if decision.next_request is None:
@@ -130,8 +130,8 @@ async def test_bug_in_a_provider_propagates() -> None:
 @pytest.mark.parametrize(("probability", "fails"), [(0, False), (1, True)])
 async def test_simulator_never_fails_at_0_and_always_at_1(probability: float, fails: bool) -> None:
     simulator = Simulator(latency=0, error_probability=probability)
-    answers = [await call_provider(simulator, request(), timeout=1, started_at=NOW) for _ in range(200)]
-    assert {answer.failure is not None for answer in answers} == {fails}
+    responses = [await call_provider(simulator, request(), timeout=1, started_at=NOW) for _ in range(200)]
+    assert {response.failure is not None for response in responses} == {fails}
 
 
 @pytest.mark.parametrize(
@@ -144,18 +144,18 @@ async def test_simulator_never_fails_at_0_and_always_at_1(probability: float, fa
 def test_provider_outage_uses_no_retry_budget_and_backs_off(
     failure: ProviderFailure, outcome: Outcome, error_class: ErrorClass
 ) -> None:
-    wanted, waits = request(failures=2), []
+    requested, waits = request(failures=2), []
     now = NOW
     for _ in range(6):
-        decision = decide(wanted, ProviderResponse(now, now, failure=failure), SCHEDULE)
+        decision = decide(requested, ProviderResponse(now, now, failure=failure), SCHEDULE)
         assert (decision.result.outcome, decision.result.error_class) == (outcome, error_class)
         assert decision.result.failures == 2
         assert decision.next_request is not None
         assert decision.next_request.waiting_since == NOW
-        wanted = decision.next_request
-        assert wanted.not_before is not None
-        waits.append((wanted.not_before - now).total_seconds())
-        now = wanted.not_before
+        requested = decision.next_request
+        assert requested.not_before is not None
+        waits.append((requested.not_before - now).total_seconds())
+        now = requested.not_before
     assert waits == [1, 1, 2, 4, 8, 16]
 
 
@@ -170,13 +170,13 @@ def test_delivery_fails_after_the_maximum_wait() -> None:
 
 def test_failure_of_the_delivery_itself_resets_the_wait() -> None:
     waiting = request(attempt=2).model_copy(update={"waiting_since": NOW})
-    decision = decide(waiting, answer(TemporaryFailure("busy")), SCHEDULE)
+    decision = decide(waiting, response(TemporaryFailure("busy")), SCHEDULE)
     assert decision.next_request is not None
     assert decision.next_request.waiting_since is None
 
 
 def test_unknown_outcome_is_retried_and_recorded() -> None:
-    decision = decide(request(), answer(UnknownOutcome("connection_lost", " it\r\nbroke\x00")), SCHEDULE)
+    decision = decide(request(), response(UnknownOutcome("connection_lost", " it\r\nbroke\x00")), SCHEDULE)
     result = decision.result
     assert (result.outcome, result.error_class, result.failures) == (Outcome.RETRYING, ErrorClass.UNKNOWN, 1)
     assert (result.error_code, result.error_text) == ("connection_lost", "it broke")

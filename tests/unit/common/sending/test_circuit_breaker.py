@@ -56,7 +56,7 @@ async def test_concurrent_calls_are_limited() -> None:
 
 
 @pytest.mark.parametrize("error_class", [ErrorClass.UNREACHABLE, ErrorClass.THROTTLED])
-async def test_one_trial_call_at_a_time_while_the_circuit_is_open(error_class: ErrorClass) -> None:
+async def test_only_one_trial_call_at_a_time_while_the_circuit_is_open(error_class: ErrorClass) -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = error_class
     await calls.call()
@@ -76,7 +76,7 @@ async def test_other_errors_do_not_open_the_circuit() -> None:
         assert await calls.call(timeout=0.01)
 
 
-async def test_a_call_that_times_out_leaves_the_trial_to_the_next() -> None:
+async def test_timed_out_call_leaves_the_trial_to_the_next() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
@@ -85,15 +85,15 @@ async def test_a_call_that_times_out_leaves_the_trial_to_the_next() -> None:
     assert await calls.call()
 
 
-async def test_a_cancelled_trial_leaves_its_place_to_another() -> None:
+async def test_cancelled_trial_is_taken_over_by_another_call() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
-    cut_off = asyncio.create_task(calls.call())
+    cancelled = asyncio.create_task(calls.call())
     await asyncio.sleep(0)
     calls.error_class = None
     following = asyncio.create_task(calls.call())
-    cut_off.cancel()
+    cancelled.cancel()
     assert await following
 
 
@@ -113,7 +113,7 @@ async def test_any_success_admits_all_waiting_calls_at_once() -> None:
     assert asyncio.get_running_loop().time() - before < 0.5  # before the next trial would be due
 
 
-async def test_an_inconclusive_trial_does_not_close_the_circuit() -> None:
+async def test_inconclusive_trial_does_not_close_the_circuit() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     for error_class in (ErrorClass.UNREACHABLE, ErrorClass.TIMEOUT):
         calls.error_class = error_class
@@ -121,7 +121,7 @@ async def test_an_inconclusive_trial_does_not_close_the_circuit() -> None:
         assert calls.breaker.open
 
 
-async def test_the_last_attempt_is_admitted_although_the_circuit_is_open() -> None:
+async def test_last_attempt_is_admitted_while_the_circuit_is_open() -> None:
     calls = Calls(ProviderLimits(concurrency=1))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
@@ -140,7 +140,7 @@ async def test_stop_rejects_waiting_calls() -> None:
     assert not await calls.call()
 
 
-async def test_the_rate_is_kept_after_an_outage() -> None:
+async def test_rate_limit_holds_after_an_outage() -> None:
     calls = Calls(ProviderLimits(concurrency=100, rate=50))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
@@ -159,7 +159,7 @@ def test_calls_with_the_same_key_are_spaced_and_others_do_not_wait() -> None:
     assert limiter.reserve("a", 20.0, 60) == 0
 
 
-def test_a_time_too_far_ahead_is_not_reserved() -> None:
+def test_time_too_far_ahead_is_not_reserved() -> None:
     limiter = RateLimiter(LONGEST_RESERVATION + 1)
     assert limiter.reserve("a", 0.0, 60) == 0
     for _ in range(2):
@@ -168,18 +168,18 @@ def test_a_time_too_far_ahead_is_not_reserved() -> None:
     assert limiter.reserve("a", 2.0, 60) == LONGEST_RESERVATION - 1
 
 
-async def test_no_trial_before_the_retry_after_of_the_provider() -> None:
-    for asked in (timedelta(seconds=20), timedelta(hours=1)):
+async def test_no_trial_call_before_the_retry_after_of_the_provider() -> None:
+    for retry_after in (timedelta(seconds=20), timedelta(hours=1)):
         breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=100))
         began = asyncio.get_running_loop().time()
         async with breaker.admission("", 60) as admission:
             assert admission is not None
-            admission.record(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=asked)))
+            admission.record(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=retry_after)))
         assert breaker.open_until is not None
-        assert breaker.open_until >= began + min(asked, LONGEST_OPEN).total_seconds()
+        assert breaker.open_until >= began + min(retry_after, LONGEST_OPEN).total_seconds()
 
 
-async def test_an_outage_of_one_provider_does_not_affect_another() -> None:
+async def test_outage_of_one_provider_does_not_affect_another() -> None:
     limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient.partition("/")[0])
     breakers = CircuitBreakers("a provider", limits)
     async with breakers.for_recipient("down/1").admission("", 1) as admission:
@@ -205,13 +205,13 @@ async def test_idle_circuit_breakers_are_evicted() -> None:
         assert admission is not None
         admission.record(ended(ErrorClass.UNREACHABLE))
     async with inside.admission("", 1):
-        breakers.for_recipient("one more than are remembered")
+        breakers.for_recipient("one more than max_breakers")
         assert breakers.for_recipient("open") is open_
         assert breakers.for_recipient("inside") is inside
         assert breakers.for_recipient("idle") is not idle
 
 
-def test_a_time_past_the_timeout_is_not_reserved() -> None:
+def test_time_past_the_timeout_is_not_reserved() -> None:
     limiter = RateLimiter(0.5)
     assert [limiter.reserve("a", 0.0, 1) for _ in range(3)] == [0, 0.5, 1.0]
     with pytest.raises(TimeoutError):
@@ -219,7 +219,7 @@ def test_a_time_past_the_timeout_is_not_reserved() -> None:
     assert limiter.reserve("a", 1.0, 1) == 0.5
 
 
-async def test_a_call_that_cannot_be_admitted_in_time_is_rejected_at_once() -> None:
+async def test_call_that_cannot_be_admitted_in_time_is_rejected_at_once() -> None:
     breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
     async with breaker.admission("", 1) as admission:
         assert admission is not None
@@ -230,7 +230,7 @@ async def test_a_call_that_cannot_be_admitted_in_time_is_rejected_at_once() -> N
     assert waiting.result() is None
 
 
-async def test_an_error_about_one_recipient_does_not_open_the_circuit() -> None:
+async def test_error_about_one_recipient_does_not_open_the_circuit() -> None:
     breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
     async with breaker.admission("", 1) as admission:
         assert admission is not None

@@ -24,7 +24,7 @@ def test_retry_delays_double_up_to_an_hour(first: timedelta) -> None:
     assert delays[0] == first
     assert LONGEST_DELAY / TOLERANCE <= delays[-1] <= LONGEST_DELAY
     assert all(longer == shorter * 2 for shorter, longer in pairwise(delays[:-1]))
-    # No wait suits two delays.
+    # No wait is within the tolerance of two delays.
     assert all(shorter * TOLERANCE < longer for shorter, longer in pairwise(delays))
 
 
@@ -45,7 +45,7 @@ def test_chained_delays_cover_the_wait_with_little_overshoot(first: timedelta, w
 
 
 @given(delays, st.integers(min_value=1, max_value=30), st.floats(min_value=0, max_value=0.04))
-def test_slightly_elapsed_backoff_is_still_a_single_delay(first: timedelta, failures: int, passed: float) -> None:
+def test_slightly_elapsed_backoff_is_still_a_single_delay(first: timedelta, failures: int, elapsed: float) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     delay = schedule.delay_after(failures)
-    assert schedule.queue_delay(delay * (1 - passed)) == delay
+    assert schedule.queue_delay(delay * (1 - elapsed)) == delay
