@@ -79,7 +79,7 @@ async def test_stream_reports_a_rabbitmq_outage_and_ends_on_recovery(
         # The gateway may have missed events, so it ends the stream, and the client has to reconnect.
         while (event := await reader.next()) is not None:
             assert event["event"] in {"live", "status"}
-        # The client can resume although it has read no change yet, because each stream starts with an id.
+        # The client can resume although it has read no change yet, because the stream has sent its position.
         async with reading(url, last_event_id=reader.last_id) as (returned, live_again):
             assert live_again
             assert await returned.until(waiting)

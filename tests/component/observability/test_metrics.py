@@ -92,15 +92,15 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
     async def refuse(_: DeliveryRequested) -> str:
         raise TemporaryFailure("no")
 
-    async def waiting_retries() -> float | None:
+    async def gauge() -> float | None:
         await waiting.count()
         return registry.get_sample_value("notify_retries_waiting", {"channel": "telegram"})
 
     async def none_waits() -> bool:
-        return await waiting_retries() == 0
+        return await gauge() == 0
 
     async def all_wait() -> bool:
-        return await waiting_retries() == 3
+        return await gauge() == 3
 
     async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
         delays = RetrySchedule(first_delay=delay, max_attempts=3).delays
@@ -109,7 +109,7 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
         for _ in range(3):
             await hand.request(delivery_requested())
         await eventually(all_wait, "three retries wait")
-    assert str(await waiting_retries()) == "nan"
+    assert str(await gauge()) == "nan"
 
 
 async def test_sender_exports_attempt_and_consumer_metrics(rabbit: RabbitSettings, hand: Hand) -> None:

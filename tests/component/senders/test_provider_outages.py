@@ -63,7 +63,8 @@ async def test_deliveries_wait_while_the_mail_server_is_down(
     async with running_sender(rabbit, provider, channel=Channel.EMAIL, concurrency=20, limits=LIMITS):
         for each in requested:
             await hand.request(each)
-        # Only a first call and a trial call fail, because the circuit breaker holds back all others.
+        # These are calls that were in flight when the first one failed, and a trial call; the open circuit holds back
+        # all others.
         unreachable = await hand.results(2)
         assert {result.error_class for result in unreachable} == {ErrorClass.UNREACHABLE}
         await smtp.open()

@@ -79,7 +79,7 @@ async def test_permanent_failure_is_not_retried(rabbit: RabbitSettings, hand: Ha
 
 
 async def test_throttled_call_uses_no_retry_budget(rabbit: RabbitSettings, hand: Hand) -> None:
-    wait = timedelta(milliseconds=120)  # longer than one retry delay, so that it takes several
+    wait = timedelta(milliseconds=120)  # between two retry delays, so that the message is delayed more than once
     provider = failing(*[Throttled("429", retry_after=wait)] * 2, TemporaryFailure("busy"))
     async with running_sender(rabbit, provider, max_attempts=2):
         await hand.request(request())
