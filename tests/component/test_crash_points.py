@@ -29,7 +29,7 @@ async def test_delivery_completes_after_a_crash(
         if "hand-over" in point or "publish" in point or "outbox" in point:
             await crash(point, rabbit, postgres)
             async with engine.begin() as connection:
-                await connection.execute(EXPIRE_LEASES)  # as if half a minute had passed
+                await connection.execute(EXPIRE_LEASES)  # as if the leases had run out
             await stack.enter_async_context(running_gateway(rabbit, postgres))
         else:
             gateway = await stack.enter_async_context(running_gateway(rabbit, postgres))
@@ -47,8 +47,8 @@ async def test_delivery_completes_after_a_crash(
                 return [tuple(row) for row in await connection.execute(STATE)] == [("sent", ["sent"], 0)]
 
         await eventually(is_complete, "the delivery is sent with one attempt, and the outbox is empty")
-    # The sender that starts after the crash calls the provider, unless the request was acked before. After a crash
-    # between result and ack this is a second call, because the new process does not know about the first.
+    # The sender that starts after the crash calls the provider unless an earlier sender has acked the request. After a
+    # crash between result and ack this is a second call, because the new process does not know about the first.
     assert len(provider.calls) == (point != "between SQL commit and ack")
 
 

@@ -222,7 +222,7 @@ async def test_stop_during_a_hanging_connection_attempt_leaves_no_task_running(
         assert connection_tasks() <= connecting
 
 
-async def test_message_of_a_handler_that_misses_the_stop_timeout_is_requeued(
+async def test_unfinished_message_is_requeued_after_the_stop_timeout(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
 ) -> None:
     handler, body = Handler(), uuid4().bytes

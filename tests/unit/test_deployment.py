@@ -78,7 +78,7 @@ def test_example_file_has_exactly_the_variables_of_compose() -> None:
     assert used == set(EXAMPLE)
 
 
-def test_example_file_and_compose_have_the_defaults() -> None:
+def test_example_file_and_compose_agree_on_the_defaults() -> None:
     text = (PROJECT / "docker-compose.yml").read_text()
     for name, value in EXAMPLE.items():
         if value and name.endswith(("PASSWORD", "API_KEY")):
@@ -168,7 +168,7 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
     assert may("gateway", "write", "notifications")
     assert may("gateway", "write", "notifications.events")
     assert not may("gateway", "write", "notifications.results")
-    # A gateway declares a queue of events while it has subscribers.
+    # A gateway has its own event queue while it has subscribers.
     for right in ("configure", "write", "read"):
         assert may("gateway", right, "notifications.events.gateway.1")
     assert may("gateway", "read", "notifications.events")

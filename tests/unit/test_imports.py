@@ -1,4 +1,4 @@
-"""The structure of the code: which packages may import which, and how long files and functions may be."""
+"""Rules for the structure of the code: allowed imports, and the longest files and functions."""
 
 import ast
 import subprocess

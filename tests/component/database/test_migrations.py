@@ -1,4 +1,4 @@
-"""Migrations: what they create, and when they may run."""
+"""Migrations: the schema that they create, and repeated and concurrent runs."""
 
 import asyncio
 
@@ -43,7 +43,7 @@ async def test_migrations_create_the_schema_of_the_models(engine: AsyncEngine) -
 async def test_migrated_check_constraints_match_the_models(
     engine: AsyncEngine, empty_postgres: PostgresSettings
 ) -> None:
-    """Alembic does not compare check constraints."""
+    """Compare the check constraints separately, because Alembic does not."""
     from_models = create_engine(empty_postgres, pool_size=1)
     async with from_models.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)

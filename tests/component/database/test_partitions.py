@@ -1,4 +1,4 @@
-"""Weekly partitions: created ahead, dropped once everything in them is final."""
+"""Weekly partitions are created ahead and dropped when all their deliveries are final."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

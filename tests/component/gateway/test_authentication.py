@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import bearer
 
 BODY = {"user_id": 1, "message": "x", "type": "email"}
-OPEN = ("/livez", "/readyz", "/docs", "/openapi.json", "/asyncapi")
+PUBLIC = ("/livez", "/readyz", "/docs", "/openapi.json", "/asyncapi")
 BODIES = ("POST", "PUT")
 SOME_ID = "01a2107e-2b08-7f6c-80e3-ee68c821945a"
 ROUTES = [
@@ -57,12 +57,12 @@ async def test_each_route_requires_exactly_its_scope(
         assert (response.status_code == 403) == (granted is not scope), response.text
 
 
-@pytest.mark.parametrize("path", OPEN)
-async def test_open_routes_need_no_key(secured_api: httpx.AsyncClient, path: str) -> None:
+@pytest.mark.parametrize("path", PUBLIC)
+async def test_public_routes_need_no_key(secured_api: httpx.AsyncClient, path: str) -> None:
     assert (await secured_api.get(path)).status_code == 200
 
 
-def test_every_route_is_open_or_tested_here(postgres: PostgresSettings) -> None:
+def test_every_route_is_public_or_covered_by_these_tests(postgres: PostgresSettings) -> None:
     settings = {**postgres.model_dump(), "auth": "on"}
     documented = create_api(Gateway(GatewaySettings.model_validate(settings))).openapi()["paths"]
     for path, operations in documented.items():
@@ -71,7 +71,7 @@ def test_every_route_is_open_or_tested_here(postgres: PostgresSettings) -> None:
             is_tested = any(
                 method.upper() == route[0] and re.fullmatch(pattern, route[1].partition("?")[0]) for route in ROUTES
             )
-            assert is_tested != (path in OPEN), f"{method} {path}"
+            assert is_tested != (path in PUBLIC), f"{method} {path}"
 
 
 async def test_key_is_checked_before_the_body_is_read(secured_api: httpx.AsyncClient) -> None:

@@ -24,23 +24,23 @@ async def test_delivery_leased_by_a_relay_is_not_cancelled(api: httpx.AsyncClien
     created = await post(api, type=None, channels=["telegram", "email"])
     async with engine.begin() as connection:
         lease = "UPDATE outbox SET leased_until = now() + interval '1 minute' WHERE delivery_id = :id"
-        taken = next(each["id"] for each in created["deliveries"] if each["channel"] == "email")
-        await connection.execute(text(lease), {"id": UUID(taken)})
+        leased = next(each["id"] for each in created["deliveries"] if each["channel"] == "email")
+        await connection.execute(text(lease), {"id": UUID(leased)})
     response = await api.post(f"/api/notifications/{created['id']}/cancel")
     assert response.status_code == 409
     statuses = {each["channel"]: each["status"] for each in response.json()["deliveries"]}
     assert statuses == {"telegram": "cancelled", "email": "pending"}
-    assert [str(row.delivery_id) for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [taken]
+    assert [str(row.delivery_id) for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [leased]
 
 
 async def test_delivery_is_never_both_cancelled_and_relayed(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = await asyncio.gather(*(post(api) for _ in range(100)))
     outbox = OutboxStore(engine)
-    taking = [asyncio.create_task(outbox.take_due(10)) for _ in range(10)]
+    leases = [asyncio.create_task(outbox.take_due(10)) for _ in range(10)]
     responses = await asyncio.gather(*(api.post(f"/api/notifications/{each['id']}/cancel") for each in created))
-    taken = {request.notification_id for task in taking for request in (await task).requests}
+    leased = {request.notification_id for task in leases for request in (await task).requests}
     cancelled = {
         UUID(each["id"]) for each, response in zip(created, responses, strict=True) if response.status_code == 200
     }
-    assert not taken & cancelled
-    assert len(taken) + len(cancelled) == len(created)
+    assert not leased & cancelled
+    assert len(leased) + len(cancelled) == len(created)

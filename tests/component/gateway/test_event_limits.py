@@ -113,7 +113,7 @@ async def test_stream_opened_during_shutdown_ends(engine: AsyncEngine) -> None:
         assert await subscription is None
 
 
-async def test_slow_subscriber_is_dropped_and_delays_nobody(
+async def test_slow_subscriber_is_dropped_and_does_not_delay_others(
     rabbit: RabbitSettings,
     postgres: PostgresSettings,
     monkeypatch: pytest.MonkeyPatch,

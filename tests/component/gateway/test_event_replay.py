@@ -98,7 +98,7 @@ async def test_stream_is_reset_when_events_were_dropped(
     async with served_gateway(rabbit, postgres) as url, reading(url) as (reader, _):
         published = await hand.listen("notifications.events", "#")
         publisher.publish([change])
-        publisher.publish([change])  # one too many
+        publisher.publish([change])  # exceeds MAX_WAITING
         async with publisher.running(), asyncio.timeout(TIMEOUT):
             assert [(await published.get()).routing_key for _ in range(2)] == ["email.sent", "dropped"]
         assert await reader.next() == {"event": "reset", "data": {}}

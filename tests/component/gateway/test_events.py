@@ -1,4 +1,4 @@
-"""Status changes, published to subscribers as they are written."""
+"""Status changes are published to subscribers as soon as they are written."""
 
 import asyncio
 import time
@@ -91,7 +91,7 @@ async def test_event_queue_exists_only_while_there_are_subscribers(
         async def none() -> bool:
             return not await event_queues(servers, rabbit)
 
-        await eventually(none, "the queue is gone")
+        await eventually(none, "the event queue is deleted")
 
 
 async def test_tenants_do_not_get_each_others_events(

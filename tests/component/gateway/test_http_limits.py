@@ -62,7 +62,7 @@ async def test_limits_apply_to_each_request_of_a_connection(postgres: PostgresSe
 
 @asynccontextmanager
 async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
-    """Run a gateway with other limits than the default ones; yield a client."""
+    """Run a gateway with custom limits; yield a client."""
     app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
     transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, **limits))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:

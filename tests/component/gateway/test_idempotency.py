@@ -62,7 +62,7 @@ async def test_same_key_with_another_body_is_rejected(api: httpx.AsyncClient, en
     assert await count(engine) == 1
 
 
-async def test_whitespace_and_field_order_do_not_make_another_body(api: httpx.AsyncClient) -> None:
+async def test_whitespace_and_field_order_do_not_change_the_request(api: httpx.AsyncClient) -> None:
     first = await post(api, "k")
     again = await post(api, "k", json.dumps(dict(reversed(BODY.items())), indent=4))
     assert (again.status_code, again.content) == (201, first.content)
@@ -105,7 +105,7 @@ async def test_concurrent_repeats_at_two_gateways_create_one_notification(
     assert (await count(engine), await count(engine, "deliveries"), await count(engine, "outbox")) == (1, 2, 2)
 
 
-async def test_gateways_that_get_the_same_keys_in_different_order_do_not_deadlock(
+async def test_gateways_do_not_deadlock_on_the_same_keys_in_different_order(
     postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     keys = [f"key-{number}" for number in range(200)]
@@ -121,7 +121,7 @@ async def test_gateways_that_get_the_same_keys_in_different_order_do_not_deadloc
     assert await count(engine) == len(keys)
 
 
-async def test_repeated_request_gets_the_first_response_after_its_expiry(api: httpx.AsyncClient) -> None:
+async def test_response_is_replayed_after_the_notification_has_expired(api: httpx.AsyncClient) -> None:
     expires_at = datetime.now(UTC) + timedelta(seconds=0.5)
     first = await post(api, "k", expires_at=expires_at.isoformat())
     await asyncio.sleep(0.6)  # until it has expired

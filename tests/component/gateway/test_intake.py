@@ -35,7 +35,7 @@ async def test_500_concurrent_requests_share_transactions(api: httpx.AsyncClient
     assert transactions < 100
 
 
-async def test_row_rejected_by_the_database_fails_alone(postgres: PostgresSettings) -> None:
+async def test_row_rejected_by_the_database_does_not_fail_its_batch(postgres: PostgresSettings) -> None:
     engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
     relay = OutboxRelay(
         broker, ConfirmedPublisher(broker), OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()

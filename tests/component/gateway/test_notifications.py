@@ -17,7 +17,7 @@ async def test_created_notification_can_be_read_back(api: httpx.AsyncClient) -> 
     assert (response.status_code, response.json()) == (200, created)
 
 
-async def test_each_channel_is_a_delivery(api: httpx.AsyncClient) -> None:
+async def test_each_channel_gets_its_own_delivery(api: httpx.AsyncClient) -> None:
     created = await post(
         api,
         type=None,

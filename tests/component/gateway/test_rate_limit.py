@@ -10,8 +10,8 @@ from support.services import NOWHERE, running_gateway
 
 def test_rate_limit_refills_over_time() -> None:
     limit = RequestRateLimiter(10)
-    taken = ["Retry-After" not in limit.count("key", 0.0) for _ in range(25)]
-    assert taken == [True] * 20 + [False] * 5
+    allowed = ["Retry-After" not in limit.count("key", 0.0) for _ in range(25)]
+    assert allowed == [True] * 20 + [False] * 5
     assert "Retry-After" not in limit.count("another", 0.0)
     assert "Retry-After" not in limit.count("key", 0.1)
     assert "Retry-After" in limit.count("key", 0.1)

@@ -90,7 +90,7 @@ async def test_bulk_retry_runs_in_the_background_with_a_filter(
             job = (await api.get(f"/api/deliveries/retry/{started.json()['id']}")).json()
             return job["finished_at"] is not None and job["retried"] == 10
 
-        await eventually(finished, "the job is finished")
+        await eventually(finished, "the bulk retry is finished")
     found = await rows(engine, "SELECT channel FROM deliveries WHERE status = 'pending' AND round = 2 AND failures = 0")
     assert [row.channel for row in found] == ["email"] * 10
     assert len(await rows(engine, "SELECT 1 FROM outbox WHERE round = 2")) == 10
@@ -142,7 +142,7 @@ async def test_bulk_retry_is_limited_to_its_tenant(postgres: PostgresSettings, e
         assert (await api.get(path, headers=other)).status_code == 404
 
 
-async def test_bulk_retry_goes_on_after_its_process_is_killed(
+async def test_bulk_retry_continues_after_its_process_is_killed(
     api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     await fail(engine, *(await asyncio.gather(*(post(api) for _ in range(35)))))

@@ -177,7 +177,7 @@ async def test_opt_out_applies_to_scheduled_and_retried_deliveries(
     assert await hand.depth("notifications.email") == 0
 
 
-async def test_tenants_do_not_share_users(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+async def test_channel_settings_are_separate_for_each_tenant(postgres: PostgresSettings, engine: AsyncEngine) -> None:
     keys = ApiKeyStore(engine)
     async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
         shop, bank = [

@@ -128,10 +128,10 @@ async def test_sender_exports_attempt_and_consumer_metrics(rabbit: RabbitSetting
 
 def test_expired_delivery_does_not_count_as_a_provider_call() -> None:
     registry = CollectorRegistry()
-    counted = SenderMetrics(registry, Channel.EMAIL)
+    sender_metrics = SenderMetrics(registry, Channel.EMAIL)
     now = utc_now()
     result = DeliveryResult(
         delivery_id=uuid7(), round=1, attempt=1, failures=0, outcome=Outcome.EXPIRED, started_at=now, finished_at=now
     )
-    counted.ended(result)
+    sender_metrics.ended(result)
     assert registry.get_sample_value("notify_provider_seconds_count", {"channel": "email"}) == 0

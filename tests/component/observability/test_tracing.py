@@ -80,7 +80,7 @@ async def test_trace_has_exactly_the_steps_of_its_notification(
         body = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
         responses = await asyncio.gather(*(api.post("/api/notifications", json=body) for _ in range(30)))
         stored = [response.json() for response in responses]
-        await eventually(lambda: final(api, [each["id"] for each in stored]), "all are final")
+        await eventually(lambda: final(api, [each["id"] for each in stored]), "all notifications are final")
 
     traces: defaultdict[str, list[ReadableSpan]] = defaultdict(list)
     batches: defaultdict[str, list[ReadableSpan]] = defaultdict(list)
@@ -165,7 +165,7 @@ async def test_client_trace_is_propagated_and_logged_without_an_exporter(
         traced = (await api.post("/api/notifications", json=body, headers={"traceparent": TRACEPARENT})).json()
         untraced = (await api.post("/api/notifications", json=body, headers={"traceparent": "00-none"})).json()
         assert (traced["trace_id"], untraced["trace_id"]) == (TRACE_ID, None)
-        await eventually(lambda: final(api, [traced["id"], untraced["id"]]), "both have failed")
+        await eventually(lambda: final(api, [traced["id"], untraced["id"]]), "both deliveries have failed")
     traceparents = {str(call.notification_id): call.traceparent for call in provider.calls}
     assert traceparents == {traced["id"]: TRACEPARENT, untraced["id"]: None}
     logged = {vars(line)["notification_id"]: vars(line).get("trace_id") for line in caplog.records if line.msg == "%s"}

@@ -18,7 +18,9 @@ class TestBotApi(Conformance):
         yield peer
         await peer.close()
 
-    async def test_throttling_says_how_long_to_wait(self, peer: BotApiPeer, provider: Provider) -> None:
+    async def test_throttled_call_reports_the_retry_after_of_the_api(
+        self, peer: BotApiPeer, provider: Provider
+    ) -> None:
         peer.behaviour = Behaviour.THROTTLE
         with pytest.raises(Throttled) as raised:
             await provider.send(request(peer.recipient))

@@ -32,7 +32,7 @@ async def smtp(exim: Exim) -> AsyncIterator[Smtp]:
     await smtp.aclose()
 
 
-async def test_each_message_is_in_the_mailbox_once(exim: Exim, smtp: Smtp) -> None:
+async def test_each_message_arrives_in_the_mailbox_once(exim: Exim, smtp: Smtp) -> None:
     requests = {
         subject: request("Кому@example.org" if subject is LANGUAGES[1][0] else "to@example.org", text, subject)
         for subject, text in LANGUAGES
@@ -78,7 +78,7 @@ async def test_refusal_has_the_reply_code_of_the_mail_server(
             await smtp.send(request(recipient))
 
 
-async def test_refused_login_is_unreachable_and_not_a_failure_of_the_delivery(exim: Exim) -> None:
+async def test_refused_login_counts_as_an_unreachable_provider(exim: Exim) -> None:
     smtp = Smtp(exim.settings(smtp_password="another"))
     with pytest.raises(Unreachable, match="smtp_535"):
         await smtp.send(request("to@example.org"))

@@ -167,5 +167,5 @@ def test_tls_alert_is_unreachable_rather_than_an_unknown_outcome() -> None:
         ("192.88.99.1", False),
     ],
 )
-def test_only_public_addresses_count_as_public(address: str, public: bool) -> None:
+def test_internal_and_reserved_addresses_are_not_public(address: str, public: bool) -> None:
     assert is_public(ip_address(address)) is public

@@ -11,9 +11,9 @@ times = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=8000 * 36
 @given(times)
 def test_id_is_a_uuid7_that_encodes_its_time(time: datetime) -> None:
     created_at = to_millisecond(time)
-    made = new_id(created_at)
-    assert made.version == 7
-    assert EPOCH + timedelta(milliseconds=made.int >> 80) == created_at
+    id_ = new_id(created_at)
+    assert id_.version == 7
+    assert EPOCH + timedelta(milliseconds=id_.int >> 80) == created_at
 
 
 @given(times, times)

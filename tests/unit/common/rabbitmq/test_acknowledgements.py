@@ -7,7 +7,7 @@ from notify_common.rabbitmq.acknowledgements import DeliveryTags
 
 
 class Broker:
-    """A fake that, like RabbitMQ, accepts a delivery tag only once."""
+    """A fake broker that, like RabbitMQ, accepts a delivery tag only once."""
 
     def __init__(self, messages: int) -> None:
         self.unacked = set(range(1, messages + 1))

@@ -13,7 +13,7 @@ from notify_common.rabbitmq.connection import broker_errors
         ChannelInvalidStateError("closed"),
         ConnectionResetError(),
         TimeoutError(),
-        RuntimeError("closed"),  # aiormq has no class of errors for some losses
+        RuntimeError("closed"),  # aiormq raises this for some lost connections
         Exception(),
         asyncio.CancelledError(),  # aiormq cancels waiters of a lost connection
     ],

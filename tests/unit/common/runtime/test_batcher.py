@@ -11,7 +11,7 @@ class Rejection(Exception):
 
 
 class Store:
-    """Commits once it is `open`; rejects batches that contain a rejected item."""
+    """A store that commits only while `open` is set, and rejects batches that contain a rejected item."""
 
     def __init__(self, rejected: frozenset[int] = frozenset()) -> None:
         self.batches: list[list[int]] = []

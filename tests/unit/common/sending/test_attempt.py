@@ -128,7 +128,7 @@ async def test_bug_in_a_provider_propagates() -> None:
 
 
 @pytest.mark.parametrize(("probability", "fails"), [(0, False), (1, True)])
-async def test_simulator_never_fails_at_0_and_always_at_1(probability: float, fails: bool) -> None:
+async def test_simulator_fails_never_at_probability_0_and_always_at_1(probability: float, fails: bool) -> None:
     simulator = Simulator(latency=0, error_probability=probability)
     responses = [await call_provider(simulator, request(), timeout=1, started_at=NOW) for _ in range(200)]
     assert {response.failure is not None for response in responses} == {fails}

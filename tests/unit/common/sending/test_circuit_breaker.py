@@ -12,7 +12,7 @@ from notify_common.sending.rate_limiter import LONGEST_RESERVATION, RateLimiter
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
-def ended(error_class: ErrorClass | None = None, failure: ProviderFailure | None = None) -> Decision:
+def decision(error_class: ErrorClass | None = None, failure: ProviderFailure | None = None) -> Decision:
     result = DeliveryResult(
         delivery_id=uuid4(),
         round=1,
@@ -27,12 +27,12 @@ def ended(error_class: ErrorClass | None = None, failure: ProviderFailure | None
 
 
 class Calls:
-    """Calls through a circuit breaker, to a provider that ends them with `error_class`."""
+    """Calls through a circuit breaker to a provider that always responds with `error_class`."""
 
     def __init__(self, limits: ProviderLimits) -> None:
         self.breaker = CircuitBreaker("a provider", limits)
         self.error_class: ErrorClass | None = None
-        self.made = 0
+        self.admitted = 0
         self.under_way = 0
         self.most_at_once = 0
 
@@ -40,33 +40,33 @@ class Calls:
         async with self.breaker.admission(recipient, timeout) as admission:
             if admission is None:
                 return False
-            self.made += 1
+            self.admitted += 1
             self.under_way += 1
             self.most_at_once = max(self.most_at_once, self.under_way)
             await asyncio.sleep(0)
             self.under_way -= 1
-            admission.record(ended(self.error_class))
+            admission.record(decision(self.error_class))
             return True
 
 
 async def test_concurrent_calls_are_limited() -> None:
     calls = Calls(ProviderLimits(concurrency=3))
     assert all(await asyncio.gather(*(calls.call() for _ in range(20))))
-    assert (calls.made, calls.most_at_once) == (20, 3)
+    assert (calls.admitted, calls.most_at_once) == (20, 3)
 
 
 @pytest.mark.parametrize("error_class", [ErrorClass.UNREACHABLE, ErrorClass.THROTTLED])
-async def test_only_one_trial_call_at_a_time_while_the_circuit_is_open(error_class: ErrorClass) -> None:
+async def test_open_circuit_admits_one_trial_call_at_a_time(error_class: ErrorClass) -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = error_class
     await calls.call()
     waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    assert calls.made == 2
+    assert calls.admitted == 2
     # The provider is back: the next trial closes the circuit for all calls.
     calls.error_class = None
     assert all(await asyncio.gather(*waiting))
-    assert (calls.made, calls.most_at_once > 1) == (21, True)
+    assert (calls.admitted, calls.most_at_once > 1) == (21, True)
 
 
 async def test_other_errors_do_not_open_the_circuit() -> None:
@@ -108,7 +108,7 @@ async def test_any_success_admits_all_waiting_calls_at_once() -> None:
         await asyncio.sleep(0)
         before = asyncio.get_running_loop().time()
         assert under_way is not None
-        under_way.record(ended())
+        under_way.record(decision())
         assert all(await asyncio.gather(*waiting))
     assert asyncio.get_running_loop().time() - before < 0.5  # before the next trial would be due
 
@@ -147,9 +147,9 @@ async def test_rate_limit_holds_after_an_outage() -> None:
     calls.error_class = None
     waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    began, made = asyncio.get_running_loop().time(), calls.made
+    began, admitted = asyncio.get_running_loop().time(), calls.admitted
     await asyncio.gather(*waiting)
-    assert asyncio.get_running_loop().time() - began >= (calls.made - made - 1) / 50
+    assert asyncio.get_running_loop().time() - began >= (calls.admitted - admitted - 1) / 50
 
 
 def test_calls_with_the_same_key_are_spaced_and_others_do_not_wait() -> None:
@@ -168,13 +168,13 @@ def test_time_too_far_ahead_is_not_reserved() -> None:
     assert limiter.reserve("a", 2.0, 60) == LONGEST_RESERVATION - 1
 
 
-async def test_no_trial_call_before_the_retry_after_of_the_provider() -> None:
+async def test_no_trial_call_before_retry_after_has_elapsed() -> None:
     for retry_after in (timedelta(seconds=20), timedelta(hours=1)):
         breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=100))
         began = asyncio.get_running_loop().time()
         async with breaker.admission("", 60) as admission:
             assert admission is not None
-            admission.record(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=retry_after)))
+            admission.record(decision(ErrorClass.THROTTLED, Throttled("429", retry_after=retry_after)))
         assert breaker.open_until is not None
         assert breaker.open_until >= began + min(retry_after, LONGEST_OPEN).total_seconds()
 
@@ -184,7 +184,7 @@ async def test_outage_of_one_provider_does_not_affect_another() -> None:
     breakers = CircuitBreakers("a provider", limits)
     async with breakers.for_recipient("down/1").admission("", 1) as admission:
         assert admission is not None
-        admission.record(ended(ErrorClass.UNREACHABLE))
+        admission.record(decision(ErrorClass.UNREACHABLE))
     assert breakers.for_recipient("down/2").open
     assert not breakers.for_recipient("well/1").open
     breakers.stop()
@@ -203,7 +203,7 @@ async def test_idle_circuit_breakers_are_evicted() -> None:
     )
     async with open_.admission("", 1) as admission:
         assert admission is not None
-        admission.record(ended(ErrorClass.UNREACHABLE))
+        admission.record(decision(ErrorClass.UNREACHABLE))
     async with inside.admission("", 1):
         breakers.for_recipient("one more than max_breakers")
         assert breakers.for_recipient("open") is open_
@@ -223,7 +223,7 @@ async def test_call_that_cannot_be_admitted_in_time_is_rejected_at_once() -> Non
     breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
     async with breaker.admission("", 1) as admission:
         assert admission is not None
-        admission.record(ended(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
+        admission.record(decision(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
     waiting = asyncio.ensure_future(breaker.admission("", 10).__aenter__())
     await asyncio.sleep(0)
     assert waiting.done()
@@ -234,5 +234,5 @@ async def test_error_about_one_recipient_does_not_open_the_circuit() -> None:
     breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
     async with breaker.admission("", 1) as admission:
         assert admission is not None
-        admission.record(ended(ErrorClass.UNREACHABLE, Unreachable("http_401", of_recipient=True)))
+        admission.record(decision(ErrorClass.UNREACHABLE, Unreachable("http_401", of_recipient=True)))
     assert not breaker.open
