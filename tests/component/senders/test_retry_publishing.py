@@ -43,7 +43,8 @@ async def test_early_message_is_published_again_until_the_broker_accepts_it(rabb
         await queue.unbind(RETRY_EXCHANGE, DELAY)
         await hand.request(delivery_requested(not_before=datetime.now(UTC) + timedelta(milliseconds=60)))
         await hand.request(delivery_requested())
-        await hand.results(1)  # of the second request; the first has been returned as unroutable at least once
+        # By the time the second request has a result, the first has been returned as unroutable at least once.
+        await hand.results(1)
         await queue.bind(RETRY_EXCHANGE, DELAY)
         [result] = await hand.results(1)
     assert result.outcome is Outcome.SENT
