@@ -16,12 +16,7 @@ from notify_common.runtime.tracing import Tracing
 from notify_database.engine import ROWS_BY_KEY, await_database, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_status_writer.handlers import (
-    DeadLetterHandler,
-    ResultsHandler,
-    decode_dead_letter,
-    decode_results,
-)
+from notify_status_writer.handlers import DeadLetterHandler, ResultsHandler, decode_dead_letter, decode_results
 from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.result_writer import MESSAGES_PER_TRANSACTION, ResultWriter
@@ -44,18 +39,11 @@ def create_status_writer(
     writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
     subscribe = partial(FastStreamSubscription, settings, ROLE, publisher=publisher, graceful_timeout=GRACEFUL_TIMEOUT)
+    handle_results, handle_dead_letter = ResultsHandler(writer, tracing).handle, DeadLetterHandler(store, writer).handle
     subscriptions = [
+        subscribe(results.queue.name, decode=decode_results, handle=handle_results, prefetch=RESULTS_PREFETCH),
         subscribe(
-            results.queue.name,
-            decode=decode_results,
-            handle=ResultsHandler(writer, tracing).handle,
-            prefetch=RESULTS_PREFETCH,
-        ),
-        subscribe(
-            inbox.queue.name,
-            decode=decode_dead_letter,
-            handle=DeadLetterHandler(store, writer).handle,
-            prefetch=DEAD_LETTERS_PREFETCH,
+            inbox.queue.name, decode=decode_dead_letter, handle=handle_dead_letter, prefetch=DEAD_LETTERS_PREFETCH
         ),
     ]
     return Worker(

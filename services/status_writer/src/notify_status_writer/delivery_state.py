@@ -45,11 +45,7 @@ class DeliveryState:
 def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
     """Return the delivery after `result`: the status with the higher precedence, and the higher counters."""
     reported = replace(
-        delivery,
-        status=result.outcome.status,
-        round=result.round,
-        attempt=result.attempt,
-        failures=result.failures,
+        delivery, status=result.outcome.status, round=result.round, attempt=result.attempt, failures=result.failures
     )
     # Counters only grow: a result that was overtaken still used its attempt, and its round did begin.
     latest_round = max(delivery.round, reported.round)

@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from faststream.rabbit import RabbitMessage
+from notify_common.contracts import messages
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import (
-    DELIVERY_ID_HEADER,
-    ROUND_HEADER,
-    DeliveryRequested,
-    DeliveryResult,
-    ErrorClass,
-    Outcome,
-    ResultsEnvelope,
-)
 from notify_common.contracts.topology import delivery_queue_name
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent
 from notify_common.errors import PoisonMessage
@@ -36,10 +28,10 @@ log = logging.getLogger(__name__)
 DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
 
 
-async def decode_results(message: RabbitMessage) -> ResultsEnvelope:
+async def decode_results(message: RabbitMessage) -> messages.ResultsEnvelope:
     """Return the message with unparsed items; raise `PoisonMessage` if it is unreadable."""
     try:
-        return ResultsEnvelope.model_validate_json(message.body)
+        return messages.ResultsEnvelope.model_validate_json(message.body)
     except ValidationError:
         raise PoisonMessage("unreadable") from None
 
@@ -51,13 +43,13 @@ class ResultsHandler:
         self._writer = writer
         self._tracing = tracing
 
-    async def handle(self, envelope: ResultsEnvelope) -> None:
+    async def handle(self, envelope: messages.ResultsEnvelope) -> None:
         """Return once every result is committed, or dead-lettered; only then is the message acked."""
-        results: list[DeliveryResult] = []
+        results: list[messages.DeliveryResult] = []
         for item in envelope.results:
             try:
                 # Through JSON, because strict types such as UUID are strings there.
-                results.append(DeliveryResult.model_validate_json(to_json(item)))
+                results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
             except ValidationError:
                 await self._writer.bury(item, "unreadable result")
         with ExitStack() as spans:
@@ -75,7 +67,7 @@ class DeadLetter:
     message_id: str | None
     queues: Set[str]
     """The queue in which it died, and the retry queues in which it waited before."""
-    request: DeliveryRequested | None
+    request: messages.DeliveryRequested | None
     delivery_id: UUID | None
     """From the headers, for a message with an unreadable body; so is `round`."""
     round: int | None
@@ -87,11 +79,11 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
     headers = message.headers
     request = delivery_id = None
     try:
-        request = DeliveryRequested.model_validate_json(message.body)
+        request = messages.DeliveryRequested.model_validate_json(message.body)
     except ValidationError:
         with suppress(ValueError):
-            delivery_id = UUID(str(headers.get(DELIVERY_ID_HEADER)))
-    named_round = headers.get(ROUND_HEADER)
+            delivery_id = UUID(str(headers.get(messages.DELIVERY_ID_HEADER)))
+    named_round = headers.get(messages.ROUND_HEADER)
     return DeadLetter(
         message_id=message.raw_message.message_id,
         queues=queues_of_death(headers),
@@ -124,7 +116,7 @@ class DeadLetterHandler:
             log.error("delivery is dead", extra={"delivery_id": str(result.delivery_id)})
             await self._writer.write([result.model_copy(update={"traceparent": letter.traceparent})])
 
-    async def _result_of(self, letter: DeadLetter) -> DeliveryResult | None:
+    async def _result_of(self, letter: DeadLetter) -> messages.DeliveryResult | None:
         request, delivery_id = letter.request, letter.delivery_id
         if request is not None:
             # The request names the attempt that was due, the row below the last one that was made.
@@ -137,15 +129,15 @@ class DeadLetterHandler:
         return _poison(delivery_id, delivery.round, delivery.attempt + 1, delivery.failures + 1)
 
 
-def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> DeliveryResult:
+def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> messages.DeliveryResult:
     now = utc_now()
-    return DeliveryResult(
+    return messages.DeliveryResult(
         delivery_id=delivery_id,
         round=round_,
         attempt=attempt,
         failures=failures,
-        outcome=Outcome.FAILED,
-        error_class=ErrorClass.POISON,
+        outcome=messages.Outcome.FAILED,
+        error_class=messages.ErrorClass.POISON,
         started_at=now,
         finished_at=now,
     )

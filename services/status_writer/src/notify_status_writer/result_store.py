@@ -1,8 +1,9 @@
 """Apply results with two statements, however many there are: one locks the deliveries, one writes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -30,8 +31,8 @@ WRITE = text("""
         SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = :changed_at,
             reason = CASE WHEN c.status = 'cancelled' THEN reason END
         FROM unnest(
-            CAST(:changed_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:rounds AS integer[]),
-            CAST(:attempts AS integer[]), CAST(:failures AS integer[])
+            CAST(:changed_id AS uuid[]), CAST(:changed_status AS text[]), CAST(:changed_round AS integer[]),
+            CAST(:changed_attempt AS integer[]), CAST(:changed_failures AS integer[])
         ) AS c (id, status, round, attempt, failures)
         WHERE deliveries.id = c.id
     )
@@ -39,11 +40,11 @@ WRITE = text("""
         (delivery_id, attempt, round, outcome, error_class, error_code, provider_message_id,
          started_at, finished_at, next_attempt_at, error_text)
     SELECT * FROM unnest(
-        CAST(:a_delivery_ids AS uuid[]), CAST(:a_attempts AS integer[]), CAST(:a_rounds AS integer[]),
-        CAST(:a_outcomes AS text[]), CAST(:a_error_classes AS text[]), CAST(:a_error_codes AS text[]),
-        CAST(:a_provider_message_ids AS text[]), CAST(:a_started_at AS timestamptz[]),
-        CAST(:a_finished_at AS timestamptz[]), CAST(:a_next_attempt_at AS timestamptz[]),
-        CAST(:a_error_texts AS text[])
+        CAST(:attempt_delivery_id AS uuid[]), CAST(:attempt_attempt AS integer[]), CAST(:attempt_round AS integer[]),
+        CAST(:attempt_outcome AS text[]), CAST(:attempt_error_class AS text[]), CAST(:attempt_error_code AS text[]),
+        CAST(:attempt_provider_message_id AS text[]), CAST(:attempt_started_at AS timestamptz[]),
+        CAST(:attempt_finished_at AS timestamptz[]), CAST(:attempt_next_attempt_at AS timestamptz[]),
+        CAST(:attempt_error_text AS text[])
     )
     -- An attempt is overwritten only by a higher rank: sent > failed > retrying, throttled.
     ON CONFLICT (delivery_id, attempt) DO UPDATE SET
@@ -55,6 +56,11 @@ WRITE = text("""
        OR (excluded.outcome = 'failed' AND attempts.outcome IN ('retrying', 'throttled'))
 """)
 
+CHANGED_COLUMNS = ("id", "status", "round", "attempt", "failures")
+ATTEMPT_COLUMNS = (
+    "delivery_id", "attempt", "round", "outcome", "error_class", "error_code", "provider_message_id",
+    "started_at", "finished_at", "next_attempt_at", "error_text",
+)  # fmt: skip
 WITH_ERROR = (DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
 
 
@@ -86,8 +92,10 @@ class ResultStore:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
                 changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
                 changed_at = max((row.locked_at for row in rows), default=None)
-                parameters = _parameters(changed, best_attempts(known).values())
-                await connection.execute(WRITE, {**parameters, "changed_at": changed_at})
+                # Conflicting rows are locked in the order in which they are inserted, so this is in id order, too.
+                attempts = sorted(best_attempts(known).values(), key=attrgetter("delivery_id", "attempt"))
+                columns = _columns("changed", CHANGED_COLUMNS, changed) | _columns("attempt", ATTEMPT_COLUMNS, attempts)
+                await connection.execute(WRITE, {**columns, "changed_at": changed_at})
         errors = {(each.delivery_id, each.attempt): each for each in known if each.error_class is not None}
         return Applied(
             changes=[
@@ -108,15 +116,8 @@ class ResultStore:
 
 
 def _state(row: Row[Any]) -> DeliveryState:
-    return DeliveryState(
-        id=row.id,
-        notification_id=row.notification_id,
-        channel=Channel(row.channel),
-        status=DeliveryStatus(row.status),
-        round=row.round,
-        attempt=row.attempt,
-        failures=row.failures,
-    )
+    channel, status = Channel(row.channel), DeliveryStatus(row.status)
+    return DeliveryState(row.id, row.notification_id, channel, status, row.round, row.attempt, row.failures)
 
 
 def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: datetime | None) -> StatusChange:
@@ -130,24 +131,6 @@ def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: da
     )  # fmt: skip
 
 
-def _parameters(changed: Sequence[DeliveryState], attempts: Iterable[DeliveryResult]) -> dict[str, object]:
-    # Conflicting rows are locked in the order in which they are inserted, so this is in id order, too.
-    rows = sorted(attempts, key=lambda attempt: (attempt.delivery_id, attempt.attempt))
-    return {
-        "changed_ids": [state.id for state in changed],
-        "statuses": [state.status.value for state in changed],
-        "rounds": [state.round for state in changed],
-        "attempts": [state.attempt for state in changed],
-        "failures": [state.failures for state in changed],
-        "a_delivery_ids": [row.delivery_id for row in rows],
-        "a_attempts": [row.attempt for row in rows],
-        "a_rounds": [row.round for row in rows],
-        "a_outcomes": [row.outcome.value for row in rows],
-        "a_error_classes": [row.error_class.value if row.error_class else None for row in rows],
-        "a_error_codes": [row.error_code for row in rows],
-        "a_provider_message_ids": [row.provider_message_id for row in rows],
-        "a_started_at": [row.started_at for row in rows],
-        "a_finished_at": [row.finished_at for row in rows],
-        "a_next_attempt_at": [row.next_attempt_at for row in rows],
-        "a_error_texts": [row.error_text for row in rows],
-    }
+def _columns(kind: str, names: Sequence[str], rows: Sequence[object]) -> dict[str, object]:
+    """Return the parameters of `WRITE` for `rows`: one array per column."""
+    return {f"{kind}_{name}": list(map(attrgetter(name), rows)) for name in names}
