@@ -53,9 +53,9 @@ def retry_routing_key(delay: timedelta) -> str:
     return str(_milliseconds(delay))
 
 
-def retry_queue_names(channel: Channel, delays: Iterable[timedelta]) -> list[str]:
-    """Return the names of a channel's retry queues, one per delay."""
-    return [f"{retry_exchange(channel).name}.{_milliseconds(delay)}" for delay in delays]
+def retry_queue_name(channel: Channel, delay: timedelta) -> str:
+    """Return the name of the channel's retry queue that delays a message by `delay`."""
+    return f"{retry_exchange(channel).name}.{_milliseconds(delay)}"
 
 
 def dead_letters() -> list[Binding]:
@@ -76,21 +76,13 @@ def deliveries(channel: Channel) -> Binding:
 def retries(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
     """Return the way back to the channel, then its retry queues, one per delay."""
     exchange = retry_exchange(channel)
-    return [
-        Binding(exchange, deliveries(channel).queue, DUE_ROUTING_KEY),
-        *(
-            Binding(
-                exchange,
-                _quorum_queue(
-                    f"{exchange.name}.{_milliseconds(delay)}",
-                    # No x-expires: an expiring queue drops its messages.
-                    {"x-message-ttl": _milliseconds(delay), **_dead_lettering(exchange, DUE_ROUTING_KEY)},
-                ),
-                retry_routing_key(delay),
-            )
-            for delay in delays
-        ),
-    ]
+    bindings = [Binding(exchange, deliveries(channel).queue, DUE_ROUTING_KEY)]
+    for delay in delays:
+        # No x-expires: an expiring queue drops its messages.
+        arguments = _dead_lettering(exchange, DUE_ROUTING_KEY) | {"x-message-ttl": _milliseconds(delay)}
+        queue = _quorum_queue(retry_queue_name(channel, delay), arguments)
+        bindings.append(Binding(exchange, queue, retry_routing_key(delay)))
+    return bindings
 
 
 def results() -> Binding:
@@ -105,10 +97,7 @@ def _milliseconds(delay: timedelta) -> int:
 
 def _quorum_queue(name: str, arguments: QuorumQueueArgs) -> RabbitQueue:
     return RabbitQueue(
-        name,
-        queue_type=QueueType.QUORUM,
-        durable=True,
-        arguments={"x-delivery-limit": REDELIVERY_LIMIT, **arguments},
+        name, queue_type=QueueType.QUORUM, durable=True, arguments={"x-delivery-limit": REDELIVERY_LIMIT, **arguments}
     )
 
 

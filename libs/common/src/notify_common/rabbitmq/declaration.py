@@ -1,7 +1,7 @@
 """Declare the topology once RabbitMQ answers."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,13 +22,12 @@ MINIMUM_VERSION = (3, 10)  # the first with at-least-once dead lettering
 
 
 async def prepare_topology(
-    settings: RabbitSettings, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = (), *, role: str = ""
+    settings: RabbitSettings, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = (), *, role: str = ""
 ) -> None:
     """Wait until RabbitMQ answers, check its version, and declare; raise `StartupError` if waiting cannot help.
 
     It uses its own connection, which it closes.
     """
-    bindings, exchanges = list(bindings), list(exchanges)
 
     async def connect_and_declare() -> None:
         with broker_errors():
@@ -56,14 +55,13 @@ def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP fi
 
 
 async def declare(
-    connection: AbstractConnection, bindings: Iterable[Binding], exchanges: Iterable[RabbitExchange] = ()
+    connection: AbstractConnection, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = ()
 ) -> None:
     """Declare in the order given: a target before what dead-letters to it, else its first messages are late.
 
     Where this user may not declare, the broker's own definitions have done it; what is missing then raises
     `ChannelNotFoundEntity`.
     """
-    bindings = list(bindings)
     for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)]):
         try:
             async with connection.channel() as channel:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 
 from faststream.rabbit import RabbitBroker
@@ -25,12 +26,12 @@ class WaitingRetries:
         broker: RabbitBroker,
         subscription: Subscription,
         channel: Channel,
-        ladder: Iterable[timedelta],
+        delays: Iterable[timedelta],
         registry: CollectorRegistry,
     ) -> None:
         self._broker = broker
         self._subscription = subscription
-        self._queues = topology.retry_queue_names(channel, ladder)
+        self._queues = [topology.retry_queue_name(channel, delay) for delay in delays]
         self._gauge = Gauge(
             "notify_retries_waiting", "Messages in the channel's retry queues.", ["channel"], registry=registry
         ).labels(channel)
@@ -38,16 +39,13 @@ class WaitingRetries:
 
     async def count(self) -> None:
         """Ask for each queue; the metric is NaN if RabbitMQ does not answer."""
-        if not self._subscription.alive:  # there may be no connection yet
-            self._gauge.set(math.nan)
-            return
-        try:
-            with broker_errors():
+        waiting = math.nan
+        if self._subscription.alive:  # otherwise there may be no connection yet
+            with suppress(BrokerUnavailable), broker_errors():
                 async with asyncio.timeout(TIMEOUT):
                     # On a separate channel, because aiormq closes a channel on which a call times out.
                     channel = await open_channel(self._broker, publisher_confirms=False)
                     declared = [await channel.queue_declare(queue, passive=True) for queue in self._queues]
                     await channel.close()
-            self._gauge.set(sum(each.message_count or 0 for each in declared))
-        except BrokerUnavailable:
-            self._gauge.set(math.nan)
+                waiting = sum(each.message_count or 0 for each in declared)
+        self._gauge.set(waiting)
