@@ -7,14 +7,7 @@ from datetime import datetime, timedelta
 
 from notify_common.contracts.messages import SHORT_TEXT_LENGTH, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
 from notify_common.runtime.clock import utc_now
-from notify_common.sending.errors import (
-    PermanentFailure,
-    ProviderFailure,
-    TemporaryFailure,
-    Throttled,
-    UnknownOutcome,
-    Unreachable,
-)
+from notify_common.sending import errors
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule
 
@@ -26,7 +19,7 @@ class ProviderResponse:
     started_at: datetime
     finished_at: datetime
     provider_message_id: str | None = None
-    failure: ProviderFailure | None = None
+    failure: errors.ProviderFailure | None = None
     timed_out: bool = False
 
 
@@ -36,7 +29,7 @@ class Decision:
 
     result: DeliveryResult
     next_request: DeliveryRequested | None = None
-    failure: ProviderFailure | None = None
+    failure: errors.ProviderFailure | None = None
     """The provider's failure, from which the circuit breaker learns."""
 
 
@@ -64,14 +57,14 @@ async def call_provider(
     """Return the provider's response within `timeout` seconds."""
     start = time.monotonic()
     message_id: str | None = None
-    failure: ProviderFailure | None = None
+    failure: errors.ProviderFailure | None = None
     timed_out = False
     try:
         async with asyncio.timeout(timeout):
             message_id = await provider.send(request)
     except TimeoutError:
-        failure, timed_out = TemporaryFailure("timeout"), True
-    except ProviderFailure as error:
+        failure, timed_out = errors.TemporaryFailure("timeout"), True
+    except errors.ProviderFailure as error:
         failure = error
     # The wall clock may have been set back during the call.
     finished_at = started_at + timedelta(seconds=time.monotonic() - start)
@@ -83,13 +76,13 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
     failure = response.failure
     if failure is None:
         return Decision(_result(request, response, Outcome.SENT, failures=request.failures))
-    if isinstance(failure, Throttled | Unreachable):
+    if isinstance(failure, errors.Throttled | errors.Unreachable):
         return _retry_without_failure(request, response, failure, schedule)
     failures = request.failures + 1
-    if isinstance(failure, PermanentFailure):
+    if isinstance(failure, errors.PermanentFailure):
         return Decision(_result(request, response, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
     error_class = ErrorClass.TEMPORARY
-    if isinstance(failure, UnknownOutcome):
+    if isinstance(failure, errors.UnknownOutcome):
         error_class = ErrorClass.UNKNOWN
     elif response.timed_out:
         error_class = ErrorClass.TIMEOUT
@@ -99,17 +92,19 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
 
 
 def _retry_without_failure(
-    request: DeliveryRequested, response: ProviderResponse, failure: Throttled | Unreachable, schedule: RetrySchedule
+    request: DeliveryRequested,
+    response: ProviderResponse,
+    failure: errors.Throttled | errors.Unreachable,
+    schedule: RetrySchedule,
 ) -> Decision:
     """Retry without consuming the retry budget, for at most the schedule's `max_wait`."""
-    throttled = isinstance(failure, Throttled)
-    outcome = Outcome.THROTTLED if throttled else Outcome.RETRYING
-    error_class = ErrorClass.THROTTLED if throttled else ErrorClass.UNREACHABLE
+    outcome, error_class, delay = Outcome.RETRYING, ErrorClass.UNREACHABLE, timedelta()
+    if isinstance(failure, errors.Throttled):
+        outcome, error_class, delay = Outcome.THROTTLED, ErrorClass.THROTTLED, failure.retry_after or timedelta()
     since = request.waiting_since or response.started_at
     waited = response.finished_at - since
     if waited >= schedule.max_wait:
         return Decision(_result(request, response, Outcome.FAILED, failures=request.failures, error_class=error_class))
-    delay = failure.retry_after if isinstance(failure, Throttled) else None
     # Waiting as long again as it has waited so far doubles the delay each time.
     delay = delay or schedule.queue_delay(waited)
     return _retry(request, response, outcome, error_class, request.failures, delay, waiting_since=since)
@@ -117,16 +112,8 @@ def _retry_without_failure(
 
 def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:
     """Return the result of a delivery that expired before this attempt, so that the provider was not called."""
-    return DeliveryResult(
-        delivery_id=request.delivery_id,
-        round=request.round,
-        attempt=request.attempt - 1,
-        failures=request.failures,
-        outcome=Outcome.EXPIRED,
-        started_at=now,
-        finished_at=now,
-        traceparent=request.traceparent,
-    )
+    result = _result(request, ProviderResponse(now, now), Outcome.EXPIRED, failures=request.failures)
+    return result.model_copy(update={"attempt": request.attempt - 1})
 
 
 def _retry(

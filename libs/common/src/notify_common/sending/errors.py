@@ -6,13 +6,12 @@ from datetime import timedelta
 class ProviderFailure(Exception):
     """The provider did not send. The short `code` and the provider's own `text` are stored and shown."""
 
-    of_recipient = False
-    """True if the failure says nothing about other recipients."""
-
-    def __init__(self, code: str, text: str | None = None) -> None:
+    def __init__(self, code: str, text: str | None = None, *, of_recipient: bool = False) -> None:
         super().__init__(code)
         self.code = code
         self.text = text
+        self.of_recipient = of_recipient
+        """True if the failure says nothing about other recipients."""
 
 
 class TemporaryFailure(ProviderFailure):
@@ -30,22 +29,12 @@ class UnknownOutcome(ProviderFailure):
 class Unreachable(ProviderFailure):
     """The provider cannot be reached, or rejects our credentials. The attempt does not consume the retry budget."""
 
-    def __init__(self, code: str, text: str | None = None, *, of_recipient: bool = False) -> None:
-        super().__init__(code, text)
-        self.of_recipient = of_recipient
-
 
 class Throttled(ProviderFailure):
     """The provider asks us to slow down, perhaps for `retry_after`. This does not consume the retry budget."""
 
     def __init__(
-        self,
-        code: str,
-        text: str | None = None,
-        *,
-        retry_after: timedelta | None = None,
-        of_recipient: bool = False,
+        self, code: str, text: str | None = None, *, retry_after: timedelta | None = None, of_recipient: bool = False
     ) -> None:
-        super().__init__(code, text)
+        super().__init__(code, text, of_recipient=of_recipient)
         self.retry_after = retry_after
-        self.of_recipient = of_recipient
