@@ -1,5 +1,7 @@
 """The metrics of a sender."""
 
+from itertools import product
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from notify_common.contracts.channels import Channel
@@ -54,10 +56,6 @@ _COMBINATIONS = [
     (Outcome.EXPIRED, None),
     (Outcome.THROTTLED, ErrorClass.THROTTLED),
     (Outcome.RETRYING, ErrorClass.UNREACHABLE),
-    *(
-        (outcome, error_class)
-        for outcome in (Outcome.RETRYING, Outcome.FAILED)
-        for error_class in (ErrorClass.TEMPORARY, ErrorClass.TIMEOUT, ErrorClass.UNKNOWN)
-    ),
-    *((Outcome.FAILED, each) for each in (ErrorClass.PERMANENT, ErrorClass.THROTTLED, ErrorClass.UNREACHABLE)),
+    *product((Outcome.RETRYING, Outcome.FAILED), (ErrorClass.TEMPORARY, ErrorClass.TIMEOUT, ErrorClass.UNKNOWN)),
+    *product((Outcome.FAILED,), (ErrorClass.PERMANENT, ErrorClass.THROTTLED, ErrorClass.UNREACHABLE)),
 ]

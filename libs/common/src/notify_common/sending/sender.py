@@ -12,7 +12,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
 from notify_common.contracts.simulated_recipients import simulated_behaviour
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
-from notify_common.errors import PoisonMessage, PublishFailed
+from notify_common.errors import PoisonMessage
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
 from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
@@ -68,7 +68,7 @@ class Sender:
             observe=metrics.observe_results_batch,
         )
         self._retries = Batcher(
-            self._publish_retry_batch,
+            publisher.publish,
             max_batch=MAX_RETRIES_PER_PUBLISH,
             flush_interval=FLUSH_INTERVAL,
             observe=metrics.observe_retries_batch,
@@ -153,15 +153,13 @@ class Sender:
     async def _call_provider_if_admitted(
         self, breakers: CircuitBreakers, request: DeliveryRequested
     ) -> Decision | Postponed:
-        now, since = utc_now(), request.waiting_since
-        breaker, timeout = breakers.for_recipient(request.recipient or ""), breakers.limits.admission_timeout
+        now, since, recipient = utc_now(), request.waiting_since, request.recipient or ""
+        breaker, timeout = breakers.for_recipient(recipient), breakers.limits.admission_timeout
         if request.expires_at is not None:
             timeout = min(timeout, request.expires_at - now)
         # After `max_wait`, one last call is made even if the circuit is open, so that the delivery gets a real error.
         is_last = since is not None and now - since >= self._retry_schedule.max_wait
-        async with breaker.admission(
-            request.recipient or "", timeout.total_seconds(), even_if_open=is_last
-        ) as admission:
+        async with breaker.admission(recipient, timeout.total_seconds(), even_if_open=is_last) as admission:
             if admission is not None:
                 decision = await self._call_provider(request)
                 admission.record(decision)
@@ -190,16 +188,12 @@ class Sender:
             self._metrics.retries_scheduled.inc()
         return failure is None
 
-    async def _publish_retry_batch(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
-        return await self._publisher.publish(messages)
-
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Published until confirmed: a repeated result is harmless, but a lost one would leave its delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
+        message = OutgoingMessage(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)
         with self._tracing.group("publish results", (result.traceparent for result in results)):
-            await self._publisher.publish_until_confirmed(
-                [OutgoingMessage(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)]
-            )
+            await self._publisher.publish_until_confirmed([message])
         return [None for _ in results]
 
     def _log_result(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:

@@ -35,8 +35,11 @@ class Simulator:
     async def send(self, request: DeliveryRequested) -> str:
         """Pretend to send."""
         await asyncio.sleep(self._latency)
-        if self._mode is not None and self._mode.exists():
-            await self._misbehave(self._mode.read_text())
+        mode = self._mode.read_text() if self._mode is not None and self._mode.exists() else None
+        if mode == "hang":
+            await asyncio.Event().wait()
+        if mode == "fail":
+            raise TemporaryFailure("simulated_outage")
         if random.random() < self._error_probability:  # noqa: S311 - a simulation, no secret
             raise TemporaryFailure("simulated_error")
         if self._ledger is not None:
@@ -46,12 +49,6 @@ class Simulator:
 
     async def aclose(self) -> None:
         """Do nothing: there is no connection."""
-
-    async def _misbehave(self, mode: str) -> None:
-        if mode == "hang":
-            await asyncio.Event().wait()
-        if mode == "fail":
-            raise TemporaryFailure("simulated_outage")
 
 
 class WithSimulatedRecipients:
