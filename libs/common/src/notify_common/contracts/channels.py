@@ -26,9 +26,7 @@ def _telegram(recipient: str) -> str:
 
 # A chat id (negative for groups) or the @name of a public chat: https://core.telegram.org/bots/api#sendmessage
 TelegramRecipient = Annotated[
-    str,
-    StringConstraints(pattern=r"^(-?[1-9][0-9]{0,18}|@[A-Za-z][A-Za-z0-9_]{3,31})$"),
-    AfterValidator(_telegram),
+    str, StringConstraints(pattern=r"^(-?[1-9][0-9]{0,18}|@[A-Za-z][A-Za-z0-9_]{3,31})$"), AfterValidator(_telegram)
 ]
 
 

@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from uuid import uuid4
 
 import aio_pika
@@ -69,11 +70,7 @@ class EventPublisher:
         outage = Outage(log, "events are not published")
         while True:
             changes = await self._waiting.get()
-
-            async def publish(changes: Sequence[StatusChange] = changes) -> None:
-                await self._publish_or_disconnect(changes)
-
-            await outage.retry(publish, BrokerUnavailable)
+            await outage.retry(partial(self._publish_or_disconnect, changes), BrokerUnavailable)
             self._waiting_count -= len(changes)
             self._waiting.task_done()
 

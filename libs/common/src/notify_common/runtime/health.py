@@ -37,7 +37,7 @@ def health_app(
     """Return an ASGI app that reports on these queues; `before_scrape` sets the metrics that have to be asked for."""
     alive = Gauge("notify_consumer_up", "Whether the queue is consumed from.", ["queue"], registry=registry)
     for each in queues:
-        alive.labels(each.queue).set_function(partial(_alive, each))
+        alive.labels(each.queue).set_function(partial(getattr, each, "alive"))
 
     @get
     async def livez(_: Scope) -> AsgiResponse:
@@ -58,12 +58,7 @@ def health_app(
         content, content_type = exposition(registry, accepted)
         return AsgiResponse(content, 200, headers={"content-type": content_type})
 
-    routes = [("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)]
-    return AsgiFastStream(asgi_routes=routes, logger=None)
-
-
-def _alive(queue: ConsumedQueue) -> float:
-    return float(queue.alive)
+    return AsgiFastStream(asgi_routes=[("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)], logger=None)
 
 
 def _json(status: int, body: dict[str, object]) -> AsgiResponse:

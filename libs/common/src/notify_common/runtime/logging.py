@@ -39,10 +39,9 @@ def configure_logs(level: str, log_format: LogFormat | None = None) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler])
-    # Its lines about its start repeat ours.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-    # It logs every request.
-    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # uvicorn's lines about its start repeat ours, and httpx logs every request.
+    for library in ("uvicorn.error", "httpx"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
     # They log every failed reconnect with a traceback; we log when a connection is lost and when it is back.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

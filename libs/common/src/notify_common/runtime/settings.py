@@ -11,9 +11,7 @@ from notify_common.runtime.logging import LogFormat
 from notify_common.runtime.tracing import UNTRACED, Tracing
 
 LogLevel = Annotated[
-    str,
-    BeforeValidator(lambda level: str(level).upper()),
-    Field(pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$"),
+    str, BeforeValidator(lambda level: str(level).upper()), Field(pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
 ]
 
 

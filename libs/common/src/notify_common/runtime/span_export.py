@@ -92,19 +92,14 @@ class RecordedTracing(Tracing):
         self, name: str, parent: str | None, kind: Kind = "internal", attributes: Attributes | None = None
     ) -> Span:
         context = W3C.extract({} if parent is None else {TRACEPARENT_HEADER: parent})
-        return RecordedSpan(
-            self._tracer.start_span(name, context, SpanKind[kind.upper()], attributes=_present(attributes or {}))
-        )
+        present = _present(attributes or {})
+        return RecordedSpan(self._tracer.start_span(name, context, SpanKind[kind.upper()], attributes=present))
 
     @override
     @contextmanager
     def group(self, name: str, members: Iterable[str | None]) -> Iterator[None]:
-        contexts = [
-            get_current_span(W3C.extract({TRACEPARENT_HEADER: member})).get_span_context()
-            for member in members
-            if member is not None
-        ]
-        links = [Link(context) for context in contexts]
+        parents = [W3C.extract({TRACEPARENT_HEADER: member}) for member in members if member is not None]
+        links = [Link(get_current_span(parent).get_span_context()) for parent in parents]
         # A driver's error text may contain values, so only the type of an error is recorded.
         with RecordedSpan(self._tracer.start_span(name, W3C.extract({}), links=links)):
             yield
