@@ -145,6 +145,7 @@ def _result(
     error_class: ErrorClass | None = None,
     next_attempt_at: datetime | None = None,
 ) -> DeliveryResult:
+    failure = response.failure
     return DeliveryResult(
         delivery_id=request.delivery_id,
         round=request.round,
@@ -152,18 +153,14 @@ def _result(
         failures=failures,
         outcome=outcome,
         error_class=error_class,
-        error_code=_storable(response.failure.code) if response.failure else None,
-        error_text=_one_line(response.failure.text) if response.failure and response.failure.text else None,
+        error_code=_storable(failure.code) if failure else None,
+        error_text=_storable(" ".join(failure.text.split())) if failure and failure.text else None,  # on one line
         provider_message_id=_storable(response.provider_message_id) if response.provider_message_id else None,
         started_at=response.started_at,
         finished_at=response.finished_at,
         next_attempt_at=next_attempt_at,
         traceparent=request.traceparent,
     )
-
-
-def _one_line(text: str) -> str:
-    return _storable(" ".join(text.split()))
 
 
 def _storable(text: str) -> str:
