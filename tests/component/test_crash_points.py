@@ -1,4 +1,4 @@
-"""Kill a process at one exact point: the others must complete its delivery."""
+"""Kill a process at an exact point; the remaining processes must complete its delivery."""
 
 from contextlib import AsyncExitStack
 
@@ -29,7 +29,7 @@ async def test_delivery_completes_after_a_crash(
         if "hand-over" in point or "publish" in point or "outbox" in point:
             await crash(point, rabbit, postgres)
             async with engine.begin() as connection:
-                await connection.execute(EXPIRE_LEASES)  # as if the leases had run out
+                await connection.execute(EXPIRE_LEASES)  # as if the leases had expired
             await stack.enter_async_context(running_gateway(rabbit, postgres))
         else:
             gateway = await stack.enter_async_context(running_gateway(rabbit, postgres))

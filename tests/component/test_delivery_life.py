@@ -1,4 +1,4 @@
-"""One delivery as a state machine that runs the real SQL statements: no order of steps may lose it."""
+"""A state machine that runs the real SQL statements for one delivery, which no order of steps may lose."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -107,7 +107,7 @@ class DeliveryLife(RuleBasedStateMachine):
     @precondition(lambda self: self._held)
     @rule(confirmed=st.booleans())
     def relay_publishes(self, *, confirmed: bool) -> None:
-        """Publish a request. Without a confirm, RabbitMQ has it all the same, but the relay releases the row."""
+        """Publish a request. If its confirm is lost, the relay releases the row, although RabbitMQ has the request."""
         request = self._held.pop()
         self._requests.append(request)
         if confirmed:
@@ -118,7 +118,7 @@ class DeliveryLife(RuleBasedStateMachine):
     @precondition(lambda self: self._confirmed)
     @rule()
     def relay_deletes_a_confirmed_row(self) -> None:
-        """Delete a row, perhaps long after the confirm because PostgreSQL was unavailable."""
+        """Delete a confirmed row, possibly long after the confirm if PostgreSQL was unavailable."""
         self._run(self._outbox.delete([self._confirmed.pop()]))
 
     @precondition(lambda self: self._held or self._confirmed)
@@ -137,7 +137,7 @@ class DeliveryLife(RuleBasedStateMachine):
     def sender_handles_a_message(
         self, *, outcome: ProviderFailure | str | None, acked: bool, data: st.DataObject
     ) -> None:
-        """Handle a message. If it is not acked, the sender died after the result, and the message is redelivered."""
+        """Handle a message, which is redelivered if the sender dies after it published the result (not `acked`)."""
         request = data.draw(st.sampled_from(self._requests))
         if acked:
             self._requests.remove(request)
@@ -171,12 +171,12 @@ class DeliveryLife(RuleBasedStateMachine):
         self._run(DeliveryRetries(self._engine).retry("default", self._delivery_id))
 
     @invariant()
-    def delivery_is_never_lost_and_never_goes_back(self) -> None:
+    def delivery_is_never_lost_and_never_moves_backwards(self) -> None:
         state = self._run(self._state())
         final = DeliveryStatus(state.status).final
-        assert final or state.outbox or self._requests or self._results, "neither final nor in flight"
-        # The attempts have no gap, except for results that are not written yet. An expiry may overtake the result of
-        # the attempt before it: it counts that attempt, but has no row.
+        assert final or state.outbox or self._requests or self._results, "the delivery is neither final nor in flight"
+        # Attempt numbers have no gaps, except for results that have not been written yet. An expiry may overtake the
+        # result of the preceding attempt: it has that attempt's number, but adds no row.
         assert state.attempt in {max(state.attempts or [0]), *(result.attempt for result in self._results)}
         # A sent result wins whenever it arrives, and the status stays sent.
         assert (state.status == "sent") == bool(state.sent)
@@ -213,11 +213,11 @@ class DeliveryLife(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
-async def test_delivery_is_never_lost_in_any_order_of_steps(postgres: PostgresSettings) -> None:
+async def test_delivery_is_never_lost_whatever_the_order_of_steps(postgres: PostgresSettings) -> None:
     machine = type("OnThisDatabase", (DeliveryLife,), {"postgres": postgres})
     machine_settings = settings(
         max_examples=120, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
-    # The machine runs its own event loop, which needs another thread.
+    # The state machine runs its own event loop, so it needs a separate thread.
     await asyncio.to_thread(run_state_machine_as_test, machine, settings=machine_settings)

@@ -1,4 +1,4 @@
-"""FastStream subscribers, as in the status writer, during every kind of RabbitMQ failure."""
+"""FastStream subscribers, as the status writer uses them, during RabbitMQ failures."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -94,10 +94,10 @@ async def wait_until_consuming(subscribed: Subscription) -> None:
     async def is_ready() -> bool:
         return await subscribed.problem() is None and subscribed.alive
 
-    await eventually(is_ready, "the subscription consumes")
+    await eventually(is_ready, "the subscription is consuming")
 
 
-async def test_poison_message_is_dead_lettered_with_its_reason_and_delays_nothing(
+async def test_poison_message_is_dead_lettered_with_its_reason_without_delaying_others(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
 ) -> None:
     handler = Handler()
@@ -124,7 +124,7 @@ async def test_prefetch_limits_concurrently_handled_messages(
         async def is_full() -> bool:
             return len(handler.started) == 5 and await hand.depth(QUEUE) == 3
 
-        await eventually(is_full, "five messages are being handled and three wait")
+        await eventually(is_full, "five messages are being handled and three are waiting")
         handler.open.set()
         await handler.wait_until_started(b"7")
     assert await hand.depth(QUEUE) == 0
@@ -157,7 +157,7 @@ async def test_subscription_resumes_when_its_deleted_queue_is_declared_again(
 async def test_message_is_redelivered_after_its_connection_is_lost(
     rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand, monkeypatch: pytest.MonkeyPatch, frozen: bool
 ) -> None:
-    # A frozen connection is noticed after about three heartbeats.
+    # It takes about three heartbeats to notice a frozen connection, so a short heartbeat keeps the test fast.
     monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
     handler = Handler()
     handler.open.clear()

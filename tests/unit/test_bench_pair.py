@@ -27,8 +27,8 @@ def row(runs: list[Run], name: str) -> report.Row:
     return found
 
 
-def test_ratios_are_taken_pair_by_pair() -> None:
-    # The machine became twice as slow after the first pair, which the ratios must not show.
+def test_ratios_are_computed_pair_by_pair() -> None:
+    # The machine is only half as fast during the second pair, but that must not affect the ratios.
     runs = [
         run(1, BASE, gateway=100), run(1, WORKING_TREE, gateway=90),
         run(2, WORKING_TREE, gateway=180), run(2, BASE, gateway=200),
@@ -44,7 +44,7 @@ def test_incomplete_pair_is_left_out() -> None:
     assert row(runs, "gateway").tree == report.Spread(100, 100, 100)
 
 
-def test_process_of_only_one_side_gets_a_row_without_ratio() -> None:
+def test_process_on_only_one_side_gets_a_row_without_a_ratio() -> None:
     renamed = run(1, WORKING_TREE, gateway=0)
     renamed = replace(renamed, cpu=replace(renamed.cpu, processes={"api": 100, "postgres": 50}))
     runs = [run(1, BASE, gateway=100), renamed]
@@ -69,7 +69,7 @@ def test_processes_with_negligible_cpu_time_share_a_row() -> None:
         (run(1, WORKING_TREE, gateway=100, tree="t2", other_work=60), "other programs used 60 % of a core"),
     ],
 )
-def test_limits_of_the_comparison_are_stated(second: Run, expected: str) -> None:
+def test_report_states_the_limits_of_the_comparison(second: Run, expected: str) -> None:
     [remark] = report.remarks([run(1, BASE, gateway=100), second])
     assert expected in remark
 

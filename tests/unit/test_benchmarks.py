@@ -1,4 +1,4 @@
-"""The figures in the benchmarks' README must be the measured ones."""
+"""The figures in the benchmarks' README must match the raw results."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Values that are written twice must agree: settings, their page, Compose, .env.example, RabbitMQ's definitions."""
+"""Values must agree between the settings, docs/settings.md, Compose, .env.example and RabbitMQ's definitions."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SERVICES: dict[str, type[BaseSettings]] = {
     "status_writer": StatusWriterSettings,
     "migrate": MigrationSettings,
 }
-# Compose does not pass these: images set their address and port, and containers keep no simulated messages.
+# Compose does not pass these: images set the address and port, and containers do not store simulated messages.
 IN_THE_IMAGE = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT", "SIMULATOR_FOLDER"}
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 EXAMPLE = dict(
@@ -48,7 +48,7 @@ def variables(settings: type[BaseSettings]) -> set[str]:
 
 
 def table() -> dict[str, str]:
-    """Return the default of every variable in the tables of docs/settings.md."""
+    """Return the documented default of each variable in docs/settings.md."""
     page = (PROJECT / "docs/settings.md").read_text()
     rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", page, re.MULTILINE)
     assert len(rows) == len(dict(rows)), "a variable is listed twice"
@@ -73,12 +73,12 @@ def test_compose_passes_each_service_exactly_its_settings(service: str) -> None:
     assert given == {name for name in variables(SERVICES[service]) - IN_THE_IMAGE if not name.endswith("_CA_FILE")}
 
 
-def test_example_file_has_exactly_the_variables_of_compose() -> None:
+def test_env_example_lists_exactly_the_variables_that_compose_uses() -> None:
     used = set(re.findall(r"\$\{([A-Z_]+)", (PROJECT / "docker-compose.yml").read_text()))
     assert used == set(EXAMPLE)
 
 
-def test_example_file_and_compose_agree_on_the_defaults() -> None:
+def test_env_example_and_compose_agree_on_the_defaults() -> None:
     text = (PROJECT / "docker-compose.yml").read_text()
     for name, value in EXAMPLE.items():
         if value and name.endswith(("PASSWORD", "API_KEY")):
@@ -124,7 +124,7 @@ def test_service_containers_run_with_minimal_privileges() -> None:
     assert COMPOSE["networks"]["backend"]["internal"]
 
 
-def test_containers_without_a_password_are_published_on_localhost_only() -> None:
+def test_containers_without_a_password_are_published_only_on_localhost() -> None:
     for observer in OBSERVERS:
         definition = COMPOSE["services"][observer]
         assert definition["profiles"] == ["observability"]
@@ -132,7 +132,7 @@ def test_containers_without_a_password_are_published_on_localhost_only() -> None
         assert re.search(r":v?\d+\.\d+\.\d+$", definition["image"])
 
 
-def test_prometheus_scrapes_every_service_at_its_health_port() -> None:
+def test_prometheus_scrapes_every_service_on_its_health_port() -> None:
     configuration = yaml.safe_load((PROJECT / "deploy/observability/prometheus.yml").read_text())
     scraped = {job["job_name"]: job["dns_sd_configs"][0] for job in configuration["scrape_configs"][:-1]}
     assert {job: (names["names"], names["port"]) for job, names in scraped.items()} == {
@@ -159,7 +159,7 @@ def test_rabbitmq_has_the_same_confirm_timeout_in_compose_and_the_local_stack() 
 
 
 def may(user: str, right: str, name: str) -> bool:
-    """Check a permission as RabbitMQ does: it searches the name for the pattern, which must therefore be anchored."""
+    """Check a permission as RabbitMQ does: a pattern matches anywhere in a name unless it is anchored."""
     [permission] = [each for each in DEFINITIONS["permissions"] if each["user"] == user]
     return re.search(permission[right], name) is not None
 
@@ -178,7 +178,7 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
     for channel, other in permutations(Channel, 2):
         sender = f"{channel}_sender"
         assert may(sender, "read", f"notifications.{channel}")
-        # The permission to declare a queue includes deleting it with all its messages.
+        # Permission to declare the queue would also let the sender delete it along with all its messages.
         assert not may(sender, "configure", f"notifications.{channel}")
         for name in (f"notifications.{channel}.retry", f"notifications.{channel}.retry.1000"):
             assert all(may(sender, right, name) for right in ("configure", "write", "read"))

@@ -22,14 +22,14 @@ HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 
 
 def anchors(document: Path) -> set[str]:
-    """Return the anchors of the headings, as a forge and the documentation site form them."""
+    """Return the heading anchors that a Git host and the documentation site generate."""
     without_code = re.sub(r"^(```|~~~).*?^\1", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in HEADING.findall(without_code)]
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
-def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+def test_every_relative_link_points_to_an_existing_file_and_heading(document: Path) -> None:
     broken = []
     for link in LINK.findall(CODE.sub("", document.read_text())):
         if EXTERNAL.match(link):
@@ -42,7 +42,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> No
 
 
 def pages(navigation: list[dict[str, Any]]) -> list[str]:
-    """Return the pages that the navigation of the documentation site lists."""
+    """Return the pages listed in the documentation site's navigation."""
     found: list[str] = []
     for entry in navigation:
         for target in entry.values():
@@ -50,13 +50,13 @@ def pages(navigation: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def test_navigation_of_the_site_lists_every_page_once() -> None:
+def test_site_navigation_lists_every_page_once() -> None:
     configuration = tomllib.loads((PROJECT / "zensical.toml").read_text())
     written = {path.name for path in (PROJECT / "docs").glob("*.md")} | {"decisions/README.md"}
     assert sorted(pages(configuration["project"]["nav"])) == sorted(written)
 
 
-def test_list_of_decisions_links_to_every_record() -> None:
+def test_decision_index_links_to_every_record() -> None:
     folder = PROJECT / "docs/decisions"
     listed = set(LINK.findall((folder / "README.md").read_text()))
     assert listed == {path.name for path in folder.glob("[0-9]*.md")}

@@ -1,4 +1,4 @@
-"""Rules for the structure of the code: allowed imports, and the longest files and functions."""
+"""Rules for the structure of the code: which imports are allowed, and how long files and functions may be."""
 
 import ast
 import subprocess
@@ -39,25 +39,25 @@ def imports() -> grimp.ImportGraph:
     return grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
 
 
-def test_services_depend_on_libraries_and_not_on_each_other(imports: grimp.ImportGraph) -> None:
+def test_services_import_libraries_but_not_each_other(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(LAYERS) == set()
 
 
-def test_packages_of_the_common_library_form_layers(imports: grimp.ImportGraph) -> None:
+def test_common_library_packages_import_only_lower_layers(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(COMMON_LAYERS, containers={"notify_common"}) == set()
 
 
-def test_packages_of_the_gateway_form_layers(imports: grimp.ImportGraph) -> None:
+def test_gateway_packages_import_only_lower_layers(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(GATEWAY_LAYERS, containers={"notify_gateway"}) == set()
 
 
-def test_every_module_of_the_gateway_is_in_a_layer() -> None:
+def test_every_gateway_module_is_in_a_layer() -> None:
     package = PROJECT / "services/gateway/src/notify_gateway"
     in_layers = {name for layer in GATEWAY_LAYERS for name in ({layer} if isinstance(layer, str) else layer)}
     assert {path.stem for path in package.iterdir() if not path.stem.startswith("__")} == in_layers
 
 
-def test_no_subject_imports_the_routes_of_another(imports: grimp.ImportGraph) -> None:
+def test_no_subject_imports_another_subjects_routes(imports: grimp.ImportGraph) -> None:
     for importer in imports.modules:
         for imported in imports.find_modules_directly_imported_by(importer):
             package, _, module = imported.rpartition(".")
@@ -66,25 +66,25 @@ def test_no_subject_imports_the_routes_of_another(imports: grimp.ImportGraph) ->
                 assert importer.startswith(f"{package}."), f"{importer} imports {imported}"
 
 
-def test_modules_do_not_import_each_other_in_cycles(imports: grimp.ImportGraph) -> None:
-    # This raises CycleError if there is a cycle.
+def test_there_are_no_import_cycles(imports: grimp.ImportGraph) -> None:
+    # The call to prepare() raises CycleError if there is a cycle.
     TopologicalSorter(
         {module: imports.find_modules_directly_imported_by(module) for module in imports.modules}
     ).prepare()
 
 
 @pytest.mark.parametrize("package", ["notify_common", *SENDERS])
-def test_senders_cannot_reach_the_database_or_fastapi(imports: grimp.ImportGraph, package: str) -> None:
+def test_senders_import_neither_the_database_nor_fastapi(imports: grimp.ImportGraph, package: str) -> None:
     for forbidden in ("notify_database", "sqlalchemy", "asyncpg", "alembic", "fastapi"):
         assert imports.find_shortest_chains(package, forbidden) == set()
 
 
-def test_importing_a_contract_loads_no_server_and_no_driver() -> None:
+def test_importing_contracts_loads_no_server_or_driver() -> None:
     code = (
         "import sys, notify_common.contracts.channels, notify_common.contracts.ids, notify_common.contracts.messages\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - a constant
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - constant
     assert not {"uvicorn", "fastapi", "starlette", "faststream", "aio_pika", "asyncpg"}.intersection(
         found.stdout.split()
     )
@@ -97,7 +97,7 @@ def _sources() -> Iterator[Path]:
                 yield path
 
 
-def test_files_and_functions_are_short() -> None:
+def test_no_file_or_function_is_too_long() -> None:
     too_long = []
     for path in _sources():
         source = path.read_text()

@@ -16,7 +16,7 @@ ALL: list[type[BaseSettings]] = [
 SMTP = {"EMAIL_PROVIDER": "smtp", "SMTP_HOST": "mail.example.org", "EMAIL_FROM": "Shop <a@example.org>"}
 
 
-def test_original_defaults_are_kept() -> None:
+def test_defaults_remain_backward_compatible() -> None:
     telegram, email, gateway = TelegramSenderSettings(), EmailSenderSettings(), GatewaySettings()
     assert (telegram.telegram_sleep, email.email_sleep) == (0.2, 1.0)
     assert (telegram.max_retries, telegram.retry_delay, telegram.error_probability) == (3, 1.0, 0.1)
@@ -57,7 +57,7 @@ def test_error_probability_may_be_0_or_1(probability: str, monkeypatch: pytest.M
         (StatusWriterSettings, "LOG_LEVEL", "loud"),
     ],
 )
-def test_invalid_value_stops_the_service_and_names_the_variable(
+def test_invalid_value_stops_the_service_with_an_error_that_names_the_variable(
     settings: type[BaseSettings], variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -93,7 +93,7 @@ def test_amqp_url_escapes_special_characters(monkeypatch: pytest.MonkeyPatch) ->
         (TelegramSenderSettings, {"TELEGRAM_BOT_TOKEN": "no token"}, "TELEGRAM_BOT_TOKEN"),
     ],
 )
-def test_incomplete_provider_settings_stop_the_service_and_name_the_variable(
+def test_incomplete_provider_settings_stop_the_service_with_an_error_that_names_the_variable(
     settings: type[BaseSettings], given: dict[str, str], variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in given.items():
@@ -116,6 +116,6 @@ def test_unauthenticated_api_on_a_public_address_is_refused() -> None:
         GatewaySettings.model_validate({"auth": "off", **accepted})
 
 
-def test_secrets_left_at_their_example_values_are_named() -> None:
+def test_secrets_left_at_their_example_values_are_reported() -> None:
     settings = {"postgres_password": "change-me-postgres", "bootstrap_api_key": "change-me-0123456789abcdef"}
     assert GatewaySettings.model_validate(settings).example_secrets() == ["POSTGRES_PASSWORD", "BOOTSTRAP_API_KEY"]

@@ -34,30 +34,30 @@ async def readyz(app: ASGIApp | AsgiFastStream) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.parent.name)
-def test_every_package_has_the_version_of_the_product(project: Path) -> None:
+def test_every_package_has_the_product_version(project: Path) -> None:
     assert tomllib.loads(project.read_text())["project"]["version"] == VERSION
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=lambda path: path.parent.name)
-def test_every_image_is_labelled_with_the_version_of_the_product(dockerfile: Path) -> None:
+def test_every_image_is_labelled_with_the_product_version(dockerfile: Path) -> None:
     content = dockerfile.read_text()
     assert f"ARG VERSION={VERSION}\n" in content
     assert 'org.opencontainers.image.version="$VERSION"' in content
 
 
-def test_changelog_has_an_entry_for_the_version() -> None:
+def test_changelog_has_an_entry_for_the_current_version() -> None:
     assert re.search(rf"^## \[{re.escape(VERSION)}\]", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def test_api_documents_state_the_version() -> None:
+def test_api_documents_state_the_product_version() -> None:
     assert create_api(gateway()).openapi()["info"]["version"] == VERSION
     assert asyncapi_document()["info"]["version"] == VERSION
 
 
-async def test_readyz_of_a_consumer_reports_the_version() -> None:
+async def test_consumer_readyz_reports_the_version() -> None:
     assert (await readyz(health_app([], CollectorRegistry())))["version"] == VERSION
 
 
-async def test_readyz_of_the_gateway_reports_the_version_even_if_it_is_not_ready() -> None:
+async def test_gateway_readyz_reports_the_version_even_when_not_ready() -> None:
     response = await readyz(create_health(gateway()))
     assert (response["status"], response["version"]) == ("not ready", VERSION)

@@ -1,4 +1,4 @@
-"""Sessions with PostgreSQL."""
+"""PostgreSQL sessions."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine

@@ -28,12 +28,12 @@ CHECKS = text("""
 """)
 
 
-async def test_migrations_create_the_schema_of_the_models(engine: AsyncEngine) -> None:
-    def is_no_partition(name: str | None, *_: object) -> bool:
+async def test_migrations_create_the_schema_that_the_models_define(engine: AsyncEngine) -> None:
+    def is_not_a_partition(name: str | None, *_: object) -> bool:
         return "_until_" not in (name or "")
 
     def differences(connection: Connection) -> list[object]:
-        context = MigrationContext.configure(connection, opts={"include_name": is_no_partition})
+        context = MigrationContext.configure(connection, opts={"include_name": is_not_a_partition})
         return list(compare_metadata(context, Base.metadata))
 
     async with engine.connect() as connection:
@@ -43,7 +43,7 @@ async def test_migrations_create_the_schema_of_the_models(engine: AsyncEngine) -
 async def test_migrated_check_constraints_match_the_models(
     engine: AsyncEngine, empty_postgres: PostgresSettings
 ) -> None:
-    """Compare the check constraints separately, because Alembic does not."""
+    """Compare the check constraints separately, because Alembic ignores them."""
     from_models = create_engine(empty_postgres, pool_size=1)
     async with from_models.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)

@@ -1,4 +1,4 @@
-"""Weekly partitions are created ahead and dropped when all their deliveries are final."""
+"""Weekly partitions are created in advance, and dropped once they are old and all their deliveries are final."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -75,7 +75,7 @@ async def test_existing_rows_move_to_the_first_partition(empty_postgres: Postgre
     await engine.dispose()
 
 
-async def test_concurrent_processes_create_partitions_ahead(engine: AsyncEngine) -> None:
+async def test_concurrent_processes_create_partitions_in_advance(engine: AsyncEngine) -> None:
     before = await partitions(engine, "attempts")
     later = utc_now() + 4 * WIDTH
     await asyncio.gather(*(make_partitions(engine, later) for _ in range(3)))
@@ -105,7 +105,7 @@ async def test_old_partition_is_dropped_once_all_its_deliveries_are_final(engine
     assert await count(engine, "deliveries") == 1
 
 
-async def test_partition_half_dropped_by_a_crash_is_dropped_next_time(engine: AsyncEngine) -> None:
+async def test_partition_drop_interrupted_by_a_crash_is_completed_next_time(engine: AsyncEngine) -> None:
     first = first_end(utc_now())
     await add(engine, first - WIDTH / 2, "sent")
     async with autocommitting(engine).connect() as connection:

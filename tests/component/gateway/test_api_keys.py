@@ -1,4 +1,4 @@
-"""API keys: creation, revocation, the bootstrap key, and the load from unknown keys."""
+"""API keys: creation, revocation, the bootstrap key, and the load that unknown keys cause."""
 
 import asyncio
 

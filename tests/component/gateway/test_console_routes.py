@@ -1,4 +1,4 @@
-"""The page of the console, and its overview."""
+"""The console page and the operator overview."""
 
 import asyncio
 import re
@@ -51,7 +51,7 @@ async def test_overview_counts_deliveries_by_channel(
             assert snapshot["live"]
             return snapshot["channels"][0]["seconds"]["sent"][-1] is not None
 
-        await eventually(second_counted, "a whole second is counted")
+        await eventually(second_counted, "a full second has been counted")
         body = {"user_id": 1, "message": "x", "channels": ["telegram", "email", "webhook"]}
         posted = [(await api.post("/api/notifications", json=body)).json()["id"] for _ in range(5)]
 
@@ -69,14 +69,14 @@ async def test_overview_counts_deliveries_by_channel(
                 and (telegram["waiting"], telegram["in_flight"], telegram["retrying"]) == (0, 0, 0)
             )
 
-        await eventually(all_counted, "all deliveries are counted")
+        await eventually(all_counted, "all deliveries have been counted")
         snapshot = (await api.get("/api/overview")).json()
         (failed,) = snapshot["failures"]
         assert (failed["channel"], failed["error_class"], failed["error_code"]) == ("email", "permanent", "blocked")
         assert (failed["count"], failed["last_notification_id"]) == (5, posted[-1])
         telegram = next(each for each in snapshot["channels"] if each["channel"] == "telegram")
         assert 0 < telegram["latency_p50"] <= telegram["latency_p95"] < 60
-        assert telegram["seconds"]["sent"][0] is None  # nothing was counted then
+        assert telegram["seconds"]["sent"][0] is None  # counting had not begun by then
         assert (snapshot["rabbitmq_connected"], snapshot["outbox_rows"], snapshot["dead_letters"]) == (True, 0, 0)
         event_queues = [name for name in await queues(servers, rabbit) if ".events." in name]
         assert len(event_queues) == 1

@@ -1,4 +1,4 @@
-"""Dead letters: the reasons for them, and the commands with which an operator handles them."""
+"""Dead letters: the reasons that they state, and the operator commands that handle them."""
 
 import asyncio
 from uuid import uuid4
@@ -26,7 +26,7 @@ def request() -> DeliveryRequested:
 
 
 async def run(rabbit: RabbitSettings, postgres: PostgresSettings, *arguments: str, code: int = 0) -> str:
-    """Return the output of `notify-gateway dead …`."""
+    """Run `notify-gateway dead …`, check that it exits with `code`, and return its output."""
     return await gateway_command("dead", *arguments, servers=[rabbit, postgres], code=code)
 
 
@@ -37,7 +37,7 @@ async def wait_for_dead_letters(hand: Hand, count: int) -> None:
     await eventually(all_arrived, f"there are {count} dead letters")
 
 
-async def test_dead_letter_names_its_reason_and_queue(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_dead_letter_states_its_reason_and_queue(rabbit: RabbitSettings, hand: Hand) -> None:
     wrong_channel = request().model_copy(update={"channel": Channel.EMAIL})
     async with running_sender(rabbit, FakeProvider()):
         await hand.publish("notifications", "telegram", b"no json", {"delivery_id": "d", "x-custom": "dropped"})
@@ -51,7 +51,7 @@ async def test_dead_letter_names_its_reason_and_queue(rabbit: RabbitSettings, ha
     assert misrouted.headers["dead_reason"] == "for channel email"
 
 
-async def test_bug_in_a_handler_is_named_as_the_reason(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_handler_exception_is_recorded_as_the_dead_letter_reason(rabbit: RabbitSettings, hand: Hand) -> None:
     async def bug(_: DeliveryRequested) -> str:
         raise ZeroDivisionError
 
@@ -130,10 +130,10 @@ async def test_dead_letter_survives_being_read_many_times(rabbit: RabbitSettings
     await wait_for_dead_letters(hand, 1)
 
 
-async def test_dead_delivery_is_requeued_once_as_a_new_round(
+async def test_dead_lettered_delivery_is_requeued_once_as_a_new_round(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
-    """Requeuing a delivery that was already retried would send it twice."""
+    """Requeue each delivery only once: requeuing one that was already retried would send it twice."""
 
     async def bug(_: DeliveryRequested) -> str:
         raise ZeroDivisionError
@@ -154,11 +154,11 @@ async def test_dead_delivery_is_requeued_once_as_a_new_round(
         async with running_sender(rabbit, FakeProvider(bug)):
             body = {"user_id": 1, "message": "x", "type": "telegram"}
             assert (await gateway.post("/api/notifications", json=body)).status_code == 201
-            await eventually(failed, "the delivery is failed")
+            await eventually(failed, "the delivery has failed")
         await wait_for_dead_letters(hand, 1)
         async with running_sender(rabbit, fixed_provider):
             assert await run(rabbit, postgres, "requeue", "--all") == "1 message(s)\n"
-            await eventually(sent, "the new round is sent")
+            await eventually(sent, "the delivery is sent in the new round")
         assert [(call.round, call.attempt) for call in fixed_provider.calls] == [(2, 2)]
         await wait_for_dead_letters(hand, 0)
         dead = DeliveryRequested.model_validate(fixed_provider.calls[0].model_dump() | {"round": 1, "attempt": 1})

@@ -55,7 +55,7 @@ async def test_stream_ends_when_its_key_is_revoked(
                 assert line in {":", ""}
 
 
-async def test_stream_ends_before_sending_events_to_a_revoked_key(
+async def test_stream_ends_without_sending_events_to_a_revoked_key(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0)
@@ -77,7 +77,7 @@ async def test_stream_ends_before_sending_events_to_a_revoked_key(
     assert b"".join(sent) == b""
 
 
-async def test_tenant_cannot_use_up_all_streams(
+async def test_one_tenant_cannot_use_up_all_event_streams(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_hub, "MAX_SUBSCRIBERS_PER_TENANT", 1)

@@ -1,4 +1,4 @@
-"""Missed events: they are replayed from PostgreSQL, or the stream is reset."""
+"""Missed events are replayed from PostgreSQL, or the stream is reset."""
 
 import asyncio
 from datetime import timedelta
@@ -47,7 +47,7 @@ async def test_reconnecting_subscriber_gets_missed_events_from_postgresql(
             await eventually(sent, "both notifications are sent")
             for resume in ({"headers": {"Last-Event-ID": last["id"]}}, {"last_event_id": last["id"]}):
                 async with reading(url, **resume) as (reader, _):
-                    # Events close to the last one may be repeated, but unchanged.
+                    # Events close to the last one may be repeated, but they must not have changed.
                     assert (await reader.until(missed))[0] == last
                     later = await post(url, user_id=3)
                     assert (await reader.until(later))[-1]["user_id"] == 3
@@ -79,7 +79,7 @@ async def test_stream_reports_a_rabbitmq_outage_and_ends_on_recovery(
         # The gateway may have missed events, so it ends the stream, and the client has to reconnect.
         while (event := await reader.next()) is not None:
             assert event["event"] in {"live", "status"}
-        # The client can resume although it has read no change yet, because the stream has sent its position.
+        # The client can resume although it has not read any change yet, because the stream has sent its position.
         async with reading(url, last_event_id=reader.last_id) as (returned, live_again):
             assert live_again
             assert await returned.until(waiting)

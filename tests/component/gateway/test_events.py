@@ -117,7 +117,7 @@ async def test_tenants_do_not_get_each_others_events(
             async with reading(url, {**keys["ours"], "Last-Event-ID": begin}) as (replayed, _):
                 assert (await replayed.status())["notification_id"] == own["id"]
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):  # every event was published before
+                async with asyncio.timeout(0.2):  # all events have been published by now
                     await guessing.status()
 
 

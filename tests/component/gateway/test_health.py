@@ -17,7 +17,7 @@ async def test_requests_without_postgresql_return_503_with_retry_after(postgres:
         assert (await api.get("/livez")).status_code == 200
 
 
-async def test_gateway_is_ready_without_rabbitmq_and_reports_it(api: httpx.AsyncClient) -> None:
+async def test_gateway_is_ready_without_rabbitmq_but_reports_the_outage(api: httpx.AsyncClient) -> None:
     response = await api.get("/readyz")
     assert response.status_code == 200
     assert response.json()["postgresql"] == "ready"

@@ -30,7 +30,7 @@ async def set_status(engine: AsyncEngine, notification_id: str, status: str, cha
         await connection.execute(SET_STATUS, parameters)
 
 
-async def test_list_is_newest_first_in_pages_without_gaps_or_overlaps(api: httpx.AsyncClient) -> None:
+async def test_list_pages_are_newest_first_without_gaps_or_overlaps(api: httpx.AsyncClient) -> None:
     created = [(await post(api, user_id=7))["id"] for _ in range(5)]
     await post(api, user_id=8)
     collected: list[str] = []
@@ -120,7 +120,7 @@ async def test_list_filters_can_be_combined(api: httpx.AsyncClient, engine: Asyn
             assert ids(await api.get("/api/notifications", params=given)) == expected, given
 
 
-async def test_status_filter_in_sql_matches_the_status_rule(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_sql_status_filter_matches_the_derived_status(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = (await post(api, type=None, channels=["telegram", "email"]))["id"]
     for telegram in DeliveryStatus:
         for email in DeliveryStatus:

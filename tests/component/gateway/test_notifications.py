@@ -1,4 +1,4 @@
-"""Creating and reading notifications; RabbitMQ is unavailable, which must not matter here."""
+"""Creating and reading notifications, which must work while RabbitMQ is unavailable."""
 
 import httpx
 import pytest
@@ -50,7 +50,7 @@ async def test_email_options_are_stored_and_returned(api: httpx.AsyncClient) -> 
     assert created["email"] == own
     assert (await api.get(f"/api/notifications/{created['id']}")).json() == created
     assert (await post(api))["email"] is None
-    # Lists omit these options, because they could be long.
+    # Lists omit these options because they can be long.
     assert all("email" not in each for each in (await api.get("/api/notifications")).json()["items"])
 
 

@@ -1,4 +1,4 @@
-"""The outbox relay against PostgreSQL and RabbitMQ."""
+"""The outbox relay, tested against PostgreSQL and RabbitMQ."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -41,7 +41,10 @@ ADD = text("""
 
 
 async def add_row(engine: AsyncEngine, lease: timedelta | None = None, due: timedelta = timedelta(0)) -> UUID:
-    """Commit a delivery and its outbox row, as if by a process that is gone; the row's lease ends after `lease`."""
+    """Commit a delivery and its outbox row, as a dead process would leave them.
+
+    The row's lease ends after `lease`. None means that the row was never leased.
+    """
     delivery_id, notification_id = new_id(utc_now()), new_id(utc_now())
     row = {"lease": lease, "due": due, "delivery_id": delivery_id, "notification_id": notification_id}
     async with engine.begin() as connection:
@@ -100,7 +103,7 @@ async def test_each_channel_gets_its_delivery_and_the_outbox_is_emptied(
             assert message.delivery_mode == 2
 
 
-async def test_row_of_a_dead_process_is_published_by_another(
+async def test_row_left_by_a_dead_process_is_published_by_another(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     lost = await add_row(engine, lease=timedelta(seconds=-1))
@@ -110,7 +113,7 @@ async def test_row_of_a_dead_process_is_published_by_another(
         await outbox_is_empty(engine)
 
 
-async def test_leased_and_future_rows_are_left_alone(
+async def test_leased_and_future_rows_are_not_published(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     await add_row(engine, lease=timedelta(minutes=5))
@@ -126,7 +129,7 @@ async def test_leased_and_future_rows_are_left_alone(
 async def test_row_of_a_sent_delivery_is_not_published_again(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    """Such a row is left if a relay dies between the broker's confirm and the delete."""
+    """A relay that dies between the broker's confirm and its delete leaves the row of a sent delivery behind."""
     sent = await add_row(engine, lease=timedelta(seconds=-1))
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET status = 'sent' WHERE id = :id"), {"id": sent})
@@ -165,7 +168,7 @@ async def test_requests_accepted_before_the_broker_is_available_are_published_la
     await network.close()
 
 
-async def test_broker_outage_loses_nothing(
+async def test_broker_outage_loses_no_deliveries(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
@@ -187,7 +190,7 @@ async def test_broker_outage_loses_nothing(
 async def test_relay_survives_a_frozen_connection(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A frozen connection is noticed after about three heartbeats.
+    # It takes about three heartbeats to notice a frozen connection, so a short heartbeat keeps the test fast.
     monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
@@ -237,7 +240,7 @@ async def test_hand_over_with_an_expiring_lease_is_dropped(
 ) -> None:
     delivery_id = await add_row(engine, lease=timedelta(minutes=5))
     due = await OutboxStore(engine).take_due(10)
-    assert due.requests == []  # the row is leased, by the hand-over below
+    assert due.requests == []  # the row is leased for the hand-over below
     request = DeliveryRequested.model_validate(
         {
             "delivery_id": delivery_id,

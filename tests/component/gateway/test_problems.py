@@ -1,4 +1,4 @@
-"""Requests that the gateway rejects, with problem details that give the reason."""
+"""Requests that the gateway rejects with problem details, which state the reason."""
 
 import json
 from typing import Any

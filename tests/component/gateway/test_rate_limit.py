@@ -1,4 +1,4 @@
-"""The rate limit of an API key."""
+"""The rate limit for each API key."""
 
 from notify_database.engine import PostgresSettings
 from notify_gateway.http.authentication import Scope

@@ -1,4 +1,4 @@
-"""Retries of one delivery, and bulk retries, by an operator."""
+"""Operator retries of single deliveries, and bulk retries."""
 
 import asyncio
 from uuid import UUID, uuid4
@@ -26,7 +26,7 @@ ADD_ATTEMPT = text("""
 
 
 async def fail(engine: AsyncEngine, *notifications: Json, error_class: str = "temporary") -> list[UUID]:
-    """Mark all deliveries as failed after three attempts, and empty the outbox."""
+    """Mark the deliveries as failed after three attempts, empty the outbox, and return the delivery IDs."""
     ids = [UUID(delivery["id"]) for notification in notifications for delivery in notification["deliveries"]]
     async with engine.begin() as connection:
         await connection.execute(FAIL, {"ids": ids})
@@ -55,7 +55,7 @@ async def test_retry_of_a_failed_delivery_starts_a_new_round(
     assert len(await rows(engine, "SELECT 1 FROM attempts")) == 1
 
 
-async def test_relay_of_an_earlier_round_does_not_delete_the_new_row(
+async def test_relay_that_holds_an_earlier_round_does_not_change_the_new_row(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await post(api)
@@ -71,7 +71,7 @@ async def test_relay_of_an_earlier_round_does_not_delete_the_new_row(
     assert (row.round, row.leased_until) == (2, None)
 
 
-async def test_bulk_retry_runs_in_the_background_with_a_filter(
+async def test_filtered_bulk_retry_runs_in_the_background(
     api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     both = {"type": None, "channels": ["telegram", "email"]}
@@ -90,13 +90,13 @@ async def test_bulk_retry_runs_in_the_background_with_a_filter(
             job = (await api.get(f"/api/deliveries/retry/{started.json()['id']}")).json()
             return job["finished_at"] is not None and job["retried"] == 10
 
-        await eventually(finished, "the bulk retry is finished")
+        await eventually(finished, "the bulk retry has finished")
     found = await rows(engine, "SELECT channel FROM deliveries WHERE status = 'pending' AND round = 2 AND failures = 0")
     assert [row.channel for row in found] == ["email"] * 10
     assert len(await rows(engine, "SELECT 1 FROM outbox WHERE round = 2")) == 10
 
 
-async def test_any_process_advances_a_bulk_retry_by_one_chunk(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+async def test_processes_share_a_bulk_retry_chunk_by_chunk(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = await asyncio.gather(*(post(api) for _ in range(35)))
     await fail(engine, *created)
     started = (await api.post("/api/deliveries/retry", json={})).json()

@@ -1,4 +1,4 @@
-"""Stored channel settings of users: recipients and opt-outs."""
+"""Users' stored channel settings: recipients and opt-outs."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -113,7 +113,7 @@ async def test_stored_recipient_is_used_when_the_request_names_none(
         assert delivery_summaries(again) == delivery_summaries(created)
 
 
-async def test_real_provider_requires_a_stored_or_a_named_recipient(
+async def test_real_provider_requires_a_stored_or_requested_recipient(
     postgres: PostgresSettings,
 ) -> None:
     async with running_gateway(NOWHERE, postgres, relaying=False, email_provider="smtp") as api:
@@ -129,7 +129,7 @@ async def test_real_provider_requires_a_stored_or_a_named_recipient(
         assert delivery_summaries(await post(api, "email")) == {"email": ("cancelled", "opted_out", None)}
 
 
-async def test_delivery_over_an_opted_out_channel_is_cancelled(
+async def test_delivery_to_an_opted_out_channel_is_cancelled(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     events = await hand.listen("notifications.events", "email.cancelled")

@@ -1,4 +1,4 @@
-"""Prometheus rules and Grafana dashboards: they use exported metrics, and alerts match recorded faults."""
+"""Prometheus rules and Grafana dashboards must use only exported metrics, and alerts must match recorded faults."""
 
 import json
 import re
@@ -26,7 +26,7 @@ FOLDER = PROJECT / "deploy/observability"
 DASHBOARDS = sorted((FOLDER / "dashboards").glob("*.json"))
 TESTS = PROJECT / "tests/observability"
 RECORDINGS = sorted(RECORDED.glob("*.yml"))
-# For each recorded fault, all alerts that fire at any time before its end.
+# For each recorded fault, all alerts that fire at any time before the recording ends.
 FIRES: dict[str, set[str]] = {
     "clean": set(),
     "memory-alarm": {"NotifyOutboxIsOld"},
@@ -64,7 +64,7 @@ def test_prometheus_configuration_is_valid(promtool: str) -> None:
     run(promtool, "check", "config", FOLDER / "prometheus.yml")
 
 
-def test_each_alert_fires_on_its_fault_and_is_silent_otherwise(promtool: str) -> None:
+def test_each_alert_fires_only_on_its_fault(promtool: str) -> None:
     run(promtool, "test", "rules", TESTS / "rules_test.yml")
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
     tested = (TESTS / "rules_test.yml").read_text().partition("name: RabbitMQ is unavailable")[2]
@@ -72,13 +72,13 @@ def test_each_alert_fires_on_its_fault_and_is_silent_otherwise(promtool: str) ->
 
 
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.stem)
-def test_recorded_fault_fires_exactly_its_alerts(promtool: str, recording: Path, tmp_path: Path) -> None:
+def test_recorded_fault_triggers_exactly_the_expected_alerts(promtool: str, recording: Path, tmp_path: Path) -> None:
     recorded = yaml.safe_load(recording.read_text())
     fires = [
         {"labels": f'{{alertname="{name}"{label and ", "}{label}}}', "value": 1}
         for name, _, label in (each.partition(" ") for each in sorted(FIRES[recording.stem]))
     ]
-    end = SCENARIOS[recording.stem].seconds - SCRAPE_INTERVAL  # later, the series would be stale
+    end = SCENARIOS[recording.stem].seconds - SCRAPE_INTERVAL  # any later, the series would be stale
     test = tmp_path / "test.yml"
     test.write_text(
         yaml.safe_dump(
@@ -94,7 +94,7 @@ def test_recorded_fault_fires_exactly_its_alerts(promtool: str, recording: Path,
     run(promtool, "test", "rules", test)
 
 
-def test_every_scenario_is_recorded_and_every_alert_fires_in_one() -> None:
+def test_every_scenario_is_recorded_and_every_alert_fires_in_some_scenario() -> None:
     assert {recording.stem for recording in RECORDINGS} == SCENARIOS.keys() == FIRES.keys()
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
     assert {each.partition(" ")[0] for fires in FIRES.values() for each in fires} == alerts
@@ -102,7 +102,7 @@ def test_every_scenario_is_recorded_and_every_alert_fires_in_one() -> None:
 
 @pytest.fixture
 async def exported(promtool: str, api: httpx.AsyncClient, rabbit: RabbitSettings) -> set[str]:
-    """Return the names of the metrics that all services export."""
+    """Return the names of all metrics that any service exports."""
     expositions = [(await api.get("http://gateway:8085/metrics")).text]
     async with running_sender(rabbit, FakeProvider()) as sender:
         health_app(sender.subscriptions, sender.registry)
@@ -116,7 +116,7 @@ async def exported(promtool: str, api: httpx.AsyncClient, rabbit: RabbitSettings
 
 
 def metrics_of(expression: str) -> set[str]:
-    """Return the names of our metrics and rules in the expression; the metrics of RabbitMQ are not checked."""
+    """Return the names of our metrics and rules in the expression; RabbitMQ's own metrics are not checked."""
     words = set(re.findall(r"[A-Za-z_:][\w:]*", re.sub(r'"[^"]*"', "", expression)))
     names = {word for word in words if word.startswith(("notify_", "process_")) or ":" in word}
     return {re.sub("_(bucket|count|sum)$", "", name) for name in names}

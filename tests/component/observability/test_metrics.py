@@ -24,7 +24,7 @@ LABELS = {"channel", "outcome", "error_class", "method", "route", "status", "ste
 
 
 def samples(exposition: str) -> dict[tuple[str, ...], float]:
-    """Return our samples by name and label values, which are sorted by label name."""
+    """Return our samples, keyed by metric name and label values (in the order of the label names)."""
     found = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
@@ -41,7 +41,7 @@ async def metrics(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
     return samples(response.text)
 
 
-async def test_gateway_exports_request_acceptance_and_outbox_metrics(api: httpx.AsyncClient) -> None:
+async def test_gateway_exports_request_delivery_and_outbox_metrics(api: httpx.AsyncClient) -> None:
     body = {"user_id": 1, "message": "x", "channels": ["telegram", "email"]}
     for _ in range(3):
         assert (await api.post("/api/notifications", json=body)).status_code == 201
@@ -53,7 +53,7 @@ async def test_gateway_exports_request_acceptance_and_outbox_metrics(api: httpx.
     count = "notify_http_request_seconds_count"
     assert exported[count, "POST", "/api/notifications", "201"] == 3
     assert exported[count, "POST", "/api/notifications", "422"] == 1
-    # The label is the route and not the path, because each id would add a time series.
+    # The label is the route, not the path; otherwise each ID would add a time series.
     assert exported[count, "GET", "/api/notifications/{id}", "200"] == 1
     assert exported[count, "none", "none", "404"] == 1
     assert exported["notify_deliveries_accepted_total", "email"] == 3
@@ -68,7 +68,7 @@ async def test_metrics_are_not_served_on_the_public_port(api: httpx.AsyncClient)
     assert (await api.get("/metrics")).status_code == 404
 
 
-async def test_gateway_exports_metrics_without_its_database() -> None:
+async def test_gateway_exports_metrics_while_its_database_is_unavailable() -> None:
     unreachable = PostgresSettings.model_validate({"postgres_host": "127.0.0.1", "postgres_port": 1})
     async with running_gateway(NOWHERE, unreachable, relaying=False) as api:
         exported = await metrics(api)
@@ -105,10 +105,10 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
     async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
         delays = RetrySchedule(first_delay=delay, max_attempts=3).delays
         waiting = WaitingRetries(sender.broker, sender.subscriptions[0], Channel.TELEGRAM, delays, registry)
-        await eventually(none_waits, "the sender consumes, and no retry waits")
+        await eventually(none_waits, "the sender is consuming and no retries are waiting")
         for _ in range(3):
             await hand.request(delivery_requested())
-        await eventually(all_wait, "three retries wait")
+        await eventually(all_wait, "three retries are waiting")
     assert str(await gauge()) == "nan"
 
 

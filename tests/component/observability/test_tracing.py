@@ -1,4 +1,4 @@
-"""Traces: each notification has its own, from the POST to the written status."""
+"""Each notification has its own trace, from the POST request to the stored status."""
 
 import asyncio
 import logging
@@ -53,7 +53,7 @@ async def reject(_: DeliveryRequested) -> str:
 
 
 def tree(spans: Sequence[ReadableSpan]) -> object:
-    """Return the names of the spans as nested lists, sorted by name."""
+    """Return the tree of span names as nested lists, sorted by name."""
 
     def below(parent: int | None) -> list[object]:
         children = [span for span in spans if (span.parent.span_id if span.parent else None) == parent]
@@ -114,7 +114,7 @@ async def test_trace_has_exactly_the_steps_of_its_notification(
         (refused,) = (span for span in spans if span.name == "send email")
         assert (refused.status.status_code, refused.status.description) == (StatusCode.ERROR, "blocked")
         assert "hello" not in str([span.to_json() for span in spans])
-    # A batch has a separate trace, with one link to each of its members.
+    # A batch has a separate trace, which links once to each of its members.
     expected_links = {"commit notifications": 30, "publish deliveries": 60, "publish results": 90, "commit results": 90}
     for name, count in expected_links.items():
         links = [link.context for span in batches[name] for link in span.links]
@@ -122,7 +122,7 @@ async def test_trace_has_exactly_the_steps_of_its_notification(
         assert {f"{link.trace_id:032x}" for link in links} == set(traces)
 
 
-async def test_trace_continues_from_the_client_through_the_outbox(
+async def test_client_trace_continues_through_the_outbox(
     rabbit: RabbitSettings, postgres: PostgresSettings, recording: RecordedTracing, exporter: InMemorySpanExporter
 ) -> None:
     body = {"user_id": 1, "message": "hello", "type": "email"}
@@ -196,7 +196,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
         @override
         def log_message(self, *_: object) -> None:
-            """Log nothing, because the test output should stay readable."""
+            """Log nothing, to keep the test output readable."""
 
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
         thread = Thread(target=server.serve_forever)

@@ -1,4 +1,4 @@
-"""The Telegram Bot API, against a fake server."""
+"""The Telegram Bot API provider, tested against a fake server."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -18,7 +18,7 @@ class TestBotApi(Conformance):
         yield peer
         await peer.close()
 
-    async def test_throttled_call_reports_the_retry_after_of_the_api(
+    async def test_throttled_call_reports_the_retry_after_value_from_the_api(
         self, peer: BotApiPeer, provider: Provider
     ) -> None:
         peer.behaviour = Behaviour.THROTTLE

@@ -1,4 +1,4 @@
-"""SMTP against Exim, a common mail server."""
+"""The SMTP provider, tested against Exim, a widely used mail server."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -38,9 +38,10 @@ async def test_each_message_arrives_in_the_mailbox_once(exim: Exim, smtp: Smtp) 
         for subject, text in LANGUAGES
     }
     html = request("to@example.org", "plain", "with HTML", EmailContent(html="<p>marked up</p>"))
-    # Exim accepts five messages per connection and twenty connections, so used-up connections must be closed.
+    # Exim accepts only five messages per connection and twenty connections at a time. The provider must therefore
+    # close a connection after five messages.
     many = [request("to@example.org", f"text {number}", f"number {number}") for number in range(200)]
-    slots = asyncio.Semaphore(10)  # the number of connections of a sender
+    slots = asyncio.Semaphore(10)  # the number of connections that a sender uses
 
     async def send(request: DeliveryRequested) -> str:
         async with slots:
@@ -70,7 +71,7 @@ async def test_each_message_arrives_in_the_mailbox_once(exim: Exim, smtp: Smtp) 
         ("busy@example.org", TemporaryFailure, "smtp_451"),
     ],
 )
-async def test_refusal_has_the_reply_code_of_the_mail_server(
+async def test_refusal_reports_the_mail_servers_reply_code(
     smtp: Smtp, recipient: str, kind: type[ProviderFailure], code: str
 ) -> None:
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The outcomes of deliveries while a provider throttles, fails, hangs or is down."""
+"""Delivery outcomes while a provider throttles, fails, hangs or is down."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -30,7 +30,7 @@ async def smtp(tmp_path: Path) -> AsyncIterator[SmtpPeer]:
 LIMITS = ProviderLimits(concurrency=10)
 
 
-async def test_mail_server_replies_have_the_documented_outcomes(
+async def test_mail_server_replies_lead_to_the_documented_outcomes(
     rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
 ) -> None:
     first, second = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(2)]
@@ -63,8 +63,8 @@ async def test_deliveries_wait_while_the_mail_server_is_down(
     async with running_sender(rabbit, provider, channel=Channel.EMAIL, concurrency=20, limits=LIMITS):
         for each in requested:
             await hand.request(each)
-        # These are calls that were in flight when the first one failed, and a trial call; the open circuit holds back
-        # all others.
+        # At least two calls fail: the first, and then one that was already in flight or a trial call. The open circuit
+        # holds back the rest.
         unreachable = await hand.results(2)
         assert {result.error_class for result in unreachable} == {ErrorClass.UNREACHABLE}
         await smtp.open()
@@ -107,7 +107,7 @@ async def test_throttled_bot_recovers_without_failed_deliveries(rabbit: RabbitSe
         ("@simulator_timeout", [Outcome.RETRYING, Outcome.FAILED]),
     ],
 )
-async def test_simulated_recipient_decides_the_outcome_without_a_provider_call(
+async def test_simulated_recipient_determines_the_outcome_without_a_provider_call(
     rabbit: RabbitSettings, hand: Hand, recipient: str, outcomes: list[Outcome]
 ) -> None:
     provider = FakeProvider()
@@ -118,7 +118,7 @@ async def test_simulated_recipient_decides_the_outcome_without_a_provider_call(
     assert provider.calls == []
 
 
-async def test_delivery_that_waits_too_long_for_a_slot_returns_to_the_broker_unattempted(
+async def test_delivery_that_waits_too_long_for_a_slot_returns_to_the_broker_without_an_attempt(
     rabbit: RabbitSettings, hand: Hand, smtp: SmtpPeer
 ) -> None:
     requested = [request(channel=Channel.EMAIL, recipient="a@example.org") for _ in range(3)]

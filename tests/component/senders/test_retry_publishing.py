@@ -1,4 +1,4 @@
-"""Retries whose publish fails: the sender publishes them again, and nothing becomes a dead letter."""
+"""A sender republishes messages that the broker has not accepted, and does not dead-letter them."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -61,7 +61,7 @@ async def test_message_that_cannot_be_encoded_leaves_the_channel_open(rabbit: Ra
     assert connection.transport is not None
     channels = len(connection.transport.connection.channels)
     for _ in range(5):
-        with suppress(Exception):  # pamqp and aiormq raise several types
+        with suppress(Exception):  # pamqp and aiormq raise different exception types
             await publisher.publish([OutgoingMessage(NOTIFICATIONS, "telegram", b"{}", {"header": object()})])
     assert await publisher.publish([good]) == [None]
     assert len(connection.transport.connection.channels) == channels

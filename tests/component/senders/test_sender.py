@@ -1,4 +1,4 @@
-"""A sender against RabbitMQ, with a fake provider."""
+"""A sender with a fake provider, tested against RabbitMQ."""
 
 import asyncio
 import json
@@ -92,7 +92,7 @@ async def test_throttled_call_uses_no_retry_budget(rabbit: RabbitSettings, hand:
         assert later.started_at >= earlier.next_attempt_at
 
 
-async def test_hanging_provider_call_is_a_timeout(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_hanging_provider_call_times_out(rabbit: RabbitSettings, hand: Hand) -> None:
     async def hang(_: DeliveryRequested) -> str:
         await asyncio.Event().wait()
         return "never"
@@ -127,7 +127,7 @@ async def test_expired_delivery_is_not_sent(rabbit: RabbitSettings, hand: Hand) 
     [b"", b"\xff", b"{}", b"[]", b"null", request(channel=Channel.EMAIL).model_dump_json().encode()],
     ids=["empty", "bytes", "object", "list", "null", "other channel"],
 )
-async def test_poison_message_is_dead_lettered_and_delays_nothing(
+async def test_poison_message_is_dead_lettered_without_delaying_other_messages(
     rabbit: RabbitSettings, hand: Hand, body: bytes
 ) -> None:
     async with running_sender(rabbit, FakeProvider()):
@@ -149,7 +149,7 @@ async def test_message_that_triggers_a_bug_is_dead_lettered_and_not_retried(rabb
     assert len(provider.calls) == 1
 
 
-async def test_results_are_batched_under_load_only(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_results_are_batched_only_under_load(rabbit: RabbitSettings, hand: Hand) -> None:
     go = asyncio.Event()
 
     async def wait(_: DeliveryRequested) -> str:
@@ -193,7 +193,7 @@ async def test_concurrency_limits_the_messages_taken_from_the_broker(rabbit: Rab
         async def is_full() -> bool:
             return running == 7 and await hand.depth("notifications.telegram") == 13
 
-        await eventually(is_full, "7 attempts are in flight and 13 messages wait in the broker")
+        await eventually(is_full, "7 attempts are in flight and 13 messages are waiting in the broker")
         go.set()
         await hand.results(20)
     assert max_running == 7
@@ -246,7 +246,7 @@ async def test_lost_connection_neither_cancels_nor_repeats_the_provider_call(
 async def test_frozen_connection_loses_no_result_and_repeats_no_provider_call(
     rabbit: RabbitSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A frozen connection is noticed after about three heartbeats.
+    # It takes about three heartbeats to notice a frozen connection, so a short heartbeat keeps the test fast.
     monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
@@ -323,7 +323,7 @@ async def test_consumer_resumes_when_its_deleted_queue_is_declared_again(rabbit:
             return await sender.subscriptions[0].problem() is None
 
         async def was_cancelled() -> bool:
-            # If the queue were declared earlier, RabbitMQ 3.10 would confuse it with the old one and lose messages.
+            # If the queue were redeclared earlier, RabbitMQ 3.10 would confuse it with the old one and lose messages.
             return "does not answer" not in (await sender.subscriptions[0].problem() or "does not answer")
 
         await eventually(was_cancelled, "the consumer has noticed that its queue is gone")
@@ -334,7 +334,7 @@ async def test_consumer_resumes_when_its_deleted_queue_is_declared_again(rabbit:
     assert another in provider.calls
 
 
-async def test_redelivered_request_schedules_one_retry_only(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_redelivered_request_schedules_only_one_retry(rabbit: RabbitSettings, hand: Hand) -> None:
     async def refuse(_: DeliveryRequested) -> str:
         raise TemporaryFailure("no")
 
@@ -346,7 +346,7 @@ async def test_redelivered_request_schedules_one_retry_only(rabbit: RabbitSettin
             return await hand.depth("notifications.telegram.retry.300000") == 1
 
         await eventually(is_scheduled, "the retry is scheduled")
-        # RabbitMQ redelivers a message if its ack was lost.
+        # Publish the request again, as RabbitMQ redelivers a message if its ack was lost.
         await hand.request(requested)
         await hand.request(request())
         await hand.results(2)

@@ -1,4 +1,4 @@
-"""SMTP, against a server with STARTTLS and a login."""
+"""The SMTP provider, tested against a server with STARTTLS and authentication."""
 
 from base64 import b64encode
 from collections.abc import AsyncIterator

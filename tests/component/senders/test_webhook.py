@@ -1,4 +1,4 @@
-"""Webhooks, against a receiver that verifies them."""
+"""The webhook provider, tested against a receiver that verifies signatures."""
 
 import asyncio
 import ssl
@@ -101,7 +101,7 @@ class TestWebhook(Conformance):
             (429, format_datetime(datetime(2900, 1, 1, tzinfo=UTC), usegmt=True), timedelta(hours=1)),
         ],
     )
-    async def test_retry_after_of_a_busy_receiver_is_honoured(
+    async def test_retry_after_from_a_busy_receiver_is_honoured(
         self, peer: WebhookPeer, provider: Provider, status: int, retry_after: str, wait: timedelta | None
     ) -> None:
         peer.answers[Behaviour.ACCEPT] = (status, {"Retry-After": retry_after}, b"")
@@ -109,7 +109,9 @@ class TestWebhook(Conformance):
             await provider.send(request(peer.recipient))
         assert raised.value.retry_after == wait
 
-    async def test_success_counts_even_if_the_body_is_incomplete(self, peer: WebhookPeer, provider: Provider) -> None:
+    async def test_success_status_counts_even_if_the_response_body_is_incomplete(
+        self, peer: WebhookPeer, provider: Provider
+    ) -> None:
         peer.answers[Behaviour.ACCEPT] = (200, {"Content-Length": "10"}, b"half")
         async with asyncio.timeout(0.5):
             assert await provider.send(request(peer.recipient))
@@ -125,7 +127,9 @@ class TestWebhook(Conformance):
         await provider.aclose()
         await peer.close()
 
-    async def test_success_counts_however_long_the_body_is(self, peer: WebhookPeer, provider: Provider) -> None:
+    async def test_success_status_counts_however_long_the_response_body_is(
+        self, peer: WebhookPeer, provider: Provider
+    ) -> None:
         peer.answers[Behaviour.ACCEPT] = (200, {"Content-Length": "1000000"}, b"x" * 20_000)
         assert await provider.send(request(peer.recipient))
 

@@ -1,4 +1,4 @@
-"""The status writer against PostgreSQL and RabbitMQ."""
+"""The status writer, tested against PostgreSQL and RabbitMQ."""
 
 import asyncio
 import json
@@ -166,7 +166,7 @@ async def test_attempt_is_replaced_only_by_an_outcome_of_higher_rank(engine: Asy
         assert [outcome for _, outcome, _ in await attempt_rows(engine, delivery_id)] == [stored]
 
 
-async def test_result_of_an_earlier_round_only_adds_an_attempt_unless_it_was_sent(engine: AsyncEngine) -> None:
+async def test_result_from_an_earlier_round_only_adds_an_attempt_unless_sent(engine: AsyncEngine) -> None:
     store, delivery_id = ResultStore(engine), await add_delivery(engine)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET round = 2, attempt = 1"))
@@ -184,7 +184,7 @@ async def test_expiry_adds_no_attempt(engine: AsyncEngine) -> None:
     assert await attempt_rows(engine, delivery_id) == []
 
 
-async def test_reason_of_a_cancelled_delivery_is_cleared_if_it_was_sent(engine: AsyncEngine) -> None:
+async def test_cancellation_reason_is_cleared_if_the_delivery_was_sent(engine: AsyncEngine) -> None:
     delivery_id = await add_delivery(engine)
     reason = text("SELECT status, reason FROM deliveries")
     async with engine.begin() as connection:
@@ -227,7 +227,7 @@ async def test_bad_result_does_not_affect_the_others_in_its_message(
         result(good).model_dump(mode="json"),
         {"delivery_id": "not an id"},
         result(uuid4()).model_dump(mode="json"),  # unknown delivery
-        # More failures than attempts: only a constraint of the table rejects this.
+        # This result has more failures than attempts, which only a table constraint rejects.
         result(another, Outcome.RETRYING, failures=9).model_dump(mode="json"),
         result(another).model_dump(mode="json"),
     ]
@@ -264,7 +264,7 @@ async def test_unreadable_message_is_dead_lettered_and_changes_nothing(
 
 
 @pytest.mark.parametrize("readable", [True, False])
-async def test_dead_lettered_delivery_is_failed(
+async def test_dead_lettered_delivery_is_marked_as_failed(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, readable: bool
 ) -> None:
     delivery_id = await add_delivery(engine)
@@ -286,10 +286,10 @@ async def test_dead_lettered_delivery_is_failed(
     assert await hand.depth("notifications.dead") == 1
 
 
-async def test_delivery_dead_lettered_after_a_retry_is_failed(
+async def test_delivery_dead_lettered_after_a_retry_is_marked_as_failed(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
-    """RabbitMQ dead-letters such a message twice: the first time when its retry delay has passed."""
+    """RabbitMQ dead-letters a retried message twice: first when its retry delay has passed, and then as poison."""
     delivery_id, delay = await add_delivery(engine), timedelta(milliseconds=10)
     await prepare_topology(rabbit, topology.retries(Channel.TELEGRAM, [delay]))
     headers = {"delivery_id": str(delivery_id), "round": 1}
@@ -319,7 +319,7 @@ async def test_dead_letter_of_an_earlier_round_or_a_final_delivery_changes_nothi
     assert await attempt_rows(engine, sent) == [(1, "sent", None)]
 
 
-async def test_status_changes_are_published_after_their_commit_and_repeats_are_not(
+async def test_status_change_is_published_once_after_commit(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     delivery_id, last = await add_delivery(engine), await add_delivery(engine)
@@ -337,7 +337,7 @@ async def test_status_changes_are_published_after_their_commit_and_repeats_are_n
         assert [change.delivery_id for change in StatusChanges.model_validate_json(message.body).changes] == [last]
 
 
-async def test_results_are_written_after_a_lock_and_a_lost_database_connection(
+async def test_results_are_written_after_a_table_lock_and_a_lost_database_connection(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     deliveries = [await add_delivery(engine) for _ in range(30)]
@@ -346,7 +346,7 @@ async def test_results_are_written_after_a_lock_and_a_lost_database_connection(
             await lock.execute(text("LOCK TABLE deliveries IN ACCESS EXCLUSIVE MODE"))
             for delivery_id in deliveries:
                 await hand.report(result(delivery_id))
-            # The status writer loses its connection in the middle of a statement.
+            # Terminate the status writer's connection in the middle of a statement.
             await lock.execute(
                 text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
                      " AND datname = current_database()")

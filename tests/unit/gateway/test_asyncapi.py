@@ -1,4 +1,4 @@
-"""The AsyncAPI document must match the messages and exchanges of the services."""
+"""The AsyncAPI document must match the messages and exchanges that the services use."""
 
 import json
 from typing import Any

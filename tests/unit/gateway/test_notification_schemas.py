@@ -9,7 +9,7 @@ from pydantic import ValidationError
 VALID: dict[str, Any] = {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}
 
 
-def test_single_channel_is_requested_by_type_or_by_channels() -> None:
+def test_single_channel_can_be_requested_with_type_or_channels() -> None:
     by_type = NotificationRequest.model_validate(VALID)
     by_channels = NotificationRequest.model_validate({"user_id": 1, "message": "x", "channels": ["telegram"]})
     assert by_type.requested_channels() == by_channels.requested_channels() == [Channel.TELEGRAM]

@@ -1,4 +1,4 @@
-"""The rules by which results change a delivery, in any order and with repeats."""
+"""Rules for how results change a delivery, whatever their order and however often they are repeated."""
 
 from datetime import UTC, datetime
 from functools import reduce
@@ -42,7 +42,7 @@ results = st.builds(
 
 
 @given(st.lists(results, max_size=8), st.data())
-def test_order_and_repeats_of_results_do_not_matter(reported: list[DeliveryResult], data: st.DataObject) -> None:
+def test_result_order_and_duplicates_do_not_matter(reported: list[DeliveryResult], data: st.DataObject) -> None:
     repeats = data.draw(st.lists(st.sampled_from(reported), max_size=4)) if reported else []
     shuffled = data.draw(st.permutations(reported + repeats))
     assert reduce(advance, shuffled, state()) == reduce(advance, reported, state())
@@ -59,7 +59,7 @@ def test_rounds_and_attempts_never_decrease(reported: list[DeliveryResult]) -> N
 
 
 @given(st.lists(results, min_size=1, max_size=8))
-def test_sent_wins_whenever_it_arrives(reported: list[DeliveryResult]) -> None:
+def test_sent_result_wins_whenever_it_arrives(reported: list[DeliveryResult]) -> None:
     end = reduce(advance, reported, state())
     assert (end.status is DeliveryStatus.SENT) == any(each.outcome is Outcome.SENT for each in reported)
 
@@ -70,7 +70,7 @@ def test_final_status_is_kept_within_a_round() -> None:
     assert advance(failed, result(Outcome.RETRYING, attempt=4)).status is DeliveryStatus.FAILED
 
 
-def test_result_of_an_earlier_round_changes_the_status_only_if_sent() -> None:
+def test_result_from_an_earlier_round_changes_the_status_only_if_sent() -> None:
     second_round = state(DeliveryStatus.PENDING, round_=2, attempt=3)
     assert advance(second_round, result(Outcome.FAILED, attempt=3, round_=1)) == second_round
     late = advance(second_round, result(Outcome.SENT, attempt=3, round_=1))

@@ -17,11 +17,11 @@ def test_id_is_a_uuid7_that_encodes_its_time(time: datetime) -> None:
 
 
 @given(times, times)
-def test_bound_separates_ids_exactly_by_time(time: datetime, bound: datetime) -> None:
+def test_first_id_at_a_time_separates_earlier_from_later_ids(time: datetime, bound: datetime) -> None:
     created_at = to_millisecond(time)
     assert (new_id(created_at) >= first_id_at(bound)) == (created_at >= bound)
 
 
-def test_bound_exists_for_any_time() -> None:
+def test_first_id_is_defined_for_any_time() -> None:
     assert first_id_at(datetime(1900, 1, 1, tzinfo=UTC)).int == 0
     assert first_id_at(datetime(9999, 12, 31, tzinfo=UTC)) > new_id(datetime(9999, 12, 30, tzinfo=UTC))

@@ -13,7 +13,7 @@ MESSAGES = (DeliveryRequested, DeliveryResults, StatusChanges)
 
 
 def _only_golden_fields(written: Any, golden: Any) -> Any:
-    """Return `written` without the fields that were added after the golden message."""
+    """Return `written` without the fields that were added after the golden message was recorded."""
     if isinstance(golden, dict):
         return {key: _only_golden_fields(written[key], golden[key]) for key in golden}
     if isinstance(golden, list):
@@ -35,14 +35,14 @@ def test_unknown_field_from_a_newer_sender_is_ignored(model: type[BaseModel]) ->
 
 
 @pytest.mark.parametrize("model", [*MESSAGES, ResultsEnvelope])
-def test_message_of_another_version_is_rejected(model: type[BaseModel]) -> None:
+def test_message_with_another_version_is_rejected(model: type[BaseModel]) -> None:
     name = "DeliveryResults" if model is ResultsEnvelope else model.__name__
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     with pytest.raises(ValidationError, match="version"):
         model.model_validate_json(json.dumps({**golden, "version": 2}))
 
 
-def test_each_message_gets_its_own_headers() -> None:
+def test_headers_are_a_new_dictionary_each_time() -> None:
     request = DeliveryRequested.model_validate_json((GOLDEN / "DeliveryRequested.json").read_text())
     assert request.headers() == request.headers()
     assert request.headers() is not request.headers()

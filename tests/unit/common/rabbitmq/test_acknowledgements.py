@@ -1,4 +1,4 @@
-"""Messages are acked in any order and in batches: each one once, and none that is still in flight."""
+"""Messages are acknowledged in any order and in batches, each exactly once and never while still in flight."""
 
 from aiormq import spec
 from hypothesis import given

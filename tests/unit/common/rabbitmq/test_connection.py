@@ -15,11 +15,11 @@ from notify_common.rabbitmq.connection import broker_errors
         TimeoutError(),
         RuntimeError("closed"),  # aiormq raises this for some lost connections
         Exception(),
-        asyncio.CancelledError(),  # aiormq cancels waiters of a lost connection
+        asyncio.CancelledError(),  # aiormq cancels tasks that wait for a lost connection
     ],
     ids=repr,
 )
-async def test_errors_of_a_lost_connection_become_broker_unavailable(error: BaseException) -> None:
+async def test_lost_connection_errors_become_broker_unavailable(error: BaseException) -> None:
     with pytest.raises(BrokerUnavailable), broker_errors():
         raise error
 

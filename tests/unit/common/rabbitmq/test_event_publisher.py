@@ -2,7 +2,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import MAX_WAITING, EventPublisher
 
 
-async def test_unpublished_events_are_bounded() -> None:
+async def test_number_of_unpublished_events_is_bounded() -> None:
     events = EventPublisher(RabbitSettings(), "test")
     change = object()
     for _ in range(3):

@@ -11,7 +11,7 @@ class Rejection(Exception):
 
 
 class Store:
-    """A store that commits only while `open` is set, and rejects batches that contain a rejected item."""
+    """A store that commits only while `open` is set, and rejects batches that contain a `rejected` item."""
 
     def __init__(self, rejected: frozenset[int] = frozenset()) -> None:
         self.batches: list[list[int]] = []
@@ -139,7 +139,7 @@ async def test_drained_waits_for_pending_items() -> None:
     await asyncio.gather(*callers)
 
 
-async def test_an_exception_may_be_a_result() -> None:
+async def test_exception_can_be_returned_as_a_result() -> None:
     async def flush(items: Sequence[int]) -> list[Exception | None]:
         return [Rejection() if item else None for item in items]
 

@@ -29,13 +29,13 @@ def lines_of(log_format: str) -> list[str]:
 
 
 @pytest.mark.parametrize("log_format", LogFormat)
-def test_traceback_omits_the_values_of_variables(log_format: LogFormat) -> None:
-    # A traceback with the values of variables would contain the secret.
+def test_traceback_omits_variable_values(log_format: LogFormat) -> None:
+    # A traceback that included variable values would leak the secret.
     assert not any("open-sesame" in line for line in lines_of(f"LogFormat.{log_format.name}"))
 
 
 @pytest.mark.parametrize("log_format", ["None", "LogFormat.JSON"])
-def test_each_line_is_a_json_event_without_a_terminal(log_format: str) -> None:
+def test_each_log_line_is_a_json_event_if_stderr_is_not_a_terminal(log_format: str) -> None:
     first, second = map(json.loads, lines_of(log_format))
     assert first.pop("timestamp").endswith("Z")
     assert first == {"event": "failed", "level": "info", "logger": "a.module", "delivery_id": "01a2", "attempt": 3}

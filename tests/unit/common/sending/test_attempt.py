@@ -40,7 +40,7 @@ def response(failure: ProviderFailure | None = None, *, timed_out: bool = False)
     return ProviderResponse(NOW, NOW + timedelta(seconds=1), None if failure else "id-1", failure, timed_out)
 
 
-def test_accepted_call_is_sent() -> None:
+def test_accepted_delivery_is_reported_as_sent() -> None:
     decision = decide(request(attempt=2, failures=1), response(), SCHEDULE)
     assert decision.next_request is None
     result = decision.result
@@ -65,7 +65,7 @@ def test_temporary_failure_is_retried_after_the_backoff() -> None:
     assert following.not_before == result.next_attempt_at == result.finished_at + timedelta(seconds=2)
 
 
-def test_last_failure_of_the_retry_budget_is_final() -> None:
+def test_failure_that_exhausts_the_retry_budget_is_final() -> None:
     decision = decide(request(attempt=3, failures=2), response(TemporaryFailure("busy")), SCHEDULE)
     assert (decision.result.outcome, decision.result.failures) == (Outcome.FAILED, 3)
     assert decision.next_request is None
@@ -112,14 +112,14 @@ def test_round_never_exceeds_its_retry_budget(outcomes: list[str], budget: int) 
         current = decision.next_request
 
 
-async def test_slow_provider_is_a_temporary_failure() -> None:
+async def test_provider_timeout_is_a_temporary_failure() -> None:
     outcome = await call_provider(Simulator(latency=60, error_probability=0), request(), timeout=0.01, started_at=NOW)
     assert outcome.timed_out
     assert isinstance(outcome.failure, TemporaryFailure)
     assert outcome.finished_at > outcome.started_at
 
 
-async def test_bug_in_a_provider_propagates() -> None:
+async def test_unexpected_provider_exception_propagates() -> None:
     async def bug(_: DeliveryRequested) -> str:
         raise ZeroDivisionError
 
@@ -128,7 +128,7 @@ async def test_bug_in_a_provider_propagates() -> None:
 
 
 @pytest.mark.parametrize(("probability", "fails"), [(0, False), (1, True)])
-async def test_simulator_fails_never_at_probability_0_and_always_at_1(probability: float, fails: bool) -> None:
+async def test_simulator_never_fails_at_probability_0_and_always_fails_at_1(probability: float, fails: bool) -> None:
     simulator = Simulator(latency=0, error_probability=probability)
     responses = [await call_provider(simulator, request(), timeout=1, started_at=NOW) for _ in range(200)]
     assert {response.failure is not None for response in responses} == {fails}
@@ -141,7 +141,7 @@ async def test_simulator_fails_never_at_probability_0_and_always_at_1(probabilit
         (Throttled("smtp_421"), Outcome.THROTTLED, ErrorClass.THROTTLED),
     ],
 )
-def test_provider_outage_uses_no_retry_budget_and_backs_off(
+def test_provider_outage_backs_off_without_using_the_retry_budget(
     failure: ProviderFailure, outcome: Outcome, error_class: ErrorClass
 ) -> None:
     requested, waits = request(failures=2), []

@@ -63,7 +63,7 @@ async def test_open_circuit_admits_one_trial_call_at_a_time(error_class: ErrorCl
     waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     assert calls.admitted == 2
-    # The provider is back: the next trial closes the circuit for all calls.
+    # The provider has recovered, so the next trial call closes the circuit for all callers.
     calls.error_class = None
     assert all(await asyncio.gather(*waiting))
     assert (calls.admitted, calls.most_at_once > 1) == (21, True)
@@ -76,7 +76,7 @@ async def test_other_errors_do_not_open_the_circuit() -> None:
         assert await calls.call(timeout=0.01)
 
 
-async def test_timed_out_call_leaves_the_trial_to_the_next() -> None:
+async def test_caller_that_times_out_leaves_the_trial_call_to_the_next_caller() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
@@ -85,7 +85,7 @@ async def test_timed_out_call_leaves_the_trial_to_the_next() -> None:
     assert await calls.call()
 
 
-async def test_cancelled_trial_is_taken_over_by_another_call() -> None:
+async def test_cancelled_trial_call_is_replaced_by_another_call() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
@@ -102,7 +102,7 @@ async def test_any_success_admits_all_waiting_calls_at_once() -> None:
     async with calls.breaker.admission("", 60) as under_way:
         calls.error_class = ErrorClass.UNREACHABLE
         for _ in range(4):
-            await calls.call()  # each is a trial, after a growing wait
+            await calls.call()  # each is a trial call, after an ever longer wait
         calls.error_class = None
         waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
         await asyncio.sleep(0)
@@ -110,10 +110,10 @@ async def test_any_success_admits_all_waiting_calls_at_once() -> None:
         assert under_way is not None
         under_way.record(decision())
         assert all(await asyncio.gather(*waiting))
-    assert asyncio.get_running_loop().time() - before < 0.5  # before the next trial would be due
+    assert asyncio.get_running_loop().time() - before < 0.5  # before the next trial call would be due
 
 
-async def test_inconclusive_trial_does_not_close_the_circuit() -> None:
+async def test_inconclusive_trial_call_does_not_close_the_circuit() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
     for error_class in (ErrorClass.UNREACHABLE, ErrorClass.TIMEOUT):
         calls.error_class = error_class
@@ -152,14 +152,14 @@ async def test_rate_limit_holds_after_an_outage() -> None:
     assert asyncio.get_running_loop().time() - began >= (calls.admitted - admitted - 1) / 50
 
 
-def test_calls_with_the_same_key_are_spaced_and_others_do_not_wait() -> None:
+def test_only_calls_with_the_same_key_are_spaced_out() -> None:
     limiter = RateLimiter(0.5)
     assert [limiter.reserve("a", 10.0, 60) for _ in range(3)] == [0, 0.5, 1.0]
     assert limiter.reserve("b", 10.0, 60) == 0
     assert limiter.reserve("a", 20.0, 60) == 0
 
 
-def test_time_too_far_ahead_is_not_reserved() -> None:
+def test_slot_too_far_in_the_future_is_not_reserved() -> None:
     limiter = RateLimiter(LONGEST_RESERVATION + 1)
     assert limiter.reserve("a", 0.0, 60) == 0
     for _ in range(2):
@@ -211,7 +211,7 @@ async def test_idle_circuit_breakers_are_evicted() -> None:
         assert breakers.for_recipient("idle") is not idle
 
 
-def test_time_past_the_timeout_is_not_reserved() -> None:
+def test_slot_after_the_timeout_is_not_reserved() -> None:
     limiter = RateLimiter(0.5)
     assert [limiter.reserve("a", 0.0, 1) for _ in range(3)] == [0, 0.5, 1.0]
     with pytest.raises(TimeoutError):

@@ -13,7 +13,7 @@ def test_delay_doubles_after_each_failure() -> None:
     assert [schedule.delay_after(failures).total_seconds() for failures in (1, 2, 3, 4)] == [1, 2, 4, 8]
 
 
-def test_retry_budget_is_the_number_of_attempts() -> None:
+def test_retry_budget_is_exhausted_after_the_maximum_number_of_attempts() -> None:
     schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
     assert [schedule.exhausted(failures) for failures in (1, 2, 3, 4)] == [False, False, True, True]
 
@@ -24,12 +24,12 @@ def test_retry_delays_double_up_to_an_hour(first: timedelta) -> None:
     assert delays[0] == first
     assert LONGEST_DELAY / TOLERANCE <= delays[-1] <= LONGEST_DELAY
     assert all(longer == shorter * 2 for shorter, longer in pairwise(delays[:-1]))
-    # No wait is within the tolerance of two delays.
+    # Otherwise a wait could be within the tolerance of two delays.
     assert all(shorter * TOLERANCE < longer for shorter, longer in pairwise(delays))
 
 
 @given(delays, st.integers(min_value=1, max_value=10_000))
-def test_every_backoff_is_a_single_delay(first: timedelta, failures: int) -> None:
+def test_every_backoff_needs_only_one_retry_queue(first: timedelta, failures: int) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     delay = schedule.delay_after(failures)
     assert schedule.queue_delay(delay) == delay
@@ -38,14 +38,16 @@ def test_every_backoff_is_a_single_delay(first: timedelta, failures: int) -> Non
 @given(delays, st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=90)))
 def test_chained_delays_cover_the_wait_with_little_overshoot(first: timedelta, wait: timedelta) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
-    waited = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY  # the long part is a multiple of the longest delay
+    waited = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY  # skip whole multiples of the longest delay
     while waited < wait:
         waited += schedule.queue_delay(wait - waited)
     assert wait <= waited <= wait + max(first, LONGEST_DELAY * (TOLERANCE - 1))
 
 
 @given(delays, st.integers(min_value=1, max_value=30), st.floats(min_value=0, max_value=0.04))
-def test_slightly_elapsed_backoff_is_still_a_single_delay(first: timedelta, failures: int, elapsed: float) -> None:
+def test_slightly_elapsed_backoff_still_needs_only_one_retry_queue(
+    first: timedelta, failures: int, elapsed: float
+) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     delay = schedule.delay_after(failures)
     assert schedule.queue_delay(delay * (1 - elapsed)) == delay
