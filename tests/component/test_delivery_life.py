@@ -137,7 +137,7 @@ class DeliveryLife(RuleBasedStateMachine):
     def sender_handles_a_message(
         self, *, outcome: ProviderFailure | str | None, acked: bool, data: st.DataObject
     ) -> None:
-        """Handle a message, which is redelivered if the sender dies after it published the result (not `acked`)."""
+        """Handle a message. It is redelivered if the sender dies after it publishes the result but before it acks."""
         request = data.draw(st.sampled_from(self._requests))
         if acked:
             self._requests.remove(request)

@@ -91,7 +91,7 @@ def test_env_example_and_compose_agree_on_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("service", RUNNING)
-def test_image_declares_the_version_and_the_ports_of_its_service(service: str) -> None:
+def test_image_declares_its_services_version_and_ports(service: str) -> None:
     folder = PROJECT / "services" / service
     package = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     dockerfile = (folder / "Dockerfile").read_text()

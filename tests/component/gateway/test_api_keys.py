@@ -33,7 +33,9 @@ async def test_new_bootstrap_key_replaces_the_old_one(engine: AsyncEngine) -> No
     assert await ApiKeyStore(engine).principal("the second key, which did not") is not None
 
 
-async def test_bootstrap_key_works_and_stays_revoked(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+async def test_bootstrap_key_works_until_revoked_and_is_never_restored(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
     token = "a key that was chosen by hand"
     headers = {"Authorization": f"Bearer {token}"}
     for _ in range(2):

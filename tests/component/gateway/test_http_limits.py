@@ -42,7 +42,7 @@ async def test_oversized_headers_return_431_and_every_response_has_security_head
         assert "access-control-allow-origin" not in each.headers
 
 
-async def test_oversized_headers_are_rejected_before_they_end(postgres: PostgresSettings) -> None:
+async def test_oversized_headers_are_rejected_before_they_are_complete(postgres: PostgresSettings) -> None:
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * MAX_HEAD)

@@ -87,7 +87,7 @@ async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> A
         await engine.dispose()
 
 
-async def test_each_channel_gets_its_delivery_and_the_outbox_is_emptied(
+async def test_deliveries_are_published_to_their_channels_and_removed_from_the_outbox(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     async with running_gateway(rabbit, postgres) as api, hand_on(rabbit) as hand:

@@ -76,7 +76,7 @@ async def test_deliveries_wait_while_the_mail_server_is_down(
     assert len(results) < 2 * len(requested)
 
 
-async def test_throttled_bot_recovers_without_failed_deliveries(rabbit: RabbitSettings, hand: Hand) -> None:
+async def test_throttling_by_the_bot_api_fails_no_deliveries(rabbit: RabbitSettings, hand: Hand) -> None:
     peer = BotApiPeer()
     await peer.open()
     requested = [request(recipient=str(1 + number)) for number in range(20)]

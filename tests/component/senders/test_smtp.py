@@ -82,7 +82,7 @@ class TestSmtp(Conformance):
         assert marked_up.get_content().replace("\r\n", "\n") == html
         assert not message.defects
 
-    async def test_message_overrides_reply_to_and_list_unsubscribe(self, peer: SmtpPeer) -> None:
+    async def test_message_options_override_the_default_reply_to_and_list_unsubscribe(self, peer: SmtpPeer) -> None:
         provider = Smtp(
             peer.settings(email_reply_to="all@example.org", email_list_unsubscribe="<mailto:all@example.org>")
         )

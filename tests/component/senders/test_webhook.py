@@ -134,7 +134,7 @@ class TestWebhook(Conformance):
         assert await provider.send(request(peer.recipient))
 
 
-def test_tls_alert_is_unreachable_rather_than_an_unknown_outcome() -> None:
+def test_tls_alert_means_unreachable_rather_than_an_unknown_outcome() -> None:
     alert, noise = ssl.SSLError(1, "no certificate"), ssl.SSLError(1, "wrong version")
     alert.reason, noise.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED", "WRONG_VERSION_NUMBER"
     assert isinstance(broken(alert), Unreachable)

@@ -289,7 +289,7 @@ async def test_dead_lettered_delivery_is_marked_as_failed(
 async def test_delivery_dead_lettered_after_a_retry_is_marked_as_failed(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
-    """RabbitMQ dead-letters a retried message twice: first when its retry delay has passed, and then as poison."""
+    """RabbitMQ dead-letters a retried message twice, the first time when its retry delay has passed."""
     delivery_id, delay = await add_delivery(engine), timedelta(milliseconds=10)
     await prepare_topology(rabbit, topology.retries(Channel.TELEGRAM, [delay]))
     headers = {"delivery_id": str(delivery_id), "round": 1}
@@ -298,7 +298,7 @@ async def test_delivery_dead_lettered_after_a_retry_is_marked_as_failed(
         await has_status(engine, delivery_id, DeliveryStatus.FAILED)
 
 
-async def test_dead_letter_of_an_earlier_round_or_a_final_delivery_changes_nothing(
+async def test_dead_letter_from_an_earlier_round_or_for_a_final_delivery_changes_nothing(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     second_round, sent = await add_delivery(engine), await add_delivery(engine)

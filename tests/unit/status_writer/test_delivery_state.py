@@ -93,7 +93,7 @@ def test_expiry_ends_the_round_without_an_attempt() -> None:
 
 
 @given(st.lists(results, max_size=12))
-def test_each_attempt_is_written_once_with_its_highest_rank(reported: list[DeliveryResult]) -> None:
+def test_each_attempt_is_written_once_with_its_highest_ranked_outcome(reported: list[DeliveryResult]) -> None:
     best = best_attempts(reported)
     attempted = [each for each in reported if each.outcome is not Outcome.EXPIRED]
     assert set(best) == {(each.delivery_id, each.attempt) for each in attempted}

@@ -42,7 +42,7 @@ def test_message_with_another_version_is_rejected(model: type[BaseModel]) -> Non
         model.model_validate_json(json.dumps({**golden, "version": 2}))
 
 
-def test_headers_are_a_new_dictionary_each_time() -> None:
+def test_headers_returns_a_new_dictionary_on_each_call() -> None:
     request = DeliveryRequested.model_validate_json((GOLDEN / "DeliveryRequested.json").read_text())
     assert request.headers() == request.headers()
     assert request.headers() is not request.headers()

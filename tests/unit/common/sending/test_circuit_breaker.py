@@ -102,7 +102,7 @@ async def test_any_success_admits_all_waiting_calls_at_once() -> None:
     async with calls.breaker.admission("", 60) as under_way:
         calls.error_class = ErrorClass.UNREACHABLE
         for _ in range(4):
-            await calls.call()  # each is a trial call, after an ever longer wait
+            await calls.call()  # all but the first are trial calls, after ever longer waits
         calls.error_class = None
         waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
         await asyncio.sleep(0)
