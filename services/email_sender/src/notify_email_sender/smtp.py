@@ -9,14 +9,7 @@ from typing import cast
 
 import aiosmtplib
 from notify_common.contracts.messages import DeliveryRequested
-from notify_common.sending.errors import (
-    PermanentFailure,
-    ProviderFailure,
-    TemporaryFailure,
-    Throttled,
-    UnknownOutcome,
-    Unreachable,
-)
+from notify_common.sending import errors
 
 from notify_email_sender.message import Envelope
 from notify_email_sender.settings import EmailSenderSettings, SmtpTls
@@ -68,11 +61,11 @@ class Smtp:
     async def send(self, request: DeliveryRequested) -> str:
         """Send the message and return the server's reply, which often contains its queue id."""
         if request.recipient is None:
-            raise PermanentFailure("no_recipient")
+            raise errors.PermanentFailure("no_recipient")
         try:
             envelope = self._template.envelope(request)
         except ValueError:
-            raise PermanentFailure("bad_address") from None
+            raise errors.PermanentFailure("bad_address") from None
         while True:
             connection = self._take_idle() or await self._connect()
             try:
@@ -107,15 +100,15 @@ class Smtp:
             raise failure(rejection, content_sent=content_sent) from None
         except aiosmtplib.SMTPNotSupported as error:
             reusable = True
-            raise PermanentFailure("not_supported", cleaned(str(error))) from None
+            raise errors.PermanentFailure("not_supported", cleaned(str(error))) from None
         except TimeoutError:
             raise  # the caller handles the timeout of an attempt
         except OSError as error:  # the connection is lost
             if content_sent:
-                raise UnknownOutcome("connection_lost", cleaned(str(error))) from None
+                raise errors.UnknownOutcome("connection_lost", cleaned(str(error))) from None
             if connection.messages > 1:
                 raise _ClosedWhileIdle from None
-            raise Unreachable("connection_lost", cleaned(str(error))) from None
+            raise errors.Unreachable("connection_lost", cleaned(str(error))) from None
         finally:
             if reusable:
                 connection.idle_since = time.monotonic()
@@ -159,27 +152,27 @@ class Smtp:
         except aiosmtplib.SMTPResponseException as rejection:
             # A rejected login or greeting must not consume the retry budget of deliveries.
             found = failure(rejection, content_sent=False)
-            raise found if isinstance(found, Throttled) else Unreachable(found.code, found.text) from None
+            raise found if isinstance(found, errors.Throttled) else errors.Unreachable(found.code, found.text) from None
         except (aiosmtplib.SMTPException, OSError) as error:
-            raise Unreachable(_reason(error), cleaned(str(error))) from None
+            raise errors.Unreachable(_reason(error), cleaned(str(error))) from None
         finally:
             if not connected:
                 connection.drop()
         return connection
 
 
-def failure(rejection: aiosmtplib.SMTPResponseException, *, content_sent: bool) -> ProviderFailure:
+def failure(rejection: aiosmtplib.SMTPResponseException, *, content_sent: bool) -> errors.ProviderFailure:
     """Classify a negative reply (RFC 5321, 4.2.1): 4yz may succeed later, 5yz never will."""
     code, text = f"smtp_{rejection.code}", cleaned(rejection.message)
     if rejection.code == NOT_AVAILABLE:
-        return Throttled(code, text)
+        return errors.Throttled(code, text)
     if rejection.code in LOGIN_REJECTED:
-        return Unreachable(code, text)
+        return errors.Unreachable(code, text)
     if rejection.code // 100 == PERMANENT:
-        return PermanentFailure(code, text)
+        return errors.PermanentFailure(code, text)
     if rejection.code // 100 == TRANSIENT or not content_sent:
-        return TemporaryFailure(code, text)
-    return UnknownOutcome(code, text)
+        return errors.TemporaryFailure(code, text)
+    return errors.UnknownOutcome(code, text)
 
 
 def cleaned(text: str) -> str:

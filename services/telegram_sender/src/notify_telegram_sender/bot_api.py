@@ -8,14 +8,7 @@ from typing import Any
 
 import httpx
 from notify_common.contracts.messages import DeliveryRequested
-from notify_common.sending.errors import (
-    PermanentFailure,
-    ProviderFailure,
-    TemporaryFailure,
-    Throttled,
-    UnknownOutcome,
-    Unreachable,
-)
+from notify_common.sending import errors
 from pydantic import BaseModel, ValidationError
 
 from notify_telegram_sender.settings import TelegramSenderSettings
@@ -69,7 +62,7 @@ class BotApi:
     async def send(self, request: DeliveryRequested) -> str:
         """Send the message, split into several if it is too long, and return the id of the last one."""
         if request.recipient is None:
-            raise PermanentFailure("no_recipient")
+            raise errors.PermanentFailure("no_recipient")
         # A message with markup is never split, because a cut could break the markup.
         first, *others = [request.content.message] if "parse_mode" in self._options else split(request.content.message)
         message_id = await self._send_message(request.recipient, first)
@@ -77,9 +70,9 @@ class BotApi:
             await asyncio.sleep(PART_INTERVAL)
             try:
                 message_id = await self._send_message(request.recipient, text)
-            except (Throttled, Unreachable) as failure:
+            except (errors.Throttled, errors.Unreachable) as failure:
                 # A retry repeats the first parts, so this attempt must count towards the retry budget.
-                raise UnknownOutcome("sent_in_part", failure.text) from None
+                raise errors.UnknownOutcome("sent_in_part", failure.text) from None
         return message_id
 
     async def aclose(self) -> None:
@@ -90,33 +83,33 @@ class BotApi:
         try:
             response = await self._client.post(self._url, json={"chat_id": chat_id, "text": text, **self._options})
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-            raise Unreachable("connect", str(error)) from None
+            raise errors.Unreachable("connect", str(error)) from None
         except httpx.RequestError as error:
-            raise UnknownOutcome("connection_lost", str(error)) from None
+            raise errors.UnknownOutcome("connection_lost", str(error)) from None
         try:
             parsed = _Response.model_validate_json(response.content)
         except ValidationError:
             # The response is not from the Bot API, but perhaps from a proxy in front of it.
             if response.is_success:
-                raise UnknownOutcome("unreadable_answer") from None
-            raise TemporaryFailure(f"http_{response.status_code}") from None
+                raise errors.UnknownOutcome("unreadable_answer") from None
+            raise errors.TemporaryFailure(f"http_{response.status_code}") from None
         if not parsed.ok or parsed.result is None:
             raise _failure(parsed)
         return str(parsed.result.message_id)
 
 
-def _failure(response: _Response) -> ProviderFailure:
+def _failure(response: _Response) -> errors.ProviderFailure:
     status = response.error_code or 0
     code, text = f"bot_api_{status}", response.description
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         seconds = response.parameters.retry_after
         wait = None if seconds is None else timedelta(seconds=min(seconds, MAX_WAIT))
-        return Throttled(code, text, retry_after=wait)
+        return errors.Throttled(code, text, retry_after=wait)
     if status in TOKEN_REJECTED:
-        return Unreachable(code, text)
+        return errors.Unreachable(code, text)
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return PermanentFailure(code, text)
-    return TemporaryFailure(code, text)
+        return errors.PermanentFailure(code, text)
+    return errors.TemporaryFailure(code, text)
 
 
 def split(text: str) -> list[str]:

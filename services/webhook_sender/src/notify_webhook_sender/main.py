@@ -24,9 +24,7 @@ def main() -> None:
     if settings.webhook_provider is WebhookProvider.HTTP:
         provider = Webhook(settings)
         limits = ProviderLimits(
-            concurrency=settings.webhook_calls_per_host,
-            admission_timeout=ADMISSION_TIMEOUT,
-            provider_of=host_of,
+            concurrency=settings.webhook_calls_per_host, admission_timeout=ADMISSION_TIMEOUT, provider_of=host_of
         )
     run(
         lambda: run_sender(

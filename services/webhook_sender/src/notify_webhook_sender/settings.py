@@ -24,9 +24,8 @@ def keys(secrets: SecretStr) -> list[bytes]:
     """Return the signing keys, at least one; raise `ValueError` if any is invalid."""
     words = secrets.get_secret_value().split()
     found = [b64decode(word.removeprefix(SECRET_PREFIX), validate=True) for word in words]
-    if not found or not all(word.startswith(SECRET_PREFIX) for word in words):
-        raise ValueError
-    if not all(MIN_SECRET <= len(key) <= MAX_SECRET for key in found):
+    prefixed = all(word.startswith(SECRET_PREFIX) for word in words)
+    if not found or not prefixed or not all(MIN_SECRET <= len(key) <= MAX_SECRET for key in found):
         raise ValueError
     return found
 

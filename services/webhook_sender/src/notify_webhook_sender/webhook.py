@@ -8,6 +8,7 @@ import logging
 import ssl
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -19,25 +20,10 @@ from notify_common.contracts.channels import WebhookRecipient
 from notify_common.contracts.ids import accepted_at
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.runtime.clock import utc_now
-from notify_common.sending.errors import (
-    PermanentFailure,
-    ProviderFailure,
-    TemporaryFailure,
-    Throttled,
-    UnknownOutcome,
-    Unreachable,
-)
+from notify_common.sending import errors
 from pydantic import TypeAdapter, ValidationError
 
-from notify_webhook_sender.addresses import (
-    AddressRefused,
-    GuardedBackend,
-    HostUnknown,
-    Resolver,
-    is_in,
-    is_public,
-    networks,
-)
+from notify_webhook_sender import addresses
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
 CONNECT_TIMEOUT = 10.0  # seconds for lookup, connection and TLS; never more than half of an attempt's time
@@ -63,39 +49,37 @@ class Webhook:
         for library in ("httpcore.connection", "httpcore.http11"):
             logging.getLogger(library).setLevel(logging.WARNING)  # because they log headers
         self._keys = keys(settings.webhook_secrets) if settings.webhook_secrets else []
-        allowed = networks(settings.webhook_allowed_networks or "")
         context = ssl.create_default_context(cafile=settings.webhook_ca_file)
         connect_timeout = min(CONNECT_TIMEOUT, settings.provider_timeout / 2)
         # httpcore applies this timeout to the connection and to TLS separately, hence the half.
         self._extensions = {"timeout": {"connect": connect_timeout / 2}}
         self._finishing: set[asyncio.Task[bytes]] = set()
-        self._resolver = Resolver()
-
-        def pool(backend: GuardedBackend) -> httpcore.AsyncConnectionPool:
-            return httpcore.AsyncConnectionPool(
+        self._resolver = addresses.Resolver()
+        networks = addresses.networks(settings.webhook_allowed_networks or "")
+        may_connect: dict[str, Callable[[addresses.Address], bool]] = {
+            "https": lambda address: addresses.is_public(address) or addresses.is_in(address, networks),
+            # Plain HTTP is limited to the allowed networks, because anyone on the path could read it.
+            "http": lambda address: addresses.is_in(address, networks),
+        }
+        self._pools = {
+            scheme: httpcore.AsyncConnectionPool(
                 ssl_context=context,
                 max_connections=settings.concurrency,
                 max_keepalive_connections=settings.concurrency,
                 keepalive_expiry=KEEPALIVE,
-                network_backend=backend,
+                network_backend=addresses.GuardedBackend(self._resolver, allowed),
             )
-
-        self._pools = {
-            "https": pool(
-                GuardedBackend(self._resolver, lambda address: is_public(address) or is_in(address, allowed))
-            ),
-            # Plain HTTP is limited to the allowed networks, because anyone on the path could read it.
-            "http": pool(GuardedBackend(self._resolver, lambda address: is_in(address, allowed))),
+            for scheme, allowed in may_connect.items()
         }
 
     async def send(self, request: DeliveryRequested) -> str:
         """Post the message and return its `webhook-id`. A repeat has the same one, so that receivers recognize it."""
         if request.recipient is None:
-            raise PermanentFailure("no_recipient")
+            raise errors.PermanentFailure("no_recipient")
         try:
             url = RECIPIENT.validate_python(request.recipient)
         except ValidationError:
-            raise PermanentFailure("bad_address") from None
+            raise errors.PermanentFailure("bad_address") from None
         content = payload(request)
         message_id = str(request.delivery_id)
         timestamp = str(int(time.time()))
@@ -108,9 +92,7 @@ class Webhook:
             "webhook-timestamp": timestamp,
             "webhook-signature": " ".join(signature(key, message_id, timestamp, content) for key in self._keys),
         }
-        failure = await self._post(url, headers, content)
-        if failure is not None:
-            raise failure
+        await self._post(url, headers, content)
         return message_id
 
     async def aclose(self) -> None:
@@ -121,7 +103,7 @@ class Webhook:
         for pool in self._pools.values():
             await pool.aclose()
 
-    async def _post(self, url: str, headers: dict[str, str], content: bytes) -> ProviderFailure | None:
+    async def _post(self, url: str, headers: dict[str, str], content: bytes) -> None:
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
         request = httpcore.Request("POST", url, headers=fields, content=content, extensions=self._extensions)
         try:
@@ -129,16 +111,16 @@ class Webhook:
             response_headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
             if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                 await self._finish_accepted(response, response_headers.get(b"content-length"))
-                return None
-            return refusal(response.status, response_headers.get(b"retry-after", ""), await _finish(response))
+            else:
+                raise refusal(response.status, response_headers.get(b"retry-after", ""), await _finish(response))
         except TimeoutError:
             raise  # the caller handles the timeout of an attempt
-        except AddressRefused:
-            return PermanentFailure("address_refused")
-        except HostUnknown as unknown:
-            return Unreachable("dns", str(unknown))
+        except addresses.AddressRefused:
+            raise errors.PermanentFailure("address_refused") from None
+        except addresses.HostUnknown as unknown:
+            raise errors.Unreachable("dns", str(unknown)) from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-            return broken(error)
+            raise broken(error) from None
 
     async def _finish_accepted(self, response: httpcore.Response, length: str | None) -> None:
         """Read the rest of a success in the background, because it cannot change the outcome."""
@@ -171,29 +153,29 @@ def signature(key: bytes, message_id: str, timestamp: str, content: bytes) -> st
     return f"v1,{b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
 
 
-def refusal(status: int, retry_after: str, body: bytes) -> ProviderFailure:
+def refusal(status: int, retry_after: str, body: bytes) -> errors.ProviderFailure:
     """Classify a response that is not a success. It says something about its URL, but nothing about other URLs."""
     code, text, wait = f"http_{status}", body.decode("utf-8", "replace") or None, _wait(retry_after)
     if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None):
-        return Throttled(code, text, retry_after=wait, of_recipient=True)
+        return errors.Throttled(code, text, retry_after=wait, of_recipient=True)
     if status == HTTPStatus.UNAUTHORIZED:
         # The secret is wrong, which must not consume the retry budget of deliveries.
-        return Unreachable(code, text, of_recipient=True)
+        return errors.Unreachable(code, text, of_recipient=True)
     if status == HTTPStatus.GONE:  # in the Standard Webhooks specification: the receiver is disabled
-        return PermanentFailure(code, text)
-    return TemporaryFailure(code, text)
+        return errors.PermanentFailure(code, text)
+    return errors.TemporaryFailure(code, text)
 
 
-def broken(error: Exception) -> ProviderFailure:
+def broken(error: Exception) -> errors.ProviderFailure:
     """Classify a call that ended without a response."""
     text = str(error) or None
     if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout):
         # The connection pool removes the cause of the error but keeps its context.
-        return Unreachable("tls" if isinstance(error.__context__, ssl.SSLError) else "connect", text)
+        return errors.Unreachable("tls" if isinstance(error.__context__, ssl.SSLError) else "connect", text)
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         # In TLS 1.3 a server rejects the client only after the client has finished the handshake.
-        return Unreachable("tls", text)
-    return UnknownOutcome("connection_lost", text)
+        return errors.Unreachable("tls", text)
+    return errors.UnknownOutcome("connection_lost", text)
 
 
 def _wait(retry_after: str) -> timedelta | None:
