@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from notify_local.console import say
+from notify_local.console import CannotRun, say
 from notify_local.demo import run_demo
-from notify_local.errors import CannotRun
 from notify_local.folder import StackFolder
 from notify_local.stack import SERVICES, running_servers, running_services, running_system
 
@@ -20,7 +19,7 @@ DEFAULT_FILE = Path("examples/notifications.csv")
 MAX_REPLICAS = 20
 
 
-async def _up(folder: StackFolder, scale: dict[str, int]) -> int:
+async def _up(folder: StackFolder, scale: dict[str, int]) -> None:
     async with running_system(folder, show_logs=True, scale=scale) as stack:
         gateway = stack.addresses["GATEWAY_URL"]
         ui = urlsplit(stack.addresses["RABBITMQ_MANAGEMENT_URL"])
@@ -41,24 +40,21 @@ Ctrl-C stops everything.
 """
         )
         await asyncio.Event().wait()
-    return 0
 
 
-async def _servers(folder: StackFolder) -> int:
+async def _servers(folder: StackFolder) -> None:
     async with running_servers(folder):
         say(f"PostgreSQL and RabbitMQ are ready; their addresses are in {folder.stack_env}. Ctrl-C stops them.")
         await asyncio.Event().wait()
-    return 0
 
 
-async def _services(folder: StackFolder) -> int:
+async def _services(folder: StackFolder) -> None:
     async with running_services(folder) as stack:
         say(f"Ready: {stack.addresses['GATEWAY_URL']}/api/notifications. Ctrl-C stops the services.")
         await asyncio.Event().wait()
-    return 0
 
 
-async def _until_signal(work: Coroutine[Any, Any, int], *, code_when_stopped: int) -> int:
+async def _until_signal(work: Coroutine[Any, Any, int | None], *, code_when_stopped: int) -> int | None:
     """Run `work` until the first signal cancels it; later signals do not interrupt its orderly shutdown."""
     task = asyncio.create_task(work)
     signalled = False

@@ -20,8 +20,7 @@ from pydantic import SecretStr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from notify_local.console import console, say
-from notify_local.errors import CannotRun
+from notify_local.console import CannotRun, console, say
 from notify_local.folder import StackFolder
 from notify_local.stack import running_system
 

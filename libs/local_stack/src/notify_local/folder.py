@@ -8,8 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from notify_local.console import say
-from notify_local.errors import CannotRun
+from notify_local.console import CannotRun, say
 
 STOP_TIMEOUT = 10.0  # seconds
 
@@ -36,10 +35,7 @@ class StackFolder:
                 message = f"A stack is running in this folder already; its addresses are in {self.stack_env}."
                 raise CannotRun(message) from None
             self.stack_env.unlink(missing_ok=True)
-            try:
-                yield
-            finally:
-                self.stack_env.unlink(missing_ok=True)
+            yield
 
     def is_locked(self) -> bool:
         """Return True if a stack is running in this folder."""

@@ -21,12 +21,9 @@ class Ports:
                 if port != preferred:
                     say(f"Port {preferred} is taken: using {port}")
                 return port
-        return self._any()
-
-    def _any(self) -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+            port = int(probe.getsockname()[1])
         self._taken.add(port)
         return port
 

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from notify_local.errors import CannotRun
+from notify_local.console import CannotRun
 from notify_local.folder import StackFolder
 from notify_local.supervisor import Program
 
 USER = "notify"
 DATABASE = "notifications"
-NOBODY = "65534"
 MAX_CONNECTIONS = 200
-
-AS_NOBODY_IN_NAMESPACE = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
+AS_NOBODY_IN_NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534", "--")
 
 
 def prepare_postgres(folder: StackFolder, port: int) -> Program:
@@ -27,15 +25,12 @@ def prepare_postgres(folder: StackFolder, port: int) -> Program:
     cluster = folder.data / "postgres"
     if not cluster.exists():
         _init(prefix, cluster, folder.data / "password", folder)
-    return Program(
-        name="postgres",
-        command=[
-            *prefix, _binary("postgres"), "-D", cluster, "--listen_addresses=127.0.0.1", f"--port={port}",
-            "--unix_socket_directories=", f"--max_connections={MAX_CONNECTIONS}",
-        ],
-        # SIGINT requests a fast shutdown, which disconnects the clients instead of waiting for them.
-        stop_signal=signal.SIGINT,
-    )  # fmt: skip
+    command = [
+        *prefix, _binary("postgres"), "-D", cluster, "--listen_addresses=127.0.0.1", f"--port={port}",
+        "--unix_socket_directories=", f"--max_connections={MAX_CONNECTIONS}",
+    ]  # fmt: skip
+    # SIGINT requests a fast shutdown, which disconnects the clients instead of waiting for them.
+    return Program("postgres", command, stop_signal=signal.SIGINT)
 
 
 async def postgres_ready(port: int) -> bool:

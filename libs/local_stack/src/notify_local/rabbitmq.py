@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import httpx
 
-from notify_local.errors import CannotRun
+from notify_local.console import CannotRun
 from notify_local.folder import StackFolder
 from notify_local.supervisor import Program
 
@@ -33,12 +33,8 @@ def prepare_epmd(port: int) -> Program:
     epmd = shutil.which("epmd") or shutil.which("epmd", path="/usr/lib/erlang/bin")
     if epmd is None:
         raise CannotRun("RabbitMQ is installed, but Erlang's epmd is not on the PATH.")
-    return Program(
-        name="epmd",
-        command=[epmd, "-address", "127.0.0.1", "-port", str(port)],
-        # epmd can ignore SIGTERM. SIGKILL is safe, because the node has stopped by then.
-        stop_signal=signal.SIGKILL,
-    )
+    # epmd can ignore SIGTERM. SIGKILL is safe, because the node has stopped by then.
+    return Program("epmd", [epmd, "-address", "127.0.0.1", "-port", str(port)], stop_signal=signal.SIGKILL)
 
 
 def prepare_rabbitmq(folder: StackFolder, server: Path, ports: NodePorts) -> Program:

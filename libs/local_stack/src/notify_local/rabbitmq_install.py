@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from notify_local.console import say
-from notify_local.errors import CannotRun
+from notify_local.console import CannotRun, say
 
 # The script in /usr/sbin would switch to the package's user and data.
 DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

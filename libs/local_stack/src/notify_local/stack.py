@@ -105,9 +105,9 @@ async def running_services(folder: StackFolder) -> AsyncIterator[Stack]:
 
 def as_environment(settings: BaseSettings) -> dict[str, str]:
     """Return the environment variables that produce these settings."""
-    values = {name.upper(): getattr(settings, name) for name in type(settings).model_fields}
     return {
-        name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in values.items()
+        name.upper(): value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name, value in settings
     }
 
 

@@ -10,8 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from notify_local.console import console, say
-from notify_local.errors import CannotRun
+from notify_local.console import CannotRun, console, say
 from notify_local.folder import StackFolder
 
 READY_INTERVAL = 0.1  # seconds
@@ -191,7 +190,5 @@ def _cause(code: int) -> str:
 
 
 def _style(line: str) -> str | None:
-    for level, style in ((" WARNING ", "yellow"), (" ERROR ", "red"), (" CRITICAL ", "red")):
-        if level in line:
-            return style
-    return None
+    styles = {" WARNING ": "yellow", " ERROR ": "red", " CRITICAL ": "red"}
+    return next((style for level, style in styles.items() if level in line), None)
