@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,16 +97,16 @@ def main() -> None:
     demo.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE)
     arguments = parser.parse_args()
     folder = StackFolder(arguments.folder.resolve())
-    work = {
+    commands_by_name: dict[str, Callable[[], Coroutine[Any, Any, int | None]]] = {
         "up": lambda: _up(folder, dict(arguments.scale)),
         "servers": lambda: _servers(folder),
         "services": lambda: _services(folder),
         "demo": lambda: run_demo(folder, arguments.file),
-    }[arguments.command]()
+    }
     try:
         # A signal is the normal end of a server, but interrupts a demo.
         stopped = INTERRUPTED if arguments.command == "demo" else 0
-        sys.exit(asyncio.run(_until_signal(work, code_when_stopped=stopped)))
+        sys.exit(asyncio.run(_until_signal(commands_by_name[arguments.command](), code_when_stopped=stopped)))
     except CannotRun as error:
         sys.exit(str(error))
 

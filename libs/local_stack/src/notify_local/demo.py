@@ -2,12 +2,10 @@
 
 import asyncio
 import csv
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import quantiles
@@ -15,14 +13,13 @@ from typing import Any
 
 import httpx
 from notify_common.contracts.channels import Channel
-from notify_common.runtime.settings import EnvironmentSettings, load_settings
-from pydantic import SecretStr
+from notify_common.runtime.settings import load_settings
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from notify_local.console import CannotRun, console, say
 from notify_local.folder import StackFolder
-from notify_local.stack import running_system
+from notify_local.stack import GatewayOptions, running_system
 
 # Optional columns are subject and one per channel, with the recipient on it.
 REQUIRED_COLUMNS = frozenset({"user_id", "channels", "message"})
@@ -36,17 +33,33 @@ STALL_TIMEOUT = 600.0  # seconds without any notification becoming final
 FINAL = frozenset({"sent", "failed", "expired", "cancelled"})
 
 Json = dict[str, Any]
-JSON_HEADERS = {"Content-Type": "application/json"}
 
 
-@dataclass
 class DemoRun:
-    """The progress of a demo."""
+    """The progress of a demo, shown as live bars on a terminal, otherwise as a line every few seconds."""
 
-    rows: int = 0
-    bad_rows: list[tuple[int, str]] = field(default_factory=list)
-    open_ids: set[str] = field(default_factory=set)
-    final: list[Json] = field(default_factory=list)
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.bad_rows: list[tuple[int, str]] = []
+        self.open_ids: set[str] = set()
+        self.final: list[Json] = []
+        self.display = Progress(
+            TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._accepted_bar = self.display.add_task("accepted", total=rows)
+        self._final_bar = self.display.add_task("final", total=rows)
+        self._next_line = time.monotonic() + PLAIN_LINE_INTERVAL
+
+    def show(self) -> None:
+        """Update the display."""
+        final = len(self.final)
+        accepted = len(self.open_ids) + final
+        self.display.update(self._accepted_bar, completed=accepted)
+        self.display.update(self._final_bar, completed=final)
+        if not console.is_terminal and time.monotonic() > self._next_line:
+            say(f"accepted {accepted} of {self.rows}, final {final}")
+            self._next_line = time.monotonic() + PLAIN_LINE_INTERVAL
 
 
 async def run_demo(folder: StackFolder, file: Path) -> int:
@@ -56,32 +69,26 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
         _gateway(folder) as url,
         httpx.AsyncClient(base_url=url, headers=_authorization(), timeout=30, trust_env=False) as client,
     ):
-        run = DemoRun(rows=len(rows))
         say(f"Sending {len(rows)} rows of {file} to {url}")
-        with _Progress(run) as progress:
-            await _send_all(client, rows, run, progress)
-            await _follow(client, run, progress)
+        run = DemoRun(len(rows))
+        with run.display:
+            await _send_all(client, rows, run)
+            await _follow(client, run)
     for line, problem in sorted(run.bad_rows):
         say(f"line {line}: {problem}")
     console.print(_table(run.final))
-    complete = not run.bad_rows and not run.open_ids
     say(
         f"{len(run.final)} of {run.rows} notifications are final"
         + (f", {len(run.bad_rows)} rows were rejected" if run.bad_rows else "")
         + (f", {len(run.open_ids)} are still open" if run.open_ids else "")
         + "."
     )
-    return 0 if complete else 1
-
-
-class GatewayKey(EnvironmentSettings):
-    """The gateway's own setting of its first API key, which the demo needs if AUTH=on."""
-
-    bootstrap_api_key: SecretStr | None = None
+    return 1 if run.bad_rows or run.open_ids else 0
 
 
 def _authorization() -> dict[str, str]:
-    key = load_settings(GatewayKey).bootstrap_api_key
+    """Return the header with the gateway's first API key, which the demo needs if AUTH=on."""
+    key = load_settings(GatewayOptions).bootstrap_api_key
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 
@@ -135,9 +142,7 @@ async def _gateway(folder: StackFolder) -> AsyncIterator[str]:
     yield addresses["GATEWAY_URL"]
 
 
-async def _send_all(
-    client: httpx.AsyncClient, rows: list[tuple[int, Json]], run: DemoRun, progress: "_Progress"
-) -> None:
+async def _send_all(client: httpx.AsyncClient, rows: list[tuple[int, Json]], run: DemoRun) -> None:
     slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
     async def send(line: int, row: Json) -> None:
@@ -146,7 +151,7 @@ async def _send_all(
                 run.open_ids.add(await _post(client, _request(row)))
             except _RowRejected as rejection:
                 run.bad_rows.append((line, str(rejection)))
-        progress.show()
+        run.show()
 
     await asyncio.gather(*(send(line, row) for line, row in rows))
 
@@ -157,13 +162,11 @@ class _RowRejected(Exception):
 
 async def _post(client: httpx.AsyncClient, request: Json) -> str:
     """Post the request, repeat it while the gateway answers 503, and return the notification's id."""
-    try:
-        content = json.dumps(request, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise _RowRejected("is not UTF-8") from None
     for _ in range(MAX_TRIES):
         try:
-            response = await client.post("/api/notifications", content=content, headers=JSON_HEADERS)
+            response = await client.post("/api/notifications", json=request)
+        except UnicodeEncodeError:
+            raise _RowRejected("is not UTF-8") from None
         except httpx.TransportError as error:
             # It is not repeated, because the gateway may have accepted it.
             raise _RowRejected(f"no response ({type(error).__name__}); it may have been accepted") from None
@@ -175,7 +178,7 @@ async def _post(client: httpx.AsyncClient, request: Json) -> str:
     raise _RowRejected(f"the gateway was unavailable {MAX_TRIES} times")
 
 
-async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress") -> None:
+async def _follow(client: httpx.AsyncClient, run: DemoRun) -> None:
     """Poll every open notification until all of its deliveries are final, or nothing changes any more."""
     slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
@@ -191,7 +194,7 @@ async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress"
         if all(delivery["status"] in FINAL for delivery in notification["deliveries"]):
             run.open_ids.remove(notification_id)
             run.final.append(notification)
-        progress.show()
+        run.show()
 
     last_change, known = time.monotonic(), 0
     while run.open_ids and time.monotonic() - last_change < STALL_TIMEOUT:
@@ -200,36 +203,6 @@ async def _follow(client: httpx.AsyncClient, run: DemoRun, progress: "_Progress"
             last_change, known = time.monotonic(), len(run.final)
         if run.open_ids:
             await asyncio.sleep(POLL_INTERVAL)
-
-
-class _Progress:
-    """A progress display: live bars on a terminal, otherwise a line every few seconds."""
-
-    def __init__(self, run: DemoRun) -> None:
-        self._run = run
-        self._live = Progress(
-            TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._accepted = self._live.add_task("accepted", total=run.rows)
-        self._final = self._live.add_task("final", total=run.rows)
-        self._next_line = time.monotonic() + PLAIN_LINE_INTERVAL
-
-    def show(self) -> None:
-        final = len(self._run.final)
-        accepted = len(self._run.open_ids) + final
-        self._live.update(self._accepted, completed=accepted)
-        self._live.update(self._final, completed=final)
-        if not console.is_terminal and time.monotonic() > self._next_line:
-            say(f"accepted {accepted} of {self._run.rows}, final {final}")
-            self._next_line = time.monotonic() + PLAIN_LINE_INTERVAL
-
-    def __enter__(self) -> "_Progress":
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
 
 
 def _table(notifications: list[Json]) -> Table:
@@ -248,10 +221,10 @@ def _table(notifications: list[Json]) -> Table:
         table.add_column(heading, justify="right")
     for kind in sorted(attempts):
         counts = attempts[kind]
-        p50, p95, p99 = _percentiles(latencies[kind])
         table.add_row(
             *kind, str(counts.total()), str(sum(number * count for number, count in counts.items())),
-            str(counts[1]), str(counts[2]), str(counts.total() - counts[0] - counts[1] - counts[2]), p50, p95, p99,
+            str(counts[1]), str(counts[2]), str(counts.total() - counts[0] - counts[1] - counts[2]),
+            *_percentiles(latencies[kind]),
         )  # fmt: skip
     table.caption = "1, 2, 3+: deliveries by their number of attempts; seconds: from acceptance to the last attempt"
     return table

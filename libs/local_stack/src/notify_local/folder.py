@@ -3,7 +3,7 @@
 import fcntl
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -72,14 +72,12 @@ class StackFolder:
     def end_leftovers(self) -> None:
         """End the processes that a killed stack left running."""
         for file in self.run.glob("*.pid"):
-            try:
+            with suppress(psutil.NoSuchProcess, ValueError):
                 process = psutil.Process(int(file.read_text()))
                 # A process younger than the file is an unrelated one that reuses the process id.
                 if process.create_time() <= file.stat().st_mtime + 1:
                     say(f"Ending {file.stem}, left over by a stack that was killed (pid {process.pid})")
                     _end(process)
-            except (psutil.NoSuchProcess, ValueError):
-                pass
             file.unlink(missing_ok=True)
 
 

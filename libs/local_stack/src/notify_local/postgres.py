@@ -25,7 +25,7 @@ def prepare_postgres(folder: StackFolder, port: int) -> Program:
     cluster = folder.data / "postgres"
     if not cluster.exists():
         _init(prefix, cluster, folder.data / "password", folder)
-    command = [
+    command: list[str | Path] = [
         *prefix, _binary("postgres"), "-D", cluster, "--listen_addresses=127.0.0.1", f"--port={port}",
         "--unix_socket_directories=", f"--max_connections={MAX_CONNECTIONS}",
     ]  # fmt: skip

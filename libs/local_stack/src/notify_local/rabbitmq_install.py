@@ -36,10 +36,9 @@ def _install(log: Path) -> Path:
         _run([brew, "install", "rabbitmq"], log)
     else:
         raise CannotRun(NOT_INSTALLED.format(reason="neither apt-get nor Homebrew is available"))
-    found = _find()
-    if found is None:
-        raise CannotRun(NOT_INSTALLED.format(reason=f"the package contains no rabbitmq-server; see {log}"))
-    return found
+    if found := _find():
+        return found
+    raise CannotRun(NOT_INSTALLED.format(reason=f"the package contains no rabbitmq-server; see {log}"))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 from notify_common.contracts.channels import Channel
@@ -37,9 +37,10 @@ FIRST_HEALTH_PORT = 8081
 
 
 class GatewayOptions(ServiceSettings):
-    """The settings of the gateway that the local stack passes on. Authentication is off by default here."""
+    """The settings of the gateway that the local stack needs. Authentication is off by default here."""
 
     auth: str = "off"
+    bootstrap_api_key: SecretStr | None = None
     app_host: str = LOCALHOST
     app_port: int = Field(8080, ge=1, le=65535)
 
@@ -144,6 +145,9 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
             "RABBITMQ_USER": rabbitmq.USER,
             "RABBITMQ_PASSWORD": password,
             "RABBITMQ_VHOST": "/",
+            # The gateway reads queue statistics there and links to the UI.
+            "RABBITMQ_MANAGEMENT_URL": f"http://127.0.0.1:{node_ports.management}",
+            "RABBITMQ_UI_URL": f"http://127.0.0.1:{node_ports.management}",
         },
     )
 
@@ -166,24 +170,11 @@ async def _start_services(
     for replica in range(scale.get("gateway", 1)):
         port = ports.free(options.app_port + replica * REPLICA_PORT_STEP)
         health_port = ports.free(GATEWAY_HEALTH_PORT + replica * REPLICA_PORT_STEP)
-        environment = {
-            **settings, **_management(servers),
-            "APP_PORT": str(port), "AUTH": options.auth, "HEALTH_PORT": str(health_port),
-        }  # fmt: skip
+        environment = {**settings, "APP_PORT": str(port), "AUTH": options.auth, "HEALTH_PORT": str(health_port)}
         program = _service("gateway", replica, environment, shown=show_logs)
         await supervisor.start(program, _ready_at(port, host), SERVICE_START_TIMEOUT)
         gateways[f"GATEWAY_{replica + 1}_URL" if replica else "GATEWAY_URL"] = f"http://{host}:{port}"
     return Stack({**gateways, **servers.addresses}, settings)
-
-
-def _management(servers: Stack) -> dict[str, str]:
-    """Return the gateway's settings for RabbitMQ's queue statistics and the link to its UI."""
-    url = servers.addresses.get("RABBITMQ_MANAGEMENT_URL")
-    if url is None:
-        return {}
-    address = urlsplit(url)
-    plain = f"http://{address.hostname}:{address.port}"
-    return {"RABBITMQ_MANAGEMENT_URL": plain, "RABBITMQ_UI_URL": plain}
 
 
 def _service(service: str, replica: int, environment: Mapping[str, str], *, shown: bool) -> Program:

@@ -18,7 +18,7 @@ TAIL_LINES = 15  # lines of its log shown when a program fails
 FIRST_RESTART_DELAY = 0.5  # seconds, doubled by each consecutive death
 MAX_RESTART_DELAY = 15.0  # seconds
 STABLE_AFTER = 30.0  # seconds after which a death does not count as consecutive
-NOT_INHERITED = ("PG", "POSTGRES_", "RABBITMQ_")
+NOT_INHERITED = ("PG", "POSTGRES_", "RABBITMQ_")  # variables that would point a process at other servers
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -103,10 +103,11 @@ class _Supervised:
         return CannotRun(f"{self._program.name} {problem}; see {self._log}\n{tail}")
 
     async def spawn(self) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         self._process = await asyncio.create_subprocess_exec(
             *self._program.command,
             cwd=self._program.folder,
-            env={**_inherited_environment(), **self._program.environment},
+            env={**inherited, **self._program.environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -172,11 +173,6 @@ async def _line(stream: asyncio.StreamReader) -> bytes:
         return end.partial
     except asyncio.LimitOverrunError as overrun:
         return await stream.readexactly(overrun.consumed)
-
-
-def _inherited_environment() -> dict[str, str]:
-    """Return the user's environment without the variables that would point a process at other servers."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
 
 
 def _die_with_parent() -> None:
