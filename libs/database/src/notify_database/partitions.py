@@ -94,9 +94,8 @@ async def _make(connection: AsyncConnection, table: str, storage: str, begin: da
 
 async def _attach(connection: AsyncConnection, table: str, end: datetime, begin: UUID | None) -> None:
     bounds = f"FROM ({'MINVALUE' if begin is None else repr(str(begin))}) TO ('{first_id_at(end)}')"
-    await connection.execute(
-        text(f"ALTER TABLE {table} ATTACH PARTITION {partition_name(table, end)} FOR VALUES {bounds}")
-    )
+    partition = partition_name(table, end)
+    await connection.execute(text(f"ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES {bounds}"))
 
 
 async def _drop(connection: AsyncConnection, end: datetime) -> bool:
