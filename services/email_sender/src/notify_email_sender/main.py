@@ -1,5 +1,7 @@
 """Starts the email sender with the provider that its settings choose."""
 
+from functools import partial
+
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import load_settings
@@ -19,9 +21,5 @@ def main() -> None:
     if settings.email_provider is EmailProvider.SMTP:
         provider = Smtp(settings)
         limits = ProviderLimits(concurrency=settings.smtp_connections, rate=settings.email_rate)
-    run(
-        lambda: run_sender(
-            settings, channel=Channel.EMAIL, provider=provider, limits=limits, health_port=settings.health_port
-        ),
-        settings,
-    )
+    start = partial(run_sender, settings, channel=Channel.EMAIL, health_port=settings.health_port)
+    run(lambda: start(provider=provider, limits=limits), settings)

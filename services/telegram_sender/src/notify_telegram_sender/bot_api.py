@@ -16,7 +16,7 @@ from notify_telegram_sender.settings import TelegramSenderSettings
 CONNECT_TIMEOUT = 10.0  # seconds; a response has the whole time of the attempt
 PART_INTERVAL = 1.0  # seconds between two messages to one chat
 MAX_WAIT = 3600  # seconds, an upper limit for the response's retry_after
-MESSAGE_LENGTH = 4096  # UTF-16 code units
+MESSAGE_BYTES = 2 * 4096  # the limit is 4096 UTF-16 code units
 # These mean that the token is wrong or revoked, which must not consume the retry budget of deliveries.
 TOKEN_REJECTED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND})
 
@@ -115,19 +115,11 @@ def _failure(response: _Response) -> errors.ProviderFailure:
 def split(text: str) -> list[str]:
     """Split the text into parts that Telegram accepts, preferably after a paragraph, else a line, else a word."""
     parts = []
-    while _length(text) > MESSAGE_LENGTH:
-        fitting = _fitting(text)
+    while len(encoded := text.encode("utf-16-le")) > MESSAGE_BYTES:
+        # A surrogate pair that the limit would split belongs to the next part.
+        fitting = encoded[:MESSAGE_BYTES].decode("utf-16-le", errors="ignore")
         ends = (fitting.rfind(mark) for mark in ("\n\n", "\n", " "))
         end = next((end for end in ends if end > len(fitting) // 2), len(fitting))
         parts.append(text[:end].rstrip())
         text = text[end:].lstrip()
     return [part for part in (*parts, text) if part]
-
-
-def _length(text: str) -> int:
-    return len(text.encode("utf-16-le")) // 2
-
-
-def _fitting(text: str) -> str:
-    """Return the longest prefix that fits into a message, without splitting a surrogate pair."""
-    return text.encode("utf-16-le")[: 2 * MESSAGE_LENGTH].decode("utf-16-le", errors="ignore")

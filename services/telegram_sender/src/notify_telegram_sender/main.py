@@ -1,5 +1,7 @@
 """Starts the telegram sender with the provider that its settings choose."""
 
+from functools import partial
+
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import load_settings
@@ -23,9 +25,5 @@ def main() -> None:
             rate=settings.telegram_rate,
             rate_per_recipient=settings.telegram_rate_per_chat,
         )
-    run(
-        lambda: run_sender(
-            settings, channel=Channel.TELEGRAM, provider=provider, limits=limits, health_port=settings.health_port
-        ),
-        settings,
-    )
+    start = partial(run_sender, settings, channel=Channel.TELEGRAM, health_port=settings.health_port)
+    run(lambda: start(provider=provider, limits=limits), settings)

@@ -1,6 +1,7 @@
 """Starts the webhook sender with the provider that its settings choose."""
 
 from datetime import timedelta
+from functools import partial
 
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.process import run
@@ -26,9 +27,5 @@ def main() -> None:
         limits = ProviderLimits(
             concurrency=settings.webhook_calls_per_host, admission_timeout=ADMISSION_TIMEOUT, provider_of=host_of
         )
-    run(
-        lambda: run_sender(
-            settings, channel=Channel.WEBHOOK, provider=provider, limits=limits, health_port=settings.health_port
-        ),
-        settings,
-    )
+    start = partial(run_sender, settings, channel=Channel.WEBHOOK, health_port=settings.health_port)
+    run(lambda: start(provider=provider, limits=limits), settings)

@@ -9,7 +9,7 @@ import ssl
 import time
 from base64 import b64encode
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -191,14 +191,12 @@ def _wait(retry_after: str) -> timedelta | None:
 async def _finish(response: httpcore.Response) -> bytes:
     """Read the beginning of the body and release the connection, which is reusable if the body ended there."""
     body = b""
-    try:
-        async with asyncio.timeout(READ_TIMEOUT):
-            async for part in response.aiter_stream():
-                body += part
-                if len(body) >= READ_LENGTH:
-                    break
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
-        pass  # TimeoutError is an OSError
-    finally:
-        await response.aclose()
+    async with aclosing(response):
+        # TimeoutError is an OSError.
+        with suppress(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
+            async with asyncio.timeout(READ_TIMEOUT):
+                async for part in response.aiter_stream():
+                    body += part
+                    if len(body) >= READ_LENGTH:
+                        break
     return body
