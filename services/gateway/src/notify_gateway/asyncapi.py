@@ -92,10 +92,7 @@ def asyncapi_document() -> dict[str, Any]:
         "operations": {
             f"{action}_{each.name}": _operation(action, each) for each in flows for action in ("send", "receive")
         },
-        "components": {
-            "schemas": schemas["$defs"],
-            "messages": {model.__name__: _message(model) for model in models},
-        },
+        "components": {"schemas": schemas["$defs"], "messages": {model.__name__: _message(model) for model in models}},
     }
 
 

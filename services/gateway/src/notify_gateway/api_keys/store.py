@@ -8,17 +8,19 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from cachetools import TTLCache
 from notify_common.contracts.ids import new_id, to_millisecond
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import database_errors
 from notify_database.models import ApiKey
-from sqlalchemy import case, or_, select, update
+from sqlalchemy import Row, case, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
 
 CACHE_SECONDS = 5.0  # a revoked key may be accepted for this long
@@ -43,9 +45,7 @@ class ApiKeyStore:
             return cached
         async with self._looking_up:
             # Another request may have cached the key while this one waited.
-            if (cached := self._cache.get(hashed)) is not None:
-                return cached
-            principal = await self._look_up(hashed)
+            principal = self._cache.get(hashed) or await self._look_up(hashed)
             if principal is not None:
                 self._cache[hashed] = principal
             return principal
@@ -54,9 +54,7 @@ class ApiKeyStore:
         """Create a key; return its id and the key itself, which cannot be read again."""
         token = PREFIX + secrets.token_urlsafe(32)
         key_id = new_id(utc_now())
-        with database_errors():
-            async with self._engine.begin() as connection:
-                await connection.execute(insert(ApiKey).values(_values(key_id, token, tenant, name, scopes)))
+        await execute(self._engine, insert(ApiKey).values(_values(key_id, token, tenant, name, scopes)))
         return key_id, token
 
     async def ensure_bootstrap_key(self, token: str) -> None:
@@ -73,29 +71,20 @@ class ApiKeyStore:
             },
             where=or_(ApiKey.hash != new.hash, ApiKey.scopes != new.scopes),
         )
-        with database_errors():
-            async with self._engine.begin() as connection:
-                await connection.execute(statement)
+        await execute(self._engine, statement)
 
-    async def list(self) -> list[ApiKey]:
-        """Return all keys, oldest first, including revoked ones."""
-        with database_errors():
-            async with AsyncSession(self._engine, expire_on_commit=False) as session:
-                return list(await session.scalars(select(ApiKey).order_by(ApiKey.id)))
+    async def list(self) -> Sequence[Row[Any]]:
+        """Return the `api_keys` rows of all keys, oldest first, including revoked ones."""
+        return (await execute(self._engine, select(ApiKey).order_by(ApiKey.id))).all()
 
     async def revoke(self, key_id: UUID) -> bool:
         """Revoke a key; return whether it was valid."""
         statement = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=utc_now())
-        with database_errors():
-            async with self._engine.begin() as connection:
-                result = await connection.execute(statement)
-        return result.rowcount > 0
+        return (await execute(self._engine, statement)).rowcount > 0
 
     async def _look_up(self, hashed: bytes) -> Principal | None:
         statement = select(ApiKey).where(ApiKey.hash == hashed, ApiKey.revoked_at.is_(None))
-        with database_errors():
-            async with AsyncSession(self._engine) as session:
-                key = await session.scalar(statement)
+        key = (await execute(self._engine, statement)).one_or_none()
         if key is None or not hmac.compare_digest(key.hash, hashed):
             return None
         # A newer gateway may have stored scopes that this one does not know.

@@ -12,12 +12,13 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import accepted_at, first_id_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.contracts.topology import delivery_queue_name, retry_exchange
-from notify_database.engine import autocommitting, database_errors
+from notify_database.engine import autocommitting
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.console.queue_statistics import QueueStatistics, QueueStatisticsClient
 from notify_gateway.console.schemas import ChannelOverview, Failures, OverviewView, SecondsOverview
+from notify_gateway.database import execute
 from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
@@ -130,12 +131,10 @@ class Overview:
     async def _read_database(self, begin: int, end: int) -> Sequence[Row[Any]]:
         """Count the deliveries accepted from `begin` to `end`; return the latest failures."""
         first_id, end_id = (first_id_at(datetime.fromtimestamp(second, UTC)) for second in (begin, end))
-        with database_errors():
-            async with self._engine.connect() as connection:
-                for row in await connection.execute(ACCEPTED, {"first_id": first_id, "end_id": end_id}):
-                    self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted
-                self._accepted_until = end
-                return (await connection.execute(FAILED, {"latest": LATEST})).all()
+        for row in await execute(self._engine, ACCEPTED, first_id=first_id, end_id=end_id):
+            self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted
+        self._accepted_until = end
+        return (await execute(self._engine, FAILED, latest=LATEST)).all()
 
     def _channel(
         self, channel: Channel, seconds: range, queues: Mapping[str, QueueStatistics] | None

@@ -10,6 +10,7 @@ from notify_database.models import RetryJob
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from notify_gateway.database import execute
 from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
 
 DEFAULT_WINDOW = timedelta(hours=24)
@@ -23,17 +24,15 @@ class RetryJobs:
 
     async def start(self, job: RetryJob) -> RetryJobView:
         """Store the job, so that a gateway starts to process it."""
-        view = RetryJobView.model_validate(job)
         with database_errors():
-            async with AsyncSession(self._engine) as session, session.begin():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
                 session.add(job)
-        return view
+        return RetryJobView.model_validate(job)
 
     async def get(self, tenant: str, job_id: UUID) -> RetryJobView | None:
         """Return the tenant's job with its progress, or None if there is none."""
-        with database_errors():
-            async with AsyncSession(self._engine) as session:
-                job = await session.scalar(select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant))
+        statement = select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant)
+        job = (await execute(self._engine, statement)).one_or_none()
         return None if job is None else RetryJobView.model_validate(job)
 
 

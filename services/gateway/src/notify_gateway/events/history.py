@@ -8,10 +8,11 @@ from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import StatusChange
-from notify_database.engine import autocommitting, database_errors
+from notify_database.engine import autocommitting
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import execute
 from notify_gateway.errors import TooManyMissed
 from notify_gateway.events.schemas import StatusEvent
 
@@ -26,9 +27,7 @@ OWNERS = text("""
     SELECT id, tenant, user_id FROM notifications
     WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
 """)
-CHANGED = text("""
-    SELECT count(*) FROM (SELECT FROM deliveries WHERE updated_at >= :since LIMIT :limit) AS changed
-""")
+CHANGED = text("SELECT count(*) FROM (SELECT FROM deliveries WHERE updated_at >= :since LIMIT :limit) AS changed")
 SINCE = text("""
     SELECT d.id AS delivery_id, d.notification_id, n.user_id, d.channel, d.status, d.round, d.attempt,
            a.error_class, a.error_code, d.updated_at AS changed_at
@@ -72,9 +71,8 @@ class EventHistory:
 
     async def now(self) -> datetime:
         """Return PostgreSQL's current time, the position of a subscriber that has missed nothing."""
-        with database_errors():
-            async with self._replaying, self._engine.connect() as connection:
-                now: datetime = (await connection.execute(text("SELECT now()"))).scalar_one()
+        async with self._replaying:
+            now: datetime = (await execute(self._engine, text("SELECT now()"))).scalar_one()
         return now
 
     async def events(self, changes: Sequence[StatusChange]) -> list[tuple[str, StatusEvent]]:
@@ -82,10 +80,7 @@ class EventHistory:
         ids = sorted({change.notification_id for change in changes})
         if not ids:
             return []
-        with database_errors():
-            async with self._engine.connect() as connection:
-                parameters = {"ids": ids, "first_id": ids[0], "last_id": ids[-1]}
-                rows = (await connection.execute(OWNERS, parameters)).all()
+        rows = await execute(self._engine, OWNERS, ids=ids, first_id=ids[0], last_id=ids[-1])
         owners = {row.id: (row.tenant, row.user_id) for row in rows}
         return [
             (owner[0], StatusEvent.model_construct(**vars(change), user_id=owner[1]))
@@ -96,13 +91,11 @@ class EventHistory:
     async def since(self, position: datetime, event_filter: EventFilter) -> list[StatusEvent]:
         """Return the latest state of each delivery changed since `position`, oldest first; raise `TooManyMissed`."""
         since = position - OVERLAP
-        parameters = {"since": since, "limit": MAX_REPLAYED + 1, **asdict(event_filter)}
-        bound = {"since": since, "limit": MAX_SCANNED + 1}
-        with database_errors():
-            async with self._replaying, self._engine.connect() as connection:
-                if (await connection.execute(CHANGED, bound)).scalar_one() > MAX_SCANNED:
-                    raise TooManyMissed
-                rows = (await connection.execute(SINCE, parameters)).all()
+        async with self._replaying:
+            if (await execute(self._engine, CHANGED, since=since, limit=MAX_SCANNED + 1)).scalar_one() > MAX_SCANNED:
+                raise TooManyMissed
+            found = await execute(self._engine, SINCE, since=since, limit=MAX_REPLAYED + 1, **asdict(event_filter))
+        rows = found.all()
         if len(rows) > MAX_REPLAYED:
             raise TooManyMissed
         return [StatusEvent.model_validate(row, from_attributes=True) for row in rows]

@@ -86,19 +86,10 @@ def body_hash(request: NotificationRequest) -> bytes:
 
 async def claim_keys(connection: AsyncConnection, responses: Responses) -> Responses:
     """Record `responses` under their keys; return the recorded responses of keys that were already claimed."""
-    claimed = {
-        (row.tenant, row.key)
-        for row in await connection.execute(
-            CLAIM,
-            {
-                "tenants": [tenant for tenant, _ in responses],
-                "keys": [key for _, key in responses],
-                "body_hashes": [recorded.body_hash for recorded in responses.values()],
-                "responses": [recorded.response for recorded in responses.values()],
-                "lifetime": LIFETIME,
-            },
-        )
-    }
+    rows = ((*tenant_key, recorded.body_hash, recorded.response) for tenant_key, recorded in responses.items())
+    tenants, keys, hashes, texts = zip(*rows, strict=True)
+    parameters = {"tenants": tenants, "keys": keys, "body_hashes": hashes, "responses": texts, "lifetime": LIFETIME}
+    claimed = {(row.tenant, row.key) for row in await connection.execute(CLAIM, parameters)}
     taken = [tenant_key for tenant_key in responses if tenant_key not in claimed]
     return await _recorded(connection, taken) if taken else {}
 
@@ -118,5 +109,5 @@ async def clean_up(engine: AsyncEngine) -> bool:
 
 async def _recorded(connection: AsyncConnection, tenant_keys: Sequence[TenantKey]) -> Responses:
     tenants, keys = zip(*tenant_keys, strict=True)
-    rows = await connection.execute(RECORDED, {"tenants": list(tenants), "keys": list(keys)})
+    rows = await connection.execute(RECORDED, {"tenants": tenants, "keys": keys})
     return {(row.tenant, row.key): RecordedResponse(bytes(row.body_hash), row.answer) for row in rows}
