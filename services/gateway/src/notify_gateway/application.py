@@ -23,7 +23,6 @@ from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
-from notify_gateway.deliveries.retry_jobs import RetryJobs
 from notify_gateway.events.history import EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.health import MetricsExposition, Readiness
@@ -66,14 +65,8 @@ class Gateway:
         registry = process_registry()
         self.metrics = GatewayMetrics(registry)
 
-        self.relay = relay_class(
-            self._broker,
-            publisher_class(self._broker),
-            OutboxStore(self._relay_engine),
-            self._events,
-            self.metrics,
-            tracing,
-        )
+        publisher, relayed = publisher_class(self._broker), OutboxStore(self._relay_engine)
+        self.relay = relay_class(self._broker, publisher, relayed, self._events, self.metrics, tracing)
         self.intake = NotificationIntake(
             self._engine,
             self.relay,
@@ -106,7 +99,6 @@ class Gateway:
             NotificationCanceller(self._engine, self._events.publish),
             DeliveryQueries(self._engine),
             self.retries,
-            RetryJobs(self._engine),
             UserChannels(self._engine),
             self._history,
             self.event_hub,

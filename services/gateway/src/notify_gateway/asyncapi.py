@@ -12,32 +12,23 @@ from functools import cache
 from typing import Any
 
 from faststream.rabbit import RabbitExchange
-from notify_common.contracts import topology
+from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import (
-    DELIVERY_ID_HEADER,
-    NOTIFICATION_ID_HEADER,
-    ROUND_HEADER,
-    DeliveryRequested,
-    DeliveryResults,
-    DeliveryStatus,
-    StatusChanges,
-)
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 from notify_common.version import VERSION
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 DELIVERY_HEADERS = {
-    DELIVERY_ID_HEADER: {"type": "string", "format": "uuid"},
-    NOTIFICATION_ID_HEADER: {"type": "string", "format": "uuid"},
-    ROUND_HEADER: {"type": "integer"},
+    messages.DELIVERY_ID_HEADER: {"type": "string", "format": "uuid"},
+    messages.NOTIFICATION_ID_HEADER: {"type": "string", "format": "uuid"},
+    messages.ROUND_HEADER: {"type": "integer"},
     TRACEPARENT_HEADER: {"type": "string", "description": "W3C Trace Context, if the delivery is traced."},
 }
 PARAMETERS: dict[str, Any] = {
     "delay_ms": {"description": "The number of milliseconds that the message waits in the retry queue."},
     "channel": {"enum": [channel.value for channel in Channel]},
-    "status": {"enum": [status.value for status in DeliveryStatus]},
+    "status": {"enum": [status.value for status in messages.DeliveryStatus]},
 }
 
 
@@ -55,20 +46,17 @@ class MessageFlow:
 
 
 def _message_flows() -> Iterable[MessageFlow]:
+    request = messages.DeliveryRequested
     for channel in Channel:
-        sender = f"{channel}_sender"
-        yield MessageFlow(f"{channel}", topology.NOTIFICATIONS, channel, DeliveryRequested, "gateway", sender)
-        yield MessageFlow(
-            f"{channel}_retry", topology.retry_exchange(channel), "{delay_ms}", DeliveryRequested, sender, sender
-        )
+        sender, retries = f"{channel}_sender", topology.retry_exchange(channel)
+        yield MessageFlow(f"{channel}", topology.NOTIFICATIONS, channel, request, "gateway", sender)
+        yield MessageFlow(f"{channel}_retry", retries, "{delay_ms}", request, sender, sender)
     senders = ", ".join(f"{channel}_sender" for channel in Channel)
-    yield MessageFlow(
-        "results", topology.RESULTS, topology.RESULTS_ROUTING_KEY, DeliveryResults, senders, "status_writer"
-    )
-    publishers, subscribers = "status_writer, gateway", "any subscriber, such as GET /api/events"
-    yield MessageFlow(
-        "events", topology.EVENTS, "{channel}.{status}", StatusChanges, publishers, subscribers, persistent=False
-    )
+    key = topology.RESULTS_ROUTING_KEY
+    yield MessageFlow("results", topology.RESULTS, key, messages.DeliveryResults, senders, "status_writer")
+    key, subscribers = "{channel}.{status}", "any subscriber, such as GET /api/events"
+    publishers = "status_writer, gateway"
+    yield MessageFlow("events", topology.EVENTS, key, messages.StatusChanges, publishers, subscribers, persistent=False)
 
 
 @cache
@@ -97,18 +85,12 @@ def asyncapi_document() -> dict[str, Any]:
 
 
 def _channel(flow: MessageFlow) -> dict[str, Any]:
-    exchange = flow.exchange
+    exchange = {"name": flow.exchange.name, "type": flow.exchange.type.value, "durable": flow.exchange.durable}
     return {
         "address": flow.routing_key,
         "messages": {flow.message.__name__: {"$ref": f"#/components/messages/{flow.message.__name__}"}},
         "parameters": {name: PARAMETERS[name] for name in PARAMETERS if f"{{{name}}}" in flow.routing_key},
-        "bindings": {
-            "amqp": {
-                "is": "routingKey",
-                "exchange": {"name": exchange.name, "type": exchange.type.value, "durable": exchange.durable},
-                "bindingVersion": "0.3.0",
-            }
-        },
+        "bindings": _amqp({"is": "routingKey", "exchange": exchange}),
     }
 
 
@@ -119,20 +101,19 @@ def _operation(action: str, flow: MessageFlow) -> dict[str, Any]:
         "channel": {"$ref": channel},
         "summary": f"Sent by {flow.sent_by}." if action == "send" else f"Received by {flow.received_by}.",
         "messages": [{"$ref": f"{channel}/messages/{flow.message.__name__}"}],
-        "bindings": {
-            "amqp": {
-                **({"deliveryMode": 2 if flow.persistent else 1} if action == "send" else {"ack": True}),
-                "bindingVersion": "0.3.0",
-            }
-        },
+        "bindings": _amqp({"deliveryMode": 2 if flow.persistent else 1} if action == "send" else {"ack": True}),
     }
 
 
+def _amqp(binding: dict[str, Any]) -> dict[str, Any]:
+    return {"amqp": {**binding, "bindingVersion": "0.3.0"}}
+
+
 def _message(model: type[BaseModel]) -> dict[str, Any]:
-    headers = {"headers": {"type": "object", "properties": DELIVERY_HEADERS}} if model is DeliveryRequested else {}
+    headers = {"headers": {"type": "object", "properties": DELIVERY_HEADERS}}
     return {
         "name": model.__name__,
         "summary": model.__doc__,
         "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
-        **headers,
+        **(headers if model is messages.DeliveryRequested else {}),
     }

@@ -51,13 +51,9 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     trace_url: Annotated[str, Field(pattern=r"^https?://.*\{trace_id\}")] | None = None
 
     @model_validator(mode="after")
-    def _check_ports(self) -> Self:
+    def _check(self) -> Self:
         if self.app_port == self.health_port:
             raise ValueError("HEALTH_PORT: must differ from APP_PORT")
-        return self
-
-    @model_validator(mode="after")
-    def _check_auth(self) -> Self:
         if self.auth is Auth.OFF and self.app_host not in LOOPBACK and not self.allow_insecure:
             raise ValueError(
                 f"AUTH: off would admit everyone who can reach {self.app_host} (APP_HOST); "

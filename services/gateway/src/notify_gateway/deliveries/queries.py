@@ -1,10 +1,9 @@
 """Read deliveries from PostgreSQL."""
 
-from typing import Any
 from uuid import UUID
 
 from notify_database.engine import autocommitting
-from sqlalchemy import Row, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import execute
@@ -27,9 +26,4 @@ class DeliveryQueries:
     async def get(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
         """Return the tenant's delivery, or None if there is none."""
         row = (await execute(self._engine, DELIVERY, id=delivery_id, tenant=tenant)).one_or_none()
-        return None if row is None else DeliveryOfNotification.model_validate(delivery_fields(row))
-
-
-def delivery_fields(row: Row[Any]) -> dict[str, Any]:
-    """Return the fields of a `DeliverySummary`, and others, from a row that has `DELIVERY_COLUMNS`."""
-    return {**row._asdict(), "id": row.delivery_id}
+        return None if row is None else DeliveryOfNotification.model_validate(row, from_attributes=True)

@@ -1,22 +1,29 @@
 """Retry failed deliveries: each goes through the outbox again, as a new round.
 
-One delivery is retried at once. A retry job retries many of them in the background, chunk by chunk.
+One delivery is retried at once. A retry job retries many of them in the background, chunk by chunk; it is stored in
+PostgreSQL, so that any gateway can continue it.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from uuid import UUID
 
+from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
+from notify_common.runtime.clock import utc_now
+from notify_database.engine import database_errors
 from notify_database.models import RetryJob
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from notify_gateway.database import execute
-from notify_gateway.outbox.changes import status_changes
+from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
+from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
 
+DEFAULT_WINDOW = timedelta(hours=24)
 DELIVERIES_PER_TRANSACTION = 5_000  # that are examined; only the failed ones are retried
 
 # Starts a new round of the failed deliveries among `chosen (id)`. The round gets a new budget of failures; its attempts
@@ -81,7 +88,7 @@ RETRY_CHUNK = text(f"""
 
 
 class DeliveryRetries:
-    """Retries failed deliveries and publishes the status changes."""
+    """Retries failed deliveries, at once or as retry jobs, and publishes the status changes."""
 
     def __init__(
         self,
@@ -103,6 +110,19 @@ class DeliveryRetries:
         self._publish_changes(changes)
         return bool(changes)
 
+    async def start_job(self, job: RetryJob) -> RetryJobView:
+        """Store the job, so that a gateway starts to process it."""
+        with database_errors():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+                session.add(job)
+        return RetryJobView.model_validate(job)
+
+    async def find_job(self, tenant: str, job_id: UUID) -> RetryJobView | None:
+        """Return the tenant's job with its progress, or None if there is none."""
+        statement = select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant)
+        job = (await execute(self._engine, statement)).one_or_none()
+        return None if job is None else RetryJobView.model_validate(job)
+
     async def count(self, job: RetryJob) -> int:
         """Return the number of failed deliveries that the job would retry now."""
         condition = {"tenant": job.tenant, "channel": job.channel, "error_class": job.error_class}
@@ -115,3 +135,20 @@ class DeliveryRetries:
         # A chunk without failed deliveries yields one row, which has no id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
         return bool(rows)
+
+
+def new_job(tenant: str, request: RetryRequest) -> RetryJob:
+    """Build the job that `request` asks for."""
+    now = to_millisecond(utc_now())
+    end = request.created_before or now
+    return RetryJob(
+        id=new_id(now),
+        tenant=tenant,
+        channel=request.channel,
+        error_class=request.error_class,
+        last_id=first_id_at(request.created_after or end - DEFAULT_WINDOW),
+        end_id=first_id_at(end),
+        retried=0,
+        created_at=now,
+        finished_at=None,
+    )

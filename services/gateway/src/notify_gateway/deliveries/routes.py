@@ -6,8 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, HTTPException, Path, Response
 
 from notify_gateway.deliveries.queries import DeliveryQueries
-from notify_gateway.deliveries.retries import DeliveryRetries
-from notify_gateway.deliveries.retry_jobs import RetryJobs, new_job
+from notify_gateway.deliveries.retries import DeliveryRetries, new_job
 from notify_gateway.deliveries.schemas import DeliveryOfNotification, RetryCount, RetryJobView, RetryRequest
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead
 from notify_gateway.http.dependencies import provided
@@ -18,7 +17,6 @@ router = APIRouter(
 )
 
 Queries = Annotated[DeliveryQueries, Depends(provided(DeliveryQueries))]
-Jobs = Annotated[RetryJobs, Depends(provided(RetryJobs))]
 Retries = Annotated[DeliveryRetries, Depends(provided(DeliveryRetries))]
 Id = Annotated[UUID, Path(alias="id")]
 
@@ -57,7 +55,7 @@ async def retry_delivery(
     },
 )
 async def retry_deliveries(
-    body: RetryRequest, principal: CanAdminister, jobs: Jobs, retries: Retries, response: Response
+    body: RetryRequest, principal: CanAdminister, retries: Retries, response: Response
 ) -> RetryJobView | Response:
     """Start a job that retries all matching failed deliveries in the background.
 
@@ -65,12 +63,12 @@ async def retry_deliveries(
     """
     job = new_job(principal.tenant, body)
     if not body.dry_run:
-        return await jobs.start(job)
+        return await retries.start_job(job)
     count = RetryCount(count=await retries.count(job))
     return Response(count.model_dump_json(), 200, dict(response.headers), "application/json")
 
 
 @router.get("/retry/{id}", responses=documented(404, 422))
-async def get_retry_job(id_: Id, principal: CanAdminister, jobs: Jobs) -> RetryJobView:
+async def get_retry_job(id_: Id, principal: CanAdminister, retries: Retries) -> RetryJobView:
     """Retrieve the progress of a retry job."""
-    return found(await jobs.get(principal.tenant, id_), f"retry job {id_}")
+    return found(await retries.find_job(principal.tenant, id_), f"retry job {id_}")

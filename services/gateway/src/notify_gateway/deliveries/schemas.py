@@ -36,7 +36,7 @@ class AttemptView(BaseModel):
 class DeliverySummary(BaseModel):
     """A delivery: a notification over one channel."""
 
-    id: UUID
+    id: UUID = Field(validation_alias="delivery_id")
     channel: Channel
     recipient: str | None
     status: DeliveryStatus

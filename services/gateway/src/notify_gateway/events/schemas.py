@@ -6,18 +6,16 @@ from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field
 
-from notify_gateway.http.fields import UserId
+from notify_gateway.http.fields import RequestModel, UserId
 
 # Microseconds since 1970; 17 digits stay within the range of `datetime`.
-EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,17}$")]
+EventId = Annotated[str, Field(pattern=r"^[0-9]{1,17}$")]
 
 
-class EventQuery(BaseModel):
+class EventQuery(RequestModel):
     """Filters for the events; without one, all events of the tenant are streamed."""
-
-    model_config = ConfigDict(extra="forbid")
 
     user_id: UserId | None = None
     notification_id: UUID | None = None

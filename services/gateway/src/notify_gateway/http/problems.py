@@ -89,14 +89,12 @@ def problem_response(
     status: int,
     detail: str,
     *,
-    errors: Sequence[FieldProblem] | None = None,
+    errors: list[FieldProblem] | None = None,
     headers: Any = None,  # noqa: ANN401 - Starlette's own type for headers
     **extensions: object,
 ) -> JSONResponse:
     """Build a response with problem details; a 503 asks the client to retry after `RETRY_AFTER`."""
-    problem = Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors) if errors else None
-    )
+    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers = {"Retry-After": str(RETRY_AFTER)}
     content = problem.model_dump(mode="json", exclude_none=True)
@@ -111,8 +109,7 @@ def _invalid_request(error: RequestValidationError) -> JSONResponse:
 
 def _request_rejected(error: RequestRejected) -> JSONResponse:
     field, detail = str(error).split(": ", 1)
-    errors = [FieldProblem(location="body", field=field, detail=detail)]
-    return problem_response(422, str(error), errors=errors)
+    return problem_response(422, str(error), errors=[FieldProblem(location="body", field=field, detail=detail)])
 
 
 def _cancellation_rejected(error: CancellationRejected) -> JSONResponse:

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import execute
-from notify_gateway.outbox.changes import status_changes
+from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
 

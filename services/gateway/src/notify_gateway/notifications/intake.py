@@ -35,8 +35,7 @@ FLUSH_INTERVAL = 0.01  # seconds
 ACCEPT = text("""
     WITH accepted AS (
         INSERT INTO notifications
-            (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at,
-             traceparent)
+            (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at, traceparent)
         SELECT id, tenant, user_id, message, subject, email::jsonb, metadata::jsonb, created_at, send_at, expires_at,
                traceparent
         FROM unnest(
@@ -170,7 +169,11 @@ class NotificationIntake:
         """Resolve the recipients, claim the idempotency keys, and return the outcome of each submission."""
         outcomes: list[_Outcome] = []
         claimed: Responses = {}
-        for submission, notification in zip(batch, await _resolve_recipients(connection, batch), strict=True):
+        notifications = [each.notification for each in batch]
+        keys = [key for each in notifications for key in each.user_channel_keys()]
+        if stored := await stored_channels(connection, keys):
+            notifications = [each.with_user_channels(stored) for each in notifications]
+        for submission, notification in zip(batch, notifications, strict=True):
             if reason := notification.missing_recipient(self._real_channels):
                 outcomes.append(_Rejected(reason))
             elif submission.claim is None:
@@ -201,13 +204,6 @@ class NotificationIntake:
             for each in new:
                 log.debug("accepted", extra={"notification_id": str(each.id), "trace_id": trace_id(each.traceparent)})
         self._publish_changes([change for each in new for change in each.opt_out_changes()])
-
-
-async def _resolve_recipients(connection: AsyncConnection, batch: Sequence[_Submission]) -> list[NewNotification]:
-    """Return the notifications with the stored recipients and opt-outs of their users."""
-    notifications = [each.notification for each in batch]
-    stored = await stored_channels(connection, [key for each in notifications for key in each.user_channel_keys()])
-    return [each.with_user_channels(stored) for each in notifications] if stored else notifications
 
 
 def _parameters(new: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:

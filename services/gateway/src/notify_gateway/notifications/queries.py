@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import execute
-from notify_gateway.deliveries.queries import DELIVERY_COLUMNS, delivery_fields
+from notify_gateway.deliveries.queries import DELIVERY_COLUMNS
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
 from notify_gateway.notifications.schemas import ListQuery, NotificationPage, NotificationSummary, NotificationView
 from notify_gateway.notifications.status import NotificationStatus, has_status_sql, notification_status
@@ -64,7 +64,7 @@ class NotificationQueries:
         rows = (await execute(self._engine, _statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
         if not rows:
             return None
-        deliveries = [DeliveryView.model_validate(delivery_fields(row)) for row in rows]
+        deliveries = [DeliveryView.model_validate(row, from_attributes=True) for row in rows]
         fields = _notification_fields(rows[0], deliveries)
         return NotificationView.model_validate({**fields, "trace_id": trace_id(rows[0].traceparent)})
 
@@ -114,7 +114,7 @@ class NotificationQueries:
         summaries = []
         for _, group in groupby(await execute(self._engine, statement, **values), key=attrgetter("id")):
             of_notification = list(group)
-            deliveries = [DeliverySummary.model_validate(delivery_fields(row)) for row in of_notification]
+            deliveries = [DeliverySummary.model_validate(row, from_attributes=True) for row in of_notification]
             summaries.append(NotificationSummary.model_validate(_notification_fields(of_notification[0], deliveries)))
         return summaries
 

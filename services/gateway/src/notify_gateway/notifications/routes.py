@@ -12,19 +12,10 @@ from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
+from notify_gateway.notifications import schemas
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.idempotency import IdempotencyKey
 from notify_gateway.notifications.queries import NotificationQueries
-from notify_gateway.notifications.schemas import (
-    EXAMPLE_REQUESTS,
-    CancellationProblem,
-    ListQuery,
-    NotificationPage,
-    NotificationRequest,
-    NotificationSummary,
-    NotificationView,
-    UserListQuery,
-)
 
 PREFIX = "/api/notifications"
 router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
@@ -36,10 +27,10 @@ Canceller = Annotated[NotificationCanceller, Depends(provided(NotificationCancel
 NotificationId = Annotated[UUID, Path(alias="id")]
 
 
-@bypassed_router.post("/", status_code=201, response_model=NotificationView, include_in_schema=False)
-@bypassed_router.post("", status_code=201, response_model=NotificationView, responses=documented(400, 422))
+@bypassed_router.post("/", status_code=201, response_model=schemas.NotificationView, include_in_schema=False)
+@bypassed_router.post("", status_code=201, response_model=schemas.NotificationView, responses=documented(400, 422))
 async def create_notification(
-    body: Annotated[NotificationRequest, Body(openapi_examples=EXAMPLE_REQUESTS)],
+    body: Annotated[schemas.NotificationRequest, Body(openapi_examples=schemas.EXAMPLE_REQUESTS)],
     _: Annotated[object, Depends(bearer)],
     idempotency_key: Annotated[
         IdempotencyKey | None,
@@ -56,8 +47,8 @@ async def create_notification(
 @router.get("/", include_in_schema=False)
 @router.get("", responses=documented(422))
 async def list_notifications(
-    query: Annotated[ListQuery, Query()], principal: CanRead, queries: Queries
-) -> NotificationPage:
+    query: Annotated[schemas.ListQuery, Query()], principal: CanRead, queries: Queries
+) -> schemas.NotificationPage:
     """List notifications, newest first.
 
     Filter by user, status, channel or creation time. To get the next page, pass `next_cursor` as `cursor`.
@@ -71,10 +62,10 @@ async def get_notification(
     id_: Annotated[
         UUID | UserId, Path(alias="id", description="The id of a notification (UUID) or of a user (integer).")
     ],
-    query: Annotated[UserListQuery, Query()],
+    query: Annotated[schemas.UserListQuery, Query()],
     principal: CanRead,
     queries: Queries,
-) -> NotificationView | list[NotificationSummary]:
+) -> schemas.NotificationView | list[schemas.NotificationSummary]:
     """Retrieve a notification with its deliveries and their attempts.
 
     If `id` is the id of a user, the response is instead a list of the user's 1,000 latest notifications, newest first.
@@ -87,10 +78,10 @@ async def get_notification(
     return found(await queries.get(principal.tenant, id_), f"notification {id_}")
 
 
-@router.post("/{id}/cancel", responses={**documented(404, 422), **documented(409, model=CancellationProblem)})
+@router.post("/{id}/cancel", responses={**documented(404, 422), **documented(409, model=schemas.CancellationProblem)})
 async def cancel_notification(
     id_: NotificationId, principal: CanAdminister, queries: Queries, canceller: Canceller
-) -> NotificationView:
+) -> schemas.NotificationView:
     """Cancel the deliveries of a notification that have not started yet.
 
     If any delivery has already started or finished, the response is a 409 that lists all deliveries. Those that had not
@@ -100,6 +91,6 @@ async def cancel_notification(
     await canceller.cancel(id_)
     notification = found(await queries.get(principal.tenant, id_), f"notification {id_}")
     if any(delivery.status is not DeliveryStatus.CANCELLED for delivery in notification.deliveries):
-        summaries = [DeliverySummary.model_validate(delivery.model_dump()) for delivery in notification.deliveries]
+        summaries = [DeliverySummary.model_construct(**vars(delivery)) for delivery in notification.deliveries]
         raise CancellationRejected(summaries)
     return notification

@@ -6,16 +6,7 @@ from uuid import UUID
 
 from notify_common.contracts.channels import Channel, Recipients
 from notify_common.contracts.messages import EmailContent
-from pydantic import (
-    AfterValidator,
-    AnyUrl,
-    BaseModel,
-    Field,
-    StringConstraints,
-    TypeAdapter,
-    UrlConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, AnyUrl, BaseModel, Field, TypeAdapter, UrlConstraints, model_validator
 from pydantic.networks import validate_email
 from pydantic_core import PydanticCustomError
 
@@ -38,9 +29,9 @@ def _readable(text: str) -> str:
 
 
 # PostgreSQL cannot store NUL, and a subject must be a single line.
-MetadataText = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
-Subject = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00\r\n]*$")]
+MetadataText = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
+Subject = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00\r\n]*$")]
 
 
 def _unsubscribe_url(text: str) -> str:

@@ -4,18 +4,18 @@ A relay leases a row before it publishes the row's delivery. If a lease runs out
 other relay may take the row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
 from notify_database.engine import autocommitting
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import execute
-from notify_gateway.outbox.changes import status_changes
 
 LEASE = timedelta(seconds=30)
 
@@ -130,6 +130,16 @@ class OutboxStore:
     async def delete(self, held: Sequence[DeliveryRequested]) -> None:
         """Delete the rows of deliveries that the broker has confirmed."""
         await execute(self._engine, DELETE, **_columns(held))
+
+
+def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[StatusChange]:
+    """Return the changes to `status` of these `deliveries`, whose rows were updated just now."""
+    return [
+        StatusChange.model_validate(
+            {**row._asdict(), "delivery_id": row.id, "status": status, "changed_at": row.updated_at}
+        )
+        for row in rows
+    ]
 
 
 def _columns(held: Sequence[DeliveryRequested]) -> dict[str, object]:
