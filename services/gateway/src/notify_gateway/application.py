@@ -65,8 +65,8 @@ class Gateway:
         registry = process_registry()
         self.metrics = GatewayMetrics(registry)
 
-        publisher, relayed = publisher_class(self._broker), OutboxStore(self._relay_engine)
-        self.relay = relay_class(self._broker, publisher, relayed, self._events, self.metrics, tracing)
+        publisher, relay_outbox = publisher_class(self._broker), OutboxStore(self._relay_engine)
+        self.relay = relay_class(self._broker, publisher, relay_outbox, self._events, self.metrics, tracing)
         self.intake = NotificationIntake(
             self._engine,
             self.relay,
@@ -137,8 +137,7 @@ class Gateway:
 
     async def _maintain(self, stop: asyncio.Event) -> None:
         await await_database(self._engine)
-        bootstrap_key = self.settings.bootstrap_api_key
-        if bootstrap_key is not None:
+        if (bootstrap_key := self.settings.bootstrap_api_key) is not None:
             token = bootstrap_key.get_secret_value()
             outage = Outage(log, "BOOTSTRAP_API_KEY cannot be stored")
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)

@@ -67,16 +67,10 @@ def create_api(gateway: Gateway) -> FastAPI:
     ]
     provide(app, *gateway.services)
     problems.install(app, CancellationProblem)
-    for router in (
-        notifications.bypassed_router,
-        notifications.router,
-        deliveries.router,
-        users.router,
-        events.router,
-        console.router,
-        documents_router,
-    ):
-        app.include_router(router)
+    app.include_router(notifications.bypassed_router)
+    for subject in (notifications, deliveries, users, events, console):
+        app.include_router(subject.router)
+    app.include_router(documents_router)
     console.install_pages(app)
     app.include_router(health_router)
     return app

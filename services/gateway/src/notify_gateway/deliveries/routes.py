@@ -1,6 +1,6 @@
 """The routes under `/api/deliveries`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Response
@@ -19,6 +19,10 @@ router = APIRouter(
 Queries = Annotated[DeliveryQueries, Depends(provided(DeliveryQueries))]
 Retries = Annotated[DeliveryRetries, Depends(provided(DeliveryRetries))]
 Id = Annotated[UUID, Path(alias="id")]
+COUNTED: dict[str, Any] = {
+    "model": RetryCount,
+    "description": "The number of matching deliveries, if `dry_run` is set.",
+}
 
 
 @router.get("/{id:uuid}", responses=documented(404, 422))
@@ -45,15 +49,7 @@ async def retry_delivery(
     return delivery
 
 
-@router.post(
-    "/retry",
-    status_code=202,
-    response_model=RetryJobView,
-    responses={
-        200: {"model": RetryCount, "description": "The number of matching deliveries, if `dry_run` is set."},
-        **documented(400, 422),
-    },
-)
+@router.post("/retry", status_code=202, response_model=RetryJobView, responses={200: COUNTED, **documented(400, 422)})
 async def retry_deliveries(
     body: RetryRequest, principal: CanAdminister, retries: Retries, response: Response
 ) -> RetryJobView | Response:

@@ -75,11 +75,9 @@ class EventFeed:
                 # No message can arrive after the channel is closed or the queue is deleted.
                 underlay.closing.add_done_callback(lambda _: arrived.put_nowait(None))
                 underlay.on_consumer_cancel_callbacks.add(lambda _: arrived.put_nowait(None))
+                name = f"{self._queue}.{uuid4()}"
                 queue = await channel.declare_queue(
-                    f"{self._queue}.{uuid4()}",
-                    exclusive=True,
-                    auto_delete=True,
-                    arguments={"x-max-length": MAX_QUEUED_MESSAGES},
+                    name, exclusive=True, auto_delete=True, arguments={"x-max-length": MAX_QUEUED_MESSAGES}
                 )
                 await queue.bind(topology.EVENTS.name, "#")
                 await queue.consume(arrived.put)

@@ -14,7 +14,6 @@ from notify_database.errors import DatabaseUnavailable
 from notify_gateway.errors import TooManySubscribers
 from notify_gateway.events.feed import EventFeed
 from notify_gateway.events.history import EventFilter, EventHistory
-from notify_gateway.events.schemas import StatusEvent
 from notify_gateway.events.server_sent import RESET, live_chunk, status_chunk
 from notify_gateway.events.subscriber import Subscriber
 
@@ -158,9 +157,6 @@ class EventHub:
             log.warning("cannot look up the owners of events; subscribers must reconnect", extra=error)
             self._end_all()
             return
-        self._distribute(events)
-
-    def _distribute(self, events: Sequence[tuple[str, StatusEvent]]) -> None:
         for tenant, event in events:
             chunk: bytes | None = None
             for key in (event.notification_id, (tenant, event.user_id), tenant):

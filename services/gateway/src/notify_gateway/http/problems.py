@@ -20,8 +20,6 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1  # seconds
 Result = TypeVar("Result")
 
-METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-
 
 class FieldProblem(BaseModel):
     """An invalid field and the reason."""
@@ -138,7 +136,7 @@ def _allowed_methods(request: Request) -> list[str]:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return list(filter(is_allowed, METHODS))
+    return list(filter(is_allowed, ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")))
 
 
 def _document_problems(app: FastAPI, models: Sequence[type[Problem]]) -> None:

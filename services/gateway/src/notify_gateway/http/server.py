@@ -48,14 +48,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _start_head_timer(self) -> None:
         self._stop_head_timer()
         self._reading_head, self._head_bytes = True, 0
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._close)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
 
     def _stop_head_timer(self) -> None:
         self._reading_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-    def _close(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()

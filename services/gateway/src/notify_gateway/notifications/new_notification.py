@@ -54,9 +54,10 @@ class NewNotification:
 
     def opt_out_changes(self) -> list[StatusChange]:
         """Return the status changes of the deliveries that an opt-out cancels."""
-        changed = {"status": DeliveryStatus.CANCELLED, "attempt": 0, "changed_at": self.created_at}
         return [
-            StatusChange.model_validate({**vars(delivery), **changed})
+            StatusChange.model_validate(
+                {**vars(delivery), "status": DeliveryStatus.CANCELLED, "attempt": 0, "changed_at": self.created_at}
+            )
             for delivery in self.deliveries
             if delivery.channel in self.opted_out
         ]
@@ -114,18 +115,24 @@ def new_notification(request: NotificationRequest, tenant: str, traceparent: str
 
 def created_json(notification: NewNotification) -> str:
     """Return the JSON of the notification as committed, without reading it back from the database."""
+    request = notification.request
     deliveries = [_created_delivery(notification, delivery) for delivery in notification.deliveries]
-    fields = {
-        **vars(notification.request),
-        "id": notification.id,
-        "type": deliveries[0].channel if len(deliveries) == 1 else None,
-        "channels": notification.request.requested_channels(),
-        "status": notification_status(delivery.status for delivery in deliveries),
-        "created_at": notification.created_at,
-        "trace_id": trace_id(notification.traceparent),
-        "deliveries": deliveries,
-    }
-    return NotificationView.model_construct(**fields).model_dump_json()
+    return NotificationView.model_construct(
+        id=notification.id,
+        user_id=request.user_id,
+        message=request.message,
+        type=deliveries[0].channel if len(deliveries) == 1 else None,
+        channels=request.requested_channels(),
+        status=notification_status(delivery.status for delivery in deliveries),
+        subject=request.subject,
+        email=request.email,
+        metadata=request.metadata,
+        created_at=notification.created_at,
+        send_at=request.send_at,
+        expires_at=request.expires_at,
+        trace_id=trace_id(notification.traceparent),
+        deliveries=deliveries,
+    ).model_dump_json()
 
 
 def _created_delivery(notification: NewNotification, delivery: DeliveryRequested) -> DeliveryView:

@@ -30,7 +30,6 @@ STORE = text(f"""
 """)  # noqa: S608 - a constant
 DELETE = text("DELETE FROM user_channels WHERE tenant = :tenant AND user_id = :user_id AND channel = :channel")
 
-
 UserChannelKey = tuple[str, int, Channel]
 """Tenant, user id and channel."""
 
