@@ -86,8 +86,9 @@ def body_hash(request: NotificationRequest) -> bytes:
 
 async def claim_keys(connection: AsyncConnection, responses: Responses) -> Responses:
     """Record `responses` under their keys; return the recorded responses of keys that were already claimed."""
-    rows = ((*tenant_key, recorded.body_hash, recorded.response) for tenant_key, recorded in responses.items())
-    tenants, keys, hashes, texts = zip(*rows, strict=True)
+    tenants, keys = zip(*responses, strict=True)
+    hashes = [recorded.body_hash for recorded in responses.values()]
+    texts = [recorded.response for recorded in responses.values()]
     parameters = {"tenants": tenants, "keys": keys, "body_hashes": hashes, "responses": texts, "lifetime": LIFETIME}
     claimed = {(row.tenant, row.key) for row in await connection.execute(CLAIM, parameters)}
     taken = [tenant_key for tenant_key in responses if tenant_key not in claimed]
