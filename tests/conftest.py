@@ -30,7 +30,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 @pytest.fixture(autouse=True)
 def no_dotenv(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a developer's `.env` away from the tests."""
+    """Run the tests in a folder without a developer's `.env`, which the settings would read."""
     monkeypatch.chdir(tmp_path_factory.getbasetemp())
 
 
@@ -82,7 +82,7 @@ def rabbit(servers: Servers) -> Iterator[RabbitSettings]:
 
 @pytest.fixture
 async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
-    """Declare the queues of one sender, and open a direct connection to them."""
+    """Declare the queues of the Telegram sender, and give the test direct access to RabbitMQ."""
     await prepare_topology(
         rabbit, [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
     )
@@ -99,7 +99,7 @@ async def api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def secured_api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
-    """The same gateway, which requires API keys."""
+    """Run a gateway that requires API keys and never publishes, because RabbitMQ is unavailable."""
     async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as client:
         yield client
 

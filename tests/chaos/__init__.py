@@ -1,1 +1,1 @@
-"""Chaos tests: put the real processes under load and faults, then check that nothing was lost or sent twice."""
+"""Chaos tests: load the real processes, inject faults, and check that nothing is lost and that a fault explains each repeat."""

@@ -1,4 +1,4 @@
-"""The audit of a chaos run: compare the stored deliveries with what was accepted and what was really sent."""
+"""Audit a chaos run: compare the stored deliveries with what was accepted and what was actually sent."""
 
 import asyncio
 import time
@@ -18,11 +18,12 @@ from chaos.faults import MAIL_SERVER_DOWN, Fault
 from chaos.load import CHANNELS, Accepted, Kind
 
 QUIET_TIMEOUT = 180.0  # seconds
-# If RabbitMQ dies while it moves a message out of a retry queue, no queue counts the message until it is moved again.
+# If RabbitMQ dies while moving a message out of a retry queue, no queue counts the message until the move is repeated.
+# The queues must therefore stay empty for this long before the system is considered quiet.
 MOVED_AGAIN = DEAD_LETTER_TIMEOUT / 1000 + 5  # seconds
-# The time from a provider's acceptance to the ack of its message; a busy or freshly started process takes long.
+# The longest time from a provider's acceptance to the ack of the message; a busy or freshly started process is slow.
 IN_FLIGHT = 5.0  # seconds
-# The system has recovered as soon as one sender is connected; this is how long the others may take to follow.
+# The system counts as recovered once one sender has reconnected; the other senders may take this much longer.
 RECONNECTED = LONGEST_WAIT * (1 + JITTER) + 1  # seconds
 OPEN = "SELECT count(*) FROM deliveries WHERE status IN ('pending', 'retrying')"
 GAPS = """
@@ -39,20 +40,20 @@ ENDS = """
 
 @dataclass(frozen=True)
 class Sent:
-    """A line of a ledger. A mail server does not know the sending process and the attempt, so there both are 0."""
+    """A line in a ledger; `pid` and `attempt` are 0 if a mail server wrote it, because a mail server knows neither."""
 
     at: float
     pid: int
     attempt: int
 
     def sender_killed_by(self, fault: Fault) -> bool:
-        """Return True if the fault killed the sender, or any e-mail sender if the process is unknown."""
+        """Return True if the fault killed the sender, or, if `pid` is 0 (unknown), any e-mail sender."""
         if self.pid:
             return self.pid in fault.killed
         return any(name.startswith("email_sender") for name in fault.killed.values())
 
 
-# The statuses that a delivery may end in, by the kind of its notification.
+# The final statuses that a delivery may have, by the kind of its notification.
 ENDINGS = {
     Kind.PLAIN: {"sent", "failed"},
     Kind.SCHEDULED: {"sent", "failed"},
@@ -69,22 +70,22 @@ class Report:
     deliveries: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     sent_twice: Counter[str] = field(default_factory=Counter)
-    """The number of repeated sends by the fault that explains them."""
+    """The number of repeated sends, by the name of the fault that explains them."""
     lateness: list[float] = field(default_factory=list)
-    """The seconds from the scheduled time of each delivery to its first attempt."""
+    """For each scheduled delivery, the seconds from its scheduled time to its first attempt."""
     complaints: list[str] = field(default_factory=list)
     """The findings that no fault explains."""
 
 
 async def await_quiet(postgres_url: str, management_url: str, *, broker_died: bool) -> None:
-    """Wait until nothing is in flight, or until the timeout; the audit then reports what is left."""
+    """Wait until nothing is in flight, but no longer than `QUIET_TIMEOUT`; the audit reports anything that is left."""
     quiet_for = MOVED_AGAIN if broker_died else 0.0
     deadline, quiet_since = time.monotonic() + QUIET_TIMEOUT, time.monotonic()
     while time.monotonic() < deadline:
         try:
             quiet = await _nothing_open(postgres_url, management_url)
         except (OSError, asyncpg.PostgresError, httpx.HTTPError):
-            quiet = False  # a server is not back yet
+            quiet = False  # a server has not restarted yet
         if not quiet:
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since >= quiet_for:
@@ -101,12 +102,12 @@ async def audit(
     *,
     max_retries: int,
 ) -> Report:
-    """Compare PostgreSQL, the queues, the ledgers and the responses that the client received."""
+    """Compare what PostgreSQL, the queues and the ledgers contain with the responses that the client received."""
     report = Report(accepted=len(accepted))
     connection = await asyncpg.connect(postgres_url)
     try:
         deliveries = await connection.fetch("SELECT id, notification_id, channel, status, attempt FROM deliveries")
-        sent = _read(ledgers)  # read last, because each delivery stored as sent must be in a ledger
+        sent = _read(ledgers)  # read after the deliveries, so that each one stored as sent is already in a ledger
         stored = Counter(row["notification_id"] for row in deliveries)
         report.deliveries = Counter(row["status"] for row in deliveries)
         lost = [each for each in accepted if stored[UUID(each)] != len(CHANNELS)]
@@ -118,15 +119,15 @@ async def audit(
         _complain(report, "accepted notifications without a stored delivery for each channel", lost)
         _complain(report, "deliveries stored as sent but in no ledger", unsent)
         _complain(report, "deliveries in the wrong final status", left)
-        _complain(report, "stored notifications without a 201 to this client", stored.keys() - by_id.keys())
+        _complain(report, "stored notifications for which this client got no 201", stored.keys() - by_id.keys())
         _complain(report, "deliveries in a ledger but not stored", sent.keys() - {row["id"] for row in deliveries})
         _complain(report, "deliveries with gaps in their attempts", [row["id"] for row in await connection.fetch(GAPS)])
         attempts = {(row[0], row[1]) for row in await connection.fetch("SELECT delivery_id, attempt FROM attempts")}
         rounds = {row["id"]: row for row in await connection.fetch(ENDS)}
         _check_times(report, kinds, rounds)
         stored_as_sent = {row["id"]: row["status"] == "sent" for row in deliveries}
-        # An attempt may be missing if its sender was killed before it published the result, and the delivery expired
-        # before it could be attempted again.
+        # An attempt may be missing if the sender was killed before it published the result and the delivery expired
+        # before the next attempt.
         unrecorded = [
             (delivery_id, line.attempt)
             for delivery_id, lines in sent.items()
@@ -136,11 +137,11 @@ async def audit(
             and not any(line.sender_killed_by(fault) and _result_unpublished(line, fault, faults) for fault in faults)
         ]
         _complain(report, "sent attempts that are not stored", unrecorded)
-        _complain(report, "outbox rows left", await connection.fetch("SELECT delivery_id FROM outbox"))
+        _complain(report, "rows left in the outbox", await connection.fetch("SELECT delivery_id FROM outbox"))
         poison = await connection.fetch("SELECT delivery_id FROM attempts WHERE error_class = 'poison'")
         _complain(report, "healthy deliveries rejected as poison", poison)
         early = [row["id"] for row in deliveries if row["status"] == "failed" and row["attempt"] < max_retries]
-        _complain(report, "deliveries that failed with retries left", early)
+        _complain(report, "deliveries that failed before their retries were exhausted", early)
     finally:
         await connection.close()
     for row in deliveries:
@@ -159,7 +160,7 @@ def _check_delivery(
     if times == (row["status"] == "sent") and ends == (row["status"] in {"sent", "failed"}):
         return
     for earlier in sent[: max(times - 1, 1)]:
-        # A fault must explain why each of these was not the only send.
+        # A fault must explain why this send did not complete the delivery.
         explained = [
             fault
             for fault in faults
@@ -168,7 +169,7 @@ def _check_delivery(
         ]
         if not explained:
             report.complaints.append(
-                f"delivery {row['id']} {row['status']}, sent {times} times, {ends} final attempts: no fault explains it"
+                f"no fault explains delivery {row['id']}: {row['status']}, sent {times} times, {ends} final attempts"
             )
             return
         nearest = min(explained, key=lambda fault: abs(fault.began - earlier.at))
@@ -193,9 +194,9 @@ def _check_times(report: Report, kinds: Mapping[UUID, Accepted], rounds: Mapping
 
 
 def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[float]) -> bool:
-    """Return True if the fault may have interrupted this send or an earlier publish of its message."""
+    """Return True if the fault may have interrupted this send, or an earlier publish of its message, and so caused a repeat."""
     if "rabbitmq" in fault.killed.values():
-        # If RabbitMQ dies before it has recorded a move out of a retry queue, it moves the message again.
+        # If RabbitMQ dies before it has recorded a move out of a retry queue, it repeats the move after its restart.
         back = fault.ended + fault.recovered_after + IN_FLIGHT
         if any(fault.began - IN_FLIGHT <= wait <= back for wait in waits):
             return True
@@ -208,7 +209,7 @@ def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[floa
 
 
 def _ran_again(fault: Fault, sent: Sent, channel: str) -> bool:
-    """Return True if a killed sender may have published a retry after a failed attempt, but not acked the message."""
+    """Return True if a killed sender may have published a retry for a failed attempt without acking the message."""
     sender_died = any(name.startswith(f"{channel}_sender") for name in fault.killed.values())
     return sender_died and _in_flight(fault, sent)
 
@@ -218,9 +219,9 @@ def _in_flight(fault: Fault, sent: Sent) -> bool:
 
 
 def _result_unpublished(sent: Sent, kill: Fault, faults: Sequence[Fault]) -> bool:
-    """Return True if the sender may not have published the result when it was killed.
+    """Return True if `kill` may have killed the sender before it published the result.
 
-    Either the send was in flight, or an outage of RabbitMQ had held the result back.
+    Either the send was still in flight, or a RabbitMQ outage was delaying the result.
     """
     cuts = (fault for fault in faults if fault.cuts_all and _in_flight(fault, sent))
     return _in_flight(kill, sent) or any(
@@ -248,7 +249,10 @@ async def _nothing_open(postgres_url: str, management_url: str) -> bool:
 
 
 async def _queue_lengths(management_url: str) -> dict[str, int]:
-    """Return the lengths of the queues that are not empty, including the dead letters: no message here is poison."""
+    """Return the lengths of the queues that are not empty.
+
+    Dead letters are included: this test sends no poison messages, so any dead letter is a failure.
+    """
     async with httpx.AsyncClient(base_url=management_url, timeout=30) as management:
         queues = (await management.get("/api/queues")).raise_for_status().json()
     return {queue["name"]: queue["messages"] for queue in queues if queue.get("messages")}

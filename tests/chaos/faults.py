@@ -1,4 +1,4 @@
-"""The faults that a chaos run injects; each is recorded with the processes that it killed."""
+"""Inject the faults of a chaos run, and record which processes each of them killed."""
 
 import asyncio
 import os
@@ -29,26 +29,26 @@ LOCKED = "LOCK TABLE notifications, deliveries, attempts, outbox IN ACCESS EXCLU
 
 @dataclass
 class Fault:
-    """A fault as it happened; times are seconds since the epoch."""
+    """A record of an injected fault; times are in seconds since the epoch."""
 
     name: str
     began: float
     cuts_all: bool
     """True if every connection to RabbitMQ was lost."""
     killed: dict[int, str] = field(default_factory=dict)
-    """The process ids and names of the killed processes, without those that were stopped in order by SIGTERM."""
+    """The names of the processes that SIGKILL ended, by process id; those that SIGTERM stopped are not included."""
     ended: float = 0.0
     accepted: int = 0
-    """The number of notifications accepted from the start of the fault until the recovery."""
+    """The number of notifications accepted from the start of the fault until the system recovered."""
     recovered_after: float = 0.0
-    """The seconds from the end of the fault until a notification posted then was final."""
+    """The seconds that a notification posted at the end of the fault took to reach a final status."""
 
 
 Act = Callable[[Fault], Awaitable[None]]
 
 
 class Faults:
-    """The faults by name; lasting faults take `hold` seconds, and provider outages `outage` seconds."""
+    """Injects faults by name; provider and mail server outages last `outage` seconds, other lasting faults `hold`."""
 
     def __init__(
         self,
@@ -84,14 +84,14 @@ class Faults:
             self._acts[MAIL_SERVER_DOWN] = (self._mail_server_down(mail_server, outage), False)
 
     def series(self, count: int) -> list[str]:
-        """Return `count` names of faults; each fault occurs before any is repeated."""
+        """Return the names of `count` random faults; no fault is repeated before all the others have occurred."""
         names: list[str] = []
         while len(names) < count:
             names += self._rng.sample(sorted(self._acts), len(self._acts))
         return names[:count]
 
     async def inject(self, name: str) -> Fault:
-        """Inject a fault, and return when it is over; killed processes may not have restarted by then."""
+        """Inject a fault, and return when it is over; killed processes may still be restarting."""
         act, cuts_all = self._acts[name]
         fault = Fault(name, time.time(), cuts_all)
         await act(fault)
@@ -132,7 +132,7 @@ class Faults:
         try:
             held = False
             while not held:
-                # PostgreSQL locks the tables one after the other; if that causes a deadlock, it may cancel this lock.
+                # PostgreSQL locks the tables one by one; if that causes a deadlock with a service, it may cancel this lock.
                 with suppress(asyncpg.DeadlockDetectedError):
                     async with connection.transaction():
                         await connection.execute(LOCKED)
@@ -166,7 +166,7 @@ class Faults:
                 fault.killed[pid] = program
 
     async def _rabbitmqctl(self, *arguments: str) -> None:
-        """Run rabbitmqctl in the environment of the private node."""
+        """Run `rabbitmqctl` with the environment variables that select the private node."""
         environment = psutil.Process(self._system.pid("rabbitmq")).environ()
         environment.pop("RUNNING_UNDER_SYSTEMD", None)
         command = rabbitmq_server(self._system.folder / "install.log").with_name("rabbitmqctl")

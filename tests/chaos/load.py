@@ -1,4 +1,4 @@
-"""A steady load of notifications: immediate, scheduled, expiring and cancelled ones, repeated until accepted."""
+"""A steady load of immediate, scheduled, expiring and cancelled notifications; each is posted until accepted."""
 
 import asyncio
 import random
@@ -14,15 +14,15 @@ import httpx
 from notify_common.contracts.channels import Channel
 
 CHANNELS = list(Channel)
-# The limit of concurrent requests; httpx searches its whole connection pool for each request, so more would be slow.
+# The limit on concurrent requests; more would be slow, because httpx searches its whole pool for each request.
 OUTSTANDING = 100
 RETRY_INTERVAL = 0.3  # seconds
-LIFE = 3.0  # seconds until an expiring notification expires at the latest
-CANCELLED_AFTER = 3600.0  # seconds until the `send_at` of a notification that is cancelled at once
+LIFE = 3.0  # seconds; an expiring notification lives no longer than this
+CANCELLED_AFTER = 3600.0  # seconds from now to the `send_at` of a notification that is cancelled at once
 
 
 class Kind(Enum):
-    """The kind of a notification; of ten, seven are plain and one is of each other kind."""
+    """A kind of notification; out of every ten notifications, seven are plain and three are of one other kind each."""
 
     PLAIN = "plain"
     SCHEDULED = "scheduled"
@@ -35,19 +35,20 @@ KINDS = [Kind.PLAIN] * 7 + [Kind.SCHEDULED, Kind.EXPIRING, Kind.CANCELLED]
 
 @dataclass(frozen=True)
 class Accepted:
-    """An accepted notification; times are seconds since the epoch."""
+    """An accepted notification; times are in seconds since the epoch."""
 
     at: float
     kind: Kind = Kind.PLAIN
     time: float | None = None
-    """The `send_at` or `expires_at` of the notification."""
+    """The notification's `send_at` or `expires_at`, or None if it has neither."""
 
 
 @dataclass
 class Load:
-    """A client that posts `rate` notifications a second to the gateways in turn, scheduled up to `ahead` seconds ahead.
+    """A client that posts `rate` notifications a second to the gateways in turn.
 
-    It repeats each request with the same idempotency key until it gets a 201.
+    A scheduled notification is due at most `ahead` seconds after it is posted. Each request is repeated with the same
+    idempotency key until a gateway accepts or rejects it.
     """
 
     gateways: Sequence[httpx.AsyncClient]
@@ -61,7 +62,7 @@ class Load:
     """The number of requests that got a 201."""
     repeats: int = 0
     refusals: list[str] = field(default_factory=list)
-    """The responses that no fault excuses."""
+    """The error responses that no fault explains."""
 
     async def run(self, count: int) -> None:
         """Post `count` notifications."""
@@ -76,7 +77,7 @@ class Load:
                 )
 
     async def post(self, user_id: int, kind: Kind = Kind.PLAIN) -> str | None:
-        """Post a notification until it is accepted, cancel it if it is of that kind, and return its id."""
+        """Post a notification, cancel it if its kind is `CANCELLED`, and return its id, or None if it was rejected."""
         due = self._time_of(kind)
         body: dict[str, Any] = {"user_id": user_id, "message": "Your order has left.", "channels": CHANNELS}
         if self.recipients:
@@ -85,7 +86,7 @@ class Load:
             body["expires_at" if kind is Kind.EXPIRING else "send_at"] = datetime.fromtimestamp(due, UTC).isoformat()
         response = await self._post(user_id, "/api/notifications", json=body, headers={"Idempotency-Key": uuid4().hex})
         if response.status_code != httpx.codes.CREATED:
-            # A notification may expire before a gateway is available to accept it.
+            # An expiring notification is rejected if no gateway was available before it expired.
             if not (kind is Kind.EXPIRING and response.status_code == httpx.codes.UNPROCESSABLE_ENTITY):
                 self.refusals.append(f"{response.status_code} {response.text}")
             return None

@@ -1,4 +1,4 @@
-"""A mail server that keeps a ledger of accepted messages and obeys the same fault modes as the simulators."""
+"""A mail server that keeps a ledger of accepted messages and supports the same fault modes as the simulators."""
 
 import asyncio
 import logging
@@ -17,18 +17,18 @@ MODES = {"hang": Behaviour.HANG, "fail": Behaviour.TEMPORARY}
 
 
 class MailServer(SmtpPeer):
-    """A mail server on 127.0.0.1; `folder` is the folder of the simulators."""
+    """A mail server on 127.0.0.1; `folder` is the simulators' folder for ledgers and the fault mode."""
 
     def __init__(self, folder: Path) -> None:
-        logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd logs a deprecation warning for each login
+        logging.getLogger("mail.log").setLevel(logging.ERROR)  # hide aiosmtpd's deprecation warning for each login
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
         self._mode = folder / "mode"
-        # Ledgers are named after the sending process. A mail server does not know it; the audit treats 0 as unknown.
+        # Ledgers are named after the sender's process id. A mail server does not know it, so it uses 0 for unknown.
         self._ledger = folder / "0.ledger"
 
     def environment(self) -> dict[str, str]:
-        """Return the settings with which senders and the gateway use this server."""
+        """Return the settings that make the senders and the gateway use this server."""
         return {
             "EMAIL_PROVIDER": "smtp",
             "EMAIL_FROM": "Example Shop <orders@example.org>",
@@ -54,7 +54,7 @@ class MailServer(SmtpPeer):
         return "250 2.0.0 accepted"
 
     async def down(self, seconds: float) -> None:
-        """Close the port and all connections for some seconds."""
+        """Close all connections, and keep the port closed for `seconds`."""
         await self.close()
         await asyncio.sleep(seconds)
         await self.open()

@@ -1,6 +1,6 @@
 """`python -m chaos.record`: record what Prometheus sees during lasting faults, for the tests of the alert rules.
 
-Each scenario runs a separate system under a light load: two minutes without a fault, then the fault until the end. All
+Each scenario runs its own system under a light load: two minutes without a fault, then with it until the end. All
 scenarios run at the same time, and every service is scraped at the interval of deploy/observability/prometheus.yml.
 """
 
@@ -41,12 +41,12 @@ SETTINGS = {"TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": 
 Act = Callable[[System, Faults, float], Awaitable[object]]
 """A fault that lasts for the given number of seconds."""
 Samples = Mapping[str, float]
-"""The values of one scrape by series."""
+"""The values from one scrape, by series."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A recording of `seconds`, in which the fault, if any, begins after `QUIET`."""
+    """A scenario that lasts `seconds`; its fault begins after `QUIET` seconds, or never if it is None."""
 
     seconds: int
     fault: Act | None = None
@@ -59,7 +59,7 @@ def _injected(name: str) -> Act:
 
 
 def _frozen(program: str) -> Act:
-    """Return a fault that suspends a process; a killed one would be restarted within seconds."""
+    """Return a fault that suspends a process, because a killed process would be restarted within seconds."""
 
     async def act(system: System, _: Faults, seconds: float) -> None:
         process = psutil.Process(system.pid(program))
@@ -72,7 +72,7 @@ def _frozen(program: str) -> Act:
     return act
 
 
-# Ten concurrent calls of 4 s each can send half of the load.
+# With ten concurrent calls of 4 s each, the sender can handle only half of the load.
 TOO_FEW = {"TELEGRAM_SLEEP": "4", "EMAIL_SLEEP": "0.1", "WEBHOOK_SLEEP": "0.1", "CONCURRENCY": "10"}
 SCENARIOS = {
     "clean": Scenario(1080),
@@ -88,7 +88,7 @@ SCENARIOS = {
 
 
 class Recording:
-    """A recording: for each series one value per scrape, or None if the series was missing."""
+    """A recording with one value per scrape for each series; None means that the series was missing from the scrape."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[float | None]] = defaultdict(list)
@@ -124,12 +124,12 @@ def _notation(values: Iterable[float | None]) -> str:
 
 
 def _text(value: float | None) -> str | None:
-    # promtool's notation has no NaN. A missing value can stand for it, because our rules treat both alike.
+    # promtool's notation has no NaN, so NaN is written as a missing value; our rules treat both alike.
     return None if value is None or math.isnan(value) else f"{value:.10g}"
 
 
 class Scraper:
-    """A scraper of a system's services and, in place of RabbitMQ's Prometheus plugin, of its management API."""
+    """Scrapes a system's services and RabbitMQ's management API, which stands in for its Prometheus plugin."""
 
     def __init__(self, system: System, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -139,7 +139,7 @@ class Scraper:
         self._urls = {name: f"http://127.0.0.1:{port}/metrics" for name, port in ports.items()}
 
     async def scrape(self) -> Samples:
-        """Return the metrics that the rules use; a target that does not respond contributes none."""
+        """Return the metrics that the rules use; an unresponsive target contributes none."""
         scraped = await asyncio.gather(self._scrape_rabbitmq(), *map(self._scrape_service, self._urls))
         return {series: value for samples in scraped for series, value in samples.items()}
 
@@ -186,7 +186,7 @@ async def record(name: str, folder: Path, starting: asyncio.Lock) -> None:
         await mail_server.open()
         settings |= mail_server.environment()
     with ExitStack() as stack:
-        async with starting:  # one system at a time, so that two do not choose the same free ports
+        async with starting:  # start one system at a time, so that no two choose the same free ports
             system = await asyncio.to_thread(stack.enter_context, running_system(folder / "stack", settings))
         lasts = scenario.seconds - QUIET
         faults = Faults(system, ledgers, random.Random(0), lasts, lasts, mail_server)
@@ -229,14 +229,14 @@ async def record_all(names: Iterable[str], folder: Path) -> None:
 
 
 def main() -> None:
-    """Record the named scenarios, or all."""
+    """Record the scenarios named on the command line, or all of them if none is named."""
     parser = argparse.ArgumentParser(prog="python -m chaos.record", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"scenarios to record: {', '.join(SCENARIOS)} (default: all)"
     )
     names = parser.parse_args().names or list(SCENARIOS)
     if unknown := set(names) - SCENARIOS.keys():
-        parser.error(f"unknown: {', '.join(unknown)}")
+        parser.error(f"unknown scenarios: {', '.join(unknown)}")
     minutes = max(SCENARIOS[name].seconds for name in names) // 60
     say(f"Recording {len(names)} scenarios at once, for {minutes} minutes: {', '.join(names)}")
     RECORDED.mkdir(exist_ok=True)

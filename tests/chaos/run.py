@@ -1,4 +1,4 @@
-"""A chaos run: load and faults together, a quiet phase, the audit, and a table."""
+"""A chaos run: inject faults under load, wait until nothing is in flight, audit the result, and print a table."""
 
 import asyncio
 import random
@@ -28,7 +28,8 @@ SETTINGS = {
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
 EXPECTED_LINE = re.compile(r"(retrying|throttled|failed|expired|cancelled)\b.* notification_id=")
-# The limit of log lines per service; a fault causes one line when it starts, one a minute, and one when it ends.
+# The limit on log lines per service and fault. A lasting fault causes a line when it starts, every minute, and when it
+# ends.
 LINES_PER_FAULT = 12
 
 
@@ -40,7 +41,7 @@ class Plan:
     notifications: int
     faults: int
     seconds: float
-    """The duration of the load."""
+    """The duration of the load in seconds."""
     hold: float
     """The duration of lasting faults in seconds."""
     outage: float
@@ -57,7 +58,7 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
     if mail_server is not None:
         await mail_server.open()
         settings |= mail_server.environment()
-    # The start of the system blocks the event loop; the mail server does not need the loop until the load begins.
+    # Starting the system blocks the event loop, but the mail server does not need the loop until the load begins.
     with running_system(folder / "stack", settings, scale=REPLICAS) as system:
         addresses = system.addresses()
         async with system.client() as first, system.client("GATEWAY_2_URL") as second:
@@ -67,7 +68,7 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
                 load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage, mail_server), plan
             )
             await loading
-        say("quiet: waiting until nothing is in flight")
+        say("load finished: waiting until nothing is in flight")
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
         await await_quiet(*urls, broker_died=any("rabbitmq" in fault.killed.values() for fault in faults))
         report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
@@ -85,7 +86,7 @@ async def _inject_faults(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
     done: list[Fault] = []
     began = time.monotonic()
     for number, name in enumerate(faults.series(plan.faults), start=1):
-        # The faults are spread evenly over the load, unless recoveries take too long for that.
+        # Spread the faults evenly over the load, unless recoveries take too long for that.
         await asyncio.sleep(max(0.5, began + plan.seconds * number / (plan.faults + 1) - time.monotonic()))
         accepted = len(load.accepted)
         fault = await faults.inject(name)
@@ -93,14 +94,14 @@ async def _inject_faults(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
         fault.accepted = len(load.accepted) - accepted
         done.append(fault)
         say(
-            f"{number:>3} of {plan.faults}  {name:<30} recovered {fault.recovered_after:5.1f} s after its end; "
-            f"accepted until then {fault.accepted}, in total {len(load.accepted)}"
+            f"{number:>3} of {plan.faults}  {name:<30} recovered {fault.recovered_after:5.1f} s after it ended; "
+            f"{fault.accepted} accepted until then, {len(load.accepted)} in total"
         )
     return done
 
 
 async def _recovery(load: Load) -> float:
-    """Return the seconds until a notification that is posted now is final."""
+    """Return how many seconds a notification posted now takes to reach a final status, or `PROBE_TIMEOUT` if longer."""
     began = time.monotonic()
     notification_id = await load.post(1)
     for gateway in cycle(load.gateways):
@@ -111,19 +112,19 @@ async def _recovery(load: Load) -> float:
             if response.is_success and all(each["status"] in FINAL for each in response.json()["deliveries"]):
                 return time.monotonic() - began
         await asyncio.sleep(POLL_INTERVAL)
-    load.refusals.append(f"a notification was not final {PROBE_TIMEOUT:.0f} s after a fault: {notification_id}")
+    load.refusals.append(f"a notification was still not final {PROBE_TIMEOUT:.0f} s after a fault: {notification_id}")
     return PROBE_TIMEOUT
 
 
 def _floods(logs: Path, faults: int) -> list[str]:
-    """Report the services that logged more lines than the faults explain."""
+    """Return a complaint about each service that logged more lines than the faults explain."""
     lines = {name: _own_lines((logs / f"{name}.log").read_text()) for name in PROGRAMS}
     say("lines logged: " + ", ".join(f"{count} {name}" for name, count in lines.items()))
     return [f"{name} logged {count} lines" for name, count in lines.items() if count > LINES_PER_FAULT * (faults + 1)]
 
 
 def _own_lines(text: str) -> int:
-    """Count the log lines, except the one line that each failed attempt and each cancellation causes."""
+    """Count the log lines, apart from the one line that is expected for each failed attempt and each cancellation."""
     return sum(EXPECTED_LINE.search(line) is None for line in text.splitlines())
 
 

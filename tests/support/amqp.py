@@ -14,7 +14,7 @@ TIMEOUT = 20.0  # seconds; reached only if the test fails
 
 
 class Hand:
-    """A channel with confirms, for tests that publish and read messages by hand."""
+    """A channel with publisher confirms, on which tests publish and read messages directly."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
@@ -33,17 +33,17 @@ class Hand:
         await self.publish("notifications.results", "results", body)
 
     async def next_message(self, queue: str) -> AbstractIncomingMessage:
-        """Return and ack the next message of the queue."""
+        """Wait for the next message in the queue, ack it and return it."""
         source = await self.channel.get_queue(queue)
         async with asyncio.timeout(TIMEOUT):
-            # Polled, because a consumer may have received another message by the time it is cancelled.
+            # Poll, because a consumer could receive a second message before it is cancelled.
             while (message := await source.get(fail=False)) is None:  # noqa: ASYNC110 - see above
                 await asyncio.sleep(0.01)
         await message.ack()
         return message
 
     async def results(self, count: int) -> list[DeliveryResult]:
-        """Return at least `count` results that senders have published."""
+        """Wait for at least `count` results from senders, and return them."""
         found: list[DeliveryResult] = []
         while len(found) < count:
             message = await self.next_message("notifications.results")

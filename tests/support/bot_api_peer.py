@@ -22,7 +22,7 @@ ERRORS: dict[Behaviour, tuple[int, dict[str, Any]]] = {
 
 
 class BotApiPeer(HttpPeer):
-    """An HTTP server with the responses of https://core.telegram.org/bots/api#making-requests."""
+    """An HTTP server that responds as https://core.telegram.org/bots/api#making-requests describes."""
 
     recipient = "987654321"
 

@@ -16,9 +16,9 @@ from support.debian import unpacked
 TIMEOUT = 20_000  # milliseconds; reached only if the test fails
 WIDE: ViewportSize = {"width": 1280, "height": 860}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-# In a container or as root, the sandbox lacks permissions and /dev/shm may be too small.
+# Chromium's sandbox lacks permissions in a container or as root, and a container's /dev/shm may be too small.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-# The screenshots show texts in many languages.
+# The screenshots show text in several scripts, so these fonts are needed.
 FONT_PACKAGES = ("fonts-dejavu-core", "fonts-droid-fallback", "fonts-lohit-deva")
 FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir><cachedir>{root}/cache</cachedir>
@@ -38,7 +38,7 @@ class Chromium:
 
 
 def find_chromium(folder: Path) -> Chromium:
-    """Return the machine's Chromium, or unpack one in `folder`; skip the test if that is impossible."""
+    """Return the installed Chromium, or unpack one in `folder`; skip the test if neither is possible."""
     if os.environ.get("CHROMIUM") or shutil.which("chromium"):
         return Chromium(Path(os.environ.get("CHROMIUM") or str(shutil.which("chromium"))), {})
     root = unpacked("chromium", *FONT_PACKAGES, folder=folder, with_libraries=True)
@@ -52,12 +52,12 @@ def find_chromium(folder: Path) -> Chromium:
 
 @dataclass
 class Watched:
-    """A page and its faults, such as script errors, which fail the test when the page is closed."""
+    """A page, and the faults noted on it, such as script errors; any fault fails the test when the page is closed."""
 
     page: Page
     faults: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()
-    """Parts of the console errors that a test provokes, for example by failing requests."""
+    """Substrings of console errors to ignore, because the test provokes them, for example through failing requests."""
 
     def note(self, fault: str) -> None:
         if not any(each in fault for each in self.expected):

@@ -1,4 +1,4 @@
-"""The system of docker-compose.yml with a project name, ports and settings for tests."""
+"""Run the system in docker-compose.yml with a separate project name, ports and settings for tests."""
 
 import asyncio
 import json
@@ -18,18 +18,18 @@ HEALTHY_TIMEOUT = 180  # seconds
 
 
 class Compose:
-    """A Docker Compose project with the settings of `.env.example`, which `set` can change."""
+    """A Docker Compose project with the settings from `.env.example`, which `set` can change."""
 
     def __init__(self, env_file: Path) -> None:
         example = (PROJECT / ".env.example").read_text().splitlines()
         self._settings = dict(line.split("=", 1) for line in example if line and line[0] != "#")
         self._env_file = env_file
         ports = Ports()
-        self.set(TAG="test")  # does not replace the developer's own images
+        self.set(TAG="test")  # so that a developer's own images are not replaced
         self.set(APP_PORT=str(ports.free(28080)), RABBITMQ_MANAGEMENT_PORT=str(ports.free(45672)))
 
     def set(self, **settings: str) -> None:
-        """Change settings, as an operator edits `.env`."""
+        """Change settings, as an operator would by editing `.env`."""
         self._settings |= settings
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
 
@@ -65,13 +65,13 @@ class Compose:
 
 def docker(*arguments: str, script: str = "") -> str:
     """Run `docker …`, which must succeed, and return its output."""
-    # Exported variables would override those of the file.
+    # Drop exported variables, which would override those in the file.
     ours = {"REVISION", *(line.split("=")[0] for line in (PROJECT / ".env.example").read_text().splitlines())}
     environment = {
         name: value for name, value in os.environ.items() if name not in ours and not name.startswith("COMPOSE_")
     }
     done = subprocess.run(  # noqa: S603 - ours
-        ["docker", *arguments],  # noqa: S607 - wherever it is installed
+        ["docker", *arguments],  # noqa: S607 - docker may be installed anywhere
         cwd=PROJECT, env=environment, input=script, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"docker {' '.join(arguments)}\n{done.stdout}{done.stderr}"

@@ -1,4 +1,4 @@
-"""The conformance suite of all providers: a provider's tests inherit it and supply a real peer."""
+"""The conformance suite for providers: each provider's tests inherit it and supply a peer to send to."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ class Peer(Protocol):
 
     behaviour: Behaviour
     connections: int
-    """The number of connections so far."""
+    """The number of connections accepted so far."""
     recipient: str
     """A recipient that the peer accepts messages for."""
 
@@ -54,7 +54,7 @@ class Peer(Protocol):
         """Return the texts of the accepted messages."""
 
     async def open(self) -> None:
-        """Listen, on the same port each time."""
+        """Start listening; after `close`, on the same port as before."""
 
     async def close(self) -> None:
         """Stop listening, and close all connections."""
@@ -105,7 +105,7 @@ class Conformance:
         await provider.send(request_)
         assert peer.received() == [request_.content.message]
 
-    async def test_unavailable_peer_is_unreachable_until_it_returns(
+    async def test_sending_raises_unreachable_until_the_peer_is_back(
         self, peer: Peer, provider: Provider, request_: DeliveryRequested
     ) -> None:
         await provider.send(request_)
@@ -119,7 +119,9 @@ class Conformance:
         await provider.send(request_)
         assert len(peer.received()) == 2
 
-    async def test_call_can_be_cancelled(self, peer: Peer, provider: Provider, request_: DeliveryRequested) -> None:
+    async def test_provider_works_after_a_cancelled_call(
+        self, peer: Peer, provider: Provider, request_: DeliveryRequested
+    ) -> None:
         peer.behaviour = Behaviour.HANG
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
@@ -138,13 +140,13 @@ class Conformance:
             await provider.send(request(peer.recipient, f"message {number}"))
         assert peer.connections == 1
 
-    async def test_refused_credentials_are_unreachable(self, peer: Peer, request_: DeliveryRequested) -> None:
+    async def test_rejected_credentials_raise_unreachable(self, peer: Peer, request_: DeliveryRequested) -> None:
         provider = peer.provider(SECRET[:-1])
         with pytest.raises(Unreachable):
             await provider.send(request_)
         await provider.aclose()
 
-    async def test_secret_appears_in_no_error_or_log(
+    async def test_secret_never_appears_in_errors_or_logs(
         self, peer: Peer, provider: Provider, request_: DeliveryRequested, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.DEBUG)
@@ -159,7 +161,7 @@ class Conformance:
                     await provider.send(request_)
             except (ProviderFailure, TimeoutError) as error:
                 errors += [repr(error), repr(error.__cause__), repr(error.__context__), str(getattr(error, "text", ""))]
-        logged = [record.getMessage() for record in caplog.records if record.name != "mail.log"]  # the peer's log
+        logged = [record.getMessage() for record in caplog.records if record.name != "mail.log"]  # not the peer's
         for secret in (SECRET, b64encode(SECRET.encode()).decode(), b64encode(f"\0orders\0{SECRET}".encode()).decode()):
             assert secret not in "\n".join([*errors, *logged])
 

@@ -51,14 +51,14 @@ class ServerContainers:
         return f"http://{container.get_container_host_ip()}:{container.get_exposed_port(MANAGEMENT_PORT)}"
 
     def pid(self, name: str) -> int:
-        """Return the process id of the container's first process, or 0 if it is not running."""
+        """Return the process id of the container's main process, or 0 if the container is not running."""
         container = self.by_name[name].get_wrapped_container()
         container.reload()
         pid: int = container.attrs["State"]["Pid"]
         return pid
 
     def kill(self, name: str) -> None:
-        """Kill the container and start it again, as Docker does not restart a container that was killed by hand."""
+        """Kill the container and start it again, because Docker does not restart a manually killed container."""
         container = self.by_name[name].get_wrapped_container()
         container.kill("SIGKILL")
         container.start()

@@ -1,4 +1,4 @@
-"""`python -m support.crashes POINT`: run a service up to one point and kill it there, like `kill -9`."""
+"""`python -m support.crashes POINT`: run a service until it reaches POINT, then kill it as `kill -9` would."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ from support.services import eventually
 
 
 def die() -> None:
-    """Kill this process without running any handler, `finally` block or flush."""
+    """Kill this process at once: no handler or `finally` block runs, and nothing is flushed."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -60,7 +60,7 @@ class PublisherKilledBeforeConfirm(ConfirmedPublisher):
 
 
 class PublisherKilledAfterConfirm(ConfirmedPublisher):
-    """A publisher that dies before the outbox rows are deleted, or before the sender acks the request."""
+    """Dies after the broker has confirmed: before a gateway deletes its outbox rows, or before a sender acks."""
 
     @override
     async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
@@ -120,7 +120,7 @@ async def retry() -> None:
         die()
 
 
-# In the order in which a delivery passes them.
+# The points are listed in the order in which a delivery passes them.
 POINTS = {
     "between commit and hand-over": lambda: gateway(RelayKilledBeforeHandOver),
     "between publish and confirm": lambda: gateway(publisher_class=PublisherKilledBeforeConfirm),

@@ -1,4 +1,4 @@
-"""A row that tests of the database store."""
+"""An INSERT statement that database tests use to store a notification and its delivery."""
 
 from sqlalchemy import text
 

@@ -1,4 +1,4 @@
-"""Programs from Debian packages, unpacked without being installed."""
+"""Unpack programs from Debian packages without installing them."""
 
 import shutil
 import subprocess
@@ -8,9 +8,9 @@ import pytest
 
 
 def unpacked(*packages: str, folder: Path, with_libraries: bool) -> Path:
-    """Unpack packages below `folder` and return their root; `with_libraries` adds missing dependencies."""
+    """Unpack packages below `folder`, and return the root; `with_libraries` includes dependencies not yet installed."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        pytest.skip(f"{', '.join(packages)}: needs Debian's apt-get and dpkg-deb")
+        pytest.skip(f"Unpacking {', '.join(packages)} requires Debian's apt-get and dpkg-deb.")
     archives = folder / "archives"
     (archives / "partial").mkdir(parents=True)
     options = ["-qq", "-o", "Debug::NoLocking=1", "-o", f"Dir::Cache::archives={archives}"]
@@ -20,7 +20,7 @@ def unpacked(*packages: str, folder: Path, with_libraries: bool) -> Path:
         download = ["apt-get", *options, "download", *packages]
     done = subprocess.run(download, cwd=archives, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if done.returncode:
-        pytest.skip(f"{', '.join(packages)}: download failed: {done.stderr}")
+        pytest.skip(f"Downloading {', '.join(packages)} failed: {done.stderr}")
     for package in archives.glob("*.deb"):
         subprocess.run(["dpkg-deb", "--extract", package, folder / "root"], check=True)  # noqa: S603, S607 - ours
     return folder / "root"

@@ -14,12 +14,12 @@ BODY = {"user_id": 1, "message": "hello", "type": "telegram"}
 
 
 class Reader:
-    """Reads the events of one stream."""
+    """A reader of one event stream."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self._lines = answer.aiter_lines()
         self.last_id: str | None = None
-        """A client sends this to get the events that it has missed."""
+        """The id of the last event; a client sends it on reconnecting, to get the events that it has missed."""
 
     async def next(self) -> dict[str, Any] | None:
         """Return the next event (`id`, `event`, `data`), or None at the end of the stream."""
@@ -37,16 +37,16 @@ class Reader:
         return None
 
     async def status(self) -> dict[str, Any]:
-        """Return the next change of status."""
+        """Return the next status change; fail if the stream ends first."""
         while (event := await self.next()) is not None:
             if event["event"] == "status":
                 return {**event["data"], "id": event["id"]}
-        raise AssertionError("the stream has ended")
+        raise AssertionError("the stream ended before the next status change")
 
     async def until(self, notification: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return all changes up to the first one of this notification.
+        """Return all status changes up to and including the first one for this notification.
 
-        After a reconnect, the last change that was read before may come again.
+        After a reconnect, the first change may repeat the last one that was read before.
         """
         changes = [await self.status()]
         while changes[-1]["notification_id"] != notification["id"]:
@@ -58,7 +58,7 @@ class Reader:
 async def reading(
     url: httpx.URL, headers: Mapping[str, str] | None = None, **wanted: object
 ) -> AsyncIterator[tuple[Reader, bool]]:
-    """Open a stream; yield its reader and whether it is live."""
+    """Open a stream filtered by `wanted`; yield a reader and the `live` flag from the first event."""
     query = httpx.QueryParams({name: str(value) for name, value in wanted.items()})
     async with (
         httpx.AsyncClient(base_url=url, timeout=TIMEOUT) as client,

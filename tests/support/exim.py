@@ -68,7 +68,7 @@ plain:
 
 @dataclass(frozen=True)
 class Exim:
-    """A running server."""
+    """A running Exim server."""
 
     folder: Path
     port: int
@@ -88,7 +88,7 @@ class Exim:
         )
 
     def mailbox(self) -> list[EmailMessage]:
-        """Return the delivered messages."""
+        """Return the messages that Exim has delivered."""
         files = (self.folder / "mail" / "new").glob("*")
         return [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
 
@@ -116,7 +116,7 @@ def _running_in(folder: Path) -> Iterator[Exim]:
     (folder / "passwd").write_text(f"root:x:0:0::/:/bin/sh\nDebian-exim:x:{user}:{user}::/:/bin/sh\n")
     (folder / "group").write_text(f"root:x:0:\nDebian-exim:x:{user}:\n")
     program, port = root / "usr/sbin/exim4", Ports().free(20_025)
-    program.chmod(0o755)  # removes setuid, with which the variables below would be dropped
+    program.chmod(0o755)  # removes setuid, which would make the loader ignore the variables below
     configuration = CONFIGURATION.format(program=program, folder=folder, secret=SECRET)
     (folder / "configuration").write_text(configuration)
     [libraries] = {library.parent for library in root.rglob("libnss_wrapper.so")}

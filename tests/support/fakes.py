@@ -10,7 +10,7 @@ Answer = Callable[[DeliveryRequested], Awaitable[str | None]]
 
 
 class FakeProvider:
-    """A provider that records its requests and returns what `answer` returns for each."""
+    """A provider that records its requests and returns the result of `answer`, or a new message id if that is None."""
 
     def __init__(self, answer: Answer | None = None) -> None:
         self._answer = answer
@@ -23,11 +23,11 @@ class FakeProvider:
         return await self._answer(request) if self._answer else f"message-{len(self.calls)}"
 
     async def aclose(self) -> None:
-        """Do nothing, because nothing is open."""
+        """Do nothing, because this fake has nothing to close."""
 
 
 class CuttableNetwork:
-    """A TCP proxy whose port can be closed, and whose connections can be cut or, as if the server had died, frozen."""
+    """A TCP proxy whose port can be closed, and whose connections can be cut, or frozen as if a cable were pulled."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -40,7 +40,7 @@ class CuttableNetwork:
     @classmethod
     @asynccontextmanager
     async def before(cls, host: str, port: int) -> AsyncIterator["CuttableNetwork"]:
-        """Open a proxy to the server until the context ends."""
+        """Run a proxy in front of the server until the context ends."""
         network = cls(host, port)
         await network.open()
         try:
@@ -53,11 +53,11 @@ class CuttableNetwork:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def freeze(self) -> None:
-        """Stop forwarding without closing connections, as if a cable were pulled."""
+        """Stop forwarding data without closing any connection."""
         self._flowing.clear()
 
     async def thaw(self) -> None:
-        """Cut the frozen connections, and let new ones work."""
+        """Close the frozen connections, and forward data on new ones again."""
         await self.cut()
         self._flowing.set()
 

@@ -1,4 +1,4 @@
-"""`make fuzz`: run schemathesis against a gateway, based on the gateway's OpenAPI document."""
+"""`make fuzz`: run Schemathesis against a gateway, guided by the gateway's OpenAPI document."""
 
 import argparse
 import subprocess
@@ -14,17 +14,18 @@ SETTINGS = {
     "AUTH": "on", "BOOTSTRAP_API_KEY": KEY, "TELEGRAM_SLEEP": "0", "EMAIL_SLEEP": "0", "WEBHOOK_SLEEP": "0",
     "LOG_LEVEL": "WARNING",
 }  # fmt: skip
-# A schema cannot express rules between fields, such as no repeated channel, or an expiry after the start.
+# The gateway may reject requests that match the schema, because a schema cannot express every rule, for example that
+# `expires_at` must be later than `send_at`.
 EXCLUDED_CHECK = "positive_data_acceptance"
 
 
 def fuzz(system: System, *, examples: int, seed: int, phases: str) -> int:
-    """Run `examples` cases for each operation in each phase, and return the exit code of schemathesis."""
+    """Run `examples` cases for each operation in each phase, and return the exit code of Schemathesis."""
     command = [
         str(Path(sys.executable).with_name("schemathesis")), "run", f"{system.addresses()['GATEWAY_URL']}/openapi.json",
         "--header", f"Authorization: Bearer {KEY}", "--exclude-checks", EXCLUDED_CHECK, "--phases", phases,
         "--max-examples", str(examples), "--seed", str(seed), "--warnings", "off", "--continue-on-failure",
-        "--exclude-path", "/api/events",  # an endless stream
+        "--exclude-path", "/api/events",  # this stream never ends
     ]  # fmt: skip
     return subprocess.run(command, cwd=system.folder, check=False).returncode  # noqa: S603 - ours
 

@@ -14,7 +14,7 @@ BODY: Json = {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}
 
 
 async def post(api: httpx.AsyncClient, **change: Any) -> Json:
-    """Create the notification of `BODY` with these changes, and return it."""
+    """Post `BODY`, overridden by `change`, and return the created notification."""
     answer = await api.post("/api/notifications", json={**BODY, **change})
     assert answer.status_code == 201, answer.text
     created: Json = answer.json()
@@ -22,8 +22,8 @@ async def post(api: httpx.AsyncClient, **change: Any) -> Json:
 
 
 async def bearer(engine: AsyncEngine, *scopes: Scope, tenant: str = "default") -> dict[str, str]:
-    """Return the header of a new API key."""
-    _, token = await ApiKeyStore(engine).create(tenant, "of a test", frozenset(scopes))
+    """Create an API key with these scopes, and return the request header that contains it."""
+    _, token = await ApiKeyStore(engine).create(tenant, "test key", frozenset(scopes))
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -33,5 +33,5 @@ async def rows(engine: AsyncEngine, statement: str) -> list[Any]:
 
 
 def soon(**delta: float) -> str:
-    """Return a time that is `delta` from now, as the API takes it."""
+    """Return the time `delta` from now, in the format that the API expects."""
     return (datetime.now(UTC) + timedelta(**delta)).isoformat()

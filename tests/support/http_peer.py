@@ -1,4 +1,4 @@
-"""The common base of the fake HTTP providers."""
+"""The base class of the fake HTTP providers."""
 
 import asyncio
 import ssl
@@ -10,7 +10,7 @@ from support.conformance import Behaviour
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """A complete request; header names are in lower case."""
+    """A complete HTTP request; its header names are in lower case."""
 
     path: str
     headers: dict[str, str]

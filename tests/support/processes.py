@@ -1,4 +1,4 @@
-"""Real processes: the whole system, or single services."""
+"""Run the whole system, or single services, as real processes."""
 
 import asyncio
 import os
@@ -23,20 +23,20 @@ from support.servers import PROJECT, in_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 STOP_TIMEOUT = 60.0  # seconds
-FINAL_TIMEOUT = 100.0  # seconds; the outbox leases of a killed gateway last 30
+FINAL_TIMEOUT = 100.0  # seconds; a killed gateway's outbox leases last 30
 FINAL = {"sent", "failed", "expired", "cancelled"}
 
 Json = dict[str, Any]
 
 
 def local_command(folder: Path, *arguments: str) -> list[str]:
-    """Return a command of the local stack, as in the Makefile."""
+    """Return the command line that runs `notify_local` with these arguments."""
     return [sys.executable, "-m", "notify_local", "--folder", str(folder), *arguments]
 
 
 @dataclass(frozen=True)
 class System:
-    """A running system: `make up`, or the same services with servers in containers."""
+    """A running system: the stack that `make up` runs, or the same services with both servers in containers."""
 
     folder: Path
     process: subprocess.Popen[bytes]
@@ -69,7 +69,7 @@ class System:
 def running_system(
     folder: Path, settings: Mapping[str, str], *, scale: Mapping[str, int] | None = None
 ) -> Iterator[System]:
-    """Run the whole system until the context ends; it must exit cleanly. `scale` sets the number of processes."""
+    """Run the whole system until the context ends; it must exit cleanly. `scale` maps services to process counts."""
     if in_containers():
         with running_containers() as containers:
             servers = {**as_environment(containers.postgres()), **as_environment(containers.rabbit())}
@@ -112,7 +112,7 @@ def _running(
 
 
 async def all_final(client: httpx.AsyncClient, ids: Sequence[str]) -> list[Json]:
-    """Wait until no notification is pending, and return them; the gateway may be restarting in the meantime."""
+    """Wait until all notifications are final, and return them; the gateway may restart in the meantime."""
     deadline = time.monotonic() + FINAL_TIMEOUT
     while (page := await _get(client, "/api/notifications", status="pending", limit=1)) is None or page["items"]:
         assert time.monotonic() < deadline, f"not final: {page}"
@@ -143,7 +143,7 @@ async def _get(client: httpx.AsyncClient, path: str, **parameters: Any) -> Json 
 
 
 async def crash(point: str, *servers: PostgresSettings | RabbitSettings) -> None:
-    """Run a process that kills itself at the given point of `support.crashes`."""
+    """Run a process that kills itself at `point`, one of the points in `support.crashes`."""
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "tests")}
     for server in servers:
         environment |= as_environment(server)

@@ -1,4 +1,4 @@
-"""The PostgreSQL and RabbitMQ of a test run: existing servers, those of the local stack, or containers."""
+"""Provide PostgreSQL and RabbitMQ for a test run: existing servers, the local stack's servers, or containers."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def in_containers() -> bool:
 
 @contextmanager
 def servers_for_tests(folder: Path) -> Iterator[Servers]:
-    """Provide the servers for a whole test run."""
+    """Yield the servers for a whole test run; start them first unless existing ones are configured."""
     if not in_containers() and "POSTGRES_HOST" in os.environ and "RABBITMQ_HOST" in os.environ:
         rabbit = RabbitSettings()
         yield Servers(

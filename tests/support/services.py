@@ -48,7 +48,7 @@ def delivery_requested(**change: object) -> DeliveryRequested:
 
 
 def gateway_metrics() -> GatewayMetrics:
-    """Return the metrics of a gateway in a registry that nothing scrapes."""
+    """Return gateway metrics in a new registry, which nothing scrapes."""
     return GatewayMetrics(CollectorRegistry())
 
 
@@ -65,7 +65,7 @@ async def running_sender(
     limits: ProviderLimits | None = None,
     tracing: Tracing = UNTRACED,
 ) -> AsyncIterator[Worker]:
-    """Run the sender of one channel."""
+    """Run a sender for one channel."""
     settings = SenderSettings.model_validate(
         {
             **rabbit.model_dump(),
@@ -142,11 +142,11 @@ async def served_gateway(
     relaying: bool = True,
     settings: Mapping[str, object] | None = None,
 ) -> AsyncIterator[httpx.URL]:
-    """Run a gateway behind a socket; yield its URL."""
+    """Run a gateway with a real HTTP server; yield its URL."""
     gateway_settings: dict[str, Any] = dict(settings or {})
     async with working_gateway(rabbit, postgres, relaying=relaying, **gateway_settings) as gateway:
         with closing(socket.socket()) as listener:
-            # With a small buffer, the gateway soon notices a client that does not read.
+            # A small buffer fills quickly, so the gateway soon notices a client that does not read.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
             listener.bind(("127.0.0.1", 0))
             listener.listen()
@@ -163,10 +163,10 @@ async def served_gateway(
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], description: str, timeout: float = TIMEOUT) -> None:
-    """Poll `condition` until it is true."""
+    """Poll `condition` until it is true; fail after `timeout` seconds."""
     try:
         async with asyncio.timeout(timeout):
-            while not await condition():  # noqa: ASYNC110 - no event reports a changed row or queue
+            while not await condition():  # noqa: ASYNC110 - no event signals a changed row or queue
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not true within {timeout:g} s: {description}") from None

@@ -35,12 +35,12 @@ class SmtpPeer:
     def __init__(self, folder: Path) -> None:
         self.behaviour, self.connections = Behaviour.ACCEPT, 0
         self.script: list[Behaviour] = []
-        """The behaviours for the next messages; each becomes `behaviour` in turn, and the last one stays."""
+        """The behaviours for the next messages, one per message; the last one stays in effect."""
         self.asked = asyncio.Event()
         self.messages: list[EmailMessage] = []
         self.contents: list[bytes] = []
         self.raw: list[Message] = []
-        """The messages with their headers in the form in which they arrived."""
+        """The messages with their headers exactly as received."""
         self._port = 0
         self._server: asyncio.Server | None = None
         self._protocols: set[SMTP] = set()

@@ -26,12 +26,12 @@ RESPONSES: dict[Behaviour, tuple[int, dict[str, str], bytes]] = {
 
 
 def key(secret: str) -> str:
-    """Return a secret in the format of Standard Webhooks."""
+    """Return `secret` in the Standard Webhooks format."""
     return f"whsec_{b64encode(secret.encode()).decode()}"
 
 
 class WebhookPeer(HttpPeer):
-    """An HTTPS server on `localhost`; with `wants_client` it requires client certificates."""
+    """An HTTPS server on `localhost`; it requires client certificates if `wants_client` is true."""
 
     def __init__(self, folder: Path, *, wants_client: bool = False) -> None:
         authority = trustme.CA()
@@ -44,7 +44,7 @@ class WebhookPeer(HttpPeer):
         super().__init__(tls)
         self.answers = dict(RESPONSES)
         self.requests: list[HttpRequest] = []
-        """The accepted requests, all with a valid signature."""
+        """The accepted requests, all of which had a valid signature."""
 
     @property
     def recipient(self) -> str:
