@@ -19,12 +19,12 @@ from benchmarks.progress import say
 from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, running_servers, write_json
 
 RESULTS = PROJECT / "benchmarks" / "results"
-LATENCIES = (0.0, 0.2)  # seconds that the simulated provider takes
+LATENCIES = (0.0, 0.2)  # simulated latencies of the provider in seconds
 RATES = (50.0, 200.0, 500.0)  # requests a second
 ROUNDS = 2
 STEP = 4.0  # seconds
 KILL_RATE = 0.4  # fraction of the contender's end-to-end rate
-KILL_PATIENCE = 45.0  # seconds; the outbox leases of a killed gateway last 30
+KILL_PATIENCE = 45.0  # seconds; a killed gateway's outbox leases last 30
 
 
 def measure(

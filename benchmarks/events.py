@@ -21,9 +21,9 @@ from benchmarks.servers import circumstances, log_folder, running_servers, write
 LOW_RATE = 20.0  # requests a second
 SUBSCRIBERS = 200
 IDLE_USER = 999  # a user without notifications
-RATES = (0.0, 200.0)  # requests a second while the subscribers are connected
+RATES = (0.0, 200.0)  # requests a second during a measurement
 SECONDS = 20.0
-ROUNDS = 3  # each measures without and then with subscribers
+ROUNDS = 3  # each round measures without subscribers, then with them
 SILENCE = 60.0  # seconds without a heartbeat before a subscriber gives up
 LIVE_TIMEOUT = 10.0  # seconds until all subscribers are live
 COMMITTED = """
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 
 class Subscriber:
-    """A client of the event stream that notes when it learns of each sent delivery."""
+    """A client of the event stream that records when it receives each `sent` event."""
 
     def __init__(self, client: httpx.AsyncClient, url: str) -> None:
         self._client = client
@@ -75,7 +75,7 @@ async def subscribed(url: str, count: int = 1) -> AsyncIterator[Subscriber]:
 
 
 async def measure_delay(running: Running) -> Json:
-    """Measure the time from the commit of a change until a subscriber has read its event."""
+    """Measure the time from the commit of a change to the moment when a subscriber has read the event."""
     async with subscribed(_events(running)) as subscriber:
         seen = await asyncio.to_thread(generate, running.url, LOW_RATE, SECONDS)
         await asyncio.sleep(1)
@@ -88,7 +88,7 @@ async def measure_delay(running: Running) -> Json:
 
 
 async def measure_cost(running: Running, rate: float) -> Json:
-    """Measure each process in percent of one core, without subscribers and with many idle ones."""
+    """Measure each process's CPU as a percentage of one core, without subscribers and with many idle ones."""
     used: dict[str, dict[str, float]] = {}
     for _ in range(ROUNDS):
         running.query(SERVICE.forget)

@@ -31,7 +31,7 @@ ID_LENGTH = 36
 
 @dataclass
 class LoadResults:
-    """The results of one load; times are seconds since the epoch."""
+    """The results of one load; times are in seconds since the epoch."""
 
     began: float = 0.0
     due: list[float] = field(default_factory=list)
@@ -48,13 +48,13 @@ class LoadResults:
 
 
 class Client:
-    """A pool of connections to one server, with a queue of the requests that wait for a free one."""
+    """A pool of connections to one server, with a queue of requests that are waiting for a free one."""
 
     def __init__(self, requests: Iterator[bytes], *, closed_until: float | None) -> None:
         self.results = LoadResults()
         self.requests = requests
         self._closed_until = closed_until
-        # Connections are used in turn, because a server may close one that is idle for long.
+        # Use the connections in turn, because a server may close one that stays idle for long.
         self.free: deque[Connection] = deque()
         self._waiting: deque[float] = deque()
         self.open = 0
@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
 async def generate(
     url: str, requests: Sequence[bytes], *, rate: float, seconds: float, connections: int
 ) -> LoadResults:
-    """Send `requests` in turn for `seconds`, at `rate` a second or, if `rate` is 0, as fast as the server responds."""
+    """Send `requests` in turn for `seconds`: `rate` a second, or as fast as the server responds if `rate` is 0."""
     parts = urlsplit(url)
     began = time.time()
     client = Client(cycle(requests), closed_until=None if rate else began + seconds)
@@ -165,7 +165,7 @@ async def generate(
             connection.send(began)
         await asyncio.sleep(seconds)
     deadline = time.time() + PATIENCE
-    while client.open and time.time() < deadline:  # noqa: ASYNC110 - this runs once; an event is not worth it
+    while client.open and time.time() < deadline:  # noqa: ASYNC110 - runs once, so an event is not worth it
         await asyncio.sleep(TICK)
     client.results.unanswered += client.open
     client.results.cpu = _cpu() - used

@@ -15,14 +15,14 @@ from benchmarks.tables import LOAD_GENERATOR
 
 BODY = json.dumps({"user_id": 123, "message": "Your code: 11111", "type": "telegram"})
 CONNECTIONS = 64
-DRAIN_TIMEOUT = 5.0  # seconds to send what is left after a step; otherwise the contender is restarted
+DRAIN_TIMEOUT = 5.0  # seconds to send the backlog after a step; a slower contender is restarted
 WARM_UP = (100.0, 1.0)  # requests a second, seconds
-# Rates are not measured in this first fraction of a step, because caches and connections still warm up.
+# Rates are not measured in this first fraction of a step, because caches and connections are still warming up.
 SETTLING = 0.3
-GROWTH = 0.02  # fraction of the offered rate by which the backlog may grow; less is within the noise of one step
+GROWTH = 0.02  # fraction of the offered rate by which the backlog may grow; smaller growth is noise
 KEPT_UP = 0.97  # fraction of the offered requests that must be accepted in time
 SEARCH_STEPS = 6
-CLOSE_ENOUGH = 1.05  # ratio of the lowest rate that was not sustained to the highest that was
+CLOSE_ENOUGH = 1.05  # ratio of lowest unsustained to highest sustained rate at which the search stops
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Step:
     """One load and its results."""
 
     offered: float
-    """The requests a second; 0 stands for as many as the contender answers."""
+    """The offered requests a second; 0 means as many as the contender can answer."""
     seconds: float
     began: float
     answered: Sequence[float]
@@ -49,7 +49,7 @@ class Step:
     """The seconds of CPU by process."""
 
     def rate(self, times: Sequence[float]) -> float:
-        """Return how many of `times` there were a second, after the settling phase."""
+        """Return the number of `times` per second, ignoring the settling phase at the start."""
         begin, end = self.began + SETTLING * self.seconds, self.began + self.seconds
         return sum(begin <= at < end for at in times) / (end - begin)
 
@@ -63,19 +63,19 @@ class Step:
 
 @dataclass
 class ContenderFigures:
-    """The figures of a contender at one provider latency."""
+    """The figures for one contender at one provider latency."""
 
     contender: str
     latency: float
     round: int
     accepted: float = 0.0
-    """The accepted requests a second; senders that are separate processes are stopped."""
+    """The accepted requests a second, measured while senders that are separate processes are stopped."""
     end_to_end: float = 0.0
     """The accepted requests a second at the highest offered rate at which the backlog does not grow."""
     cpu: dict[str, float] = field(default_factory=dict)
     """The microseconds of CPU per notification at that rate, by process."""
     tried: list[tuple[float, bool]] = field(default_factory=list)
-    """The offered rates, each with True if it was sustained."""
+    """The offered rates, each with True if it was sustained and False otherwise."""
     post: dict[str, dict[str, float]] = field(default_factory=dict)
     """The p50 and p99 of a POST in milliseconds, by requests a second."""
     to_sent: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class ContenderFigures:
     """The peak memory in MiB, by process."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures as they are stored."""
+        """Return the figures in the form in which they are stored as JSON."""
         return asdict(self)
 
 
@@ -146,7 +146,7 @@ def warm_up(running: Running) -> None:
 
 
 def find_end_to_end(running: Running, figures: ContenderFigures, seconds: float) -> None:
-    """Find the highest rate that is sustained by bisection, starting from the send rate under full load."""
+    """Find the highest sustained rate by bisection, starting from the send rate under full load."""
     full_load = run_step(running, 0, seconds)
     lowest, highest = 0.0, full_load.rate(full_load.answered) * 1.1
     candidate = min(max(full_load.rate(full_load.sent), 1.0), highest)
@@ -160,7 +160,7 @@ def find_end_to_end(running: Running, figures: ContenderFigures, seconds: float)
             highest = candidate
         if lowest and highest / lowest <= CLOSE_ENOUGH:
             break
-        # Increase in small steps, because a step far beyond a contender's capacity takes long and teaches nothing.
+        # Raise the rate gradually, because a step far beyond a contender's capacity takes long and shows nothing.
         candidate = min((lowest + highest) / 2, lowest * 1.3) if lowest else candidate * 0.8
     if best is not None:
         figures.end_to_end = best.rate(best.answered)
@@ -168,7 +168,7 @@ def find_end_to_end(running: Running, figures: ContenderFigures, seconds: float)
 
 
 def find_latencies(running: Running, figures: ContenderFigures, rates: Sequence[float], seconds: float) -> None:
-    """Measure both latencies at each of the rates that the contender can sustain."""
+    """Measure the POST and accepted-to-sent latencies at each of `rates` that the contender can sustain."""
     for rate in rates:
         if rate > 0.95 * figures.end_to_end:
             continue
@@ -201,7 +201,7 @@ def count_lost(running: Running, rate: float, seconds: float, patience: float) -
 
 
 def _await_drained(running: Running, accepted: int) -> int:
-    """Wait until all accepted notifications are sent, and return how many are unsent at the timeout."""
+    """Wait until all accepted notifications are sent; return how many are still unsent at the timeout."""
     if running.without_sending:
         return 0
     deadline = time.monotonic() + DRAIN_TIMEOUT + running.latency
@@ -214,7 +214,7 @@ def _await_drained(running: Running, accepted: int) -> int:
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Return the p50 and p99 in milliseconds."""
+    """Return the p50 and p99 of times in seconds, converted to milliseconds."""
     ordered = sorted(seconds)
     return {
         name: ordered[min(int(len(ordered) * share), len(ordered) - 1)] * 1000

@@ -18,7 +18,7 @@ mpl.rcParams.update(
 
 
 def compare(results: tables.Json, folder: Path) -> None:
-    """Plot the throughput, CPU by process and latency of the contenders."""
+    """Plot each contender's throughput, CPU by process, and latency."""
     names = tables.contenders(results)
     latencies = sorted({figures["latency"] for figures in results["figures"]})
     _save(_throughput(results, names, latencies), folder / "throughput")

@@ -9,6 +9,6 @@ _console = Console(soft_wrap=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """Print a message; further lines are indented like the first."""
+    """Print a message; indent its further lines to align with the first."""
     minutes, seconds = divmod(int(time.time() - psutil.Process().create_time()), 60)
     _console.print(f"{minutes:>3}:{seconds:02}  " + text.rstrip("\n").replace("\n", "\n        "), markup=False)

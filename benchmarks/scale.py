@@ -1,4 +1,4 @@
-"""`make bench-scale`: measure this service with a large backlog, many stored rows, and several of each process."""
+"""`make bench-scale`: measure this service with a large backlog, many stored rows, and multiple processes."""
 
 import argparse
 import time
@@ -20,9 +20,9 @@ CATCH_UP_TIMEOUT = 300.0  # seconds
 POLL = 0.5  # seconds
 
 WAITING = (10_000, 100_000, 1_000_000)
-WAITING_RATE = 1400.0  # requests a second while the backlog is measured; one sender can send as many
+WAITING_RATE = 1400.0  # requests a second while the backlog is measured; about what one sender can send
 WAITING_LATENCY = 0.2  # seconds
-WAITING_CONCURRENCY = 300  # concurrent provider calls; at that latency at most 1,500 a second
+WAITING_CONCURRENCY = 300  # concurrent provider calls; at that latency, these make at most 1,500 calls a second
 WAITING_SECONDS = 20.0
 SETTLING = 4.0  # seconds
 
@@ -74,7 +74,7 @@ def backlog(servers: Servers, logs: Path, fraction: float) -> Json:
 
 
 def status_writer_alone(servers: Servers, logs: Path, fraction: float) -> Json:
-    """Measure how fast a status writer works off queued results while nothing else runs."""
+    """Measure how fast one status writer works through queued results while nothing else runs."""
     with gateway_alone(servers, logs) as running:
         running.launch(service_program("telegram_sender"))
         count = _fill(running, int(RESULTS_WAITING * fraction))
@@ -91,7 +91,7 @@ def status_writer_alone(servers: Servers, logs: Path, fraction: float) -> Json:
 
 
 def sender_alone(servers: Servers, logs: Path, fraction: float) -> Json:
-    """Measure how fast one sender works off a queue with a slow provider while nothing else runs."""
+    """Measure how fast one sender with a slow provider works through a queue while nothing else runs."""
     with gateway_alone(servers, logs, SENDER_LATENCY) as running:
         count = _fill(running, int(DELIVERIES_WAITING * fraction))
         running.stop()
@@ -109,7 +109,7 @@ def sender_alone(servers: Servers, logs: Path, fraction: float) -> Json:
 
 
 def scaling(servers: Servers, logs: Path, fraction: float) -> Json:
-    """Measure the send rate by the number of senders, with a slow provider."""
+    """Measure how the send rate grows with the number of senders, using a slow provider."""
     figures = []
     for senders in SENDERS:
         with gateway_alone(servers, logs, SCALING_LATENCY) as running:
@@ -163,8 +163,12 @@ SECTIONS: dict[str, Callable[[Servers, Path, float], Json]] = {
 def main() -> None:
     """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="run only these; nothing is written")
-    parser.add_argument("--fraction", type=float, default=1.0, help="scale all counts, for a trial (default: 1)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SECTIONS), help="run only these parts, without writing results"
+    )
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="multiply all counts by this, for a trial run (default: 1)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="output folder (default: benchmarks/results)")
     options = parser.parse_args()
     began = time.monotonic()
@@ -195,7 +199,7 @@ def _fill(running: Running, count: int) -> int:
 
 
 def _settle(running: Running) -> None:
-    """Let PostgreSQL clean up after the filling, so that its cost is not measured."""
+    """Let PostgreSQL clean up after the backlog is filled, so that this work is not measured."""
     running.query("VACUUM (ANALYZE) notifications, deliveries, attempts")
     running.query("CHECKPOINT")
     while running.query("SELECT FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"):
@@ -251,13 +255,13 @@ def _waiting(running: Running) -> int:
 
 
 def _times(running: Running, expression: str, table: str) -> list[float]:
-    """Return the times in a table in order, in seconds since the epoch."""
+    """Return the values of a time expression over all rows of a table, sorted, in seconds since the epoch."""
     rows = running.query(f"SELECT extract(epoch FROM {expression})::float FROM {table} ORDER BY 1")
     return [float(str(at)) for [at] in rows]
 
 
 def _steady_rate(times: Sequence[float]) -> float:
-    """Return the rate without the first and the last tenth, where processes start and queues run dry."""
+    """Return the rate without the first and last tenths, during which processes start and queues run dry."""
     first, last = len(times) // 10, len(times) * 9 // 10
     return (last - first) / (times[last] - times[first])
 

@@ -1,4 +1,4 @@
-"""The private PostgreSQL and RabbitMQ that the contenders use one after the other."""
+"""The private PostgreSQL and RabbitMQ servers, which the contenders use one after another."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import psycopg
 PROJECT = Path(__file__).parents[1]
 PRODUCT_PYTHON = PROJECT / ".venv" / "bin" / "python"
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
-LOG_LINES = 20  # shown if the stack does not start
+LOG_LINES = 20  # lines of the log to show if the stack does not start
 VHOST = "bench"
 DATABASE = "bench"
 
@@ -29,7 +29,7 @@ class Servers:
     """Both servers, with a database and a virtual host that are recreated for each contender."""
 
     postgres: str
-    """The server's URL with its maintenance database, from which the contenders' database is dropped and created."""
+    """The URL of the server's maintenance database, used for dropping and creating the contenders' database."""
     rabbitmq: str
     management: str
     pids: dict[str, int]
@@ -45,7 +45,7 @@ class Servers:
         return self.rabbitmq.rpartition("/")[0] + f"/{quote(VHOST, safe='')}"
 
     def service_settings(self) -> dict[str, str]:
-        """Return the settings with which this service connects to both servers."""
+        """Return the settings that connect this service to both servers."""
         postgres, rabbitmq = urlsplit(self.postgres), urlsplit(self.rabbitmq)
         return {
             "POSTGRES_HOST": str(postgres.hostname), "POSTGRES_PORT": str(postgres.port),
@@ -70,13 +70,13 @@ class Servers:
             management.put(f"/api/permissions/{VHOST}/{user}", json=rights).raise_for_status()
 
     def acknowledged(self, queue: str) -> int:
-        """Return how many messages of a queue were acknowledged; RabbitMQ's count is some seconds old."""
+        """Return how many messages in a queue have been acknowledged; RabbitMQ's count lags by a few seconds."""
         with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
             found = management.get(f"/api/queues/{VHOST}/{queue}").raise_for_status().json()
         return int(found.get("message_stats", {}).get("ack", 0))
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of both servers and PostgreSQL's settings for durability."""
+        """Return the versions of both servers and PostgreSQL's durability settings."""
         with psycopg.connect(self.postgres) as connection:
             [version] = connection.execute("SHOW server_version").fetchone() or [""]
             settings = {
@@ -105,7 +105,7 @@ def running_servers() -> Iterator[Servers]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with _running(folder) as servers, psycopg.connect(servers.postgres, autocommit=True) as connection:
-            # All contenders' latencies are measured by the time at which each row was committed as sent.
+            # Every contender's latencies end at the time at which a row was committed as sent.
             connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
         with _running(folder) as servers:
             yield servers

@@ -18,9 +18,9 @@ from benchmarks.servers import Servers
 STORED = 5_000_000
 USERS = 100_000
 WEEKS = 4
-READ_RATE = 100.0  # a second
+READ_RATE = 100.0  # requests a second
 READ_SECONDS = 20.0
-POST_RATE = 200.0  # a second
+POST_RATE = 200.0  # requests a second
 STEP = 10.0  # seconds
 WARM_UP = 2.0  # seconds
 PATHS = int(READ_RATE * (WARM_UP + READ_SECONDS))
@@ -28,8 +28,8 @@ RETENTION_DAYS = 8
 
 Json = dict[str, object]
 
-# The first partition of a new database holds all of the past. It is replaced with weekly partitions, as they would be
-# if the service had run all the time.
+# A new database's first partition covers the whole past. It is replaced with weekly partitions, like those that the
+# service would have created if it had been running all along.
 PARTITION = """
     CREATE TABLE {table}_until_{end:%Y%m%d} PARTITION OF {table} FOR VALUES FROM ({begin}) TO ('{last}') {storage}
 """
@@ -38,7 +38,7 @@ FIRST = """
     FROM pg_inherits WHERE inhparent = '{table}'::regclass ORDER BY 2 LIMIT 1
 """
 STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
-# Makes a UUIDv7 for a given time: its milliseconds replace the start of a random UUID.
+# Make a UUIDv7 for a given time by replacing the start of a random UUID with the time in milliseconds.
 ID_AT = """
     CREATE FUNCTION pg_temp.id_at(at timestamptz) RETURNS uuid LANGUAGE sql AS $$
         SELECT overlay(overlay(gen_random_uuid()::text PLACING '7' FROM 15) PLACING
@@ -72,7 +72,7 @@ CHUNK = 250_000
 
 
 def stored(servers: Servers, logs: Path, fraction: float) -> Json:
-    """Measure GETs, POSTs and the dropping of partitions with millions of stored notifications."""
+    """Measure GETs, POSTs and dropping old partitions while millions of notifications are stored."""
     running = Running(SERVICE, servers, 0.0, logs)
     try:
         running.start()
@@ -145,7 +145,7 @@ def _reads(running: Running, paths: list[str]) -> Json:
     _get(running, paths[:warm_up], WARM_UP)
     seen = _get(running, paths[warm_up:], READ_SECONDS)
     if failures(seen):
-        raise SystemExit(f"{seen['refused']} refused, {seen['unanswered']} unanswered: {paths[0]}")
+        raise SystemExit(f"Requests like {paths[0]} failed: refused {seen['refused']}, unanswered {seen['unanswered']}")
     return {**percentiles(_latencies(seen))}
 
 
@@ -157,7 +157,7 @@ def _get(running: Running, paths: list[str], seconds: float) -> dict[str, Any]:
 
 
 def _inserts(running: Running) -> Json:
-    """Measure POSTs at a steady rate, then as many as the gateway accepts while nothing is sent."""
+    """Measure POSTs at a steady rate, then how many the gateway can accept while nothing is sent."""
     seen = generate(running.url, POST_RATE, STEP)
     running.stop("telegram_sender", "status_writer")
     full = generate(running.url, 0, STEP)
@@ -175,7 +175,7 @@ def _drop(running: Running) -> Json:
         loading = pool.submit(generate, running.url, POST_RATE, 2 * STEP)
         time.sleep(STEP / 2)
         began = time.time()
-        # A second gateway, which has a retention period, drops old partitions when it starts.
+        # Start a second gateway with a retention period, so that it drops old partitions on startup.
         running.launch(service_program("gateway", 2, RETENTION_DAYS=str(RETENTION_DAYS)))
         while _old_partitions(running):
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/README.md`, generated from the raw results alone."""
+"""Generate the tables in `benchmarks/README.md` from the raw results alone."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ def write(section: str, text: str) -> None:
     before, begun, rest = README.read_text().partition(begin)
     _, ended, after = rest.partition(end)
     if not (begun and ended):
-        raise SystemExit(f"{README} has no section {section}")
+        raise SystemExit(f"{README} has no generated section {section!r}")
     README.write_text(before + begin + text + end + after)
 
 
@@ -63,7 +63,7 @@ def events(results: Json) -> str:
 
 
 def averaged(results: Json, contender: str, latency: float) -> Json:
-    """Return the means of all rounds."""
+    """Return the means over all rounds and, for memory, the maximum."""
     rounds = [each for each in results["figures"] if each["contender"] == contender and each["latency"] == latency]
     return {
         "accepted": mean(each["accepted"] for each in rounds),
@@ -194,7 +194,7 @@ def _sender(figures: Json) -> str:
 
 
 def listed(by_process: Mapping[str, float]) -> str:
-    """Return names and values, without decimals."""
+    """Return the names and values as a comma-separated list, without decimals."""
     return ", ".join(f"{name} {value:.0f}" for name, value in by_process.items())
 
 

@@ -43,7 +43,7 @@ class Program:
     ready: str | None = None
     """The URL that returns 2xx once the process is ready; None if there is no such URL."""
     sends: bool = False
-    """True if the process is not started when only accepting is measured."""
+    """True if the process is not needed for accepting requests; it is then left out when only that is measured."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Contender:
 
     name: str
     programs: Callable[[int], Sequence[Program]]
-    """Returns the contender's processes, with the API at the given port."""
+    """Returns the contender's processes, with the API on the given port."""
     environment: Callable[[Servers, float], Environment]
-    """Returns their environment for a simulated provider latency in seconds."""
+    """Returns the processes' environment for a simulated provider latency in seconds."""
     prepare: Callable[[Servers], None]
     sent: str = SENT_NOTIFICATIONS
-    """The SQL for each notification id and the time of the commit that made it `sent`."""
+    """SQL that returns the id of each sent notification and the time at which that status was committed."""
     count: str = "SELECT count(*) FROM notifications WHERE status = 'sent'"
     forget: str = "TRUNCATE notifications"
 
@@ -80,7 +80,7 @@ class Running:
         return f"http://127.0.0.1:{self.port}/api/notifications"
 
     def start(self, *, fresh: bool = True) -> None:
-        """Start all processes; if `fresh`, on an empty database and an empty broker."""
+        """Start all processes; if `fresh`, empty the database and the broker first."""
         if fresh:
             self.servers.reset()
             self.contender.prepare(self.servers)
@@ -109,7 +109,7 @@ class Running:
         self.processes.clear()
 
     def stop(self, *names: str) -> None:
-        """Terminate the named processes, or all; kill those that do not end in time."""
+        """Terminate the named processes, or all if none is named; kill those that do not exit in time."""
         ending = [self.processes.pop(name) for name in names or list(self.processes)]
         for process in ending:
             process.terminate()
@@ -145,7 +145,7 @@ class Running:
         while True:
             for name, process in self.processes.items():
                 if process.poll() is not None:
-                    raise SystemExit(f"{self.contender.name}: {name} ended; its log is in {self.logs}")
+                    raise SystemExit(f"{self.contender.name}: {name} exited; its log is in {self.logs}")
             if program.ready is None:
                 return
             with suppress(httpx.TransportError):
@@ -181,7 +181,7 @@ def peak_memory(pid: int) -> float:
 
 
 def free_port() -> int:
-    """Return an unused port, a different one each time; the range is below that of outgoing connections."""
+    """Return a different unused port each time, from below the range that outgoing connections use."""
     for port in PORTS:
         with socket.socket() as listener, suppress(OSError):
             listener.bind(("127.0.0.1", port))
@@ -201,7 +201,7 @@ def _create_table(servers: Servers) -> None:
 
 
 def _uvicorn(app: str, port: int) -> Program:
-    """Return uvicorn as its documentation runs it, but without the access log, which costs every contender the same."""
+    """Return uvicorn, run as documented but without the access log, which would cost every contender the same."""
     command = [sys.executable, "-m", "uvicorn", f"benchmarks.contenders.{app}", "--port", str(port), "--no-access-log"]
     return Program("api", command, ready=f"http://127.0.0.1:{port}/openapi.json")
 
@@ -219,7 +219,7 @@ def _migrate(servers: Servers) -> None:
 
 
 def service_program(service: str, number: int = 1, *, port: int | None = None, **settings: str) -> Program:
-    """Return the `number`th process of one of our services; `settings` are added to its environment."""
+    """Return a program that runs one of our services as process `number`, with `settings` in its environment."""
     port = port or free_port()
     settings["APP_PORT" if service == "gateway" else "HEALTH_PORT"] = str(port)
     return Program(

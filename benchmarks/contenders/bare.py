@@ -39,7 +39,7 @@ class Delivery(BaseModel):
 
 
 class Result(BaseModel):
-    """A message to the writer: the delivery was sent."""
+    """A message to the writer, which reports that the delivery was sent."""
 
     id: UUID
 

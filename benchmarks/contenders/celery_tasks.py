@@ -1,4 +1,4 @@
-"""The Celery application and its task: late acks, publisher confirms, a session per task.
+"""The Celery application and its task, with late acks, publisher confirms and a session per task.
 
 The code follows https://docs.celeryq.dev/en/stable/getting-started/first-steps-with-celery.html and the page on tasks.
 """

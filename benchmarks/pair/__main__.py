@@ -53,7 +53,7 @@ def measure(side: Side, pair: int, load: Load, stacks: Path) -> Run:
 
 
 def measure_pairs(sides: tuple[Side, Side], pairs: int, load: Load, results: Path) -> list[Run]:
-    """Measure both sides alternately, and store each run as soon as it has ended."""
+    """Measure both sides alternately, and store each run as soon as it has finished."""
     stacks = FOLDER / "stacks"
     for side in sides:
         say(f"Preparing {side.name} ({side.commit[:12]}) …")
@@ -61,7 +61,7 @@ def measure_pairs(sides: tuple[Side, Side], pairs: int, load: Load, results: Pat
     runs: list[Run] = []
     began = time.monotonic()
     for pair in range(1, pairs + 1):
-        # Each side goes first in every other pair, so that a drift of the machine favours neither.
+        # Each side goes first in every other pair, so that changes in the machine's speed favour neither.
         for side in sides if pair % 2 else sides[::-1]:
             run = measure(side, pair, load, stacks)
             write_json(results / f"pair-{pair}-{side.label}.json", run.as_json())
@@ -119,7 +119,7 @@ def main() -> None:
     if min(options.pairs, options.rate, options.seconds) <= 0:
         parser.error("--pairs, --rate and --seconds must be positive")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Exit by an exception, so that the running stack is stopped.
+        # Exit by raising an exception, so that the running stack is stopped.
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         with exclusive():

@@ -1,4 +1,4 @@
-"""The figures of a run. This module imports no other, so that the report can be tested without servers."""
+"""The figures of a run. This module imports no other benchmark module, so that tests need no servers."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +10,7 @@ LATENCY_RATE = 200.0  # requests a second
 
 @dataclass(frozen=True)
 class CpuFigures:
-    """The CPU of a run, in microseconds per notification."""
+    """The CPU used in a run, in microseconds per notification."""
 
     notifications: int
     accepted: float
@@ -26,16 +26,16 @@ class CpuFigures:
 
     @property
     def total(self) -> float:
-        """The CPU of all processes of the stack."""
+        """The CPU used by all processes of the stack together."""
         return sum(self.processes.values())
 
 
 @dataclass(frozen=True)
 class LatencyFigures:
-    """The latencies of a run, p50 and p99 in milliseconds."""
+    """The latencies of a run, as p50 and p99 in milliseconds."""
 
     post: dict[str, float]
-    """The time from the scheduled time of a request to its 201."""
+    """The time from a request's scheduled time to its 201."""
     to_sent: dict[str, float]
     """The time from the 201 to the commit that made the notification `sent`."""
     failed: int
@@ -44,17 +44,17 @@ class LatencyFigures:
 
 @dataclass(frozen=True)
 class Run:
-    """The figures of one run of one side."""
+    """The figures from one run of one side."""
 
     pair: int
     side: str
     commit: str
     tree: str
-    """Git's tree id of the files that ran."""
+    """Git's tree id for the files that were measured."""
     offered: float
     cpu: CpuFigures
     latency: LatencyFigures
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures as they are stored."""
+        """Return the figures in the form in which they are stored as JSON."""
         return asdict(self)

@@ -10,7 +10,7 @@ from rich.table import Table
 from benchmarks.pair.figures import BASE, LATENCY_RATE, WORKING_TREE, Run
 
 OTHERS = "others"
-MUCH = 20.0  # percent of a core; more work by other programs distorts the figures of a machine with two cores
+MUCH = 20.0  # percent of a core; more work by other programs distorts the figures on a machine with two cores
 SMALL = 0.01  # fraction of the total CPU; processes that never use more share a row
 
 
@@ -24,28 +24,28 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Return the spread of at least one value."""
+        """Return the spread of the values, of which there must be at least one."""
         return cls(median(values), min(values), max(values))
 
     def as_json(self) -> dict[str, float]:
-        """Return the spread as it is stored."""
+        """Return the spread in the form in which it is stored as JSON."""
         return {"median": self.median, "min": self.least, "max": self.most}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the report, and how to read it from a run."""
+    """A figure in the report, with a function that reads it from a run."""
 
     name: str
     of: Callable[[Run], float | None]
     decimals: int = 0
     compared: bool = True
-    """True if the ratio says something about the commits."""
+    """True if comparing the two sides says something about the commits."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure on both sides; a side is None if it lacks the process."""
+    """A figure for both sides; a side is None if it does not run the process in question."""
 
     figure: Figure
     base: Spread | None
@@ -54,7 +54,7 @@ class Row:
     """The ratio of the working tree to BASE within each pair."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row as it is stored."""
+        """Return the row in the form in which it is stored as JSON."""
         spreads = {"base": self.base, "working_tree": self.tree, "ratio": self.ratio}
         return {"figure": self.figure.name} | {name: each and each.as_json() for name, each in spreads.items()}
 
@@ -83,7 +83,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     """Return the reasons not to trust the table, if there are any."""
     found = [
         f"{run.side}, pair {run.pair}: {run.offered:,.0f} requests/s were offered, {run.cpu.accepted:,.0f}/s accepted, "
-        f"{run.cpu.failed} failed. The rate was not reached, so the CPU is that of another load. Try a lower --rate."
+        f"{run.cpu.failed} failed. The rate was not reached, so the CPU is for a lower load. Try a lower --rate."
         for run in runs
         if not run.cpu.rate_reached
     ]
@@ -99,9 +99,9 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     ]
     trees = {side: {run.tree for run in runs if run.side == side} for side in (BASE, WORKING_TREE)}
     if len(trees[WORKING_TREE]) > 1:
-        found.append("The working tree changed while it was measured, so its runs are not of the same code.")
+        found.append("The working tree changed while it was measured, so its runs did not all measure the same code.")
     elif trees[BASE] == trees[WORKING_TREE]:
-        found.append("The working tree is identical to BASE: every difference is noise.")
+        found.append("The working tree is identical to BASE, so every difference is noise.")
     return found
 
 
@@ -127,7 +127,7 @@ def _figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def _processes(runs: Sequence[Run]) -> list[Figure]:
-    """Return a figure for each process that uses much CPU, in descending order, and one for all the others."""
+    """Return a figure for each process that uses a lot of CPU, in descending order, and one for all the others."""
     costs: dict[str, float] = {}
     for run in runs:
         for name, used in run.cpu.processes.items():

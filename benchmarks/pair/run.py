@@ -27,11 +27,11 @@ class Load:
     rate: float
     """The requests a second while CPU is measured."""
     seconds: float
-    """The length of each part of the run."""
+    """The length of each part of the run in seconds."""
 
 
 def warm_up(stack: Stack, rate: float) -> None:
-    """Load the stack at the measured rate first, to open connections, prepare statements and fill caches."""
+    """Load the stack before anything is measured, to open connections, prepare statements and fill caches."""
     _load_until_final(stack, rate, WARM_UP)
 
 
@@ -80,13 +80,13 @@ def _accepted_rate(seen: Mapping[str, Any], seconds: float) -> float:
 
 
 class _Machine:
-    """A meter of the CPU that the machine uses from its creation on."""
+    """Measures how much CPU the machine has used since this object was created."""
 
     def __init__(self) -> None:
         self._began, self._all, self._driver = time.monotonic(), _machine_seconds(), _driver_seconds()
 
     def other_work(self, stack: float) -> float:
-        """Return the CPU used by other programs, in percent of one core; `stack` is the stack's share in seconds."""
+        """Return other programs' CPU use as a percentage of one core; `stack` is the stack's CPU time in seconds."""
         seconds = _machine_seconds() - self._all - (_driver_seconds() - self._driver) - stack
         return max(0.0, seconds) / (time.monotonic() - self._began) * 100
 

@@ -27,7 +27,7 @@ class Side:
 
     @property
     def label(self) -> str:
-        """The name of the side without spaces, for files."""
+        """The name of the side without spaces, for use in file names."""
         return self.name.replace(" ", "-")
 
 
@@ -61,7 +61,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def tree(side: Side) -> str:
-    """Return git's tree id of the current files, including uncommitted ones."""
+    """Return git's tree id for the current files, including uncommitted changes."""
     with tempfile.TemporaryDirectory() as name:
         # A temporary index leaves the user's staged changes alone.
         environment = {"GIT_INDEX_FILE": str(Path(name) / "index")}

@@ -72,8 +72,8 @@ def running_stack(side: Side, folder: Path) -> Iterator[Stack]:
 def prepare_template(side: Side, folder: Path, template: Path) -> None:
     """Create the data that each run of `side` starts from: empty servers with the side's schema and queues.
 
-    From its next start, PostgreSQL records the time of each commit. Latencies are measured by those times, so that they
-    do not depend on the columns that a side writes. RabbitMQ stores the paths of its quorum queues, so the data must be
+    From its next start, PostgreSQL records the time of each commit. Latencies are computed from these times, so they do
+    not depend on the columns that a side writes. RabbitMQ stores the paths of its quorum queues, so the data must be
     created in the folder in which it will be used.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -86,11 +86,11 @@ def prepare_template(side: Side, folder: Path, template: Path) -> None:
 
 @contextmanager
 def fresh_stack(side: Side, folder: Path, template: Path) -> Iterator[Stack]:
-    """Run the stack of `side` on a copy of its template; the folder and its logs are kept if this fails."""
+    """Run the stack of `side` on a copy of its template; keep the folder and its logs if the run fails."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     shutil.copytree(template, folder / "data", symlinks=True)
-    # The copy must not be written to the disk while something is measured.
+    # Flush the copy to the disk now, so that this does not happen while something is measured.
     os.sync()
     with running_stack(side, folder) as stack:
         yield stack

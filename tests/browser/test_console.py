@@ -1,6 +1,6 @@
-"""Test the console in a real browser, against services on real servers.
+"""Test the console in a real browser, against services that use real servers.
 
-`make screenshots` sets SCREENSHOTS=docs/images, so that these tests also take the screenshots of the documentation.
+`make screenshots` sets SCREENSHOTS=docs/images, so that these tests also take the screenshots for the documentation.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from support.services import eventually, running_sender, running_status_writer, 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 MARKUP = '<img src=x onerror=alert(1)><script>alert(2)</script> & "quoted" </td></table> {{7*7}} \u202eabc'
 PAGES = ["#/", "#/notifications", "#/send", "#/retry"]
-# The browser logs these for requests that fail or get an error response.
+# The browser logs these texts when a request fails or gets an error response.
 REQUEST_ERRORS = ("net::ERR_", "Failed to load resource")
 MANY = 10_000
 STORE = text("""
@@ -77,7 +77,7 @@ async def screenshot(page: Page, name: str) -> None:
 
 @dataclass
 class Providers:
-    """A fake provider for each channel, which accepts every message unless the channel has a behaviour."""
+    """Fake providers for all channels; each accepts every message unless `behaviours` says otherwise."""
 
     behaviours: dict[Channel, Callable[[DeliveryRequested], str]] = field(default_factory=dict)
 
@@ -121,7 +121,7 @@ async def running_services(
 
 @asynccontextmanager
 async def outage(network: CuttableNetwork) -> AsyncIterator[None]:
-    """Cut the network for as long as the context lasts."""
+    """Cut the network until the context ends."""
     await network.close()
     try:
         yield
@@ -145,7 +145,7 @@ async def wait_for_status(api: httpx.AsyncClient, notification: dict[str, Any], 
     await eventually(has_status, f"the notification is {status}")
 
 
-async def test_sends_a_notification_and_shows_each_attempt(
+async def test_console_sends_a_notification_and_shows_each_attempt(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     providers = Providers({Channel.EMAIL: lambda request: fail_temporarily(request) if request.attempt < 3 else "sent"})
@@ -168,7 +168,7 @@ async def test_sends_a_notification_and_shows_each_attempt(
         await expect(page.get_by_role("link", name="9007199254740993")).to_be_visible()
 
 
-async def test_failed_delivery_is_explained_and_can_be_retried(
+async def test_console_explains_a_failed_delivery_and_can_retry_it(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     providers = Providers({Channel.EMAIL: reject})
@@ -221,7 +221,7 @@ async def test_bulk_retry_shows_the_count_before_confirming(
         await wait_for_status(api, other, "failed")
 
 
-async def test_shows_a_rabbitmq_outage_and_the_recovery(
+async def test_console_shows_a_rabbitmq_outage_and_the_recovery(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with (
@@ -249,7 +249,7 @@ async def test_shows_a_rabbitmq_outage_and_the_recovery(
         await expect(page.get_by_role("alert").first).to_be_empty()
 
 
-async def test_keeps_its_content_during_a_postgresql_outage(
+async def test_console_keeps_its_content_during_a_postgresql_outage(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with (
@@ -271,7 +271,7 @@ async def test_keeps_its_content_during_a_postgresql_outage(
         await expect(state).to_have_text("Live")
 
 
-async def test_shows_when_the_gateway_is_unreachable(
+async def test_console_shows_that_the_gateway_is_unreachable(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -293,7 +293,7 @@ async def test_console_is_usable_with_the_keyboard_alone(
     ):
 
         async def tab_to(name: str) -> None:
-            """Press Tab until the element called `name` has the focus."""
+            """Press Tab until the element called `name` has focus."""
             for _ in range(60):
                 await page.keyboard.press("Tab")
                 focus = page.locator(":focus")
@@ -301,7 +301,7 @@ async def test_console_is_usable_with_the_keyboard_alone(
                     await focus.text_content() or await focus.get_attribute("name") or ""
                 ):
                     return
-            pytest.fail(f"Tab never reaches {name}")
+            pytest.fail(f"Tab never reached {name}")
 
         await page.keyboard.press("Tab")
         await expect(page.locator(":focus")).to_have_text("Skip to content")
@@ -393,7 +393,7 @@ async def test_ten_thousand_notifications_are_paginated_and_searchable(
         await expect(page.get_by_text("No notification or delivery has the ID")).to_be_visible()
 
 
-async def test_page_loads_without_a_key_but_its_data_requires_one(
+async def test_page_loads_without_a_key_but_data_requires_a_key(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, browser: Browser
 ) -> None:
     tokens = {}

@@ -1,1 +1,1 @@
-"""Chaos tests: load the real processes, inject faults, and check that nothing is lost and that a fault explains each repeat."""
+"""Chaos tests: inject faults under load; nothing may be lost, and a fault must explain every repeated send."""

@@ -194,7 +194,10 @@ def _check_times(report: Report, kinds: Mapping[UUID, Accepted], rounds: Mapping
 
 
 def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[float]) -> bool:
-    """Return True if the fault may have interrupted this send, or an earlier publish of its message, and so caused a repeat."""
+    """Return True if the fault may have caused a second send.
+
+    It may have interrupted this send or an earlier publish of its message.
+    """
     if "rabbitmq" in fault.killed.values():
         # If RabbitMQ dies before it has recorded a move out of a retry queue, it repeats the move after its restart.
         back = fault.ended + fault.recovered_after + IN_FLIGHT
@@ -219,7 +222,7 @@ def _in_flight(fault: Fault, sent: Sent) -> bool:
 
 
 def _result_unpublished(sent: Sent, kill: Fault, faults: Sequence[Fault]) -> bool:
-    """Return True if `kill` may have killed the sender before it published the result.
+    """Return True if `kill` may have ended the sender before it published the result.
 
     Either the send was still in flight, or a RabbitMQ outage was delaying the result.
     """

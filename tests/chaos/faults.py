@@ -36,7 +36,7 @@ class Fault:
     cuts_all: bool
     """True if every connection to RabbitMQ was lost."""
     killed: dict[int, str] = field(default_factory=dict)
-    """The names of the processes that SIGKILL ended, by process id; those that SIGTERM stopped are not included."""
+    """The names of the processes killed by SIGKILL, by process id; those stopped by SIGTERM are not included."""
     ended: float = 0.0
     accepted: int = 0
     """The number of notifications accepted from the start of the fault until the system recovered."""
@@ -48,7 +48,10 @@ Act = Callable[[Fault], Awaitable[None]]
 
 
 class Faults:
-    """Injects faults by name; provider and mail server outages last `outage` seconds, other lasting faults `hold`."""
+    """Injects faults by name.
+
+    Failing providers and mail servers recover after `outage` seconds; other lasting faults end after `hold` seconds.
+    """
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class Faults:
         try:
             held = False
             while not held:
-                # PostgreSQL locks the tables one by one; if that causes a deadlock with a service, it may cancel this lock.
+                # PostgreSQL locks the tables one by one; if that deadlocks with a service, it may cancel this lock.
                 with suppress(asyncpg.DeadlockDetectedError):
                     async with connection.transaction():
                         await connection.execute(LOCKED)
@@ -166,7 +169,7 @@ class Faults:
                 fault.killed[pid] = program
 
     async def _rabbitmqctl(self, *arguments: str) -> None:
-        """Run `rabbitmqctl` with the environment variables that select the private node."""
+        """Run `rabbitmqctl` on the private node, with the node's environment variables."""
         environment = psutil.Process(self._system.pid("rabbitmq")).environ()
         environment.pop("RUNNING_UNDER_SYSTEMD", None)
         command = rabbitmq_server(self._system.folder / "install.log").with_name("rabbitmqctl")

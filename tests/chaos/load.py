@@ -22,7 +22,7 @@ CANCELLED_AFTER = 3600.0  # seconds from now to the `send_at` of a notification 
 
 
 class Kind(Enum):
-    """A kind of notification; out of every ten notifications, seven are plain and three are of one other kind each."""
+    """A kind of notification. Of every ten notifications, seven are plain; each of the other kinds occurs once."""
 
     PLAIN = "plain"
     SCHEDULED = "scheduled"

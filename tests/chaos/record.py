@@ -46,7 +46,7 @@ Samples = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A scenario that lasts `seconds`; its fault begins after `QUIET` seconds, or never if it is None."""
+    """A scenario that lasts `seconds`. Its fault begins after `QUIET` seconds; None means that there is no fault."""
 
     seconds: int
     fault: Act | None = None

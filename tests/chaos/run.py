@@ -28,8 +28,7 @@ SETTINGS = {
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
 EXPECTED_LINE = re.compile(r"(retrying|throttled|failed|expired|cancelled)\b.* notification_id=")
-# The limit on log lines per service and fault. A lasting fault causes a line when it starts, every minute, and when it
-# ends.
+# The limit on log lines per service and fault; a service logs a lasting fault at its start, each minute and at its end.
 LINES_PER_FAULT = 12
 
 
@@ -101,7 +100,7 @@ async def _inject_faults(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
 
 
 async def _recovery(load: Load) -> float:
-    """Return how many seconds a notification posted now takes to reach a final status, or `PROBE_TIMEOUT` if longer."""
+    """Return how many seconds a notification posted now takes to reach a final status, or `PROBE_TIMEOUT` at most."""
     began = time.monotonic()
     notification_id = await load.post(1)
     for gateway in cycle(load.gateways):

@@ -1,4 +1,4 @@
-"""The containers from build to down: delivery, permissions, scaling, faults, and changed settings under load."""
+"""Test the containers from build to shutdown: delivery, permissions, scaling, faults and changed settings."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     compose = Compose(tmp_path_factory.mktemp("compose") / "env")
-    compose.run("down", "--volumes")  # clean up after an interrupted run
+    compose.run("down", "--volumes")  # remove anything that an interrupted run has left behind
     try:
         asyncio.run(compose.up("--build"))
         yield compose
@@ -42,7 +42,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 
 
 async def post(client: httpx.AsyncClient, count: int) -> list[str]:
-    """Post `count` notifications to all channels; each must be accepted at the first attempt."""
+    """Post `count` notifications to all channels; each must be accepted on the first attempt."""
     slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
     async def post_one(user_id: int) -> str:
@@ -57,7 +57,7 @@ async def post(client: httpx.AsyncClient, count: int) -> list[str]:
 
 
 def consumers(compose: Compose, queue: str) -> list[str]:
-    """Return the names of the connections that consume from the queue, as the management UI shows them."""
+    """Return the names of the connections that consume from the queue, as shown in the management UI."""
     with compose.management() as management:
         all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
         names = {each["name"]: each["user_provided_name"] for each in management.get("/api/connections").json()}
@@ -68,7 +68,7 @@ def consumers(compose: Compose, queue: str) -> list[str]:
 
 
 def received_by_channel(compose: Compose, queue: str) -> dict[str, int]:
-    """Return the number of messages that each consumer of the queue has received, by the name of its channel."""
+    """Return how many messages each consumer of the queue has received, by the name of its AMQP channel."""
     with compose.management() as management:
         all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
         known = {each["name"]: each for each in management.get("/api/channels").json()}
@@ -81,13 +81,13 @@ def received_by_channel(compose: Compose, queue: str) -> dict[str, int]:
 
 
 async def each_consumes(compose: Compose, service: str, queue: str, count: int) -> None:
-    """Wait until exactly the `count` containers of the service consume from the queue."""
+    """Wait until the service's `count` containers, and no others, consume from the queue."""
     containers = compose.containers(service)
     assert len(containers) == count
     names = sorted(f"{service}@{container[:12]}" for container in containers)
 
     async def all_consume() -> bool:
-        # The management API shows a new connection some seconds later.
+        # The management API takes a few seconds to show a new connection.
         return sorted(await asyncio.to_thread(consumers, compose, queue)) == names
 
     await eventually(all_consume, f"{names} consume from {queue}")
@@ -102,7 +102,7 @@ async def test_notification_is_delivered_and_the_management_ui_shows_all_queues(
     assert {*QUEUES.values(), "notifications.results", "notifications.dead"} <= queues
 
 
-async def test_connections_are_named_after_their_container(compose: Compose) -> None:
+async def test_connections_are_named_after_their_containers(compose: Compose) -> None:
     for sender, queue in QUEUES.items():
         await each_consumes(compose, sender, queue, 1)
     await each_consumes(compose, "status_writer", "notifications.results", 1)
@@ -120,12 +120,13 @@ def test_service_runs_with_minimal_privileges(compose: Compose, service: str) ->
     # The service must be process 1, because Docker sends SIGTERM only to that process.
     assert compose.run("exec", "-T", service, "cat", "/proc/1/cmdline").split("\0")[1:3] == ["-m", f"notify_{service}"]
     unwanted = "for name in gcc cc make; do command -v $name; done; ls -d /root/.cache /var/cache/apt/*.bin"
-    # The command runs as root, which can see every file. Its errors are hidden, because nothing should be found.
+    # The command runs as root, which can see every file. Errors are hidden, because `ls` prints one for each missing
+    # file.
     assert docker("run", "--rm", "--user", "0", details["Image"], "sh", "-c", f"({unwanted}) 2>/dev/null; true") == ""
 
 
 @pytest.mark.parametrize("service", SENDERS)
-def test_sender_image_has_no_database_driver_and_no_fastapi(compose: Compose, service: str) -> None:
+def test_sender_image_contains_neither_database_driver_nor_fastapi(compose: Compose, service: str) -> None:
     find = "import importlib.util as u; print([m for m in {} if u.find_spec(m)])"
     modules = ["sqlalchemy", "asyncpg", "fastapi", "notify_database", "aio_pika"]
     assert compose.run("exec", "-T", service, "python", "-c", find.format(modules)).strip() == "['aio_pika']"
@@ -166,7 +167,7 @@ print(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/" + sys.argv[1]).read
 
 
 async def test_prometheus_scrapes_every_container_and_evaluates_every_rule(compose: Compose, tmp_path: Path) -> None:
-    """Run Debian's Prometheus in a plain container, in place of Prometheus's image."""
+    """Run Debian's Prometheus in a plain Python container instead of using Prometheus's own image."""
     program = unpacked("prometheus", folder=tmp_path / "prometheus", with_libraries=False) / "usr/bin/prometheus"
     mounts = {program: "/usr/bin/prometheus"}
     mounts |= {OBSERVABILITY / name: f"/etc/prometheus/{name}" for name in ("prometheus.yml", "rules.yml")}
@@ -217,7 +218,7 @@ async def test_nothing_is_lost_when_a_sender_is_killed_and_the_broker_restarts(c
             return len(now) == 4 and all(count > before.get(channel, 0) for channel, count in now.items())
 
         await eventually(all_have_received, "all four senders have received messages")
-        # Attempts take long now, so that the killed sender has messages in flight.
+        # Make attempts slow, so that the killed sender has messages in flight.
         compose.set(TELEGRAM_SLEEP="5")
         await compose.up("--scale", "telegram_sender=4", "--scale", "email_sender=2")
         victim, [broker] = compose.containers("telegram_sender")[0], compose.containers("rabbitmq")
@@ -264,7 +265,7 @@ async def test_sender_is_unhealthy_while_its_queue_is_missing(compose: Compose) 
         return health["Status"] == "unhealthy" and "notifications.telegram: " in health["Log"][-1]["Output"]
 
     await eventually(is_unhealthy, "the container is unhealthy", timeout=60)
-    # RabbitMQ declares missing queues when it starts, and the sender consumes from them when it starts.
+    # On a restart, RabbitMQ declares the missing queue again, and the sender starts to consume from it.
     compose.run("restart", "rabbitmq")
     compose.run("restart", "telegram_sender")
     await compose.up()

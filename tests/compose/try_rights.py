@@ -1,7 +1,7 @@
-"""A script that runs in a container, tries operations as the container's RabbitMQ user, and prints the refused ones.
+"""A script that runs in a container, tries operations as its RabbitMQ user, and prints those that RabbitMQ refuses.
 
-Its argument is a JSON list of `[operation, name]`; an operation is read, publish, declare-exchange, declare-queue,
-delete or bind.
+Its argument is a JSON list of `[operation, name]` pairs; the operations are read, publish, declare-exchange,
+declare-queue, delete and bind.
 """
 
 import asyncio

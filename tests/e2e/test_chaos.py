@@ -6,12 +6,12 @@ import pytest
 from chaos.run import Plan, run_chaos
 from support.servers import in_containers
 
-SEED = 15_056  # PostgreSQL stopped, RabbitMQ killed, the mail server down, every gateway killed
+SEED = 15_056  # stops PostgreSQL, kills RabbitMQ, takes the mail server down and kills every gateway
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(in_containers(), reason="needs the private servers of the local stack")
-async def test_faults_lose_nothing_and_explain_every_duplicate(tmp_path: Path) -> None:
+@pytest.mark.skipif(in_containers(), reason="requires the local stack's private servers")
+async def test_nothing_is_lost_and_a_fault_explains_every_duplicate(tmp_path: Path) -> None:
     plan = Plan(seed=SEED, notifications=1200, faults=4, seconds=15, hold=1, outage=2, smtp=True)
     report = await run_chaos(tmp_path, plan)
     assert report.accepted > 1000

@@ -1,4 +1,4 @@
-"""Single services as processes: startup, shutdown and startup errors."""
+"""Test single services as processes: startup, shutdown and startup errors."""
 
 import asyncio
 import signal
@@ -51,7 +51,7 @@ async def test_sender_finishes_in_flight_deliveries_on_sigterm(rabbit: RabbitSet
             async def twenty_in_flight() -> bool:
                 return await hand.depth("notifications.telegram") == 30
 
-            await eventually(twenty_in_flight, "20 are in flight")
+            await eventually(twenty_in_flight, "20 deliveries are in flight")
             sender.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(sender.wait, STOP_TIMEOUT) == 0
             results = await hand.results(20)
@@ -72,7 +72,7 @@ async def test_worker_without_a_broker_is_live_but_not_ready_and_stops_cleanly(
         assert await asyncio.to_thread(worker.wait, STOP_TIMEOUT) == 0
 
 
-async def test_gateway_answers_and_publishes_accepted_requests_on_sigterm(
+async def test_gateway_finishes_and_publishes_accepted_requests_on_sigterm(
     rabbit: RabbitSettings, postgres: PostgresSettings, port: int
 ) -> None:
     with running_service("gateway", rabbit, postgres, APP_PORT=str(port)) as gateway:
@@ -92,7 +92,7 @@ async def test_gateway_answers_and_publishes_accepted_requests_on_sigterm(
         assert await hand.depth("notifications.email") >= len(accepted)
 
 
-async def test_gateway_metrics_are_on_the_health_port(
+async def test_gateway_serves_metrics_on_the_health_port(
     rabbit: RabbitSettings, postgres: PostgresSettings, port: int
 ) -> None:
     health_port = Ports().free(18_900)
@@ -116,7 +116,7 @@ async def test_occupied_port_stops_the_service_with_a_message(port: int) -> None
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
 
 
-async def test_fifty_repeats_at_two_gateway_processes_create_one_notification(
+async def test_fifty_repeats_across_two_gateways_create_one_notification(
     rabbit: RabbitSettings, postgres: PostgresSettings
 ) -> None:
     ports = Ports()
@@ -159,7 +159,7 @@ def test_invalid_setting_stops_the_service_and_names_the_variable(name: str, var
 
 
 @pytest.mark.parametrize("command", ["notify_gateway", "notify_status_writer", "notify_database.migrate"])
-def test_refused_postgresql_login_stops_the_service_with_a_message(
+def test_rejected_postgresql_login_stops_the_service_with_a_message(
     command: str, postgres: PostgresSettings, port: int
 ) -> None:
     environment = {
@@ -177,7 +177,7 @@ def test_refused_postgresql_login_stops_the_service_with_a_message(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sender", SENDERS)
-def test_sender_installed_alone_has_neither_database_driver_nor_fastapi(sender: str, tmp_path: Path) -> None:
+def test_sender_installs_neither_database_driver_nor_fastapi(sender: str, tmp_path: Path) -> None:
     """Install the sender from its lock file into a new virtual environment."""
     folder, environment = PROJECT / "services" / sender, tmp_path / "venv"
     python = environment / "bin" / "python"

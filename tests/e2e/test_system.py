@@ -1,4 +1,4 @@
-"""The whole system as operators start it, with and without faults."""
+"""Test the whole system as operators start it, with and without faults."""
 
 import asyncio
 import subprocess
@@ -22,7 +22,7 @@ FAST = {
 PROGRAMS = ("gateway", "telegram_sender", "email_sender", "status_writer", "rabbitmq", "postgres")
 BURST = 500
 ACCEPT_TIMEOUT = 60.0  # seconds; reached only if the test fails
-of_the_local_stack = pytest.mark.skipif(in_containers(), reason="needs the private servers of the local stack")
+of_the_local_stack = pytest.mark.skipif(in_containers(), reason="requires the local stack's private servers")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ async def post(client: httpx.AsyncClient, user_id: int, *channels: str) -> str:
 
 
 async def post_until_accepted(client: httpx.AsyncClient, user_id: int) -> str:
-    """Post as a careful client does: again after a 503 or a broken connection."""
+    """Post as a careful client does: retry after a 503 or a broken connection."""
     deadline = time.monotonic() + ACCEPT_TIMEOUT
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
@@ -136,7 +136,7 @@ def test_demo_follows_every_row_and_reports_invalid_lines(system: System, tmp_pa
     assert "3 of 6 notifications are final, 3 rows were rejected." in demo.stdout
 
 
-def test_demo_of_the_example_file_completes(system: System) -> None:
+def test_demo_with_the_example_file_completes(system: System) -> None:
     demo = subprocess.run(  # noqa: S603 - ours
         local_command(system.folder, "demo"), cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
     )
@@ -144,7 +144,7 @@ def test_demo_of_the_example_file_completes(system: System) -> None:
     assert "300 of 300 notifications are final." in demo.stdout
 
 
-async def test_no_message_recipient_or_key_is_logged(system: System) -> None:
+async def test_messages_recipients_and_keys_are_never_logged(system: System) -> None:
     secret = f"secret-{uuid4().hex}"
     whole = {
         "user_id": 1, "message": secret, "subject": secret, "channels": ["telegram", "email"],
@@ -168,7 +168,7 @@ async def test_no_message_recipient_or_key_is_logged(system: System) -> None:
         async def all_are_dead() -> bool:
             return (await archive.declare()).message_count == 4
 
-        await eventually(all_are_dead, "four dead letters")
+        await eventually(all_are_dead, "there are four dead letters")
         await archive.purge()
     logs = {file.name: file.read_text() for file in (system.folder / "log").glob("*.log")}
     assert "poison" in logs["telegram_sender.log"]
@@ -176,7 +176,7 @@ async def test_no_message_recipient_or_key_is_logged(system: System) -> None:
 
 
 @of_the_local_stack
-async def test_data_survives_a_restart_and_a_stop_leaves_no_process(tmp_path: Path) -> None:
+async def test_data_survives_a_restart_and_stopping_leaves_no_processes(tmp_path: Path) -> None:
     folder = tmp_path / "local"
     with running_system(folder, FAST) as system:
         async with system.client() as client:
@@ -190,7 +190,7 @@ async def test_data_survives_a_restart_and_a_stop_leaves_no_process(tmp_path: Pa
     with running_system(folder, FAST) as system:
         async with system.client() as client:
             assert (await client.get(f"/api/notifications/{kept}")).status_code == 200
-        # If `notify_local` itself is killed, its processes must end as well.
+        # If `notify_local` itself is killed, its child processes must end as well.
         processes = [psutil.Process(system.pid(program)) for program in PROGRAMS]
         system.process.kill()
         system.process.wait()

@@ -130,7 +130,7 @@ class Conformance:
         await provider.send(request_)
         assert peer.received() == [request_.content.message]
 
-    async def test_concurrent_messages_arrive_once_each(self, peer: Peer, provider: Provider) -> None:
+    async def test_each_concurrent_message_arrives_once(self, peer: Peer, provider: Provider) -> None:
         requests = [request(peer.recipient, f"message {number}") for number in range(20)]
         await asyncio.gather(*map(provider.send, requests))
         assert sorted(peer.received()) == sorted(each.content.message for each in requests)

@@ -60,7 +60,7 @@ class PublisherKilledBeforeConfirm(ConfirmedPublisher):
 
 
 class PublisherKilledAfterConfirm(ConfirmedPublisher):
-    """Dies after the broker has confirmed: before a gateway deletes its outbox rows, or before a sender acks."""
+    """A publisher that dies after the broker's confirm, before a gateway deletes its outbox rows or a sender acks."""
 
     @override
     async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:

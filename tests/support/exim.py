@@ -1,4 +1,4 @@
-"""Exim, a real mail server, from Debian packages that are unpacked but not installed."""
+"""Run Exim, a real mail server, from Debian packages that are unpacked but not installed."""
 
 import os
 import socket

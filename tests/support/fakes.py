@@ -10,7 +10,7 @@ Answer = Callable[[DeliveryRequested], Awaitable[str | None]]
 
 
 class FakeProvider:
-    """A provider that records its requests and returns the result of `answer`, or a new message id if that is None."""
+    """A provider that records its requests and returns the result of `answer`, or a new message id without one."""
 
     def __init__(self, answer: Answer | None = None) -> None:
         self._answer = answer
