@@ -161,7 +161,7 @@ class Conformance:
                     await provider.send(request_)
             except (ProviderFailure, TimeoutError) as error:
                 errors += [repr(error), repr(error.__cause__), repr(error.__context__), str(getattr(error, "text", ""))]
-        logged = [record.getMessage() for record in caplog.records if record.name != "mail.log"]  # not the peer's
+        logged = [record.getMessage() for record in caplog.records if record.name != "mail.log"]  # not the peer's log
         for secret in (SECRET, b64encode(SECRET.encode()).decode(), b64encode(f"\0orders\0{SECRET}".encode()).decode()):
             assert secret not in "\n".join([*errors, *logged])
 
