@@ -24,7 +24,7 @@ GATEWAY_LAYERS = (
     {"deliveries", "events", "users"},
     {"api_keys", "outbox"},
     "http",
-    {"database", "errors", "metrics", "settings"},
+    {"errors", "metrics", "settings"},
 )
 SUBJECTS = {
     "api_keys", "console", "dead_letters", "deliveries", "events", "notifications", "outbox", "users",

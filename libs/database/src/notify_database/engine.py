@@ -4,14 +4,14 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import asyncpg
 from notify_common.errors import StartupError
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.settings import EnvironmentSettings
 from pydantic import Field, SecretStr
-from sqlalchemy import URL, text
+from sqlalchemy import URL, CursorResult, Executable, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -111,6 +111,13 @@ def database_errors() -> Iterator[None]:
         raise _translated(driver_error or error) from error
     except (PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise _translated(error) from error
+
+
+async def execute(engine: AsyncEngine, statement: Executable, **parameters: object) -> CursorResult[Any]:
+    """Execute one statement and commit it; raise `DatabaseUnavailable` or `DataRejected`."""
+    with database_errors():
+        async with engine.begin() as connection:
+            return await connection.execute(statement, parameters)
 
 
 def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:

@@ -1,9 +1,6 @@
 """Starts the email sender with the provider that its settings choose."""
 
-from functools import partial
-
 from notify_common.contracts.channels import Channel
-from notify_common.runtime.process import run
 from notify_common.runtime.settings import load_settings
 from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
@@ -21,5 +18,4 @@ def main() -> None:
     if settings.email_provider is EmailProvider.SMTP:
         provider = Smtp(settings)
         limits = ProviderLimits(concurrency=settings.smtp_connections, rate=settings.email_rate)
-    start = partial(run_sender, settings, channel=Channel.EMAIL, health_port=settings.health_port)
-    run(lambda: start(provider=provider, limits=limits), settings)
+    run_sender(settings, Channel.EMAIL, provider, limits)

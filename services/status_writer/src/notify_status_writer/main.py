@@ -7,12 +7,7 @@ from notify_status_writer.application import create_status_writer
 from notify_status_writer.settings import StatusWriterSettings
 
 
-async def run_status_writer(settings: StatusWriterSettings) -> None:
-    """Write results until SIGTERM."""
-    await create_status_writer(settings).serve(settings.health_host, settings.health_port)
-
-
 def main() -> None:
-    """Run the status writer."""
+    """Write results until SIGTERM."""
     settings = load_settings(StatusWriterSettings)
-    run(lambda: run_status_writer(settings), settings)
+    run(lambda: create_status_writer(settings).serve(settings.health_host, settings.health_port), settings)

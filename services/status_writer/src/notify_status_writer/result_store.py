@@ -9,7 +9,7 @@ from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, StatusChange
-from notify_database.engine import database_errors
+from notify_database.engine import database_errors, execute
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -109,9 +109,7 @@ class ResultStore:
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:
         """Return the delivery, or None if it does not exist."""
-        with database_errors():
-            async with self._engine.connect() as connection:
-                row = (await connection.execute(READ, {"id": delivery_id})).one_or_none()
+        row = (await execute(self._engine, READ, id=delivery_id)).one_or_none()
         return None if row is None else _state(row)
 
 

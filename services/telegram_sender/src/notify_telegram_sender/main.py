@@ -1,9 +1,6 @@
 """Starts the telegram sender with the provider that its settings choose."""
 
-from functools import partial
-
 from notify_common.contracts.channels import Channel
-from notify_common.runtime.process import run
 from notify_common.runtime.settings import load_settings
 from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
@@ -25,5 +22,4 @@ def main() -> None:
             rate=settings.telegram_rate,
             rate_per_recipient=settings.telegram_rate_per_chat,
         )
-    start = partial(run_sender, settings, channel=Channel.TELEGRAM, health_port=settings.health_port)
-    run(lambda: start(provider=provider, limits=limits), settings)
+    run_sender(settings, Channel.TELEGRAM, provider, limits)

@@ -1,10 +1,8 @@
 """Starts the webhook sender with the provider that its settings choose."""
 
 from datetime import timedelta
-from functools import partial
 
 from notify_common.contracts.channels import Channel
-from notify_common.runtime.process import run
 from notify_common.runtime.settings import load_settings
 from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
@@ -27,5 +25,4 @@ def main() -> None:
         limits = ProviderLimits(
             concurrency=settings.webhook_calls_per_host, admission_timeout=ADMISSION_TIMEOUT, provider_of=host_of
         )
-    start = partial(run_sender, settings, channel=Channel.WEBHOOK, health_port=settings.health_port)
-    run(lambda: start(provider=provider, limits=limits), settings)
+    run_sender(settings, Channel.WEBHOOK, provider, limits)

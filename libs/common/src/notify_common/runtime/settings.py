@@ -44,9 +44,10 @@ class TracedSettings(EnvironmentSettings):
 
 
 class WorkerSettings(ServiceSettings, TracedSettings):
-    """The settings of every service without an API; each defines its own `health_port`."""
+    """The settings of every service without an API; each has its own default for `health_port`."""
 
     health_host: str = "127.0.0.1"
+    health_port: int = Field(ge=1, le=65535)
 
 
 Settings = TypeVar("Settings", bound=BaseSettings)

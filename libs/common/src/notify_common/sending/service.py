@@ -13,6 +13,7 @@ from notify_common.rabbitmq.consumer import BatchingConsumer
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.worker import Worker
 from notify_common.runtime.metrics import process_registry
+from notify_common.runtime.process import run
 from notify_common.runtime.settings import WorkerSettings
 from notify_common.runtime.tracing import Tracing
 from notify_common.sending.circuit_breaker import CircuitBreakers, ProviderLimits
@@ -38,11 +39,11 @@ class SenderSettings(WorkerSettings, RabbitSettings):
     provider_timeout: float = Field(30.0, gt=0, le=600)
 
     def simulator(self, latency: float) -> Simulator:
-        """The provider that sends nothing."""
+        """Return a provider that sends nothing."""
         return Simulator(latency=latency, error_probability=self.error_probability, folder=self.simulator_folder)
 
     def schedule(self) -> RetrySchedule:
-        """When attempts are made again."""
+        """Return the times at which failed attempts are retried."""
         return RetrySchedule(
             first_delay=timedelta(seconds=self.retry_delay),
             max_attempts=self.max_retries,
@@ -59,7 +60,7 @@ def create_sender(
     tracing: Tracing | None = None,
     publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
 ) -> Worker:
-    """Wire a sender that delivers over `channel`; `limits` are those of a provider that has to be protected."""
+    """Wire up the sender for `channel`. Pass `limits` if calls to the provider must be limited."""
     role = f"{channel}_sender"
     broker, registry, schedule = create_broker(settings, role), process_registry(), settings.schedule()
     publisher, graceful_timeout = publisher_class(broker), settings.provider_timeout + ACK_TIME
@@ -99,14 +100,13 @@ def create_sender(
     )
 
 
-async def run_sender(
-    settings: SenderSettings,
-    *,
-    channel: Channel,
-    provider: Provider,
-    limits: ProviderLimits | None = None,
-    health_port: int,
+def run_sender(
+    settings: SenderSettings, channel: Channel, provider: Provider, limits: ProviderLimits | None = None
 ) -> None:
     """Deliver over `channel` until SIGTERM."""
-    worker = create_sender(settings, channel=channel, provider=provider, limits=limits)
-    await worker.serve(settings.health_host, health_port)
+
+    async def serve() -> None:
+        sender = create_sender(settings, channel=channel, provider=provider, limits=limits)
+        await sender.serve(settings.health_host, settings.health_port)
+
+    run(serve, settings)

@@ -15,12 +15,12 @@ from uuid import UUID
 from cachetools import TTLCache
 from notify_common.contracts.ids import new_id, to_millisecond
 from notify_common.runtime.clock import utc_now
+from notify_database.engine import execute
 from notify_database.models import ApiKey
 from sqlalchemy import Row, case, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.database import execute
 from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
 
 CACHE_SECONDS = 5.0  # a revoked key may be accepted for this long

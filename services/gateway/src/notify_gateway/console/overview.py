@@ -12,13 +12,12 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import accepted_at, first_id_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.contracts.topology import delivery_queue_name, retry_exchange
-from notify_database.engine import autocommitting
+from notify_database.engine import autocommitting, execute
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.console.queue_statistics import QueueStatistics, QueueStatisticsClient
 from notify_gateway.console.schemas import ChannelOverview, Failures, OverviewView, SecondsOverview
-from notify_gateway.database import execute
 from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore

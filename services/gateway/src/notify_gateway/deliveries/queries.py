@@ -2,11 +2,10 @@
 
 from uuid import UUID
 
-from notify_database.engine import autocommitting
+from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.database import execute
 from notify_gateway.deliveries.schemas import DeliveryOfNotification
 
 DELIVERY_COLUMNS = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"

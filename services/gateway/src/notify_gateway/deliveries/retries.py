@@ -12,12 +12,11 @@ from uuid import UUID
 from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import database_errors
+from notify_database.engine import database_errors, execute
 from notify_database.models import RetryJob
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from notify_gateway.database import execute
 from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
 from notify_gateway.outbox.store import status_changes
 

@@ -8,11 +8,10 @@ from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import StatusChange
-from notify_database.engine import autocommitting
+from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.database import execute
 from notify_gateway.errors import TooManyMissed
 from notify_gateway.events.schemas import StatusEvent
 

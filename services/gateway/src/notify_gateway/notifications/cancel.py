@@ -6,10 +6,10 @@ from uuid import UUID
 
 from notify_common.contracts.ids import of_the_same_time
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
+from notify_database.engine import execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.database import execute
 from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
 
-from notify_database.engine import database_errors
+from notify_database.engine import database_errors, execute
 from pydantic import StringConstraints
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_gateway.database import execute
 from notify_gateway.errors import IdempotencyKeyReused
 from notify_gateway.notifications.schemas import NotificationRequest
 

@@ -15,12 +15,11 @@ from uuid import UUID
 from notify_common.contracts.ids import first_id_at, of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.trace_context import trace_id
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import autocommitting
+from notify_database.engine import autocommitting, execute
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.database import execute
 from notify_gateway.deliveries.queries import DELIVERY_COLUMNS
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
 from notify_gateway.notifications.schemas import ListQuery, NotificationPage, NotificationSummary, NotificationView

@@ -10,12 +10,10 @@ from datetime import timedelta
 from typing import Any
 
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
-from notify_database.engine import autocommitting
+from notify_database.engine import autocommitting, execute
 from sqlalchemy import Row, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
-
-from notify_gateway.database import execute
 
 LEASE = timedelta(seconds=30)
 

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 
 from notify_common.contracts.channels import Channel
-from notify_database.engine import autocommitting
+from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_gateway.database import execute
 from notify_gateway.users.schemas import UserChannelSettings, UserChannelView
 
 COLUMNS = "channel, recipient, opted_out, updated_at"
