@@ -20,19 +20,19 @@ up: install ## run the whole system in the foreground on private servers (Ctrl-C
 demo: install ## send examples/notifications.csv or FILE=path.csv, and follow the notifications to the end
 	@exec $(BIN)/python -m notify_local demo $(if $(FILE),"$(FILE)")
 
-# Two processes, each with its own servers. The slowest tests come first.
+# The suite runs in two processes, each with its own servers, and starts with the slowest tests.
 WHOLE_SUITE := -n 2 --dist loadfile tests/e2e tests/browser tests/component tests/unit
 
 test: install ## run the whole suite; ARGS="-k relay" narrows it
 	@$(BIN)/python -m pytest $(or $(ARGS),$(WHOLE_SUITE))
 
-screenshots: install ## retake the screenshots of the console in docs/images while its tests run
+screenshots: install ## run the console's tests and retake its screenshots in docs/images
 	@SCREENSHOTS="$(CURDIR)/docs/images" $(BIN)/python -m pytest tests/browser
 
 chaos: install ## send 50,000 notifications through 42 faults in 15 minutes; ARGS="--short --seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
-record: install ## re-record the metrics of lasting faults for the tests of the alert rules (20 minutes)
+record: install ## record metrics during long faults again, for the tests of the alert rules (takes 20 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.record $(ARGS)
 
 fuzz: install ## send ten thousand requests generated from the OpenAPI document; ARGS="--seed 7"
@@ -44,7 +44,7 @@ test-compose: install ## build, run, scale and break the containers (needs Docke
 bench: install benchmarks/.venv/installed ## compare this service with simpler alternatives; ARGS="--rounds 1" takes 7 minutes
 	@benchmarks/.venv/bin/python -m benchmarks.compare $(ARGS)
 
-bench-scale: install benchmarks/.venv/installed ## measure with many messages waiting, many notifications stored and several replicas
+bench-scale: install benchmarks/.venv/installed ## measure with many waiting messages, many stored notifications and several replicas
 	@benchmarks/.venv/bin/python -m benchmarks.scale $(ARGS)
 
 bench-events: install benchmarks/.venv/installed ## measure the latency of live events and the cost of their subscribers
@@ -65,7 +65,7 @@ format: install ## format the code and sort its imports
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-lock: install ## relock the dependencies with hashes (UPGRADE=1 takes newer releases)
+lock: install ## relock the dependencies with hashes (UPGRADE=1 also upgrades them)
 	@for folder in $(LOCKED); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev $(PROJECTS) -o requirements.lock

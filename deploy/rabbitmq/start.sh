@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Insert the passwords into the definitions that RabbitMQ loads at startup, then start it the way its image does.
+# Insert the passwords into the definitions that RabbitMQ loads at startup, then start RabbitMQ the way its image does.
 set -euo pipefail
 
 filled=/run/notify/definitions.json
@@ -9,7 +9,7 @@ definitions=$(</etc/notify/definitions.json)
 for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
     password=${!variable:-}
     if [[ -z $password || $password == *[[:cntrl:]]* || $password == *"\${"* ]]; then
-        echo "$variable must be set, without control characters and without \${" >&2
+        echo "$variable must be set and must not contain control characters or \${" >&2
         exit 1
     fi
     # Escape the password for a JSON string.
@@ -22,7 +22,7 @@ done
 (
     umask 077
     printf '%s' "$definitions" >"$filled"
-    # The cookie is created here, because otherwise the first health check could create it as a file of root.
+    # The cookie is created here, because otherwise the first health check could create it as a file owned by root.
     [[ -e $cookie ]] || head -c 24 /dev/urandom | base64 >"$cookie"
 )
 chmod 400 "$cookie"

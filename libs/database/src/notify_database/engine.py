@@ -22,27 +22,27 @@ log = logging.getLogger(__name__)
 
 MINIMUM_VERSION = 15
 CONNECT_TIMEOUT = 5.0  # seconds
-# A session that hangs inside a transaction, or waits too long for a lock, must not block the others forever.
+# A session that hangs in a transaction or waits for a lock must not block other sessions forever.
 STATEMENT_TIMEOUT = 30.0  # seconds
 IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
-# Planner settings for clients that only look rows up by key. A prepared statement keeps the plan of its first
-# executions; a plan made while a table was empty would scan the whole table for every batch of results.
+# Planner settings for clients that look up rows only by key. PostgreSQL may keep a prepared statement's plan forever,
+# and a plan made while a table was empty would scan the whole table for every batch of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
-# True once the newest migration has run.
+# This query returns true once the newest migration has run.
 MIGRATED = text(
     "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('notifications') AND attname = 'traceparent')"
 )
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
 # SQLSTATE classes (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program
-# limit exceeded. A statement that fails with one of them will always fail.
+# limit exceeded. A statement that fails with one of these will fail every time.
 REJECTION_CLASSES = frozenset({"22", "23", "54"})
 LOGIN_CLASSES = frozenset({"28", "3D"})  # invalid authorization, invalid catalog (database) name
 
 
 class PostgresSettings(EnvironmentSettings):
-    """The address and login of PostgreSQL."""
+    """The settings for connecting to PostgreSQL."""
 
     postgres_host: str = "localhost"
     postgres_port: int = Field(5432, ge=1, le=65535)
@@ -59,9 +59,9 @@ def create_engine(
     statement_timeout: float = STATEMENT_TIMEOUT,
     planner: Mapping[str, str] | None = None,
 ) -> AsyncEngine:
-    """Return an engine on asyncpg with at most `pool_size` connections.
+    """Return an asyncpg engine with at most `pool_size` connections.
 
-    A `statement_timeout` (in seconds) of 0 disables it; `planner` holds settings of PostgreSQL's planner.
+    `statement_timeout` is in seconds; 0 disables it. `planner` overrides settings of PostgreSQL's query planner.
     """
     url = URL.create(
         "postgresql+asyncpg",
@@ -80,7 +80,7 @@ def create_engine(
         hide_parameters=True,
         connect_args={
             "timeout": CONNECT_TIMEOUT,
-            # JIT compilation costs more than it saves on short statements.
+            # For short statements, JIT compilation costs more than it saves.
             "server_settings": {
                 "search_path": settings.postgres_schema,
                 "jit": "off",
@@ -94,16 +94,13 @@ def create_engine(
 
 
 def autocommitting(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine in autocommit mode: each statement commits itself, in one round trip instead of three.
-
-    `begin()` opens no transaction on it.
-    """
+    """Return a copy of `engine` in which each statement commits itself, in one round trip; `begin()` has no effect."""
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate exceptions of the driver and the pool to `DatabaseUnavailable` or `DataRejected`."""
+    """Translate driver and connection pool errors into `DatabaseUnavailable` or `DataRejected`."""
     try:
         yield
     except DBAPIError as error:
@@ -114,7 +111,7 @@ def database_errors() -> Iterator[None]:
 
 
 async def execute(engine: AsyncEngine, statement: Executable, **parameters: object) -> CursorResult[Any]:
-    """Execute one statement and commit it; raise `DatabaseUnavailable` or `DataRejected`."""
+    """Execute one statement and commit it; raise `DatabaseUnavailable` or `DataRejected` on failure."""
     with database_errors():
         async with engine.begin() as connection:
             return await connection.execute(statement, parameters)
@@ -125,32 +122,32 @@ def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
     if sqlstate[:2] in LOGIN_CLASSES:
         return LoginRejected(str(error))
     if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
-        # The row has no partition yet; the gateway's maintenance creates it soon (partitions.py).
-        return DatabaseUnavailable("no partition for this time")
-    # asyncpg raises its DataError, without contacting the server, for a value that it cannot encode.
+        # No partition exists for the row yet; the gateway's maintenance will create one soon (partitions.py).
+        return DatabaseUnavailable("no partition exists for this time")
+    # asyncpg raises its own DataError, without contacting the server, if it cannot encode a value.
     rejected = sqlstate[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
     description = f"{type(error).__name__} {sqlstate}".rstrip()
     return DataRejected(description) if rejected else DatabaseUnavailable(description)
 
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
-    """Wait until PostgreSQL is usable, and migrated if `migrated`; raise `StartupError` if waiting cannot help."""
+    """Wait until PostgreSQL is usable (and migrated, if `migrated`); raise `StartupError` if waiting cannot help."""
     acceptable = {None} if migrated else {None, NOT_MIGRATED}
     outage = Outage(log, "postgresql is not ready")
-    while (problem := await database_problem(engine)) not in acceptable:  # noqa: ASYNC110 - it can only be polled
+    while (problem := await database_problem(engine)) not in acceptable:  # noqa: ASYNC110 - PostgreSQL can only be polled
         await asyncio.sleep(outage.failed(problem))
     outage.ended()
 
 
 async def database_problem(engine: AsyncEngine) -> str | None:
-    """Return why PostgreSQL is unusable now, or None; raise `StartupError` if waiting cannot help."""
+    """Return why PostgreSQL cannot be used now, or None if it can; raise `StartupError` if waiting cannot help."""
     try:
         with database_errors():
             async with engine.connect() as connection:
                 version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
                 migrated = (await connection.execute(MIGRATED)).scalar_one()
     except LoginRejected as error:
-        raise StartupError(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD, _DATABASE): {error}") from error
+        raise StartupError(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD or _DATABASE): {error}") from error
     except DatabaseUnavailable as error:
         return f"not reachable ({error})"
     if version < MINIMUM_VERSION:

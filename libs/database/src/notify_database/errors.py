@@ -1,8 +1,8 @@
-"""The errors that database access raises."""
+"""Errors raised by database access."""
 
 
 class DatabaseUnavailable(Exception):
-    """PostgreSQL is down, starting, stopping or overloaded; the same work may succeed later."""
+    """PostgreSQL is down, starting, stopping or overloaded; the same operation may succeed later."""
 
 
 class LoginRejected(DatabaseUnavailable):
@@ -10,4 +10,4 @@ class LoginRejected(DatabaseUnavailable):
 
 
 class DataRejected(Exception):
-    """PostgreSQL will never accept these values."""
+    """PostgreSQL rejected the values and would reject them again."""

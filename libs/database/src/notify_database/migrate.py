@@ -20,18 +20,18 @@ ADVISORY_LOCK = 0x6E6F74696679  # an arbitrary key that nothing else in this dat
 
 
 class MigrationSettings(ServiceSettings, PostgresSettings):
-    """The settings of `notify-migrate`."""
+    """The settings for `notify-migrate`."""
 
 
 def alembic_config() -> Config:
-    """Return Alembic's configuration, which replaces its ini file."""
+    """Return Alembic's configuration; this project has no alembic.ini."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     return config
 
 
 async def migrate(engine: AsyncEngine, schema: str) -> None:
-    """Create `schema` if it is missing and run the pending migrations, in one transaction."""
+    """Create a missing `schema` and run pending migrations in one transaction, then create missing partitions."""
     async with engine.begin() as connection:
         # A concurrent process waits here and then finds nothing left to do.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})

@@ -1,4 +1,4 @@
-"""The tables. `migrations/` creates them (a test compares the two), and `partitions.py` creates their partitions."""
+"""The tables. `migrations/` creates them, and a test checks that they match; `partitions.py` adds their partitions."""
 
 from datetime import datetime
 from uuid import UUID
@@ -14,7 +14,7 @@ def _one_of(column: str, values: type[DeliveryStatus | Outcome | ErrorClass]) ->
 
 
 class Base(DeclarativeBase):
-    """The base of all tables. They use text and checks, because a PostgreSQL enum cannot drop a value."""
+    """The base class of all tables. They use text and checks, because PostgreSQL cannot remove a value from an enum."""
 
     metadata = MetaData(
         naming_convention={
@@ -24,17 +24,17 @@ class Base(DeclarativeBase):
             "ck": "%(table_name)s_%(constraint_name)s_check",
         }
     )
-    type_annotation_map = {str: Text(), datetime: DateTime(timezone=True)}  # noqa: RUF012 - SQLAlchemy's protocol
+    type_annotation_map = {str: Text(), datetime: DateTime(timezone=True)}  # noqa: RUF012 - SQLAlchemy expects this
 
 
 class Notification(Base):
-    """A client's request. Its status is derived from its deliveries and never stored."""
+    """A client's request to notify a user. Its status is derived from its deliveries and never stored."""
 
     __tablename__ = "notifications"
     __table_args__ = (
         CheckConstraint("user_id >= 1", name="user_id"),
         CheckConstraint("message <> ''", name="message"),
-        # Serves the list of a user's notifications, newest first: ids are UUIDv7 and sort by time.
+        # This index serves lists of a user's notifications, newest first. The ids are UUIDv7, so they sort by time.
         Index("notifications_tenant_user_id_id_idx", "tenant", "user_id", "id"),
         {"postgresql_partition_by": "RANGE (id)"},
     )
@@ -53,7 +53,7 @@ class Notification(Base):
 
 
 class Delivery(Base):
-    """A notification on one channel: the unit of work, status and retry."""
+    """A notification on one channel. Each delivery is sent, tracked and retried on its own."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -62,17 +62,17 @@ class Delivery(Base):
         CheckConstraint("attempt >= 0", name="attempt"),
         CheckConstraint("failures >= 0 AND failures <= attempt", name="failures"),
         Index("deliveries_notification_id_idx", "notification_id"),
-        # BRIN, because it leaves updates HOT from PostgreSQL 16 on. Older versions do not get this index.
+        # Since PostgreSQL 16, a BRIN index does not prevent HOT updates. Older versions do not get this index.
         Index("deliveries_updated_at_idx", "updated_at", postgresql_using="brin"),
         {"postgresql_partition_by": "RANGE (id)"},
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    # There is no foreign key, because a referenced partition cannot be dropped.
+    # This is not a foreign key, because a referenced partition could not be dropped.
     notification_id: Mapped[UUID]
     channel: Mapped[str]
     recipient: Mapped[str | None]
-    # The status and the other changing columns have no B-tree index, because it would prevent HOT updates.
+    # Columns that change, such as the status, have no B-tree index, because it would prevent HOT updates.
     status: Mapped[str]
     round: Mapped[int]
     attempt: Mapped[int]
@@ -82,7 +82,7 @@ class Delivery(Base):
 
 
 class Attempt(Base):
-    """A call of a provider. Attempts are numbered consecutively across all rounds of their delivery."""
+    """A call to a provider. Attempts are numbered consecutively across all rounds of a delivery."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -107,7 +107,7 @@ class Attempt(Base):
 
 
 class OutboxEntry(Base):
-    """A committed delivery that the broker has not confirmed yet."""
+    """A committed delivery whose publication the broker has not confirmed yet."""
 
     __tablename__ = "outbox"
     __table_args__ = (CheckConstraint("round >= 1", name="round"), Index("outbox_due_at_idx", "due_at"))
@@ -119,7 +119,7 @@ class OutboxEntry(Base):
 
 
 class UserChannel(Base):
-    """A user's recipient address on a channel, or the user's opt-out from it."""
+    """A user's recipient address on a channel, and whether the user has opted out of the channel."""
 
     __tablename__ = "user_channels"
     __table_args__ = (CheckConstraint("user_id >= 1", name="user_id"),)
@@ -133,7 +133,7 @@ class UserChannel(Base):
 
 
 class IdempotencyKey(Base):
-    """A response stored under the client's key, so that a repeated request gets the same one."""
+    """A response stored under the client's key, so that a repeated request gets the same response."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index("idempotency_keys_created_at_idx", "created_at"),)
@@ -146,7 +146,7 @@ class IdempotencyKey(Base):
 
 
 class ApiKey(Base):
-    """An API key of a tenant and its scopes. Only the SHA-256 of the key is stored."""
+    """A tenant's API key and its scopes. Only the key's SHA-256 hash is stored."""
 
     __tablename__ = "api_keys"
     __table_args__ = (

@@ -1,7 +1,7 @@
-"""Weekly partitions of notifications, deliveries and attempts: created ahead of time and dropped when too old.
+"""Weekly partitions of notifications, deliveries and attempts: created ahead of time and dropped when they are too old.
 
-Each is named after its end: `deliveries_until_20261207` starts where the one before it ends, and ends with that day's
-midnight (UTC).
+Each is named after its exclusive end: `deliveries_until_20261207` starts where the previous one ends and runs until
+2026-12-07 00:00 UTC.
 """
 
 import logging
@@ -16,12 +16,12 @@ from notify_database.engine import autocommitting, database_errors
 
 log = logging.getLogger(__name__)
 
-# The partitioned tables and their storage parameters. Notifications are detached first, because an operator cannot
-# retry deliveries of a notification that is not found. The fill factor leaves room for HOT updates of the status.
+# The partitioned tables and their storage parameters. Notifications are detached first, so that operators can no longer
+# find them and retry their deliveries. The fill factor leaves room for HOT updates of the status.
 STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
 WIDTH = timedelta(weeks=1)
 AHEAD = timedelta(weeks=5)
-LOCK_TIMEOUT = "2s"  # short, because a statement that waits for a lock blocks every later one
+LOCK_TIMEOUT = "2s"  # short, because a statement that waits for a lock blocks every later one on the table
 ADVISORY_LOCK = 0x6E6F74706172  # an arbitrary key that nothing else in this database uses
 
 CHILDREN = text("""
@@ -49,7 +49,7 @@ def first_end(now: datetime) -> datetime:
 
 
 async def make_partitions(engine: AsyncEngine, now: datetime) -> None:
-    """Create the missing partitions of the next weeks, without blocking readers or writers."""
+    """Create the missing partitions for the coming weeks without blocking readers or writers."""
     with database_errors():
         async with engine.begin() as connection:
             # A concurrent process waits here and then finds nothing left to do.
@@ -63,7 +63,7 @@ async def make_partitions(engine: AsyncEngine, now: datetime) -> None:
 
 
 async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedelta) -> list[datetime]:
-    """Drop partitions that ended `retention` ago and hold final deliveries only; return the ends of those dropped."""
+    """Drop partitions that are older than `retention` and have only final deliveries; return the dropped ends."""
     dropped: list[datetime] = []
     with database_errors():
         async with autocommitting(engine).connect() as connection:
@@ -72,7 +72,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
                 return []
             try:
                 await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-                await connection.execute(text("SET statement_timeout = 0"))  # a whole week may have to be read
+                await connection.execute(text("SET statement_timeout = 0"))  # checking a week of deliveries takes long
                 ends = {end for table in STORAGE for end in await _ends(connection, table)}
                 for end in sorted(end for end in ends if end + retention <= now):
                     if await _drop(connection, end):
@@ -87,7 +87,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
 async def _make(connection: AsyncConnection, table: str, storage: str, begin: datetime, end: datetime) -> None:
     partition = partition_name(table, end)
     copied = "INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES"
-    # Attaching a finished table does not block other sessions; creating it as a partition would.
+    # Attaching an existing table does not block other sessions, but creating it as a partition would.
     await connection.execute(text(f"CREATE TABLE {partition} (LIKE {table} {copied}) {storage}"))
     await _attach(connection, table, end, first_id_at(begin))
 
@@ -99,11 +99,11 @@ async def _attach(connection: AsyncConnection, table: str, end: datetime, begin:
 
 
 async def _drop(connection: AsyncConnection, end: datetime) -> bool:
-    """Return True if the partitions could be dropped. After a crash, the next call completes or reverts the drop."""
+    """Drop the partitions; return False if they are needed. The next call completes or reverts an interrupted drop."""
     needed = await _is_needed(connection, end)
     if not needed:
         await _detach(connection, "notifications", end)
-        # An operator may have retried a delivery since the first check, but cannot any more.
+        # An operator may have retried a delivery since the first check, but can no longer do so.
         needed = await _is_needed(connection, end)
     if needed:
         await _attach_again(connection, end)
@@ -133,14 +133,14 @@ async def _detach(connection: AsyncConnection, table: str, end: datetime) -> Non
 
 
 async def _children(connection: AsyncConnection, table: str) -> dict[str, bool]:
-    """Return the names of the attached partitions of `table`, each with True if its detach was interrupted."""
+    """Map the name of each attached partition of `table` to True if its detach was interrupted, else False."""
     return {row.relname: row.inhdetachpending for row in await connection.execute(CHILDREN, {"table": table})}
 
 
 async def _is_needed(connection: AsyncConnection, end: datetime) -> bool:
     deliveries = partition_name("deliveries", end)
     if not (await connection.execute(EXISTS, {"partition": deliveries})).scalar_one():
-        return False  # it was dropped before a crash
+        return False  # an earlier call dropped it and then crashed
     unfinished = (await connection.execute(text(OPEN.format(partition=deliveries)))).scalar_one()
     bounds = {"begin": await _begin(connection, "deliveries", end) or UUID(int=0), "end": first_id_at(end)}
     unpublished = (await connection.execute(UNPUBLISHED, bounds)).scalar_one()
@@ -154,6 +154,6 @@ async def _begin(connection: AsyncConnection, table: str, end: datetime) -> UUID
 
 
 async def _ends(connection: AsyncConnection, table: str) -> list[datetime]:
-    """Return the sorted ends of the partitions of `table`, including one that is being dropped."""
+    """Return the sorted ends of the partitions of `table`, including any that are being dropped."""
     names = (await connection.execute(TABLES, {"pattern": f"^{table}_until_[0-9]{{8}}$"})).scalars()
     return sorted(datetime.strptime(name.rpartition("_")[2], "%Y%m%d").replace(tzinfo=UTC) for name in names)

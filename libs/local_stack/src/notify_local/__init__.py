@@ -1,1 +1,1 @@
-"""Runs the whole system on one machine without Docker: private servers, the services and a demo."""
+"""Runs private servers, all services and a demo on one machine without Docker."""

@@ -1,4 +1,4 @@
-"""`python -m notify_local up | servers | services | demo [FILE]`; `make up` and `make demo` call it."""
+"""The command `python -m notify_local up | servers | services | demo [FILE]`, which `make up` and `make demo` run."""
 
 import argparse
 import asyncio
@@ -55,7 +55,7 @@ async def _services(folder: StackFolder) -> None:
 
 
 async def _until_signal(work: Coroutine[Any, Any, int | None], *, code_when_stopped: int) -> int | None:
-    """Run `work` until the first signal cancels it; later signals do not interrupt its orderly shutdown."""
+    """Run `work`. If a signal cancels it, return `code_when_stopped`; later signals do not interrupt its shutdown."""
     task = asyncio.create_task(work)
     signalled = False
 
@@ -77,23 +77,23 @@ def _scale(argument: str) -> tuple[str, int]:
     service, _, number = argument.partition("=")
     if service not in SERVICES or not number.isdecimal() or not 1 <= int(number) <= MAX_REPLICAS:
         raise argparse.ArgumentTypeError(
-            f"{argument!r} is not SERVICE=NUMBER, with one of {', '.join(SERVICES)} and 1 to {MAX_REPLICAS}"
+            f"{argument!r} is not SERVICE=NUMBER; SERVICE is one of {', '.join(SERVICES)}; NUMBER is 1 to {MAX_REPLICAS}"
         )
     return service, int(number)
 
 
 def main() -> None:
-    """Run one command."""
+    """Parse the arguments and run the command."""
     parser = argparse.ArgumentParser(prog="python -m notify_local", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".local"), help="the folder for data, logs and addresses")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="run the whole system in the foreground")
     up.add_argument(
-        "--scale", type=_scale, nargs="+", default=[], metavar="SERVICE=NUMBER", help="run replicas of a service"
+        "--scale", type=_scale, nargs="+", default=[], metavar="SERVICE=NUMBER", help="run NUMBER replicas of SERVICE"
     )
     commands.add_parser("servers", help="run only PostgreSQL and RabbitMQ")
-    commands.add_parser("services", help="run only the services, on the servers that POSTGRES_* and RABBITMQ_* name")
-    demo = commands.add_parser("demo", help="send a CSV file of notifications and follow them to the end")
+    commands.add_parser("services", help="run only the services, with the servers set in POSTGRES_* and RABBITMQ_*")
+    demo = commands.add_parser("demo", help="send a CSV file of notifications and follow each one until it is final")
     demo.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE)
     arguments = parser.parse_args()
     folder = StackFolder(arguments.folder.resolve())
@@ -104,7 +104,7 @@ def main() -> None:
         "demo": lambda: run_demo(folder, arguments.file),
     }
     try:
-        # A signal is the normal end of a server, but interrupts a demo.
+        # Servers are normally stopped by a signal, but a demo that is stopped by one has failed.
         stopped = INTERRUPTED if arguments.command == "demo" else 0
         sys.exit(asyncio.run(_until_signal(commands_by_name[arguments.command](), code_when_stopped=stopped)))
     except CannotRun as error:

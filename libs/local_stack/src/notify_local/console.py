@@ -1,4 +1,4 @@
-"""Output of the local stack's commands, and the error that ends one."""
+"""Console output of the local stack's commands, and the error that ends a command."""
 
 import sys
 

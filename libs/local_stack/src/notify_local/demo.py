@@ -1,4 +1,4 @@
-"""The demo: sends a file of notifications through the API and follows them until all are final."""
+"""The demo, which sends a file of notifications through the API and follows each one until it is final."""
 
 import asyncio
 import csv
@@ -21,11 +21,11 @@ from notify_local.console import CannotRun, console, say
 from notify_local.folder import StackFolder
 from notify_local.stack import GatewayOptions, running_system
 
-# Optional columns are subject and one per channel, with the recipient on it.
+# The optional columns are `subject` and one per channel, named after it, with the user's recipient on that channel.
 REQUIRED_COLUMNS = frozenset({"user_id", "channels", "message"})
 MAX_CONCURRENT_REQUESTS = 50
 USER_ID_DIGITS = 20
-MAX_TRIES = 10  # tries of a request while the gateway answers 503
+MAX_TRIES = 10  # how many times a request is sent while the gateway answers 503
 POLL_INTERVAL = 0.5  # seconds
 PLAIN_LINE_INTERVAL = 2.0  # seconds between progress lines if the output is not a terminal
 START_TIMEOUT = 180.0  # seconds
@@ -36,7 +36,7 @@ Json = dict[str, Any]
 
 
 class DemoRun:
-    """The progress of a demo, shown as live bars on a terminal, otherwise as a line every few seconds."""
+    """The progress of a demo, shown as live bars on a terminal and otherwise as a line every few seconds."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -69,7 +69,7 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
         _gateway(folder) as url,
         httpx.AsyncClient(base_url=url, headers=_authorization(), timeout=30, trust_env=False) as client,
     ):
-        say(f"Sending {len(rows)} rows of {file} to {url}")
+        say(f"Sending {len(rows)} rows from {file} to {url}")
         run = DemoRun(len(rows))
         with run.display:
             await _send_all(client, rows, run)
@@ -87,19 +87,19 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
 
 
 def _authorization() -> dict[str, str]:
-    """Return the header with the gateway's first API key, which the demo needs if AUTH=on."""
+    """Return a header with the bootstrap API key, which the demo needs if AUTH=on, or no header if none is set."""
     key = load_settings(GatewayOptions).bootstrap_api_key
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 
 def _read(file: Path) -> Iterator[tuple[int, Json]]:
-    """Yield each row with the number of its last line, as an editor shows it."""
+    """Yield each row, preceded by the number of its last line in the file."""
     try:
-        # Bytes that are not UTF-8 are kept as surrogates, so that only the rows that contain them are rejected.
+        # Bytes that are not valid UTF-8 become surrogates, so that only the rows that contain them are rejected.
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             reader = csv.DictReader(lines)
             if missing := REQUIRED_COLUMNS - set(reader.fieldnames or ()):
-                raise CannotRun(f"{file}: the column {' and '.join(sorted(missing))} is missing")
+                raise CannotRun(f"{file}: missing columns: {', '.join(sorted(missing))}")
             for row in reader:
                 yield reader.line_num, row
     except OSError as error:
@@ -109,7 +109,7 @@ def _read(file: Path) -> Iterator[tuple[int, Json]]:
 
 
 def _request(row: Json) -> Json:
-    """Return the API request of a row. The gateway validates it."""
+    """Return the API request for a row. It is not validated here, because the gateway does that."""
     user_id = (row["user_id"] or "").strip()
     is_number = user_id.isascii() and user_id.isdigit() and len(user_id) <= USER_ID_DIGITS
     request: Json = {
@@ -126,9 +126,9 @@ def _request(row: Json) -> Json:
 
 @asynccontextmanager
 async def _gateway(folder: StackFolder) -> AsyncIterator[str]:
-    """Yield the gateway's URL, of the stack that runs in the folder or of one started for the demo."""
+    """Yield the URL of the running stack's gateway; if no stack is running, start one for the demo."""
     if not folder.is_locked():
-        say("The system is not running: starting it for this demo (`make up` in another terminal keeps it running).")
+        say("The system is not running; starting it for this demo (`make up` in another terminal keeps it running).")
         async with running_system(folder, show_logs=False) as stack:
             yield stack.addresses["GATEWAY_URL"]
         return
@@ -157,18 +157,18 @@ async def _send_all(client: httpx.AsyncClient, rows: list[tuple[int, Json]], run
 
 
 class _RowRejected(Exception):
-    """The gateway did not confirm the row. The message says why."""
+    """The gateway did not confirm that it accepted the row. The message says why."""
 
 
 async def _post(client: httpx.AsyncClient, request: Json) -> str:
-    """Post the request, repeat it while the gateway answers 503, and return the notification's id."""
+    """Post the request, repeating it while the gateway answers 503, and return the notification's id."""
     for _ in range(MAX_TRIES):
         try:
             response = await client.post("/api/notifications", json=request)
         except UnicodeEncodeError:
             raise _RowRejected("is not UTF-8") from None
         except httpx.TransportError as error:
-            # It is not repeated, because the gateway may have accepted it.
+            # The request is not repeated, because the gateway may have accepted it.
             raise _RowRejected(f"no response ({type(error).__name__}); it may have been accepted") from None
         if response.status_code == httpx.codes.CREATED:
             return str(response.json()["id"])
@@ -179,7 +179,7 @@ async def _post(client: httpx.AsyncClient, request: Json) -> str:
 
 
 async def _follow(client: httpx.AsyncClient, run: DemoRun) -> None:
-    """Poll every open notification until all of its deliveries are final, or nothing changes any more."""
+    """Poll the open notifications until all are final, or until none becomes final within `STALL_TIMEOUT`."""
     slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
     async def poll(notification_id: str) -> None:

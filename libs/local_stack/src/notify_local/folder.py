@@ -47,7 +47,7 @@ class StackFolder:
         return False
 
     def password(self) -> str:
-        """Return the servers' password, which is generated once and kept with the data that was created with it."""
+        """Return the servers' password. It is generated once and stored with the data that was created with it."""
         file = self.data / "password"
         if not file.exists():
             file.touch(mode=0o600)
@@ -55,7 +55,7 @@ class StackFolder:
         return file.read_text()
 
     def publish(self, addresses: Mapping[str, str]) -> None:
-        """Write `stack.env` atomically, so that readers never see a part of it."""
+        """Write `stack.env` atomically, so that readers never see a partial file."""
         draft = self.stack_env.with_suffix(".draft")
         draft.touch(mode=0o600)
         draft.write_text("".join(f"{name}={value}\n" for name, value in addresses.items()))
@@ -74,9 +74,9 @@ class StackFolder:
         for file in self.run.glob("*.pid"):
             with suppress(psutil.NoSuchProcess, ValueError):
                 process = psutil.Process(int(file.read_text()))
-                # A process younger than the file is an unrelated one that reuses the process id.
+                # A process that started after the file was written is unrelated and only has the same process id.
                 if process.create_time() <= file.stat().st_mtime + 1:
-                    say(f"Ending {file.stem}, left over by a stack that was killed (pid {process.pid})")
+                    say(f"Stopping {file.stem} (pid {process.pid}), which a killed stack left running")
                     _end(process)
             file.unlink(missing_ok=True)
 

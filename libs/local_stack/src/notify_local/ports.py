@@ -8,18 +8,18 @@ CANDIDATES = 200
 
 
 class Ports:
-    """An allocator of TCP ports, which never returns the same port twice."""
+    """An allocator of free TCP ports that never returns the same port twice."""
 
     def __init__(self) -> None:
         self._taken: set[int] = set()
 
     def free(self, preferred: int) -> int:
-        """Return the preferred port, or the next free one after it."""
+        """Return `preferred` or the next free port, or any free port if the next ones are all taken."""
         for port in range(preferred, min(preferred + CANDIDATES, 65536)):
             if port not in self._taken and _is_free(port) and _reserve(port):
                 self._taken.add(port)
                 if port != preferred:
-                    say(f"Port {preferred} is taken: using {port}")
+                    say(f"Port {preferred} is taken; using {port} instead")
                 return port
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -32,7 +32,7 @@ def _reserve(port: int) -> bool:
     """Reserve the port until a server listens on it; return False if another stack has reserved it."""
     reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        # The UDP port of the same number serves as the reservation, because no server here uses UDP.
+        # Binding the UDP port with the same number reserves the TCP port, because no server here uses UDP.
         reservation.bind(("127.0.0.1", port))
     except OSError:
         reservation.close()
@@ -43,7 +43,7 @@ def _reserve(port: int) -> bool:
 
 def _is_free(port: int) -> bool:
     # With SO_REUSEADDR, which the servers set too, connections in TIME_WAIT do not occupy the port.
-    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - bound only to test it
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - bound only to test whether it is free
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

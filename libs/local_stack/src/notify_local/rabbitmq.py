@@ -1,4 +1,4 @@
-"""A private node of the machine's RabbitMQ, with the management UI."""
+"""A private RabbitMQ node with the management UI, which runs from the machine's RabbitMQ installation."""
 
 import shutil
 import signal
@@ -14,13 +14,13 @@ from notify_local.supervisor import Program
 USER = "notify"
 NODE_NAME = "notify@localhost"
 STOP_TIMEOUT = 30.0  # seconds
-# Messages that a dying broker was moving out of a retry queue are moved again after this time. RabbitMQ's default of
-# 3 minutes would delay those retries too much.
+# If RabbitMQ is killed while it moves messages out of a retry queue, it moves them again only after this time. Its
+# default of 3 minutes would delay those retries too much.
 DEAD_LETTER_TIMEOUT = 20_000  # milliseconds
 
 
 class NodePorts(NamedTuple):
-    """The ports of a RabbitMQ node. The defaults are the usual ones."""
+    """The ports of a RabbitMQ node. The defaults are those of RabbitMQ."""
 
     amqp: int = 5672
     management: int = 15672
@@ -29,7 +29,7 @@ class NodePorts(NamedTuple):
 
 
 def prepare_epmd(port: int) -> Program:
-    """Return the node's own Erlang port mapper: the machine's could belong to another broker, or outlive this node."""
+    """Return a private Erlang port mapper; a shared one could belong to another broker or outlive this node."""
     epmd = shutil.which("epmd") or shutil.which("epmd", path="/usr/lib/erlang/bin")
     if epmd is None:
         raise CannotRun("RabbitMQ is installed, but Erlang's epmd is not on the PATH.")
@@ -42,7 +42,7 @@ def prepare_rabbitmq(folder: StackFolder, server: Path, ports: NodePorts) -> Pro
     data = folder.data / "rabbitmq"
     data.mkdir(mode=0o700, exist_ok=True)
     (data / "enabled_plugins").write_text("[rabbitmq_management].\n")
-    # This empty file replaces the package's own, which sets other names and folders.
+    # This empty file replaces the package's file, which would set other names and folders.
     (data / "rabbitmq-env.conf").write_text("")
     configuration = data / "rabbitmq.conf"
     configuration.touch(mode=0o600)
@@ -68,7 +68,7 @@ def prepare_rabbitmq(folder: StackFolder, server: Path, ports: NodePorts) -> Pro
             "ERL_EPMD_PORT": str(ports.epmd),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP": str(folder.log / "erl_crash.dump"),  # instead of the working directory
-            # The start script then replaces itself with the Erlang VM, so that signals reach the VM.
+            # This makes the start script replace itself with the Erlang VM, so that signals reach the VM.
             "RUNNING_UNDER_SYSTEMD": "true",
         },
         stop_timeout=STOP_TIMEOUT,

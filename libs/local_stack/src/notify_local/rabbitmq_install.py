@@ -11,14 +11,14 @@ from pathlib import Path
 
 from notify_local.console import CannotRun, say
 
-# The script in /usr/sbin would switch to the package's user and data.
+# The script in /usr/sbin is not used, because it would switch to the package's user and data folder.
 DEBIAN_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 POLICY = Path("/usr/sbin/policy-rc.d")
 FORBID_STARTS = "#!/bin/sh\nexit 101\n"  # https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt
 NOT_INSTALLED = """RabbitMQ is not installed, and this command cannot install it here ({reason}).
 Do one of these:
   - install RabbitMQ 3.10 or newer yourself (https://www.rabbitmq.com/docs/download), then run this again
-  - run this with apt-get as root or with passwordless sudo, or with Homebrew
+  - run this where Homebrew or apt-get (as root or with passwordless sudo) is available
   - run the system with Docker Compose, which includes RabbitMQ"""
 
 
@@ -32,7 +32,7 @@ def _install(log: Path) -> Path:
     if shutil.which("apt-get"):
         _install_with_apt(log)
     elif brew := shutil.which("brew"):
-        say("Installing RabbitMQ with Homebrew (once) …")
+        say("Installing RabbitMQ with Homebrew (only once) …")
         _run([brew, "install", "rabbitmq"], log)
     else:
         raise CannotRun(NOT_INSTALLED.format(reason="neither apt-get nor Homebrew is available"))
@@ -43,7 +43,7 @@ def _install(log: Path) -> Path:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Hold a lock of the machine, because several stacks may start at the same time."""
+    """Hold a lock that all stacks of this user share, because several may start at the same time."""
     with Path(tempfile.gettempdir(), f"notify-rabbitmq-install-{os.geteuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -66,8 +66,8 @@ def _install_with_apt(log: Path) -> None:
     if os.geteuid() != 0:
         sudo = ["sudo", "-n"]
         if not shutil.which("sudo") or subprocess.run([*sudo, "true"], capture_output=True, check=False).returncode:
-            raise CannotRun(NOT_INSTALLED.format(reason="this is not root, and sudo is missing or asks for a password"))
-    say("Installing RabbitMQ with apt-get (once, about half a minute) …")
+            raise CannotRun(NOT_INSTALLED.format(reason="you are not root, and sudo is missing or asks for a password"))
+    say("Installing RabbitMQ with apt-get (only once, takes about half a minute) …")
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
     _run([*apt, "update"], log)
     with _services_stay_stopped(sudo):

@@ -1,4 +1,4 @@
-"""Starts the whole system on one machine: its processes, their order and their addresses."""
+"""Starts the system's processes on one machine in the right order and publishes their addresses."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ SERVER_START_TIMEOUT = 120.0  # seconds
 SERVICE_START_TIMEOUT = 60.0  # seconds
 
 POSTGRES_PORT = 5432
-REPLICA_PORT_STEP = 100  # between the ports of two replicas of a service
+REPLICA_PORT_STEP = 100  # the distance between the ports of a service's replicas
 SENDERS = tuple(f"{channel}_sender" for channel in Channel)
 # Services start in this order, consumers before producers, and stop in the reverse order.
 SERVICES = ("status_writer", *SENDERS, "gateway")
@@ -37,7 +37,7 @@ FIRST_HEALTH_PORT = 8081
 
 
 class GatewayOptions(ServiceSettings):
-    """The settings of the gateway that the local stack needs. Authentication is off by default here."""
+    """The gateway settings that the local stack reads. Authentication is off by default here."""
 
     auth: str = "off"
     bootstrap_api_key: SecretStr | None = None
@@ -51,7 +51,7 @@ class ExternalServers(PostgresSettings, RabbitSettings):
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack: its addresses, and the settings by which services reach its servers."""
+    """A running stack: its addresses, and the settings with which services connect to its servers."""
 
     addresses: Mapping[str, str]
     server_settings: Mapping[str, str]
@@ -71,7 +71,7 @@ async def _supervisor(folder: StackFolder) -> AsyncIterator[Supervisor]:
 
 @asynccontextmanager
 async def running_servers(folder: StackFolder) -> AsyncIterator[Stack]:
-    """Run PostgreSQL and RabbitMQ, private to `folder`, until the context ends."""
+    """Run PostgreSQL and RabbitMQ, with their data in `folder`, until the context ends."""
     async with _supervisor(folder) as supervisor:
         stack = await _start_servers(supervisor, folder, Ports())
         folder.publish(stack.addresses)
@@ -82,7 +82,7 @@ async def running_servers(folder: StackFolder) -> AsyncIterator[Stack]:
 async def running_system(
     folder: StackFolder, *, show_logs: bool, scale: Mapping[str, int] | None = None
 ) -> AsyncIterator[Stack]:
-    """Run the servers and all services until the context ends; `scale` is the number of replicas, if not 1."""
+    """Run the servers and all services until the context ends; `scale` has replica counts by service (default: 1)."""
     async with _supervisor(folder) as supervisor:
         ports = Ports()
         try:
@@ -96,7 +96,7 @@ async def running_system(
 
 @asynccontextmanager
 async def running_services(folder: StackFolder) -> AsyncIterator[Stack]:
-    """Run all services on the servers that `POSTGRES_*` and `RABBITMQ_*` name, until the context ends."""
+    """Run all services with the servers that `POSTGRES_*` and `RABBITMQ_*` specify, until the context ends."""
     servers = Stack({}, as_environment(load_settings(ExternalServers)))
     async with _supervisor(folder) as supervisor:
         stack = await _start_services(supervisor, servers, Ports(), show_logs=True, scale={})
@@ -145,7 +145,7 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
             "RABBITMQ_USER": rabbitmq.USER,
             "RABBITMQ_PASSWORD": password,
             "RABBITMQ_VHOST": "/",
-            # The gateway reads queue statistics there and links to the UI.
+            # The gateway reads queue statistics from the management API and links to the management UI.
             "RABBITMQ_MANAGEMENT_URL": f"http://127.0.0.1:{node_ports.management}",
             "RABBITMQ_UI_URL": f"http://127.0.0.1:{node_ports.management}",
         },
@@ -179,7 +179,7 @@ async def _start_services(
 
 def _service(service: str, replica: int, environment: Mapping[str, str], *, shown: bool) -> Program:
     name = f"{service}-{replica + 1}" if replica else service
-    # People read these logs, on the terminal and in the folder.
+    # The default is not JSON, because people read these logs on the terminal and in the folder.
     log_format = {"LOG_FORMAT": os.environ.get("LOG_FORMAT", "console")}
     return Program(name, [sys.executable, "-m", f"notify_{service}"], {**log_format, **environment}, shown=shown)
 
@@ -191,7 +191,7 @@ def _ready_at(port: int, host: str = LOCALHOST) -> Callable[[], Awaitable[bool]]
                 response = await client.get(f"http://{host}:{port}/readyz")
             except httpx.TransportError:
                 return False
-        # The gateway reports ready without RabbitMQ, but the whole system needs it.
+        # The gateway reports that it is ready even without RabbitMQ, but the whole system needs RabbitMQ.
         return response.status_code == httpx.codes.OK and response.json().get("rabbitmq", "ready") == "ready"
 
     return ready

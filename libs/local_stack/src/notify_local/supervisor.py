@@ -14,10 +14,10 @@ from notify_local.console import CannotRun, console, say
 from notify_local.folder import StackFolder
 
 READY_INTERVAL = 0.1  # seconds
-TAIL_LINES = 15  # lines of its log shown when a program fails
-FIRST_RESTART_DELAY = 0.5  # seconds, doubled by each consecutive death
+TAIL_LINES = 15  # how many log lines are shown when a program fails
+FIRST_RESTART_DELAY = 0.5  # seconds, doubled after each consecutive death
 MAX_RESTART_DELAY = 15.0  # seconds
-STABLE_AFTER = 30.0  # seconds after which a death does not count as consecutive
+STABLE_AFTER = 30.0  # seconds of running after which a death no longer counts as consecutive
 NOT_INHERITED = ("PG", "POSTGRES_", "RABBITMQ_")  # variables that would point a process at other servers
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -31,15 +31,15 @@ class Program:
     command: Sequence[str | Path]
     environment: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
-    """The working directory, if not that of the supervisor."""
+    """The working directory; None means the supervisor's own."""
     stop_signal: signal.Signals = signal.SIGTERM
-    stop_timeout: float = 60.0  # seconds until it is killed
+    stop_timeout: float = 60.0  # seconds before it is killed
     shown: bool = False
-    """If True, its output goes to the terminal too, not only to its log."""
+    """If True, the output goes to the terminal as well as to the log."""
 
 
 class Supervisor:
-    """A supervisor that restarts programs when they die and stops them in the reverse order of their start."""
+    """A supervisor that restarts programs when they die and stops them in the reverse of their starting order."""
 
     def __init__(self, folder: StackFolder) -> None:
         self._folder = folder
@@ -52,7 +52,7 @@ class Supervisor:
             async with asyncio.timeout(timeout):
                 while not await ready():
                     if supervised.has_exited:
-                        raise supervised.failure("exited during its start")
+                        raise supervised.failure("exited during startup")
                     await asyncio.sleep(READY_INTERVAL)
         except TimeoutError:
             raise supervised.failure(f"was not ready within {timeout:.0f} s") from None
@@ -67,7 +67,7 @@ class Supervisor:
             raise supervised.failure(f"failed ({_cause(code)})")
 
     async def stop(self) -> None:
-        """Stop all programs one after the other, the last one first."""
+        """Stop all programs one at a time, starting with the one that started last."""
         for supervised in reversed(self._running.values()):
             await supervised.stop()
         self._running.clear()
@@ -90,7 +90,7 @@ class _Supervised:
         self._pid_file = folder.run / f"{program.name}.pid"
         self._log = folder.log / f"{program.name}.log"
         if self._log.exists():
-            # If the start fails, its error must not show lines of an earlier run.
+            # If the start fails, the error must not show lines from an earlier run.
             self._log.rename(self._log.with_suffix(".previous.log"))
         self._keeping: asyncio.Task[None] | None = None
 
@@ -111,7 +111,7 @@ class _Supervised:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            # The new session keeps Ctrl-C from reaching the process; the supervisor stops all processes in order.
+            # In a new session, Ctrl-C does not reach the process, so the supervisor can stop all processes in order.
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -138,7 +138,7 @@ class _Supervised:
                 async with asyncio.timeout(self._program.stop_timeout):
                     await self._process.wait()
             except TimeoutError:
-                say(f"{self._program.name} did not stop within {self._program.stop_timeout:.0f} s: killed")
+                say(f"{self._program.name} did not stop within {self._program.stop_timeout:.0f} s; killing it")
                 self._process.kill()
         await self.finished()
 
@@ -166,7 +166,7 @@ class _Supervised:
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:
-    """Return the next line, a part of an overlong line, or nothing at the end."""
+    """Return the next line, or part of it if it is too long, or empty bytes at the end of the stream."""
     try:
         return await stream.readuntil(b"\n")
     except asyncio.IncompleteReadError as end:

@@ -17,7 +17,7 @@ STATEMENTS = (
     )
     """,
     "CREATE INDEX notifications_user_id_id_idx ON notifications (user_id, id)",
-    # The fill factor leaves room on each page for the new version of a row, so that status updates are HOT.
+    # The fill factor leaves room on each page for new row versions, so that status updates can be HOT.
     """
     CREATE TABLE deliveries (
         id uuid CONSTRAINT deliveries_pkey PRIMARY KEY,

@@ -1,11 +1,11 @@
-"""Add tenants, API keys, idempotency keys, send and expiry times, and the round of an outbox row."""
+"""Add tenants, API keys, idempotency keys, retry jobs, send and expiry times, and a round for each outbox row."""
 
 from alembic import op
 
 revision = "0002"
 down_revision = "0001"
 
-# The defaults stay, because gateways of the previous version keep inserting rows without these columns.
+# The defaults are kept, because gateways that still run the previous version insert rows without these columns.
 STATEMENTS = (
     """
     ALTER TABLE notifications
@@ -15,7 +15,7 @@ STATEMENTS = (
     """,
     "DROP INDEX notifications_user_id_id_idx",
     "CREATE INDEX notifications_tenant_user_id_id_idx ON notifications (tenant, user_id, id)",
-    # A relay that has published an earlier round must not delete the row of a later one.
+    # The round prevents a relay that has published an earlier round from deleting a later round's row.
     "ALTER TABLE outbox ADD COLUMN round integer NOT NULL DEFAULT 1 CONSTRAINT outbox_round_check CHECK (round >= 1)",
     """
     CREATE TABLE idempotency_keys (

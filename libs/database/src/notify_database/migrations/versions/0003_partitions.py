@@ -1,8 +1,8 @@
-"""Partition notifications, deliveries and attempts by time. The existing tables become the first partitions, uncopied.
+"""Partition notifications, deliveries and attempts by time.
 
-The foreign keys are dropped: a referenced partition could not be dropped, and every insert paid for their checks. The
-statements keep the rows consistent: a single one inserts a notification, its deliveries and their outbox rows, and
-writing results locks the deliveries.
+Each existing table becomes the first partition of the new one, so no rows are copied. The foreign keys are dropped,
+because they slow down every insert and would prevent dropping partitions. Rows stay consistent without them: one
+statement inserts a notification with its deliveries and outbox rows, and writing results locks the deliveries.
 """
 
 from datetime import UTC, datetime

@@ -1,7 +1,7 @@
 """Vacuum the outbox after a fixed number of dead rows instead of a fraction of the table.
 
-Rows are short-lived, but an outage may leave a million. With the default of a fifth of the table, relays would scan
-past two hundred thousand dead rows. Truncation is off, because it locks the table for no benefit.
+Outbox rows are short-lived, but a million may pile up during an outage. With the default threshold, 20% of the table,
+relays would scan past 200,000 dead rows. Truncation is off, because it would lock the table for no benefit.
 """
 
 from alembic import op

@@ -1,4 +1,4 @@
-"""Store the errors of real providers: two more error classes, and the provider's error text."""
+"""Add two error classes and a column for the provider's error text, as real providers need them."""
 
 from alembic import op
 
@@ -7,7 +7,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Change the table. The new check scans it once, and blocks reads and writes of attempts until it is done."""
+    """Change the table. Adding the check scans the table once, and blocks reads and writes until the scan is done."""
     op.execute("ALTER TABLE attempts ADD COLUMN error_text text, DROP CONSTRAINT attempts_error_class_check")
     op.execute("""
         ALTER TABLE attempts ADD CONSTRAINT attempts_error_class_check CHECK (

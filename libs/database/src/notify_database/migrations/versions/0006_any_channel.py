@@ -1,4 +1,4 @@
-"""Drop the check of the channel's name, so that a new channel needs no migration."""
+"""Drop the check on channel names, so that a new channel needs no migration."""
 
 from alembic import op
 
@@ -7,7 +7,8 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Drop the check, which scans no rows."""
-    # The later migrations lock both tables. Locking them in a gateway's order here prevents deadlocks.
+    """Drop the check. This does not scan any rows."""
+    # All pending migrations share one transaction, and later ones lock both tables. Locking both here, in the order
+    # that gateways use, prevents deadlocks.
     op.execute("LOCK TABLE notifications, deliveries IN ACCESS EXCLUSIVE MODE")
     op.execute("ALTER TABLE deliveries DROP CONSTRAINT deliveries_channel_check")

@@ -1,4 +1,4 @@
-"""Add the users' recipients and opt-outs, and the reason why a delivery was cancelled."""
+"""Add users' stored recipients and opt-outs, and the reason why a delivery was cancelled."""
 
 from alembic import op
 

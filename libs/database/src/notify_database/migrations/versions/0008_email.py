@@ -1,4 +1,4 @@
-"""Add the content of a notification that is specific to e-mail."""
+"""Add a notification's e-mail-specific content."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Index deliveries by the time of their last change, for event subscribers that resume after a disconnect."""
+"""Index deliveries by their last change, so that event subscribers can resume after a disconnect."""
 
 from alembic import op
 
@@ -7,7 +7,7 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Create the index from PostgreSQL 16 on, where a BRIN index does not prevent HOT updates."""
+    """Create the index on PostgreSQL 16 or newer, where a BRIN index does not prevent HOT updates."""
     op.execute("""
         DO $$ BEGIN
             IF current_setting('server_version_num')::integer >= 160000 THEN

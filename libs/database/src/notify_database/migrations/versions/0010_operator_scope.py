@@ -1,4 +1,4 @@
-"""Add a scope for operators of the service."""
+"""Add the API key scope `operator`."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Add the trace context of a notification."""
+"""Add a column for each notification's trace context."""
 
 from alembic import op
 
