@@ -133,7 +133,7 @@ def test_demo_follows_every_row_and_reports_invalid_lines(system: System, tmp_pa
     assert "line 3: user_id:" in demo.stdout
     assert "line 6: channels.0:" in demo.stdout
     assert "line 8: is not UTF-8" in demo.stdout
-    assert "3 of 6 notifications are final, 3 rows were rejected." in demo.stdout
+    assert "3 of 6 notifications are final; 3 rows were rejected." in demo.stdout
 
 
 def test_demo_with_the_example_file_completes(system: System) -> None:

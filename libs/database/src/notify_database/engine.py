@@ -131,7 +131,7 @@ def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
 
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:
-    """Wait until PostgreSQL is usable (and, if `migrated`, migrated); raise `StartupError` if waiting cannot help."""
+    """Wait until PostgreSQL and, if `migrated`, its schema are ready; raise `StartupError` if waiting cannot help."""
     acceptable = {None} if migrated else {None, NOT_MIGRATED}
     outage = Outage(log, "postgresql is not ready")
     while (problem := await database_problem(engine)) not in acceptable:  # noqa: ASYNC110 - PostgreSQL can only be polled

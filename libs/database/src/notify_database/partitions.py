@@ -72,7 +72,7 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
                 return []
             try:
                 await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-                await connection.execute(text("SET statement_timeout = 0"))  # checking a week of deliveries takes long
+                await connection.execute(text("SET statement_timeout = 0"))  # reading a week of deliveries is slow
                 ends = {end for table in STORAGE for end in await _ends(connection, table)}
                 for end in sorted(end for end in ends if end + retention <= now):
                     if await _drop(connection, end):

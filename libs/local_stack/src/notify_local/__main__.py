@@ -77,7 +77,7 @@ def _scale(argument: str) -> tuple[str, int]:
     service, _, number = argument.partition("=")
     if service not in SERVICES or not number.isdecimal() or not 1 <= int(number) <= MAX_REPLICAS:
         raise argparse.ArgumentTypeError(
-            f"{argument!r} is not SERVICE=NUMBER: use one of {', '.join(SERVICES)} and 1 to {MAX_REPLICAS}"
+            f"{argument!r} is not SERVICE=NUMBER: use {' | '.join(SERVICES)} and a number from 1 to {MAX_REPLICAS}"
         )
     return service, int(number)
 

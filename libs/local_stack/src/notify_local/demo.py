@@ -21,7 +21,7 @@ from notify_local.console import CannotRun, console, say
 from notify_local.folder import StackFolder
 from notify_local.stack import GatewayOptions, running_system
 
-# The optional columns are `subject` and one per channel, named after it, with the user's recipient on that channel.
+# The optional columns are `subject` and one per channel, which has the channel's name and contains the recipient.
 REQUIRED_COLUMNS = frozenset({"user_id", "channels", "message"})
 MAX_CONCURRENT_REQUESTS = 50
 USER_ID_DIGITS = 20
@@ -79,8 +79,8 @@ async def run_demo(folder: StackFolder, file: Path) -> int:
     console.print(_table(run.final))
     say(
         f"{len(run.final)} of {run.rows} notifications are final"
-        + (f", {len(run.bad_rows)} rows were rejected" if run.bad_rows else "")
-        + (f", {len(run.open_ids)} are still open" if run.open_ids else "")
+        + (f"; {len(run.bad_rows)} rows were rejected" if run.bad_rows else "")
+        + (f"; {len(run.open_ids)} are still open" if run.open_ids else "")
         + "."
     )
     return 1 if run.bad_rows or run.open_ids else 0

@@ -74,7 +74,7 @@ class StackFolder:
         for file in self.run.glob("*.pid"):
             with suppress(psutil.NoSuchProcess, ValueError):
                 process = psutil.Process(int(file.read_text()))
-                # A process that started after the file was written is unrelated and only has the same process id.
+                # A process that started after the file was written is unrelated: it merely reuses the process id.
                 if process.create_time() <= file.stat().st_mtime + 1:
                     say(f"Stopping {file.stem} (pid {process.pid}), which a killed stack left running")
                     _end(process)

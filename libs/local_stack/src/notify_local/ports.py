@@ -14,7 +14,7 @@ class Ports:
         self._taken: set[int] = set()
 
     def free(self, preferred: int) -> int:
-        """Return `preferred` or the next free port, or any free port if the next ones are all taken."""
+        """Return `preferred` if it is free, else the next free port, or any free port if there is none nearby."""
         for port in range(preferred, min(preferred + CANDIDATES, 65536)):
             if port not in self._taken and _is_free(port) and _reserve(port):
                 self._taken.add(port)
@@ -32,7 +32,7 @@ def _reserve(port: int) -> bool:
     """Reserve the port until a server listens on it; return False if another stack has reserved it."""
     reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        # Binding the UDP port with the same number reserves the TCP port, because no server here uses UDP.
+        # Binding the UDP port with the same number reserves the TCP port for this stack; no server here uses UDP.
         reservation.bind(("127.0.0.1", port))
     except OSError:
         reservation.close()

@@ -71,7 +71,7 @@ def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: Sta
 
 
 def _unprivileged_prefix() -> Sequence[str]:
-    """Return a command prefix that hides root from PostgreSQL, which refuses to run as root; empty for other users.
+    """Return a command prefix that hides root from PostgreSQL, which refuses to run as root; return () for others.
 
     In a user namespace, root appears as another user but can still access its own files, so no folder's permissions
     have to be widened.

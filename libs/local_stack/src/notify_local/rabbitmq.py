@@ -20,7 +20,7 @@ DEAD_LETTER_TIMEOUT = 20_000  # milliseconds
 
 
 class NodePorts(NamedTuple):
-    """The ports of a RabbitMQ node. The defaults are those of RabbitMQ."""
+    """The ports of a RabbitMQ node. The defaults are RabbitMQ's usual ports."""
 
     amqp: int = 5672
     management: int = 15672

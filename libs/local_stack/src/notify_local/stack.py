@@ -28,7 +28,7 @@ SERVER_START_TIMEOUT = 120.0  # seconds
 SERVICE_START_TIMEOUT = 60.0  # seconds
 
 POSTGRES_PORT = 5432
-REPLICA_PORT_STEP = 100  # the distance between the ports of a service's replicas
+REPLICA_PORT_STEP = 100  # the difference between the ports of consecutive replicas
 SENDERS = tuple(f"{channel}_sender" for channel in Channel)
 # Services start in this order, consumers before producers, and stop in the reverse order.
 SERVICES = ("status_writer", *SENDERS, "gateway")

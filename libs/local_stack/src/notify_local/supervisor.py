@@ -39,7 +39,7 @@ class Program:
 
 
 class Supervisor:
-    """A supervisor that restarts programs when they die and stops them in the reverse of their starting order."""
+    """A supervisor that restarts programs when they die and stops them in reverse order."""
 
     def __init__(self, folder: StackFolder) -> None:
         self._folder = folder
@@ -67,7 +67,7 @@ class Supervisor:
             raise supervised.failure(f"failed ({_cause(code)})")
 
     async def stop(self) -> None:
-        """Stop all programs one at a time, starting with the one that started last."""
+        """Stop all programs one at a time, in the reverse of the order in which they started."""
         for supervised in reversed(self._running.values()):
             await supervised.stop()
         self._running.clear()

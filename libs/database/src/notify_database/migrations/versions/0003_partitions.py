@@ -2,7 +2,7 @@
 
 Each existing table becomes the first partition of the new one, so no rows are copied. The foreign keys are dropped,
 because they slow down every insert and would prevent dropping partitions. Rows stay consistent without them: one
-statement inserts a notification with its deliveries and outbox rows, and writing results locks the deliveries.
+statement inserts a notification with its deliveries and outbox rows, and results lock their deliveries first.
 """
 
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Add two error classes and a column for the provider's error text, as real providers need them."""
+"""Add two error classes and the provider's error text, because real providers need them."""
 
 from alembic import op
 
