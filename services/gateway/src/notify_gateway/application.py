@@ -1,4 +1,4 @@
-"""The composition root: builds the parts of the gateway, connects them, and starts and stops them."""
+"""The composition root, which builds, connects, starts and stops the parts of the gateway."""
 
 import asyncio
 import logging
@@ -109,7 +109,7 @@ class Gateway:
         ]
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Run the background tasks until `stop`, then commit the waiting requests and close all connections."""
+        """Run the background tasks until `stop`, then commit the requests still waiting and close all connections."""
         async with self._events.running():
             stopping = asyncio.create_task(stop.wait())
             relaying = asyncio.create_task(self._relay(stop))
@@ -139,7 +139,7 @@ class Gateway:
         await await_database(self._engine)
         if (bootstrap_key := self.settings.bootstrap_api_key) is not None:
             token = bootstrap_key.get_secret_value()
-            outage = Outage(log, "BOOTSTRAP_API_KEY cannot be stored")
+            outage = Outage(log, "the bootstrap API key cannot be stored")
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         days = self.settings.retention_days
         await run_maintenance(self._engine, self.retries, stop, retention=timedelta(days=days) if days else None)

@@ -1,7 +1,7 @@
-"""Describe the messages that cross RabbitMQ as an AsyncAPI 3 document.
+"""Describe the messages sent through RabbitMQ in an AsyncAPI 3 document.
 
-The document is built from the models and the topology that the services use. FastStream's own generator would describe
-FastStream subscribers and publishers, which we do not have.
+The document is built from the models and the topology that the services use. FastStream's own generator is no use
+here, because it describes only FastStream subscribers and publishers, and we define none.
 
 Specification: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
@@ -34,7 +34,7 @@ PARAMETERS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class MessageFlow:
-    """The messages of one exchange that share a routing key."""
+    """The messages that are published to an exchange with the same routing key."""
 
     name: str
     exchange: RabbitExchange
@@ -61,7 +61,7 @@ def _message_flows() -> Iterable[MessageFlow]:
 
 @cache
 def asyncapi_document() -> dict[str, Any]:
-    """Return the document as JSON."""
+    """Return the document as a JSON object."""
     flows = list(_message_flows())
     models = sorted({each.message for each in flows}, key=lambda model: model.__name__)
     _, schemas = models_json_schema(

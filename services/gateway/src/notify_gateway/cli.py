@@ -14,15 +14,15 @@ from notify_gateway.dead_letters import commands as dead_letters
 
 
 class OperatorSettings(ServiceSettings, dead_letters.DeadLetterSettings):
-    """The settings of the commands."""
+    """The settings for the operator's commands."""
 
 
 def run_command(arguments: Sequence[str]) -> None:
     """Run one command, then exit with status 0 if it succeeded and 1 if it failed."""
-    parser = argparse.ArgumentParser(prog="notify-gateway", description="Without a command, run the gateway.")
+    parser = argparse.ArgumentParser(prog="notify-gateway", description="Run the gateway if no command is given.")
     commands = parser.add_subparsers(dest="command", required=True)
     keys.add_arguments(commands.add_parser("keys", help="manage API keys"))
-    dead_letters.add_arguments(commands.add_parser("dead", help="inspect and requeue dead-lettered messages"))
+    dead_letters.add_arguments(commands.add_parser("dead", help="inspect, requeue and drop dead letters"))
     options = parser.parse_args(arguments)
     settings = load_settings(OperatorSettings)
     run = keys.run if options.command == "keys" else dead_letters.run
@@ -31,5 +31,5 @@ def run_command(arguments: Sequence[str]) -> None:
     except DatabaseUnavailable as unavailable:
         sys.exit(f"PostgreSQL is unavailable: {unavailable}")
     except BROKER_ERRORS as error:
-        sys.exit(f"RabbitMQ: {error!r}")
+        sys.exit(f"RabbitMQ error: {error!r}")
     sys.exit(0 if succeeded else 1)

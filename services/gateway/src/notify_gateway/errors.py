@@ -1,4 +1,4 @@
-"""The errors of the gateway, which `http/problems.py` turns into responses."""
+"""The gateway's errors, which `http/problems.py` turns into responses."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ from pydantic import BaseModel
 
 
 class RequestRejected(Exception):
-    """The request is well-formed, but cannot be accepted now or with these settings. The message is `field: reason`."""
+    """The request is well-formed, but cannot be accepted now or with these settings. The text is `field: reason`."""
 
 
 class IdempotencyKeyReused(Exception):
-    """The idempotency key was used with a different body."""
+    """The idempotency key has already been used with a different body."""
 
 
 class CancellationRejected(Exception):
-    """Some deliveries of the notification are in progress or final. `deliveries` lists all its deliveries."""
+    """Some of the notification's deliveries are in progress or final. `deliveries` lists every delivery."""
 
     def __init__(self, deliveries: Sequence[BaseModel]) -> None:
         super().__init__()
@@ -22,11 +22,11 @@ class CancellationRejected(Exception):
 
 
 class TooManySubscribers(Exception):
-    """This gateway has no room for another event subscriber, or is about to stop."""
+    """This gateway cannot take another event subscriber, or is about to stop."""
 
 
 class TooManyMissed(Exception):
-    """A subscriber missed more changes than can be replayed one by one."""
+    """A subscriber missed more changes than can be replayed."""
 
 
 class ClientDisconnected(Exception):

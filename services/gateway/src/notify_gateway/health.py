@@ -26,7 +26,7 @@ CHECK_INTERVAL = 1.0  # seconds
 
 
 class Readiness:
-    """Checks PostgreSQL at most once a second, so that requests for the public `/readyz` cannot keep it busy."""
+    """Checks PostgreSQL at most once a second, so that requests to the public `/readyz` cannot overload it."""
 
     def __init__(self, engine: AsyncEngine, relay: OutboxRelay) -> None:
         self.relay = relay
@@ -36,7 +36,7 @@ class Readiness:
         self._problem: str | None = None
 
     async def database_problem(self) -> str | None:
-        """Return why PostgreSQL cannot be used, or None."""
+        """Return why PostgreSQL cannot be used, or None if it can be used."""
         async with self._checking:
             if time.monotonic() >= self._next_check:
                 self._problem = await self._check_database()
@@ -91,7 +91,7 @@ async def livez() -> dict[str, str]:
 async def readyz(response: Response, readiness: Annotated[Readiness, Depends(provided(Readiness))]) -> dict[str, str]:
     """Check that the gateway can accept notifications.
 
-    This requires PostgreSQL only. While RabbitMQ is unavailable, accepted notifications wait in the outbox.
+    Only PostgreSQL is required. While RabbitMQ is unavailable, accepted notifications wait in the outbox.
     """
     postgresql = await readiness.database_problem()
     if postgresql is not None:
@@ -109,6 +109,6 @@ async def readyz(response: Response, readiness: Annotated[Readiness, Depends(pro
 async def metrics(
     request: Request, exposition: Annotated[MetricsExposition, Depends(provided(MetricsExposition))]
 ) -> Response:
-    """Return the metrics in a Prometheus format."""
+    """Return the metrics in the Prometheus format that the client accepts."""
     content, content_type = await exposition.render(request.headers.get("Accept", ""))
     return Response(content, media_type=content_type)

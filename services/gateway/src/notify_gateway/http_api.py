@@ -30,7 +30,7 @@ documents_router = APIRouter(tags=["documents"])
 
 @documents_router.get("/asyncapi")
 async def asyncapi() -> dict[str, Any]:
-    """Return the AsyncAPI document of the messages between the services."""
+    """Return the AsyncAPI document that describes the messages between the services."""
     return asyncapi_document()
 
 
@@ -52,7 +52,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 
 def create_api(gateway: Gateway) -> FastAPI:
-    """Return the API and its documentation, whose assets the gateway serves itself instead of a CDN."""
+    """Return the API and its documentation, whose assets come from the gateway instead of a CDN."""
     app = FastAPIOffline(
         title="Notification service",
         version=VERSION,
@@ -61,7 +61,7 @@ def create_api(gateway: Gateway) -> FastAPI:
         static_url="/docs/assets",
         redirect_slashes=False,
     )
-    # The redirect route is removed, because there is no OAuth 2 login.
+    # FastAPI's OAuth 2 redirect route is removed, because there is no OAuth 2 login.
     app.router.routes[:] = [
         route for route in app.router.routes if getattr(route, "path", "") != app.swagger_ui_oauth2_redirect_url
     ]
@@ -77,7 +77,7 @@ def create_api(gateway: Gateway) -> FastAPI:
 
 
 def create_health(gateway: Gateway) -> FastAPI:
-    """Return the health and metrics routes for `HEALTH_PORT`, which clients must not reach."""
+    """Return the health and metrics routes for `HEALTH_PORT`, which clients must not be able to reach."""
     app = FastAPI(openapi_url=None)
     provide(app, *gateway.services)
     problems.install(app)

@@ -1,4 +1,4 @@
-"""Maintenance in the background: retry jobs, expired idempotency keys and partitions."""
+"""Background maintenance: process retry jobs, delete expired idempotency keys, create and drop partitions."""
 
 import asyncio
 import logging
@@ -24,12 +24,12 @@ PARTITIONS_INTERVAL = 3600.0  # seconds
 async def run_maintenance(
     engine: AsyncEngine, retries: DeliveryRetries, stop: asyncio.Event, *, retention: timedelta | None
 ) -> None:
-    """Maintain the database in short transactions until `stop`; several gateways share the work.
+    """Maintain the database in short transactions until `stop` is set; several gateways share the work.
 
     Partitions are dropped after `retention`; None keeps them all.
     """
     stopping = asyncio.create_task(stop.wait())
-    outage = Outage(log, "maintenance is interrupted, PostgreSQL is unavailable")
+    outage = Outage(log, "database maintenance is interrupted")
     next_cleanup = next_partitions = time.monotonic()
     while not stop.is_set():
         more = False
@@ -52,7 +52,7 @@ async def run_maintenance(
 
 
 async def _maintain_partitions(engine: AsyncEngine, retention: timedelta | None) -> bool:
-    """Create and drop partitions; log a failure and return False, so that other maintenance continues."""
+    """Create and drop partitions; if that fails, only log it and return False, so that other maintenance continues."""
     try:
         await make_partitions(engine, utc_now())
         if retention is not None:

@@ -1,4 +1,4 @@
-"""The metrics of the gateway."""
+"""The gateway's metrics."""
 
 from functools import partial
 
@@ -11,15 +11,15 @@ REQUEST_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class GatewayMetrics:
-    """The metrics of requests, acceptance and the outbox."""
+    """Metrics of HTTP requests, accepted deliveries and the outbox."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Histogram(
-            "notify_http_request_seconds", "The duration of requests.", ["method", "route", "status"],
+            "notify_http_request_seconds", "The duration of HTTP requests.", ["method", "route", "status"],
             registry=registry, buckets=REQUEST_BUCKETS,
         )  # fmt: skip
         per_channel = partial(Counter, labelnames=["channel"], registry=registry)
-        accepted = per_channel("notify_deliveries_accepted", "Deliveries that were committed.")
+        accepted = per_channel("notify_deliveries_accepted", "Deliveries that were accepted and committed.")
         published = per_channel("notify_deliveries_published", "Deliveries that RabbitMQ has confirmed.")
         self.accepted = {channel: accepted.labels(channel) for channel in Channel}
         self.published = {channel: published.labels(channel) for channel in Channel}
@@ -28,7 +28,7 @@ class GatewayMetrics:
         self.observe_published_batch = sizes.labels("publish").observe
         gauge = partial(Gauge, registry=registry)
         self.outbox_rows = gauge("notify_outbox_rows", "Deliveries that are due and not confirmed by RabbitMQ.")
-        self.outbox_oldest = gauge("notify_outbox_oldest_seconds", "How long the oldest of these has been due.")
+        self.outbox_oldest = gauge("notify_outbox_oldest_seconds", "How long the oldest due delivery has been due.")
         self.relay_connected = gauge("notify_relay_connected", "1 if the outbox relay is connected to RabbitMQ.")
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self._children: dict[tuple[str, str, int], Histogram] = {}

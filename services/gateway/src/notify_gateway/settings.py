@@ -21,7 +21,7 @@ class Auth(StrEnum):
 
 
 class ProviderSettings(EnvironmentSettings):
-    """The provider of each channel, from the setting that its sender reads, too."""
+    """The provider of each channel. The channel's sender reads the same setting."""
 
     telegram_provider: Literal["simulator", "bot_api"] = "simulator"
     email_provider: Literal["simulator", "smtp"] = "simulator"
@@ -62,7 +62,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
         return self
 
     def example_secrets(self) -> list[str]:
-        """Return the variables whose secrets are still those of .env.example."""
+        """Return the variables that still have their secrets from .env.example."""
         return [
             name.upper()
             for name, value in self

@@ -14,12 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions of `notify-gateway keys`."""
     actions = parser.add_subparsers(dest="action", required=True)
     create = actions.add_parser("create", help="create a key; it is printed once and cannot be shown again")
-    create.add_argument("--tenant", default=DEFAULT_TENANT, help="the owner of the key (default: %(default)s)")
-    create.add_argument("--name", default="", help="a note on the purpose of the key")
+    create.add_argument("--tenant", default=DEFAULT_TENANT, help="the tenant of the key (default: %(default)s)")
+    create.add_argument("--name", default="", help="a note on what the key is for")
     scopes = [scope.value for scope in Scope]
-    create.add_argument("--scope", action="append", required=True, choices=scopes, help="repeat for several scopes")
-    actions.add_parser("list", help="list the ids, tenants and scopes of all keys")
-    revoke = actions.add_parser("revoke", help="revoke a key; every gateway rejects it within 5 s")
+    create.add_argument("--scope", action="append", required=True, choices=scopes, help="grant a scope; repeatable")
+    actions.add_parser("list", help="list all keys with their ids, tenants and scopes")
+    revoke = actions.add_parser("revoke", help="revoke a key; all gateways reject it within 5 s")
     revoke.add_argument("id", type=UUID)
 
 

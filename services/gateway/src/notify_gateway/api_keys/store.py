@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
 
-CACHE_SECONDS = 5.0  # a revoked key may be accepted for this long
+CACHE_SECONDS = 5.0  # a revoked key may still be accepted for this long
 CACHED_KEYS = 10_000
 CONCURRENT_LOOK_UPS = 2  # requests with unknown keys must not use up the database connections
 BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
@@ -31,7 +31,7 @@ PREFIX = "ntf_"  # lets secret scanners recognise a key
 
 
 class ApiKeyStore:
-    """Implements `KeyStore` and the actions of the `keys` command."""
+    """Stores API keys in PostgreSQL; implements `KeyStore`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -39,7 +39,7 @@ class ApiKeyStore:
         self._looking_up = asyncio.Semaphore(CONCURRENT_LOOK_UPS)
 
     async def principal(self, token: str) -> Principal | None:
-        """Return the owner of `token`; None if it is unknown or revoked. Raises `DatabaseUnavailable`."""
+        """Return the owner of `token`, or None if the token is unknown or revoked; may raise `DatabaseUnavailable`."""
         hashed = _hash(token)
         if (cached := self._cache.get(hashed)) is not None:
             return cached
@@ -58,7 +58,7 @@ class ApiKeyStore:
         return key_id, token
 
     async def ensure_bootstrap_key(self, token: str) -> None:
-        """Make `token` the bootstrap key, replacing an earlier one; if it was revoked, it stays revoked."""
+        """Make `token` the bootstrap key, replacing any earlier one; a revoked token stays revoked."""
         statement = insert(ApiKey).values(_values(BOOTSTRAP_ID, token, DEFAULT_TENANT, "bootstrap", frozenset(Scope)))
         new = statement.excluded
         statement = statement.on_conflict_do_update(
@@ -74,11 +74,11 @@ class ApiKeyStore:
         await execute(self._engine, statement)
 
     async def list(self) -> Sequence[Row[Any]]:
-        """Return the `api_keys` rows of all keys, oldest first, including revoked ones."""
+        """Return the `api_keys` rows, oldest first, including those of revoked keys."""
         return (await execute(self._engine, select(ApiKey).order_by(ApiKey.id))).all()
 
     async def revoke(self, key_id: UUID) -> bool:
-        """Revoke a key; return whether it was valid."""
+        """Revoke a key; return False if it is unknown or already revoked."""
         statement = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=utc_now())
         return (await execute(self._engine, statement)).rowcount > 0
 

@@ -1,4 +1,4 @@
-"""Build the operator overview: rates per second and backlogs, counted only while an operator reads them."""
+"""Build the operator overview: backlogs, and rates per second that are counted only while it is being read."""
 
 import asyncio
 import math
@@ -22,19 +22,19 @@ from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 
-SECONDS = 120  # the length of the charts
-INTERVAL = 1.0  # seconds for which an overview is cached, so that the load does not grow with its readers
-SETTLING = 1.0  # seconds after which all notifications of a second are committed
-IDLE_TIMEOUT = 10.0  # seconds without a reader after which counting stops
-LATENCIES = 2000  # sent deliveries per channel that the percentiles cover
-LATEST = 10_000  # deliveries that are searched for failures
+SECONDS = 120  # the time that the charts cover
+INTERVAL = 1.0  # seconds for which an overview is cached, so that more readers do not mean more load
+SETTLING = 1.0  # seconds; by then, all notifications accepted in a given second are committed
+IDLE_TIMEOUT = 10.0  # seconds; counting stops if there is no reader for this long
+LATENCIES = 2000  # the latest sent deliveries per channel, which the percentiles are based on
+LATEST = 10_000  # the newest deliveries, which are searched for failures
 
 ACCEPTED = text("""
     SELECT channel, ('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000 AS second,
            count(*) AS accepted
     FROM deliveries WHERE id >= :first_id AND id < :end_id GROUP BY 1, 2
 """)
-# There is no index on the status, so this reads the newest deliveries in the order of the primary key.
+# The status has no index, so this query scans only the newest deliveries, in the order of the primary key.
 FAILED = text("""
     SELECT latest.channel, a.error_class, a.error_code, count(*) AS count, max(latest.updated_at) AS last_at,
            (array_agg(latest.notification_id ORDER BY latest.updated_at DESC))[1] AS last_notification_id
@@ -65,11 +65,11 @@ class Overview:
 
     def _reset_counts(self) -> None:
         self._counts = Counter[tuple[int, Channel, str]]()  # by second, channel, and status or "accepted"
-        self._accepted_until = 0  # the first second whose accepted deliveries are not counted yet
+        self._accepted_until = 0  # the first second whose accepted deliveries have not been counted
         self._latencies = {channel: deque[float](maxlen=LATENCIES) for channel in Channel}
 
     async def read(self) -> OverviewView:
-        """Return an overview that is at most `INTERVAL` old; raise `DatabaseUnavailable`."""
+        """Return an overview that is at most `INTERVAL` seconds old; may raise `DatabaseUnavailable`."""
         async with self._lock:
             if self._cached is None or time.monotonic() >= self._refresh_at:
                 await self._keep_counting()
@@ -88,7 +88,7 @@ class Overview:
 
     async def _stop_when_idle(self) -> None:
         await asyncio.sleep(IDLE_TIMEOUT)
-        # A read cancels this task even while it waits for the lock, so counting never stops under a new reader.
+        # A read cancels this task even while the task waits for the lock, so counting goes on for the new reader.
         async with self._lock:
             await self._hub.unwatch(self._count)
             self._idle_task = None
@@ -128,7 +128,7 @@ class Overview:
         )
 
     async def _read_database(self, begin: int, end: int) -> Sequence[Row[Any]]:
-        """Count the deliveries accepted from `begin` to `end`; return the latest failures."""
+        """Count the deliveries accepted from `begin` to `end` (epoch seconds); return the latest failures."""
         first_id, end_id = (first_id_at(datetime.fromtimestamp(second, UTC)) for second in (begin, end))
         for row in await execute(self._engine, ACCEPTED, first_id=first_id, end_id=end_id):
             self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted

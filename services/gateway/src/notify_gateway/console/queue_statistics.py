@@ -1,4 +1,4 @@
-"""Read queue statistics from RabbitMQ's management API; they are seconds old and only displayed."""
+"""Read queue statistics from RabbitMQ's management API; they may be some seconds old and are only displayed."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ COLUMNS = "name,messages_ready,messages_unacknowledged,consumers"
 
 
 class QueueStatistics(BaseModel):
-    """The message and consumer counts of a queue; RabbitMQ omits them if the queue has just been declared."""
+    """A queue's message and consumer counts, which RabbitMQ omits if the queue was declared only just now."""
 
     name: str
     ready: int = Field(0, alias="messages_ready")
@@ -28,7 +28,7 @@ ALL_QUEUES = TypeAdapter(list[QueueStatistics])
 
 
 class QueueStatisticsClient:
-    """Reads the statistics of all queues of the virtual host in one request."""
+    """Reads the statistics of all queues in the virtual host with one request."""
 
     def __init__(self, settings: RabbitSettings, management_url: HttpUrl | None) -> None:
         self._url = None
@@ -37,10 +37,10 @@ class QueueStatisticsClient:
             self._url = httpx.URL(f"{str(management_url).rstrip('/')}/api/queues/{vhost}", params={"columns": COLUMNS})
         self._login = (settings.rabbitmq_user, settings.rabbitmq_password.get_secret_value())
         self._client: httpx.AsyncClient | None = None
-        self._outage = Outage(log, "RABBITMQ_MANAGEMENT_URL does not respond")
+        self._outage = Outage(log, "the RabbitMQ management API (RABBITMQ_MANAGEMENT_URL) is unavailable")
 
     async def read(self) -> Mapping[str, QueueStatistics] | None:
-        """Return the statistics by queue name; None if there is no management API or it does not respond."""
+        """Return the statistics by queue name; None if the management API is not configured or unavailable."""
         if self._url is None:
             return None
         if self._client is None:
@@ -53,7 +53,7 @@ class QueueStatisticsClient:
                 return None
             queues = ALL_QUEUES.validate_json(response.content)
         except (httpx.HTTPError, ValueError) as error:
-            self._outage.failed(type(error).__name__)  # the full text may contain the URL with its password
+            self._outage.failed(type(error).__name__)  # the full text may contain the URL and its password
             return None
         self._outage.ended()
         return {queue.name: queue for queue in queues}

@@ -1,6 +1,6 @@
 """The console at `/`, and the routes that only the console needs.
 
-The console is a page of static files that calls the API like any other client; it contains no data.
+The console consists of static files that contain no data. It calls the API like any other client.
 """
 
 from pathlib import Path
@@ -29,18 +29,18 @@ router = APIRouter(prefix="/api", tags=["overview"], responses=COMMON_PROBLEMS, 
 
 @router.get("/overview")
 async def overview(_: CanOperate, overview: Annotated[Overview, Depends(provided(Overview))]) -> OverviewView:
-    """Return the rates of the last two minutes, second by second, and the current backlogs."""
+    """Return the rates for each second of the last two minutes, and the current backlogs."""
     return await overview.read()
 
 
 @router.get("/links")
 async def links(_: CanRead, links: Annotated[ConsoleLinks, Depends(provided(ConsoleLinks))]) -> ConsoleLinks:
-    """Return the addresses of traces and of RabbitMQ's management UI; null if not configured."""
+    """Return the URLs of traces and of RabbitMQ's management UI; a URL that is not configured is null."""
     return links
 
 
 def install_pages(app: FastAPI) -> None:
-    """Serve the page and its static files without authentication."""
+    """Serve the console page and its static files without authentication."""
 
     @app.get("/", include_in_schema=False)
     async def console() -> FileResponse:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 
 class SecondsOverview(BaseModel):
-    """The number of deliveries in each second; null for a second before counting began."""
+    """The number of deliveries in each second; null for each second before counting began."""
 
     accepted: list[int]
     sent: list[int | None]
@@ -18,20 +18,20 @@ class SecondsOverview(BaseModel):
 
 
 class ChannelOverview(BaseModel):
-    """The rates, backlog and latency of a channel; the queue counts are null without queue statistics."""
+    """The rates, backlog and latency of a channel; the queue counts are null if RabbitMQ does not report them."""
 
     channel: Channel
     waiting: int | None = Field(description="Messages in the channel's queue.")
     in_flight: int | None = Field(description="Messages that senders have not yet acknowledged.")
     retrying: int | None = Field(description="Messages in the channel's retry queues.")
     consumers: int | None
-    latency_p50: float | None = Field(description="Median of the last 2,000, in seconds from accepted to sent.")
+    latency_p50: float | None = Field(description="Median of the last 2,000, in seconds from acceptance to sending.")
     latency_p95: float | None
     seconds: SecondsOverview
 
 
 class Failures(BaseModel):
-    """The failed deliveries with the same channel and error, among the newest 10,000 deliveries."""
+    """A group of failed deliveries with the same channel and error, among the newest 10,000 deliveries."""
 
     channel: Channel
     error_class: ErrorClass | None
@@ -42,12 +42,12 @@ class Failures(BaseModel):
 
 
 class OverviewView(BaseModel):
-    """The state of the whole service across all tenants, in numbers only."""
+    """The state of the whole service across all tenants."""
 
-    at: datetime = Field(description="The end of the last counted second.")
-    live: bool = Field(description="True if status changes arrive from RabbitMQ.")
-    rabbitmq_connected: bool = Field(description="True if the outbox relay of this gateway is connected.")
-    outbox_rows: int = Field(description="Due deliveries that RabbitMQ has not confirmed; at most 100,000.")
+    at: datetime = Field(description="The end of the last second that the rates cover.")
+    live: bool = Field(description="True if this gateway receives status changes from RabbitMQ.")
+    rabbitmq_connected: bool = Field(description="True if this gateway's outbox relay is connected to RabbitMQ.")
+    outbox_rows: int = Field(description="Due deliveries that RabbitMQ has not confirmed; counted up to 100,000.")
     outbox_oldest_seconds: float
     results_waiting: int | None
     dead_letters: int | None
@@ -56,7 +56,7 @@ class OverviewView(BaseModel):
 
 
 class ConsoleLinks(BaseModel):
-    """The addresses of other tools that the console links to."""
+    """The URLs of other tools that the console links to."""
 
     rabbitmq: str | None
     trace: str | None = Field(description="A URL in which `{trace_id}` stands for the trace id.")

@@ -1,4 +1,4 @@
-"""The archive: the queue `notifications.dead`, with each message's reason and original queue."""
+"""Read and requeue dead letters, which are archived in the queue `notifications.dead`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, or
 
 ARCHIVE = topology.dead_letters()[0].queue.name
 RESULTS = topology.results().queue.name
-# The exchange and routing key that return a message to the queue in which it died.
+# Maps each queue to the exchange and routing key that return a message to it.
 ORIGINS = {
     binding.queue.name: (binding.exchange.name, binding.routing_key)
     for binding in (topology.results(), *map(topology.deliveries, Channel))
@@ -24,30 +24,30 @@ ORIGINS = {
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One message of the archive, unacknowledged until the archive is closed."""
+    """A message in the archive. Unless it is acknowledged, it returns to the archive on disconnect."""
 
     message: AbstractIncomingMessage
 
     @property
     def id(self) -> str:
-        """The message id, or `-`."""
+        """The message id, or `-` if the message has none."""
         return self.message.message_id or "-"
 
     @property
     def reason(self) -> str:
-        """The reason that our services gave, or else RabbitMQ's."""
+        """The reason that our services gave or, if they gave none, RabbitMQ's reason."""
         deaths: object = self.message.headers.get(DEATHS_HEADER)
         by_broker = deaths[0].get("reason") if isinstance(deaths, list) and deaths else "unknown"
         return str(self.message.headers.get(REASON_HEADER, by_broker))
 
     @property
     def origin(self) -> str | None:
-        """The queue in which it died."""
+        """The queue in which the message died; None if that is unknown."""
         return next(iter(sorted(queues_of_death(self.message.headers) & ORIGINS.keys())), None)
 
     @property
     def delivery_id(self) -> UUID | None:
-        """The delivery that the message requests; None for a result and for a message without a valid id."""
+        """The id of the requested delivery; None if the message is a result or has no valid delivery id."""
         if self.origin is None or self.origin == RESULTS:
             return None
         try:
@@ -57,7 +57,7 @@ class DeadLetter:
 
 
 class DeadLetterArchive:
-    """Reads and empties the archive; messages that are neither requeued nor dropped return to it on disconnect."""
+    """The archive of dead letters. Messages that are neither requeued nor dropped return to it on disconnect."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
@@ -65,7 +65,7 @@ class DeadLetterArchive:
     async def letters(self) -> AsyncIterator[DeadLetter]:
         """Yield each message once, oldest first."""
         queue = await self._channel.get_queue(ARCHIVE)
-        # Read only the messages that are there now: a requeued one may be dead-lettered again at once.
+        # Read only the messages that are there now, because a requeued one may be dead-lettered again at once.
         for _ in range(queue.declaration_result.message_count or 0):
             message = await queue.get(fail=False)
             if message is None:
@@ -73,7 +73,7 @@ class DeadLetterArchive:
             yield DeadLetter(message)
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Publish a message to its original queue, then remove it; return False if that queue is unknown."""
+        """Publish a message to its original queue, then remove it here; return False if that queue is unknown."""
         if letter.origin is None:
             return False
         exchange_name, routing_key = ORIGINS[letter.origin]
@@ -92,6 +92,6 @@ class DeadLetterArchive:
 
 @asynccontextmanager
 async def open_archive(settings: RabbitSettings) -> AsyncIterator[DeadLetterArchive]:
-    """Connect to the archive for as long as the context lasts."""
+    """Connect to the archive until the context ends."""
     async with await aio_pika.connect(settings.amqp_url("operator")) as connection:
         yield DeadLetterArchive(await connection.channel(on_return_raises=True))

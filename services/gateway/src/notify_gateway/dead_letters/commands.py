@@ -21,15 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions of `notify-gateway dead`."""
     actions = parser.add_subparsers(dest="action", required=True)
     listing = actions.add_parser("list", help="list dead letters with their reasons")
-    listing.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="how many to list (default: %(default)s)")
-    actions.add_parser("show", help="show the headers and the body of a message").add_argument("id")
+    listing.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="the most to list (default: %(default)s)")
+    actions.add_parser("show", help="show the headers and body of a message").add_argument("id")
     for action, help_text in (
         ("requeue", "retry a failed delivery in a new round; return any other message to its original queue"),
-        ("drop", "delete without a retry"),
+        ("drop", "delete messages without retrying them"),
     ):
         which = actions.add_parser(action, help=help_text).add_mutually_exclusive_group(required=True)
-        which.add_argument("id", nargs="?", help="the id of a message")
-        which.add_argument("--all", action="store_true", help="all messages now in the archive")
+        which.add_argument("id", nargs="?", help="the id of the message")
+        which.add_argument("--all", action="store_true", help="apply to all messages in the archive")
 
 
 async def run(settings: DeadLetterSettings, options: argparse.Namespace) -> bool:
@@ -49,7 +49,7 @@ async def _list(archive: DeadLetterArchive, limit: int) -> None:
     shown = 0
     async for letter in archive.letters():
         if shown == limit:
-            print("There are more: raise --limit to see them.")
+            print("There are more messages; raise --limit to see them.")
             break
         delivery = str(letter.message.headers.get(DELIVERY_ID_HEADER, "-"))
         print(f"{letter.id}  {letter.origin or '-':<23} delivery {delivery}  {letter.reason}")
@@ -81,9 +81,9 @@ async def _apply(archive: DeadLetterArchive, retries: DeliveryRetries, options: 
 async def _requeue(archive: DeadLetterArchive, retries: DeliveryRetries, letter: DeadLetter) -> bool:
     if letter.delivery_id is None:
         return await archive.requeue(letter)
-    # Start a new round as the API does: requeueing the old message could send the notification twice.
+    # Start a new round, as the API does: requeueing the old message could send the notification twice.
     if not await retries.retry(None, letter.delivery_id):
-        print(f"{letter.id}: delivery {letter.delivery_id} has not failed; nothing to retry", file=sys.stderr)
+        print(f"{letter.id}: delivery {letter.delivery_id} has not failed, so it is not retried", file=sys.stderr)
         return False
     await letter.message.ack()
     return True

@@ -23,6 +23,6 @@ class DeliveryQueries:
         self._engine = autocommitting(engine)
 
     async def get(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
-        """Return the tenant's delivery, or None if there is none."""
+        """Return the delivery, or None if the tenant has no delivery with this id."""
         row = (await execute(self._engine, DELIVERY, id=delivery_id, tenant=tenant)).one_or_none()
         return None if row is None else DeliveryOfNotification.model_validate(row, from_attributes=True)

@@ -1,7 +1,7 @@
-"""Retry failed deliveries: each goes through the outbox again, as a new round.
+"""Retry failed deliveries: each starts a new round and goes through the outbox again.
 
-One delivery is retried at once. A retry job retries many of them in the background, chunk by chunk; it is stored in
-PostgreSQL, so that any gateway can continue it.
+A single delivery is retried immediately. A retry job retries many deliveries in the background, chunk by chunk; it is
+stored in PostgreSQL, so that any gateway can continue it.
 """
 
 import logging
@@ -23,10 +23,10 @@ from notify_gateway.outbox.store import status_changes
 log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = timedelta(hours=24)
-DELIVERIES_PER_TRANSACTION = 5_000  # that are examined; only the failed ones are retried
+DELIVERIES_PER_TRANSACTION = 5_000  # deliveries examined; only the failed ones are retried
 
-# Starts a new round of the failed deliveries among `chosen (id)`. The round gets a new budget of failures; its attempts
-# continue the numbering, and the history is kept.
+# Starts a new round for each failed delivery in `chosen (id)`. The failure count is reset to 0, but the attempt numbers
+# continue, so that the history of earlier rounds is kept.
 START_ROUND = """
     restarted AS (
         UPDATE deliveries
@@ -37,7 +37,7 @@ START_ROUND = """
     ), queued AS (
         INSERT INTO outbox (delivery_id, due_at, leased_until, round)
         SELECT id, now(), NULL, round FROM restarted
-        -- A relay that died between the confirm and the delete may have left the row of an earlier round.
+        -- If a relay died between the confirm and the delete, the row of an earlier round is still there.
         ON CONFLICT (delivery_id) DO UPDATE
             SET due_at = excluded.due_at, leased_until = NULL, round = excluded.round
     )
@@ -49,7 +49,7 @@ RETRY_ONE = text(f"""
     ), {START_ROUND}
     SELECT * FROM restarted
 """)  # noqa: S608 - a constant
-# A job's error class is compared with that of the last attempt.
+# A job's error class must match the error class of the delivery's last attempt.
 MATCHING = """
     JOIN notifications n ON n.id = d.notification_id
     LEFT JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempt
@@ -64,12 +64,12 @@ COUNT = text(f"""
     JOIN deliveries d ON d.id > CAST(:last_id AS uuid) AND d.id < CAST(:end_id AS uuid)
     {MATCHING}
 """)  # noqa: S608 - a constant
-# A single transaction retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery.
+# One statement retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery.
 RETRY_CHUNK = text(f"""
     WITH f AS MATERIALIZED (
         SELECT * FROM retry_jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
     ), chunk AS MATERIALIZED (
-        -- The subqueries give the planner single values as bounds, so that it scans only that range of the index.
+        -- The bounds are scalar subqueries, so that PostgreSQL scans only that range of the index.
         SELECT * FROM deliveries
         WHERE id > (SELECT last_id FROM f) AND id < (SELECT end_id FROM f) ORDER BY id LIMIT :size
     ), chosen AS (
@@ -87,7 +87,7 @@ RETRY_CHUNK = text(f"""
 
 
 class DeliveryRetries:
-    """Retries failed deliveries, at once or as retry jobs, and publishes the status changes."""
+    """Retries failed deliveries, one by one or in retry jobs, and publishes the status changes."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class DeliveryRetries:
         self._chunk_size = chunk_size
 
     async def retry(self, tenant: str | None, delivery_id: UUID) -> bool:
-        """Retry one delivery; return False if it is not a failed delivery of the tenant (None: of any tenant)."""
+        """Retry one delivery; return False unless it has failed and belongs to `tenant` (None means any tenant)."""
         rows = await execute(self._engine, RETRY_ONE, id=delivery_id, tenant=tenant)
         changes = status_changes(rows, DeliveryStatus.PENDING)
         for change in changes:
@@ -110,14 +110,14 @@ class DeliveryRetries:
         return bool(changes)
 
     async def start_job(self, job: RetryJob) -> RetryJobView:
-        """Store the job, so that a gateway starts to process it."""
+        """Store the job; a gateway then processes it in the background."""
         with database_errors():
             async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
                 session.add(job)
         return RetryJobView.model_validate(job)
 
     async def find_job(self, tenant: str, job_id: UUID) -> RetryJobView | None:
-        """Return the tenant's job with its progress, or None if there is none."""
+        """Return the job and its progress, or None if the tenant has no job with this id."""
         statement = select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant)
         job = (await execute(self._engine, statement)).one_or_none()
         return None if job is None else RetryJobView.model_validate(job)
@@ -129,9 +129,9 @@ class DeliveryRetries:
         return int(counted.scalar_one())
 
     async def advance(self) -> bool:
-        """Process one chunk of the oldest job that no other gateway is processing; return False if there is none."""
+        """Process one chunk of the oldest job that no other gateway is processing; return False if there is no job."""
         rows = (await execute(self._engine, RETRY_CHUNK, size=self._chunk_size)).all()
-        # A chunk without failed deliveries yields one row, which has no id.
+        # A chunk in which nothing was retried yields a single row without an id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
         return bool(rows)
 

@@ -29,9 +29,9 @@ COUNTED: dict[str, Any] = {
 async def get_delivery(id_: Id, principal: CanRead, queries: Queries) -> DeliveryOfNotification:
     """Retrieve a delivery and the id of its notification.
 
-    Use it to look up a delivery id from a log or a message.
+    Use this to look up a delivery id that you found in a log or a message.
     """
-    return found(await queries.get(principal.tenant, id_), f"delivery {id_}")
+    return found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}.")
 
 
 @router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422))
@@ -40,10 +40,10 @@ async def retry_delivery(
 ) -> DeliveryOfNotification:
     """Retry a failed delivery.
 
-    The delivery starts a new round with a full budget of attempts. Its earlier attempts stay in its history.
+    The delivery starts a new round with a full budget of attempts. Earlier attempts stay in its history.
     """
     retried = await retries.retry(principal.tenant, id_)
-    delivery = found(await queries.get(principal.tenant, id_), f"delivery {id_}")
+    delivery = found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}.")
     if not retried:
         raise HTTPException(409, f"Only a failed delivery can be retried; this one is {delivery.status}.")
     return delivery
@@ -55,7 +55,7 @@ async def retry_deliveries(
 ) -> RetryJobView | Response:
     """Start a job that retries all matching failed deliveries in the background.
 
-    With `dry_run`, the deliveries are only counted.
+    With `dry_run`, the deliveries are counted but not retried.
     """
     job = new_job(principal.tenant, body)
     if not body.dry_run:
@@ -67,4 +67,4 @@ async def retry_deliveries(
 @router.get("/retry/{id}", responses=documented(404, 422))
 async def get_retry_job(id_: Id, principal: CanAdminister, retries: Retries) -> RetryJobView:
     """Retrieve the progress of a retry job."""
-    return found(await retries.find_job(principal.tenant, id_), f"retry job {id_}")
+    return found(await retries.find_job(principal.tenant, id_), f"There is no retry job {id_}.")

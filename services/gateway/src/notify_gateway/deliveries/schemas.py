@@ -19,14 +19,14 @@ class CancelReason(StrEnum):
 
 
 class AttemptView(BaseModel):
-    """An attempt: one call of the provider."""
+    """An attempt to send a delivery: one call to the provider."""
 
     number: int = Field(validation_alias="attempt")
     round: int
     outcome: Outcome
     error_class: ErrorClass | None
     error_code: str | None
-    error_text: str | None = Field(None, description="The error message of the provider.")
+    error_text: str | None = Field(None, description="The provider's error message.")
     provider_message_id: str | None
     started_at: datetime
     finished_at: datetime
@@ -34,13 +34,13 @@ class AttemptView(BaseModel):
 
 
 class DeliverySummary(BaseModel):
-    """A delivery: a notification over one channel."""
+    """The delivery of a notification over one channel."""
 
     id: UUID = Field(validation_alias="delivery_id")
     channel: Channel
     recipient: str | None
     status: DeliveryStatus
-    reason: CancelReason | None = Field(None, description="The reason for a cancellation.")
+    reason: CancelReason | None = Field(None, description="The reason, if it was cancelled.")
     updated_at: datetime
 
 
@@ -57,7 +57,7 @@ class DeliveryView(DeliverySummary):
 
 
 class RetryRequest(RequestModel):
-    """A filter for failed deliveries to retry. Deliveries must match all fields that are given."""
+    """A filter for the failed deliveries to retry. A delivery must match every field that is given."""
 
     channel: Channel | None = None
     error_class: ErrorClass | None = Field(None, description="The error class of the last attempt.")

@@ -1,7 +1,7 @@
 """Consume `notifications.events` through an exclusive queue, which exists only while there are subscribers.
 
 This module uses aio-pika directly, because FastStream's robust connection would restore the exclusive queue after every
-reconnect, even if nobody subscribes any more.
+reconnect, even if there are no subscribers left.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from pydantic import ValidationError
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 500  # messages, each of which carries many changes
-MAX_QUEUED_MESSAGES = 10_000  # RabbitMQ drops the oldest beyond this
+PREFETCH = 500  # messages; each carries many changes
+MAX_QUEUED_MESSAGES = 10_000  # beyond this, RabbitMQ drops the oldest messages
 TIMEOUT = 5.0  # seconds
-BATCH_INTERVAL = 0.02  # seconds; one database query then serves all changes that arrive in between
+BATCH_INTERVAL = 0.02  # seconds between batches; one database query serves all changes in a batch
 
 
 class EventFeed:
-    """Passes all status changes to `receive` while `run` runs.
+    """Passes all status changes to `receive` until `run` is cancelled.
 
     RabbitMQ drops changes while this feed is disconnected. The feed calls `connected` after each connect, `lost` after
     each disconnect, and `missed` when a publisher reports that it has dropped changes.
@@ -52,8 +52,8 @@ class EventFeed:
         self._missed = missed
 
     async def run(self) -> None:
-        """Consume until cancelled and reconnect after failures. RabbitMQ deletes the queue with its connection."""
-        outage = Outage(log, "event feed is disconnected")
+        """Consume until cancelled, reconnecting after failures. RabbitMQ deletes the queue when we disconnect."""
+        outage = Outage(log, "the event feed is disconnected")
         while True:
             try:
                 with broker_errors():
@@ -72,7 +72,7 @@ class EventFeed:
                 channel = await connection.channel(publisher_confirms=False)
                 await channel.set_qos(prefetch_count=PREFETCH)
                 underlay = await channel.get_underlay_channel()
-                # No message can arrive after the channel is closed or the queue is deleted.
+                # None ends the feed, because no message can arrive after the channel is closed or the queue is deleted.
                 underlay.closing.add_done_callback(lambda _: arrived.put_nowait(None))
                 underlay.on_consumer_cancel_callbacks.add(lambda _: arrived.put_nowait(None))
                 name = f"{self._queue}.{uuid4()}"
@@ -100,7 +100,7 @@ class EventFeed:
 
 
 async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> list[AbstractIncomingMessage]:
-    """Wait for a message; return it with all others that have arrived, or an empty list when the feed has ended."""
+    """Wait for a message; return all messages that have arrived, or an empty list if the feed has ended."""
     messages = [await arrived.get()]
     while not arrived.empty():
         messages.append(arrived.get_nowait())
@@ -111,5 +111,5 @@ def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:
     try:
         return StatusChanges.model_validate_json(message.body).changes
     except ValidationError:
-        log.warning("event message is unreadable", extra={"message_id": message.message_id})
-        return ()  # handled like dropped changes
+        log.warning("received an unreadable event message", extra={"message_id": message.message_id})
+        return ()  # the caller then reports dropped changes

@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_gateway.errors import TooManyMissed
 from notify_gateway.events.schemas import StatusEvent
 
-# A change can be committed later than one with a newer time, so a replay starts this much earlier.
+# A change may be committed after another one with a later timestamp, so a replay starts this much earlier.
 OVERLAP = timedelta(seconds=5)
 MAX_REPLAYED = 20_000
-MAX_SCANNED = 100_000  # deliveries of all tenants
+MAX_SCANNED = 100_000  # changed deliveries, across all tenants
 CONCURRENT_REPLAYS = 2  # reconnecting subscribers must not use up the connections that other requests need
 
-# The planner prunes partitions by a range of ids, but not by `ANY`.
+# The range of ids is there because PostgreSQL cannot prune partitions by `ANY`.
 OWNERS = text("""
     SELECT id, tenant, user_id FROM notifications
     WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
@@ -44,7 +44,7 @@ SINCE = text("""
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """The tenant of a subscriber and the optional filters of its request."""
+    """A subscriber's tenant and the optional filters in its request."""
 
     tenant: str
     user_id: int | None = None
@@ -62,20 +62,20 @@ class EventFilter:
 
 
 class EventHistory:
-    """Reads status changes from PostgreSQL; every method raises `DatabaseUnavailable`."""
+    """Reads status changes from PostgreSQL; every method may raise `DatabaseUnavailable`."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = autocommitting(engine)
         self._replaying = asyncio.Semaphore(CONCURRENT_REPLAYS)
 
     async def now(self) -> datetime:
-        """Return PostgreSQL's current time, the position of a subscriber that has missed nothing."""
+        """Return PostgreSQL's current time, which is the position of a subscriber that has missed nothing."""
         async with self._replaying:
             now: datetime = (await execute(self._engine, text("SELECT now()"))).scalar_one()
         return now
 
     async def events(self, changes: Sequence[StatusChange]) -> list[tuple[str, StatusEvent]]:
-        """Return the changes as pairs of tenant and event; leave out those of unknown notifications."""
+        """Return a pair of tenant and event for each change; skip changes to unknown notifications."""
         ids = sorted({change.notification_id for change in changes})
         if not ids:
             return []
@@ -88,7 +88,7 @@ class EventHistory:
         ]
 
     async def since(self, position: datetime, event_filter: EventFilter) -> list[StatusEvent]:
-        """Return the latest state of each delivery changed since `position`, oldest first; raise `TooManyMissed`."""
+        """Return the latest state of deliveries changed since `position`, oldest first; may raise `TooManyMissed`."""
         since = position - OVERLAP
         async with self._replaying:
             if (await execute(self._engine, CHANGED, since=since, limit=MAX_SCANNED + 1)).scalar_one() > MAX_SCANNED:

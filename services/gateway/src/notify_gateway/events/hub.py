@@ -1,4 +1,4 @@
-"""Distribute status changes to the subscribers of this process; the feed runs only while there are any."""
+"""Distribute status changes to this process's subscribers; the feed runs only while there are any."""
 
 import asyncio
 import logging
@@ -20,13 +20,13 @@ from notify_gateway.events.subscriber import Subscriber
 log = logging.getLogger(__name__)
 
 MAX_SUBSCRIBERS = 1000
-MAX_SUBSCRIBERS_PER_TENANT = 500  # so that one tenant cannot lock out the others
-CLOSE_TIMEOUT = 2.0  # seconds for writing queued events when the process stops
+MAX_SUBSCRIBERS_PER_TENANT = 500  # lower, so that one tenant cannot lock out the others
+CLOSE_TIMEOUT = 2.0  # seconds allowed for writing queued events when the process stops
 LIVE_TIMEOUT = 2.0  # seconds after which a subscriber is admitted even without a connection to RabbitMQ
 
 Watcher = Callable[[Sequence[StatusChange]], None]
 SubscriberKey = UUID | tuple[str, int] | str
-"""A notification id, a tenant with a user id, or a tenant."""
+"""A notification id, a pair of tenant and user id, or a tenant."""
 
 
 class EventHub:
@@ -37,10 +37,10 @@ class EventHub:
         self._feed = EventFeed(
             settings, role, self._receive, connected=self._connected, lost=self._lost, missed=self._missed
         )
-        self._switching = asyncio.Lock()  # a feed must have ended before the next one starts
+        self._switching = asyncio.Lock()  # held so that one feed ends before the next one starts
         self._feeding: asyncio.Task[None] | None = None
         self._live = asyncio.Event()
-        # Each key is the narrowest part of a filter, so a change needs three look-ups for any number of subscribers.
+        # Each key is the narrowest part of a filter, so a change needs three look-ups, however many subscribers exist.
         self._subscribers: defaultdict[SubscriberKey, set[Subscriber]] = defaultdict(set)
         self._admitted: set[Subscriber] = set()
         self._tenants = Counter[str]()
@@ -59,7 +59,7 @@ class EventHub:
 
     @asynccontextmanager
     async def subscribe(self, event_filter: EventFilter, abort: Callable[[], None]) -> AsyncIterator[Subscriber]:
-        """Subscribe while the context lasts; `abort` disconnects a slow client. Raise `TooManySubscribers`."""
+        """Subscribe until the context ends; `abort` disconnects a slow client. May raise `TooManySubscribers`."""
         tenant = event_filter.tenant
         if self._closed or self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
             raise TooManySubscribers
@@ -83,7 +83,7 @@ class EventHub:
             await self._stop_idle_feed()
 
     async def watch(self, watcher: Watcher) -> None:
-        """Call `watcher` with the changes of all tenants until `unwatch`."""
+        """Call `watcher` with the changes of all tenants until `unwatch` is called."""
         self._watchers.add(watcher)
         await self._start_feed()
 
@@ -116,7 +116,7 @@ class EventHub:
             await asyncio.wait({feeding})
 
     def _connected(self) -> None:
-        # Subscribers may have missed changes; each reconnects and replays them from PostgreSQL.
+        # Subscribers may have missed changes. Ending their streams makes them reconnect and replay from PostgreSQL.
         self._end_all()
         self._live.set()
 
@@ -126,7 +126,7 @@ class EventHub:
             subscriber.push(live_chunk(live=False))
 
     def _missed(self) -> None:
-        # A replay needs a start time, and the time of the first dropped change is unknown.
+        # Clients must reload: a replay needs a start time, but the time of the first dropped change is unknown.
         for subscriber in self._admitted:
             subscriber.push(RESET)
 
@@ -140,7 +140,7 @@ class EventHub:
 
     def _feed_ended(self, feeding: "asyncio.Task[None]") -> None:
         if not feeding.cancelled() and (bug := feeding.exception()) is not None:
-            log.error("event feed failed", exc_info=bug)
+            log.error("the event feed failed", exc_info=bug)
             self._end_all()
 
     async def _receive(self, changes: Sequence[StatusChange]) -> None:

@@ -30,13 +30,13 @@ async def events(
     hub: Annotated[EventHub, Depends(provided(EventHub))],
     history: Annotated[EventHistory, Depends(provided(EventHistory))],
     authenticator: Annotated[Authenticator, Depends(provided(Authenticator))],
-    last_event_id: Annotated[EventId | None, Header(description="The id of the last event that was read.")] = None,
+    last_event_id: Annotated[EventId | None, Header(description="The id of the last event the client read.")] = None,
 ) -> EventStream:
     """Stream status changes as server-sent events.
 
-    `status` carries a `StatusEvent`. `live` says whether changes arrive as they happen; while RabbitMQ is unavailable
-    they arrive later. `reset` means that too many changes were missed to replay them: reload the list. A client that
-    sends the id of the last event it read first receives the changes it missed; the most recent ones may be repeated.
+    A `status` event carries a `StatusEvent`. `live` says whether changes arrive as they happen; while RabbitMQ is
+    unavailable, they arrive later. `reset` means that too many changes were missed to replay: reload the list. If a
+    client sends the id of the last event it read, it first receives the changes it missed; recent ones may be repeated.
     """
     last = last_event_id or query.last_event_id
     event_filter = EventFilter(principal.tenant, query.user_id, query.notification_id, query.channel)

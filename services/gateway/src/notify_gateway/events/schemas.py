@@ -10,21 +10,21 @@ from pydantic import BaseModel, Field
 
 from notify_gateway.http.fields import RequestModel, UserId
 
-# Microseconds since 1970; 17 digits stay within the range of `datetime`.
+# Microseconds since 1970; 17 digits keep the time within the range of `datetime`.
 EventId = Annotated[str, Field(pattern=r"^[0-9]{1,17}$")]
 
 
 class EventQuery(RequestModel):
-    """Filters for the events; without one, all events of the tenant are streamed."""
+    """Filters for the events. Without filters, all of the tenant's events are streamed."""
 
     user_id: UserId | None = None
     notification_id: UUID | None = None
     channel: Channel | None = None
-    last_event_id: EventId | None = Field(None, description="The header Last-Event-ID, for clients that cannot set it.")
+    last_event_id: EventId | None = Field(None, description="Replaces the Last-Event-ID header if it cannot be set.")
 
 
 class StatusEvent(BaseModel):
-    """A new status or another attempt of a delivery."""
+    """A delivery's new status, or another attempt to send it."""
 
     delivery_id: UUID
     notification_id: UUID

@@ -16,12 +16,12 @@ CHUNKS_PER_WRITE = 100
 
 
 def status_chunk(event: StatusEvent) -> bytes:
-    """Return a `status` event; its id is a time, so that a reconnecting client can replay what it missed."""
+    """Return a `status` event; its id is the time of the change, from which a client can replay after reconnecting."""
     return b"%bevent: status\ndata: %b\n\n" % (_id(event.changed_at), event.model_dump_json().encode())
 
 
 def position_chunk(time: datetime) -> bytes:
-    """Return an id without an event, so that a client can replay even if it disconnects before the first event."""
+    """Return an id without an event, so that a client can replay even if it disconnects before any event."""
     return _id(time) + b"\n"
 
 
@@ -31,7 +31,7 @@ def live_chunk(*, live: bool) -> bytes:
 
 
 def take_write(chunks: deque[bytes]) -> bytes:
-    """Remove and return the first chunks, at most `CHUNKS_PER_WRITE`."""
+    """Remove up to `CHUNKS_PER_WRITE` of the first chunks and return them joined."""
     return b"".join(chunks.popleft() for _ in range(min(len(chunks), CHUNKS_PER_WRITE)))
 
 

@@ -17,12 +17,12 @@ from notify_gateway.events.hub import EventHub
 from notify_gateway.events.subscriber import Subscriber
 from notify_gateway.http.middleware import ABORT, UNLIMITED
 
-HEARTBEAT_INTERVAL = 15.0  # seconds; proxies close connections that are idle for longer
-SEND_TIMEOUT = 30.0  # seconds in which a client must read one write
+HEARTBEAT_INTERVAL = 15.0  # seconds; proxies may close connections that are idle for longer
+SEND_TIMEOUT = 30.0  # seconds; a client must read the data of each write within this time
 
 
 class EventStream(Response):
-    """Server-sent events until the client disconnects, must reconnect, or is no longer authorized."""
+    """A response that streams events until the client disconnects, must reconnect, or is no longer authorized."""
 
     media_type = server_sent.MEDIA_TYPE
 
@@ -34,7 +34,7 @@ class EventStream(Response):
         since: datetime | None,
         is_still_authorized: Callable[[], Awaitable[bool]],
     ) -> None:
-        super().__init__(headers={"X-Accel-Buffering": "no"})  # nginx buffers by default
+        super().__init__(headers={"X-Accel-Buffering": "no"})  # nginx would otherwise buffer events
         del self.headers["content-length"]
         self._hub = hub
         self._history = history
@@ -44,10 +44,10 @@ class EventStream(Response):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream; raise `TooManySubscribers` or `DatabaseUnavailable` before anything is sent."""
-        abort = scope.get(ABORT, lambda: None)  # only our own server provides it
+        """Stream events; may raise `TooManySubscribers` or `DatabaseUnavailable` before anything is sent."""
+        abort = scope.get(ABORT, lambda: None)  # only our own HTTP server sets it
         async with self._hub.subscribe(self._filter, abort) as subscriber:
-            # Subscribing before the replay leaves no gap between the two, but some events may arrive twice.
+            # Subscribing before the replay avoids a gap between the two, but some events may arrive twice.
             replay = await self._replay()
             scope[UNLIMITED]()
             sending = asyncio.ensure_future(self._send(subscriber, replay, send))

@@ -1,4 +1,4 @@
-"""A subscriber of events and the bytes that wait to be written to its connection."""
+"""An event subscriber and the bytes waiting to be written to its connection."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from notify_gateway.events.server_sent import take_write
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_BYTES = 4 * 1024 * 1024  # bounds the memory that a slow subscriber takes
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # limits the memory that a slow subscriber uses
 
 
 class Subscriber:
@@ -25,7 +25,7 @@ class Subscriber:
         self._changed = asyncio.Event()
 
     async def next(self) -> bytes | None:
-        """Return the next bytes to write, or None at the end."""
+        """Return the next bytes to write, or None at the end of the stream."""
         while not self._chunks:
             if self._ended:
                 return None
@@ -36,7 +36,7 @@ class Subscriber:
         return written
 
     def push(self, chunk: bytes) -> None:
-        """Queue a chunk; drop the subscriber if too much waits. It can reconnect and replay what it missed."""
+        """Queue a chunk; drop the subscriber if its queue is full. It can reconnect and replay what it missed."""
         if self._ended:
             return
         if self._waiting_bytes + len(chunk) > MAX_WAITING_BYTES:
@@ -49,8 +49,8 @@ class Subscriber:
             self._changed.set()
 
     def drop(self) -> None:
-        """Close the connection of a client that does not read."""
-        log.info("dropping an event subscriber that does not read", extra={"tenant": self.event_filter.tenant})
+        """Close the connection of a client that reads too slowly."""
+        log.info("dropping an event subscriber that reads too slowly", extra={"tenant": self.event_filter.tenant})
         self.abort()
 
     def end(self) -> None:

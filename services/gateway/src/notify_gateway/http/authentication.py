@@ -23,7 +23,7 @@ bearer = HTTPBearer(auto_error=False, description="An API key, created with `not
 
 
 class Scope(StrEnum):
-    """A permission of an API key. All but `operator` are limited to the tenant of the key."""
+    """A permission of an API key. Every scope except `operator` is limited to the key's tenant."""
 
     SEND = "send"
     READ = "read"
@@ -36,7 +36,7 @@ class Principal:
     """The owner of an API key."""
 
     key: str
-    """The id of the key, which the rate limit applies to."""
+    """The id of the API key, to which the rate limit applies."""
     tenant: str
     scopes: frozenset[Scope]
 
@@ -48,11 +48,11 @@ class KeyStore(Protocol):
     """A store of API keys."""
 
     async def principal(self, token: str) -> Principal | None:
-        """Return the owner of `token`; None if it is unknown or revoked. Raises `DatabaseUnavailable`."""
+        """Return the owner of `token`, or None if the token is unknown or revoked; may raise `DatabaseUnavailable`."""
 
 
 class Authenticator:
-    """Identifies the principal of a request: always `ANONYMOUS` if authentication is not `enabled`."""
+    """Identifies the principal of a request, which is always `ANONYMOUS` if authentication is not `enabled`."""
 
     def __init__(self, keys: KeyStore, rate_limiter: RequestRateLimiter, *, enabled: bool) -> None:
         self._keys = keys
@@ -60,7 +60,7 @@ class Authenticator:
         self._enabled = enabled
 
     async def authenticate(self, authorization: str | None) -> tuple[Principal, dict[str, str]]:
-        """Return the principal and the response headers of the rate limit; raise 401 or 429."""
+        """Return the principal and the rate-limit headers for the response; may raise 401 or 429."""
         principal = await self._principal(authorization)
         headers = self._rate_limiter.count(principal.key, time.monotonic())
         if "Retry-After" in headers:
@@ -68,7 +68,7 @@ class Authenticator:
         return principal, headers
 
     async def is_still(self, principal: Principal, authorization: str | None) -> bool:
-        """Return whether the key still belongs to `principal`; assume so while PostgreSQL is unavailable."""
+        """Return whether the key still belongs to `principal`; assume that it does while PostgreSQL is unavailable."""
         try:
             return await self._principal(authorization) == principal
         except HTTPException:

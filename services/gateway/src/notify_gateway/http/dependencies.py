@@ -14,9 +14,9 @@ def provide(app: FastAPI, *services: object) -> None:
 
 
 def provided(service_type: type[Service]) -> Callable[[Request], Awaitable[Service]]:
-    """Return a dependency on the service of this type: `Annotated[Service, Depends(provided(Service))]`."""
+    """Return a dependency on the service of this type, for `Annotated[Service, Depends(provided(Service))]`."""
 
-    # This is a coroutine function because FastAPI would run a plain function in a thread.
+    # This is a coroutine function, because FastAPI would run a plain function in a thread.
     async def service(request: Request) -> Service:
         found: Service = request.app.state.services[service_type]
         return found

@@ -11,7 +11,7 @@ MAX_USER_ID = 2**63 - 1
 
 
 class RequestModel(BaseModel):
-    """A part of a request, in which unknown fields are errors."""
+    """A base class for request models, which rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,12 +29,12 @@ UserId = Annotated[
         description="At most 2^63-1. JavaScript numbers are exact only up to 2^53.",
         json_schema_extra={"format": "int64"},
     ),
-    # `le` is not used, because the OpenAPI document would round the bound to a float.
+    # `le` is not used, because the OpenAPI document would show the bound as a rounded float.
     AfterValidator(_fits_64_bits),
 ]
 # Ids cannot carry a time before `EPOCH`. The margin leaves room for time zones and for default periods of 24 hours.
 Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
-# The upper bound keeps the time within what Python can express in every time zone.
+# The upper bound ensures that Python can represent the time in every time zone.
 FutureTime = Annotated[
     Time, Field(le=datetime(9000, 1, 1, tzinfo=UTC)), AfterValidator(lambda time: time.astimezone(UTC))
 ]

@@ -26,7 +26,7 @@ BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 ObserveRequest = Callable[[str, str, int, float], None]
 """A callback with the method, the route, the status and the duration in seconds."""
 UNKNOWN = "none"
-"""The method and route of a request that matched no route."""
+"""The method and route that are reported for a request that matched no route."""
 ABORT = "notify.abort"
 """The scope key of a function that closes the connection at once and discards unsent data."""
 UNLIMITED = "notify.unlimited"
@@ -34,7 +34,7 @@ UNLIMITED = "notify.unlimited"
 
 
 class LimitsMiddleware:
-    """Enforces the limits of each request, and observes its method, route, status and duration."""
+    """Enforces limits on each request, and reports its method, route, status and duration."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class LimitsMiddleware:
                 await too_long(scope, receive, request.send)
                 return
             try:
-                # One timer serves both limits: it is rescheduled when the body is complete.
+                # One timer enforces both time limits: it is rescheduled when the body is complete.
                 timeout = self._request_timeout if request.complete else self._body_timeout
                 async with asyncio.timeout(timeout) as request.limit:
                     await self._app(scope, request.receive, request.send)
@@ -69,16 +69,16 @@ class LimitsMiddleware:
                 if request.status:
                     raise
                 if request.complete:
-                    too_slow = problem_response(503, "The request timed out. It may have been accepted nevertheless.")
+                    too_slow = problem_response(503, "The request timed out. It may still have been accepted.")
                 else:
                     too_slow = problem_response(408, f"The body did not arrive within {self._body_timeout:g} s.")
                 await too_slow(scope, receive, request.send)
         finally:
-            # This breaks a reference cycle that only the garbage collector would free.
+            # This breaks a reference cycle that otherwise only the garbage collector would free.
             scope.pop(UNLIMITED, None)
-            # Event streams are not observed, because their duration says nothing about speed.
+            # Event streams are not reported, because their duration says nothing about speed.
             if not request.unlimited:
-                # Requests are labelled with their route, because paths contain ids.
+                # Requests are labelled with their route instead of their path, because paths contain ids.
                 route = getattr(scope.get("route"), "path", None)
                 method, seconds = scope["method"] if route else UNKNOWN, time.perf_counter() - began
                 self._observe_request(method, route or UNKNOWN, request.status, seconds)
@@ -105,7 +105,7 @@ class _LimitedRequest:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if self.complete:  # after the body, the only message is that the client disconnected
+        if self.complete:  # after the body, the only possible message is a disconnect
             return message
         self._received += len(message.get("body", b""))
         if self._received > MAX_BODY:

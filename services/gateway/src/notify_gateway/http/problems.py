@@ -1,4 +1,4 @@
-"""Error responses: problem details (RFC 9457) that name the invalid field."""
+"""Error responses: problem details (RFC 9457), which name any invalid fields."""
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class FieldProblem(BaseModel):
-    """An invalid field and the reason."""
+    """An invalid field and why it is invalid."""
 
     location: str
     """`body`, `query` or `path`."""
@@ -53,10 +53,10 @@ COMMON_PROBLEMS = documented(401, 403, 408, 413, 429, 431, 503)
 """The errors that every authenticated route can return."""
 
 
-def found(result: Result | None, name: str) -> Result:
-    """Return `result`; raise 404 if it is None."""
+def found(result: Result | None, detail: str) -> Result:
+    """Return `result`; if it is None, raise 404 with this `detail`."""
     if result is None:
-        raise HTTPException(404, f"There is no {name}.")
+        raise HTTPException(404, detail)
     return result
 
 
@@ -67,7 +67,7 @@ def install(app: FastAPI, *models: type[Problem]) -> None:
     async def respond(request: Request, error: Exception) -> JSONResponse:
         response = response_to(error)
         if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            # RFC 9110 requires all methods of the resource here, but each route knows only its own.
+            # RFC 9110 requires `Allow` to list all methods of the resource, but each route knows only its own.
             response.headers["Allow"] = ", ".join(_allowed_methods(request))
         return response
 
@@ -80,7 +80,7 @@ def response_to(error: Exception) -> JSONResponse:
     for error_type in type(error).__mro__:
         if error_type in RESPONSES:
             return RESPONSES[error_type](error)
-    return problem_response(500, "An unexpected error occurred; see the log of the gateway.")
+    return problem_response(500, "An unexpected error occurred; see the gateway's log.")
 
 
 def problem_response(
@@ -150,15 +150,15 @@ def _document_problems(app: FastAPI, models: Sequence[type[Problem]]) -> None:
             build()["components"]["schemas"].update(definitions["$defs"])
         return build()
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation does
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation recommends
 
 
 def _field_problem(error: dict[str, Any]) -> FieldProblem:
     location, *path = error["loc"]
-    # A rule that involves several fields names the one at fault.
+    # An error in a rule that involves several fields names the field at fault.
     field = error.get("ctx", {}).get("field") or ".".join(map(str, path)) or str(location)
     if error["type"] == "json_invalid":
         return FieldProblem(location="body", field="body", detail=f"not valid JSON: {error['ctx']['error']}")
     if location == "path":
-        field = str(path[0])  # the rest is the name of the type that pydantic tried
+        field = str(path[0])  # what follows is the name of the type that pydantic tried
     return FieldProblem(location=str(location), field=field, detail=error["msg"])

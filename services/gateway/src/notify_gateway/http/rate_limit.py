@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-BURST_SECONDS = 2  # a key may use the requests of this many seconds at once
+BURST_SECONDS = 2  # a key may use this many seconds' worth of requests at once
 BUCKETS = 10_000
 
 
@@ -15,7 +15,7 @@ class _Bucket:
 
 
 class RequestRateLimiter:
-    """A token bucket per API key. Each process counts separately, so n gateways admit up to n times the rate."""
+    """Token buckets, one per API key. Each process counts separately, so n gateways admit up to n times the rate."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second
@@ -25,7 +25,7 @@ class RequestRateLimiter:
     def count(self, key: str, now: float) -> dict[str, str]:
         """Count one request and return its response headers (draft-ietf-httpapi-ratelimit-headers).
 
-        They contain `Retry-After` if the request exceeds the limit.
+        The headers include `Retry-After` if the request exceeds the limit.
         """
         if not self._per_second:
             return {}

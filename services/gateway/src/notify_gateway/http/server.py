@@ -11,7 +11,7 @@ HEAD_TIMEOUT = 10.0  # seconds
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Closes connections whose request headers are too long or arrive too slowly, which uvicorn does not limit."""
+    """Closes connections whose request headers are too long or arrive too slowly; uvicorn limits neither."""
 
     _reading_head = True
     _head_bytes = 0

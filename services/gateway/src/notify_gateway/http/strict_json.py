@@ -4,13 +4,13 @@ import json
 from typing import Any
 
 
-def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON is anything
+def parse_json(body: bytes) -> Any:  # noqa: ANN401 - JSON can be of any type
     """Parse `body`; raise `JSONDecodeError` if it is not valid JSON or contains a field twice."""
     try:
         return json.loads(body, object_pairs_hook=_unique_fields)
     except json.JSONDecodeError:
         raise
-    except (ValueError, RecursionError) as error:  # invalid UTF-8, too long a number, too deep a nesting
+    except (ValueError, RecursionError) as error:  # invalid UTF-8, an overlong number or excessive nesting
         raise json.JSONDecodeError(f"{type(error).__name__}: {error}", "", 0) from None
 
 

@@ -1,4 +1,4 @@
-"""Cancel the deliveries of a notification that no outbox relay has leased."""
+"""Cancel those deliveries of a notification that no outbox relay has leased."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
 
-# The lock on the outbox row decides the race between a cancellation and a relay.
+# The lock on an outbox row ensures that either a cancellation or a relay gets the delivery, but not both.
 CANCEL = text("""
     WITH free AS (
         SELECT outbox.delivery_id

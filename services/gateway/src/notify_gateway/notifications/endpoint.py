@@ -42,7 +42,7 @@ class NotificationEndpoint:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        # The headers are reversed so that the first one counts if a header occurs twice.
+        # The headers are reversed so that the first value wins if a header occurs twice.
         request_headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         parent = read_traceparent(_text(request_headers.get(b"traceparent")))
         with self._tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES) as span:
@@ -68,7 +68,7 @@ class NotificationEndpoint:
         self, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
     ) -> tuple[Mapping[str, str], bytes]:
         """Store the notification durably; return the headers and the body of the 201 response."""
-        # The request is authenticated before its body is read: a client without a key must not make us read it.
+        # Authenticate before reading the body, so that a client without a key cannot make us read it.
         principal, headers = await self._authenticator.authenticate(_text(request_headers.get(b"authorization")))
         require_scope(principal, Scope.SEND)
         request = _parse(await _read_body(receive), _text(request_headers.get(b"content-type")) or "")
@@ -84,7 +84,7 @@ class NotificationEndpoint:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    # `http/middleware.py` limits its size.
+    # `http/middleware.py` limits the size of the body.
     body: bytes = b""
     while True:
         message = await receive()

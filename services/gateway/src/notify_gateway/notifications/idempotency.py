@@ -21,7 +21,7 @@ from notify_gateway.notifications.schemas import NotificationRequest
 LIFETIME = timedelta(hours=24)
 ROWS_PER_CLEANUP = 1000
 
-# The rows are inserted in key order, so that two gateways that claim the same keys cannot deadlock. The second gateway
+# The rows are inserted in key order, so that two gateways claiming the same keys cannot deadlock. The second gateway
 # waits here until the first one commits.
 CLAIM = text("""
     INSERT INTO idempotency_keys AS known (tenant, key, body_hash, answer, created_at)
@@ -49,7 +49,7 @@ CLEAN_UP = text("""
 
 IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern="^[ -~]+$")]
 TenantKey = tuple[str, str]
-"""A tenant and an idempotency key of that tenant."""
+"""A tenant and one of its idempotency keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ Responses = dict[TenantKey, RecordedResponse]
 
 
 def body_hash(request: NotificationRequest) -> bytes:
-    """Return a hash of the request that does not depend on white space or the order of fields."""
+    """Return a hash of the request that does not depend on whitespace or field order."""
     canonical = json.dumps(request.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     return hashlib.sha256(canonical.encode()).digest()
 
 
 async def claim_keys(connection: AsyncConnection, responses: Responses) -> Responses:
-    """Record `responses` under their keys; return the recorded responses of keys that were already claimed."""
+    """Record `responses` under their keys; return the earlier responses of keys already claimed."""
     tenants, keys = zip(*responses, strict=True)
     hashes = [recorded.body_hash for recorded in responses.values()]
     texts = [recorded.response for recorded in responses.values()]

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 NOTIFICATIONS_PER_TRANSACTION = 500
 FLUSH_INTERVAL = 0.01  # seconds
 
-# A single statement, so that a batch takes one round trip, and no notification is stored without its deliveries and
-# their outbox rows.
+# This is a single statement, so that a batch takes one round trip, and no notification is stored without its deliveries
+# and their outbox rows.
 ACCEPT = text("""
     WITH accepted AS (
         INSERT INTO notifications
@@ -55,7 +55,7 @@ ACCEPT = text("""
         ) AS d (id, notification_id, channel, recipient, status, reason, created_at)
     )
     INSERT INTO outbox (delivery_id, due_at, leased_until, round)
-    -- Without a lease, the sum is NULL: any relay may take the row.
+    -- If `:lease` is NULL, so is the sum, and any relay may take the row.
     SELECT id, coalesce(due_at, now()), CASE WHEN due_at IS NULL THEN now() + CAST(:lease AS interval) END, 1
     FROM unnest(CAST(:outbox_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
 """)
@@ -63,7 +63,7 @@ ACCEPT = text("""
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof that a notification is committed: its JSON, as it was at that time."""
+    """Proof that a notification was committed, with its JSON as of that time."""
 
     response: str
     replayed: bool = False
@@ -140,19 +140,19 @@ class NotificationIntake:
             outcome = recorded
         if isinstance(outcome, _Committed):
             return Receipt(outcome.response or created_json(outcome.notification))
-        assert claim is not None  # noqa: S101 - a recorded response is only found under a claimed key
+        assert claim is not None  # noqa: S101 - recorded responses are found only by a claim
         return Receipt(outcome.replay(claim), replayed=True)
 
     async def drained(self) -> None:
-        """Return when no notification is waiting to be committed."""
+        """Wait until no notification is waiting to be committed."""
         await self._batcher.drained()
 
     async def _flush(self, batch: Sequence[_Submission]) -> list[_Outcome]:
         due_now = sum(len(each.notification.deliveries) for each in batch if each.notification.due_at is None)
         # If our relay has no room for these deliveries, they get no lease, and any relay may take them from the table.
         leased = self._relay.has_room_for(due_now)
-        lease_began = time.monotonic()  # read before PostgreSQL's clock: our lease must not outlast the row's
-        # Without idempotency keys there is a single write, which needs no explicit transaction.
+        lease_began = time.monotonic()  # read before the commit: we must not outlast the lease in the row
+        # Without idempotency keys, there is a single write, which needs no explicit transaction.
         has_claims = any(each.claim is not None for each in batch)
         engine = self._engine if has_claims else self._autocommitting_engine
         parents = (each.notification.traceparent for each in batch)

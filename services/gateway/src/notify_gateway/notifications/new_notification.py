@@ -20,7 +20,7 @@ from notify_gateway.users.schemas import UserChannelView
 
 @dataclass(frozen=True, slots=True)
 class NewNotification:
-    """A valid request with the ids of its notification and deliveries, not committed yet."""
+    """A valid request that is not committed yet, with the ids of its notification and deliveries."""
 
     id: UUID
     tenant: str
@@ -63,7 +63,7 @@ class NewNotification:
         ]
 
     def with_user_channels(self, stored: Mapping[UserChannelKey, UserChannelView]) -> "NewNotification":
-        """Apply the user's opt-outs, and the user's recipients for channels for which the request names none."""
+        """Return a copy with the user's opt-outs, and with stored recipients for channels that lack one."""
         channels = {key[2]: stored[key] for key in self.user_channel_keys() if key in stored}
         return replace(
             self,
@@ -77,7 +77,7 @@ class NewNotification:
         )
 
     def missing_recipient(self, real_channels: Set[Channel]) -> str | None:
-        """Return `field: reason` if a delivery over one of `real_channels` has no recipient."""
+        """Return `field: reason` if a delivery over one of `real_channels` has no recipient, otherwise None."""
         for delivery in self.to_send():
             if delivery.channel in real_channels and delivery.recipient is None:
                 return f"recipient.{delivery.channel}: is required, because {delivery.channel} is not simulated"
@@ -98,7 +98,7 @@ def new_notification(request: NotificationRequest, tenant: str, traceparent: str
         traceparent=traceparent,
         deliveries=tuple(
             DeliveryRequested(
-                # Queries look for deliveries among the ids that carry the notification's time.
+                # Queries look for a notification's deliveries only among ids that carry its time.
                 delivery_id=new_id(created_at),
                 notification_id=notification_id,
                 user_id=request.user_id,

@@ -28,7 +28,7 @@ from notify_gateway.notifications.status import NotificationStatus, has_status_s
 DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
 
-# Listed by name, so that a new column does not change the type of a statement that is already prepared.
+# The columns are listed, so that a new column does not change the result type of prepared statements.
 NOTIFICATION_COLUMNS = "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at"
 NOTIFICATION_WITH_ATTEMPTS = f"""
     SELECT {NOTIFICATION_COLUMNS}, n.email, n.traceparent, {DELIVERY_COLUMNS}, history.attempts
@@ -57,7 +57,7 @@ class NotificationQueries:
         self._engine = autocommitting(engine)
 
     async def get(self, tenant: str, notification_id: UUID) -> NotificationView | None:
-        """Return the tenant's notification with every attempt, or None if there is none."""
+        """Return the notification with all its attempts, or None if the tenant has no notification with this id."""
         first_id, last_id = of_the_same_time(notification_id)
         values = {"id": notification_id, "tenant": tenant, "first_id": first_id, "last_id": last_id}
         rows = (await execute(self._engine, _statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
@@ -68,7 +68,7 @@ class NotificationQueries:
         return NotificationView.model_validate({**fields, "trace_id": trace_id(rows[0].traceparent)})
 
     async def page(self, tenant: str, query: ListQuery) -> NotificationPage:
-        """Return a page of the tenant's notifications, newest first, that begins after the id `query.cursor`."""
+        """Return a page of the tenant's notifications, newest first, starting after the id `query.cursor`."""
         values: dict[str, object] = {"tenant": tenant, "limit": query.limit + 1}
         conditions, window = ["n.tenant = :tenant"], ["d.notification_id = n.id"]
         created_after = query.created_after
@@ -86,15 +86,15 @@ class NotificationQueries:
             values["end_id"] = min(ends)
             conditions.append("n.id < :end_id")
             window.append("d.notification_id < :end_id")
-        # For all users, PostgreSQL should scan both tables in the order of notification ids until the page is full.
-        # With the ranges of `OF_NOTIFICATION` the planner would expect too few matches to do that.
+        # Without a user id, PostgreSQL should scan both tables by notification id until the page is full. With the
+        # condition `OF_NOTIFICATION`, the planner would expect too few matches to choose that plan.
         join = " AND ".join(window) if query.user_id is None else OF_NOTIFICATION
         if query.channel is not None:
             values["channel"] = query.channel.value
             conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
         if query.status is not None:
             conditions.append(has_status_sql(query.status, join))
-        # The statement returns one more notification than the page holds if there is a next page.
+        # One notification more than the page holds was requested, to find out whether there is a next page.
         summaries = await self._summaries(conditions, **values)
         items = summaries[: query.limit]
         return NotificationPage(items=items, next_cursor=items[-1].id if len(summaries) > len(items) else None)
@@ -102,7 +102,7 @@ class NotificationQueries:
     async def list_of_user(
         self, tenant: str, user_id: int, status: NotificationStatus | None
     ) -> list[NotificationSummary]:
-        """Return the user's latest notifications, newest first."""
+        """Return the user's latest notifications, newest first; if `status` is None, with any status."""
         conditions = ["n.tenant = :tenant", "n.user_id = :user_id"]
         if status is not None:
             conditions.append(has_status_sql(status, OF_NOTIFICATION))
@@ -120,7 +120,7 @@ class NotificationQueries:
 
 @cache
 def _statement(sql: str) -> Executable:
-    # The cache avoids parsing the text of each combination of filters again.
+    # Each combination of filters is cached, so that SQLAlchemy parses its text only once.
     return text(sql).columns(email=JSONB, metadata=JSONB, attempts=JSON)
 
 

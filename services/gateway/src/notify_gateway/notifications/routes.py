@@ -19,7 +19,7 @@ from notify_gateway.notifications.queries import NotificationQueries
 
 PREFIX = "/api/notifications"
 router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
-# This router only documents its route: `http_api.py` sends the requests to `endpoint.py`, past FastAPI's layers.
+# This router only documents the route: `http_api.py` passes the requests to `endpoint.py`, bypassing FastAPI.
 bypassed_router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS)
 
 Queries = Annotated[NotificationQueries, Depends(provided(NotificationQueries))]
@@ -34,7 +34,7 @@ async def create_notification(
     _: Annotated[object, Depends(bearer)],
     idempotency_key: Annotated[
         IdempotencyKey | None,
-        Header(description="Makes retries safe: for 24 hours, the same key returns the response to the first request."),
+        Header(description="Makes retries safe: for 24 hours, the same key gets the response to the first request."),
     ] = None,
 ) -> None:
     """Create a notification.
@@ -60,7 +60,7 @@ async def list_notifications(
 @router.get("/{id}", responses=documented(404, 422))
 async def get_notification(
     id_: Annotated[
-        UUID | UserId, Path(alias="id", description="The id of a notification (UUID) or of a user (integer).")
+        UUID | UserId, Path(alias="id", description="A notification id (UUID) or a user id (integer).")
     ],
     query: Annotated[schemas.UserListQuery, Query()],
     principal: CanRead,
@@ -68,28 +68,28 @@ async def get_notification(
 ) -> schemas.NotificationView | list[schemas.NotificationSummary]:
     """Retrieve a notification with its deliveries and their attempts.
 
-    If `id` is the id of a user, the response is instead a list of the user's 1,000 latest notifications, newest first.
-    Clients of the first version of this API rely on it; new clients should list notifications by `user_id`.
+    If `id` is a user id, the response is instead a list of the user's latest 1,000 notifications, newest first.
+    Clients of the first version of this API rely on this; new clients should list notifications by `user_id`.
     """
     if isinstance(id_, int):
         return await queries.list_of_user(principal.tenant, id_, query.status)
     if query.status is not None:
         raise HTTPException(422, "status: is supported only with the id of a user")
-    return found(await queries.get(principal.tenant, id_), f"notification {id_}")
+    return found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
 
 
 @router.post("/{id}/cancel", responses={**documented(404, 422), **documented(409, model=schemas.CancellationProblem)})
 async def cancel_notification(
     id_: NotificationId, principal: CanAdminister, queries: Queries, canceller: Canceller
 ) -> schemas.NotificationView:
-    """Cancel the deliveries of a notification that have not started yet.
+    """Cancel those deliveries of a notification that have not started yet.
 
     If any delivery has already started or finished, the response is a 409 that lists all deliveries. Those that had not
-    started are cancelled nevertheless.
+    started are cancelled anyway.
     """
-    found(await queries.get(principal.tenant, id_), f"notification {id_}")
+    found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
     await canceller.cancel(id_)
-    notification = found(await queries.get(principal.tenant, id_), f"notification {id_}")
+    notification = found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
     if any(delivery.status is not DeliveryStatus.CANCELLED for delivery in notification.deliveries):
         summaries = [DeliverySummary.model_construct(**vars(delivery)) for delivery in notification.deliveries]
         raise CancellationRejected(summaries)

@@ -69,7 +69,7 @@ EXAMPLE_REQUESTS: dict[str, Any] = {
 
 
 def _rule(field: str, message: str) -> PydanticCustomError:
-    """Return an error of `field` for a rule that involves several fields."""
+    """Return an error on `field` for a rule that involves several fields."""
     return PydanticCustomError("value_error", "{message}", {"field": field, "message": message})
 
 
@@ -79,14 +79,14 @@ class EmailOptions(RequestModel, EmailContent):
     html: Annotated[str, Field(min_length=1, max_length=65_536), AfterValidator(_readable)] | None = Field(
         None, description="An HTML version of the message, for clients that display HTML."
     )
-    reply_to: ReplyTo | None = Field(None, description="The Reply-To address, instead of that in `EMAIL_REPLY_TO`.")
+    reply_to: ReplyTo | None = Field(None, description="The Reply-To address, instead of the one in `EMAIL_REPLY_TO`.")
     list_unsubscribe: UnsubscribeUrl | None = Field(
-        None, description="An https URL at which a POST unsubscribes the user (RFC 8058)."
+        None, description="An https URL that unsubscribes the user on a POST (RFC 8058)."
     )
 
 
 class NotificationRequest(RequestModel):
-    """A notification to send, over the channel `type` or over several `channels`."""
+    """A notification to send over one channel (`type`) or several (`channels`)."""
 
     user_id: Annotated[UserId, Field(strict=True)]
     message: Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_readable)]
@@ -99,10 +99,10 @@ class NotificationRequest(RequestModel):
         description="Required for each channel that is not simulated, unless a recipient is stored for the user.",
     )
     metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=50)] | None = Field(
-        None, description="Data of your own that is stored and returned, but never sent."
+        None, description="Your own data, which is stored and returned but never sent."
     )
     send_at: FutureTime | None = Field(
-        None, description="The earliest time to send it, at most 90 days ahead. Defaults to now."
+        None, description="The earliest time to send, at most 90 days ahead. Defaults to now."
     )
     expires_at: FutureTime | None = Field(
         None, description="Deliveries that are not sent by this time become `expired`."
@@ -161,9 +161,9 @@ class NotificationSummary(BaseModel):
 class NotificationView(NotificationSummary):
     """A notification with its deliveries and their attempts."""
 
-    trace_id: str | None = Field(None, description="The id of its trace (32 hexadecimal digits), if it is traced.")
+    trace_id: str | None = Field(None, description="The trace id (32 hexadecimal digits) of a traced notification.")
     email: EmailContent | None
-    deliveries: list[DeliveryView]  # type: ignore[assignment]  # narrower, which is safe because it is only read
+    deliveries: list[DeliveryView]  # type: ignore[assignment]  # a narrower type is safe, as the field is only read
 
 
 class NotificationPage(BaseModel):
@@ -179,7 +179,7 @@ class ListQuery(RequestModel):
     user_id: UserId | None = None
     status: NotificationStatus | None = None
     channel: Channel | None = Field(
-        None, description="Only notifications that are delivered over this channel, among others."
+        None, description="Only notifications with a delivery over this channel."
     )
     created_after: Time | None = Field(
         None,
@@ -192,7 +192,7 @@ class ListQuery(RequestModel):
 
 
 class UserListQuery(RequestModel):
-    """The filter for the notifications of a single user."""
+    """A filter for one user's notifications."""
 
     status: NotificationStatus | None = None
 

@@ -1,4 +1,4 @@
-"""Derive a notification's status from its deliveries: the same rules serve Python objects and SQL."""
+"""Derive a notification's status from its deliveries: the same rules apply in Python and in SQL."""
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ OPEN = frozenset(status for status in DeliveryStatus if not status.final)
 SENT = frozenset({DeliveryStatus.SENT})
 CANCELLED = frozenset({DeliveryStatus.CANCELLED})
 
-# The rules are exhaustive and exclude each other: exactly one holds for any set of deliveries.
+# The rules are exhaustive and mutually exclusive: exactly one holds for any set of deliveries.
 RULES = {
     NotificationStatus.PENDING: Rule((OPEN,), frozenset()),
     NotificationStatus.SENT: Rule((SENT,), ALL - SENT),
@@ -57,7 +57,7 @@ def notification_status(deliveries: Iterable[DeliveryStatus]) -> NotificationSta
 
 
 def has_status_sql(status: NotificationStatus, join: str) -> str:
-    """Return the rule of `status` as a SQL condition; `join` relates deliveries `d` to their notification."""
+    """Return the rule of `status` as a SQL condition; `join` joins deliveries `d` to their notification."""
 
     def any_in(statuses: Set[DeliveryStatus]) -> str:
         listed = ", ".join(f"'{status}'" for status in sorted(statuses))

@@ -1,4 +1,4 @@
-"""The outbox relay: publish committed deliveries, and delete their outbox rows after the broker's confirms."""
+"""The outbox relay: publish committed deliveries, and delete their outbox rows after the broker confirms them."""
 
 import asyncio
 import logging
@@ -25,12 +25,12 @@ from notify_gateway.outbox.store import LEASE, OutboxStore
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 200  # messages whose confirms are awaited together
-BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive in between share one
+BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive in between share a batch
 MAX_HANDED_OVER = 10_000  # deliveries
 POLL_INTERVAL = 0.5  # seconds between polls of the table for due deliveries
 CONNECTION_INTERVAL = 0.5  # seconds between checks for a connection to RabbitMQ
 LEASE_SECONDS = LEASE.total_seconds()
-# Publishing begins only if this much of the lease is left. In that time the lease is renewed twice.
+# Publishing begins only if this much of the lease is left, which leaves time to renew the lease twice.
 LEASE_RESERVE = LEASE_SECONDS / 3
 RENEW_INTERVAL = LEASE_RESERVE / 2
 
@@ -58,7 +58,7 @@ class OutboxRelay:
         self._wake = asyncio.Event()
         self._next_poll = 0.0
         self._database_outage = Outage(log, "the outbox is unavailable")
-        self._publish_outage = Outage(log, "deliveries are not confirmed and stay in the outbox")
+        self._publish_outage = Outage(log, "RabbitMQ is not confirming deliveries, so they stay in the outbox")
 
     @property
     def connected(self) -> bool:
@@ -70,13 +70,13 @@ class OutboxRelay:
         return self.connected and len(self._handed_over) + count <= MAX_HANDED_OVER
 
     def hand_over(self, requests: Sequence[DeliveryRequested], lease_began: float) -> None:
-        """Queue deliveries that were just committed with leases from `lease_began` (monotonic seconds)."""
+        """Queue newly committed deliveries, whose leases began at `lease_began` (monotonic seconds)."""
         lease_ends = lease_began + LEASE_SECONDS
         self._handed_over.extend((request, lease_ends) for request in requests)
         self._wake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Relay until `stop`, through outages of the broker and the database. The topology must be declared."""
+        """Relay until `stop` is set, despite outages of RabbitMQ and PostgreSQL. The topology must already exist."""
         self._connection = await self._broker.connect()
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._wake.set())
@@ -117,7 +117,7 @@ class OutboxRelay:
         must_outlast = time.monotonic() + LEASE_RESERVE
         while self._handed_over and len(batch) < BATCH_SIZE:
             request, lease_ends = self._handed_over.popleft()
-            # If its lease is about to end, another relay may take the row, so it is left to whichever relay polls next.
+            # If the lease ends soon, another relay may take the row, so the row is left to whichever relay polls next.
             if lease_ends > must_outlast:
                 batch.append(request)
         return batch
@@ -128,8 +128,8 @@ class OutboxRelay:
         messages = [_outgoing(request, span) for request, span in zip(batch, spans, strict=True)]
         publishing = asyncio.create_task(self._publish_together(messages, spans))
         while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
-            # The broker is blocking publishers, as it does under a memory alarm. It may still accept these messages
-            # later, so no other relay may publish them.
+            # The broker is blocking publishers, for example during a memory alarm. It may still accept these messages
+            # later, so the leases are renewed to keep other relays from publishing them.
             with suppress(DatabaseUnavailable):
                 await self._outbox.renew(batch)
         outcomes = list(zip(batch, publishing.result(), strict=True))
@@ -139,8 +139,8 @@ class OutboxRelay:
         for channel, count in Counter(request.channel for request in confirmed).items():
             self._metrics.published[channel].inc(count)
         if confirmed:
-            # Rows are deleted after their confirms: a crash in between repeats messages, but loses none. The delete is
-            # retried until it succeeds, because giving up would repeat them, too.
+            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none. The
+            # delete is retried until it succeeds, because giving up would repeat messages, too.
             await self._database_outage.retry(lambda: self._outbox.delete(confirmed), DatabaseUnavailable)
         if not failed:
             self._publish_outage.ended()
@@ -161,7 +161,7 @@ class OutboxRelay:
         return failures
 
     async def _finish(self) -> None:
-        """Publish or release the remaining deliveries, so that other relays need not wait for their leases to end."""
+        """Publish or release the remaining deliveries, so that other relays do not wait for their leases to end."""
         with suppress(DatabaseUnavailable):
             while self._handed_over and self.connected and (batch := self._take_handed_over()):
                 if await self._publish(batch):

@@ -1,6 +1,6 @@
 """The outbox table: deliveries that are committed but not yet confirmed by the broker.
 
-A relay leases a row before it publishes the row's delivery. If a lease runs out, its relay is presumed dead, and any
+A relay leases a row before it publishes the row's delivery. If a lease expires, its relay is presumed dead, and any
 other relay may take the row.
 """
 
@@ -47,8 +47,8 @@ TAKE_DUE = text("""
         WHERE deliveries.id = candidates.id AND deliveries.round = candidates.round AND deliveries.status = 'pending'
           AND end_status IS NOT NULL
     ), deleted AS (
-        -- This removes the rows of deliveries that end here, and rows that a relay left behind when it died between the
-        -- confirm and the delete.
+        -- This removes the rows of deliveries that end here, and rows that a relay left behind because it died between
+        -- the confirm and the delete.
         DELETE FROM outbox USING candidates
         WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
           AND (candidates.status <> 'pending' OR end_status IS NOT NULL)
@@ -60,7 +60,7 @@ TAKE_DUE = text("""
     )
     SELECT * FROM candidates WHERE status = 'pending'
 """).columns(email=JSONB)
-# A relay holds a row of one round. A retry by an operator starts a new round, whose row the relay must not touch.
+# A relay holds a row for one round. If an operator retries the delivery, the row belongs to a new round.
 HELD = """
     unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
     WHERE outbox.delivery_id = held.id AND outbox.round = held.round
@@ -77,7 +77,7 @@ BACKLOG = text("""
 
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
-    """Due deliveries to publish, and the status changes of those that ended instead."""
+    """Due deliveries to publish, and status changes of those that expired or were cancelled."""
 
     requests: Sequence[DeliveryRequested]
     ended: Sequence[StatusChange]
@@ -131,7 +131,7 @@ class OutboxStore:
 
 
 def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[StatusChange]:
-    """Return the changes to `status` of these `deliveries`, whose rows were updated just now."""
+    """Return a status change for each of these `deliveries` rows, which were just updated to `status`."""
     return [
         StatusChange.model_validate(
             {**row._asdict(), "delivery_id": row.id, "status": status, "changed_at": row.updated_at}

@@ -1,1 +1,1 @@
-"""Stored recipients and opt-outs of users."""
+"""Users' stored recipients and opt-outs."""

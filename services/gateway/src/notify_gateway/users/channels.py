@@ -1,4 +1,4 @@
-"""Store the recipients and opt-outs of users, which apply to all their notifications."""
+"""Store users' recipients and opt-outs, which apply to all of their notifications."""
 
 from collections.abc import Iterable
 
@@ -36,7 +36,7 @@ UserChannelKey = tuple[str, int, Channel]
 async def stored_channels(
     connection: AsyncConnection, keys: Iterable[UserChannelKey]
 ) -> dict[UserChannelKey, UserChannelView]:
-    """Return what is stored under `keys`; keys without stored settings are left out."""
+    """Return the settings stored under `keys`, leaving out keys without settings."""
     tenants, user_ids, channels = zip(*set(keys), strict=True)
     parameters = {"tenants": tenants, "user_ids": user_ids, "channels": [channel.value for channel in channels]}
     rows = await connection.execute(FIND, parameters)
@@ -44,26 +44,26 @@ async def stored_channels(
 
 
 class UserChannels:
-    """Stores the settings of users' channels."""
+    """Stores users' settings for each channel."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = autocommitting(engine)
 
     async def list_of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
-        """Return the settings of all channels of the user that have any, ordered by channel."""
+        """Return all settings that are stored for the user, ordered by channel."""
         rows = await execute(self._engine, LIST, tenant=tenant, user_id=user_id)
         return [UserChannelView.model_validate(row) for row in rows]
 
     async def store(
         self, tenant: str, user_id: int, channel: Channel, settings: UserChannelSettings
     ) -> UserChannelView:
-        """Store the fields that are set; the others keep their values: a new address does not undo an opt-out."""
+        """Store only the fields that are set, so that, for example, a new address does not undo an opt-out."""
         values = settings.model_dump()
         values |= {f"names_{field}": field in settings.model_fields_set for field in values}
         stored = await execute(self._engine, STORE, tenant=tenant, user_id=user_id, channel=channel.value, **values)
         return UserChannelView.model_validate(stored.one())
 
     async def delete(self, tenant: str, user_id: int, channel: Channel) -> bool:
-        """Delete the settings of the channel; return False if there were none."""
+        """Delete the user's settings for the channel; return False if there were none."""
         deleted = await execute(self._engine, DELETE, tenant=tenant, user_id=user_id, channel=channel.value)
         return deleted.rowcount > 0

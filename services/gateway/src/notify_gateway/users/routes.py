@@ -20,7 +20,7 @@ UserIdInPath = Annotated[UserId, Path(alias="user_id")]
 
 @router.get("/{user_id}/channels", responses=documented(422))
 async def list_user_channels(user_id: UserIdInPath, principal: CanRead, channels: Channels) -> list[UserChannelView]:
-    """List the stored recipients and opt-outs of a user."""
+    """List a user's stored recipients and opt-outs."""
     return await channels.list_of_user(principal.tenant, user_id)
 
 
@@ -28,16 +28,16 @@ async def list_user_channels(user_id: UserIdInPath, principal: CanRead, channels
 async def get_user_channel(
     user_id: UserIdInPath, channel: Channel, principal: CanRead, channels: Channels
 ) -> UserChannelView:
-    """Retrieve the stored recipient and opt-out of a user for one channel."""
+    """Retrieve a user's stored recipient and opt-out for one channel."""
     stored = {each.channel: each for each in await channels.list_of_user(principal.tenant, user_id)}
-    return found(stored.get(channel), f"stored {channel} channel of user {user_id}")
+    return found(stored.get(channel), f"User {user_id} has no stored {channel} channel.")
 
 
 @router.put("/{user_id}/channels/{channel}", responses=documented(400, 422))
 async def put_user_channel(
     user_id: UserIdInPath, channel: Channel, body: UserChannelSettings, principal: CanSend, channels: Channels
 ) -> UserChannelView:
-    """Store a user's recipient for a channel, or the user's opt-out from it.
+    """Store a user's recipient for a channel, or the user's opt-out from the channel.
 
     Fields that the request leaves out keep their values. A stored recipient is used for new notifications that name no
     recipient. An opt-out also cancels notifications that are already scheduled.
@@ -49,6 +49,6 @@ async def put_user_channel(
 
 @router.delete("/{user_id}/channels/{channel}", status_code=204, responses=documented(404, 422))
 async def delete_user_channel(user_id: UserIdInPath, channel: Channel, principal: CanSend, channels: Channels) -> None:
-    """Delete the stored recipient and opt-out of a user for one channel."""
+    """Delete a user's stored recipient and opt-out for one channel."""
     if not await channels.delete(principal.tenant, user_id, channel):
-        raise HTTPException(404, f"There is no stored {channel} channel of user {user_id}.")
+        raise HTTPException(404, f"User {user_id} has no stored {channel} channel.")

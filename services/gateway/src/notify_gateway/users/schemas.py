@@ -10,7 +10,7 @@ from notify_gateway.http.fields import RequestModel
 
 
 class UserChannelSettings(RequestModel):
-    """A user's recipient for a channel and opt-out from it. Fields that are left out keep their stored values."""
+    """A user's recipient and opt-out for one channel. Fields that are left out keep their stored values."""
 
     recipient: str | None = Field(
         None, description="Used for notifications that name no recipient. Set null to delete it."
@@ -30,7 +30,7 @@ def valid_recipient(channel: Channel, recipient: str) -> str | None:
 
 
 class UserChannelView(BaseModel):
-    """A user's recipient for a channel and opt-out from it."""
+    """A user's stored recipient and opt-out for one channel."""
 
     model_config = ConfigDict(from_attributes=True)
 

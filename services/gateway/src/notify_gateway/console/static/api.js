@@ -67,7 +67,7 @@ const pause = (milliseconds, signal) =>
   });
 
 /**
- * Pass each status change to `receive` until `signal` is aborted. A broken stream resumes where it ended.
+ * Pass each status change to `receive` until `signal` is aborted. A broken stream resumes where it broke off.
  *
  * This uses `fetch` because `EventSource` cannot send a key. The stream is closed while the tab is hidden, because all
  * tabs of a browser share six connections to a host.

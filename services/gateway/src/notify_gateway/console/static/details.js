@@ -46,7 +46,7 @@ export function follow(id, pageSignal, update, onMissing = () => {}) {
       loading = false;
     }
   }
-  // Events bring changes at once; the timer catches those whose events were lost.
+  // Events report changes at once; the timer finds changes whose events were lost.
   subscribe({ notification_id: id }, load, signal);
   every(5000, signal, load);
 }

@@ -1,4 +1,4 @@
-// Create elements from text, never from markup, so that the content of a message cannot inject HTML.
+// Create elements from text, never from markup, so that a message cannot inject HTML.
 
 /** Return an element with properties, attributes (`data-*`, `aria-*`, …), listeners (`onclick`) and children. */
 export function h(tag, properties = {}, ...children) {

@@ -18,8 +18,8 @@ const stateText = document.getElementById("state");
 const banner = document.getElementById("banner");
 const keyDialog = document.getElementById("key-dialog");
 let links = { rabbitmq: null, trace: null };
-const NOT_READY = ""; // the message of the problem that stands for a 503 from /readyz
-// The gateway's text for a 503 without PostgreSQL; other causes of a 503 have other texts.
+const NOT_READY = ""; // the message of the `Problem` that represents a 503 from /readyz
+// The gateway's text for a 503 when PostgreSQL is unavailable; it uses other texts for other causes of a 503.
 const DATABASE_UNAVAILABLE = "The database is not available.";
 let problem = null;
 let rabbitmq = null; // the state of the relay's connection, as reported by /readyz
