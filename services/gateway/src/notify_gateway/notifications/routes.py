@@ -59,9 +59,7 @@ async def list_notifications(
 @router.get("/{id}/", include_in_schema=False)
 @router.get("/{id}", responses=documented(404, 422))
 async def get_notification(
-    id_: Annotated[
-        UUID | UserId, Path(alias="id", description="A notification id (UUID) or a user id (integer).")
-    ],
+    id_: Annotated[UUID | UserId, Path(alias="id", description="A notification id (UUID) or a user id (integer).")],
     query: Annotated[schemas.UserListQuery, Query()],
     principal: CanRead,
     queries: Queries,

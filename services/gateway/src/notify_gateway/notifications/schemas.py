@@ -178,9 +178,7 @@ class ListQuery(RequestModel):
 
     user_id: UserId | None = None
     status: NotificationStatus | None = None
-    channel: Channel | None = Field(
-        None, description="Only notifications with a delivery over this channel."
-    )
+    channel: Channel | None = Field(None, description="Only notifications with a delivery over this channel.")
     created_after: Time | None = Field(
         None,
         description="Only notifications created at or after this time. Without `user_id`, defaults to 24 hours before "
