@@ -226,7 +226,7 @@ async def test_unroutable_delivery_stays_in_the_outbox(
         row = await add_row(engine)
 
         async def has_tried() -> bool:
-            return "deliveries are not confirmed" in caplog.text
+            return "RabbitMQ is not confirming deliveries" in caplog.text
 
         await eventually(has_tried, "the relay has tried to publish")
         assert await outbox_rows(engine) == 1

@@ -1,7 +1,7 @@
 """Describe the messages sent through RabbitMQ in an AsyncAPI 3 document.
 
-The document is built from the models and the topology that the services use. FastStream's own generator is no use
-here, because it describes only FastStream subscribers and publishers, and we define none.
+The document is built from the models and the topology that the services use. FastStream's own generator would
+not help, because it describes only FastStream subscribers and publishers, and we define none.
 
 Specification: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
@@ -34,7 +34,7 @@ PARAMETERS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class MessageFlow:
-    """The messages that are published to an exchange with the same routing key."""
+    """The messages that are published to one exchange with the same routing key."""
 
     name: str
     exchange: RabbitExchange

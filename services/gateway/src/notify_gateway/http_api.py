@@ -35,7 +35,7 @@ async def asyncapi() -> dict[str, Any]:
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
-    """Return the application for both ports: the API, and health and metrics on `HEALTH_PORT`."""
+    """Return the application for both ports: the API on `APP_PORT`, health and metrics on `HEALTH_PORT`."""
     api = _bypass_fastapi(create_api(gateway), gateway.notification_endpoint)
     limited = LimitsMiddleware(api, gateway.metrics.observe_request)
     health = create_health(gateway)

@@ -28,7 +28,7 @@ class GatewayMetrics:
         self.observe_published_batch = sizes.labels("publish").observe
         gauge = partial(Gauge, registry=registry)
         self.outbox_rows = gauge("notify_outbox_rows", "Deliveries that are due and not confirmed by RabbitMQ.")
-        self.outbox_oldest = gauge("notify_outbox_oldest_seconds", "How long the oldest due delivery has been due.")
+        self.outbox_oldest = gauge("notify_outbox_oldest_seconds", "How long the oldest due delivery has waited.")
         self.relay_connected = gauge("notify_relay_connected", "1 if the outbox relay is connected to RabbitMQ.")
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self._children: dict[tuple[str, str, int], Histogram] = {}

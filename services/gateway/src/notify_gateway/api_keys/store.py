@@ -1,7 +1,7 @@
 """API keys in PostgreSQL, with a short-lived cache.
 
-A key is shown once, when it is created. The database stores only its SHA-256: a key is 256 random bits, so a plain hash
-cannot be reversed by guessing.
+A key is shown once, when it is created. The database stores only its SHA-256 hash: a key has 256 random bits, so a
+plain hash cannot be reversed by guessing.
 """
 
 import asyncio

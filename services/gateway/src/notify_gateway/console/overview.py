@@ -88,7 +88,7 @@ class Overview:
 
     async def _stop_when_idle(self) -> None:
         await asyncio.sleep(IDLE_TIMEOUT)
-        # A read cancels this task even while the task waits for the lock, so counting goes on for the new reader.
+        # A read cancels this task even while the task waits for the lock, so counting continues for the new reader.
         async with self._lock:
             await self._hub.unwatch(self._count)
             self._idle_task = None

@@ -1,4 +1,4 @@
-"""Read queue statistics from RabbitMQ's management API; they may be some seconds old and are only displayed."""
+"""Read queue statistics from RabbitMQ's management API; they may be seconds old and are used only for display."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ COLUMNS = "name,messages_ready,messages_unacknowledged,consumers"
 
 
 class QueueStatistics(BaseModel):
-    """A queue's message and consumer counts, which RabbitMQ omits if the queue was declared only just now."""
+    """A queue's message and consumer counts, which RabbitMQ omits if the queue was declared moments ago."""
 
     name: str
     ready: int = Field(0, alias="messages_ready")
@@ -40,7 +40,7 @@ class QueueStatisticsClient:
         self._outage = Outage(log, "the RabbitMQ management API (RABBITMQ_MANAGEMENT_URL) is unavailable")
 
     async def read(self) -> Mapping[str, QueueStatistics] | None:
-        """Return the statistics by queue name; None if the management API is not configured or unavailable."""
+        """Return the statistics by queue name; None if the management API is not configured or is unavailable."""
         if self._url is None:
             return None
         if self._client is None:

@@ -73,7 +73,7 @@ class DeadLetterArchive:
             yield DeadLetter(message)
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Publish a message to its original queue, then remove it here; return False if that queue is unknown."""
+        """Move a message back to its original queue; return False if that queue is unknown."""
         if letter.origin is None:
             return False
         exchange_name, routing_key = ORIGINS[letter.origin]

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions of `notify-gateway dead`."""
     actions = parser.add_subparsers(dest="action", required=True)
     listing = actions.add_parser("list", help="list dead letters with their reasons")
-    listing.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="the most to list (default: %(default)s)")
+    listing.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="maximum to list (default: %(default)s)")
     actions.add_parser("show", help="show the headers and body of a message").add_argument("id")
     for action, help_text in (
         ("requeue", "retry a failed delivery in a new round; return any other message to its original queue"),

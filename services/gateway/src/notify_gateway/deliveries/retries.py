@@ -69,7 +69,7 @@ RETRY_CHUNK = text(f"""
     WITH f AS MATERIALIZED (
         SELECT * FROM retry_jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
     ), chunk AS MATERIALIZED (
-        -- The bounds are scalar subqueries, so that PostgreSQL scans only that range of the index.
+        -- The bounds are scalar subqueries, so that PostgreSQL scans only this range of the index.
         SELECT * FROM deliveries
         WHERE id > (SELECT last_id FROM f) AND id < (SELECT end_id FROM f) ORDER BY id LIMIT :size
     ), chosen AS (

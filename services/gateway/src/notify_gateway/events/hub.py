@@ -1,4 +1,4 @@
-"""Distribute status changes to this process's subscribers; the feed runs only while there are any."""
+"""Distribute status changes to this process's subscribers; the feed runs only while there are subscribers."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from notify_gateway.events.subscriber import Subscriber
 log = logging.getLogger(__name__)
 
 MAX_SUBSCRIBERS = 1000
-MAX_SUBSCRIBERS_PER_TENANT = 500  # lower, so that one tenant cannot lock out the others
+MAX_SUBSCRIBERS_PER_TENANT = 500  # lower than the total, so that one tenant cannot lock out the others
 CLOSE_TIMEOUT = 2.0  # seconds allowed for writing queued events when the process stops
 LIVE_TIMEOUT = 2.0  # seconds after which a subscriber is admitted even without a connection to RabbitMQ
 

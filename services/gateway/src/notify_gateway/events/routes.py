@@ -35,7 +35,7 @@ async def events(
     """Stream status changes as server-sent events.
 
     A `status` event carries a `StatusEvent`. `live` says whether changes arrive as they happen; while RabbitMQ is
-    unavailable, they arrive later. `reset` means that too many changes were missed to replay: reload the list. If a
+    unavailable, they arrive later. `reset` means that too many changes were missed for a replay: reload the list. If a
     client sends the id of the last event it read, it first receives the changes it missed; recent ones may be repeated.
     """
     last = last_event_id or query.last_event_id

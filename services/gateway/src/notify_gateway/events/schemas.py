@@ -20,7 +20,7 @@ class EventQuery(RequestModel):
     user_id: UserId | None = None
     notification_id: UUID | None = None
     channel: Channel | None = None
-    last_event_id: EventId | None = Field(None, description="Replaces the Last-Event-ID header if it cannot be set.")
+    last_event_id: EventId | None = Field(None, description="For clients that cannot set the Last-Event-ID header.")
 
 
 class StatusEvent(BaseModel):

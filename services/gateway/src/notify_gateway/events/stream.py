@@ -45,7 +45,7 @@ class EventStream(Response):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream events; may raise `TooManySubscribers` or `DatabaseUnavailable` before anything is sent."""
-        abort = scope.get(ABORT, lambda: None)  # only our own HTTP server sets it
+        abort = scope.get(ABORT, lambda: None)  # only our own HTTP server sets this
         async with self._hub.subscribe(self._filter, abort) as subscriber:
             # Subscribing before the replay avoids a gap between the two, but some events may arrive twice.
             replay = await self._replay()

@@ -1,4 +1,4 @@
-"""Dependency injection: a route declares the service that it needs by its type, with FastAPI's `Depends`."""
+"""Dependency injection: a route names the type of each service that it needs, using FastAPI's `Depends`."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar

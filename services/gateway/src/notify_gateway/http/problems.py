@@ -111,7 +111,7 @@ def _request_rejected(error: RequestRejected) -> JSONResponse:
 
 
 def _cancellation_rejected(error: CancellationRejected) -> JSONResponse:
-    detail = "Some deliveries had already started or finished; the others are cancelled."
+    detail = "Some deliveries had already started or finished; the others were cancelled."
     deliveries = [delivery.model_dump(mode="json") for delivery in error.deliveries]
     return problem_response(409, detail, deliveries=deliveries)
 
@@ -121,7 +121,7 @@ RESPONSES: dict[type, Callable[[Any], JSONResponse]] = {
     HTTPException: lambda error: problem_response(error.status_code, error.detail, headers=error.headers),
     CancellationRejected: _cancellation_rejected,
     RequestRejected: _request_rejected,
-    IdempotencyKeyReused: lambda _: problem_response(422, "Idempotency-Key: was used with a different body"),
+    IdempotencyKeyReused: lambda _: problem_response(422, "Idempotency-Key: was already used with a different body"),
     DataRejected: lambda _: problem_response(422, "The database cannot store a value in this request."),
     Overloaded: lambda _: problem_response(503, "Too many requests are waiting for the database."),
     TooManySubscribers: lambda _: problem_response(

@@ -23,7 +23,7 @@ class RequestRateLimiter:
         self._buckets: LRUCache[str, _Bucket] = LRUCache(BUCKETS)
 
     def count(self, key: str, now: float) -> dict[str, str]:
-        """Count one request and return its response headers (draft-ietf-httpapi-ratelimit-headers).
+        """Count one request and return the headers for its response (draft-ietf-httpapi-ratelimit-headers).
 
         The headers include `Retry-After` if the request exceeds the limit.
         """

@@ -63,7 +63,7 @@ ACCEPT = text("""
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof that a notification was committed, with its JSON as of that time."""
+    """Proof that a notification was committed, with its JSON at the time of the commit."""
 
     response: str
     replayed: bool = False
@@ -151,7 +151,7 @@ class NotificationIntake:
         due_now = sum(len(each.notification.deliveries) for each in batch if each.notification.due_at is None)
         # If our relay has no room for these deliveries, they get no lease, and any relay may take them from the table.
         leased = self._relay.has_room_for(due_now)
-        lease_began = time.monotonic()  # read before the commit: we must not outlast the lease in the row
+        lease_began = time.monotonic()  # read before the row's lease begins, so that ours ends first
         # Without idempotency keys, there is a single write, which needs no explicit transaction.
         has_claims = any(each.claim is not None for each in batch)
         engine = self._engine if has_claims else self._autocommitting_engine

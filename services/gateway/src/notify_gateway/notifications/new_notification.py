@@ -1,4 +1,4 @@
-"""A notification between its request and its commit."""
+"""A notification that has been requested but not yet committed."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
@@ -85,7 +85,7 @@ class NewNotification:
 
 
 def new_notification(request: NotificationRequest, tenant: str, traceparent: str | None = None) -> NewNotification:
-    """Return the notification that `request` asks for, with new ids, created now."""
+    """Build the notification that `request` asks for, with new ids and the current time."""
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
     content = Content(message=request.message, subject=request.subject)

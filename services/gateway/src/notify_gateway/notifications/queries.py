@@ -94,7 +94,7 @@ class NotificationQueries:
             conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
         if query.status is not None:
             conditions.append(has_status_sql(query.status, join))
-        # One notification more than the page holds was requested, to find out whether there is a next page.
+        # One more notification than fits on the page was requested, to find out whether there is a next page.
         summaries = await self._summaries(conditions, **values)
         items = summaries[: query.limit]
         return NotificationPage(items=items, next_cursor=items[-1].id if len(summaries) > len(items) else None)
@@ -120,7 +120,7 @@ class NotificationQueries:
 
 @cache
 def _statement(sql: str) -> Executable:
-    # Each combination of filters is cached, so that SQLAlchemy parses its text only once.
+    # The statement for each combination of filters is cached, so that SQLAlchemy parses it only once.
     return text(sql).columns(email=JSONB, metadata=JSONB, attempts=JSON)
 
 

@@ -72,7 +72,7 @@ async def get_notification(
     if isinstance(id_, int):
         return await queries.list_of_user(principal.tenant, id_, query.status)
     if query.status is not None:
-        raise HTTPException(422, "status: is supported only with the id of a user")
+        raise HTTPException(422, "status: is supported only with a user id")
     return found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
 
 

@@ -45,7 +45,7 @@ RULES = {
 def notification_status(deliveries: Iterable[DeliveryStatus]) -> NotificationStatus:
     """Return the status of the notification with these deliveries.
 
-    It is `pending` until all deliveries are final, then `sent` or `cancelled` if all of them are, `partially_sent` if
+    It is `pending` until all deliveries are final, then `sent` or `cancelled` if all of them were, `partially_sent` if
     some were sent, and otherwise `failed`.
     """
     present = set(deliveries)
@@ -57,7 +57,7 @@ def notification_status(deliveries: Iterable[DeliveryStatus]) -> NotificationSta
 
 
 def has_status_sql(status: NotificationStatus, join: str) -> str:
-    """Return the rule of `status` as a SQL condition; `join` joins deliveries `d` to their notification."""
+    """Return the rule for `status` as a SQL condition; `join` is the condition that finds the deliveries `d`."""
 
     def any_in(statuses: Set[DeliveryStatus]) -> str:
         listed = ", ".join(f"'{status}'" for status in sorted(statuses))

@@ -1,1 +1,1 @@
-"""The transactional outbox, and the relay that publishes it to RabbitMQ."""
+"""The transactional outbox, and the relay that publishes its deliveries to RabbitMQ."""

@@ -60,7 +60,7 @@ TAKE_DUE = text("""
     )
     SELECT * FROM candidates WHERE status = 'pending'
 """).columns(email=JSONB)
-# A relay holds a row for one round. If an operator retries the delivery, the row belongs to a new round.
+# A relay must not touch a row that an operator's retry has moved to a new round since the relay leased it.
 HELD = """
     unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
     WHERE outbox.delivery_id = held.id AND outbox.round = held.round
