@@ -46,9 +46,9 @@ async def test_dead_letter_states_its_reason_and_queue(rabbit: RabbitSettings, h
         misrouted = await hand.next_message("notifications.dead")
     assert unreadable.body == b"no json"
     assert {name: value for name, value in unreadable.headers.items() if not name.startswith("x-")} == {
-        "delivery_id": "d", "dead_reason": "unreadable: no JSON", "dead_queue": "notifications.telegram"
+        "delivery_id": "d", "dead_reason": "unreadable: invalid JSON", "dead_queue": "notifications.telegram"
     }  # fmt: skip
-    assert misrouted.headers["dead_reason"] == "for channel email"
+    assert misrouted.headers["dead_reason"] == "belongs to channel email"
 
 
 async def test_handler_exception_is_recorded_as_the_dead_letter_reason(rabbit: RabbitSettings, hand: Hand) -> None:
@@ -108,7 +108,7 @@ async def test_operator_lists_shows_requeues_and_drops_dead_letters(
         await hand.report(result)
         await wait_for_dead_letters(hand, 2)
     listed = (await run(rabbit, postgres, "list")).splitlines()
-    assert ["notifications.telegram" in listed[0], "unreadable: no JSON" in listed[0]] == [True, True]
+    assert ["notifications.telegram" in listed[0], "unreadable: invalid JSON" in listed[0]] == [True, True]
     assert ["notifications.results" in listed[1], "unknown delivery" in listed[1]] == [True, True]
     unreadable, unknown = (line.split()[0] for line in listed)
     assert "no json" in await run(rabbit, postgres, "show", unreadable)

@@ -1,1 +1,1 @@
-"""The library that all services share: contracts, RabbitMQ, the process runtime, and sending."""
+"""The library that all services share: message contracts, RabbitMQ access, the process runtime, and sending."""

@@ -1,20 +1,20 @@
-"""The errors of `notify_common`; those of providers are in `sending/errors.py`."""
+"""The errors that `notify_common` raises; provider errors are in `sending/errors.py`."""
 
 
 class StartupError(Exception):
-    """The process cannot run in this environment. The message says what the operator has to change."""
+    """The process cannot run in this environment. The message tells the operator what to change."""
 
 
 class BrokerUnavailable(Exception):
-    """RabbitMQ cannot be used now. What was being sent may or may not have reached it."""
+    """RabbitMQ is unavailable. Anything that was being sent may or may not have reached it."""
 
 
 class PublishFailed(Exception):
-    """The broker did not confirm the message. It may or may not have received it."""
+    """The broker did not confirm the message, but may have received it."""
 
 
 class PoisonMessage(Exception):
-    """The message can never be handled and must be dead-lettered. The text says why."""
+    """The message can never be handled and must be dead-lettered. The error text says why."""
 
 
 class Overloaded(Exception):

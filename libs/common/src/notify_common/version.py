@@ -1,4 +1,4 @@
-"""The version of the product, which packages, images, the API and `/readyz` share."""
+"""The product version, which is shared by packages, images, the API and `/readyz`."""
 
-# A constant, because the images hold the packages without the metadata that `importlib.metadata` would read.
+# This is a constant, because the packages in the images lack the metadata that `importlib.metadata` would read.
 VERSION = "0.1.0"

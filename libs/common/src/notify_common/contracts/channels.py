@@ -1,4 +1,4 @@
-"""The channels of notifications, and the form of a recipient on each."""
+"""The notification channels, and the recipient format that each of them accepts."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -19,7 +19,7 @@ class Channel(StrEnum):
 
 def _telegram(recipient: str) -> str:
     if recipient.lower().startswith("@simulator_") and simulated_behaviour(recipient) is None:
-        # A real chat may have such a name, so a mistyped test recipient must not reach it.
+        # A real chat may have such a name, and a mistyped test recipient must not send messages to it.
         raise ValueError(f"is not a test recipient: @simulator_ must be followed by one of {', '.join(Behaviour)}")
     return recipient
 
@@ -31,7 +31,7 @@ TelegramRecipient = Annotated[
 
 
 def _email(address: str) -> str:
-    # The validator rejects every other address in `.invalid`.
+    # Test recipients skip `validate_email`, because it rejects all addresses in the domain `.invalid`.
     return address if simulated_behaviour(address) else validate_email(address)[1]
 
 
@@ -45,7 +45,7 @@ LONGEST_URL = 2083
 def _webhook(text: str) -> str:
     url = URL.validate_python(text)
     if len(str(url)) > LONGEST_URL:
-        raise ValueError(f"must not be longer than {LONGEST_URL} characters, in its ASCII form")
+        raise ValueError(f"must not be longer than {LONGEST_URL} characters in its ASCII form")
     try:
         (url.host or "").strip("[]").encode("idna")
     except UnicodeError:
@@ -53,7 +53,7 @@ def _webhook(text: str) -> str:
     if url.username or url.password or url.fragment:
         raise ValueError("must not contain credentials or a fragment")
     if (url.host or "").endswith(".invalid") and simulated_behaviour(str(url)) is None:
-        raise ValueError(f"is not a test recipient: .simulator.invalid must follow one of {', '.join(Behaviour)}")
+        raise ValueError(f"is not a test recipient: .simulator.invalid must come after one of {', '.join(Behaviour)}")
     return str(url)
 
 
@@ -63,7 +63,7 @@ WebhookRecipient = Annotated[
 
 
 class Recipients(BaseModel):
-    """The recipients of a notification: one optional field per channel, with the name of the channel."""
+    """A notification's recipients: one optional field per channel, named after the channel."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,6 +72,6 @@ class Recipients(BaseModel):
     webhook: WebhookRecipient | None = None
 
     def of(self, channel: Channel) -> str | None:
-        """Return the recipient on `channel`, or None."""
+        """Return the recipient for `channel`, or None if there is none."""
         recipient: str | None = getattr(self, channel.value)
         return recipient

@@ -1,6 +1,6 @@
-"""Ids are UUIDv7 (RFC 9562): they sort by the time that they contain, so a range of time is a range of ids.
+"""UUIDv7 ids (RFC 9562), which sort by the time that they contain, so that a time range maps to a range of ids.
 
-The time has millisecond precision. A delivery id contains the time of its notification.
+The time has millisecond precision. Delivery ids contain the time at which their notification was accepted.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -30,18 +30,18 @@ def accepted_at(notification_id: UUID) -> float:
 
 
 def first_id_at(time: datetime) -> UUID:
-    """Return the lower bound of the ids that contain `time` or a later time."""
+    """Return the smallest possible id that contains `time` or a later time."""
     milliseconds = -((EPOCH - time) // MILLISECOND)  # rounded up
     return UUID(int=min(max(milliseconds, 0), LAST_TIMESTAMP) << RANDOM_BITS)
 
 
 def of_the_same_time(id_: UUID) -> tuple[UUID, UUID]:
-    """Return the inclusive bounds of the ids with the same time: those of a notification and its deliveries."""
+    """Return inclusive bounds for all ids that contain the same time, such as a notification's and its deliveries'."""
     first = id_.int >> RANDOM_BITS << RANDOM_BITS
     return UUID(int=first), UUID(int=first | (1 << RANDOM_BITS) - 1)
 
 
 def of_the_same_time_sql(id_: str) -> str:
-    """Return the same bounds as SQL, of a column, for the right side of `BETWEEN`."""
-    time = f"left({id_}::text, 13)"  # twelve digits and a hyphen
+    """Return these bounds as SQL for the right-hand side of `BETWEEN`; `id_` is the name of a column."""
+    time = f"left({id_}::text, 13)"  # twelve hexadecimal digits and a hyphen
     return f"({time} || '-0000-0000-000000000000')::uuid AND ({time} || '-ffff-ffff-ffffffffffff')::uuid"

@@ -1,6 +1,6 @@
 """The messages that the services exchange over RabbitMQ: frozen, versioned JSON.
 
-Fields are added with defaults, and never renamed or reused; golden files in the tests guard this.
+New fields need defaults, and existing fields are never renamed or reused. Golden files in the tests enforce this.
 """
 
 from enum import StrEnum
@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 
-# PostgreSQL stores counters as 32-bit integers, and no NUL in a text.
+# PostgreSQL stores the counters as 32-bit integers, and its texts cannot contain NUL.
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ordinal = Annotated[int, Field(ge=1, le=2**31 - 1)]
 SHORT_TEXT_LENGTH = 500
@@ -25,7 +25,7 @@ ROUND_HEADER = "round"
 
 
 class DeliveryStatus(StrEnum):
-    """The status of a delivery. The last four are final."""
+    """A delivery's status. The last four values are final."""
 
     PENDING = "pending"
     RETRYING = "retrying"
@@ -41,7 +41,7 @@ class DeliveryStatus(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How an attempt ended. `expired` ends a delivery that came too late to be attempted."""
+    """How an attempt ended. `expired` means that the delivery expired before it could be attempted."""
 
     SENT = "sent"
     RETRYING = "retrying"
@@ -51,12 +51,12 @@ class Outcome(StrEnum):
 
     @property
     def status(self) -> DeliveryStatus:
-        """The status that the delivery gets."""
+        """The delivery status that follows from this outcome."""
         return DeliveryStatus.RETRYING if self is Outcome.THROTTLED else DeliveryStatus(self.value)
 
 
 class ErrorClass(StrEnum):
-    """The class of an error: what it means for the delivery, whatever the provider calls it."""
+    """What an error means for the delivery, independent of the provider's own error codes."""
 
     TEMPORARY = "temporary"
     PERMANENT = "permanent"
@@ -64,7 +64,7 @@ class ErrorClass(StrEnum):
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
     UNKNOWN = "unknown"
-    """The connection broke after the request was sent, so the provider may or may not have delivered."""
+    """The connection broke after the request was sent, so the provider may or may not have delivered the message."""
     POISON = "poison"
 
 
@@ -73,17 +73,17 @@ class _Frozen(BaseModel):
 
 
 class EmailContent(_Frozen):
-    """The parts of a notification that only an e-mail has."""
+    """The parts of a notification that only e-mails have."""
 
     html: str | None = None
     """The message as HTML."""
     reply_to: str | None = None
     list_unsubscribe: str | None = None
-    """A URL at which one POST unsubscribes (RFC 8058)."""
+    """A URL that unsubscribes the recipient with a single POST (RFC 8058)."""
 
 
 class Content(_Frozen):
-    """The text that the user reads."""
+    """The content that the user sees."""
 
     message: str
     subject: str | None = None
@@ -92,7 +92,7 @@ class Content(_Frozen):
 
 
 class DeliveryRequested(_Frozen):
-    """A request for one attempt at a delivery, from the gateway, or from a sender for its next attempt."""
+    """A request for one delivery attempt. The gateway requests the first of each round, and senders request retries."""
 
     version: Literal[1] = 1
     delivery_id: UUID
@@ -103,15 +103,15 @@ class DeliveryRequested(_Frozen):
     content: Content
     round: Ordinal = 1
     attempt: Ordinal = 1
-    """The number of the requested attempt, counted over all rounds."""
+    """The number of this attempt, counted across all rounds."""
     failures: Counter = 0
-    """The failures of this round before this attempt."""
+    """The number of failures in this round before this attempt."""
     not_before: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
     waiting_since: AwareDatetime | None = None
-    """The time since which the provider has been throttling or unreachable."""
+    """When the provider started to throttle us or became unreachable; None if it did neither."""
     traceparent: str | None = Field(None, exclude=True)
-    """The parent span, which travels in a header and not in the body."""
+    """The parent span. It is sent in a header, not in the body."""
 
     def headers(self) -> dict[str, Any]:
         """Return the AMQP headers, as a new dict."""
@@ -126,14 +126,14 @@ class DeliveryRequested(_Frozen):
 
 
 class DeliveryResult(_Frozen):
-    """How one attempt ended, or (`expired`) that no further attempt is made."""
+    """The result of one attempt. If its outcome is `expired`, no attempt was made."""
 
     delivery_id: UUID
     round: Ordinal
     attempt: Counter
     """The number of provider calls so far, including this one."""
     failures: Counter
-    """The failures of this round, including this attempt."""
+    """The number of failures in this round, including this attempt."""
     outcome: Outcome
     error_class: ErrorClass | None = None
     error_code: ShortText | None = None
@@ -143,7 +143,7 @@ class DeliveryResult(_Frozen):
     finished_at: AwareDatetime
     next_attempt_at: AwareDatetime | None = None
     traceparent: ShortText | None = None
-    """The span of the attempt."""
+    """The attempt's span."""
 
 
 class DeliveryResults(_Frozen):
@@ -161,7 +161,7 @@ class ResultsEnvelope(_Frozen):
 
 
 class StatusChange(_Frozen):
-    """A new status of a delivery."""
+    """A change to a delivery: a new status, or a further attempt."""
 
     delivery_id: UUID
     notification_id: UUID
@@ -170,7 +170,7 @@ class StatusChange(_Frozen):
     round: Ordinal
     attempt: Counter
     changed_at: AwareDatetime
-    """PostgreSQL's time."""
+    """The time according to PostgreSQL's clock."""
     error_class: ErrorClass | None = None
     error_code: ShortText | None = None
 
@@ -178,7 +178,7 @@ class StatusChange(_Frozen):
 class StatusChanges(_Frozen):
     """Status changes that were committed together and have the same channel and status.
 
-    An empty list reports that changes were dropped, because RabbitMQ did not accept them.
+    An empty list means that some changes were dropped because RabbitMQ did not accept them.
     """
 
     version: Literal[1] = 1

@@ -1,4 +1,4 @@
-"""Test recipients: they pass through the whole pipeline without a provider call, and end as their names say."""
+"""Test recipients, which pass through the whole pipeline without a provider call. Their names state the outcome."""
 
 import re
 from enum import StrEnum
@@ -15,11 +15,11 @@ class Behaviour(StrEnum):
 
 
 NAMES = "|".join(Behaviour)
-# RFC 2606 guarantees that `.invalid` belongs to nobody.
+# RFC 2606 reserves `.invalid`, so these addresses cannot belong to anybody.
 RECIPIENT = re.compile(rf"@simulator_({NAMES})|({NAMES})@simulator\.invalid|https?://({NAMES})\.simulator\.invalid/.*")
 
 
 def simulated_behaviour(recipient: str | None) -> Behaviour | None:
-    """Return the behaviour that `permanent@simulator.invalid` or `@simulator_permanent` names; None if it is real."""
+    """Return the behaviour that a name like `permanent@simulator.invalid` selects; None for a real recipient."""
     match = RECIPIENT.fullmatch(recipient) if recipient else None
     return Behaviour(next(filter(None, match.groups()))) if match else None

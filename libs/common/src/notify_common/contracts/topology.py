@@ -1,4 +1,4 @@
-"""The RabbitMQ topology: exchanges, queues and bindings. Each service declares those that it uses.
+"""The RabbitMQ topology: exchanges, queues and bindings. Each service declares the ones that it uses.
 
 exchange `notifications` -> `notifications.<channel>`;
 `notifications.<channel>.retry` -> `notifications.<channel>.retry.<delay-ms>`, and from there back to the channel;
@@ -24,14 +24,14 @@ RESULTS_ROUTING_KEY = "results"
 DUE_ROUTING_KEY = "due"
 DROPPED_ROUTING_KEY = "dropped"
 
-# High, because each lost connection adds one to the count of every prefetched message, handled or not.
+# The limit is high, because each lost connection increments the count of every prefetched message, handled or not.
 REDELIVERY_LIMIT = 100
 ARCHIVE_REDELIVERY_LIMIT = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A queue that receives what is published to `exchange` with `routing_key`."""
+    """A queue that receives the messages published to `exchange` with `routing_key`."""
 
     exchange: RabbitExchange
     queue: RabbitQueue
@@ -39,46 +39,46 @@ class Binding:
 
 
 def delivery_queue_name(channel: Channel) -> str:
-    """Return the name of the queue that a channel's senders consume."""
+    """Return the name of the queue that a channel's senders consume from."""
     return f"notifications.{channel}"
 
 
 def retry_exchange(channel: Channel) -> RabbitExchange:
-    """Return the exchange of a channel's retry queues: one per channel, so that no sender can write to another's."""
+    """Return a channel's retry exchange. With a shared one, senders could write to other channels' retry queues."""
     return RabbitExchange(f"{delivery_queue_name(channel)}.retry", type=ExchangeType.DIRECT, durable=True)
 
 
 def retry_routing_key(delay: timedelta) -> str:
-    """Return the routing key, on a retry exchange, of the queue that delays a message by `delay`."""
+    """Return the routing key for the retry queue that delays messages by `delay`."""
     return str(_milliseconds(delay))
 
 
 def retry_queue_name(channel: Channel, delay: timedelta) -> str:
-    """Return the name of the channel's retry queue that delays a message by `delay`."""
+    """Return the name of the channel's retry queue that delays messages by `delay`."""
     return f"{retry_exchange(channel).name}.{_milliseconds(delay)}"
 
 
 def dead_letters() -> list[Binding]:
-    """Return the archive of dead letters, and the queue from which the status writer ends their deliveries."""
+    """Return the dead-letter archive, and the queue that tells the status writer which deliveries have failed."""
     return [
-        # An operator who lists the archive returns every message, and RabbitMQ counts each return.
+        # Listing the archive requeues every message, and RabbitMQ counts each time as a redelivery.
         Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": ARCHIVE_REDELIVERY_LIMIT})),
         Binding(DEAD, _quorum_queue("notifications.dead.inbox", {})),
     ]
 
 
 def deliveries(channel: Channel) -> Binding:
-    """Return the queue that a channel's senders consume; its dead letters go to `notifications.dead`."""
+    """Return the queue that a channel's senders consume from; its dead letters go to `notifications.dead`."""
     queue = _quorum_queue(delivery_queue_name(channel), _dead_lettering(DEAD))
     return Binding(NOTIFICATIONS, queue, channel.value)
 
 
 def retries(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
-    """Return the way back to the channel, then its retry queues, one per delay."""
+    """Return the binding that sends due messages back to the channel's queue, and then one retry queue per delay."""
     exchange = retry_exchange(channel)
     bindings = [Binding(exchange, deliveries(channel).queue, DUE_ROUTING_KEY)]
     for delay in delays:
-        # No x-expires: an expiring queue drops its messages.
+        # The queue has no x-expires, because an expired queue is deleted together with its messages.
         arguments = _dead_lettering(exchange, DUE_ROUTING_KEY) | {"x-message-ttl": _milliseconds(delay)}
         queue = _quorum_queue(retry_queue_name(channel, delay), arguments)
         bindings.append(Binding(exchange, queue, retry_routing_key(delay)))
@@ -86,7 +86,7 @@ def retries(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
 
 
 def results() -> Binding:
-    """Return the queue that the status writer consumes."""
+    """Return the queue from which the status writer consumes results."""
     queue = _quorum_queue("notifications.results", _dead_lettering(DEAD))
     return Binding(RESULTS, queue, RESULTS_ROUTING_KEY)
 
@@ -102,7 +102,7 @@ def _quorum_queue(name: str, arguments: QuorumQueueArgs) -> RabbitQueue:
 
 
 def _dead_lettering(exchange: RabbitExchange, routing_key: str | None = None) -> QuorumQueueArgs:
-    # The default strategy loses messages if the target rejects them; at-least-once requires reject-publish.
+    # The default strategy (at-most-once) loses messages that the target rejects. At-least-once needs reject-publish.
     arguments: QuorumQueueArgs = {
         "x-dead-letter-exchange": exchange.name,
         "x-dead-letter-strategy": "at-least-once",

@@ -1,1 +1,1 @@
-"""RabbitMQ: connections, confirmed publishing, consuming, dead letters."""
+"""RabbitMQ: connections, confirmed publishing, consuming, and dead letters."""

@@ -1,4 +1,4 @@
-"""Ack and reject in batches: one multiple ack for all messages that leave no gap."""
+"""Ack and reject messages in batches. One multiple ack covers all messages up to the first unfinished one."""
 
 import logging
 from collections import defaultdict
@@ -20,7 +20,7 @@ MAX_BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Acknowledgement:
-    """An ack or a reject of one message."""
+    """An ack or reject for one message."""
 
     channel: Channel
     tag: int
@@ -29,15 +29,15 @@ class _Acknowledgement:
 
 @dataclass(slots=True)
 class DeliveryTags:
-    """The delivery tags of a channel that are acknowledged: all up to `through`, and some `beyond` it."""
+    """A channel's acknowledged delivery tags: every tag up to `through`, and individual tags `beyond` it."""
 
     through: int = 0
     beyond: set[int] = field(default_factory=set)
 
     def acknowledge(self, acked: Sequence[int], rejected: Sequence[int]) -> list[spec.Basic.Ack | spec.Basic.Reject]:
-        """Return the frames that ack and reject these tags, and no tag that is still being handled."""
+        """Return the frames that ack and reject these tags, but no message that is still being handled."""
         self.beyond.update(acked, rejected)
-        # RabbitMQ numbers the messages of a channel from 1.
+        # RabbitMQ numbers a channel's messages from 1.
         while self.through + 1 in self.beyond:
             self.through += 1
             self.beyond.remove(self.through)
@@ -46,29 +46,29 @@ class DeliveryTags:
         acks = [spec.Basic.Ack(delivery_tag=tag) for tag in acked if tag > self.through]
         without_gap = [tag for tag in acked if tag <= self.through]
         if without_gap:
-            # The last tag of a multiple ack must not be acknowledged yet: RabbitMQ would not know it.
+            # A multiple ack must end at a tag that is not acked yet, because RabbitMQ forgets acked tags.
             acks.append(spec.Basic.Ack(delivery_tag=max(without_gap), multiple=True))
         return [*rejects, *acks]
 
 
 class Acknowledger:
-    """An acknowledger for one consumer, which must have a channel to itself.
+    """Acks and rejects the messages of one consumer, which must have a channel to itself.
 
-    Each call returns when the connection has its frame, or when its channel is lost. In that case, the broker delivers
-    the message again.
+    Each call returns once its frame has been handed to the connection, or once its channel is lost. If the channel is
+    lost, the broker redelivers the message.
     """
 
     def __init__(self) -> None:
-        # The tags of a lost channel are dropped with it: its messages are delivered again, on another channel.
+        # A lost channel's tags are dropped with it, because its messages are redelivered on another channel.
         self._tags: WeakKeyDictionary[Channel, DeliveryTags] = WeakKeyDictionary()
         self._batcher = Batcher(self._write, max_batch=MAX_BATCH)
 
     async def ack(self, channel: Channel, tag: int) -> None:
-        """Ack a message, once everything that follows from it is confirmed or committed."""
+        """Ack a message. All its effects must already be confirmed or committed."""
         await self._batcher.submit(_Acknowledgement(channel, tag, ack=True))
 
     async def reject(self, channel: Channel, tag: int) -> None:
-        """Let RabbitMQ dead-letter a message that can never be handled."""
+        """Reject a message that can never be handled, so that RabbitMQ dead-letters it."""
         await self._batcher.submit(_Acknowledgement(channel, tag, ack=False))
 
     async def _write(self, batch: Sequence[_Acknowledgement]) -> list[None]:
@@ -83,7 +83,7 @@ class Acknowledger:
                     await run_unless_closed(channel, _send(channel, frames))
             except BrokerUnavailable as unavailable:
                 log.debug(
-                    "messages are not settled, they will come again",
+                    "could not acknowledge messages; the broker will redeliver them",
                     extra={"count": len(own), "reason": str(unavailable)},
                 )
         return [None for _ in batch]

@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: settings, the broker object, channels, and errors."""
+"""RabbitMQ connections: settings, the broker object, channels, and errors."""
 
 import asyncio
 import logging
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 RECONNECT_INTERVAL = 1.0  # seconds
 HEARTBEAT = 10  # seconds; a dead connection is detected after about three heartbeats
 
-# The errors of an unavailable broker. ChannelInvalidStateError is not an AMQPError.
+# Errors that mean that the broker is unavailable. ChannelInvalidStateError is listed, as it is not an AMQPError.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
-# aiormq raises plain instances of these for some calls that a lost connection interrupts.
+# aiormq raises these classes themselves, not subclasses, for some calls that a lost connection interrupts.
 PLAIN_ERRORS = (Exception, RuntimeError)
 
 
@@ -42,7 +42,7 @@ class RabbitSettings(EnvironmentSettings):
     def amqp_url(self, role: str = "") -> str:
         """Return the AMQP URI, including the password (https://www.rabbitmq.com/docs/uri-spec).
 
-        The management UI shows the connection as `role@host`.
+        If a `role` is given, the management UI shows the connection as `role@host`.
         """
         user, vhost = quote(self.rabbitmq_user, safe=""), quote(self.rabbitmq_vhost, safe="")
         password = quote(self.rabbitmq_password.get_secret_value(), safe="")
@@ -51,11 +51,11 @@ class RabbitSettings(EnvironmentSettings):
 
 
 def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
-    """Return a broker that keeps a connection and reconnects automatically."""
-    outage = Outage(log, "the connection to rabbitmq is lost")
+    """Return a broker that keeps a connection open and reconnects automatically."""
+    outage = Outage(log, "the connection to RabbitMQ is down")
 
     def lost(connection: AbstractConnection | None, error: BaseException | None) -> None:
-        """Handle the loss, then each failed attempt to reconnect."""
+        """Handle the loss of the connection, and then each failed attempt to reconnect."""
         if error is None or isinstance(error, asyncio.CancelledError):
             return
         wait = outage.failed(repr(error))
@@ -74,30 +74,30 @@ def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
 
 
 async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
-    """Return a new channel on the connection that `broker` keeps; once lost, the channel is not opened again."""
+    """Return a new channel on the broker's connection. If the channel is lost, it is not reopened."""
     connection = await broker.connect()
     transport = connection.transport
     if transport is None or transport.connection.is_closed or not connection.connected.is_set():
         raise ConnectionError("not connected to RabbitMQ")
     channel = await transport.connection.channel(
         publisher_confirms=publisher_confirms,
-        on_return_raises=publisher_confirms,  # an unroutable message is an error, not a silent loss
+        on_return_raises=publisher_confirms,  # otherwise, unroutable messages would be lost silently
     )
-    assert isinstance(channel, Channel)  # noqa: S101 - aiormq's one class of channels
+    assert isinstance(channel, Channel)  # noqa: S101 - aiormq's only channel class
     return channel
 
 
 async def wait_unless_closed(channel: Channel, awaited: "asyncio.Future[Any]") -> None:
-    """Return when `awaited` is done, or the channel has closed."""
+    """Return once `awaited` is done or the channel has closed."""
     closing = channel.closing
     try:
         await asyncio.wait({awaited, closing}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        closing.cancel()  # this only ends the observation
+        closing.cancel()  # this stops watching the channel, and does not close it
 
 
 async def run_unless_closed(channel: Channel, writing: Coroutine[Any, Any, None]) -> None:
-    """Run `writing`, which waits for room in the write queue; raise `ConnectionError` if the channel closes first."""
+    """Run `writing`, which may wait for room in the write queue; raise `ConnectionError` if the channel closes."""
     task = asyncio.create_task(writing)
     try:
         await wait_unless_closed(channel, task)
@@ -110,21 +110,21 @@ async def run_unless_closed(channel: Channel, writing: Coroutine[Any, Any, None]
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """Raise `BrokerUnavailable` instead of the errors of an unavailable broker."""
+    """Convert the errors that an unavailable broker causes to `BrokerUnavailable`."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, BROKER_ERRORS) and type(error) not in PLAIN_ERRORS:
             raise
         if _is_being_cancelled():
-            # aiormq replaces a cancellation by the loss of the connection, if both happen together.
+            # If the connection is lost while this task is being cancelled, aiormq raises only the connection error.
             raise asyncio.CancelledError from error
         raise BrokerUnavailable(repr(error)) from error
     except asyncio.CancelledError as error:
         if _is_being_cancelled():
             raise
-        # Nobody cancelled this task: aiormq cancels whatever waits on a connection that misses its heartbeats.
-        raise BrokerUnavailable("the connection is stuck") from error
+        # Nobody cancelled this task: if a connection misses its heartbeats, aiormq cancels the tasks that wait on it.
+        raise BrokerUnavailable("the connection missed its heartbeats") from error
 
 
 def _is_being_cancelled() -> bool:

@@ -1,4 +1,4 @@
-"""The subscription of the senders, with acks in batches: see `docs/decisions/0013-senders-without-faststream.md`."""
+"""The senders' subscription, which acks in batches: see `docs/decisions/0013-senders-without-faststream.md`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,7 +27,7 @@ class Message:
 
 
 class BatchingConsumer(Subscription):
-    """A subscription that calls `handle` with each message, `prefetch` at a time, and acks in batches."""
+    """A subscription that handles up to `prefetch` messages concurrently and acks them in batches."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class BatchingConsumer(Subscription):
 
     async def _receive(self, delivered: DeliveredMessage) -> None:
         tag, channel = delivered.delivery_tag, delivered.channel
-        assert tag is not None and isinstance(channel, Channel)  # noqa: S101, PT018 - so it is in every delivery
+        assert tag is not None and isinstance(channel, Channel)  # noqa: S101, PT018 - true for every delivery
         properties = delivered.header.properties
         message = Message(delivered.body, properties.headers or {}, properties.message_id)
         self._running += 1
@@ -75,7 +75,7 @@ class BatchingConsumer(Subscription):
         try:
             try:
                 await self._handle(message)
-            except Exception as error:  # noqa: BLE001 - logged, and kept as the reason
+            except Exception as error:  # noqa: BLE001 - it is logged, and stored with the dead letter
                 if not await bury_failed(self._publisher, message, error, queue=self.queue):
                     await self._acknowledger.reject(channel, tag)
                     return

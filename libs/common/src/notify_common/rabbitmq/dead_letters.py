@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 REASON_HEADER = "dead_reason"
 QUEUE_HEADER = "dead_queue"
-# RabbitMQ writes this header when it dead-letters a message; it has one entry per queue, retry queues included:
+# RabbitMQ writes this header when it dead-letters a message; it has one entry per queue, including retry queues:
 # https://www.rabbitmq.com/docs/dlx#effects
 DEATHS_HEADER = "x-death"
 
 
 class ReceivedMessage(Protocol):
-    """A message as received, by any of the libraries."""
+    """A received message: aio-pika's, or the senders' own `Message`."""
 
     body: Any
     headers: Mapping[str, Any]
@@ -28,14 +28,14 @@ class ReceivedMessage(Protocol):
 
 
 async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, error: Exception, *, queue: str) -> bool:
-    """Log why a message cannot be handled, and publish it as a dead letter; return whether that succeeded.
+    """Log why a message cannot be handled, and publish it as a dead letter; return True if it was published.
 
-    If not, the caller can reject the message, so that RabbitMQ dead-letters it without the reason.
+    If it was not, the caller can reject the message, so that RabbitMQ dead-letters it without the reason.
     """
     fields = _log_fields(message, queue)
     if isinstance(error, PoisonMessage):
         reason = str(error)
-        log.error("message is poison", extra={**fields, "reason": reason})
+        log.error("poison message", extra={**fields, "reason": reason})
     else:
         reason = f"bug: {type(error).__name__}"
         log.error("handler failed", extra=fields, exc_info=error)
@@ -43,13 +43,13 @@ async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, e
         await bury(publisher, message.body, queue=queue, reason=reason, headers=message.headers)
     except Exception:
         # For example, some headers can be received but not published.
-        log.exception("reason is not kept", extra=fields)
+        log.exception("cannot publish the dead letter with its reason", extra=fields)
         return False
     return True
 
 
 def _log_fields(message: ReceivedMessage, queue: str) -> dict[str, object]:
-    """Identify a message by its headers, because its body may be unreadable."""
+    """Return log fields that identify a message by its headers, because its body may be unreadable."""
     ids = {name: message.headers.get(name) for name in (DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER)}
     trace = trace_id(read_traceparent(message.headers.get(TRACEPARENT_HEADER)))
     return {"queue": queue, "message_id": message.message_id, "trace_id": trace, **ids}
@@ -58,19 +58,19 @@ def _log_fields(message: ReceivedMessage, queue: str) -> dict[str, object]:
 async def bury(
     publisher: ConfirmedPublisher, body: bytes, *, queue: str, reason: str, headers: Mapping[str, Any] | None = None
 ) -> None:
-    """Publish a message that came from `queue` as a dead letter, and return once that is confirmed."""
+    """Publish a message that came from `queue` as a dead letter, and return once the broker has confirmed it."""
     dead_headers = {**original_headers(headers or {}), REASON_HEADER: reason, QUEUE_HEADER: queue}
     await publisher.publish_until_confirmed([OutgoingMessage(topology.DEAD, "", body, dead_headers)])
 
 
 def original_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers of the original publisher, without those that dead-lettering added."""
+    """Return the original publisher's headers, without those that dead-lettering added."""
     ours = (REASON_HEADER, QUEUE_HEADER)
     return {name: value for name, value in headers.items() if name not in ours and not name.startswith("x-")}
 
 
 def queues_of_death(headers: Mapping[str, Any]) -> set[str]:
-    """Return the queue in which the message died, and the retry queues in which it waited before."""
+    """Return the queue that dead-lettered the message, and any retry queues in which it waited before that."""
     deaths = headers.get(DEATHS_HEADER) or []
     queues = {str(death.get("queue")) for death in deaths}
     return queues | {str(headers[QUEUE_HEADER])} if QUEUE_HEADER in headers else queues

@@ -1,4 +1,4 @@
-"""Declare the topology once RabbitMQ answers."""
+"""Declare the topology once RabbitMQ is available."""
 
 import logging
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from notify_common.runtime.outage import Outage
 
 log = logging.getLogger(__name__)
 
-MINIMUM_VERSION = (3, 10)  # the first with at-least-once dead lettering
+MINIMUM_VERSION = (3, 10)  # the first version with at-least-once dead-lettering
 
 
 async def prepare_topology(
     settings: RabbitSettings, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = (), *, role: str = ""
 ) -> None:
-    """Wait until RabbitMQ answers, check its version, and declare; raise `StartupError` if waiting cannot help.
+    """Wait for RabbitMQ, check its version, and declare the topology; raise `StartupError` if waiting cannot help.
 
-    It uses its own connection, which it closes.
+    This uses a separate connection, which is closed afterwards.
     """
 
     async def connect_and_declare() -> None:
@@ -38,11 +38,11 @@ async def prepare_topology(
                     await declare(connection, bindings, exchanges)
                 except ChannelPreconditionFailed as error:
                     raise StartupError(
-                        f"RabbitMQ has a queue or exchange of one of our names with other arguments: {error!r}\n"
-                        "Another version has declared it. Delete it once it is empty: it is then declared anew."
+                        f"RabbitMQ already has a queue or exchange with this name but other arguments: {error!r}\n"
+                        "Another version declared it. Delete it once it is empty; this service then declares it again."
                     ) from error
 
-    outage = Outage(log, f"rabbitmq is not ready at {settings.rabbitmq_host}:{settings.rabbitmq_port}")
+    outage = Outage(log, f"RabbitMQ at {settings.rabbitmq_host}:{settings.rabbitmq_port} is not ready")
     await outage.retry(connect_and_declare, BrokerUnavailable)
 
 
@@ -57,10 +57,10 @@ def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP fi
 async def declare(
     connection: AbstractConnection, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = ()
 ) -> None:
-    """Declare in the order given: a target before what dead-letters to it, else its first messages are late.
+    """Declare everything in the given order. Dead-letter targets must come first, or the first dead letters are late.
 
-    Where this user may not declare, the broker's own definitions have done it; what is missing then raises
-    `ChannelNotFoundEntity`.
+    If this user is not allowed to declare, the broker's definitions must already contain everything; otherwise,
+    `ChannelNotFoundEntity` is raised.
     """
     for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)]):
         try:

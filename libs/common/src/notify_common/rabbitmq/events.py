@@ -1,4 +1,4 @@
-"""Publish status changes for whoever subscribes to them."""
+"""Publish status changes to the subscribers of events."""
 
 import asyncio
 import logging
@@ -21,16 +21,16 @@ from notify_common.runtime.outage import Outage
 log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0  # seconds
-STOP_TIMEOUT = 1.0  # seconds to publish what is waiting when the process stops
-MAX_WAITING = 10_000  # changes that wait to be published; further ones are dropped
+STOP_TIMEOUT = 1.0  # seconds to publish the waiting changes when the process stops
+MAX_WAITING = 10_000  # changes that may wait to be published; further ones are dropped
 
 
 class EventPublisher:
-    """Publishes status changes in the background, after they were committed.
+    """Publishes committed status changes in the background.
 
-    Events are news, not state: they are published without confirms, and what cannot be published is dropped in the end;
-    a message then says that some were. They have their own connection, because RabbitMQ blocks the connection of a
-    publisher during an alarm, and with it the acks that it carries.
+    Events may be lost: they are published without confirms, and new ones are dropped while too many are waiting. An empty
+    message then tells subscribers that some were dropped. Events have their own connection, because RabbitMQ blocks
+    publishing connections during an alarm, which would also block the acks on a shared connection.
     """
 
     def __init__(self, settings: RabbitSettings, role: str) -> None:
@@ -42,7 +42,7 @@ class EventPublisher:
         self._exchange: AbstractExchange | None = None
 
     def publish(self, changes: Sequence[StatusChange]) -> None:
-        """Publish committed changes as soon as RabbitMQ accepts them; return at once."""
+        """Publish committed changes in the background, and return at once."""
         if log.isEnabledFor(logging.DEBUG):
             for change in changes:
                 log.debug("status is %s", change.status, extra=change.model_dump(mode="json", exclude={"status"}))
@@ -54,7 +54,7 @@ class EventPublisher:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Publish for as long as the context lasts."""
+        """Publish events in the background until the context ends."""
         worker = asyncio.create_task(self._publish_waiting())
         try:
             yield
@@ -67,7 +67,7 @@ class EventPublisher:
             await self._disconnect()
 
     async def _publish_waiting(self) -> None:
-        outage = Outage(log, "events are not published")
+        outage = Outage(log, "events cannot be published")
         while True:
             changes = await self._waiting.get()
             await outage.retry(partial(self._publish_or_disconnect, changes), BrokerUnavailable)

@@ -1,8 +1,8 @@
 """FastStream subscribers that survive the loss of their connection, channel, consumer or queue.
 
-Each subscriber has a separate broker, and so a separate connection: `broker.start()` restarts all subscribers of a
-broker, and one missing queue would keep the others from starting. `prepare_topology` declares the queue on another
-connection, because FastStream ignores a subscriber's channel if its broker has declared the queue before.
+Each subscriber has its own `RabbitBroker` and connection, because `broker.start()` restarts all of a broker's
+subscribers, and one missing queue would keep the others from starting. `prepare_topology` declares the queue on another
+connection, because FastStream ignores a subscriber's channel if its broker has already declared the queue.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from notify_common.rabbitmq.dead_letters import bury_failed
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.subscription import CLOSE_TIMEOUT, Subscription
 
-CONNECT_TIMEOUT = 0.8 * CLOSE_TIMEOUT  # seconds; to close, it waits for an attempt to connect
+CONNECT_TIMEOUT = 0.8 * CLOSE_TIMEOUT  # seconds; shorter, because `_close` first waits for a connection attempt to end
 
 Decoded = TypeVar("Decoded")
 
 
 class FastStreamSubscription(Subscription):
-    """A FastStream subscriber with a separate broker.
+    """A FastStream subscriber with its own `RabbitBroker`.
 
-    `decode` turns the message into the argument of `handle`. Both must be coroutine functions, because FastStream runs
+    `decode` converts the message to the argument of `handle`. Both must be coroutine functions, because FastStream runs
     other functions in threads.
     """
 
@@ -49,7 +49,7 @@ class FastStreamSubscription(Subscription):
     ) -> None:
         super().__init__(queue, publisher, graceful_timeout=graceful_timeout)
         self._url = settings.amqp_url(role)
-        # `Subscription` restarts after a loss. If aio-pika restored the queue as well, there would be two consumers.
+        # `Subscription` restarts the consumer after a loss. If aio-pika restored it as well, there would be two.
         self._queue = RabbitQueue(queue, declare=False, robust=False)
         self._decode = decode
         self._handle = handle
@@ -59,7 +59,7 @@ class FastStreamSubscription(Subscription):
 
     @override
     async def _start(self) -> AmqpChannel:
-        # A new broker each time, because one that could not be stopped in time cannot be started again.
+        # Each start uses a new broker, because one that did not stop in time cannot be started again.
         broker = RabbitBroker(
             self._url,
             timeout=CONNECT_TIMEOUT,
@@ -77,15 +77,15 @@ class FastStreamSubscription(Subscription):
             no_reply=True,
         )
         self._subscriber(self._handle)
-        # A task, because aio-pika never stops to connect if it is cancelled in the middle of that.
+        # Connecting is a separate task, because aio-pika never stops trying if it is cancelled while connecting.
         self._connecting = asyncio.create_task(broker.connect())
         await asyncio.wait({self._connecting})
         self._connecting.result()
         await broker.start()
-        # This returns the queue that the subscriber has looked up, with the subscriber's channel.
+        # This returns the queue object that the subscriber has already looked up, which has the subscriber's channel.
         queue = await broker.declare_queue(self._queue)
         channel = await queue.channel.get_underlay_channel()
-        assert isinstance(channel, AmqpChannel)  # noqa: S101 - aiormq's one class of channels
+        assert isinstance(channel, AmqpChannel)  # noqa: S101 - aiormq's only channel class
         return channel
 
     @override
@@ -102,11 +102,11 @@ class FastStreamSubscription(Subscription):
 
 
 class BuryPoison(BaseMiddleware[Any, Any]):
-    """A middleware that moves what cannot be handled to the dead letters; only then is the message acked."""
+    """A middleware that dead-letters messages that cannot be handled, before they are acked."""
 
     def __init__(self, message: Any, /, *, context: ContextRepo, queue: str, publisher: ConfirmedPublisher) -> None:  # noqa: ANN401
         super().__init__(message, context=context)
-        self._message = message  # as received: FastStream generates an id for a message without one
+        self._message = message  # the raw message, because FastStream generates an id if there is none
         self._queue = queue
         self._publisher = publisher
 

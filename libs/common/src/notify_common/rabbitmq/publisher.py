@@ -1,6 +1,6 @@
-"""Publish batches of messages, each with one write, and report which of them the broker has confirmed.
+"""Publish each batch of messages with one write, and report which of them the broker has confirmed.
 
-See `docs/decisions/0008-one-write-per-group.md` for why they are not published one by one.
+See `docs/decisions/0008-one-write-per-group.md` for why messages are not published one by one.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class OutgoingMessage:
 
 
 class ConfirmedPublisher:
-    """A publisher with a separate channel, which it opens again after each loss of the broker's connection."""
+    """A publisher with its own channel, which it reopens whenever the broker's connection has been lost."""
 
     def __init__(self, broker: RabbitBroker) -> None:
         self._broker = broker
@@ -43,10 +43,10 @@ class ConfirmedPublisher:
         self._opening = asyncio.Lock()
 
     async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
-        """Publish, and return for each message None if the broker confirmed it, else why it did not.
+        """Publish the messages; return for each of them None if the broker confirmed it, or else the failure.
 
-        There is no timeout: under a memory alarm the broker accepts messages late, and a second copy published in the
-        meantime would be sent twice. The heartbeat detects a dead connection.
+        There is no timeout: during a memory alarm the broker accepts messages late, and publishing a second copy in the
+        meantime would notify the user twice. The heartbeat detects dead connections.
         """
         publishes = [_publish(message) for message in messages]
         try:
@@ -64,13 +64,13 @@ class ConfirmedPublisher:
         return [_failure(confirmation) for confirmation in confirmations]
 
     async def publish_until_confirmed(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Publish until the broker has every message, through any outage."""
+        """Publish until the broker has confirmed every message, however long an outage lasts."""
         while True:
             failures = await self.publish(messages)
             messages = [message for message, failure in zip(messages, failures, strict=True) if failure is not None]
             if not messages:
                 return
-            log.debug("not confirmed; trying again", extra={"count": len(messages), "reason": str(failures)})
+            log.debug("messages were not confirmed; retrying", extra={"count": len(messages), "reason": str(failures)})
             await asyncio.sleep(RECONNECT_INTERVAL)
 
     def _abandon(self, channel: Channel) -> None:
@@ -98,6 +98,6 @@ def _publish(message: OutgoingMessage) -> Publish:
 def _failure(confirmation: "asyncio.Future[Any]") -> PublishFailed | None:
     if not confirmation.done():
         confirmation.cancel()
-        return PublishFailed("the channel was closed before the confirm")
+        return PublishFailed("the channel closed before the confirm arrived")
     error = confirmation.exception()
     return None if error is None else PublishFailed(repr(error))

@@ -2,8 +2,8 @@
 
 aiormq's `basic_publish` writes each message separately and needs a task for each confirm. One write per batch costs a
 fraction of that (`docs/decisions/0008-one-write-per-group.md`). This module uses what `basic_publish` uses: the
-channel's lock, delivery tags, confirmations and write queue. The version of aiormq is locked, and the tests reject,
-return, interrupt and freeze publishes on a real broker.
+channel's lock, delivery tags, confirmations and write queue. aiormq's version is locked, and tests with a real broker
+reject, return, interrupt and freeze publishes.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ Publish = tuple[spec.Basic.Publish, spec.Basic.Properties, bytes]
 async def write_publishes(
     channel: Channel, publishes: Sequence[Publish], *, abandon: Callable[[], None]
 ) -> "list[asyncio.Future[Any]]":
-    """Publish with one write; return the confirmations, which fail if a message is rejected or returned.
+    """Publish with one write; return one future per message, which fails if the message is rejected or returned.
 
     Call `forget_publishes` once they are no longer awaited. `abandon` is called if the channel must not be used again.
     """
     frames: list[FrameType | ContentBody] = []
     for publish, properties, body in publishes:
-        size = channel.max_content_size if channel.max_content_size > 0 else len(body) or 1  # 0: there is no limit
+        size = channel.max_content_size if channel.max_content_size > 0 else len(body) or 1  # 0 means no limit
         parts = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
         frames += [publish, ContentHeader(properties=properties, body_size=len(body)), *parts]
     payload = ChannelFrame.marshall(channel.number, frames)
@@ -45,20 +45,20 @@ async def write_publishes(
         try:
             await _write(channel, payload)
         except BaseException:
-            # The messages may have been written or not, so it is unknown what the next confirm counts.
+            # It is unknown whether the messages were written, so later confirms might be matched to the wrong ones.
             abandon()
             raise
     return list(confirmations.values())
 
 
 def forget_publishes(channel: Channel, publishes: Sequence[Publish]) -> None:
-    """Forget the ids of the messages, once none of them can be returned any more."""
+    """Forget the messages' ids. Call this once none of the messages can be returned any more."""
     for message_id in _message_ids(publishes):
         channel.message_id_delivery_tag.pop(message_id, None)
 
 
 async def _write(channel: Channel, frames: ChannelFrame) -> None:
-    """Hand the frames to the connection's writer."""
+    """Queue the frames for the connection's writer."""
     try:
         channel.write_queue.put_nowait(frames)
     except asyncio.QueueFull:

@@ -1,4 +1,4 @@
-"""Subscriptions: the lifecycle of a consumer, independent of the library that consumes."""
+"""The lifecycle of a consumer, independent of the AMQP library that it uses."""
 
 import asyncio
 import logging
@@ -22,9 +22,9 @@ CLOSE_TIMEOUT = 5.0  # seconds
 class Subscription(ABC):
     """A consumer of one queue, which is restarted whenever it ends.
 
-    A message is acked once its handler returns, and not before everything that follows from it is confirmed or
-    committed. If its connection is lost, the handler is cancelled and the message is delivered again. If the handler
-    raises `PoisonMessage`, or fails with a bug, the message is dead-lettered, because it would fail again and again.
+    A message is acked when its handler returns; by then, all its effects must be confirmed or committed. If the
+    connection is lost, the handler is cancelled and the message is redelivered. If the handler raises `PoisonMessage`,
+    or any unexpected error, the message is dead-lettered, because it would fail each time.
     """
 
     def __init__(self, queue: str, publisher: ConfirmedPublisher, *, graceful_timeout: float) -> None:
@@ -35,11 +35,11 @@ class Subscription(ABC):
 
     @abstractmethod
     async def _start(self) -> Channel:
-        """Start to consume; return the channel that holds the consumer."""
+        """Start consuming, and return the consumer's channel."""
 
     @abstractmethod
     async def _finish(self) -> None:
-        """Return when no handler is running."""
+        """Wait until no handler is running."""
 
     @abstractmethod
     async def _close(self) -> None:
@@ -47,9 +47,9 @@ class Subscription(ABC):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
-        """Consume for as long as the context lasts, then finish what is in flight.
+        """Consume until the context ends, then finish the messages in flight.
 
-        The task ends before the context only if there is a bug.
+        The yielded task ends earlier only if there is a bug.
         """
         consuming = asyncio.create_task(self._consume())
         try:
@@ -62,13 +62,13 @@ class Subscription(ABC):
 
     @property
     def alive(self) -> bool:
-        """True if a channel holds the consumer, as far as this process knows."""
+        """True if the consumer has an open channel, as far as this process knows."""
         return self._channel is not None and not self._channel.is_closed and bool(self._channel.consumers)
 
     async def problem(self) -> str | None:
-        """Return why nothing is consumed, or None.
+        """Return why nothing is being consumed, or None if there is no problem.
 
-        An open connection proves nothing: the channel must hold its consumer, and the broker must answer and count it.
+        An open connection is not enough: the channel must have its consumer, and the broker must answer and count it.
         """
         channel = self._channel
         if channel is None or channel.is_closed:
@@ -78,16 +78,16 @@ class Subscription(ABC):
         try:
             with broker_errors():
                 async with asyncio.timeout(CHECK_TIMEOUT):
-                    # On a separate channel, because aiormq closes a channel on which a call times out.
+                    # This uses a separate channel, because aiormq closes a channel if a call on it times out.
                     probe = await channel.connection.channel(publisher_confirms=False)
                     declared = await probe.queue_declare(self.queue, passive=True)
                     await probe.close()
         except BrokerUnavailable as unavailable:
             return f"{self.queue}: RabbitMQ does not answer ({unavailable})"
-        return None if declared.consumer_count else f"{self.queue}: RabbitMQ knows no consumer"
+        return None if declared.consumer_count else f"{self.queue}: RabbitMQ reports no consumers"
 
     async def _consume(self) -> None:
-        outage = Outage(log, f"nothing is consumed from {self.queue}")
+        outage = Outage(log, f"{self.queue} is not being consumed")
         while True:
             try:
                 with broker_errors():
@@ -95,29 +95,29 @@ class Subscription(ABC):
                     ended = _end_of_consumer(self._channel)
                     outage.ended()
                     await ended.wait()
-                wait = outage.failed("the consumer has ended")
+                wait = outage.failed("the consumer was cancelled or its channel closed")
             except BrokerUnavailable as unavailable:
                 wait = outage.failed(unavailable)
             try:
                 with broker_errors():
-                    # If the broker cancelled the consumer, its channel is still open and its handlers still run.
+                    # If the broker cancelled the consumer, its channel is still open and handlers are still running.
                     await self._stop()
             except BrokerUnavailable as unavailable:
-                log.debug("the old consumer is not closed", extra={"queue": self.queue, "reason": str(unavailable)})
+                log.debug("could not close the old consumer", extra={"queue": self.queue, "reason": str(unavailable)})
             await asyncio.sleep(wait)
 
     async def _stop(self) -> None:
         try:
             async with asyncio.timeout(self._graceful_timeout):
                 if self._channel is not None and not self._channel.is_closed:
-                    # A message that is delivered from here on could no longer be handled. If the connection is lost
-                    # here, handlers still get their time to finish.
+                    # Messages that are delivered from now on could not be handled in time, so the consumer is cancelled
+                    # first. Even if the connection is lost during that, handlers still get their time to finish.
                     with suppress(BrokerUnavailable), broker_errors():
                         for consumer_tag in list(self._channel.consumers):
                             await self._channel.basic_cancel(consumer_tag, nowait=True)
                 await self._finish()
         finally:
-            # RabbitMQ redelivers what is not acked by now.
+            # RabbitMQ redelivers every message that has not been acked by now.
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._close()
 
@@ -127,6 +127,6 @@ def _end_of_consumer(channel: Channel) -> asyncio.Event:
     ended = asyncio.Event()
     channel.closing.add_done_callback(lambda _: ended.set())
     channel.on_consumer_cancel_callbacks.add(lambda _: ended.set())
-    if not channel.consumers:  # it ended before the callbacks were there
+    if not channel.consumers:  # it ended before the callbacks were added
         ended.set()
     return ended

@@ -1,4 +1,4 @@
-"""A service that consumes: it starts, consumes until it is stopped, and finishes what is in flight."""
+"""A service that consumes messages until it is stopped, and then finishes the messages in flight."""
 
 import asyncio
 import logging
@@ -21,32 +21,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """A service that is wired, but does not run yet. RabbitMQ may be unavailable at the start and at any time later."""
+    """A service that is wired up but not running yet. RabbitMQ may be unavailable at startup or at any later time."""
 
     role: str
     rabbit: RabbitSettings
     broker: RabbitBroker
-    """The broker that the service publishes with."""
+    """The broker that the service uses to publish."""
     subscriptions: Sequence[Subscription]
     registry: CollectorRegistry
     declares: Sequence[Binding]
     exchanges: Sequence[RabbitExchange] = ()
     resources: Sequence[AbstractAsyncContextManager[object]] = ()
-    """Entered before anything is consumed, and left after everything in flight has ended."""
+    """Contexts that are entered before consuming starts, and exited after everything in flight has finished."""
     stopping: Callable[[], None] = lambda: None
-    """Called before handlers are given their time to finish."""
+    """Called when the service stops, before handlers are given time to finish."""
     drained: Callable[[], Awaitable[None]] | None = None
-    """Waits for work that continues although the connection of its handler was lost."""
+    """Waits for work that continues after its handler's connection was lost."""
     before_scrape: Callable[[], Awaitable[None]] | None = None
     graceful_timeout: float
 
     async def serve(self, host: str, port: int) -> None:
-        """Consume until SIGTERM, and serve health and metrics all the while."""
+        """Consume until SIGTERM, and serve health checks and metrics in the meantime."""
         app = health_app(self.subscriptions, self.registry, before_scrape=self.before_scrape)
         await serve(app, host=host, port=port, work=self.work)
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Consume until `stop`, then finish what is in flight."""
+        """Consume until `stop` is set, then finish the messages in flight."""
         stopping = asyncio.create_task(stop.wait())
         async with AsyncExitStack() as stack:
             starting = asyncio.create_task(stack.enter_async_context(self.running()))
@@ -57,13 +57,13 @@ class Worker:
                 return
             tasks = starting.result()
             ended, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            log.info("stopping: finishing what is in flight")
+            log.info("stopping: finishing messages in flight")
         for task in ended:
             task.result()  # if a subscription has failed, its error ends the process
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[list[asyncio.Task[None]]]:
-        """Consume for as long as the context lasts. A task ends before that only if there is a bug."""
+        """Consume until the context ends. The yielded tasks end earlier only if there is a bug."""
         async with AsyncExitStack() as resources:
             resources.push_async_callback(self.broker.stop)
             for resource in self.resources:

@@ -1,8 +1,8 @@
-"""Batch what arrives concurrently: whatever arrives while one batch is being flushed goes into the next.
+"""Batch items that arrive concurrently: items that arrive while one batch is being flushed go into the next.
 
-A lone item never waits for a batch to fill. Under load the cost of a flush (a transaction, a publisher confirm) is
-shared by the whole batch. With a `flush_interval`, flushes start at least that far apart, so that an item that closely
-follows a flush waits a little for others to join it.
+A lone item never waits for a batch to fill. Under load, the whole batch shares the cost of a flush (a transaction, a
+publisher confirm). With a `flush_interval`, flushes start at least that far apart, so that an item that arrives soon
+after a flush waits a little for others to join it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The outcome of an item whose flush raised `error`: a result may itself be an exception."""
+    """The outcome of an item whose flush raised `error`. It is wrapped, because a result may be an exception, too."""
 
     error: Exception
 
@@ -30,7 +30,7 @@ Submission = tuple[Sequence[Item], asyncio.Future[list[Result | Failed]]]
 class Batcher(Generic[Item, Result]):
     """Flushes one batch at a time, of at most `max_batch` submissions; `flush` returns one result per item.
 
-    If `flush` raises one of `rejections`, nothing of the batch may have been written. The batch is then bisected until
+    If `flush` raises one of `rejections`, it must not have written any of the batch. The batch is then bisected until
     the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller.
     """
 
@@ -55,14 +55,14 @@ class Batcher(Generic[Item, Result]):
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """Return the result of `item` once it is flushed; raise what its flush raised, or `Overloaded`."""
+        """Flush `item` and return its result; raise the error of its flush, or `Overloaded`."""
         (outcome,) = await self.submit_all([item])
         if isinstance(outcome, Failed):
             raise outcome.error
         return outcome
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
-        """Flush `items` in one batch; return for each its result, or `Failed`."""
+        """Flush `items` in one batch; return a result or `Failed` for each item."""
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
             raise Overloaded
         flushed: asyncio.Future[list[Result | Failed]] = asyncio.get_running_loop().create_future()
@@ -72,7 +72,7 @@ class Batcher(Generic[Item, Result]):
         return await flushed
 
     async def drained(self) -> None:
-        """Return when nothing is waiting or being flushed."""
+        """Wait until no item is waiting or being flushed."""
         while self._worker is not None and not self._worker.done():
             await asyncio.wait({self._worker})
 
@@ -84,7 +84,7 @@ class Batcher(Generic[Item, Result]):
             self._next_flush_at = loop.time() + self._flush_interval
             size = min(len(self._waiting), self._max_batch)
             batch = [self._waiting.popleft() for _ in range(size)]
-            # A caller that was cancelled before its flush began withdraws its items.
+            # The items of callers that were cancelled before the flush began are not flushed.
             batch = [(items, flushed) for items, flushed in batch if not flushed.done()]
             if batch:
                 if self._observe is not None:

@@ -4,5 +4,5 @@ from datetime import UTC, datetime
 
 
 def utc_now() -> datetime:
-    """Return the time, with its time zone."""
+    """Return the current time as a time-zone-aware datetime in UTC."""
     return datetime.now(UTC)

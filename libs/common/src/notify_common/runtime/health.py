@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz` and `/metrics` of the services that consume: ready means that the queues are really consumed."""
+"""`/livez`, `/readyz` and `/metrics` for consuming services. A service is ready if its queues are being consumed."""
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +14,7 @@ from notify_common.version import VERSION
 
 
 class ConsumedQueue(Protocol):
-    """A queue whose consumer can be asked for its state."""
+    """A queue whose consumer reports its state."""
 
     @property
     def queue(self) -> str:
@@ -25,7 +25,7 @@ class ConsumedQueue(Protocol):
         """True if the queue is being consumed, as far as this process knows."""
 
     async def problem(self) -> str | None:
-        """Return why nothing is consumed, or None."""
+        """Return why nothing is being consumed, or None if there is no problem."""
 
 
 def health_app(
@@ -34,8 +34,8 @@ def health_app(
     *,
     before_scrape: Callable[[], Awaitable[None]] | None = None,
 ) -> AsgiFastStream:
-    """Return an ASGI app that reports on these queues; `before_scrape` sets the metrics that have to be asked for."""
-    alive = Gauge("notify_consumer_up", "Whether the queue is consumed from.", ["queue"], registry=registry)
+    """Return an ASGI app that reports on these queues; `before_scrape` updates metrics that need a query."""
+    alive = Gauge("notify_consumer_up", "1 if this process consumes from the queue.", ["queue"], registry=registry)
     for each in queues:
         alive.labels(each.queue).set_function(partial(getattr, each, "alive"))
 

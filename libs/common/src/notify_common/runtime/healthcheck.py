@@ -17,7 +17,7 @@ def main() -> None:
         response = connection.getresponse()
         body = response.read().decode(errors="replace")
     except OSError as error:
-        sys.exit(f"no response: {error}")
+        sys.exit(f"no response from /readyz: {error}")
     if response.status != HTTPStatus.OK:
         sys.exit(body)
 

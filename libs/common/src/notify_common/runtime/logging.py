@@ -1,4 +1,4 @@
-"""Configure logging: one event with its fields per line, readable on a terminal, otherwise JSON."""
+"""Configure logging: one line per event, with its fields, as readable text on a terminal and as JSON elsewhere."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ def configure_logs(level: str, log_format: LogFormat | None = None) -> None:
     """Log to stderr; without a `log_format`, use the console format on a terminal and JSON everywhere else."""
     on_terminal = sys.stderr.isatty()
     as_json = not on_terminal if log_format is None else log_format is LogFormat.JSON
-    # structlog's default traceback would show the values of variables.
+    # structlog's default traceback would show the values of local variables, which may be secret.
     plain = structlog.dev.plain_traceback
     rendering: list[Processor] = [
         structlog.dev.ConsoleRenderer(colors=on_terminal, pad_event_to=0, exception_formatter=plain)
@@ -39,9 +39,9 @@ def configure_logs(level: str, log_format: LogFormat | None = None) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler])
-    # uvicorn's lines about its start repeat ours, and httpx logs every request.
+    # uvicorn's startup messages duplicate ours, and httpx logs every request.
     for library in ("uvicorn.error", "httpx"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
-    # They log every failed reconnect with a traceback; we log when a connection is lost and when it is back.
+    # These libraries log every failed reconnect with a traceback. We log only the start and the end of an outage.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Retry through an outage with growing waits; log when it begins, once a minute while it lasts, and when it ends."""
+"""Retry with growing waits during an outage; log when it begins, once a minute while it lasts, and when it ends."""
 
 import asyncio
 import logging
@@ -10,12 +10,12 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 5.0  # seconds
-JITTER = 0.3  # as a share of the wait, so that processes that fail together do not retry together
+JITTER = 0.3  # a fraction of the wait, so that processes that fail together do not retry together
 REMINDER_INTERVAL = 60.0  # seconds
 
 
 class Outage:
-    """The state of one thing that can be unavailable, such as a connection."""
+    """Tracks the outages of one dependency, such as a connection. `what` describes an outage in the log."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:
         self._log = log
@@ -25,7 +25,7 @@ class Outage:
         self._wait = FIRST_WAIT
 
     async def retry(self, operation: Callable[[], Awaitable[Result]], error: type[Exception]) -> Result:
-        """Call `operation` until it does not raise `error`."""
+        """Call `operation` until it no longer raises `error`; return its result."""
         while True:
             try:
                 result = await operation()
@@ -41,11 +41,11 @@ class Outage:
         if self._began is None:
             self._began = self._reminded = now
             self._wait = FIRST_WAIT
-            self._log.warning("%s; trying again", self._what, extra={"error": str(error)})
+            self._log.warning("%s; retrying", self._what, extra={"error": str(error)})
         elif now - self._reminded >= REMINDER_INTERVAL:
             self._reminded = now
             seconds = round(now - self._began, 1)
-            self._log.warning("%s still; trying again", self._what, extra={"error": str(error), "seconds": seconds})
+            self._log.warning("%s; still retrying", self._what, extra={"error": str(error), "seconds": seconds})
         wait = self._wait * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
         self._wait = min(self._wait * 2, LONGEST_WAIT)
         return wait
@@ -54,5 +54,5 @@ class Outage:
         """Record a success."""
         if self._began is not None:
             seconds = round(time.monotonic() - self._began, 1)
-            self._log.info("%s: over", self._what, extra={"seconds": seconds})
+            self._log.info("resolved: %s", self._what, extra={"seconds": seconds})
             self._began = None

@@ -1,4 +1,4 @@
-"""The edge of a service process: signals, and serving HTTP while the actual work runs."""
+"""Run a service process: handle signals, and serve HTTP while the actual work runs."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ GC_THRESHOLDS = (50_000, 20, 100)  # new objects, and collections of the younger
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], settings: ServiceSettings) -> None:
-    """Run a service to its end: exit 0 after SIGTERM or SIGINT, 1 with a one-line message after `StartupError`."""
+    """Run a service until it ends. The exit code is 0 after SIGTERM or SIGINT; after `StartupError`, it is 1."""
     configure_logs(settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -43,15 +43,15 @@ async def serve(
     also: tuple[str, int] | None = None,
     stopping: Callable[[], None] | None = None,
 ) -> None:
-    """Serve `app` and run `work` until SIGTERM or SIGINT, then set its event and wait for it to finish.
+    """Serve `app` and run `work` until SIGTERM or SIGINT, then set the event of `work` and wait for it to finish.
 
-    `also` is a second address, for what is not public; the scope tells `app` which one received the request. `stopping`
-    is called to end responses that would not end by themselves.
+    `also` is a second address, for private endpoints; the ASGI scope tells `app` which address received the request.
+    `stopping` is called to end responses that would never end by themselves.
 
-    HTTP stops first, so that `work` can finish what was accepted. If `work` fails, the process ends with its error.
+    HTTP stops first, so that `work` can finish all accepted requests. If `work` fails, the process ends with its error.
     """
-    # A full collection traverses every message in flight, which takes tens of milliseconds. So it runs rarely, and
-    # skips what lives as long as the process.
+    # A full garbage collection traverses every message in flight, which takes tens of milliseconds. It therefore runs
+    # rarely, and skips the objects that live as long as the process.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     stop = asyncio.Event()
@@ -64,8 +64,8 @@ async def serve(
         if stopping is not None:
             stopping()
 
-    # uvicorn's own handlers raise the signal again at the end, so that a service that stopped cleanly would still
-    # appear to be killed by it.
+    # uvicorn's own handlers raise the signal again at the end, so a service that stopped cleanly would seem to have
+    # been killed.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end_serving)
     log.info("listening", extra={"url": f"http://{host}:{port}"})
@@ -89,8 +89,8 @@ def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nothing depends on the client's address
-            # Longer than clients and proxies keep a connection: if the server closes it first, it may do so just when
-            # the next request is sent.
+            # Clients and proxies must close idle connections first. If the server did, it might do so just as the next
+            # request is sent.
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
         )
@@ -98,7 +98,7 @@ def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn
 
 
 def _bound(host: str, port: int) -> list[socket.socket]:
-    """Return a socket for each address of `host`; raise `StartupError`."""
+    """Return a bound socket for each address of `host`; raise `StartupError` if one cannot be bound."""
     sockets = []
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):

@@ -1,4 +1,4 @@
-"""Record spans with OpenTelemetry and export them. Its own variables (`OTEL_…`) control sampling and batching."""
+"""Record and export spans with OpenTelemetry, whose own variables (`OTEL_…`) control sampling and batching."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,28 +21,28 @@ from notify_common.runtime.tracing import Attributes, Kind, Span, Tracing
 
 log = logging.getLogger(__name__)
 
-EXPORT_TIMEOUT = 2.0  # seconds per batch; there may be four when the process stops
-MAX_LINKS = 5000  # the members of a group
+EXPORT_TIMEOUT = 2.0  # seconds per batch; up to four batches may be left when the process stops
+MAX_LINKS = 5000  # the maximum number of members in a group
 W3C = TraceContextTextMapPropagator()
 
 
 def export_spans(otlp_endpoint: str, service: str) -> Tracing:
-    """Export spans in batches, from a thread; export the rest when the process ends."""
+    """Return tracing that exports spans in batches, from a thread, and the rest when the process ends."""
     resource = Resource.create({SERVICE_NAME: service, SERVICE_INSTANCE_ID: gethostname()})
     provider = TracerProvider(resource=resource, span_limits=SpanLimits(max_links=MAX_LINKS))
-    # The path that the OTLP specification derives from an endpoint for all signals.
+    # The OTLP specification appends this path to an endpoint that is set for all signals.
     exporter = _QuietExporter(f"{otlp_endpoint.rstrip('/')}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # several lines per batch
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it logs several lines per failed batch
     return RecordedTracing(provider)
 
 
 class _QuietExporter(OTLPSpanExporter):
-    """Logs an unavailable collector like any other outage."""
+    """An exporter that logs an unavailable collector like any other outage."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint=endpoint, timeout=EXPORT_TIMEOUT)
-        self._outage = Outage(log, "traces are not exported")
+        self._outage = Outage(log, "traces cannot be exported")
 
     @override
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -50,12 +50,12 @@ class _QuietExporter(OTLPSpanExporter):
         if result is SpanExportResult.SUCCESS:
             self._outage.ended()
         else:
-            self._outage.failed("OTEL_EXPORTER_OTLP_ENDPOINT does not take them")
+            self._outage.failed("the collector at OTEL_EXPORTER_OTLP_ENDPOINT did not accept them")
         return result
 
 
 class RecordedSpan(Span):
-    """A span of OpenTelemetry."""
+    """An OpenTelemetry span."""
 
     __slots__ = ("_span",)
 
@@ -79,7 +79,7 @@ class RecordedSpan(Span):
 
 
 class RecordedTracing(Tracing):
-    """Spans of OpenTelemetry, made by `provider`."""
+    """Tracing with OpenTelemetry spans, which `provider` creates."""
 
     on = True
 
@@ -100,7 +100,7 @@ class RecordedTracing(Tracing):
     def group(self, name: str, members: Iterable[str | None]) -> Iterator[None]:
         parents = [W3C.extract({TRACEPARENT_HEADER: member}) for member in members if member is not None]
         links = [Link(get_current_span(parent).get_span_context()) for parent in parents]
-        # A driver's error text may contain values, so only the type of an error is recorded.
+        # Only the error's type is recorded, because a driver's error text may contain users' data.
         with RecordedSpan(self._tracer.start_span(name, W3C.extract({}), links=links)):
             yield
 

@@ -1,7 +1,7 @@
 """Tracing: one trace per notification, with a span for each step from the POST to the written status.
 
-The steps are joined by their `traceparent`, see `contracts/trace_context.py`. While nothing is exported, it is passed
-on unchanged and nothing else happens; `span_export.py` records spans with OpenTelemetry.
+The steps are linked by a `traceparent` (see `contracts/trace_context.py`). If tracing is off, it is only passed on
+unchanged; otherwise, `span_export.py` records spans with OpenTelemetry.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,19 +15,19 @@ Attributes = Mapping[str, object]
 
 @dataclass(slots=True)
 class Span:
-    """A step in progress; this class does not record it."""
+    """A step in progress. This base class records nothing."""
 
     traceparent: str | None
-    """The parent of what follows from this step."""
+    """The parent span for the steps that follow from this one."""
 
     def set(self, attributes: Attributes) -> None:
-        """Set attributes; None values are left out."""
+        """Set the attributes that are not None."""
 
     def fail(self, error: str) -> None:
         """Mark the step as failed."""
 
     def end(self) -> None:
-        """End the step; leaving the context does so too."""
+        """End the step. Exiting the context does so, too."""
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +42,7 @@ UNRECORDED = Span(None)
 
 
 class Tracing:
-    """Creates the spans of one process; this class creates spans that are not recorded."""
+    """Creates the spans of one process. This base class records none of them."""
 
     on = False
 
@@ -53,11 +53,11 @@ class Tracing:
         kind: Kind = "internal",  # noqa: ARG002 - for subclasses
         attributes: Attributes | None = None,  # noqa: ARG002 - for subclasses
     ) -> Span:
-        """Start a span below `parent`, or a new trace if that is None."""
+        """Start a span under `parent`, or a new trace if `parent` is None."""
         return UNRECORDED if parent is None else Span(parent)
 
     def group(self, name: str, members: Iterable[str | None]) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Trace what is done for all `members` together, as a separate trace that is linked to theirs."""
+        """Trace work that is done for all `members` together, as a separate trace with links to theirs."""
         return nullcontext()
 
 

@@ -1,1 +1,1 @@
-"""The runtime of every sender: one message in, one attempt, its result and perhaps a next attempt out."""
+"""The code that all senders share: make one attempt per message, report its result, and perhaps schedule a retry."""

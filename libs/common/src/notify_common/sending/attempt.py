@@ -1,4 +1,4 @@
-"""One attempt: call the provider, then decide what its response means. The decision is a pure function."""
+"""Make one attempt: call the provider, and decide what its response means. The decision is a pure function."""
 
 import asyncio
 import time
@@ -30,12 +30,12 @@ class Decision:
     result: DeliveryResult
     next_request: DeliveryRequested | None = None
     failure: errors.ProviderFailure | None = None
-    """The provider's failure, from which the circuit breaker learns."""
+    """The provider's failure, which the circuit breaker needs to know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """The attempt was not made; the request for it is scheduled again."""
+    """An attempt that was not made, with the request that schedules it again."""
 
     next_request: DeliveryRequested
 
@@ -43,7 +43,7 @@ class Postponed:
 async def attempt_delivery(
     provider: Provider, request: DeliveryRequested, timeout: float, schedule: RetrySchedule
 ) -> Decision:
-    """Call the provider for at most `timeout` seconds, unless the delivery has expired, and decide."""
+    """Call the provider for at most `timeout` seconds, unless the delivery has expired, and decide what happens next."""
     now = utc_now()
     if request.expires_at is not None and request.expires_at <= now:
         return Decision(expired(request, now))
@@ -54,7 +54,7 @@ async def attempt_delivery(
 async def call_provider(
     provider: Provider, request: DeliveryRequested, timeout: float, *, started_at: datetime
 ) -> ProviderResponse:
-    """Return the provider's response within `timeout` seconds."""
+    """Call the provider and return its response, which is a failure if it takes longer than `timeout` seconds."""
     start = time.monotonic()
     message_id: str | None = None
     failure: errors.ProviderFailure | None = None
@@ -66,13 +66,13 @@ async def call_provider(
         failure, timed_out = errors.TemporaryFailure("timeout"), True
     except errors.ProviderFailure as error:
         failure = error
-    # The wall clock may have been set back during the call.
+    # The monotonic clock measures the duration, because the wall clock may have been set back during the call.
     finished_at = started_at + timedelta(seconds=time.monotonic() - start)
     return ProviderResponse(started_at, finished_at, message_id, failure, timed_out)
 
 
 def decide(request: DeliveryRequested, response: ProviderResponse, schedule: RetrySchedule) -> Decision:
-    """Return what the provider's response means for the delivery."""
+    """Decide what the provider's response means for the delivery."""
     failure = response.failure
     if failure is None:
         return Decision(_result(request, response, Outcome.SENT, failures=request.failures))
@@ -105,13 +105,13 @@ def _retry_without_failure(
     waited = response.finished_at - since
     if waited >= schedule.max_wait:
         return Decision(_result(request, response, Outcome.FAILED, failures=request.failures, error_class=error_class))
-    # Waiting as long again as it has waited so far doubles the delay each time.
+    # The next delay is about as long as the whole wait so far, so it doubles each time.
     delay = delay or schedule.queue_delay(waited)
     return _retry(request, response, outcome, error_class, request.failures, delay, waiting_since=since)
 
 
 def expired(request: DeliveryRequested, now: datetime) -> DeliveryResult:
-    """Return the result of a delivery that expired before this attempt, so that the provider was not called."""
+    """Return the result for a delivery that expired before this attempt, so that the provider was not called."""
     result = _result(request, ProviderResponse(now, now), Outcome.EXPIRED, failures=request.failures)
     return result.model_copy(update={"attempt": request.attempt - 1})
 

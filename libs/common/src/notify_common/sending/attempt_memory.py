@@ -1,4 +1,4 @@
-"""Remember recent attempts, so that a redelivered message is answered from memory and not sent again."""
+"""Remember recent attempts, so that a redelivered message does not lead to a second provider call."""
 
 import asyncio
 from collections import OrderedDict
@@ -16,29 +16,29 @@ AttemptKey = tuple[UUID, int, int]
 
 @dataclass(slots=True)
 class RememberedAttempt:
-    """An attempt that is running or done, regardless of the connection that delivered its message."""
+    """A running or finished attempt, which may outlive the connection that delivered its message."""
 
     decision: asyncio.Future[Decision | Postponed]
-    """Completes when the result is confirmed."""
+    """Completes when the broker has confirmed the result, or when the attempt is postponed."""
     scheduling: asyncio.Task[bool] | None = None
-    """Completes when it is known whether the broker has the next attempt, which must not be scheduled twice."""
+    """Publishes the next request. Handlers share this task, so that the next attempt is not scheduled twice."""
     handlers: int = 0
 
     @property
     def postponed(self) -> bool:
-        """True if it has ended without having been made."""
+        """True if the attempt was postponed instead of being made."""
         if not self.decision.done() or self.decision.cancelled() or self.decision.exception() is not None:
             return False
         return isinstance(self.decision.result(), Postponed)
 
     def forget_next_request(self, decision: Decision) -> None:
-        """Drop the next request, which the broker has: thousands of them, with their content, would fill memory."""
+        """Drop the next request, which the broker has confirmed, because thousands of them would fill the memory."""
         self.decision = asyncio.get_running_loop().create_future()
         self.decision.set_result(replace(decision, next_request=None))
 
 
 class AttemptMemory:
-    """All attempts that handlers wait for, and the last `keep` others: an ack may be lost after it is written."""
+    """Remembers all attempts that handlers wait for, and the last `keep` others, whose acks may have been lost."""
 
     def __init__(
         self, start: Callable[[DeliveryRequested], Coroutine[Any, Any, Decision | Postponed]], *, keep: int
@@ -54,7 +54,7 @@ class AttemptMemory:
         key = (request.delivery_id, request.round, request.attempt)
         remembered = self._attempts.get(key)
         if remembered is None:
-            # A separate task, because a lost connection cancels the handler, and must not cancel the provider call.
+            # A lost connection cancels the handler but must not cancel the provider call, so that is a separate task.
             remembered = RememberedAttempt(asyncio.create_task(self._start(request)))
             self._attempts[key] = remembered
         self._idle.pop(key, None)
@@ -82,6 +82,6 @@ class AttemptMemory:
         while len(self._idle) > self._keep:
             oldest = next(iter(self._idle))
             if not self._attempts[oldest].decision.done():
-                break  # its message will be redelivered on another connection
+                break  # still running; its message will be redelivered on another connection
             del self._idle[oldest]
             del self._attempts[oldest]

@@ -1,4 +1,4 @@
-"""Protect a provider: a circuit breaker, a concurrency limit and rate limits, for each provider behind a channel."""
+"""Protect each provider behind a channel with a circuit breaker, a concurrency limit and rate limits."""
 
 import asyncio
 import logging
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 OPENING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
 INCONCLUSIVE = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
 MAX_BREAKERS = 10_000
-LONGEST_OPEN = timedelta(seconds=30)  # at a time: a provider that asks for more may mean only one recipient
+LONGEST_OPEN = timedelta(seconds=30)  # even if the provider asks for more, which may concern only one recipient
 
 
 @dataclass(frozen=True)
 class ProviderLimits:
-    """The limits of a provider; a rate of 0 is no limit."""
+    """The limits for calls to a provider. A rate of 0 means that there is no limit."""
 
     concurrency: int
     """Concurrent calls."""
@@ -32,11 +32,11 @@ class ProviderLimits:
     rate_per_recipient: float = 0
     """Calls per second to one recipient."""
     admission_timeout: timedelta = timedelta(minutes=2)
-    """How long a message occupies a worker while it waits to be admitted."""
+    """How long a message may occupy a worker while it waits to be admitted."""
     retry_after: timedelta = timedelta(seconds=30)
-    """How long it then waits in a retry queue, if the circuit is open."""
+    """How long the message then waits in a retry queue if the circuit is open."""
     provider_of: Callable[[str], str] = lambda _: ""
-    """Returns the provider of a recipient, for a channel with many providers."""
+    """Returns the name of a recipient's provider, for channels with many providers."""
 
 
 class CircuitBreaker:
@@ -47,7 +47,7 @@ class CircuitBreaker:
     """
 
     def __init__(self, name: str, limits: ProviderLimits) -> None:
-        self._outage = Outage(log, f"{name} is not to be had")
+        self._outage = Outage(log, f"{name} is unavailable")
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
         self._recipient_limiter = RateLimiter(1 / limits.rate_per_recipient) if limits.rate_per_recipient else None
@@ -66,11 +66,11 @@ class CircuitBreaker:
 
     @property
     def idle(self) -> bool:
-        """True if a new circuit breaker could replace this one."""
+        """True if a new circuit breaker could replace this one without any loss."""
         return not self._users and (self.open_until is None or self.open_until < _now())
 
     def stop(self) -> None:
-        """Admit no further calls; calls that wait are rejected at once."""
+        """Admit no further calls, and reject the waiting ones at once."""
         self.stopped = True
         for timeout in self._timeouts:
             if not timeout.expired():
@@ -80,7 +80,7 @@ class CircuitBreaker:
     async def admission(
         self, recipient: str, timeout: float, *, even_if_open: bool = False
     ) -> AsyncIterator["Admission | None"]:
-        """Yield an admission for one call, or None if `timeout` seconds pass without one."""
+        """Yield an admission for one call, or None after `timeout` seconds; `even_if_open` ignores an open circuit."""
         with ExitStack() as held:
             self._users += 1
             held.callback(self._leave)
@@ -89,11 +89,11 @@ class CircuitBreaker:
                 with suppress(TimeoutError):
                     admission = await self._admit(held, recipient, timeout, even_if_open=even_if_open)
             if admission is None:
-                held.close()  # gives back what was acquired before the timeout
+                held.close()  # release everything that was acquired before the timeout
             yield admission
 
     def record(self, decision: Decision, *, trial: bool) -> None:
-        """Open or close the circuit according to the end of an admitted call."""
+        """Open or close the circuit, depending on how an admitted call ended."""
         result, failure = decision.result, decision.failure
         if result.outcome is Outcome.EXPIRED:
             return
@@ -110,7 +110,7 @@ class CircuitBreaker:
             self._notify()
 
     async def _admit(self, held: ExitStack, recipient: str, timeout: float, *, even_if_open: bool) -> "Admission":
-        """Acquire what the call needs until `held` is closed; raise `TimeoutError`."""
+        """Acquire everything that the call needs, until `held` is closed; raise `TimeoutError` if it takes too long."""
         async with asyncio.timeout(timeout) as waiting:
             with ExitStack() as registered:
                 self._timeouts.add(waiting)
@@ -122,14 +122,14 @@ class CircuitBreaker:
                 trial = not even_if_open and await self._closed_or_trial()
                 if trial:
                     held.callback(self._end_trial)
-                # Last, so that no reserved time is wasted.
+                # Rate limits come last, because a time that is reserved too early would be wasted.
                 for limiter, key in ((self._recipient_limiter, recipient), (self._limiter, "")):
                     if limiter is not None:
                         await asyncio.sleep(limiter.reserve(key, _now(), (waiting.when() or 0) - _now()))
         return Admission(self, trial)
 
     async def _closed_or_trial(self) -> bool:
-        """Return False when the circuit is closed, or True when this call is the trial."""
+        """Wait until the circuit is closed, and return False, or until this call may be the trial, and return True."""
         while self.open_until is not None:
             until_trial = None if self._trial_running else self.open_until - _now()
             if until_trial is not None and until_trial <= 0:
@@ -154,7 +154,7 @@ class CircuitBreaker:
 
 @dataclass(frozen=True)
 class Admission:
-    """The permission to make one call now."""
+    """Permission to make one call now."""
 
     breaker: CircuitBreaker
     trial: bool
@@ -165,7 +165,7 @@ class Admission:
 
 
 class CircuitBreakers:
-    """One circuit breaker for each provider behind a channel, so that an outage of one does not delay the others."""
+    """One circuit breaker for each provider behind a channel, so that one provider's outage does not delay the others."""
 
     def __init__(self, name: str, limits: ProviderLimits, *, max_breakers: int = MAX_BREAKERS) -> None:
         self._name = name
@@ -175,7 +175,7 @@ class CircuitBreakers:
         self._stopped = False
 
     def for_recipient(self, recipient: str) -> CircuitBreaker:
-        """Return the circuit breaker of the recipient's provider."""
+        """Return the circuit breaker for the recipient's provider."""
         provider = self.limits.provider_of(recipient)
         breaker = self._breakers.get(provider)
         if breaker is None:

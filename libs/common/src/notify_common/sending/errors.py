@@ -1,17 +1,17 @@
-"""The errors of providers; each type decides what happens to the delivery."""
+"""Provider errors. An error's type determines what happens to the delivery."""
 
 from datetime import timedelta
 
 
 class ProviderFailure(Exception):
-    """The provider did not send. The short `code` and the provider's own `text` are stored and shown."""
+    """The provider did not send the message. The short `code` and the provider's own `text` are stored and shown."""
 
     def __init__(self, code: str, text: str | None = None, *, of_recipient: bool = False) -> None:
         super().__init__(code)
         self.code = code
         self.text = text
         self.of_recipient = of_recipient
-        """True if the failure says nothing about other recipients."""
+        """True if the failure concerns only this recipient."""
 
 
 class TemporaryFailure(ProviderFailure):
@@ -23,7 +23,7 @@ class PermanentFailure(ProviderFailure):
 
 
 class UnknownOutcome(ProviderFailure):
-    """The connection broke after the request was sent. The message may have been sent, and a retry may repeat it."""
+    """The connection broke after the request was sent. The message may have been sent, so a retry may send it again."""
 
 
 class Unreachable(ProviderFailure):
@@ -31,7 +31,7 @@ class Unreachable(ProviderFailure):
 
 
 class Throttled(ProviderFailure):
-    """The provider asks us to slow down, perhaps for `retry_after`. This does not consume the retry budget."""
+    """The provider asks us to slow down, for `retry_after` if that is set. This does not consume the retry budget."""
 
     def __init__(
         self, code: str, text: str | None = None, *, retry_after: timedelta | None = None, of_recipient: bool = False

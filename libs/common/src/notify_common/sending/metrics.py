@@ -43,7 +43,7 @@ class SenderMetrics:
         ).labels(channel)
 
     def ended(self, result: DeliveryResult) -> None:
-        """Count an attempt or an expiry."""
+        """Count a finished attempt or an expiry."""
         counted = self._attempts.get((result.outcome, result.error_class))
         (counted or self._counter.labels(self._channel, result.outcome, result.error_class or "")).inc()
         if result.outcome is not Outcome.EXPIRED:

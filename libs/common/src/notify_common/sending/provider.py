@@ -6,10 +6,10 @@ from notify_common.contracts.messages import DeliveryRequested
 
 
 class Provider(Protocol):
-    """A way to send: the simulator, SMTP, the Telegram Bot API or HTTP."""
+    """A way to send messages: the simulator, SMTP, the Telegram Bot API or HTTP."""
 
     async def send(self, request: DeliveryRequested) -> str | None:
-        """Send, and return the provider's message id, if there is one; raise `ProviderFailure` if it was not sent."""
+        """Send the message and return the provider's id for it, if any; raise `ProviderFailure` if it was not sent."""
 
     async def aclose(self) -> None:
         """Close connections that are kept between calls."""

@@ -1,4 +1,4 @@
-"""The depth of a channel's retry queues: a metric that RabbitMQ is asked for with each scrape."""
+"""A metric for the depth of a channel's retry queues, which is queried from RabbitMQ on each scrape."""
 
 import asyncio
 import math
@@ -19,7 +19,7 @@ TIMEOUT = 2.0  # seconds
 
 
 class WaitingRetries:
-    """The number of messages that wait for their next attempt; every sender of a channel reports the same."""
+    """The number of messages that wait for their next attempt. All senders of a channel report the same number."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class WaitingRetries:
         self._gauge.set(math.nan)
 
     async def count(self) -> None:
-        """Ask for each queue; the metric is NaN if RabbitMQ does not answer."""
+        """Query each queue. The metric is NaN if RabbitMQ does not answer."""
         waiting = math.nan
         if self._subscription.alive:  # otherwise there may be no connection yet
             with suppress(BrokerUnavailable), broker_errors():
                 async with asyncio.timeout(TIMEOUT):
-                    # On a separate channel, because aiormq closes a channel on which a call times out.
+                    # This uses a separate channel, because aiormq closes a channel if a call on it times out.
                     channel = await open_channel(self._broker, publisher_confirms=False)
                     declared = [await channel.queue_declare(queue, passive=True) for queue in self._queues]
                     await channel.close()

@@ -1,4 +1,4 @@
-"""When the next attempt is made, and in which retry queue it waits until then."""
+"""Decide when the next attempt is made, and in which retry queue it waits until then."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,32 +11,32 @@ TOLERANCE = 1.05  # a factor
 class RetrySchedule:
     """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures per round.
 
-    A provider that is unreachable or throttling consumes no attempts; it is retried for at most `max_wait`.
+    While a provider is unreachable or throttling, attempts do not count as failures, and end only after `max_wait`.
     """
 
     def __init__(self, *, first_delay: timedelta, max_attempts: int, max_wait: timedelta = MAX_WAIT) -> None:
         self._max_attempts = max_attempts
         self.max_wait = max_wait
         delays = [first_delay]
-        # No two delays are so close together that either would suit the same wait.
+        # Delays that are closer together than the tolerance would need two queues for the same wait.
         while delays[-1] * TOLERANCE < LONGEST_DELAY:
             doubled = delays[-1] * 2
             delays.append(doubled if doubled * TOLERANCE < LONGEST_DELAY else LONGEST_DELAY)
         self.delays: Sequence[timedelta] = tuple(delays)
-        """The delays of the retry queues, ascending."""
+        """The delays of the retry queues, in ascending order."""
 
     def exhausted(self, failures: int) -> bool:
-        """Return whether the round's budget is used up."""
+        """Return whether the round's retry budget is used up."""
         return failures >= self._max_attempts
 
     def delay_after(self, failures: int) -> timedelta:
-        """Return how long to wait after the round's `failures`-th failure (from 1)."""
+        """Return how long to wait after the round's latest failure, where `failures` is their number so far."""
         return self.delays[min(failures, len(self.delays)) - 1]
 
     def queue_delay(self, wait: timedelta) -> timedelta:
-        """Return the longest delay that is not noticeably longer than `wait`, else the shortest.
+        """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the shortest delay.
 
-        A message that leaves its queue early is scheduled again. The tolerance covers the few milliseconds in transit,
-        which would otherwise make a wait of exactly one delay pass through all shorter queues.
+        A message that leaves its queue early is scheduled again. Without the tolerance, the few milliseconds in transit
+        would make each wait a little too short for the intended queue, and so send the message through shorter ones.
         """
         return max((delay for delay in self.delays if delay <= wait * TOLERANCE), default=self.delays[0])

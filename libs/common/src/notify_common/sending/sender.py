@@ -1,4 +1,4 @@
-"""A sender: make one attempt per message, report its result, and schedule a retry if there is one."""
+"""A sender: make one attempt per message, report its result, and schedule a retry if necessary."""
 
 import asyncio
 import logging
@@ -75,15 +75,15 @@ class Sender:
         )
 
     async def handle(self, message: Message) -> None:
-        """Return once the result, and the retry if there is one, are confirmed; only then is the message acked."""
+        """Handle a message. Return, so that it is acked, only once its result and any retry are confirmed."""
         request, now = self._parse(message), utc_now()
         if request.not_before is not None and request.not_before > now:
-            # It left its retry queue early, because no queue has exactly the delay that was wanted.
+            # The message left its retry queue early, because no queue has exactly the required delay.
             while not await self._publish_retry(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
             return
-        # A redelivered message joins the attempt that is running or remembered. The shield keeps the provider call
-        # alive if this handler is cancelled.
+        # A redelivered message joins its earlier attempt, which may still be running. The shield keeps the provider
+        # call alive if this handler is cancelled.
         with self._attempts.join(request) as attempt:
             decision = await asyncio.shield(attempt.decision)
             if decision.next_request is not None:
@@ -97,27 +97,27 @@ class Sender:
             request = DeliveryRequested.model_validate_json(message.body)
         except ValidationError as error:
             where = [".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)]
-            raise PoisonMessage(f"unreadable: {', '.join(where) or 'no JSON'}") from None
+            raise PoisonMessage(f"unreadable: {', '.join(where) or 'invalid JSON'}") from None
         if request.channel is not self._channel:
-            raise PoisonMessage(f"for channel {request.channel}")
+            raise PoisonMessage(f"belongs to channel {request.channel}")
         traceparent = read_traceparent(message.headers.get(TRACEPARENT_HEADER))
         return request if traceparent is None else request.model_copy(update={"traceparent": traceparent})
 
     async def drained(self) -> None:
-        """Return when every attempt has ended and is reported, including those of lost connections."""
+        """Wait until every attempt has finished and been reported, even if its message's connection was lost."""
         await self._attempts.drained()
 
     async def _schedule_retry(
         self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime
     ) -> None:
-        """Return once the broker has the retry.
+        """Publish the retry, and return once the broker has confirmed it.
 
         If the message was redelivered, several handlers may wait here; they share one publish. A handler whose
         connection is lost is cancelled, and the handler of the redelivered message takes over.
         """
         while True:
             if attempt.scheduling is None or (attempt.scheduling.done() and not attempt.scheduling.result()):
-                # The wait counts from the end of the attempt, so that it matches the delay of one queue exactly.
+                # The wait counts from the end of the attempt, so that it matches one queue's delay exactly.
                 attempt.scheduling = asyncio.create_task(self._publish_retry(request, finished_at))
             if await asyncio.shield(attempt.scheduling):
                 return
@@ -126,7 +126,7 @@ class Sender:
     async def _attempt_and_report(self, request: DeliveryRequested) -> Decision | Postponed:
         with self._tracing.begin(f"attempt {self._channel}", request.traceparent, "consumer") as span:
             if self._tracing.on:
-                # The result and the next attempt follow from this span.
+                # This span is the parent for the result and the next attempt.
                 request = request.model_copy(update={"traceparent": span.traceparent})
             # Test recipients never reach the provider, so its limits do not apply to them.
             if self._breakers is None or simulated_behaviour(request.recipient):
@@ -137,7 +137,7 @@ class Sender:
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
                 return decision
-            # Reported even if the connection of the message is lost, because the provider has sent.
+            # The result is reported even if the message's connection is lost, because the provider may have sent it.
             await self._results.submit(decision.result)
             self._metrics.ended(decision.result)
             self._log_result(request, decision.result, span)
@@ -166,19 +166,19 @@ class Sender:
                 return decision
         now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
-            return await self._call_provider(request)  # which decides that it is expired, without a call
+            return await self._call_provider(request)  # this reports the expiry without calling the provider
         # The message goes to a retry queue, because RabbitMQ closes the channel of a consumer that holds a message for
         # too long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
         wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
         not_before = now if breaker.stopped else now + wait
         if request.expires_at is not None:
-            # The admission may have timed out a moment before the expiry.
+            # The admission may have timed out just before the expiry.
             not_before = min(not_before, request.expires_at)
         waiting_since = since or (now if breaker.open else None)
         return Postponed(request.model_copy(update={"not_before": not_before, "waiting_since": waiting_since}))
 
     async def _publish_retry(self, request: DeliveryRequested, wait_from: datetime) -> bool:
-        """Publish the request to a retry queue, where it occupies no worker; return whether that is confirmed."""
+        """Publish the request to a retry queue, where it occupies no worker; return True once that is confirmed."""
         wait = (request.not_before or wait_from) - wait_from
         routing_key = topology.retry_routing_key(self._retry_schedule.queue_delay(wait))
         body = request.model_dump_json().encode()
@@ -189,7 +189,7 @@ class Sender:
         return failure is None
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
-        # Published until confirmed: a repeated result is harmless, but a lost one would leave its delivery open.
+        # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
         message = OutgoingMessage(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)
         with self._tracing.group("publish results", (result.traceparent for result in results)):

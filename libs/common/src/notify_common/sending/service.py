@@ -1,4 +1,4 @@
-"""The composition of a sender, for its process and for tests: channels differ in their settings and provider only."""
+"""Wire up a sender, for its process and for tests. Channels differ only in their settings and providers."""
 
 from contextlib import aclosing
 from datetime import timedelta
@@ -43,7 +43,7 @@ class SenderSettings(WorkerSettings, RabbitSettings):
         return Simulator(latency=latency, error_probability=self.error_probability, folder=self.simulator_folder)
 
     def schedule(self) -> RetrySchedule:
-        """Return the times at which failed attempts are retried."""
+        """Return the schedule for retrying failed attempts."""
         return RetrySchedule(
             first_delay=timedelta(seconds=self.retry_delay),
             max_attempts=self.max_retries,
@@ -103,7 +103,7 @@ def create_sender(
 def run_sender(
     settings: SenderSettings, channel: Channel, provider: Provider, limits: ProviderLimits | None = None
 ) -> None:
-    """Deliver over `channel` until SIGTERM."""
+    """Run the sender for `channel` until SIGTERM."""
 
     async def serve() -> None:
         sender = create_sender(settings, channel=channel, provider=provider, limits=limits)

@@ -1,4 +1,4 @@
-"""A provider that sends nothing: it takes a while, and fails as often as configured."""
+"""A provider that sends nothing. Its latency and error rate are configurable."""
 
 import asyncio
 import os
@@ -19,8 +19,8 @@ THROTTLED_FOR = timedelta(seconds=3)
 class Simulator:
     """Waits `latency` seconds, then fails with `error_probability` (0: never, 1: always).
 
-    With a `folder`, for tests of the whole system, it records there what it has sent, in one ledger per process. The
-    file `mode` in that folder makes it `hang` or `fail`.
+    In tests of the whole system, each process records the messages that it has sent in a ledger file in `folder`. A file
+    named `mode` in that folder can contain `hang` or `fail`, which makes all calls hang or fail.
     """
 
     def __init__(self, *, latency: float, error_probability: float, folder: Path | None = None) -> None:
@@ -40,25 +40,25 @@ class Simulator:
             await asyncio.Event().wait()
         if mode == "fail":
             raise TemporaryFailure("simulated_outage")
-        if random.random() < self._error_probability:  # noqa: S311 - a simulation, no secret
+        if random.random() < self._error_probability:  # noqa: S311 - this is only a simulation
             raise TemporaryFailure("simulated_error")
         if self._ledger is not None:
-            # Line-buffered, so that a process that is killed from here on has sent.
+            # The file is line-buffered, so this line survives if the process is killed immediately afterwards.
             self._ledger.write(f"{time.time():.3f} {request.delivery_id} {request.round} {request.attempt}\n")
         return f"simulated-{request.delivery_id}-{request.attempt}"
 
     async def aclose(self) -> None:
-        """Do nothing: there is no connection."""
+        """Do nothing, because there is no connection to close."""
 
 
 class WithSimulatedRecipients:
-    """A provider that simulates test recipients and passes all others on."""
+    """A provider that simulates sending to test recipients, and passes all other requests on to `provider`."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
     async def send(self, request: DeliveryRequested) -> str | None:
-        """Simulate what a test recipient names, or send."""
+        """Simulate the behaviour that a test recipient names, or send to a real recipient."""
         match simulated_behaviour(request.recipient):
             case None:
                 return await self._provider.send(request)
