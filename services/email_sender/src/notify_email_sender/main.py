@@ -1,4 +1,4 @@
-"""Starts the email sender with the provider that its settings choose."""
+"""Start the email sender with the configured provider."""
 
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.settings import load_settings

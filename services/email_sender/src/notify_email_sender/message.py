@@ -1,4 +1,4 @@
-"""Builds the e-mail of a delivery (RFC 5322)."""
+"""Build the e-mail for a delivery (RFC 5322)."""
 
 from dataclasses import dataclass, field
 from email.header import Header
@@ -14,8 +14,8 @@ from notify_common.contracts.messages import DeliveryRequested, EmailContent
 from notify_common.runtime.clock import utc_now
 from pydantic.networks import validate_email as parse_mailbox
 
-SUBJECT_LENGTH = 78  # characters of a subject that is taken from the text: RFC 5322, 2.1.1
-# Every server accepts such a message, because non-ASCII text is encoded.
+SUBJECT_LENGTH = 78  # characters; the limit for a subject that is taken from the text (RFC 5322, 2.1.1)
+# Non-ASCII text is encoded as ASCII, because every server accepts that.
 POLICY = SMTP.clone(cte_type="7bit")
 # Date and Message-ID are not signed, because some relays replace them.
 SIGNED_HEADERS = [
@@ -38,14 +38,14 @@ class Envelope:
 
 @dataclass(frozen=True)
 class DkimKey:
-    """A key that signs messages (RFC 6376). The DNS publishes its public half at `<selector>._domainkey.<domain>`."""
+    """A key that signs messages (RFC 6376). Its public half is in the DNS, at `<selector>._domainkey.<domain>`."""
 
     selector: str
     private_key: bytes = field(repr=False)
     """An RSA key in PEM format."""
 
     def signature(self, content: bytes, domain: str) -> bytes:
-        """Return the signature's header line, which goes before all other headers."""
+        """Return the signature's header line, which must precede all other headers."""
         header: bytes = dkim.sign(
             content,
             self.selector.encode(),
@@ -88,7 +88,7 @@ class EmailTemplate:
         if reply_to is not None:
             message["Reply-To"] = reply_to
         message["Date"] = format_datetime(utc_now())
-        # The Message-ID is that of the delivery, so that recipients can recognize a duplicate.
+        # The Message-ID contains the delivery id, so that mail programs can recognize duplicates.
         message["Message-ID"] = f"<{request.delivery_id}@{self.sender.domain}>"
         # Suppress auto-replies (RFC 3834, 5).
         message["Auto-Submitted"] = "auto-generated"
@@ -98,12 +98,12 @@ class EmailTemplate:
         return message
 
     def _free_headers(self, request: DeliveryRequested) -> bytes:
-        """Return the headers that `EmailMessage` must not see, because it decodes encoded words with line breaks."""
+        """Return the headers that bypass `EmailMessage`, because it would decode line breaks in encoded words."""
         # `split` treats every kind of line break as whitespace, so none of them can reach a header.
         subject = " ".join((request.content.subject or _first_line(request.content.message)).split())
         encoded = Header(subject, "utf-8", header_name="Subject").encode(linesep="\r\n")
         lines = f"Subject: {encoded}\r\n"
-        # These headers are not folded, because the programs that read them may not unfold them.
+        # These headers are not folded, because some programs that read them cannot unfold them.
         email = request.content.email
         if email and email.list_unsubscribe:
             lines += f"List-Unsubscribe: <{email.list_unsubscribe}>\r\n"

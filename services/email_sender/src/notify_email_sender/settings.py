@@ -19,14 +19,14 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class EmailProvider(StrEnum):
-    """A way to send: only simulated, or over SMTP."""
+    """A way to send e-mails: simulated, or over SMTP."""
 
     SIMULATOR = "simulator"
     SMTP = "smtp"
 
 
 class SmtpTls(StrEnum):
-    """An encryption mode of the connection to the mail server."""
+    """An encryption mode for the connection to the mail server."""
 
     STARTTLS = "starttls"
     TLS = "tls"
@@ -39,7 +39,7 @@ PORTS = {SmtpTls.STARTTLS: 587, SmtpTls.TLS: 465, SmtpTls.NONE: 25}  # RFC 6409,
 def _mailbox(text: str) -> str:
     _, address = validate_email(text)
     if not address.rpartition("@")[0].isascii():
-        raise ValueError("must be ASCII before the @")
+        raise ValueError("must contain only ASCII characters before the @")
     return text
 
 
@@ -51,18 +51,18 @@ def _rsa_key(key: SecretStr) -> SecretStr:
     try:
         dkim.crypto.parse_pem_private_key(pem(key))
     except dkim.crypto.UnparsableKeyError:
-        raise ValueError("should be an RSA key in PEM format; its line breaks may be written as \\n") from None
+        raise ValueError("must be an RSA key in PEM format; its line breaks may be written as \\n") from None
     return key
 
 
 def pem(key: SecretStr) -> bytes:
-    """Return the key with its escaped line breaks replaced by real ones."""
+    """Return the key in PEM format, with escaped line breaks replaced by real ones."""
     return key.get_secret_value().replace("\\n", "\n").encode()
 
 
 def _list_unsubscribe(text: str) -> str:
     if not LIST_UNSUBSCRIBE.fullmatch(text):
-        raise ValueError("should be <https://…> or <mailto:…>, or several of them separated by commas")
+        raise ValueError("must be <https://…> or <mailto:…>; separate multiple URIs with commas")
     return text
 
 
@@ -71,7 +71,7 @@ ListUnsubscribe = Annotated[str, AfterValidator(_list_unsubscribe), Field(max_le
 
 
 class EmailSenderSettings(SenderSettings):
-    """The settings that only this sender has; times are in seconds."""
+    """The settings specific to this sender; times are in seconds."""
 
     email_sleep: float = Field(1.0, ge=0, le=600)
     health_port: int = Field(8082, ge=1, le=65535)
@@ -94,17 +94,17 @@ class EmailSenderSettings(SenderSettings):
     def _smtp_is_complete(self) -> Self:
         if self.email_provider is EmailProvider.SMTP:
             if self.smtp_host is None or self.email_from is None:
-                raise ValueError("EMAIL_PROVIDER: smtp needs SMTP_HOST and EMAIL_FROM")
+                raise ValueError("EMAIL_PROVIDER=smtp requires SMTP_HOST and EMAIL_FROM")
             if (self.email_dkim_selector is None) != (self.email_dkim_key is None):
                 raise ValueError("EMAIL_DKIM_SELECTOR and EMAIL_DKIM_KEY must be set together")
             if (self.smtp_user is None) != (self.smtp_password is None):
                 raise ValueError("SMTP_USER and SMTP_PASSWORD must be set together")
             if self.smtp_password is not None and self.smtp_tls is SmtpTls.NONE and self.smtp_host not in LOOPBACK:
-                raise ValueError("SMTP_TLS: none would send SMTP_PASSWORD over the network unencrypted")
+                raise ValueError("SMTP_TLS=none would send SMTP_PASSWORD over the network unencrypted")
         return self
 
     def port(self) -> int:
-        """Return the port of the mail server; the default depends on the encryption."""
+        """Return the port of the mail server; the default depends on the encryption mode."""
         return self.smtp_port or PORTS[self.smtp_tls]
 
     def template(self) -> EmailTemplate:

@@ -1,4 +1,4 @@
-"""Delivers over SMTP (RFC 5321), on connections that stay open between messages."""
+"""Deliver over SMTP (RFC 5321), on connections that stay open between messages."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ class _ClosedWhileIdle(Exception):
 class _Connection:
     client: aiosmtplib.SMTP
     transport: asyncio.Transport | None = None
-    """Kept here, because the client drops its reference when the server replies 421."""
+    """Kept here, because the client drops its reference when the server replies with 421."""
     messages: int = 0
     idle_since: float = field(default_factory=time.monotonic)
 
@@ -74,7 +74,7 @@ class Smtp:
                 continue
 
     async def aclose(self) -> None:
-        """Close the idle connections in order."""
+        """Close the idle connections properly, with QUIT."""
         idle, self._idle = self._idle, []
         quits = (connection.client.quit(timeout=QUIT_TIMEOUT) for connection in idle)
         await asyncio.gather(*quits, return_exceptions=True)
@@ -102,7 +102,7 @@ class Smtp:
             reusable = True
             raise errors.PermanentFailure("not_supported", cleaned(str(error))) from None
         except TimeoutError:
-            raise  # the caller handles the timeout of an attempt
+            raise  # the caller handles an attempt's timeout
         except OSError as error:  # the connection is lost
             if content_sent:
                 raise errors.UnknownOutcome("connection_lost", cleaned(str(error))) from None
@@ -120,7 +120,7 @@ class Smtp:
 
     def _take_idle(self) -> _Connection | None:
         while self._idle:
-            # The most recent connection is used first, so that the others can time out.
+            # The most recently used connection is reused first, so that the others can time out.
             connection = self._idle.pop()
             if connection.usable:
                 return connection
@@ -135,7 +135,7 @@ class Smtp:
             use_tls=settings.smtp_tls is SmtpTls.TLS,
             start_tls=settings.smtp_tls is SmtpTls.STARTTLS,
             tls_context=self._tls,
-            # The client needs its own timeout: before Python 3.12 it can swallow the cancellation of the outer one.
+            # The client needs its own timeout: before Python 3.12, it can swallow the outer timeout's cancellation.
             timeout=settings.provider_timeout,
         )
         connection, connected = _Connection(client), False
@@ -150,7 +150,7 @@ class Smtp:
                     await client.ehlo()
             connected = True
         except aiosmtplib.SMTPResponseException as rejection:
-            # A rejected login or greeting must not consume the retry budget of deliveries.
+            # A rejected login or greeting must not consume the deliveries' retry budgets.
             found = failure(rejection, content_sent=False)
             raise found if isinstance(found, errors.Throttled) else errors.Unreachable(found.code, found.text) from None
         except (aiosmtplib.SMTPException, OSError) as error:
@@ -176,7 +176,7 @@ def failure(rejection: aiosmtplib.SMTPResponseException, *, content_sent: bool) 
 
 
 def cleaned(text: str) -> str:
-    """Return the text in one line and without addresses, because it is stored, shown and logged."""
+    """Return the text on one line and without addresses, because it is stored, shown and logged."""
     return ADDRESS.sub("[address]", " ".join(text.split()))
 
 

@@ -1,1 +1,1 @@
-"""The status writer: it writes the results of deliveries to PostgreSQL, and publishes status changes."""
+"""The status writer, which writes delivery results to PostgreSQL and publishes status changes."""

@@ -1,4 +1,4 @@
-"""The composition of the status writer, for its process and for tests."""
+"""Wire up the status writer, for its process and for tests."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,13 +25,13 @@ from notify_status_writer.settings import StatusWriterSettings
 ROLE = "status_writer"
 RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # while one batch is written, the next one fills
 DEAD_LETTERS_PREFETCH = 10
-POOL_SIZE = 2  # one connection for the results, one to look up dead deliveries
+POOL_SIZE = 2  # one connection to write results, and one to look up dead-lettered deliveries
 
 
 def create_status_writer(
     settings: StatusWriterSettings, *, events: EventPublisher | None = None, tracing: Tracing | None = None
 ) -> Worker:
-    """Wire a status writer; `events` and `tracing` replace those that `settings` describe."""
+    """Wire up a status writer; `events` and `tracing` replace the ones that `settings` would create."""
     broker, registry = create_broker(settings, ROLE), process_registry()
     engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)

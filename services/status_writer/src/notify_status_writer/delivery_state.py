@@ -1,4 +1,4 @@
-"""The rules by which a result changes a delivery: pure functions, independent of the order and number of arrivals."""
+"""Decide how results change a delivery, with pure functions. The order and the number of arrivals do not matter."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from uuid import UUID
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 
-# `WRITE` in result_store.py has the same order in SQL.
+# `WRITE` in result_store.py implements the same order in SQL.
 ATTEMPT_RANK = {Outcome.SENT: 3, Outcome.FAILED: 2, Outcome.RETRYING: 1, Outcome.THROTTLED: 1}
 # No two final statuses share a rank, because the order in which results arrive must not matter.
 STATUS_RANK = {
@@ -22,7 +22,7 @@ STATUS_RANK = {
 
 @dataclass(frozen=True, slots=True)
 class DeliveryState:
-    """The columns of a delivery that results change, and its identity."""
+    """A delivery's identity, and the columns that results change."""
 
     id: UUID
     notification_id: UUID
@@ -34,20 +34,20 @@ class DeliveryState:
 
     @property
     def precedence(self) -> tuple[bool, int, int]:
-        """The precedence between two states of a delivery: the higher one wins.
+        """The precedence of this state: of two states of a delivery, the one with the higher precedence wins.
 
-        A later round wins over an earlier one, and a final status over one that is not. But `sent` always wins, because
-        the user has the message.
+        A later round wins over an earlier one and, within a round, a final status over one that is not final. However,
+        `sent` always wins, because the user has the message.
         """
         return (self.status is DeliveryStatus.SENT, self.round, STATUS_RANK[self.status])
 
 
 def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
-    """Return the delivery after `result`: the status with the higher precedence, and the higher counters."""
+    """Apply `result`, and return the delivery with the winning status and the higher counters."""
     reported = replace(
         delivery, status=result.outcome.status, round=result.round, attempt=result.attempt, failures=result.failures
     )
-    # Counters only grow: a result that was overtaken still used its attempt, and its round did begin.
+    # Counters only grow: even if a result arrives too late to matter, its attempt was made and its round had begun.
     latest_round = max(delivery.round, reported.round)
     return replace(
         delivery,
@@ -59,7 +59,7 @@ def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
 
 
 def best_attempts(results: Iterable[DeliveryResult]) -> dict[tuple[UUID, int], DeliveryResult]:
-    """Return one result per attempt, the first with the highest rank; `expired` is not an attempt."""
+    """Return each attempt's highest-ranked result, or the first of equals; `expired` is not an attempt."""
     best: dict[tuple[UUID, int], DeliveryResult] = {}
     for result in results:
         if result.outcome is Outcome.EXPIRED:

@@ -1,4 +1,4 @@
-"""The handlers of results and of dead letters; `application.py` connects them to their queues."""
+"""The handlers for results and dead letters; `application.py` connects them to their queues."""
 
 import logging
 from collections.abc import Set
@@ -44,11 +44,11 @@ class ResultsHandler:
         self._tracing = tracing
 
     async def handle(self, envelope: messages.ResultsEnvelope) -> None:
-        """Return once every result is committed, or dead-lettered; only then is the message acked."""
+        """Return, so that the message is acked, only once every result is committed or dead-lettered."""
         results: list[messages.DeliveryResult] = []
         for item in envelope.results:
             try:
-                # Through JSON, because strict types such as UUID are strings there.
+                # Each item is validated as JSON, where values such as UUIDs are strings.
                 results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
             except ValidationError:
                 await self._writer.bury(item, "unreadable result")
@@ -62,20 +62,20 @@ class ResultsHandler:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter, as far as it is readable."""
+    """The readable parts of a dead letter."""
 
     message_id: str | None
     queues: Set[str]
-    """The queue in which it died, and the retry queues in which it waited before."""
+    """The queue that dead-lettered it, and any retry queues in which it waited before that."""
     request: messages.DeliveryRequested | None
     delivery_id: UUID | None
-    """From the headers, for a message with an unreadable body; so is `round`."""
+    """Taken from the headers if the body is unreadable; `round` always comes from the headers."""
     round: int | None
     traceparent: str | None
 
 
 async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
-    """Return the content of the body, or that of the headers if the body is unreadable."""
+    """Parse the body of a dead letter; if it is unreadable, take the delivery id from the headers."""
     headers = message.headers
     request = delivery_id = None
     try:
@@ -95,7 +95,7 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
 
 
 class DeadLetterHandler:
-    """Ends the deliveries of dead letters, which would otherwise stay open for ever.
+    """Marks the deliveries of dead letters as failed, because they would otherwise stay open for ever.
 
     It consumes one copy of each dead letter; the archive keeps another.
     """
@@ -103,23 +103,23 @@ class DeadLetterHandler:
     def __init__(self, store: ResultStore, writer: ResultWriter) -> None:
         self._store = store
         self._writer = writer
-        self._database_outage = Outage(log, "dead deliveries cannot be looked up")
+        self._database_outage = Outage(log, "dead-lettered deliveries cannot be looked up")
 
     async def handle(self, letter: DeadLetter) -> None:
-        """End the delivery as failed (class poison); ignore a dead result, whose delivery may be fine."""
+        """Mark the delivery as failed (class `poison`). Ignore a dead result, because its delivery may be fine."""
         if not letter.queues & DELIVERY_QUEUES:
             return
         result = await self._result_of(letter)
         if result is None:
-            log.error("dead message names no open delivery", extra={"message_id": letter.message_id})
+            log.error("dead letter does not identify an open delivery", extra={"message_id": letter.message_id})
         else:
-            log.error("delivery is dead", extra={"delivery_id": str(result.delivery_id)})
+            log.error("delivery failed: its message was dead-lettered", extra={"delivery_id": str(result.delivery_id)})
             await self._writer.write([result.model_copy(update={"traceparent": letter.traceparent})])
 
     async def _result_of(self, letter: DeadLetter) -> messages.DeliveryResult | None:
         request, delivery_id = letter.request, letter.delivery_id
         if request is not None:
-            # The request names the attempt that was due, the row below the last one that was made.
+            # The request contains the number of the attempt that was due, which follows the last one that was made.
             return _poison(request.delivery_id, request.round, request.attempt, request.failures + 1)
         if delivery_id is None:
             return None

@@ -15,11 +15,11 @@ class StatusWriterMetrics:
     """Counts results and observes how long deliveries took."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.results = Counter("notify_results_written", "Results applied, including repeats.", registry=registry)
+        self.results = Counter("notify_results_written", "Results applied, including duplicates.", registry=registry)
         self.observe_results_batch = batch_sizes(registry).labels("result messages").observe
         final = Histogram(
             "notify_accepted_to_final_seconds",
-            "Time from the acceptance of a notification to the final status of a delivery, including its schedule.",
+            "Time from a notification's acceptance to a delivery's final status, including any scheduled delay.",
             ["channel", "status"], registry=registry, buckets=FINAL_BUCKETS,
         )  # fmt: skip
         self._final = {
@@ -30,7 +30,7 @@ class StatusWriterMetrics:
         }
 
     def changed(self, change: StatusChange) -> None:
-        """Observe the duration of a delivery that has become final."""
+        """Observe a delivery's duration, if its new status is final."""
         if change.status.final:
             took = time.time() - accepted_at(change.notification_id)
             self._final[change.channel, change.status].observe(max(0.0, took))

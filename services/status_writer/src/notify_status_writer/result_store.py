@@ -1,4 +1,4 @@
-"""Apply results with two statements, however many there are: one locks the deliveries, one writes."""
+"""Apply any number of results with two statements: one locks the deliveries, and one writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_status_writer.delivery_state import DeliveryState, advance, best_attempts
 
 COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
-# In id order, so that two writers that share deliveries cannot deadlock.
+# Rows are locked in id order, so that two writers with results for the same deliveries cannot deadlock.
 # The time is taken after all locks are held, so that no change gets a time that a subscriber has already passed.
 LOCK = text(f"""
     WITH locked AS (
@@ -70,7 +70,7 @@ class Applied:
 
     changes: Sequence[StatusChange]
     unknown: Sequence[DeliveryResult]
-    """Results of deliveries that are not in the database."""
+    """Results for deliveries that are not in the database."""
 
 
 class ResultStore:
@@ -80,7 +80,7 @@ class ResultStore:
         self._engine = engine
 
     async def apply(self, results: Sequence[DeliveryResult]) -> Applied:
-        """Apply all results in one transaction, or none: raise `DatabaseUnavailable` or `DataRejected`."""
+        """Apply all results in one transaction. If that fails, raise `DatabaseUnavailable` or `DataRejected`."""
         ids = sorted({result.delivery_id for result in results})
         with database_errors():
             async with self._engine.begin() as connection:
@@ -92,7 +92,7 @@ class ResultStore:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
                 changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
                 changed_at = max((row.locked_at for row in rows), default=None)
-                # Conflicting rows are locked in the order in which they are inserted, so this is in id order, too.
+                # PostgreSQL locks conflicting rows in the order of the insert, so attempts are in id order, too.
                 attempts = sorted(best_attempts(known).values(), key=attrgetter("delivery_id", "attempt"))
                 columns = _columns("changed", CHANGED_COLUMNS, changed) | _columns("attempt", ATTEMPT_COLUMNS, attempts)
                 await connection.execute(WRITE, {**columns, "changed_at": changed_at})
@@ -101,7 +101,7 @@ class ResultStore:
             changes=[
                 _change(state, errors.get((state.id, state.attempt)), changed_at)
                 for state in changed
-                # A further attempt is a change even if the status stays the same, unless that is final.
+                # A further attempt is a change even if the status stays the same, unless the status is final.
                 if state.status is not before[state.id].status or not state.status.final
             ],
             unknown=[result for result in results if result.delivery_id not in before],

@@ -20,7 +20,7 @@ from notify_status_writer.result_store import ResultStore
 
 log = logging.getLogger(__name__)
 
-MESSAGES_PER_TRANSACTION = 20  # each has up to 200 results
+MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FLUSH_INTERVAL = 0.01  # seconds
 
 
@@ -60,7 +60,7 @@ class ResultWriter:
 
     async def _flush(self, results: Sequence[DeliveryResult]) -> list[None]:
         with self._tracing.group("commit results", (result.traceparent for result in results)):
-            # Until these results are committed: if PostgreSQL stayed unavailable, giving up would lose them.
+            # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await self._database_outage.retry(lambda: self._store.apply(results), DatabaseUnavailable)
         for result in applied.unknown:
             await self.bury(result, "unknown delivery")
@@ -70,9 +70,9 @@ class ResultWriter:
             self._metrics.changed(change)
         return [None for _ in results]
 
-    async def bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or what cannot be read as one
+    async def bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or an unreadable item
         """Publish the result as a dead letter, and return once that is confirmed."""
-        log.error("result goes to the dead letters", extra={"reason": reason})
-        # A whole message, because it can then be requeued as it is once the cause is fixed.
+        log.error("dead-lettering a result", extra={"reason": reason})
+        # The result becomes a complete message, which can be requeued unchanged once the cause is fixed.
         body = to_json(ResultsEnvelope(version=1, results=(result,)))
         await bury(self._publisher, body, queue=topology.results().queue.name, reason=reason)

@@ -1,4 +1,4 @@
-"""Delivers over the Telegram Bot API: https://core.telegram.org/bots/api."""
+"""Deliver over the Telegram Bot API: https://core.telegram.org/bots/api."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ from pydantic import BaseModel, ValidationError
 
 from notify_telegram_sender.settings import TelegramSenderSettings
 
-CONNECT_TIMEOUT = 10.0  # seconds; a response has the whole time of the attempt
-PART_INTERVAL = 1.0  # seconds between two messages to one chat
+CONNECT_TIMEOUT = 10.0  # seconds; a response may take as long as the whole attempt
+PART_INTERVAL = 1.0  # seconds between two messages to the same chat
 MAX_WAIT = 3600  # seconds, an upper limit for the response's retry_after
-MESSAGE_BYTES = 2 * 4096  # the limit is 4096 UTF-16 code units
-# These mean that the token is wrong or revoked, which must not consume the retry budget of deliveries.
+MESSAGE_BYTES = 2 * 4096  # Telegram's limit is 4096 UTF-16 code units
+# These mean that the token is wrong or revoked, which must not consume the deliveries' retry budgets.
 TOKEN_REJECTED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND})
 
 
@@ -30,7 +30,7 @@ class _Message(BaseModel):
 
 
 class _Response(BaseModel):
-    """A response of the Bot API: https://core.telegram.org/bots/api#making-requests."""
+    """A response from the Bot API: https://core.telegram.org/bots/api#making-requests."""
 
     ok: bool
     result: _Message | None = None
@@ -40,7 +40,7 @@ class _Response(BaseModel):
 
 
 class BotApi:
-    """A client of the Bot API's method `sendMessage` that keeps its connections open."""
+    """A client for the Bot API's `sendMessage` method, which keeps its connections open."""
 
     def __init__(self, settings: TelegramSenderSettings) -> None:
         # These libraries log every URL, which contains the token.
@@ -60,7 +60,7 @@ class BotApi:
         )
 
     async def send(self, request: DeliveryRequested) -> str:
-        """Send the message, split into several if it is too long, and return the id of the last one."""
+        """Send the message, in several parts if it is too long, and return the last part's id."""
         if request.recipient is None:
             raise errors.PermanentFailure("no_recipient")
         # A message with markup is never split, because a cut could break the markup.
@@ -89,7 +89,7 @@ class BotApi:
         try:
             parsed = _Response.model_validate_json(response.content)
         except ValidationError:
-            # The response is not from the Bot API, but perhaps from a proxy in front of it.
+            # The response did not come from the Bot API, but perhaps from a proxy in front of it.
             if response.is_success:
                 raise errors.UnknownOutcome("unreadable_answer") from None
             raise errors.TemporaryFailure(f"http_{response.status_code}") from None
@@ -113,10 +113,10 @@ def _failure(response: _Response) -> errors.ProviderFailure:
 
 
 def split(text: str) -> list[str]:
-    """Split the text into parts that Telegram accepts, preferably after a paragraph, else a line, else a word."""
+    """Split the text into parts that Telegram accepts, preferably after a paragraph, a line or a word."""
     parts = []
     while len(encoded := text.encode("utf-16-le")) > MESSAGE_BYTES:
-        # A surrogate pair that the limit would split belongs to the next part.
+        # If the limit would split a surrogate pair, the pair goes into the next part.
         fitting = encoded[:MESSAGE_BYTES].decode("utf-16-le", errors="ignore")
         ends = (fitting.rfind(mark) for mark in ("\n\n", "\n", " "))
         end = next((end for end in ends if end > len(fitting) // 2), len(fitting))

@@ -1,4 +1,4 @@
-"""Starts the telegram sender with the provider that its settings choose."""
+"""Start the telegram sender with the configured provider."""
 
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.settings import load_settings

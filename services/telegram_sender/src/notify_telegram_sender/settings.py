@@ -11,7 +11,7 @@ TOKEN = re.compile(r"[0-9]+:[A-Za-z0-9_-]+")  # https://core.telegram.org/bots/a
 
 
 class TelegramProvider(StrEnum):
-    """A way to send: only simulated, or over the Bot API."""
+    """A way to send Telegram messages: simulated, or over the Bot API."""
 
     SIMULATOR = "simulator"
     BOT_API = "bot_api"
@@ -26,12 +26,12 @@ class ParseMode(StrEnum):
 
 def _token(token: SecretStr) -> SecretStr:
     if not TOKEN.fullmatch(token.get_secret_value()):
-        raise ValueError("should look like 123456:ABC-DEF, as issued by BotFather")
+        raise ValueError("must look like 123456:ABC-DEF, as issued by BotFather")
     return token
 
 
 class TelegramSenderSettings(SenderSettings):
-    """The settings that only this sender has; times are in seconds."""
+    """The settings specific to this sender; times are in seconds."""
 
     telegram_sleep: float = Field(0.2, ge=0, le=600)
     health_port: int = Field(8081, ge=1, le=65535)
@@ -48,5 +48,5 @@ class TelegramSenderSettings(SenderSettings):
     @model_validator(mode="after")
     def _bot_api_is_complete(self) -> Self:
         if self.telegram_provider is TelegramProvider.BOT_API and self.telegram_bot_token is None:
-            raise ValueError("TELEGRAM_PROVIDER: bot_api needs TELEGRAM_BOT_TOKEN")
+            raise ValueError("TELEGRAM_PROVIDER=bot_api requires TELEGRAM_BOT_TOKEN")
         return self

@@ -1,4 +1,4 @@
-"""Limits the addresses that a webhook may connect to, because its URL must not open a way into our own network."""
+"""Limit the addresses that webhooks may connect to, because their URLs must not give access to our own network."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: all public IPv6 addresses are in this range
-# The `ipaddress` module of older Python versions does not know these reserved networks (RFC 7526, RFC 9637).
+# In older Python versions, the `ipaddress` module does not know these reserved networks (RFC 7526, RFC 9637).
 RESERVED = (IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
 MAX_LOOKUPS = 64  # concurrent lookups; each occupies a thread until the name servers respond
 
@@ -25,11 +25,11 @@ class HostUnknown(Exception):
 
 
 class AddressRefused(Exception):
-    """The host has no address that may be connected to."""
+    """Webhooks may not connect to any of the host's addresses."""
 
 
 def networks(text: str) -> list[Network]:
-    """Parse networks that are separated by spaces; raise `ValueError` if one is invalid."""
+    """Parse a space-separated list of networks; raise `ValueError` if one is invalid."""
     return [ip_network(network) for network in text.split()]
 
 
@@ -53,7 +53,7 @@ def is_in(address: Address, allowed: Iterable[Network]) -> bool:
 
 
 class Resolver:
-    """A resolver in threads. Concurrent lookups of a name share one, so that a slow name occupies a single thread."""
+    """Resolves host names in threads. Concurrent lookups of the same name share one thread, even if it is slow."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="resolver")
@@ -83,9 +83,9 @@ def _look_up(host: str) -> list[Address]:
 
 
 class GuardedBackend(httpcore.AnyIOBackend):
-    """A backend for TCP connections to the addresses that `may_connect` allows.
+    """A network backend that opens TCP connections only to addresses that `may_connect` allows.
 
-    It connects to the very addresses that it checked, because a second lookup of the name could return others.
+    It connects to exactly the addresses that it has checked, because a second lookup of the name could return others.
     """
 
     def __init__(self, resolver: Resolver, may_connect: Callable[[Address], bool]) -> None:
@@ -117,7 +117,7 @@ class GuardedBackend(httpcore.AnyIOBackend):
             raise AddressRefused
         while True:
             address, *others = addresses
-            # The remaining addresses share the remaining time.
+            # The remaining addresses share the remaining time equally.
             share = None if deadline is None else max(0.0, deadline - loop.time()) / len(addresses)
             try:
                 return await super().connect_tcp(str(address), port, share, local_address, socket_options)

@@ -1,4 +1,4 @@
-"""Starts the webhook sender with the provider that its settings choose."""
+"""Start the webhook sender with the configured provider."""
 
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ from notify_common.sending.service import run_sender
 from notify_webhook_sender.settings import WebhookProvider, WebhookSenderSettings
 from notify_webhook_sender.webhook import Webhook, host_of
 
-# The limit is short, because a receiver that is down or slow must not delay messages to the others.
+# The limit is short, because a receiver that is down or slow must not delay messages to other receivers.
 ADMISSION_TIMEOUT = timedelta(seconds=1)
 
 

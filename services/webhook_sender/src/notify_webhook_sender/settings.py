@@ -9,12 +9,12 @@ from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 
 from notify_webhook_sender.addresses import networks
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 - it is public
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix is public
 MIN_SECRET, MAX_SECRET = 24, 64  # bytes
 
 
 class WebhookProvider(StrEnum):
-    """A way to send: only simulated, or over HTTP."""
+    """A way to send webhooks: simulated, or over HTTP."""
 
     SIMULATOR = "simulator"
     HTTP = "http"
@@ -34,7 +34,9 @@ def _secrets(secrets: SecretStr) -> SecretStr:
     try:
         keys(secrets)
     except ValueError:
-        raise ValueError("should be whsec_ and 24 to 64 bytes in base64; separate several by spaces") from None
+        raise ValueError(
+            "must be whsec_ followed by 24 to 64 base64-encoded bytes; separate multiple secrets with spaces"
+        ) from None
     return secrets
 
 
@@ -42,12 +44,12 @@ def _networks(text: str) -> str:
     try:
         networks(text)
     except ValueError:
-        raise ValueError("should be networks such as 10.1.0.0/16, separated by spaces") from None
+        raise ValueError("must be networks such as 10.1.0.0/16, separated by spaces") from None
     return text
 
 
 class WebhookSenderSettings(SenderSettings):
-    """The settings that only this sender has; times are in seconds."""
+    """The settings specific to this sender; times are in seconds."""
 
     webhook_sleep: float = Field(0.2, ge=0, le=600)
     health_port: int = Field(8084, ge=1, le=65535)
@@ -60,5 +62,5 @@ class WebhookSenderSettings(SenderSettings):
     @model_validator(mode="after")
     def _http_is_complete(self) -> Self:
         if self.webhook_provider is WebhookProvider.HTTP and self.webhook_secrets is None:
-            raise ValueError("WEBHOOK_PROVIDER: http needs WEBHOOK_SECRETS")
+            raise ValueError("WEBHOOK_PROVIDER=http requires WEBHOOK_SECRETS")
         return self

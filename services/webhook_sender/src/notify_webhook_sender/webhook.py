@@ -1,4 +1,4 @@
-"""Delivers as signed POSTs: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md."""
+"""Deliver as signed POSTs: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from notify_webhook_sender import addresses
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
-CONNECT_TIMEOUT = 10.0  # seconds for lookup, connection and TLS; never more than half of an attempt's time
+CONNECT_TIMEOUT = 10.0  # seconds for the lookup, connection and TLS; never more than half of an attempt's time
 KEEPALIVE = 20.0  # seconds
 READ_LENGTH, READ_TIMEOUT = 10_000, 1.0  # bytes and seconds; limits for reading the body of a response
 MAX_WAIT = timedelta(hours=1)  # an upper limit for the response's Retry-After
@@ -34,7 +34,7 @@ RECIPIENT = TypeAdapter(WebhookRecipient)
 
 
 def host_of(url: str) -> str:
-    """Return host and port, which are down or busy together."""
+    """Return the URL's host and port, because all URLs of a receiver are down or busy together."""
     try:
         parts = urlsplit(url)
         return f"{(parts.hostname or '').rstrip('.')}:{parts.port or parts.scheme}"
@@ -43,7 +43,7 @@ def host_of(url: str) -> str:
 
 
 class Webhook:
-    """A provider that makes one POST per attempt. It follows no redirects, because no client named their targets."""
+    """A provider that makes one POST per attempt. It follows no redirects, because no client chose their targets."""
 
     def __init__(self, settings: WebhookSenderSettings) -> None:
         for library in ("httpcore.connection", "httpcore.http11"):
@@ -51,7 +51,7 @@ class Webhook:
         self._keys = keys(settings.webhook_secrets) if settings.webhook_secrets else []
         context = ssl.create_default_context(cafile=settings.webhook_ca_file)
         connect_timeout = min(CONNECT_TIMEOUT, settings.provider_timeout / 2)
-        # httpcore applies this timeout to the connection and to TLS separately, hence the half.
+        # httpcore applies this timeout to the connection and to TLS separately, so each gets half of the time.
         self._extensions = {"timeout": {"connect": connect_timeout / 2}}
         self._finishing: set[asyncio.Task[bytes]] = set()
         self._resolver = addresses.Resolver()
@@ -73,7 +73,7 @@ class Webhook:
         }
 
     async def send(self, request: DeliveryRequested) -> str:
-        """Post the message and return its `webhook-id`. A repeat has the same one, so that receivers recognize it."""
+        """Post the message and return its `webhook-id`. A retry has the same id, so receivers can recognize it."""
         if request.recipient is None:
             raise errors.PermanentFailure("no_recipient")
         try:
@@ -114,7 +114,7 @@ class Webhook:
             else:
                 raise refusal(response.status, response_headers.get(b"retry-after", ""), await _finish(response))
         except TimeoutError:
-            raise  # the caller handles the timeout of an attempt
+            raise  # the caller handles an attempt's timeout
         except addresses.AddressRefused:
             raise errors.PermanentFailure("address_refused") from None
         except addresses.HostUnknown as unknown:
@@ -123,7 +123,7 @@ class Webhook:
             raise broken(error) from None
 
     async def _finish_accepted(self, response: httpcore.Response, length: str | None) -> None:
-        """Read the rest of a success in the background, because it cannot change the outcome."""
+        """Read the rest of a successful response in the background, because it cannot change the outcome."""
         finishing = asyncio.create_task(_finish(response))
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finishing.discard)
@@ -148,20 +148,20 @@ def payload(request: DeliveryRequested) -> bytes:
 
 
 def signature(key: bytes, message_id: str, timestamp: str, content: bytes) -> str:
-    """Return the HMAC-SHA256 signature of id, timestamp and content."""
+    """Return the HMAC-SHA256 signature of the id, timestamp and content."""
     signed = f"{message_id}.{timestamp}.".encode() + content
     return f"v1,{b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
 
 
 def refusal(status: int, retry_after: str, body: bytes) -> errors.ProviderFailure:
-    """Classify a response that is not a success. It says something about its URL, but nothing about other URLs."""
+    """Classify an unsuccessful response. It says nothing about the receiver's other URLs."""
     code, text, wait = f"http_{status}", body.decode("utf-8", "replace") or None, _wait(retry_after)
     if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None):
         return errors.Throttled(code, text, retry_after=wait, of_recipient=True)
     if status == HTTPStatus.UNAUTHORIZED:
-        # The secret is wrong, which must not consume the retry budget of deliveries.
+        # The secret is wrong, which must not consume the deliveries' retry budgets.
         return errors.Unreachable(code, text, of_recipient=True)
-    if status == HTTPStatus.GONE:  # in the Standard Webhooks specification: the receiver is disabled
+    if status == HTTPStatus.GONE:  # Standard Webhooks: the receiver has been disabled
         return errors.PermanentFailure(code, text)
     return errors.TemporaryFailure(code, text)
 
@@ -170,16 +170,16 @@ def broken(error: Exception) -> errors.ProviderFailure:
     """Classify a call that ended without a response."""
     text = str(error) or None
     if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout):
-        # The connection pool removes the cause of the error but keeps its context.
+        # The connection pool removes the error's cause but keeps its context.
         return errors.Unreachable("tls" if isinstance(error.__context__, ssl.SSLError) else "connect", text)
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
-        # In TLS 1.3 a server rejects the client only after the client has finished the handshake.
+        # In TLS 1.3, a server can reject the client only after the client has finished the handshake.
         return errors.Unreachable("tls", text)
     return errors.UnknownOutcome("connection_lost", text)
 
 
 def _wait(retry_after: str) -> timedelta | None:
-    """Return the waiting time of a Retry-After header in seconds or as a date (RFC 9110, 10.2.3), if it has any."""
+    """Return the wait that Retry-After requests, in seconds or as a date (RFC 9110, 10.2.3); None if it is invalid."""
     with suppress(ValueError, OverflowError):
         return min(max(timedelta(seconds=int(retry_after)), timedelta()), MAX_WAIT)
     with suppress(ValueError, OverflowError):
@@ -189,10 +189,10 @@ def _wait(retry_after: str) -> timedelta | None:
 
 
 async def _finish(response: httpcore.Response) -> bytes:
-    """Read the beginning of the body and release the connection, which is reusable if the body ended there."""
+    """Read the start of the body and release the connection, which is reusable only if the whole body was read."""
     body = b""
     async with aclosing(response):
-        # TimeoutError is an OSError.
+        # `OSError` includes `TimeoutError`.
         with suppress(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
             async with asyncio.timeout(READ_TIMEOUT):
                 async for part in response.aiter_stream():

@@ -64,8 +64,7 @@ async def serve(
         if stopping is not None:
             stopping()
 
-    # uvicorn's own handlers raise the signal again at the end, so a service that stopped cleanly would seem to have
-    # been killed.
+    # uvicorn's own handlers raise the signal again at the end, which would make a clean stop look like a kill.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end_serving)
     log.info("listening", extra={"url": f"http://{host}:{port}"})
@@ -89,8 +88,7 @@ def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nothing depends on the client's address
-            # Clients and proxies must close idle connections first. If the server did, it might do so just as the next
-            # request is sent.
+            # Clients and proxies must close idle connections first, or we may close one just as it is reused.
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
         )

@@ -63,7 +63,7 @@ def load_settings(settings_class: type[Settings]) -> Settings:
 
 
 def _problem(error: ErrorDetails) -> str:
-    """Format one validation error, prefixed with its variable. Errors that involve several variables already name them."""
+    """Format one validation error, prefixed with its variable. Errors about several variables already name them."""
     variable = ".".join(map(str, error["loc"])).upper()
     message = error["msg"].removeprefix("Value error, ")
     return f"{variable}: {message}" if variable else message

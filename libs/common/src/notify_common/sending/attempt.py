@@ -43,7 +43,7 @@ class Postponed:
 async def attempt_delivery(
     provider: Provider, request: DeliveryRequested, timeout: float, schedule: RetrySchedule
 ) -> Decision:
-    """Call the provider for at most `timeout` seconds, unless the delivery has expired, and decide what happens next."""
+    """Call the provider for at most `timeout` seconds, unless the delivery has expired, and decide what follows."""
     now = utc_now()
     if request.expires_at is not None and request.expires_at <= now:
         return Decision(expired(request, now))

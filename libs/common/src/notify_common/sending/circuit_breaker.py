@@ -110,7 +110,7 @@ class CircuitBreaker:
             self._notify()
 
     async def _admit(self, held: ExitStack, recipient: str, timeout: float, *, even_if_open: bool) -> "Admission":
-        """Acquire everything that the call needs, until `held` is closed; raise `TimeoutError` if it takes too long."""
+        """Acquire what the call needs until `held` is closed; raise `TimeoutError` after `timeout` seconds."""
         async with asyncio.timeout(timeout) as waiting:
             with ExitStack() as registered:
                 self._timeouts.add(waiting)
@@ -129,7 +129,7 @@ class CircuitBreaker:
         return Admission(self, trial)
 
     async def _closed_or_trial(self) -> bool:
-        """Wait until the circuit is closed, and return False, or until this call may be the trial, and return True."""
+        """Wait until the call may be made. Return True if it is the trial, or False if the circuit is closed."""
         while self.open_until is not None:
             until_trial = None if self._trial_running else self.open_until - _now()
             if until_trial is not None and until_trial <= 0:
@@ -165,7 +165,7 @@ class Admission:
 
 
 class CircuitBreakers:
-    """One circuit breaker for each provider behind a channel, so that one provider's outage does not delay the others."""
+    """One circuit breaker per provider behind a channel, so that one provider's outage does not delay the others."""
 
     def __init__(self, name: str, limits: ProviderLimits, *, max_breakers: int = MAX_BREAKERS) -> None:
         self._name = name

@@ -178,7 +178,7 @@ class Sender:
         return Postponed(request.model_copy(update={"not_before": not_before, "waiting_since": waiting_since}))
 
     async def _publish_retry(self, request: DeliveryRequested, wait_from: datetime) -> bool:
-        """Publish the request to a retry queue, where it occupies no worker; return True once that is confirmed."""
+        """Publish the request to a retry queue, where it occupies no worker; return True if the broker confirms it."""
         wait = (request.not_before or wait_from) - wait_from
         routing_key = topology.retry_routing_key(self._retry_schedule.queue_delay(wait))
         body = request.model_dump_json().encode()

@@ -19,8 +19,8 @@ THROTTLED_FOR = timedelta(seconds=3)
 class Simulator:
     """Waits `latency` seconds, then fails with `error_probability` (0: never, 1: always).
 
-    In tests of the whole system, each process records the messages that it has sent in a ledger file in `folder`. A file
-    named `mode` in that folder can contain `hang` or `fail`, which makes all calls hang or fail.
+    In tests of the whole system, each process records what it has sent in its own ledger file in `folder`. If the file
+    `mode` in that folder contains `hang` or `fail`, all calls hang or fail.
     """
 
     def __init__(self, *, latency: float, error_probability: float, folder: Path | None = None) -> None:
