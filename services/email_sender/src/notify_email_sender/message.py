@@ -15,7 +15,7 @@ from notify_common.runtime.clock import utc_now
 from pydantic.networks import validate_email as parse_mailbox
 
 SUBJECT_LENGTH = 78  # characters; the limit for a subject that is taken from the text (RFC 5322, 2.1.1)
-# Non-ASCII text is encoded as ASCII, because every server accepts that.
+# Non-ASCII text is encoded, so that every server accepts the message.
 POLICY = SMTP.clone(cte_type="7bit")
 # Date and Message-ID are not signed, because some relays replace them.
 SIGNED_HEADERS = [

@@ -1,4 +1,4 @@
-"""Decide how results change a delivery, with pure functions. The order and the number of arrivals do not matter."""
+"""Decide how results change a delivery, with pure functions. Duplicates and the order of results do not matter."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -44,7 +44,7 @@ class ResultsHandler:
         self._tracing = tracing
 
     async def handle(self, envelope: messages.ResultsEnvelope) -> None:
-        """Return, so that the message is acked, only once every result is committed or dead-lettered."""
+        """Return only once every result is committed or dead-lettered, because the message is then acked."""
         results: list[messages.DeliveryResult] = []
         for item in envelope.results:
             try:
@@ -69,7 +69,7 @@ class DeadLetter:
     """The queue that dead-lettered it, and any retry queues in which it waited before that."""
     request: messages.DeliveryRequested | None
     delivery_id: UUID | None
-    """Taken from the headers if the body is unreadable; `round` always comes from the headers."""
+    """Taken from the headers, but only if the body is unreadable; `round` is always taken from the headers."""
     round: int | None
     traceparent: str | None
 

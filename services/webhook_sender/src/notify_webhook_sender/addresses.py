@@ -53,7 +53,7 @@ def is_in(address: Address, allowed: Iterable[Network]) -> bool:
 
 
 class Resolver:
-    """Resolves host names in threads. Concurrent lookups of the same name share one thread, even if it is slow."""
+    """Resolves host names in threads. Concurrent lookups of the same name share one, so a slow name blocks only one."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="resolver")

@@ -34,7 +34,7 @@ RECIPIENT = TypeAdapter(WebhookRecipient)
 
 
 def host_of(url: str) -> str:
-    """Return the URL's host and port, because all URLs of a receiver are down or busy together."""
+    """Return the URL's host and port, because URLs that share them are down or busy together."""
     try:
         parts = urlsplit(url)
         return f"{(parts.hostname or '').rstrip('.')}:{parts.port or parts.scheme}"
@@ -154,7 +154,7 @@ def signature(key: bytes, message_id: str, timestamp: str, content: bytes) -> st
 
 
 def refusal(status: int, retry_after: str, body: bytes) -> errors.ProviderFailure:
-    """Classify an unsuccessful response. It says nothing about the receiver's other URLs."""
+    """Classify an unsuccessful response, which concerns only this URL and not the whole host."""
     code, text, wait = f"http_{status}", body.decode("utf-8", "replace") or None, _wait(retry_after)
     if status == HTTPStatus.TOO_MANY_REQUESTS or (status == HTTPStatus.SERVICE_UNAVAILABLE and wait is not None):
         return errors.Throttled(code, text, retry_after=wait, of_recipient=True)

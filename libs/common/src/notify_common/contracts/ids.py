@@ -42,6 +42,6 @@ def of_the_same_time(id_: UUID) -> tuple[UUID, UUID]:
 
 
 def of_the_same_time_sql(id_: str) -> str:
-    """Return these bounds as SQL for the right-hand side of `BETWEEN`; `id_` is the name of a column."""
+    """Return these bounds as SQL for the right-hand side of `BETWEEN`; `id_` is the name of an id column."""
     time = f"left({id_}::text, 13)"  # twelve hexadecimal digits and a hyphen
     return f"({time} || '-0000-0000-000000000000')::uuid AND ({time} || '-ffff-ffff-ffffffffffff')::uuid"

@@ -1,4 +1,4 @@
-"""Test recipients, which pass through the whole pipeline without a provider call. Their names state the outcome."""
+"""Test recipients, which pass through the whole pipeline without a provider call. Their names set the outcome."""
 
 import re
 from enum import StrEnum

@@ -38,7 +38,7 @@ async def prepare_topology(
                     await declare(connection, bindings, exchanges)
                 except ChannelPreconditionFailed as error:
                     raise StartupError(
-                        f"RabbitMQ already has a queue or exchange with this name but other arguments: {error!r}\n"
+                        f"RabbitMQ has a queue or exchange with the same name but different arguments: {error!r}\n"
                         "Another version declared it. Delete it once it is empty; this service then declares it again."
                     ) from error
 

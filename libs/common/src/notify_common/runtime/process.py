@@ -43,7 +43,7 @@ async def serve(
     also: tuple[str, int] | None = None,
     stopping: Callable[[], None] | None = None,
 ) -> None:
-    """Serve `app` and run `work` until SIGTERM or SIGINT, then set the event of `work` and wait for it to finish.
+    """Serve `app` and run `work` until SIGTERM or SIGINT, then set the event passed to `work` and wait until it ends.
 
     `also` is a second address, for private endpoints; the ASGI scope tells `app` which address received the request.
     `stopping` is called to end responses that would never end by themselves.
@@ -64,7 +64,7 @@ async def serve(
         if stopping is not None:
             stopping()
 
-    # uvicorn's own handlers raise the signal again at the end, which would make a clean stop look like a kill.
+    # uvicorn's own signal handlers raise the signal again at the end, which makes a clean stop look like a kill.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end_serving)
     log.info("listening", extra={"url": f"http://{host}:{port}"})

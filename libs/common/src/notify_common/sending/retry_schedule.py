@@ -11,14 +11,14 @@ TOLERANCE = 1.05  # a factor
 class RetrySchedule:
     """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures per round.
 
-    While a provider is unreachable or throttling, attempts do not count as failures, and end only after `max_wait`.
+    While a provider is unreachable or throttling, attempts do not count as failures, but end after `max_wait`.
     """
 
     def __init__(self, *, first_delay: timedelta, max_attempts: int, max_wait: timedelta = MAX_WAIT) -> None:
         self._max_attempts = max_attempts
         self.max_wait = max_wait
         delays = [first_delay]
-        # Delays that are closer together than the tolerance would need two queues for the same wait.
+        # If two delays were closer together than the tolerance, both of their queues would suit the same wait.
         while delays[-1] * TOLERANCE < LONGEST_DELAY:
             doubled = delays[-1] * 2
             delays.append(doubled if doubled * TOLERANCE < LONGEST_DELAY else LONGEST_DELAY)
@@ -30,7 +30,7 @@ class RetrySchedule:
         return failures >= self._max_attempts
 
     def delay_after(self, failures: int) -> timedelta:
-        """Return how long to wait after the round's latest failure, where `failures` is their number so far."""
+        """Return how long to wait after a failure; `failures` counts the round's failures, including this one."""
         return self.delays[min(failures, len(self.delays)) - 1]
 
     def queue_delay(self, wait: timedelta) -> timedelta:

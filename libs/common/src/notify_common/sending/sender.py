@@ -75,7 +75,7 @@ class Sender:
         )
 
     async def handle(self, message: Message) -> None:
-        """Handle a message. Return, so that it is acked, only once its result and any retry are confirmed."""
+        """Return only once the message's result and any retry are confirmed, because the message is then acked."""
         request, now = self._parse(message), utc_now()
         if request.not_before is not None and request.not_before > now:
             # The message left its retry queue early, because no queue has exactly the required delay.
