@@ -46,7 +46,7 @@ class DeliveryTags:
         acks = [spec.Basic.Ack(delivery_tag=tag) for tag in acked if tag > self.through]
         without_gap = [tag for tag in acked if tag <= self.through]
         if without_gap:
-            # A multiple ack must end at a tag that is not acked yet, because RabbitMQ rejects tags that it has forgotten.
+            # A multiple ack must end at a tag that is not acked yet, because RabbitMQ rejects tags that it forgot.
             acks.append(spec.Basic.Ack(delivery_tag=max(without_gap), multiple=True))
         return [*rejects, *acks]
 
