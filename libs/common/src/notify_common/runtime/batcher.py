@@ -56,20 +56,23 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, item: Item) -> Result:
         """Flush `item` and return its result; raise the error of its flush, or `Overloaded`."""
-        (outcome,) = await self.submit_all([item])
+        (outcome,) = await self._enqueue((item,))
         if isinstance(outcome, Failed):
             raise outcome.error
         return outcome
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
         """Flush `items` in one batch; return a result or `Failed` for each item."""
+        return await self._enqueue(items)
+
+    def _enqueue(self, items: Sequence[Item]) -> "asyncio.Future[list[Result | Failed]]":
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
             raise Overloaded
         flushed: asyncio.Future[list[Result | Failed]] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, flushed))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._drain())
-        return await flushed
+        return flushed
 
     async def drained(self) -> None:
         """Wait until no item is waiting or being flushed."""
