@@ -48,7 +48,7 @@ def scale(results: Json) -> str:
 
 
 def events(results: Json) -> str:
-    """Return the delay of events, and the cost of subscribers."""
+    """Format the event delay and the cost of subscribers as Markdown."""
     delay = results["delay"]
     rows = [
         [f"{name}, {each['rate']:g} requests/s", *(f"{each['cores'][case][name]:.1f}" for case in ("without", "idle"))]

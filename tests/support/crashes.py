@@ -12,7 +12,7 @@ from notify_common.errors import PublishFailed
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.runtime.settings import load_settings
-from notify_common.sending.service import SenderSettings, create_sender
+from notify_common.sending.service import create_sender
 from notify_database.engine import create_engine
 from notify_gateway.application import Gateway
 from notify_gateway.cli import OperatorSettings
@@ -23,6 +23,7 @@ from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.application import create_status_writer
 from notify_status_writer.settings import StatusWriterSettings
+from notify_telegram_sender.settings import TelegramSenderSettings
 from typing_extensions import override
 
 from support.amqp import hand_on
@@ -96,7 +97,7 @@ async def sender(
         return "sent"
 
     sender = create_sender(
-        load_settings(SenderSettings),
+        load_settings(TelegramSenderSettings),
         channel=Channel.TELEGRAM,
         provider=FakeProvider(send),
         publisher_class=publisher_class,

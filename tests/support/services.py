@@ -69,6 +69,7 @@ async def running_sender(
     settings = SenderSettings.model_validate(
         {
             **rabbit.model_dump(),
+            "health_port": 8081,  # not served here
             "max_retries": max_attempts,
             "retry_delay": first_delay.total_seconds(),
             "concurrency": concurrency,

@@ -16,8 +16,9 @@ from notify_database.engine import autocommitting, database_errors
 
 log = logging.getLogger(__name__)
 
-# The partitioned tables and their storage parameters. Notifications are detached first, so that operators can no longer
-# find them and retry their deliveries. The fill factor leaves room for HOT updates of the status.
+# The partitioned tables, in the order in which old partitions are detached, and their storage parameters. Notifications
+# come first, so that no operator can retry a delivery whose partition is about to be dropped. The fill factor leaves
+# room for HOT updates of the status.
 STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
 WIDTH = timedelta(weeks=1)
 AHEAD = timedelta(weeks=5)

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 
-# PostgreSQL stores the counters as 32-bit integers, and its texts cannot contain NUL.
+# PostgreSQL stores the counters as 32-bit integers, and its text values cannot contain NUL.
 Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ordinal = Annotated[int, Field(ge=1, le=2**31 - 1)]
 SHORT_TEXT_LENGTH = 500
@@ -36,7 +36,7 @@ class DeliveryStatus(StrEnum):
 
     @property
     def final(self) -> bool:
-        """True if only an operator can change the status."""
+        """True if no further attempt follows, unless an operator retries the delivery."""
         return self not in {DeliveryStatus.PENDING, DeliveryStatus.RETRYING}
 
 
@@ -102,6 +102,7 @@ class DeliveryRequested(_Frozen):
     recipient: str | None = None
     content: Content
     round: Ordinal = 1
+    """An operator's retry of a failed delivery starts the next round, with a new retry budget."""
     attempt: Ordinal = 1
     """The number of this attempt, counted across all rounds."""
     failures: Counter = 0

@@ -110,7 +110,7 @@ async def run_unless_closed(channel: Channel, writing: Coroutine[Any, Any, None]
 
 @contextmanager
 def broker_errors() -> Iterator[None]:
-    """Convert the errors that an unavailable broker causes to `BrokerUnavailable`."""
+    """Convert errors caused by an unavailable broker into `BrokerUnavailable`."""
     try:
         yield
     except Exception as error:

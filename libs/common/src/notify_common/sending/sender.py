@@ -78,12 +78,12 @@ class Sender:
         """Return only once the message's result and any retry are confirmed, because the message is then acked."""
         request, now = self._parse(message), utc_now()
         if request.not_before is not None and request.not_before > now:
-            # The message left its retry queue early, because no queue has exactly the required delay.
+            # The message left its retry queue early, because queues have fixed delays and none of them is longer.
             while not await self._publish_retry(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
             return
-        # A redelivered message joins its earlier attempt, which may still be running. The shield keeps the provider
-        # call alive if this handler is cancelled.
+        # A redelivered message joins its earlier attempt, running or finished. The decision is there once its result is
+        # confirmed. The shield keeps the provider call alive if this handler is cancelled.
         with self._attempts.join(request) as attempt:
             decision = await asyncio.shield(attempt.decision)
             if decision.next_request is not None:

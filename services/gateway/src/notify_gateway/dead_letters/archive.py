@@ -92,6 +92,6 @@ class DeadLetterArchive:
 
 @asynccontextmanager
 async def open_archive(settings: RabbitSettings) -> AsyncIterator[DeadLetterArchive]:
-    """Connect to the archive until the context ends."""
+    """Keep a connection to the archive open until the context ends."""
     async with await aio_pika.connect(settings.amqp_url("operator")) as connection:
         yield DeadLetterArchive(await connection.channel(on_return_raises=True))

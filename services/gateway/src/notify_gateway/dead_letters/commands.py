@@ -74,7 +74,7 @@ async def _apply(archive: DeadLetterArchive, retries: DeliveryRetries, options: 
     if options.action != "show":
         print(f"{count} message(s)")
     if not count and options.id is not None:
-        print(f"There is no message {options.id}, or it cannot be requeued.", file=sys.stderr)
+        print(f"Message {options.id} does not exist or cannot be requeued.", file=sys.stderr)
     return bool(count) or options.id is None
 
 

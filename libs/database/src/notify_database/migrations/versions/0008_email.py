@@ -7,5 +7,5 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    """Change the table."""
+    """Add the column."""
     op.execute("ALTER TABLE notifications ADD COLUMN email jsonb")
