@@ -268,6 +268,14 @@ async def test_sender_is_unhealthy_while_its_queue_is_missing(compose: Compose) 
     # On a restart, RabbitMQ declares the missing queue again, and the sender starts to consume from it.
     compose.run("restart", "rabbitmq")
     compose.run("restart", "telegram_sender")
+
+    async def are_healthy() -> bool:
+        names = [name for service in SERVICES for name in compose.containers(service)]
+        states = [(await asyncio.to_thread(inspect, name))["State"] for name in names]
+        return all(state["Health"]["Status"] == "healthy" for state in states)
+
+    # `up --wait` fails at once if a container is still marked as unhealthy, as all consumers are during the restart.
+    await eventually(are_healthy, "all services are healthy", timeout=90)
     await compose.up()
     async with compose.gateway() as client:
         await all_final(client, await post(client, 1))
