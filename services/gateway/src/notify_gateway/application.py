@@ -23,6 +23,7 @@ from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.retry_jobs import RetryJobs
 from notify_gateway.events.history import EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.health import MetricsExposition, Readiness
@@ -99,6 +100,7 @@ class Gateway:
             NotificationCanceller(self._engine, self._events.publish),
             DeliveryQueries(self._engine),
             self.retries,
+            RetryJobs(self._engine),
             UserChannels(self._engine),
             self._history,
             self.event_hub,

@@ -6,23 +6,18 @@ stored in PostgreSQL, so that any gateway can continue it.
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from uuid import UUID
 
-from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_common.runtime.clock import utc_now
-from notify_database.engine import database_errors, execute
+from notify_database.engine import execute
 from notify_database.models import RetryJob
-from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
 from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
 
-DEFAULT_WINDOW = timedelta(hours=24)
 DELIVERIES_PER_TRANSACTION = 5_000  # deliveries examined; only the failed ones are retried
 
 # Starts a new round for each failed delivery in `chosen (id)`. The failure count is reset to 0, but the attempt numbers
@@ -109,19 +104,6 @@ class DeliveryRetries:
         self._publish_changes(changes)
         return bool(changes)
 
-    async def start_job(self, job: RetryJob) -> RetryJobView:
-        """Store the job; a gateway then processes it in the background."""
-        with database_errors():
-            async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
-                session.add(job)
-        return RetryJobView.model_validate(job)
-
-    async def find_job(self, tenant: str, job_id: UUID) -> RetryJobView | None:
-        """Return the job and its progress, or None if the tenant has no job with this id."""
-        statement = select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant)
-        job = (await execute(self._engine, statement)).one_or_none()
-        return None if job is None else RetryJobView.model_validate(job)
-
     async def count(self, job: RetryJob) -> int:
         """Return the number of failed deliveries that the job would retry now."""
         condition = {"tenant": job.tenant, "channel": job.channel, "error_class": job.error_class}
@@ -134,20 +116,3 @@ class DeliveryRetries:
         # A chunk in which nothing was retried yields a single row without an id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
         return bool(rows)
-
-
-def new_job(tenant: str, request: RetryRequest) -> RetryJob:
-    """Build the job that `request` asks for."""
-    now = to_millisecond(utc_now())
-    end = request.created_before or now
-    return RetryJob(
-        id=new_id(now),
-        tenant=tenant,
-        channel=request.channel,
-        error_class=request.error_class,
-        last_id=first_id_at(request.created_after or end - DEFAULT_WINDOW),
-        end_id=first_id_at(end),
-        retried=0,
-        created_at=now,
-        finished_at=None,
-    )

@@ -6,7 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, HTTPException, Path, Response
 
 from notify_gateway.deliveries.queries import DeliveryQueries
-from notify_gateway.deliveries.retries import DeliveryRetries, new_job
+from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.retry_jobs import RetryJobs, new_job
 from notify_gateway.deliveries.schemas import DeliveryOfNotification, RetryCount, RetryJobView, RetryRequest
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead
 from notify_gateway.http.dependencies import provided
@@ -17,6 +18,7 @@ router = APIRouter(
 )
 
 Queries = Annotated[DeliveryQueries, Depends(provided(DeliveryQueries))]
+Jobs = Annotated[RetryJobs, Depends(provided(RetryJobs))]
 Retries = Annotated[DeliveryRetries, Depends(provided(DeliveryRetries))]
 Id = Annotated[UUID, Path(alias="id")]
 COUNTED: dict[str, Any] = {
@@ -51,7 +53,7 @@ async def retry_delivery(
 
 @router.post("/retry", status_code=202, response_model=RetryJobView, responses={200: COUNTED, **documented(400, 422)})
 async def retry_deliveries(
-    body: RetryRequest, principal: CanAdminister, retries: Retries, response: Response
+    body: RetryRequest, principal: CanAdminister, jobs: Jobs, retries: Retries, response: Response
 ) -> RetryJobView | Response:
     """Start a job that retries all matching failed deliveries in the background.
 
@@ -59,12 +61,12 @@ async def retry_deliveries(
     """
     job = new_job(principal.tenant, body)
     if not body.dry_run:
-        return await retries.start_job(job)
+        return await jobs.start(job)
     count = RetryCount(count=await retries.count(job))
     return Response(count.model_dump_json(), 200, dict(response.headers), "application/json")
 
 
 @router.get("/retry/{id}", responses=documented(404, 422))
-async def get_retry_job(id_: Id, principal: CanAdminister, retries: Retries) -> RetryJobView:
+async def get_retry_job(id_: Id, principal: CanAdminister, jobs: Jobs) -> RetryJobView:
     """Retrieve the progress of a retry job."""
-    return found(await retries.find_job(principal.tenant, id_), f"There is no retry job {id_}.")
+    return found(await jobs.find(principal.tenant, id_), f"There is no retry job {id_}.")

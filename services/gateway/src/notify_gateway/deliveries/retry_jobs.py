@@ -1,0 +1,52 @@
+"""Store retry jobs, each of which retries many deliveries; `DeliveryRetries.advance` processes them."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
+from notify_common.runtime.clock import utc_now
+from notify_database.engine import database_errors, execute
+from notify_database.models import RetryJob
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
+
+DEFAULT_WINDOW = timedelta(hours=24)
+
+
+class RetryJobs:
+    """The retry jobs in PostgreSQL."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def start(self, job: RetryJob) -> RetryJobView:
+        """Store the job; a gateway then processes it in the background."""
+        with database_errors():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+                session.add(job)
+        return RetryJobView.model_validate(job)
+
+    async def find(self, tenant: str, job_id: UUID) -> RetryJobView | None:
+        """Return the job and its progress, or None if the tenant has no job with this id."""
+        statement = select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant)
+        job = (await execute(self._engine, statement)).one_or_none()
+        return None if job is None else RetryJobView.model_validate(job)
+
+
+def new_job(tenant: str, request: RetryRequest) -> RetryJob:
+    """Build the job that `request` asks for."""
+    now = to_millisecond(utc_now())
+    end = request.created_before or now
+    return RetryJob(
+        id=new_id(now),
+        tenant=tenant,
+        channel=request.channel,
+        error_class=request.error_class,
+        last_id=first_id_at(request.created_after or end - DEFAULT_WINDOW),
+        end_id=first_id_at(end),
+        retried=0,
+        created_at=now,
+        finished_at=None,
+    )
