@@ -12,11 +12,10 @@ import uvloop
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings, create_engine
 from notify_database.migrate import migrate
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.servers import Servers, servers_for_tests
 from support.services import NOWHERE, running_gateway
 

@@ -11,11 +11,10 @@ from faststream.rabbit import RabbitMessage
 from notify_common.contracts import topology
 from notify_common.errors import PoisonMessage
 from notify_common.rabbitmq.connection import RabbitSettings, create_broker
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_common.rabbitmq.faststream_subscription import FastStreamSubscription
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.subscription import Subscription
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.fakes import CuttableNetwork
 from support.services import eventually
 

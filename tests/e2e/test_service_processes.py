@@ -14,11 +14,10 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
 from notify_local.stack import SENDERS
-from support.amqp import hand_on
+from support.amqp import hand_on, prepare_topology
 from support.processes import STOP_TIMEOUT, answers, running_service
 from support.servers import PROJECT
 from support.services import NOWHERE, eventually

@@ -1,14 +1,17 @@
 """Direct access to RabbitMQ for tests: publish anything, read any queue."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from faststream.rabbit import RabbitExchange
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults
+from notify_common.contracts.topology import Binding
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import DeclaredTopology
 
 TIMEOUT = 20.0  # seconds; reached only if the test fails
 
@@ -69,3 +72,10 @@ async def hand_on(settings: RabbitSettings) -> AsyncIterator[Hand]:
     connection = await aio_pika.connect(settings.amqp_url())
     async with connection:
         yield Hand(await connection.channel(on_return_raises=True))
+
+
+async def prepare_topology(
+    settings: RabbitSettings, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = ()
+) -> None:
+    """Declare what the services of a test would declare."""
+    await DeclaredTopology(settings, bindings, exchanges, role="test").declare()

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager, closing
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -110,13 +110,14 @@ async def working_gateway(
     gateway_settings = GatewaySettings.model_validate(
         {**postgres.model_dump(), **rabbit.model_dump(), "auth": "off", **settings}
     )
-    gateway, stop = Gateway(gateway_settings, tracing), asyncio.Event()
-    working = asyncio.create_task(gateway.work(stop)) if relaying else None
-    try:
-        yield gateway
-    finally:
-        stop.set()
-        await (gateway.work(stop) if working is None else working)
+    stop = asyncio.Event()
+    async with aclosing(Gateway(gateway_settings, tracing)) as gateway:
+        working = asyncio.create_task(gateway.work(stop)) if relaying else None
+        try:
+            yield gateway
+        finally:
+            stop.set()
+            await (gateway.work(stop) if working is None else working)
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings, create_broker
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.clock import utc_now
@@ -21,7 +20,7 @@ from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.fakes import CuttableNetwork
 from support.services import eventually, gateway_metrics, running_gateway
 

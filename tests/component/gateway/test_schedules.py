@@ -11,10 +11,9 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, StatusChanges
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.gateway import post, rows, soon
 from support.services import running_gateway
 

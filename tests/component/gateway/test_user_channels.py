@@ -11,13 +11,12 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, StatusChanges
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.http.authentication import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.services import NOWHERE, running_gateway
 
 FAIL = text("UPDATE deliveries SET status = 'failed', attempt = 3, failures = 3")

@@ -11,9 +11,8 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled
-from support.amqp import Hand
+from support.amqp import Hand, prepare_topology
 from support.fakes import CuttableNetwork, FakeProvider
 from support.services import delivery_requested as request
 from support.services import eventually, running_sender

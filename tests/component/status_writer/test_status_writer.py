@@ -15,14 +15,13 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, ErrorClass, Outcome, StatusChanges
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_database.errors import DataRejected
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.fakes import FakeProvider
 from support.services import eventually, running_sender, running_status_writer
 

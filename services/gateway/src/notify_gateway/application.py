@@ -8,7 +8,7 @@ from functools import cached_property
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import create_broker
-from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.metrics import process_registry
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 ROLE = "gateway"
 RELAY_CONNECTIONS = 1  # the relay runs one statement at a time
 RELAY_STOP_TIMEOUT = 10.0  # seconds; another relay publishes what is left after that
+MAINTENANCE_STOP_TIMEOUT = 1.0  # seconds
 
 
 class Gateway:
@@ -66,7 +67,10 @@ class Gateway:
         registry = process_registry()
         self.metrics = GatewayMetrics(registry)
 
-        publisher, relay_outbox = publisher_class(self._broker), OutboxStore(self._relay_engine)
+        bindings = [*topology.dead_letters(), *map(topology.deliveries, Channel)]
+        self._topology = DeclaredTopology(settings, bindings, [topology.EVENTS], role=ROLE)
+        publisher = publisher_class(self._broker, self._topology.restore)
+        relay_outbox = OutboxStore(self._relay_engine)
         self.relay = relay_class(self._broker, publisher, relay_outbox, self._events, self.metrics, tracing)
         self.intake = NotificationIntake(
             self._engine,
@@ -88,7 +92,7 @@ class Gateway:
         outbox = OutboxStore(self._engine)
         self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
         self._overview = Overview(self._engine, outbox, self.relay, self.event_hub, self._queues)
-        self._exposition = MetricsExposition(registry, self.metrics, outbox, self.relay, self.event_hub)
+        self._exposition = MetricsExposition(registry, self.metrics, outbox, self.relay, self._topology, self.event_hub)
 
     @cached_property
     def services(self) -> list[object]:
@@ -106,25 +110,39 @@ class Gateway:
             self.event_hub,
             self._overview,
             ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=self.settings.trace_url),
-            Readiness(self._engine, self.relay),
+            Readiness(self._engine, self.relay, self._topology),
             self._exposition,
         ]
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Run the background tasks until `stop`, then commit the requests still waiting and close all connections."""
+        """Run the background tasks until `stop`, then commit the requests that are still waiting.
+
+        If a background task fails, its error is raised at once, even while requests arrive: a gateway whose relay has
+        died must not go on accepting notifications.
+        """
         async with self._events.running():
             stopping = asyncio.create_task(stop.wait())
             relaying = asyncio.create_task(self._relay(stop))
             maintaining = asyncio.create_task(self._maintain(stop))
-            await asyncio.wait({stopping, relaying, maintaining}, return_when=asyncio.FIRST_COMPLETED)
-            await self.intake.drained()
-            for task, timeout in ((relaying, RELAY_STOP_TIMEOUT if self.relay.connected else 0), (maintaining, 1)):
-                await asyncio.wait({task}, timeout=timeout)
-                if not task.done():
+            background = [relaying, maintaining, asyncio.create_task(self._topology.watch())]
+            try:
+                await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
+                if stop.is_set():
+                    await self.intake.drained()
+                    await asyncio.wait({relaying}, timeout=RELAY_STOP_TIMEOUT if self.relay.connected else 0)
+                    await asyncio.wait({maintaining}, timeout=MAINTENANCE_STOP_TIMEOUT)
+            finally:
+                ended = [task for task in background if task.done()]
+                for task in (stopping, *background):
                     task.cancel()
-                    await asyncio.wait({task})
-                elif task.exception() is not None or not stop.is_set():
-                    await task
+                await asyncio.wait({stopping, *background})
+            for task in ended:
+                task.result()
+            if not stop.is_set():
+                raise RuntimeError("a background task of the gateway has ended")
+
+    async def aclose(self) -> None:
+        """Close all connections. No request may be in progress any more."""
         await self._overview.aclose()
         await self._queues.aclose()
         await self._broker.stop()
@@ -133,8 +151,7 @@ class Gateway:
 
     async def _relay(self, stop: asyncio.Event) -> None:
         await await_database(self._engine)
-        bindings = [*topology.dead_letters(), *(topology.deliveries(channel) for channel in Channel)]
-        await prepare_topology(self.settings, bindings, [topology.EVENTS], role=ROLE)
+        await self._topology.declare()
         await self.relay.run(stop)
 
     async def _maintain(self, stop: asyncio.Event) -> None:

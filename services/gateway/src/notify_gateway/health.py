@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from notify_common.errors import StartupError
+from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.runtime.metrics import exposition
 from notify_common.version import VERSION
 from notify_database.engine import database_problem
@@ -28,12 +29,23 @@ CHECK_INTERVAL = 1.0  # seconds
 class Readiness:
     """Checks PostgreSQL at most once a second, so that requests to the public `/readyz` cannot overload it."""
 
-    def __init__(self, engine: AsyncEngine, relay: OutboxRelay) -> None:
-        self.relay = relay
+    def __init__(self, engine: AsyncEngine, relay: OutboxRelay, topology: DeclaredTopology) -> None:
         self._engine = engine
+        self._relay = relay
+        self._topology = topology
         self._checking = asyncio.Lock()
         self._next_check = 0.0
         self._problem: str | None = None
+
+    @property
+    def rabbitmq(self) -> str:
+        """The state of RabbitMQ as the relay sees it."""
+        if not self._relay.connected:
+            return "unavailable: accepted notifications wait in the outbox"
+        if self._topology.mismatches:
+            names = ", ".join(sorted(self._topology.mismatches))
+            return f"different arguments than expected: {names}; its deliveries wait in the outbox"
+        return "ready"
 
     async def database_problem(self) -> str | None:
         """Return why PostgreSQL cannot be used, or None if it can be used."""
@@ -61,6 +73,7 @@ class MetricsExposition:
     metrics: GatewayMetrics
     outbox: OutboxStore
     relay: OutboxRelay
+    topology: DeclaredTopology
     hub: EventHub
 
     async def render(self, accepted: str) -> tuple[bytes, str]:
@@ -73,6 +86,7 @@ class MetricsExposition:
         self.metrics.outbox_rows.set(rows)
         self.metrics.outbox_oldest.set(oldest)
         self.metrics.relay_connected.set(self.relay.connected)
+        self.metrics.topology_mismatches.set(len(self.topology.mismatches))
         self.metrics.subscribers.set(self.hub.count)
         return exposition(self.registry, accepted)
 
@@ -96,12 +110,11 @@ async def readyz(response: Response, readiness: Annotated[Readiness, Depends(pro
     postgresql = await readiness.database_problem()
     if postgresql is not None:
         response.status_code = 503
-    connected = readiness.relay.connected
     return {
         "status": "ready" if postgresql is None else "not ready",
         "version": VERSION,
         "postgresql": postgresql or "ready",
-        "rabbitmq": "ready" if connected else "unavailable: accepted notifications wait in the outbox",
+        "rabbitmq": readiness.rabbitmq,
     }
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import aclosing
 
 from notify_common.runtime.process import run, serve
 from notify_common.runtime.settings import load_settings
@@ -19,16 +20,16 @@ async def run_gateway(settings: GatewaySettings) -> None:
     """Run the gateway until SIGTERM."""
     for variable in settings.example_secrets():
         log.warning("a secret still has its publicly known value from .env.example", extra={"variable": variable})
-    gateway = Gateway(settings, settings.tracing(ROLE))
-    await serve(
-        create_app(gateway),
-        host=settings.app_host,
-        port=settings.app_port,
-        work=gateway.work,
-        http=LimitedHttpProtocol,
-        also=(settings.health_host, settings.health_port),
-        stopping=gateway.event_hub.close,
-    )
+    async with aclosing(Gateway(settings, settings.tracing(ROLE))) as gateway:
+        await serve(
+            create_app(gateway),
+            host=settings.app_host,
+            port=settings.app_port,
+            work=gateway.work,
+            http=LimitedHttpProtocol,
+            also=(settings.health_host, settings.health_port),
+            stopping=gateway.event_hub.close,
+        )
 
 
 def main() -> None:

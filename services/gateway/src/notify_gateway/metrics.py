@@ -30,6 +30,9 @@ class GatewayMetrics:
         self.outbox_rows = gauge("notify_outbox_rows", "Deliveries that are due and not confirmed by RabbitMQ.")
         self.outbox_oldest = gauge("notify_outbox_oldest_seconds", "How long the oldest due delivery has waited.")
         self.relay_connected = gauge("notify_relay_connected", "1 if the outbox relay is connected to RabbitMQ.")
+        self.topology_mismatches = gauge(
+            "notify_topology_mismatches", "Queues and exchanges in RabbitMQ with other arguments than expected."
+        )
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self._children: dict[tuple[str, str, int], Histogram] = {}
 

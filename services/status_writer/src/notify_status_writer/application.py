@@ -6,6 +6,7 @@ from functools import partial
 
 from notify_common.contracts import topology
 from notify_common.rabbitmq.connection import create_broker
+from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.faststream_subscription import FastStreamSubscription
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
@@ -35,9 +36,10 @@ def create_status_writer(
     broker, registry = create_broker(settings, ROLE), process_registry()
     engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)
-    publisher, store = ConfirmedPublisher(broker), ResultStore(engine)
-    writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)
     results, (archive, inbox) = topology.results(), topology.dead_letters()
+    declared = DeclaredTopology(settings, [archive, inbox, results], [topology.EVENTS], role=ROLE)
+    publisher, store = ConfirmedPublisher(broker, declared.restore), ResultStore(engine)
+    writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)
     subscribe = partial(FastStreamSubscription, settings, ROLE, publisher=publisher, graceful_timeout=GRACEFUL_TIMEOUT)
     handle_results, handle_dead_letter = ResultsHandler(writer, tracing).handle, DeadLetterHandler(store, writer).handle
     subscriptions = [
@@ -47,13 +49,10 @@ def create_status_writer(
         ),
     ]
     return Worker(
-        role=ROLE,
-        rabbit=settings,
+        topology=declared,
         broker=broker,
         subscriptions=subscriptions,
         registry=registry,
-        declares=[archive, inbox, results],
-        exchanges=[topology.EVENTS],
         resources=[_ready(engine), events.running()],
         graceful_timeout=GRACEFUL_TIMEOUT,
     )

@@ -1,5 +1,6 @@
-"""Declare the topology once RabbitMQ is available."""
+"""Declare the topology once RabbitMQ is available, and again whenever some of it turns out to be missing."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,31 +20,83 @@ from notify_common.runtime.outage import Outage
 log = logging.getLogger(__name__)
 
 MINIMUM_VERSION = (3, 10)  # the first version with at-least-once dead-lettering
+# Seconds before missing queues are declared again. RabbitMQ 3.10 may lose the messages of a queue that is declared
+# again before all channels have noticed that it was deleted.
+RESTORE_DELAY = 1.0
+RESTORE_TIMEOUT = 10.0  # seconds
+MISMATCH_INTERVAL = 10.0  # seconds between checks whether mismatches are gone
+MISMATCH_ADVICE = "Another version declared it. Delete it once it is empty; this service then declares it again."
 
 
-async def prepare_topology(
-    settings: RabbitSettings, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = (), *, role: str = ""
-) -> None:
-    """Wait for RabbitMQ, check its version, and declare the topology; raise `StartupError` if waiting cannot help.
+class DeclaredTopology:
+    """What one service declares in RabbitMQ. Each declaration uses a connection of its own, which is then closed."""
 
-    This uses a separate connection, which is closed afterwards.
-    """
+    def __init__(
+        self,
+        settings: RabbitSettings,
+        bindings: Sequence[Binding],
+        exchanges: Sequence[RabbitExchange] = (),
+        *,
+        role: str,
+    ) -> None:
+        self._settings = settings
+        self._bindings = bindings
+        self._exchanges = exchanges
+        self._role = role
+        self._start_outage = Outage(log, f"RabbitMQ at {settings.rabbitmq_host}:{settings.rabbitmq_port} is not ready")
+        self._restore_outage = Outage(log, "the queues in RabbitMQ may be incomplete and could not be declared again")
+        self._restoring: asyncio.Task[None] | None = None
+        self._restore_delay = RESTORE_DELAY
+        self.mismatches: frozenset[str] = frozenset()
+        """The queues and exchanges that exist with different arguments. They are left as they are."""
 
-    async def connect_and_declare() -> None:
+    async def declare(self) -> None:
+        """Wait for RabbitMQ, and declare everything. Raise `StartupError` if RabbitMQ is too old."""
+        await self._start_outage.retry(self._declare, BrokerUnavailable)
+
+    def require_match(self) -> None:
+        """Raise `StartupError` if a queue or exchange exists with different arguments."""
+        if self.mismatches:
+            raise StartupError(
+                f"RabbitMQ has {' and '.join(sorted(self.mismatches))} with different arguments.\n{MISMATCH_ADVICE}"
+            )
+
+    async def restore(self) -> None:
+        """Declare everything again, because some of it may be missing. Concurrent calls share one attempt.
+
+        A failure is only logged: whoever still misses something calls again.
+        """
+        if self._restoring is None or self._restoring.done():
+            self._restoring = asyncio.create_task(self._restore())
+        await asyncio.shield(self._restoring)
+
+    async def watch(self) -> None:
+        """Declare what did not match again and again, until it has been deleted. This never returns."""
+        while True:
+            await asyncio.sleep(MISMATCH_INTERVAL)
+            if self.mismatches:
+                await self.restore()
+
+    async def _restore(self) -> None:
+        await asyncio.sleep(self._restore_delay)
+        try:
+            async with asyncio.timeout(RESTORE_TIMEOUT):
+                await self._declare()
+        except (BrokerUnavailable, StartupError, TimeoutError) as error:
+            self._restore_delay = max(RESTORE_DELAY, self._restore_outage.failed(error))
+        else:
+            self._restore_delay = RESTORE_DELAY
+            self._restore_outage.ended()
+
+    async def _declare(self) -> None:
         with broker_errors():
-            async with await aio_pika.connect(settings.amqp_url(role)) as connection:
+            async with await aio_pika.connect(self._settings.amqp_url(self._role)) as connection:
                 if connection.transport is not None:
                     _check_version(connection.transport.connection.server_properties)
-                try:
-                    await declare(connection, bindings, exchanges)
-                except ChannelPreconditionFailed as error:
-                    raise StartupError(
-                        f"RabbitMQ has a queue or exchange with the same name but different arguments: {error!r}\n"
-                        "Another version declared it. Delete it once it is empty; this service then declares it again."
-                    ) from error
-
-    outage = Outage(log, f"RabbitMQ at {settings.rabbitmq_host}:{settings.rabbitmq_port} is not ready")
-    await outage.retry(connect_and_declare, BrokerUnavailable)
+                mismatches = await declare(connection, self._bindings, self._exchanges)
+        for name in sorted(mismatches - self.mismatches):
+            log.error("%s exists in RabbitMQ with different arguments. %s", name, MISMATCH_ADVICE)
+        self.mismatches = mismatches
 
 
 def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP field table
@@ -56,28 +109,44 @@ def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP fi
 
 async def declare(
     connection: AbstractConnection, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = ()
-) -> None:
-    """Declare everything in the given order. Dead-letter targets must come first, or the first dead letters are late.
+) -> frozenset[str]:
+    """Declare everything in the given order; return the names of what exists with different arguments.
 
-    If this user is not allowed to declare, the broker's definitions must already contain everything; otherwise,
-    `ChannelNotFoundEntity` is raised.
+    Dead-letter targets must come first, or the first dead letters are late. If this user is not allowed to declare, the
+    broker's definitions must already contain everything; otherwise, `ChannelNotFoundEntity` is raised.
     """
+    mismatches = set()
     for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)]):
         try:
-            async with connection.channel() as channel:
-                await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
-        except ChannelAccessRefused:
-            async with connection.channel() as channel:
-                await channel.get_exchange(exchange.name, ensure=True)
+            await _declare_exchange(connection, exchange)
+        except ChannelPreconditionFailed:
+            mismatches.add(exchange.name)
     for binding in bindings:
-        arguments: Any = binding.queue.arguments
         try:
-            async with connection.channel() as channel:
-                await channel.declare_queue(binding.queue.name, durable=True, arguments=arguments)
-        except ChannelAccessRefused:
-            async with connection.channel() as channel:
-                await channel.get_queue(binding.queue.name, ensure=True)
-        with suppress(ChannelAccessRefused):
-            async with connection.channel() as channel:
-                queue = await channel.get_queue(binding.queue.name, ensure=False)
-                await queue.bind(binding.exchange.name, binding.routing_key)
+            await _declare_queue(connection, binding)
+        except ChannelPreconditionFailed:
+            mismatches.add(binding.queue.name)
+    return frozenset(mismatches)
+
+
+async def _declare_exchange(connection: AbstractConnection, exchange: RabbitExchange) -> None:
+    try:
+        async with connection.channel() as channel:
+            await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
+    except ChannelAccessRefused:
+        async with connection.channel() as channel:
+            await channel.get_exchange(exchange.name, ensure=True)
+
+
+async def _declare_queue(connection: AbstractConnection, binding: Binding) -> None:
+    arguments: Any = binding.queue.arguments
+    try:
+        async with connection.channel() as channel:
+            await channel.declare_queue(binding.queue.name, durable=True, arguments=arguments)
+    except ChannelAccessRefused:
+        async with connection.channel() as channel:
+            await channel.get_queue(binding.queue.name, ensure=True)
+    with suppress(ChannelAccessRefused):
+        async with connection.channel() as channel:
+            queue = await channel.get_queue(binding.queue.name, ensure=False)
+            await queue.bind(binding.exchange.name, binding.routing_key)

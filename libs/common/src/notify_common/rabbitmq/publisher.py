@@ -5,7 +5,7 @@ See `docs/decisions/0008-one-write-per-group.md` for why messages are not publis
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from aiormq import spec
 from aiormq.channel import Channel
+from aiormq.exceptions import PublishError
 from faststream.rabbit import RabbitBroker, RabbitExchange
 
 from notify_common.errors import BrokerUnavailable, PublishFailed
@@ -35,10 +36,15 @@ class OutgoingMessage:
 
 
 class ConfirmedPublisher:
-    """A publisher with its own channel, which it reopens whenever the broker's connection has been lost."""
+    """A publisher with its own channel, which it reopens whenever the broker's connection has been lost.
 
-    def __init__(self, broker: RabbitBroker) -> None:
+    `restore_topology` is called if the broker could not route a message or closed the channel, because a queue, a
+    binding or an exchange may be missing.
+    """
+
+    def __init__(self, broker: RabbitBroker, restore_topology: Callable[[], Awaitable[None]] | None = None) -> None:
         self._broker = broker
+        self._restore_topology = restore_topology
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
 
@@ -61,6 +67,8 @@ class ConfirmedPublisher:
             await wait_unless_closed(channel, asyncio.gather(*confirmations, return_exceptions=True))
         finally:
             forget_publishes(channel, publishes)
+        if self._restore_topology is not None and _is_incomplete(channel, confirmations):
+            await self._restore_topology()
         return [_failure(confirmation) for confirmation in confirmations]
 
     async def publish_until_confirmed(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -93,6 +101,13 @@ def _publish(message: OutgoingMessage) -> Publish:
     )
     publish = spec.Basic.Publish(exchange=message.exchange.name, routing_key=message.routing_key, mandatory=True)
     return publish, properties, message.body
+
+
+def _is_incomplete(channel: Channel, confirmations: "Sequence[asyncio.Future[Any]]") -> bool:
+    """Return whether a message was unroutable, or the broker closed the channel because an exchange is missing."""
+    if channel.is_closed:
+        return not channel.connection.is_closed
+    return any(isinstance(confirmation.exception(), PublishError) for confirmation in confirmations)
 
 
 def _failure(confirmation: "asyncio.Future[Any]") -> PublishFailed | None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from aiormq.channel import Channel
@@ -46,12 +46,15 @@ class Subscription(ABC):
         """Close the channel, even if `_start` has failed."""
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+    async def running(
+        self, restore_topology: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[asyncio.Task[None]]:
         """Consume until the context ends, then finish the messages in flight.
 
-        The yielded task ends earlier only if there is a bug.
+        Whenever the consumer has ended, `restore_topology` is called, because the queue may be gone. The yielded task
+        ends earlier only if there is a bug.
         """
-        consuming = asyncio.create_task(self._consume())
+        consuming = asyncio.create_task(self._consume(restore_topology))
         try:
             yield consuming
         finally:
@@ -86,7 +89,7 @@ class Subscription(ABC):
             return f"{self.queue}: RabbitMQ does not answer ({unavailable})"
         return None if declared.consumer_count else f"{self.queue}: RabbitMQ reports no consumers"
 
-    async def _consume(self) -> None:
+    async def _consume(self, restore_topology: Callable[[], Awaitable[None]] | None) -> None:
         outage = Outage(log, f"{self.queue} is not being consumed")
         while True:
             try:
@@ -105,6 +108,8 @@ class Subscription(ABC):
             except BrokerUnavailable as unavailable:
                 log.debug("could not close the old consumer", extra={"queue": self.queue, "reason": str(unavailable)})
             await asyncio.sleep(wait)
+            if restore_topology is not None:
+                await restore_topology()
 
     async def _stop(self) -> None:
         try:

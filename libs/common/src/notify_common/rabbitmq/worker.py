@@ -6,12 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from faststream.rabbit import RabbitBroker, RabbitExchange
+from faststream.rabbit import RabbitBroker
 from prometheus_client import CollectorRegistry
 
-from notify_common.contracts.topology import Binding
-from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.subscription import Subscription
 from notify_common.runtime.health import health_app
 from notify_common.runtime.process import serve
@@ -23,14 +21,11 @@ log = logging.getLogger(__name__)
 class Worker:
     """A service that is wired up but not running yet. RabbitMQ may be unavailable at startup or at any later time."""
 
-    role: str
-    rabbit: RabbitSettings
+    topology: DeclaredTopology
     broker: RabbitBroker
     """The broker that the service uses to publish."""
     subscriptions: Sequence[Subscription]
     registry: CollectorRegistry
-    declares: Sequence[Binding]
-    exchanges: Sequence[RabbitExchange] = ()
     resources: Sequence[AbstractAsyncContextManager[object]] = ()
     """Contexts that are entered before consuming starts, and exited after everything in flight has finished."""
     stopping: Callable[[], None] = lambda: None
@@ -68,10 +63,14 @@ class Worker:
             resources.push_async_callback(self.broker.stop)
             for resource in self.resources:
                 await resources.enter_async_context(resource)
-            await prepare_topology(self.rabbit, self.declares, self.exchanges, role=self.role)
+            await self.topology.declare()
+            self.topology.require_match()
             await self.broker.connect()
             async with AsyncExitStack() as subscriptions:
-                running = [await subscriptions.enter_async_context(each.running()) for each in self.subscriptions]
+                running = [
+                    await subscriptions.enter_async_context(each.running(self.topology.restore))
+                    for each in self.subscriptions
+                ]
                 log.info("consuming", extra={"queues": [each.queue for each in self.subscriptions]})
                 try:
                     yield running

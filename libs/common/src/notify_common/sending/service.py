@@ -10,6 +10,7 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings, create_broker
 from notify_common.rabbitmq.consumer import BatchingConsumer
+from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.worker import Worker
 from notify_common.runtime.metrics import process_registry
@@ -63,7 +64,13 @@ def create_sender(
     """Wire up the sender for `channel`. Pass `limits` if calls to the provider must be limited."""
     role = f"{channel}_sender"
     broker, registry, schedule = create_broker(settings, role), process_registry(), settings.schedule()
-    publisher, graceful_timeout = publisher_class(broker), settings.provider_timeout + ACK_TIME
+    deliveries = topology.deliveries(channel)
+    bindings = [
+        *topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.delays)
+    ]  # fmt: skip
+    declared = DeclaredTopology(settings, bindings, role=role)
+    publisher = publisher_class(broker, declared.restore)
+    graceful_timeout = settings.provider_timeout + ACK_TIME
     breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
     sender = Sender(
         publisher,
@@ -75,7 +82,6 @@ def create_sender(
         breakers=breakers,
         tracing=tracing or settings.tracing(role),
     )
-    deliveries = topology.deliveries(channel)
     subscription = BatchingConsumer(
         broker,
         deliveries.queue.name,
@@ -84,14 +90,11 @@ def create_sender(
         publisher=publisher,
         graceful_timeout=graceful_timeout,
     )
-    retries = topology.retries(channel, schedule.delays)
     return Worker(
-        role=role,
-        rabbit=settings,
+        topology=declared,
         broker=broker,
         subscriptions=[subscription],
         registry=registry,
-        declares=[*topology.dead_letters(), topology.results(), deliveries, *retries],
         resources=[aclosing(provider)],
         stopping=breakers.stop if breakers else lambda: None,
         drained=sender.drained,

@@ -1,0 +1,45 @@
+"""A gateway whose background work fails ends at once instead of accepting what it would never publish."""
+
+import asyncio
+
+import pytest
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_database.engine import PostgresSettings
+from notify_gateway.application import Gateway
+from notify_gateway.notifications.new_notification import new_notification
+from notify_gateway.notifications.schemas import NotificationRequest
+from notify_gateway.outbox.relay import OutboxRelay
+from notify_gateway.settings import GatewaySettings
+from support.services import TIMEOUT
+from typing_extensions import override
+
+REQUEST = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
+
+
+class FailingRelay(OutboxRelay):
+    @override
+    async def run(self, stop: asyncio.Event) -> None:
+        raise ZeroDivisionError
+
+
+async def test_dead_relay_ends_its_gateway_although_requests_keep_arriving(
+    rabbit: RabbitSettings, postgres: PostgresSettings
+) -> None:
+    settings = GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), "auth": "off"})
+    gateway = Gateway(settings, relay_class=FailingRelay)
+
+    async def post_for_ever() -> None:
+        while True:
+            await gateway.intake.accept(new_notification(REQUEST, "default"))
+
+    posting = [asyncio.create_task(post_for_ever()) for _ in range(5)]
+    try:
+        with pytest.raises(ZeroDivisionError):
+            async with asyncio.timeout(TIMEOUT):
+                await gateway.work(asyncio.Event())
+    finally:
+        for task in posting:
+            task.cancel()
+        await asyncio.wait(posting)
+        await gateway.aclose()

@@ -1,0 +1,136 @@
+"""Queues that are missing, or that differ from what the services expect, are restored or named; nothing is lost."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import httpx
+import pytest
+from aio_pika.abc import AbstractIncomingMessage
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import DeclaredTopology
+from notify_common.sending.errors import TemporaryFailure
+from notify_database.engine import PostgresSettings
+from support.amqp import Hand, hand_on
+from support.fakes import FakeProvider
+from support.gateway import post
+from support.servers import Servers
+from support.services import (
+    delivery_requested,
+    eventually,
+    running_gateway,
+    running_sender,
+    running_status_writer,
+)
+
+ALL = {"configure": ".*", "write": ".*", "read": ".*"}
+WITHOUT_CONFIGURE = {**ALL, "configure": "^$"}
+TELEGRAM = topology.delivery_queue_name(Channel.TELEGRAM)
+WEBHOOK = topology.delivery_queue_name(Channel.WEBHOOK)
+
+
+def permit(servers: Servers, rabbit: RabbitSettings, permissions: dict[str, str]) -> None:
+    with servers.management() as management:
+        name = f"{rabbit.rabbitmq_vhost}/{servers.rabbit.rabbitmq_user}"
+        management.put(f"/api/permissions/{name}", json=permissions).raise_for_status()
+
+
+@pytest.fixture
+async def started(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncClient]:
+    """Run a gateway that has declared its queues."""
+    async with running_gateway(rabbit, postgres) as api:
+
+        async def is_connected() -> bool:
+            return (await api.get("/readyz")).json()["rabbitmq"] == "ready"
+
+        await eventually(is_connected, "the relay is connected")
+        yield api
+
+
+async def becomes_sent(api: httpx.AsyncClient, notification_id: str) -> None:
+    async def is_sent() -> bool:
+        return (await api.get(f"/api/notifications/{notification_id}")).json()["status"] == "sent"
+
+    await eventually(is_sent, "the notification is sent")
+
+
+async def message_in_new(queue: str, servers: Servers, rabbit: RabbitSettings) -> AbstractIncomingMessage:
+    """Wait until the queue has been declared again; return its first message."""
+
+    async def exists() -> bool:
+        with servers.management() as management:
+            return management.get(f"/api/queues/{rabbit.rabbitmq_vhost}/{queue}").is_success
+
+    await eventually(exists, f"{queue} is declared again")
+    async with hand_on(rabbit) as hand:
+        return await hand.next_message(queue)
+
+
+async def test_gateway_restores_a_deleted_queue_and_publishes_into_it(
+    servers: Servers, rabbit: RabbitSettings, started: httpx.AsyncClient
+) -> None:
+    async with hand_on(rabbit) as hand:
+        await hand.channel.queue_delete(TELEGRAM)
+    await post(started)
+    await message_in_new(TELEGRAM, servers, rabbit)
+
+
+async def test_gateway_restores_a_deleted_binding(rabbit: RabbitSettings, started: httpx.AsyncClient) -> None:
+    async with hand_on(rabbit) as hand:
+        queue = await hand.channel.get_queue(TELEGRAM)
+        await queue.unbind(topology.NOTIFICATIONS.name, Channel.TELEGRAM.value)
+        await post(started)
+        await hand.next_message(TELEGRAM)
+
+
+async def test_sender_restores_a_deleted_retry_queue(rabbit: RabbitSettings, hand: Hand) -> None:
+    failing = True
+
+    async def answer(_: DeliveryRequested) -> str:
+        if failing:
+            raise TemporaryFailure("no")
+        return "sent"
+
+    delay = timedelta(milliseconds=50)
+    async with running_sender(rabbit, FakeProvider(answer), first_delay=delay):
+        await hand.channel.queue_delete(topology.retry_queue_name(Channel.TELEGRAM, delay))
+        await hand.request(delivery_requested())
+        await hand.results(1)
+        failing = False
+        [second] = await hand.results(1)
+    assert second.provider_message_id == "sent"
+
+
+async def test_services_recover_after_rabbitmq_has_returned_empty(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings
+) -> None:
+    async with (
+        running_gateway(rabbit, postgres) as api,
+        running_sender(rabbit, FakeProvider()),
+        running_status_writer(rabbit, postgres),
+    ):
+        await becomes_sent(api, (await post(api))["id"])
+        with servers.management() as management:
+            management.delete(f"/api/vhosts/{rabbit.rabbitmq_vhost}").raise_for_status()
+            management.put(f"/api/vhosts/{rabbit.rabbitmq_vhost}").raise_for_status()
+        permit(servers, rabbit, ALL)
+        await becomes_sent(api, (await post(api))["id"])
+
+
+async def test_service_without_the_right_to_declare_warns_and_continues_once_its_queue_exists(
+    servers: Servers, rabbit: RabbitSettings, started: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hand_on(rabbit) as hand:
+        await hand.channel.queue_delete(TELEGRAM)
+    permit(servers, rabbit, WITHOUT_CONFIGURE)
+    await post(started)
+
+    async def has_warned() -> bool:
+        return "could not be declared again" in caplog.text
+
+    await eventually(has_warned, "the gateway warns")
+    permit(servers, rabbit, ALL)
+    await DeclaredTopology(rabbit, [topology.deliveries(Channel.TELEGRAM)], role="operator").declare()
+    await message_in_new(TELEGRAM, servers, rabbit)
