@@ -43,7 +43,7 @@ async def started(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIt
     async with running_gateway(rabbit, postgres) as api:
 
         async def is_connected() -> bool:
-            return (await api.get("/readyz")).json()["rabbitmq"] == "ready"
+            return bool((await api.get("/readyz")).json()["rabbitmq"] == "ready")
 
         await eventually(is_connected, "the relay is connected")
         yield api
@@ -51,7 +51,7 @@ async def started(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIt
 
 async def becomes_sent(api: httpx.AsyncClient, notification_id: str) -> None:
     async def is_sent() -> bool:
-        return (await api.get(f"/api/notifications/{notification_id}")).json()["status"] == "sent"
+        return bool((await api.get(f"/api/notifications/{notification_id}")).json()["status"] == "sent")
 
     await eventually(is_sent, "the notification is sent")
 

@@ -44,6 +44,8 @@ FIRES: dict[str, set[str]] = {
     },
     "too-few-telegram-senders": {'NotifyIsSlow channel="telegram"'},
 }
+# These alerts have no recording: they fire on a single gauge, and `rules_test.yml` covers that.
+NOT_RECORDED = {"NotifyQueueDiffers"}
 FIRED = """group by (alertname, channel, queue) (count_over_time(ALERTS{alertstate="firing"}[1h]))"""
 
 
@@ -97,7 +99,7 @@ def test_recorded_fault_triggers_exactly_the_expected_alerts(promtool: str, reco
 def test_every_scenario_is_recorded_and_every_alert_fires_in_some_scenario() -> None:
     assert {recording.stem for recording in RECORDINGS} == SCENARIOS.keys() == FIRES.keys()
     alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
-    assert {each.partition(" ")[0] for fires in FIRES.values() for each in fires} == alerts
+    assert {each.partition(" ")[0] for fires in FIRES.values() for each in fires} == alerts - NOT_RECORDED
 
 
 @pytest.fixture

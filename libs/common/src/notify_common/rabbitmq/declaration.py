@@ -4,12 +4,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelPreconditionFailed
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from faststream.rabbit import RabbitExchange
 
 from notify_common.contracts.topology import Binding
@@ -112,20 +113,23 @@ async def declare(
 ) -> frozenset[str]:
     """Declare everything in the given order; return the names of what exists with different arguments.
 
-    Dead-letter targets must come first, or the first dead letters are late. If this user is not allowed to declare, the
-    broker's definitions must already contain everything; otherwise, `ChannelNotFoundEntity` is raised.
+    Dead-letter targets must come first, or the first dead letters are late. Raise `BrokerUnavailable` at the end if
+    something is missing that this user may not declare; the broker's definitions should contain it.
     """
-    mismatches = set()
-    for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)]):
+    mismatches, missing = set(), []
+    declarations = [
+        (exchange.name, partial(_declare_exchange, connection, exchange))
+        for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)])
+    ] + [(binding.queue.name, partial(_declare_queue, connection, binding)) for binding in bindings]
+    for name, declare_it in declarations:
         try:
-            await _declare_exchange(connection, exchange)
+            await declare_it()
         except ChannelPreconditionFailed:
-            mismatches.add(exchange.name)
-    for binding in bindings:
-        try:
-            await _declare_queue(connection, binding)
-        except ChannelPreconditionFailed:
-            mismatches.add(binding.queue.name)
+            mismatches.add(name)
+        except ChannelNotFoundEntity:
+            missing.append(name)
+    if missing:
+        raise BrokerUnavailable(f"{', '.join(missing)} is missing, and this user may not declare it")
     return frozenset(mismatches)
 
 
