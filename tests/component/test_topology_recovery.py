@@ -134,3 +134,23 @@ async def test_service_without_the_right_to_declare_warns_and_continues_once_its
     permit(servers, rabbit, ALL)
     await DeclaredTopology(rabbit, [topology.deliveries(Channel.TELEGRAM)], role="operator").declare()
     await message_in_new(TELEGRAM, servers, rabbit)
+
+
+async def test_queue_with_other_arguments_stops_only_its_own_channel_until_it_is_deleted(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_common.rabbitmq.declaration.MISMATCH_INTERVAL", 0.1)
+    async with hand_on(rabbit) as hand:
+        await hand.channel.declare_queue(WEBHOOK, durable=True)  # a classic queue
+    async with hand_on(rabbit) as hand, running_gateway(rabbit, postgres) as api:
+
+        async def is_named() -> bool:
+            response = await api.get("/readyz")
+            return response.status_code == 200 and WEBHOOK in response.json()["rabbitmq"]
+
+        await eventually(is_named, "the gateway is ready and names the queue")
+        await post(api, type=None, channels=["telegram", "webhook"])
+        await hand.next_message(TELEGRAM)
+        assert await hand.depth(WEBHOOK) == 0
+        await hand.channel.queue_delete(WEBHOOK)
+        await message_in_new(WEBHOOK, servers, rabbit)
