@@ -32,7 +32,7 @@ from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.relay import OutboxRelay
-from notify_gateway.outbox.store import OutboxStore
+from notify_gateway.outbox.store import Held, OutboxStore
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from support.services import NOWHERE, gateway_metrics
@@ -65,8 +65,8 @@ class DeliveryLife(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._engine = create_engine(self.postgres, pool_size=1)
         self._outbox, self._store = OutboxStore(self._engine), ResultStore(self._engine)
-        self._held: list[DeliveryRequested] = []  # leased by a relay
-        self._confirmed: list[DeliveryRequested] = []  # published by a relay that has not deleted the rows yet
+        self._held: list[Held] = []  # leased by a relay
+        self._confirmed: list[Held] = []  # published by a relay that has not deleted the rows yet
         self._requests: list[DeliveryRequested] = []  # messages for a sender
         self._results: list[DeliveryResult] = []  # messages for the status writer
         self._was_sent, self._status = False, "pending"
@@ -90,7 +90,7 @@ class DeliveryLife(RuleBasedStateMachine):
             await self._execute(DELETE_ALL)
             # RabbitMQ is unavailable, so the row stays in the outbox.
             broker, events = create_broker(NOWHERE, "gateway"), EventPublisher(NOWHERE, "gateway")
-            relay = OutboxRelay(broker, ConfirmedPublisher(broker), self._outbox, events, gateway_metrics())
+            relay = OutboxRelay(broker, ConfirmedPublisher, self._outbox, events, gateway_metrics())
             notification = new_notification(
                 NotificationRequest(user_id=1, message="x", type=Channel.EMAIL), tenant="default"
             )
@@ -102,18 +102,18 @@ class DeliveryLife(RuleBasedStateMachine):
 
     @rule()
     def relay_takes_due_rows(self) -> None:
-        self._held += self._run(self._outbox.take_due(10)).requests
+        self._held += self._run(self._outbox.take_due(10)).held
 
     @precondition(lambda self: self._held)
     @rule(confirmed=st.booleans())
     def relay_publishes(self, *, confirmed: bool) -> None:
         """Publish a request. If its confirm is lost, the relay releases the row, although RabbitMQ has the request."""
-        request = self._held.pop()
-        self._requests.append(request)
+        held = self._held.pop()
+        self._requests.append(held.request)
         if confirmed:
-            self._confirmed.append(request)
+            self._confirmed.append(held)
         else:
-            self._run(self._outbox.release([request]))
+            self._run(self._outbox.release([held]))
 
     @precondition(lambda self: self._confirmed)
     @rule()
@@ -194,9 +194,9 @@ class DeliveryLife(RuleBasedStateMachine):
                 return
             for _ in range(3):
                 await self._execute(EXPIRE_LEASES)
-                due = (await self._outbox.take_due(10)).requests
+                due = (await self._outbox.take_due(10)).held
                 await self._outbox.delete(due)
-                requests, self._requests = [*self._requests, *due], []
+                requests, self._requests = [*self._requests, *(each.request for each in due)], []
                 now = utc_now()
                 self._results += [decide(each, ProviderResponse(now, now), SCHEDULE).result for each in requests]
                 results, self._results = self._results, []

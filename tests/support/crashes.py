@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, StatusChange
@@ -19,6 +19,7 @@ from notify_gateway.cli import OperatorSettings
 from notify_gateway.deliveries.retries import RETRY_CHUNK, DeliveryRetries
 from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
+from notify_gateway.outbox.lease import Lease
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.application import create_status_writer
@@ -38,18 +39,20 @@ def die() -> None:
 
 class RelayKilledBeforeHandOver(OutboxRelay):
     @override
-    def has_room_for(self, count: int) -> bool:
-        return True
+    def channels_with_room(self, requests: Sequence[DeliveryRequested]) -> Set[Channel]:
+        return frozenset(Channel)
 
     @override
-    def hand_over(self, requests: Sequence[DeliveryRequested], lease_began: float) -> None:
+    def hand_over(self, requests: Sequence[DeliveryRequested], lease: Lease) -> None:
         die()
 
 
 class PublisherKilledBeforeConfirm(ConfirmedPublisher):
     @override
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
-        publishing = asyncio.create_task(super().publish(messages))
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+    ) -> list[PublishFailed | None]:
+        publishing = asyncio.create_task(super().publish(messages, may_write=may_write))
         async with hand_on(load_settings(OperatorSettings)) as hand:
 
             async def has_arrived() -> bool:
@@ -64,8 +67,10 @@ class PublisherKilledAfterConfirm(ConfirmedPublisher):
     """A publisher that dies after the broker's confirm, before a gateway deletes its outbox rows or a sender acks."""
 
     @override
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
-        assert await super().publish(messages) == [None]
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+    ) -> list[PublishFailed | None]:
+        assert await super().publish(messages, may_write=may_write) == [None]
         die()
         return []
 

@@ -88,7 +88,7 @@ async def test_outdated_schema_is_reported(empty_postgres: PostgresSettings) -> 
     config = alembic_config()
     newest, before, *_ = ScriptDirectory.from_config(config).walk_revisions()
     for revision, problem in ((before, NOT_MIGRATED), (newest, None)):
-        async with engine.begin() as connection:
+        async with engine.connect() as connection:
             await connection.run_sync(_upgrade, config, revision.revision)
         assert await database_problem(engine) == problem
     await engine.dispose()

@@ -38,7 +38,7 @@ async def test_delivery_is_never_both_cancelled_and_relayed(api: httpx.AsyncClie
     outbox = OutboxStore(engine)
     leases = [asyncio.create_task(outbox.take_due(10)) for _ in range(10)]
     responses = await asyncio.gather(*(api.post(f"/api/notifications/{each['id']}/cancel") for each in created))
-    leased = {request.notification_id for task in leases for request in (await task).requests}
+    leased = {held.request.notification_id for task in leases for held in (await task).held}
     cancelled = {
         UUID(each["id"]) for each, response in zip(created, responses, strict=True) if response.status_code == 200
     }

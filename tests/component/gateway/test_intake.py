@@ -38,7 +38,7 @@ async def test_500_concurrent_requests_share_transactions(api: httpx.AsyncClient
 async def test_row_rejected_by_the_database_does_not_fail_its_batch(postgres: PostgresSettings) -> None:
     engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
     relay = OutboxRelay(
-        broker, ConfirmedPublisher(broker), OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
+        broker, ConfirmedPublisher, OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
     )
     intake = NotificationIntake(engine, relay, max_waiting=100, metrics=gateway_metrics())
     good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)

@@ -16,6 +16,7 @@ from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings, create_engine
+from notify_gateway.outbox.lease import Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
@@ -74,7 +75,7 @@ async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> A
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
     relay = OutboxRelay(
-        broker, ConfirmedPublisher(broker), OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
+        broker, ConfirmedPublisher, OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
     )
     running = asyncio.create_task(relay.run(stop))
     try:
@@ -225,7 +226,7 @@ async def test_unroutable_delivery_stays_in_the_outbox(
         row = await add_row(engine)
 
         async def has_tried() -> bool:
-            return "RabbitMQ is not confirming deliveries" in caplog.text
+            return "RabbitMQ is not confirming deliveries over telegram" in caplog.text
 
         await eventually(has_tried, "the relay has tried to publish")
         assert await outbox_rows(engine) == 1
@@ -239,7 +240,7 @@ async def test_hand_over_with_an_expiring_lease_is_dropped(
 ) -> None:
     delivery_id = await add_row(engine, lease=timedelta(minutes=5))
     due = await OutboxStore(engine).take_due(10)
-    assert due.requests == []  # the row is leased for the hand-over below
+    assert due.held == []  # the row is leased for the hand-over below
     request = DeliveryRequested.model_validate(
         {
             "delivery_id": delivery_id,
@@ -250,7 +251,7 @@ async def test_hand_over_with_an_expiring_lease_is_dropped(
         }
     )
     async with running_relay(rabbit, postgres) as relay, hand_on(rabbit) as hand:
-        relay.hand_over([request], lease_began=asyncio.get_running_loop().time() - 25)
+        relay.hand_over([request], Lease.beginning(lease_clock() - 25, utc_now()))
         marker = await add_row(engine)
         assert await published(hand, Channel.TELEGRAM, 1) == [marker]
         assert await hand.depth("notifications.telegram") == 0

@@ -60,7 +60,7 @@ async def test_relay_that_holds_an_earlier_round_does_not_change_the_new_row(
 ) -> None:
     created = await post(api)
     outbox = OutboxStore(engine)
-    held = (await outbox.take_due(1)).requests
+    held = (await outbox.take_due(1)).held
     ids = [UUID(each["id"]) for each in created["deliveries"]]
     async with engine.begin() as connection:
         await connection.execute(FAIL, {"ids": ids})

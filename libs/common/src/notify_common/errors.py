@@ -13,6 +13,18 @@ class PublishFailed(Exception):
     """The broker did not confirm the message, but may have received it."""
 
 
+class PublishRefused(PublishFailed):
+    """The broker refused the message, for example because its queue is full. The message may be published again."""
+
+
+class Unroutable(PublishRefused):
+    """The broker returned the message, because no queue is bound for it."""
+
+
+class NotWritten(PublishFailed):
+    """The message was not written, because it was no longer allowed to be published."""
+
+
 class PoisonMessage(Exception):
     """The message can never be handled and must be dead-lettered. The error text says why."""
 

@@ -1,5 +1,6 @@
 """`notify-migrate` upgrades the schema to the newest revision. Several processes may run it at the same time."""
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from notify_database.partitions import make_partitions
 log = logging.getLogger(__name__)
 
 ADVISORY_LOCK = 0x6E6F74696679  # an arbitrary key that nothing else in this database uses
+LOCK_INTERVAL = 0.2  # seconds
+TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
+UNLOCK = text("SELECT pg_advisory_unlock(:key)")
 
 
 class MigrationSettings(ServiceSettings, PostgresSettings):
@@ -31,12 +35,21 @@ def alembic_config() -> Config:
 
 
 async def migrate(engine: AsyncEngine, schema: str) -> None:
-    """Create a missing `schema` and run pending migrations in one transaction, then create missing partitions."""
-    async with engine.begin() as connection:
-        # A concurrent process waits here and then finds nothing left to do.
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-        await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
-        await connection.run_sync(_upgrade)
+    """Create a missing `schema` and run pending migrations, each in its own transaction; create missing partitions."""
+    async with engine.connect() as connection:
+        # A concurrent process waits here and then finds nothing left to do. It must not wait inside a transaction,
+        # because CREATE INDEX CONCURRENTLY waits for the end of all transactions.
+        while not (await connection.execute(TRY_LOCK, {"key": ADVISORY_LOCK})).scalar_one():
+            await connection.commit()
+            await asyncio.sleep(LOCK_INTERVAL)
+        try:
+            await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+            await connection.commit()
+            await connection.run_sync(_upgrade)
+        finally:
+            await connection.rollback()
+            await connection.execute(UNLOCK, {"key": ADVISORY_LOCK})
+            await connection.commit()
     await make_partitions(engine, utc_now())
 
 

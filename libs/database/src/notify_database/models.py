@@ -110,12 +110,20 @@ class OutboxEntry(Base):
     """A committed delivery whose publication the broker has not confirmed yet."""
 
     __tablename__ = "outbox"
-    __table_args__ = (CheckConstraint("round >= 1", name="round"), Index("outbox_due_at_idx", "due_at"))
+    __table_args__ = (
+        CheckConstraint("round >= 1", name="round"),
+        Index("outbox_channel_due_at_idx", "channel", "due_at"),
+    )
 
     delivery_id: Mapped[UUID] = mapped_column(primary_key=True)
     due_at: Mapped[datetime]
+    """When a relay may next publish the delivery; it moves each time RabbitMQ refuses the delivery."""
     leased_until: Mapped[datetime | None]
     round: Mapped[int] = mapped_column(server_default="1")
+    channel: Mapped[str | None]
+    """The delivery's channel. It is NULL if a version without this column wrote the row, until a relay fills it in."""
+    due_since: Mapped[datetime | None]
+    """When the delivery first became due; NULL if that is `due_at`, because RabbitMQ has not refused it yet."""
 
 
 class UserChannel(Base):

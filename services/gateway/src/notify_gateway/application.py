@@ -43,7 +43,7 @@ from notify_gateway.users.channels import UserChannels
 log = logging.getLogger(__name__)
 
 ROLE = "gateway"
-RELAY_CONNECTIONS = 1  # the relay runs one statement at a time
+RELAY_CONNECTIONS = 2  # a poll that waits for a lock must not keep the relay's lanes from renewing their leases
 RELAY_STOP_TIMEOUT = 10.0  # seconds; another relay publishes what is left after that
 MAINTENANCE_STOP_TIMEOUT = 1.0  # seconds
 
@@ -69,9 +69,10 @@ class Gateway:
 
         bindings = [*topology.dead_letters(), *map(topology.deliveries, Channel)]
         self._topology = DeclaredTopology(settings, bindings, [topology.EVENTS], role=ROLE)
-        publisher = publisher_class(self._broker, self._topology.restore)
         relay_outbox = OutboxStore(self._relay_engine)
-        self.relay = relay_class(self._broker, publisher, relay_outbox, self._events, self.metrics, tracing)
+        self.relay = relay_class(
+            self._broker, publisher_class, relay_outbox, self._topology, self._events, self.metrics, tracing
+        )
         self.intake = NotificationIntake(
             self._engine,
             self.relay,

@@ -20,7 +20,7 @@ from notify_gateway.events.hub import EventHub
 from notify_gateway.http.dependencies import provided
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.outbox.relay import OutboxRelay
-from notify_gateway.outbox.store import OutboxStore
+from notify_gateway.outbox.store import Backlog, OutboxStore
 
 TIMEOUT = 2.0  # seconds
 CHECK_INTERVAL = 1.0  # seconds
@@ -80,11 +80,12 @@ class MetricsExposition:
         """Return all metrics and their content type; the outbox metrics are NaN if PostgreSQL does not respond."""
         try:
             async with asyncio.timeout(TIMEOUT):
-                rows, oldest = await self.outbox.backlog()
+                backlog = await self.outbox.backlog()
         except (TimeoutError, DatabaseUnavailable, DataRejected):
-            rows, oldest = math.nan, math.nan
-        self.metrics.outbox_rows.set(rows)
-        self.metrics.outbox_oldest.set(oldest)
+            backlog = Backlog(math.nan, math.nan, math.nan)
+        self.metrics.outbox_rows.set(backlog.rows)
+        self.metrics.outbox_oldest.set(backlog.oldest)
+        self.metrics.outbox_unknown_channel_rows.set(backlog.unknown)
         self.metrics.relay_connected.set(self.relay.connected)
         self.metrics.topology_mismatches.set(len(self.topology.mismatches))
         self.metrics.subscribers.set(self.hub.count)

@@ -29,6 +29,10 @@ class GatewayMetrics:
         gauge = partial(Gauge, registry=registry)
         self.outbox_rows = gauge("notify_outbox_rows", "Deliveries that are due and not confirmed by RabbitMQ.")
         self.outbox_oldest = gauge("notify_outbox_oldest_seconds", "How long the oldest due delivery has waited.")
+        self.outbox_unknown_channel_rows = gauge(
+            "notify_outbox_unknown_channel_rows",
+            "Due deliveries over channels that this version does not know, and that a newer version must publish.",
+        )
         self.relay_connected = gauge("notify_relay_connected", "1 if the outbox relay is connected to RabbitMQ.")
         self.topology_mismatches = gauge(
             "notify_topology_mismatches", "Queues and exchanges in RabbitMQ with other arguments than expected."

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 from aiormq import spec
 from aiormq.channel import Channel
-from aiormq.exceptions import PublishError
+from aiormq.exceptions import DeliveryError, PublishError
 from faststream.rabbit import RabbitBroker, RabbitExchange
 
-from notify_common.errors import BrokerUnavailable, PublishFailed
+from notify_common.errors import BrokerUnavailable, NotWritten, PublishFailed, PublishRefused, Unroutable
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL, broker_errors, open_channel, wait_unless_closed
 from notify_common.rabbitmq.raw_channel import Publish, forget_publishes, write_publishes
 
@@ -48,8 +48,13 @@ class ConfirmedPublisher:
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
 
-    async def publish(self, messages: Sequence[OutgoingMessage]) -> list[PublishFailed | None]:
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+    ) -> list[PublishFailed | None]:
         """Publish the messages; return for each of them None if the broker confirmed it, or else the failure.
+
+        `may_write` is called directly before the messages are written together, which may be long after this call,
+        because a channel may have to be opened first. If it returns False, none is written.
 
         There is no timeout: during a memory alarm the broker accepts messages late, and publishing a second copy in the
         meantime would notify the user twice. The heartbeat detects dead connections.
@@ -58,10 +63,13 @@ class ConfirmedPublisher:
         try:
             with broker_errors():
                 channel = await self._open_channel()
-                confirmations = await write_publishes(channel, publishes, abandon=partial(self._abandon, channel))
+                confirmations = await write_publishes(
+                    channel, publishes, may_write=may_write, abandon=partial(self._abandon, channel)
+                )
         except BrokerUnavailable as unavailable:
-            failure = PublishFailed(str(unavailable))
-            return [failure for _ in messages]
+            return [PublishFailed(str(unavailable))] * len(messages)
+        except NotWritten as not_written:
+            return [not_written] * len(messages)
         try:
             # After the channel has closed, no further confirm can arrive.
             await wait_unless_closed(channel, asyncio.gather(*confirmations, return_exceptions=True))
@@ -115,4 +123,9 @@ def _failure(confirmation: "asyncio.Future[Any]") -> PublishFailed | None:
         confirmation.cancel()
         return PublishFailed("the channel closed before the confirm arrived")
     error = confirmation.exception()
-    return None if error is None else PublishFailed(repr(error))
+    if error is None:
+        return None
+    if isinstance(error, PublishError):
+        return Unroutable(repr(error))
+    # Any other error means that the connection was lost; a lost channel's confirms get no exception at all.
+    return PublishRefused(repr(error)) if isinstance(error, DeliveryError) else PublishFailed(repr(error))

@@ -16,17 +16,20 @@ from aiormq.channel import Channel
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from notify_common.errors import NotWritten
 from notify_common.rabbitmq.connection import run_unless_closed
 
 Publish = tuple[spec.Basic.Publish, spec.Basic.Properties, bytes]
 
 
 async def write_publishes(
-    channel: Channel, publishes: Sequence[Publish], *, abandon: Callable[[], None]
+    channel: Channel, publishes: Sequence[Publish], *, may_write: Callable[[], bool], abandon: Callable[[], None]
 ) -> "list[asyncio.Future[Any]]":
     """Publish with one write; return one future per message, which fails if the message is rejected or returned.
 
-    Call `forget_publishes` once they are no longer awaited. `abandon` is called if the channel must not be used again.
+    Call `forget_publishes` once they are no longer awaited. Directly before the write, `may_write` is called; if it
+    returns False, nothing is written, and `NotWritten` is raised. `abandon` is called if the channel must not be used
+    again.
     """
     frames: list[FrameType | ContentBody] = []
     for publish, properties, body in publishes:
@@ -36,6 +39,8 @@ async def write_publishes(
     payload = ChannelFrame.marshall(channel.number, frames)
     loop = asyncio.get_running_loop()
     async with channel.lock:
+        if not may_write():
+            raise NotWritten("the messages were not written in time")
         # RabbitMQ confirms messages by their number on the channel, so each message gets its number here.
         first = channel.delivery_tag + 1
         confirmations = {first + number: loop.create_future() for number in range(len(publishes))}

@@ -111,7 +111,7 @@ class Overview:
     async def _collect(self) -> OverviewView:
         end = int(time.time() - SETTLING)
         begin = end - SECONDS
-        (rows, oldest), queues = await asyncio.gather(self._outbox.backlog(), self._queues.read())
+        backlog, queues = await asyncio.gather(self._outbox.backlog(), self._queues.read())
         failures = await self._read_database(max(begin, self._accepted_until), end)
         for key in [key for key in self._counts if key[0] < begin]:
             del self._counts[key]
@@ -119,8 +119,8 @@ class Overview:
             at=datetime.fromtimestamp(end, UTC),
             live=self._hub.live,
             rabbitmq_connected=self._relay.connected,
-            outbox_rows=int(rows),
-            outbox_oldest_seconds=oldest,
+            outbox_rows=int(backlog.rows),
+            outbox_oldest_seconds=backlog.oldest,
             results_waiting=_ready(queues, "notifications.results"),
             dead_letters=_ready(queues, "notifications.dead"),
             channels=[self._channel(channel, range(begin, end), queues) for channel in Channel],

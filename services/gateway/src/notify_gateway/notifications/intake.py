@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from notify_gateway.errors import RequestRejected
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.notifications.idempotency import Claim, RecordedResponse, Responses, claim_keys, find_recorded
 from notify_gateway.notifications.new_notification import NewNotification, created_json
+from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
-from notify_gateway.outbox.store import LEASE
 from notify_gateway.users.channels import stored_channels
 
 log = logging.getLogger(__name__)
@@ -53,11 +52,18 @@ ACCEPT = text("""
             CAST(:recipients AS text[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
             CAST(:delivery_created_at AS timestamptz[])
         ) AS d (id, notification_id, channel, recipient, status, reason, created_at)
+    ), queued AS (
+        INSERT INTO outbox (delivery_id, due_at, leased_until, round, channel)
+        -- Any relay may take a row without a lease.
+        SELECT id, coalesce(due_at, now()),
+               CASE WHEN due_at IS NULL AND channel = ANY(CAST(:leased_channels AS text[]))
+                   THEN now() + CAST(:lease AS interval) END,
+               1, channel
+        FROM unnest(
+            CAST(:outbox_ids AS uuid[]), CAST(:due_at AS timestamptz[]), CAST(:outbox_channels AS text[])
+        ) AS o (id, due_at, channel)
     )
-    INSERT INTO outbox (delivery_id, due_at, leased_until, round)
-    -- If `:lease` is NULL, so is the sum, and any relay may take the row.
-    SELECT id, coalesce(due_at, now()), CASE WHEN due_at IS NULL THEN now() + CAST(:lease AS interval) END, 1
-    FROM unnest(CAST(:outbox_ids AS uuid[]), CAST(:due_at AS timestamptz[])) AS o (id, due_at)
+    SELECT now() + CAST(:lease AS interval) AS leased_until
 """)
 
 
@@ -148,10 +154,8 @@ class NotificationIntake:
         await self._batcher.drained()
 
     async def _flush(self, batch: Sequence[_Submission]) -> list[_Outcome]:
-        due_now = sum(len(each.notification.deliveries) for each in batch if each.notification.due_at is None)
-        # If our relay has no room for these deliveries, they get no lease, and any relay may take them from the table.
-        leased = self._relay.has_room_for(due_now)
-        lease_began = time.monotonic()  # read before the row's lease begins, so that ours ends first
+        lease: Lease | None = None
+        lease_began = lease_clock()  # read before the rows' lease begins, so that ours ends first
         # Without idempotency keys, there is a single write, which needs no explicit transaction.
         has_claims = any(each.claim is not None for each in batch)
         engine = self._engine if has_claims else self._autocommitting_engine
@@ -160,9 +164,15 @@ class NotificationIntake:
             async with engine.begin() as connection:
                 outcomes = await self._decide(connection, batch)
                 new = [outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)]
+                due_now = [delivery for each in new if each.due_at is None for delivery in each.to_send()]
+                # The deliveries for which our relay has no room get no lease, so that any relay may take them.
+                leased = self._relay.channels_with_room(due_now)
                 if new:
-                    await connection.execute(ACCEPT, _parameters(new, leased=leased))
-        self._after_commit(new, lease_began if leased else None)
+                    accepted = await connection.execute(ACCEPT, _parameters(new, leased))
+                    lease = Lease.beginning(lease_began, accepted.scalar_one())
+        if lease is not None:
+            self._relay.hand_over([delivery for delivery in due_now if delivery.channel in leased], lease)
+        self._after_commit(new)
         return outcomes
 
     async def _decide(self, connection: AsyncConnection, batch: Sequence[_Submission]) -> list[_Outcome]:
@@ -194,10 +204,7 @@ class NotificationIntake:
             for submission, outcome in zip(batch, outcomes, strict=True)
         ]
 
-    def _after_commit(self, new: Sequence[NewNotification], lease_began: float | None) -> None:
-        if lease_began is not None:
-            due_now = [delivery for each in new if each.due_at is None for delivery in each.to_send()]
-            self._relay.hand_over(due_now, lease_began)
+    def _after_commit(self, new: Sequence[NewNotification]) -> None:
         for channel, count in Counter(delivery.channel for each in new for delivery in each.deliveries).items():
             self._metrics.accepted[channel].inc(count)
         if log.isEnabledFor(logging.DEBUG):
@@ -206,7 +213,7 @@ class NotificationIntake:
         self._publish_changes([change for each in new for change in each.opt_out_changes()])
 
 
-def _parameters(new: Sequence[NewNotification], *, leased: bool) -> dict[str, object]:
+def _parameters(new: Sequence[NewNotification], leased: Set[Channel]) -> dict[str, object]:
     bodies = [each.request for each in new]
     deliveries = [(each, delivery, *each.status_of(delivery)) for each in new for delivery in each.deliveries]
     to_send = [(each, delivery) for each in new for delivery in each.to_send()]
@@ -231,5 +238,7 @@ def _parameters(new: Sequence[NewNotification], *, leased: bool) -> dict[str, ob
         "delivery_created_at": [each.created_at for each, _, _, _ in deliveries],
         "outbox_ids": [delivery.delivery_id for _, delivery in to_send],
         "due_at": [each.due_at for each, _ in to_send],
-        "lease": LEASE if leased else None,
+        "outbox_channels": [delivery.channel.value for _, delivery in to_send],
+        "leased_channels": [channel.value for channel in leased],
+        "lease": LEASE,
     }

@@ -1,34 +1,60 @@
 """The outbox table: deliveries that are committed but not yet confirmed by the broker.
 
 A relay leases a row before it publishes the row's delivery. If a lease expires, its relay is presumed dead, and any
-other relay may take the row.
+other relay may take the row. The time until which a row is leased tells its leases apart: a relay whose lease has
+expired no longer finds that time in the row, so it changes nothing.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
+from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
 from notify_database.engine import autocommitting, execute
 from sqlalchemy import Row, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-LEASE = timedelta(seconds=30)
+from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
+
+log = logging.getLogger(__name__)
+
+CHANNELS = tuple(channel.value for channel in Channel)
+MAX_TAKEN_BYTES = 4 * 1024 * 1024  # per channel and statement
+FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(seconds=30)
+MAX_ADOPTED = 5_000  # rows per statement
 
 TAKE_DUE = text("""
-    WITH due AS (
-        SELECT delivery_id, round FROM outbox
-        WHERE due_at <= now() AND (leased_until IS NULL OR leased_until < now())
-        ORDER BY due_at
-        LIMIT :limit
-        FOR UPDATE SKIP LOCKED
-    ), candidates AS MATERIALIZED (
+    WITH adopted AS (
+        -- Versions without the column `channel` leave it NULL. The next statement finds the rows that are adopted here.
+        UPDATE outbox SET channel = adoptable.channel
+        FROM (
+            SELECT o.delivery_id, d.channel FROM outbox o JOIN deliveries d ON d.id = o.delivery_id
+            WHERE o.channel IS NULL ORDER BY o.due_at LIMIT :max_adopted FOR UPDATE OF o SKIP LOCKED
+        ) AS adoptable
+        WHERE outbox.delivery_id = adoptable.delivery_id
+    ), due AS (
+        SELECT taken.*
+        FROM unnest(CAST(:channels AS text[])) AS lane (channel)
+        CROSS JOIN LATERAL (
+            SELECT delivery_id, round, due_at FROM outbox
+            WHERE outbox.channel = lane.channel AND due_at <= now() AND (leased_until IS NULL OR leased_until < now())
+            ORDER BY due_at
+            LIMIT :limit
+            FOR UPDATE SKIP LOCKED
+        ) AS taken
+    ), found AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
                clock_timestamp() AS updated_at,
                n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email, n.expires_at,
-               n.traceparent,
+               n.traceparent, due.due_at,
+               CASE d.channel WHEN 'email' THEN coalesce(octet_length(n.email ->> 'html'), 0) ELSE 0 END
+                   + octet_length(n.message) AS bytes,
                CASE
                    WHEN u.opted_out THEN 'cancelled'
                    WHEN n.expires_at <= now() THEN 'expired'
@@ -39,6 +65,12 @@ TAKE_DUE = text("""
         JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
         JOIN notifications n ON n.id = d.notification_id
         LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.user_id = n.user_id AND u.channel = d.channel
+    ), candidates AS MATERIALIZED (
+        -- Bodies can be large, so a channel's rows are taken until they reach a number of bytes, but at least one is.
+        SELECT * FROM (
+            SELECT *, sum(bytes) OVER (PARTITION BY channel ORDER BY due_at, id) - bytes AS bytes_before FROM found
+        ) AS summed
+        WHERE bytes_before < :max_bytes
     ), ended AS (
         UPDATE deliveries
         SET status = end_status, updated_at = candidates.updated_at,
@@ -58,29 +90,79 @@ TAKE_DUE = text("""
         WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
           AND candidates.status = 'pending' AND end_status IS NULL
     )
-    SELECT * FROM candidates WHERE status = 'pending'
+    SELECT *, now() + CAST(:lease AS interval) AS leased_until FROM candidates
+    WHERE status = 'pending' ORDER BY due_at
 """).columns(email=JSONB)
-# A relay must not touch a row that an operator's retry has moved to a new round since the relay leased it.
+# A relay must not touch a row that another relay has leased since, or that a retry has moved to a new round.
 HELD = """
-    unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[])) AS held (id, round)
-    WHERE outbox.delivery_id = held.id AND outbox.round = held.round
+    unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[]), CAST(:leases AS timestamptz[]))
+        AS held (id, round, leased_until)
+    WHERE outbox.delivery_id = held.id AND outbox.round = held.round AND outbox.leased_until = held.leased_until
 """
-RENEW = text(f"UPDATE outbox SET leased_until = now() + CAST(:lease AS interval) FROM {HELD}")  # noqa: S608 - a constant
+RENEW = text(f"""
+    UPDATE outbox SET leased_until = now() + CAST(:lease AS interval) FROM {HELD}
+    RETURNING outbox.delivery_id, outbox.leased_until
+""")  # noqa: S608 - a constant
 RELEASE = text(f"UPDATE outbox SET leased_until = NULL FROM {HELD}")  # noqa: S608 - as above
+# A row that is refused again and again waits about as long as it has been due, within bounds.
+POSTPONE = text(f"""
+    UPDATE outbox
+    SET leased_until = NULL,
+        due_since = coalesce(due_since, due_at),
+        due_at = now() + least(greatest(now() - due_since, CAST(:first AS interval)), CAST(:longest AS interval))
+    FROM {HELD}
+""")  # noqa: S608 - as above
 DELETE = text(f"DELETE FROM outbox USING {HELD}")  # noqa: S608 - as above
-# The count is capped, because an exact count of a large backlog is not worth the scan.
+# Rows that back off are due, too. The count is capped, because an exact count of a large backlog is not worth the scan.
 BACKLOG = text("""
-    SELECT count(*) AS rows, coalesce(extract(epoch FROM now() - min(due_at)), 0) AS oldest
-    FROM (SELECT due_at FROM outbox WHERE due_at <= now() ORDER BY due_at LIMIT 100000) AS due
+    WITH RECURSIVE channels (channel) AS (
+        (SELECT channel FROM outbox ORDER BY channel LIMIT 1)
+        UNION ALL
+        SELECT (SELECT o.channel FROM outbox o WHERE o.channel > channels.channel ORDER BY o.channel LIMIT 1)
+        FROM channels WHERE channels.channel IS NOT NULL
+    ), due AS (
+        SELECT outbox.* FROM channels CROSS JOIN LATERAL (
+            SELECT channel, coalesce(due_since, due_at) AS due_since FROM outbox
+            WHERE outbox.channel = channels.channel AND due_at <= now() + CAST(:longest AS interval)
+              AND (due_at <= now() OR due_since IS NOT NULL)
+            ORDER BY due_at LIMIT :cap
+        ) AS outbox
+        UNION ALL
+        (SELECT channel, due_at FROM outbox WHERE channel IS NULL AND due_at <= now() ORDER BY due_at LIMIT :cap)
+    )
+    SELECT least(count(*), :cap) AS rows, coalesce(extract(epoch FROM now() - min(due_since)), 0) AS oldest,
+           count(*) FILTER (WHERE channel <> ALL(CAST(:known AS text[]))) AS unknown
+    FROM due
 """)
+BACKLOG_CAP = 100_000
+
+
+class Held(NamedTuple):
+    """A delivery to publish, and the lease on its outbox row."""
+
+    request: DeliveryRequested
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Deliveries that are due and not confirmed by the broker; 100,000 are counted at most."""
+
+    rows: float
+    oldest: float
+    """For how many seconds the oldest has been due."""
+    unknown: float
+    """How many of the rows are for channels that this version does not know, so that it leaves them alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Due deliveries to publish, and status changes of those that expired or were cancelled."""
 
-    requests: Sequence[DeliveryRequested]
+    held: Sequence[Held]
     ended: Sequence[StatusChange]
+    more: Set[Channel]
+    """The channels that may have further due deliveries."""
 
 
 class OutboxStore:
@@ -88,57 +170,84 @@ class OutboxStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = autocommitting(engine)
+        self._warned_of_unknown = False
 
-    async def take_due(self, limit: int) -> DueDeliveries:
-        """Lease at most `limit` due rows without a lease; end deliveries that have expired or whose user opted out."""
-        rows = (await execute(self._engine, TAKE_DUE, limit=limit, lease=LEASE)).all()
+    async def take_due(
+        self, limit: int, channels: Sequence[str] = CHANNELS, *, max_bytes: int = MAX_TAKEN_BYTES
+    ) -> DueDeliveries:
+        """Lease due rows without a lease; end deliveries that have expired or whose user opted out.
+
+        For each channel, this takes at most `limit` rows, and no further row once their bodies have `max_bytes`.
+        """
+        began = lease_clock()
+        limits = {"limit": limit, "max_bytes": max_bytes, "max_adopted": MAX_ADOPTED}
+        rows = (await execute(self._engine, TAKE_DUE, channels=channels, lease=LEASE, **limits)).all()
+        lease = Lease.beginning(began, rows[0].leased_until) if rows else None
+        counts = Counter(row.channel for row in rows)
+        full = {row.channel for row in rows if row.bytes_before + row.bytes >= max_bytes}
+        full |= {channel for channel, count in counts.items() if count >= limit}
         return DueDeliveries(
-            requests=[
-                DeliveryRequested.model_validate(
-                    {
-                        **row._asdict(),
-                        "delivery_id": row.id,
-                        "content": Content(message=row.message, subject=row.subject, email=row.email),
-                        "attempt": row.attempt + 1,
-                    }
-                )
-                for row in rows
-                if row.end_status is None
-            ],
+            held=[Held(_request(row), lease) for row in rows if lease and row.end_status is None],
             ended=[
                 change
                 for status in (DeliveryStatus.EXPIRED, DeliveryStatus.CANCELLED)
                 for change in status_changes([row for row in rows if row.end_status == status], status)
             ],
+            more={Channel(channel) for channel in full},
         )
 
-    async def backlog(self) -> tuple[float, float]:
-        """Return the number of due rows (100,000 at most), and for how many seconds the oldest has been due."""
-        row = (await execute(self._engine, BACKLOG)).one()
-        return float(row.rows), float(row.oldest)
+    async def backlog(self) -> Backlog:
+        """Count the due rows."""
+        limits = {"cap": BACKLOG_CAP, "longest": LONGEST_BACKOFF}
+        row = (await execute(self._engine, BACKLOG, known=CHANNELS, **limits)).one()
+        if row.unknown and not self._warned_of_unknown:
+            self._warned_of_unknown = True
+            log.warning("deliveries over unknown channels wait for a newer version", extra={"count": row.unknown})
+        return Backlog(float(row.rows), float(row.oldest), float(row.unknown))
 
-    async def renew(self, held: Sequence[DeliveryRequested]) -> None:
-        """Renew the leases of rows that are still being published."""
-        await execute(self._engine, RENEW, **_columns(held), lease=LEASE)
+    async def renew(self, held: Sequence[Held]) -> tuple[set[UUID], Lease | None]:
+        """Renew the leases of rows that are still being published; return the rows still held, and their new lease."""
+        began = lease_clock()
+        rows = (await execute(self._engine, RENEW, **_columns(held), lease=LEASE)).all()
+        return {row.delivery_id for row in rows}, Lease.beginning(began, rows[0].leased_until) if rows else None
 
-    async def release(self, held: Sequence[DeliveryRequested]) -> None:
+    async def release(self, held: Sequence[Held]) -> None:
         """End the leases, so that any relay may take the rows at once."""
         await execute(self._engine, RELEASE, **_columns(held))
 
-    async def delete(self, held: Sequence[DeliveryRequested]) -> None:
+    async def postpone(self, held: Sequence[Held]) -> None:
+        """End the leases of rows that the broker refused, so that any relay may take them after a backoff."""
+        await execute(self._engine, POSTPONE, **_columns(held), first=FIRST_BACKOFF, longest=LONGEST_BACKOFF)
+
+    async def delete(self, held: Sequence[Held]) -> None:
         """Delete the rows of deliveries that the broker has confirmed."""
         await execute(self._engine, DELETE, **_columns(held))
 
 
 def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[StatusChange]:
-    """Return a status change for each of these `deliveries` rows, which were just updated to `status`."""
+    """Return a status change for each of these `deliveries` rows, which were just updated to `status`.
+
+    Rows of channels that only a newer version knows are left out.
+    """
     return [
         StatusChange.model_validate(
             {**row._asdict(), "delivery_id": row.id, "status": status, "changed_at": row.updated_at}
         )
         for row in rows
+        if row.channel in CHANNELS
     ]
 
 
-def _columns(held: Sequence[DeliveryRequested]) -> dict[str, object]:
-    return {"ids": [request.delivery_id for request in held], "rounds": [request.round for request in held]}
+def _request(row: Row[Any]) -> DeliveryRequested:
+    content = Content(message=row.message, subject=row.subject, email=row.email)
+    return DeliveryRequested.model_validate(
+        {**row._asdict(), "delivery_id": row.id, "content": content, "attempt": row.attempt + 1}
+    )
+
+
+def _columns(held: Sequence[Held]) -> dict[str, object]:
+    return {
+        "ids": [request.delivery_id for request, _ in held],
+        "rounds": [request.round for request, _ in held],
+        "leases": [lease.until for _, lease in held],
+    }

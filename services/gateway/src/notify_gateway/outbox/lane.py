@@ -1,0 +1,240 @@
+"""A lane of the outbox relay: publish one channel's deliveries, whatever happens to the other channels.
+
+Each lane has its own task, batches and AMQP channel, so that a queue that refuses messages, or never confirms them,
+delays only its own channel.
+"""
+
+import asyncio
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.contracts.trace_context import TRACEPARENT_HEADER
+from notify_common.errors import PublishFailed, PublishRefused, Unroutable
+from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_common.runtime.outage import Outage
+from notify_common.runtime.tracing import Span, Tracing
+from notify_database.errors import DatabaseUnavailable
+
+from notify_gateway.metrics import GatewayMetrics
+from notify_gateway.outbox.lease import RENEW_INTERVAL, Lease, lease_clock
+from notify_gateway.outbox.store import Held, OutboxStore
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 200  # deliveries handed over, and as many due ones, whose confirms are awaited together
+BATCH_BYTES = 1024 * 1024
+BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive in between share a batch
+# The bounds hold for each lane, so that no channel takes the room of another.
+MAX_HANDED_OVER = 4_000  # deliveries
+MAX_HANDED_OVER_BYTES = 5 * 1024 * 1024
+DELIVERY_BYTES = 1_000  # roughly what a delivery takes besides its texts
+CONNECTION_INTERVAL = 0.5  # seconds between checks for a connection to RabbitMQ
+REFUSED_INTERVAL = 1.0  # seconds between batches while the queue refuses all of them
+QUIET = 60.0  # seconds without a refusal after which refusals are reported as resolved
+
+
+class Lane:
+    """Publishes the deliveries of one channel, and deletes their outbox rows after the broker confirms them."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        publisher: ConfirmedPublisher,
+        outbox: OutboxStore,
+        metrics: GatewayMetrics,
+        tracing: Tracing,
+        *,
+        connected: Callable[[], bool],
+        on_room: Callable[[Channel], object],
+        on_unroutable: Callable[[], object],
+    ) -> None:
+        self.channel = channel
+        self._publisher = publisher
+        self._outbox = outbox
+        self._metrics = metrics
+        self._tracing = tracing
+        self._connected = connected
+        self._on_room = on_room
+        self._on_unroutable = on_unroutable
+        self._handed_over: deque[Held] = deque()
+        self._handed_over_bytes = 0
+        self._due: deque[Held] = deque()
+        self._wake = asyncio.Event()
+        self._unconfirmed = False  # the broker has not confirmed the current batch for a while
+        self._refusing = False  # the broker confirmed nothing of the last batch
+        self._finished = False
+        self._last_refusal = 0.0
+        self._database_outage = Outage(log, f"the outbox is unavailable to the channel {channel}")
+        self._publish_outage = Outage(
+            log, f"RabbitMQ is not confirming deliveries over {channel}, so they stay in the outbox"
+        )
+
+    @property
+    def has_room_for_due(self) -> bool:
+        """True if the lane has begun to publish all due deliveries that it got before, and the broker is not slow."""
+        return not self._due and not self._unconfirmed and not self._finished
+
+    def has_room_for(self, count: int, size: int) -> bool:
+        """Return whether `count` deliveries of `size` bytes may be handed over; while the broker is slow, none may."""
+        return (
+            not (self._unconfirmed or self._refusing or self._finished)
+            and len(self._handed_over) + count <= MAX_HANDED_OVER
+            and self._handed_over_bytes + size <= MAX_HANDED_OVER_BYTES
+        )
+
+    def hand_over(self, request: DeliveryRequested, lease: Lease) -> None:
+        """Queue a newly committed delivery."""
+        self._handed_over.append(Held(request, lease))
+        self._handed_over_bytes += delivery_size(request)
+        self._wake.set()
+
+    def add_due(self, held: Sequence[Held]) -> None:
+        """Queue due deliveries that were taken from the table."""
+        self._due.extend(held)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Make `run` look whether it must drain the lane."""
+        self._wake.set()
+
+    async def run(self, drain: asyncio.Event) -> None:
+        """Publish until `drain` is set, and then publish or release what is left."""
+        while not drain.is_set():
+            wait = CONNECTION_INTERVAL
+            if self._connected():
+                self._wake.clear()
+                next_batch_at = lease_clock() + BATCH_INTERVAL
+                if not (batch := self._next_batch()):
+                    await self._wake.wait()
+                    continue
+                wait = await self._publish(batch) or next_batch_at - lease_clock()
+                if not self._due:
+                    self._on_room(self.channel)
+            if wait > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await drain.wait()
+        await self._finish()
+
+    def _next_batch(self) -> list[Held]:
+        # The two kinds share a batch, so that neither starves the other.
+        due, _ = _take(self._due)
+        handed_over, size = _take(self._handed_over)
+        self._handed_over_bytes -= size
+        # If a lease ends soon, another relay may take the row, so the row is left to whichever relay polls next.
+        return [held for held in (*due, *handed_over) if held.lease.allows_publishing]
+
+    async def _publish(self, batch: list[Held]) -> float:
+        """Publish the batch and delete the confirmed rows; return the seconds to wait before the next batch."""
+        spans = [self._tracing.begin(f"publish {self.channel}", each.traceparent, "producer") for each, _ in batch]
+        messages = [_outgoing(request, span) for (request, _), span in zip(batch, spans, strict=True)]
+
+        def may_write() -> bool:
+            # Renewals replace the leases in `batch`.
+            return all(held.lease.allows_publishing for held in batch)
+
+        publishing = asyncio.create_task(self._publish_together(messages, spans, may_write))
+        try:
+            while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
+                # The broker is blocking publishers, for example during a memory alarm. It may still accept these
+                # messages later, so the leases are renewed to keep other relays from publishing them.
+                self._unconfirmed = True
+                with suppress(DatabaseUnavailable):
+                    await self._renew(batch)
+        finally:
+            publishing.cancel()
+            self._unconfirmed = False
+        self._metrics.observe_published_batch(len(batch))
+        return await self._settle(list(zip(batch, publishing.result(), strict=True)))
+
+    async def _renew(self, batch: list[Held]) -> None:
+        still_held, lease = await self._outbox.renew(batch)
+        for index, (request, old) in enumerate(batch):
+            renewed = lease is not None and request.delivery_id in still_held
+            batch[index] = Held(request, lease if lease is not None and renewed else old.lost())
+
+    async def _settle(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
+        """Delete, postpone or release the rows of a batch; return the seconds to wait before the next batch."""
+        confirmed = [held for held, failure in outcomes if failure is None]
+        if confirmed:
+            self._metrics.published[self.channel].inc(len(confirmed))
+            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none. The
+            # delete is retried until it succeeds, because giving up would repeat messages, too.
+            await self._database_outage.retry(lambda: self._outbox.delete(confirmed), DatabaseUnavailable)
+        self._refusing = not confirmed
+        failures = [failure for _, failure in outcomes if failure is not None]
+        if not failures:
+            if lease_clock() > self._last_refusal + QUIET:
+                self._publish_outage.ended()
+            return 0.0
+        wait = self._publish_outage.failed(failures[0])
+        refused = [held for held, failure in outcomes if isinstance(failure, PublishRefused)]
+        interrupted = [
+            held for held, failure in outcomes if failure is not None and not isinstance(failure, PublishRefused)
+        ]
+        if any(isinstance(failure, Unroutable) for failure in failures):
+            self._on_unroutable()
+        try:
+            if refused:
+                self._last_refusal = lease_clock()
+                await self._outbox.postpone(refused)
+            if interrupted:
+                await self._outbox.release(interrupted)
+        except DatabaseUnavailable as unavailable:
+            return self._database_outage.failed(unavailable)
+        self._database_outage.ended()
+        if interrupted:
+            return wait
+        return 0.0 if confirmed else REFUSED_INTERVAL
+
+    async def _publish_together(
+        self, messages: Sequence[OutgoingMessage], spans: Sequence[Span], may_write: Callable[[], bool]
+    ) -> list[PublishFailed | None]:
+        with self._tracing.group("publish deliveries", (span.traceparent for span in spans)):
+            failures = await self._publisher.publish(messages, may_write=may_write)
+        for span, failure in zip(spans, failures, strict=True):
+            if failure is not None:
+                span.fail(str(failure))
+            span.end()
+        return failures
+
+    async def _finish(self) -> None:
+        """Publish or release the remaining deliveries, so that other relays do not wait for their leases to end."""
+        while self._connected() and not self._refusing and (batch := self._next_batch()):
+            await self._publish(batch)
+        self._finished = True  # what is accepted from now on is left to other relays
+        remaining = [*self._due, *self._handed_over]
+        if remaining:
+            with suppress(DatabaseUnavailable):
+                await self._outbox.release(remaining)
+
+
+def delivery_size(request: DeliveryRequested) -> int:
+    """Return roughly how much memory a delivery takes, in bytes."""
+    content = request.content
+    html = None if content.email is None else content.email.html
+    return DELIVERY_BYTES + sys.getsizeof(content.message) + (0 if html is None else sys.getsizeof(html))
+
+
+def _take(queue: deque[Held]) -> tuple[list[Held], int]:
+    """Remove the first deliveries from the queue, as many as fit into a batch; return them and their size in bytes."""
+    taken: list[Held] = []
+    size = 0
+    while queue and len(taken) < BATCH_SIZE and size < BATCH_BYTES:
+        held = queue.popleft()
+        size += delivery_size(held.request)
+        taken.append(held)
+    return taken, size
+
+
+def _outgoing(request: DeliveryRequested, span: Span) -> OutgoingMessage:
+    body, headers = request.model_dump_json().encode(), request.headers()
+    if span.traceparent is not None:
+        headers[TRACEPARENT_HEADER] = span.traceparent
+    return OutgoingMessage(topology.NOTIFICATIONS, request.channel.value, body, headers)

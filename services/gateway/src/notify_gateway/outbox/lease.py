@@ -1,0 +1,43 @@
+"""Leases on outbox rows."""
+
+import math
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+LEASE = timedelta(seconds=30)
+LEASE_SECONDS = LEASE.total_seconds()
+# Publishing begins only if this much of the lease is left, which leaves time to renew the lease twice.
+LEASE_RESERVE = LEASE_SECONDS / 3
+RENEW_INTERVAL = LEASE_RESERVE / 2
+# CLOCK_MONOTONIC stands still while a machine is suspended, but leases end meanwhile.
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def lease_clock() -> float:
+    """Return the time in seconds since some point in the past, including time for which the machine was suspended."""
+    return time.clock_gettime(CLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease, which the rows of one statement share."""
+
+    until: datetime
+    """The time in the rows until which they are leased, according to PostgreSQL. It tells this lease from others."""
+    ends: float
+    """When this process must assume that the lease has ended, according to `lease_clock`."""
+
+    @classmethod
+    def beginning(cls, began: float, until: datetime) -> "Lease":
+        """Return the lease that a statement has taken; `began` was read from `lease_clock` before the statement."""
+        return cls(until, began + LEASE_SECONDS)
+
+    def lost(self) -> "Lease":
+        """Return this lease, but ended, because its row was found without it."""
+        return Lease(self.until, -math.inf)
+
+    @property
+    def allows_publishing(self) -> bool:
+        """True if enough of the lease is left to publish and delete the row under it."""
+        return self.ends > lease_clock() + LEASE_RESERVE
