@@ -1,90 +1,23 @@
 """The outbox relay, tested against PostgreSQL and RabbitMQ."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
-from uuid import UUID
 
 import pytest
-from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryRequested
-from notify_common.rabbitmq.connection import RabbitSettings, create_broker
-from notify_common.rabbitmq.events import EventPublisher
-from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import PostgresSettings, create_engine
+from notify_database.engine import PostgresSettings
 from notify_gateway.outbox.lease import Lease, lease_clock
-from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand, hand_on, prepare_topology
+from support.amqp import hand_on
 from support.fakes import CuttableNetwork
-from support.services import eventually, gateway_metrics, running_gateway
+from support.outbox import add_row, outbox_is_empty, outbox_rows, published, running_relay
+from support.services import eventually, running_gateway
 
 BODY = {"user_id": 1, "message": "hello", "channels": ["telegram", "email"]}
-ADD = text("""
-    WITH n AS (
-        INSERT INTO notifications VALUES (:notification_id, 1, 'from before', NULL, NULL, now(), 'default')
-        RETURNING id
-    ),
-    d AS (
-        INSERT INTO deliveries
-        SELECT CAST(:delivery_id AS uuid), id, 'telegram', '42', 'pending', 1, 0, 0, now() FROM n RETURNING id
-    )
-    INSERT INTO outbox SELECT id, now() + CAST(:due AS interval), now() + CAST(:lease AS interval), 1 FROM d
-    RETURNING delivery_id
-""")
-
-
-async def add_row(engine: AsyncEngine, lease: timedelta | None = None, due: timedelta = timedelta(0)) -> UUID:
-    """Commit a delivery and its outbox row, as a dead process would leave them.
-
-    The row's lease ends after `lease`. None means that the row was never leased.
-    """
-    delivery_id, notification_id = new_id(utc_now()), new_id(utc_now())
-    row = {"lease": lease, "due": due, "delivery_id": delivery_id, "notification_id": notification_id}
-    async with engine.begin() as connection:
-        await connection.execute(ADD, row)
-    return delivery_id
-
-
-async def outbox_rows(engine: AsyncEngine) -> int:
-    async with engine.connect() as connection:
-        count: int = (await connection.execute(text("SELECT count(*) FROM outbox"))).scalar_one()
-    return count
-
-
-async def outbox_is_empty(engine: AsyncEngine) -> None:
-    async def empty() -> bool:
-        return await outbox_rows(engine) == 0
-
-    await eventually(empty, "the outbox is empty")
-
-
-async def published(hand: Hand, channel: Channel, count: int) -> list[UUID]:
-    messages = [await hand.next_message(f"notifications.{channel}") for _ in range(count)]
-    return [DeliveryRequested.model_validate_json(message.body).delivery_id for message in messages]
-
-
-@asynccontextmanager
-async def running_relay(rabbit: RabbitSettings, postgres: PostgresSettings) -> AsyncIterator[OutboxRelay]:
-    await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
-    broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
-    relay = OutboxRelay(
-        broker, ConfirmedPublisher, OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
-    )
-    running = asyncio.create_task(relay.run(stop))
-    try:
-        yield relay
-    finally:
-        stop.set()
-        await running
-        await broker.stop()
-        await engine.dispose()
 
 
 async def test_deliveries_are_published_to_their_channels_and_removed_from_the_outbox(
@@ -215,12 +148,7 @@ async def test_relay_survives_a_frozen_connection(
 async def test_unroutable_delivery_stays_in_the_outbox(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_relay(rabbit, postgres) as relay, hand_on(rabbit) as hand:
-
-        async def is_connected() -> bool:
-            return relay.connected
-
-        await eventually(is_connected, "the relay is connected")
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
         queue = await hand.channel.get_queue("notifications.telegram")
         await queue.unbind("notifications", "telegram")
         row = await add_row(engine)

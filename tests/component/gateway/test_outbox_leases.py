@@ -1,0 +1,130 @@
+"""Leases on outbox rows: a relay whose lease has ended publishes nothing, and changes no row of another relay."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import pytest
+from notify_common.contracts.channels import Channel
+from notify_common.errors import PublishFailed
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_database.engine import PostgresSettings
+from notify_gateway.outbox import lease
+from notify_gateway.outbox.store import OutboxStore
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import hand_on
+from support.gateway import rows
+from support.outbox import add_row, outbox_rows, published, running_relay
+from support.services import eventually
+from typing_extensions import override
+
+END_LEASES = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
+LEASES = "SELECT delivery_id, leased_until FROM outbox ORDER BY 1"
+
+
+async def test_relay_changes_no_row_that_another_relay_has_leased_since(engine: AsyncEngine) -> None:
+    outbox = OutboxStore(engine)
+    await add_row(engine)
+    held = (await outbox.take_due(10)).held
+    async with engine.begin() as connection:
+        await connection.execute(END_LEASES)
+    [by_another] = (await outbox.take_due(10)).held
+    assert await outbox.renew(held) == (set(), None)
+    for change in (outbox.release, outbox.postpone, outbox.delete):
+        await change(held)
+        assert await rows(engine, LEASES) == [(by_another.request.delivery_id, by_another.lease.until)]
+
+
+async def test_renewed_lease_replaces_the_earlier_one(engine: AsyncEngine) -> None:
+    outbox = OutboxStore(engine)
+    row = await add_row(engine)
+    [held] = (await outbox.take_due(10)).held
+    still_held, renewed = await outbox.renew([held])
+    assert still_held == {row}
+    assert renewed is not None
+    assert renewed.until > held.lease.until
+    assert renewed.ends > held.lease.ends
+    await outbox.delete([held])
+    assert await outbox_rows(engine) == 1
+    await outbox.delete([held._replace(lease=renewed)])
+    assert await outbox_rows(engine) == 0
+
+
+async def test_refused_row_backs_off_and_keeps_its_age(engine: AsyncEngine) -> None:
+    outbox = OutboxStore(engine)
+    await add_row(engine, due=timedelta(minutes=-10))
+    [before] = await rows(engine, "SELECT due_at FROM outbox")
+    [held] = (await outbox.take_due(10)).held
+    await outbox.postpone([held])
+    [refused] = await rows(engine, "SELECT leased_until, due_since, due_at - now() AS wait FROM outbox")
+    assert (refused.leased_until, refused.due_since) == (None, before.due_at)
+    assert timedelta(0) < refused.wait <= timedelta(seconds=1)
+    assert (await outbox.take_due(10)).held == []
+    backlog = await outbox.backlog()
+    assert backlog.rows == 1
+    assert backlog.oldest > 590
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE outbox SET due_at = now()"))
+    await outbox.postpone((await outbox.take_due(10)).held)
+    [again] = await rows(engine, "SELECT due_since, due_at - now() AS wait FROM outbox")
+    assert again.due_since == before.due_at
+    assert timedelta(seconds=1) < again.wait <= timedelta(seconds=30)
+
+
+async def test_poll_takes_a_bounded_number_of_bytes_and_at_least_one_row(engine: AsyncEngine) -> None:
+    for _ in range(5):
+        await add_row(engine, channel="email", html="x" * 60_000)
+        await add_row(engine, channel="telegram", html="x" * 60_000)  # no channel but e-mail sends the HTML
+    outbox = OutboxStore(engine)
+    taken = [await outbox.take_due(10, max_bytes=limit) for limit in (100_000, 1)]
+    counts = [
+        [sum(held.request.channel is channel for held in due.held) for channel in (Channel.EMAIL, Channel.TELEGRAM)]
+        for due in taken
+    ]
+    assert counts == [[2, 5], [1, 0]]
+    assert [due.more for due in taken] == [{Channel.EMAIL}, {Channel.EMAIL}]
+
+
+class Paused(ConfirmedPublisher):
+    """A publisher whose first call is delayed, as if the process were stopped for a while."""
+
+    began: asyncio.Event
+    resume: asyncio.Event
+    may_write: Callable[[], bool]
+
+    @override
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+    ) -> list[PublishFailed | None]:
+        if not self.began.is_set():
+            type(self).may_write = staticmethod(may_write)
+            self.began.set()
+            await self.resume.wait()
+        return await super().publish(messages, may_write=may_write)
+
+
+async def test_relay_paused_beyond_its_lease_publishes_nothing(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The relay may publish a row only in the first half second after it takes the row.
+    monkeypatch.setattr(lease, "LEASE_SECONDS", lease.LEASE_RESERVE + 0.5)
+    began, resume = asyncio.Event(), asyncio.Event()
+    paused = type("PausedOnce", (Paused,), {"began": began, "resume": resume})
+    late = await add_row(engine)
+    async with running_relay(rabbit, postgres, paused), hand_on(rabbit) as hand:
+        await began.wait()
+        async with engine.begin() as connection:
+            await connection.execute(END_LEASES)
+        [taken] = (await OutboxStore(engine).take_due(10)).held
+
+        async def is_too_late() -> bool:
+            return not paused.may_write()
+
+        await eventually(is_too_late, "the lease has nearly ended")
+        resume.set()
+        marker = await add_row(engine)
+        assert await published(hand, Channel.TELEGRAM, 1) == [marker]
+        assert await hand.depth("notifications.telegram") == 0
+    assert await rows(engine, LEASES) == [(late, taken.lease.until)]

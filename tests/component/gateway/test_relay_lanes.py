@@ -1,0 +1,169 @@
+"""One channel's queue that refuses messages, or never confirms them, delays no other channel."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+
+import pytest
+from faststream.rabbit import RabbitBroker
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.errors import PublishFailed
+from notify_common.rabbitmq.connection import RabbitSettings
+from support.amqp import prepare_topology
+from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_database.engine import PostgresSettings
+from notify_gateway.outbox.lane import MAX_HANDED_OVER, MAX_HANDED_OVER_BYTES
+from notify_gateway.outbox.store import OutboxStore
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import hand_on
+from support.gateway import rows
+from support.outbox import add_row, outbox_is_empty, outbox_rows, published, running_relay
+from support.services import delivery_requested, eventually
+from typing_extensions import override
+
+DUE_SINCE = "SELECT delivery_id, coalesce(due_since, due_at) AS since FROM outbox WHERE channel = 'webhook' ORDER BY 1"
+
+
+async def test_deleted_queue_delays_no_other_channel(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        await hand.channel.queue_delete("notifications.webhook")
+        for _ in range(300):
+            await add_row(engine, channel="webhook")
+        due_since = await rows(engine, DUE_SINCE)
+
+        async def each_was_refused() -> bool:
+            return not await rows(engine, "SELECT 1 FROM outbox WHERE due_since IS NULL")
+
+        await eventually(each_was_refused, "each row was refused")
+        scheduled = {await add_row(engine, due=timedelta(seconds=0.5)) for _ in range(100)}
+        assert set(await published(hand, Channel.TELEGRAM, 100)) == scheduled
+        assert await rows(engine, DUE_SINCE) == due_since
+        backlog = await OutboxStore(engine).backlog()
+        assert (backlog.rows, backlog.unknown) == (300, 0)
+        [age] = await rows(engine, "SELECT extract(epoch FROM now() - min(due_since)) AS age FROM outbox")
+        assert backlog.oldest <= age.age
+
+
+async def test_topology_is_restored_after_a_message_was_unroutable(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    restore = partial(prepare_topology, rabbit, [*topology.dead_letters(), topology.deliveries(Channel.WEBHOOK)])
+    async with running_relay(rabbit, postgres, restore_topology=restore), hand_on(rabbit) as hand:
+        await hand.channel.queue_delete("notifications.webhook")
+        lost = await add_row(engine, channel="webhook")
+        await outbox_is_empty(engine)
+        assert await published(hand, Channel.WEBHOOK, 1) == [lost]
+
+
+class NeverConfirmed(ConfirmedPublisher):
+    """A publisher that waits forever for the confirms of one channel, as if its queue had lost its majority."""
+
+    def __init__(self, broker: RabbitBroker, *, channel: Channel, waiting: asyncio.Event) -> None:
+        super().__init__(broker)
+        self._never_confirmed = channel
+        self._waiting = waiting
+
+    @override
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+    ) -> list[PublishFailed | None]:
+        if messages[0].routing_key == self._never_confirmed:
+            self._waiting.set()
+            await asyncio.Event().wait()
+        return await super().publish(messages, may_write=may_write)
+
+
+async def test_queue_that_never_confirms_delays_no_other_channel(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    waiting, stop_waiting = asyncio.Event(), asyncio.Event()
+    never_confirmed = partial(NeverConfirmed, channel=Channel.WEBHOOK, waiting=waiting)
+    broken = await add_row(engine, channel="webhook")
+    relaying = asyncio.create_task(_relay_until(stop_waiting, rabbit, postgres, never_confirmed))
+    await waiting.wait()
+    others = {await add_row(engine, channel=channel) for channel in ("telegram", "email") for _ in range(300)}
+    async with hand_on(rabbit) as hand:
+        found = [*await published(hand, Channel.TELEGRAM, 300), *await published(hand, Channel.EMAIL, 300)]
+    assert set(found) == others
+
+    async def only_the_broken_row_is_left() -> bool:
+        return [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [broken]
+
+    await eventually(only_the_broken_row_is_left, "the other rows are deleted")
+    relaying.cancel()  # a relay that waits for a confirm does not stop by itself
+    await asyncio.wait({relaying})
+
+
+async def _relay_until(
+    stop: asyncio.Event,
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    publisher_class: Callable[[RabbitBroker], ConfirmedPublisher],
+) -> None:
+    async with running_relay(rabbit, postgres, publisher_class):
+        await stop.wait()
+
+
+async def test_row_of_an_unknown_channel_is_left_alone_and_counted(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = {await add_row(engine, channel="pigeon", names_channel=names) for names in (True, False)}
+    known = {await add_row(engine) for _ in range(5)}
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        assert set(await published(hand, Channel.TELEGRAM, 5)) == known
+
+        async def only_unknown_rows_are_left() -> bool:
+            return await outbox_rows(engine) == 2
+
+        await eventually(only_unknown_rows_are_left, "the known rows are deleted")
+    left = await rows(engine, "SELECT delivery_id, channel, leased_until FROM outbox")
+    assert {tuple(row) for row in left} == {(row, "pigeon", None) for row in unknown}
+    outbox = OutboxStore(engine)
+    for _ in range(2):
+        backlog = await outbox.backlog()
+        assert (backlog.rows, backlog.unknown) == (2, 2)
+        assert backlog.oldest > 0
+    assert caplog.text.count("unknown channels") == 1
+
+
+async def test_row_that_an_older_version_wrote_without_a_channel_is_published(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    old = await add_row(engine, names_channel=False)
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        assert await published(hand, Channel.TELEGRAM, 1) == [old]
+        await outbox_is_empty(engine)
+
+
+async def test_hand_over_is_bounded_in_deliveries_and_in_bytes_for_each_channel(
+    rabbit: RabbitSettings, postgres: PostgresSettings
+) -> None:
+    html = "x" * 65_536
+    large = delivery_requested(channel=Channel.EMAIL, content={"message": "x", "email": {"html": html}})
+    small = delivery_requested()
+    async with running_relay(rabbit, postgres) as relay:
+        assert relay.channels_with_room([small, large]) == {Channel.TELEGRAM, Channel.EMAIL}
+        assert relay.channels_with_room([small, *[large] * (MAX_HANDED_OVER_BYTES // len(html))]) == {Channel.TELEGRAM}
+        assert relay.channels_with_room([large, *[small] * (MAX_HANDED_OVER + 1)]) == {Channel.EMAIL}
+
+
+async def test_defect_in_a_lane_ends_the_relay(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    class Defect(Exception):
+        pass
+
+    class Defective(ConfirmedPublisher):
+        @override
+        async def publish(
+            self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+        ) -> list[PublishFailed | None]:
+            raise Defect
+
+    await add_row(engine)
+    with pytest.raises(Defect):
+        await _relay_until(asyncio.Event(), rabbit, postgres, Defective)
