@@ -6,7 +6,6 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
-from faststream.rabbit import RabbitBroker
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.errors import PublishFailed
@@ -59,53 +58,40 @@ async def test_topology_is_restored_after_a_message_was_unroutable(
         assert await published(hand, Channel.WEBHOOK, 1) == [lost]
 
 
-class NeverConfirmed(ConfirmedPublisher):
-    """A publisher that waits forever for the confirms of one channel, as if its queue had lost its majority."""
+class UnconfirmedWebhooks(ConfirmedPublisher):
+    """A publisher whose webhooks are not confirmed until `ended` is set, as if their queue had lost its majority."""
 
-    def __init__(self, broker: RabbitBroker, *, channel: Channel, waiting: asyncio.Event) -> None:
-        super().__init__(broker)
-        self._never_confirmed = channel
-        self._waiting = waiting
+    began: asyncio.Event
+    ended: asyncio.Event
 
     @override
     async def publish(
         self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
     ) -> list[PublishFailed | None]:
-        if messages[0].routing_key == self._never_confirmed:
-            self._waiting.set()
-            await asyncio.Event().wait()
-        return await super().publish(messages, may_write=may_write)
+        if messages[0].routing_key != Channel.WEBHOOK:
+            return await super().publish(messages, may_write=may_write)
+        self.began.set()
+        await self.ended.wait()
+        return [PublishFailed("not confirmed")] * len(messages)
 
 
 async def test_queue_that_never_confirms_delays_no_other_channel(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    waiting, stop_waiting = asyncio.Event(), asyncio.Event()
-    never_confirmed = partial(NeverConfirmed, channel=Channel.WEBHOOK, waiting=waiting)
+    began, ended = asyncio.Event(), asyncio.Event()
+    unconfirmed = type("Unconfirmed", (UnconfirmedWebhooks,), {"began": began, "ended": ended})
     broken = await add_row(engine, channel="webhook")
-    relaying = asyncio.create_task(_relay_until(stop_waiting, rabbit, postgres, never_confirmed))
-    await waiting.wait()
-    others = {await add_row(engine, channel=channel) for channel in ("telegram", "email") for _ in range(300)}
-    async with hand_on(rabbit) as hand:
+    async with running_relay(rabbit, postgres, unconfirmed), hand_on(rabbit) as hand:
+        await began.wait()
+        others = {await add_row(engine, channel=channel) for channel in ("telegram", "email") for _ in range(300)}
         found = [*await published(hand, Channel.TELEGRAM, 300), *await published(hand, Channel.EMAIL, 300)]
-    assert set(found) == others
+        assert set(found) == others
 
-    async def only_the_broken_row_is_left() -> bool:
-        return [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [broken]
+        async def only_the_broken_row_is_left() -> bool:
+            return [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [broken]
 
-    await eventually(only_the_broken_row_is_left, "the other rows are deleted")
-    relaying.cancel()  # a relay that waits for a confirm does not stop by itself
-    await asyncio.wait({relaying})
-
-
-async def _relay_until(
-    stop: asyncio.Event,
-    rabbit: RabbitSettings,
-    postgres: PostgresSettings,
-    publisher_class: Callable[[RabbitBroker], ConfirmedPublisher],
-) -> None:
-    async with running_relay(rabbit, postgres, publisher_class):
-        await stop.wait()
+        await eventually(only_the_broken_row_is_left, "the other rows are deleted")
+        ended.set()
 
 
 async def test_row_of_an_unknown_channel_is_left_alone_and_counted(
@@ -162,8 +148,11 @@ async def test_defect_in_a_lane_ends_the_relay(
         async def publish(
             self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
         ) -> list[PublishFailed | None]:
+            raised.set()
             raise Defect
 
+    raised = asyncio.Event()
     await add_row(engine)
     with pytest.raises(Defect):
-        await _relay_until(asyncio.Event(), rabbit, postgres, Defective)
+        async with running_relay(rabbit, postgres, Defective):
+            await raised.wait()
