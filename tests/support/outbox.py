@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 from faststream.rabbit import RabbitBroker
@@ -13,7 +12,6 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings, create_broker
-from support.amqp import prepare_topology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.clock import utc_now
@@ -23,7 +21,7 @@ from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from support.amqp import Hand
+from support.amqp import Hand, prepare_topology
 from support.services import eventually, gateway_metrics
 
 ADD = text("""
@@ -89,13 +87,12 @@ async def running_relay(
     rabbit: RabbitSettings,
     postgres: PostgresSettings,
     publisher_class: Callable[[RabbitBroker], ConfirmedPublisher] = ConfirmedPublisher,
-    **options: Any,
 ) -> AsyncIterator[OutboxRelay]:
     """Run a relay; yield it once it is connected."""
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
     relay = OutboxRelay(
-        broker, publisher_class, OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics(), **options
+        broker, publisher_class, OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
     )
     running = asyncio.create_task(relay.run(stop))
 

@@ -3,14 +3,11 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import partial
 
 import pytest
-from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.errors import PublishFailed
 from notify_common.rabbitmq.connection import RabbitSettings
-from support.amqp import prepare_topology
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_database.engine import PostgresSettings
 from notify_gateway.outbox.lane import MAX_HANDED_OVER, MAX_HANDED_OVER_BYTES
@@ -45,17 +42,6 @@ async def test_deleted_queue_delays_no_other_channel(
         assert (backlog.rows, backlog.unknown) == (300, 0)
         [age] = await rows(engine, "SELECT extract(epoch FROM now() - min(due_since)) AS age FROM outbox")
         assert backlog.oldest <= age.age
-
-
-async def test_topology_is_restored_after_a_message_was_unroutable(
-    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
-) -> None:
-    restore = partial(prepare_topology, rabbit, [*topology.dead_letters(), topology.deliveries(Channel.WEBHOOK)])
-    async with running_relay(rabbit, postgres, restore_topology=restore), hand_on(rabbit) as hand:
-        await hand.channel.queue_delete("notifications.webhook")
-        lost = await add_row(engine, channel="webhook")
-        await outbox_is_empty(engine)
-        assert await published(hand, Channel.WEBHOOK, 1) == [lost]
 
 
 class UnconfirmedWebhooks(ConfirmedPublisher):

@@ -14,11 +14,7 @@ class PublishFailed(Exception):
 
 
 class PublishRefused(PublishFailed):
-    """The broker refused the message, for example because its queue is full. The message may be published again."""
-
-
-class Unroutable(PublishRefused):
-    """The broker returned the message, because no queue is bound for it."""
+    """The broker refused the message, because its queue is full or missing. The message may be published again."""
 
 
 class NotWritten(PublishFailed):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
@@ -71,7 +71,13 @@ class Gateway:
         self._topology = DeclaredTopology(settings, bindings, [topology.EVENTS], role=ROLE)
         relay_outbox = OutboxStore(self._relay_engine)
         self.relay = relay_class(
-            self._broker, publisher_class, relay_outbox, self._topology, self._events, self.metrics, tracing
+            self._broker,
+            partial(publisher_class, restore_topology=self._topology.restore),
+            relay_outbox,
+            self._events,
+            self.metrics,
+            tracing,
+            declared=self._topology,
         )
         self.intake = NotificationIntake(
             self._engine,

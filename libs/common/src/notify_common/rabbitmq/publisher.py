@@ -16,7 +16,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 from faststream.rabbit import RabbitBroker, RabbitExchange
 
-from notify_common.errors import BrokerUnavailable, NotWritten, PublishFailed, PublishRefused, Unroutable
+from notify_common.errors import BrokerUnavailable, NotWritten, PublishFailed, PublishRefused
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL, broker_errors, open_channel, wait_unless_closed
 from notify_common.rabbitmq.raw_channel import Publish, forget_publishes, write_publishes
 
@@ -125,7 +125,5 @@ def _failure(confirmation: "asyncio.Future[Any]") -> PublishFailed | None:
     error = confirmation.exception()
     if error is None:
         return None
-    if isinstance(error, PublishError):
-        return Unroutable(repr(error))
     # Any other error means that the connection was lost; a lost channel's confirms get no exception at all.
     return PublishRefused(repr(error)) if isinstance(error, DeliveryError) else PublishFailed(repr(error))

@@ -15,7 +15,7 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
-from notify_common.errors import PublishFailed, PublishRefused, Unroutable
+from notify_common.errors import PublishFailed, PublishRefused
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import Span, Tracing
@@ -34,7 +34,7 @@ BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive
 MAX_HANDED_OVER = 4_000  # deliveries
 MAX_HANDED_OVER_BYTES = 5 * 1024 * 1024
 DELIVERY_BYTES = 1_000  # roughly what a delivery takes besides its texts
-CONNECTION_INTERVAL = 0.5  # seconds between checks for a connection to RabbitMQ
+CONNECTION_INTERVAL = 0.5  # seconds between checks whether the lane may publish
 REFUSED_INTERVAL = 1.0  # seconds between batches while the queue refuses all of them
 QUIET = 60.0  # seconds without a refusal after which refusals are reported as resolved
 
@@ -50,18 +50,16 @@ class Lane:
         metrics: GatewayMetrics,
         tracing: Tracing,
         *,
-        connected: Callable[[], bool],
+        may_publish: Callable[[], bool],
         on_room: Callable[[Channel], object],
-        on_unroutable: Callable[[], object],
     ) -> None:
         self.channel = channel
         self._publisher = publisher
         self._outbox = outbox
         self._metrics = metrics
         self._tracing = tracing
-        self._connected = connected
+        self._may_publish = may_publish
         self._on_room = on_room
-        self._on_unroutable = on_unroutable
         self._handed_over: deque[Held] = deque()
         self._handed_over_bytes = 0
         self._due: deque[Held] = deque()
@@ -78,12 +76,13 @@ class Lane:
     @property
     def has_room_for_due(self) -> bool:
         """True if the lane has begun to publish all due deliveries that it got before, and the broker is not slow."""
-        return not self._due and not self._unconfirmed and not self._finished
+        return not (self._due or self._unconfirmed or self._finished) and self._may_publish()
 
     def has_room_for(self, count: int, size: int) -> bool:
         """Return whether `count` deliveries of `size` bytes may be handed over; while the broker is slow, none may."""
         return (
             not (self._unconfirmed or self._refusing or self._finished)
+            and self._may_publish()
             and len(self._handed_over) + count <= MAX_HANDED_OVER
             and self._handed_over_bytes + size <= MAX_HANDED_OVER_BYTES
         )
@@ -107,7 +106,7 @@ class Lane:
         """Publish until `drain` is set, and then publish or release what is left."""
         while not drain.is_set():
             wait = CONNECTION_INTERVAL
-            if self._connected():
+            if self._may_publish():
                 self._wake.clear()
                 next_batch_at = lease_clock() + BATCH_INTERVAL
                 if not (batch := self._next_batch()):
@@ -178,8 +177,6 @@ class Lane:
         interrupted = [
             held for held, failure in outcomes if failure is not None and not isinstance(failure, PublishRefused)
         ]
-        if any(isinstance(failure, Unroutable) for failure in failures):
-            self._on_unroutable()
         try:
             if refused:
                 self._last_refusal = lease_clock()
@@ -206,7 +203,7 @@ class Lane:
 
     async def _finish(self) -> None:
         """Publish or release the remaining deliveries, so that other relays do not wait for their leases to end."""
-        while self._connected() and not self._refusing and (batch := self._next_batch()):
+        while self._may_publish() and not self._refusing and (batch := self._next_batch()):
             await self._publish(batch)
         self._finished = True  # what is accepted from now on is left to other relays
         remaining = [*self._due, *self._handed_over]

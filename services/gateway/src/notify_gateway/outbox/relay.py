@@ -3,13 +3,16 @@
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
+from functools import partial
 
 from aio_pika.abc import AbstractConnection
 from faststream.rabbit import RabbitBroker
+from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested
+from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.outage import Outage
@@ -24,11 +27,6 @@ from notify_gateway.outbox.store import Held, OutboxStore
 log = logging.getLogger(__name__)
 
 POLL_INTERVAL = 0.5  # seconds between polls of the table for due deliveries
-RESTORE_INTERVAL = 5.0  # seconds between attempts to restore the topology
-
-
-async def _restore_nothing() -> None:
-    pass
 
 
 class OutboxRelay:
@@ -43,24 +41,23 @@ class OutboxRelay:
         metrics: GatewayMetrics,
         tracing: Tracing = UNTRACED,
         *,
-        restore_topology: Callable[[], Awaitable[None]] = _restore_nothing,
+        declared: DeclaredTopology | None = None,
     ) -> None:
         """Create the relay; each lane gets its own publisher.
 
-        `restore_topology` is called after each reconnect to RabbitMQ, and when a message was unroutable.
+        `declared` is restored after each reconnect to RabbitMQ. A channel whose queue does not match it is not served.
         """
         self._broker = broker
         self._outbox = outbox
         self._events = events
-        self._restore_topology = restore_topology
+        self._declared = declared
         self._connection: AbstractConnection | None = None
-        self._poll_now, self._restore_now = asyncio.Event(), asyncio.Event()
+        self._poll_now, self._reconnected = asyncio.Event(), asyncio.Event()
         self._lanes = {
             channel: Lane(
                 channel, publisher_class(broker), outbox, metrics, tracing,
-                connected=lambda: self.connected,
+                may_publish=partial(self._may_publish, channel),
                 on_room=self._has_room,
-                on_unroutable=self._restore_now.set,
             )
             for channel in Channel
         }  # fmt: skip
@@ -90,7 +87,7 @@ class OutboxRelay:
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop` is set, despite outages of RabbitMQ and PostgreSQL. The topology must already exist."""
         connection = self._connection = await self._broker.connect()
-        connection.reconnect_callbacks.add(lambda _: self._restore_now.set())
+        connection.reconnect_callbacks.add(lambda _: self._reconnected.set())
         drain = asyncio.Event()
         stopping = asyncio.create_task(stop.wait())
         stopping.add_done_callback(lambda _: self._poll_now.set())
@@ -148,9 +145,17 @@ class OutboxRelay:
         if channel in self._more:
             self._poll_now.set()
 
+    def _may_publish(self, channel: Channel) -> bool:
+        """Return whether RabbitMQ is connected, and the channel's queue and exchange are as declared."""
+        mismatches = frozenset[str]() if self._declared is None else self._declared.mismatches
+        return self.connected and mismatches.isdisjoint(
+            {topology.NOTIFICATIONS.name, topology.delivery_queue_name(channel)}
+        )
+
     async def _restore(self) -> None:
+        """Declare the topology again after each reconnect, because RabbitMQ may have come back empty."""
         while True:
-            await self._restore_now.wait()
-            self._restore_now.clear()
-            await self._restore_topology()
-            await asyncio.sleep(RESTORE_INTERVAL)
+            await self._reconnected.wait()
+            self._reconnected.clear()
+            if self._declared is not None:
+                await self._declared.restore()
