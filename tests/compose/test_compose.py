@@ -105,7 +105,8 @@ async def test_notification_is_delivered_and_the_management_ui_shows_all_queues(
 async def test_connections_are_named_after_their_containers(compose: Compose) -> None:
     for sender, queue in QUEUES.items():
         await each_consumes(compose, sender, queue, 1)
-    await each_consumes(compose, "status_writer", "notifications.results", 1)
+    for results in ("notifications.results", *map("notifications.results.{}".format, Channel)):
+        await each_consumes(compose, "status_writer", results, 1)
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -30,7 +30,7 @@ def port() -> int:
 
 
 async def test_sender_finishes_in_flight_deliveries_on_sigterm(rabbit: RabbitSettings, port: int) -> None:
-    bindings = [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
+    bindings = [*topology.dead_letters(), topology.results(Channel.TELEGRAM), topology.deliveries(Channel.TELEGRAM)]
     await prepare_topology(rabbit, bindings)
     settings = {"TELEGRAM_SLEEP": "5", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(port)}
     with running_service("telegram_sender", rabbit, **settings) as sender:
@@ -55,7 +55,7 @@ async def test_sender_finishes_in_flight_deliveries_on_sigterm(rabbit: RabbitSet
             assert await asyncio.to_thread(sender.wait, STOP_TIMEOUT) == 0
             results = await hand.results(20)
             assert {result.outcome for result in results} == {Outcome.SENT}
-            assert await hand.depth("notifications.results") == 0
+            assert await hand.depth("notifications.results.telegram") == 0
             assert await hand.depth("notifications.telegram") == 30
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from faststream.rabbit import RabbitExchange
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults
 from notify_common.contracts.topology import Binding
 from notify_common.rabbitmq.connection import RabbitSettings
@@ -31,9 +33,10 @@ class Hand:
     async def request(self, request: DeliveryRequested) -> None:
         await self.publish("notifications", request.channel.value, request.model_dump_json(), request.headers())
 
-    async def report(self, *results: DeliveryResult) -> None:
+    async def report(self, *results: DeliveryResult, channel: Channel | None = Channel.TELEGRAM) -> None:
+        """Report as a channel's sender does or, without a channel, as older senders do."""
         body = DeliveryResults(results=results).model_dump_json()
-        await self.publish("notifications.results", "results", body)
+        await self.publish("notifications.results", topology.results(channel).routing_key, body)
 
     async def next_message(self, queue: str) -> AbstractIncomingMessage:
         """Wait for the next message in the queue, ack it and return it."""
@@ -45,11 +48,11 @@ class Hand:
         await message.ack()
         return message
 
-    async def results(self, count: int) -> list[DeliveryResult]:
-        """Wait for at least `count` results from senders, and return them."""
+    async def results(self, count: int, channel: Channel = Channel.TELEGRAM) -> list[DeliveryResult]:
+        """Wait for at least `count` results from a channel's senders, and return them."""
         found: list[DeliveryResult] = []
         while len(found) < count:
-            message = await self.next_message("notifications.results")
+            message = await self.next_message(topology.results(channel).queue.name)
             found += DeliveryResults.model_validate_json(message.body).results
         return found
 

@@ -109,13 +109,13 @@ async def test_operator_lists_shows_requeues_and_drops_dead_letters(
         await wait_for_dead_letters(hand, 2)
     listed = (await run(rabbit, postgres, "list")).splitlines()
     assert ["notifications.telegram" in listed[0], "unreadable: invalid JSON" in listed[0]] == [True, True]
-    assert ["notifications.results" in listed[1], "unknown delivery" in listed[1]] == [True, True]
+    assert ["notifications.results.telegram" in listed[1], "unknown delivery" in listed[1]] == [True, True]
     unreadable, unknown = (line.split()[0] for line in listed)
     assert "no json" in await run(rabbit, postgres, "show", unreadable)
     assert await run(rabbit, postgres, "drop", unreadable) == "1 message(s)\n"
     await run(rabbit, postgres, "show", unreadable, code=1)
     assert await run(rabbit, postgres, "requeue", "--all") == "1 message(s)\n"
-    again = await hand.next_message("notifications.results")
+    again = await hand.next_message("notifications.results.telegram")
     assert again.message_id == unknown
     assert DeliveryResults.model_validate_json(again.body).results == (result,)
     assert await run(rabbit, postgres, "list") == ""

@@ -164,12 +164,12 @@ async def test_results_are_batched_only_under_load(rabbit: RabbitSettings, hand:
 
         await eventually(all_called, "100 attempts are in flight")
         go.set()
-        first = json.loads((await hand.next_message("notifications.results")).body)["results"]
+        first = json.loads((await hand.next_message("notifications.results.telegram")).body)["results"]
         rest = await hand.results(100 - len(first))
         assert len(rest) == 100 - len(first)
-        assert await hand.depth("notifications.results") < 20
+        assert await hand.depth("notifications.results.telegram") < 20
         await hand.request(request())
-        assert len(json.loads((await hand.next_message("notifications.results")).body)["results"]) == 1
+        assert len(json.loads((await hand.next_message("notifications.results.telegram")).body)["results"]) == 1
 
 
 async def test_concurrency_limits_the_messages_taken_from_the_broker(rabbit: RabbitSettings, hand: Hand) -> None:

@@ -7,13 +7,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import aio_pika
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
-from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, ErrorClass, Outcome, StatusChanges
+from notify_common.contracts.messages import (
+    DeliveryResult,
+    DeliveryResults,
+    DeliveryStatus,
+    ErrorClass,
+    Outcome,
+    StatusChanges,
+)
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
@@ -25,6 +33,7 @@ from support.amqp import Hand, hand_on, prepare_topology
 from support.fakes import FakeProvider
 from support.services import eventually, running_sender, running_status_writer
 
+INBOXES = ("notifications.dead.inbox", "notifications.dead.failed")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ADD = text("""
     WITH n AS (INSERT INTO notifications VALUES (:notification_id, 1, 'x', NULL, NULL, now(), 'default') RETURNING id)
@@ -37,7 +46,8 @@ ATTEMPTS = text("SELECT attempt, outcome, error_class FROM attempts WHERE delive
 
 @pytest.fixture
 async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
-    bindings = [*topology.dead_letters(), topology.results(), topology.deliveries(Channel.TELEGRAM)]
+    results = [topology.results(), topology.results(Channel.TELEGRAM)]
+    bindings = [*topology.dead_letters(), *results, topology.deliveries(Channel.TELEGRAM)]
     await prepare_topology(rabbit, bindings, [topology.EVENTS])
     async with hand_on(rabbit) as hand:
         yield hand
@@ -58,6 +68,11 @@ async def delivery_row(engine: AsyncEngine, delivery_id: UUID) -> tuple[Any, ...
 async def attempt_rows(engine: AsyncEngine, delivery_id: UUID) -> list[tuple[Any, ...]]:
     async with engine.connect() as connection:
         return [tuple(row) for row in await connection.execute(ATTEMPTS, {"id": delivery_id})]
+
+
+async def change(engine: AsyncEngine, delivery_id: UUID, columns: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text(f"UPDATE deliveries SET {columns} WHERE id = :id"), {"id": delivery_id})  # noqa: S608
 
 
 async def has_status(engine: AsyncEngine, delivery_id: UUID, status: DeliveryStatus) -> None:
@@ -92,7 +107,38 @@ async def test_result_updates_the_status_and_adds_an_attempt(
         await has_status(engine, delivery_id, DeliveryStatus.SENT)
     assert await delivery_row(engine, delivery_id) == ("sent", 1, 2, 1)
     assert await attempt_rows(engine, delivery_id) == [(1, "retrying", "temporary"), (2, "sent", None)]
-    assert await hand.depth("notifications.results") == 0
+    assert await hand.depth("notifications.results.telegram") == 0
+
+
+async def test_results_of_every_channel_and_of_older_senders_are_read(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    reports = {channel: await add_delivery(engine) for channel in (None, *Channel)}
+    async with running_status_writer(rabbit, postgres) as writer:
+        assert len({subscription.queue for subscription in writer.subscriptions}) == len(reports) + 2
+        for channel, delivery_id in reports.items():
+            await hand.report(result(delivery_id), channel=channel)
+        for delivery_id in reports.values():
+            await has_status(engine, delivery_id, DeliveryStatus.SENT)
+
+
+async def test_result_and_dead_letter_survive_any_number_of_lost_connections(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    """A long database outage with an unstable network redelivers the same messages again and again."""
+    reported, dead = await add_delivery(engine), await add_delivery(engine)
+    await hand.report(result(reported))
+    await hand.publish("notifications", "telegram", b"\xff", {"delivery_id": str(dead), "round": 1})
+    await (await (await hand.channel.get_queue("notifications.telegram")).get()).reject(requeue=False)
+    async with await aio_pika.connect(rabbit.amqp_url()) as connection:
+        for _ in range(150):
+            async with connection.channel() as channel:
+                for queue in ("notifications.results.telegram", "notifications.dead.failed"):
+                    await (await channel.get_queue(queue, ensure=False)).get(fail=False)
+    async with running_status_writer(rabbit, postgres):
+        await has_status(engine, reported, DeliveryStatus.SENT)
+        await has_status(engine, dead, DeliveryStatus.FAILED)
+    assert await hand.depth("notifications.dead") == 1
 
 
 async def test_results_may_repeat_and_arrive_out_of_order(
@@ -231,11 +277,48 @@ async def test_bad_result_does_not_affect_the_others_in_its_message(
         result(another).model_dump(mode="json"),
     ]
     async with running_status_writer(rabbit, postgres):
-        await hand.publish("notifications.results", "results", json.dumps({"version": 1, "results": items}))
+        await hand.publish("notifications.results", "telegram", json.dumps({"version": 1, "results": items}))
         await has_status(engine, good, DeliveryStatus.SENT)
         await has_status(engine, another, DeliveryStatus.SENT)
         reasons = [(await hand.next_message("notifications.dead")).headers["dead_reason"] for _ in range(3)]
     assert {str(reason).split()[0] for reason in reasons} == {"unreadable", "unknown", "CheckViolationError"}
+
+
+async def test_result_is_applied_to_a_delivery_whose_channel_this_version_does_not_know(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    """After a rollback, deliveries over a newer version's channel still get their results, but no event."""
+    newer, known = await add_delivery(engine), await add_delivery(engine)
+    events = await hand.listen("notifications.events", "#")
+    await change(engine, newer, "channel = 'carrier_pigeon'")
+    async with running_status_writer(rabbit, postgres):
+        await hand.report(result(newer), result(known))
+        await has_status(engine, newer, DeliveryStatus.SENT)
+        await has_status(engine, known, DeliveryStatus.SENT)
+        message = await asyncio.wait_for(events.get(), 20)
+    assert [each.delivery_id for each in StatusChanges.model_validate_json(message.body).changes] == [known]
+    assert await hand.depth("notifications.dead") == 0
+
+
+async def test_result_that_fails_unexpectedly_is_dead_lettered_without_its_neighbours(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    deliveries = [await add_delivery(engine) for _ in range(8)]
+    newer = deliveries[3]
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE deliveries DROP CONSTRAINT IF EXISTS deliveries_status_check"))
+    await change(engine, newer, "status = 'of a newer version'")
+    for delivery_id in deliveries[:4]:
+        await hand.report(result(delivery_id))
+    await hand.report(*map(result, deliveries[4:]))
+    async with running_status_writer(rabbit, postgres):
+        dead = await hand.next_message("notifications.dead")
+        for delivery_id in deliveries:
+            if delivery_id != newer:
+                await has_status(engine, delivery_id, DeliveryStatus.SENT)
+    assert DeliveryResults.model_validate_json(dead.body).results == (result(newer),)
+    assert dead.headers["dead_reason"] == "bug: ValueError"
+    assert await hand.depth("notifications.dead") == 0
 
 
 async def test_batch_that_violates_a_constraint_is_rejected_as_a_whole(engine: AsyncEngine) -> None:
@@ -250,7 +333,7 @@ async def test_unreadable_message_is_dead_lettered_and_changes_nothing(
 ) -> None:
     delivery_id, last = await add_delivery(engine), await add_delivery(engine)
     async with running_status_writer(rabbit, postgres):
-        await hand.publish("notifications.results", "results", b"\xff", {"delivery_id": str(delivery_id)})
+        await hand.publish("notifications.results", "telegram", b"\xff", {"delivery_id": str(delivery_id)})
         assert (await hand.next_message("notifications.dead")).body == b"\xff"
         await hand.report(result(last))
         await has_status(engine, last, DeliveryStatus.SENT)
@@ -264,7 +347,12 @@ async def test_unreadable_message_is_dead_lettered_and_changes_nothing(
 
 @pytest.mark.parametrize("readable", [True, False])
 async def test_dead_lettered_delivery_is_marked_as_failed(
-    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, readable: bool
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    engine: AsyncEngine,
+    hand: Hand,
+    caplog: pytest.LogCaptureFixture,
+    readable: bool,
 ) -> None:
     delivery_id = await add_delivery(engine)
     body = {
@@ -281,8 +369,15 @@ async def test_dead_lettered_delivery_is_marked_as_failed(
     await message.reject(requeue=False)
     async with running_status_writer(rabbit, postgres):
         await has_status(engine, delivery_id, DeliveryStatus.FAILED)
+
+        async def inboxes_are_empty() -> bool:
+            return [await hand.depth(queue) for queue in INBOXES] == [0, 0]
+
+        await eventually(inboxes_are_empty, "both copies have been handled")
     assert await attempt_rows(engine, delivery_id) == [(1, "failed", "poison")]
     assert await hand.depth("notifications.dead") == 1
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["delivery failed: its message was dead-lettered"]  # once, although there are two inboxes
 
 
 async def test_delivery_dead_lettered_after_a_retry_is_marked_as_failed(
@@ -352,7 +447,7 @@ async def test_results_are_written_after_a_table_lock_and_a_lost_database_connec
             )  # fmt: skip
         for delivery_id in deliveries:
             await has_status(engine, delivery_id, DeliveryStatus.SENT)
-    assert await hand.depth("notifications.results") == 0
+    assert await hand.depth("notifications.results.telegram") == 0
 
 
 async def test_unpublishable_events_do_not_delay_results(
@@ -364,4 +459,4 @@ async def test_unpublishable_events_do_not_delay_results(
         for delivery_id in deliveries:
             await hand.report(result(delivery_id))
             await has_status(engine, delivery_id, DeliveryStatus.SENT)
-    assert await hand.depth("notifications.results") == 0  # the results were acked
+    assert await hand.depth("notifications.results.telegram") == 0  # the results were acked

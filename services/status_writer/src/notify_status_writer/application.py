@@ -1,10 +1,12 @@
 """Wire up the status writer, for its process and for tests."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
@@ -24,7 +26,7 @@ from notify_status_writer.result_writer import MESSAGES_PER_TRANSACTION, ResultW
 from notify_status_writer.settings import StatusWriterSettings
 
 ROLE = "status_writer"
-RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # while one batch is written, the next one fills
+RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # of each queue: while one batch is written, the next one fills
 DEAD_LETTERS_PREFETCH = 10
 POOL_SIZE = 2  # one connection to write results, and one to look up dead-lettered deliveries
 
@@ -33,20 +35,25 @@ def create_status_writer(
     settings: StatusWriterSettings, *, events: EventPublisher | None = None, tracing: Tracing | None = None
 ) -> Worker:
     """Wire up a status writer; `events` and `tracing` replace the ones that `settings` would create."""
-    broker, registry = create_broker(settings, ROLE), process_registry()
+    broker, registry = create_broker(settings, f"{ROLE}.publish"), process_registry()
     engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)
-    results, (archive, inbox) = topology.results(), topology.dead_letters()
-    declared = DeclaredTopology(settings, [archive, inbox, results], [topology.EVENTS], role=ROLE)
+    results, dead_letters = [*map(topology.results, Channel), topology.results()], topology.dead_letters()
+    declared = DeclaredTopology(settings, [*dead_letters, *results], [topology.EVENTS], role=ROLE)
     publisher, store = ConfirmedPublisher(broker, declared.restore), ResultStore(engine)
     writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)
+    _, older_inbox, inbox = (binding.queue.name for binding in dead_letters)
     subscribe = partial(FastStreamSubscription, settings, ROLE, publisher=publisher, graceful_timeout=GRACEFUL_TIMEOUT)
-    handle_results, handle_dead_letter = ResultsHandler(writer, tracing).handle, DeadLetterHandler(store, writer).handle
+    read_results = partial(subscribe, decode=decode_results, prefetch=RESULTS_PREFETCH)
+    read_inbox = partial(subscribe, decode=decode_dead_letter, prefetch=DEAD_LETTERS_PREFETCH)
     subscriptions = [
-        subscribe(results.queue.name, decode=decode_results, handle=handle_results, prefetch=RESULTS_PREFETCH),
-        subscribe(
-            inbox.queue.name, decode=decode_dead_letter, handle=handle_dead_letter, prefetch=DEAD_LETTERS_PREFETCH
+        *(
+            read_results(queue, handle=ResultsHandler(writer, tracing, queue).handle)
+            for queue in (binding.queue.name for binding in results)
         ),
+        read_inbox(inbox, handle=DeadLetterHandler(store, writer).handle),
+        # Both inboxes get every dead letter, and only the older one is read by older versions.
+        read_inbox(older_inbox, handle=DeadLetterHandler(store, writer, logging.DEBUG).handle),
     ]
     return Worker(
         topology=declared,

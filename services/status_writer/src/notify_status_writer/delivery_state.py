@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 
 # `WRITE` in result_store.py implements the same order in SQL.
@@ -26,7 +25,8 @@ class DeliveryState:
 
     id: UUID
     notification_id: UUID
-    channel: Channel
+    channel: str
+    """Possibly a channel of a newer version, because deliveries outlive a rollback."""
     status: DeliveryStatus
     round: int
     attempt: int

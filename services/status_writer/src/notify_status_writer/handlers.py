@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from faststream.rabbit import RabbitMessage
-from notify_common.contracts import messages
+from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.topology import delivery_queue_name
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent
 from notify_common.errors import PoisonMessage
 from notify_common.rabbitmq.dead_letters import queues_of_death
@@ -25,7 +24,7 @@ from notify_status_writer.result_writer import ResultWriter
 
 log = logging.getLogger(__name__)
 
-DELIVERY_QUEUES = frozenset(delivery_queue_name(channel) for channel in Channel)
+DELIVERY_QUEUES = frozenset(topology.delivery_queue_name(channel) for channel in Channel)
 
 
 async def decode_results(message: RabbitMessage) -> messages.ResultsEnvelope:
@@ -37,11 +36,12 @@ async def decode_results(message: RabbitMessage) -> messages.ResultsEnvelope:
 
 
 class ResultsHandler:
-    """Handles the results that senders report."""
+    """Handles the results that senders report to one queue."""
 
-    def __init__(self, writer: ResultWriter, tracing: Tracing) -> None:
+    def __init__(self, writer: ResultWriter, tracing: Tracing, queue: str) -> None:
         self._writer = writer
         self._tracing = tracing
+        self._queue = queue
 
     async def handle(self, envelope: messages.ResultsEnvelope) -> None:
         """Return only once every result is committed or dead-lettered, because the message is then acked."""
@@ -51,13 +51,13 @@ class ResultsHandler:
                 # Each item is validated as JSON, where values such as UUIDs are strings.
                 results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
             except ValidationError:
-                await self._writer.bury(item, "unreadable result")
+                await self._writer.bury(item, "unreadable result", queue=self._queue)
         with ExitStack() as spans:
             if self._tracing.on:
                 for result in results:
                     written = {"notify.delivery_id": result.delivery_id, "notify.outcome": result.outcome}
                     spans.enter_context(self._tracing.begin("write status", result.traceparent, "consumer", written))
-            await self._writer.write(results)
+            await self._writer.write(results, queue=self._queue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,14 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
 class DeadLetterHandler:
     """Marks the deliveries of dead letters as failed, because they would otherwise stay open for ever.
 
-    It consumes one copy of each dead letter; the archive keeps another.
+    The archive keeps a copy of each dead letter, and each inbox gets one. Marking a delivery twice changes nothing, so
+    only one inbox is handled with `log_level` ERROR.
     """
 
-    def __init__(self, store: ResultStore, writer: ResultWriter) -> None:
+    def __init__(self, store: ResultStore, writer: ResultWriter, log_level: int = logging.ERROR) -> None:
         self._store = store
         self._writer = writer
+        self._log_level = log_level
         self._database_outage = Outage(log, "dead-lettered deliveries cannot be looked up")
 
     async def handle(self, letter: DeadLetter) -> None:
@@ -111,10 +113,13 @@ class DeadLetterHandler:
             return
         result = await self._result_of(letter)
         if result is None:
-            log.error("dead letter does not identify an open delivery", extra={"message_id": letter.message_id})
+            ids = {"message_id": letter.message_id}
+            log.log(self._log_level, "dead letter does not identify an open delivery", extra=ids)
         else:
-            log.error("delivery failed: its message was dead-lettered", extra={"delivery_id": str(result.delivery_id)})
-            await self._writer.write([result.model_copy(update={"traceparent": letter.traceparent})])
+            ids = {"delivery_id": str(result.delivery_id)}
+            log.log(self._log_level, "delivery failed: its message was dead-lettered", extra=ids)
+            result = result.model_copy(update={"traceparent": letter.traceparent})
+            await self._writer.write([result], queue=topology.results().queue.name)
 
     async def _result_of(self, letter: DeadLetter) -> messages.DeliveryResult | None:
         request, delivery_id = letter.request, letter.delivery_id

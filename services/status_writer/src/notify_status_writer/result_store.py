@@ -1,6 +1,6 @@
 """Apply any number of results with two statements: one locks the deliveries, and one writes."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -61,6 +61,7 @@ ATTEMPT_COLUMNS = (
     "delivery_id", "attempt", "round", "outcome", "error_class", "error_code", "provider_message_id",
     "started_at", "finished_at", "next_attempt_at", "error_text",
 )  # fmt: skip
+CHANNELS = frozenset(Channel)
 WITH_ERROR = (DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
 
 
@@ -69,8 +70,8 @@ class Applied:
     """The effect of a batch of results."""
 
     changes: Sequence[StatusChange]
-    unknown: Sequence[DeliveryResult]
-    """Results for deliveries that are not in the database."""
+    unknown: Set[UUID]
+    """The deliveries that are not in the database."""
 
 
 class ResultStore:
@@ -102,9 +103,10 @@ class ResultStore:
                 _change(state, errors.get((state.id, state.attempt)), changed_at)
                 for state in changed
                 # A further attempt is a change even if the status stays the same, unless the status is final.
-                if state.status is not before[state.id].status or not state.status.final
+                if (state.status is not before[state.id].status or not state.status.final)
+                and state.channel in CHANNELS  # no subscriber of this version could read the event
             ],
-            unknown=[result for result in results if result.delivery_id not in before],
+            unknown=set(ids) - before.keys(),
         )
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:
@@ -114,8 +116,8 @@ class ResultStore:
 
 
 def _state(row: Row[Any]) -> DeliveryState:
-    channel, status = Channel(row.channel), DeliveryStatus(row.status)
-    return DeliveryState(row.id, row.notification_id, channel, status, row.round, row.attempt, row.failures)
+    status = DeliveryStatus(row.status)
+    return DeliveryState(row.id, row.notification_id, row.channel, status, row.round, row.attempt, row.failures)
 
 
 def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: datetime | None) -> StatusChange:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from notify_common.contracts import topology
 from notify_common.contracts.messages import DeliveryResult, ResultsEnvelope
 from notify_common.rabbitmq.dead_letters import bury
 from notify_common.rabbitmq.events import EventPublisher
@@ -22,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FLUSH_INTERVAL = 0.01  # seconds
+UNKNOWN = "unknown delivery"
 
 
 class ResultWriter:
@@ -45,34 +45,45 @@ class ResultWriter:
             self._flush,
             max_batch=MESSAGES_PER_TRANSACTION,
             flush_interval=FLUSH_INTERVAL,
-            rejections=(DataRejected,),
+            # `apply` is one transaction, so a flush that fails has written nothing, whatever the error is. Bisecting the
+            # batch then finds the results that fail; otherwise, they would take thousands of others with them.
+            rejections=(Exception,),
             observe=metrics.observe_results_batch,
         )
 
-    async def write(self, results: Sequence[DeliveryResult]) -> None:
-        """Return once every result is committed, or dead-lettered if PostgreSQL can never store it."""
+    async def write(self, results: Sequence[DeliveryResult], *, queue: str) -> None:
+        """Return once every result is committed, or dead-lettered if it can never be; the results are from `queue`."""
         outcomes = await self._batcher.submit_all(results)
         for result, outcome in zip(results, outcomes, strict=True):
+            if outcome is None:
+                continue
+            reason = outcome
             if isinstance(outcome, Failed):
-                if not isinstance(outcome.error, DataRejected):
-                    raise outcome.error
-                await self.bury(result, str(outcome.error))
+                reason = _reason(outcome.error, result)
+            await self.bury(result, reason, queue=queue)
 
-    async def _flush(self, results: Sequence[DeliveryResult]) -> list[None]:
+    async def _flush(self, results: Sequence[DeliveryResult]) -> Sequence[str | None]:
+        """Commit the results; return for each of them None, or why it has no effect."""
         with self._tracing.group("commit results", (result.traceparent for result in results)):
             # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await self._database_outage.retry(lambda: self._store.apply(results), DatabaseUnavailable)
-        for result in applied.unknown:
-            await self.bury(result, "unknown delivery")
         self._events.publish(applied.changes)
         self._metrics.results.inc(len(results))
         for change in applied.changes:
             self._metrics.changed(change)
-        return [None for _ in results]
+        # Unknown deliveries are reported to the callers, because the others must not wait until these are dead-lettered.
+        return [UNKNOWN if result.delivery_id in applied.unknown else None for result in results]
 
-    async def bury(self, result: Any, reason: str) -> None:  # noqa: ANN401 - a result, or an unreadable item
+    async def bury(self, result: Any, reason: str, *, queue: str) -> None:  # noqa: ANN401 - a result, or an unreadable item
         """Publish the result as a dead letter, and return once that is confirmed."""
         log.error("dead-lettering a result", extra={"reason": reason})
         # The result becomes a complete message, which can be requeued unchanged once the cause is fixed.
         body = to_json(ResultsEnvelope(version=1, results=(result,)))
-        await bury(self._publisher, body, queue=topology.results().queue.name, reason=reason)
+        await bury(self._publisher, body, queue=queue, reason=reason)
+
+
+def _reason(error: Exception, result: DeliveryResult) -> str:
+    if isinstance(error, DataRejected):
+        return str(error)
+    log.error("a result cannot be applied", extra={"delivery_id": str(result.delivery_id)}, exc_info=error)
+    return f"bug: {type(error).__name__}"

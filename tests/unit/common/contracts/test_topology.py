@@ -9,6 +9,7 @@ LADDER = (timedelta(seconds=1), timedelta(seconds=2))
 ALL = [
     *topology.dead_letters(),
     topology.results(),
+    *map(topology.results, Channel),
     *(topology.deliveries(channel) for channel in Channel),
     *topology.retries(Channel.EMAIL, LADDER),
 ]
@@ -24,6 +25,12 @@ def test_every_queue_is_durable_and_drops_no_messages(binding: Binding) -> None:
     if "x-dead-letter-exchange" in arguments:
         assert arguments["x-dead-letter-strategy"] == "at-least-once"
         assert arguments["x-overflow"] == "reject-publish"
+
+
+def test_no_outage_dead_letters_results_or_empties_the_inbox() -> None:
+    archive, _, inbox = topology.dead_letters()
+    for binding in (archive, inbox, *map(topology.results, Channel)):
+        assert dict(binding.queue.arguments or {})["x-delivery-limit"] >= 1_000_000
 
 
 def test_retry_queue_returns_messages_to_its_channel_after_the_delay() -> None:

@@ -2,7 +2,8 @@
 
 exchange `notifications` -> `notifications.<channel>`;
 `notifications.<channel>.retry` -> `notifications.<channel>.retry.<delay-ms>`, and from there back to the channel;
-`notifications.results` -> the queue of that name; `notifications.dead` -> an archive and the status writer's inbox;
+`notifications.results` -> `notifications.results.<channel>`; `notifications.dead` -> an archive and the status writer's
+inboxes;
 `notifications.events` (topic, routing key `<channel>.<status>`, or `dropped`) -> the subscribers of events.
 """
 
@@ -20,13 +21,14 @@ RESULTS = RabbitExchange("notifications.results", type=ExchangeType.DIRECT, dura
 DEAD = RabbitExchange("notifications.dead", type=ExchangeType.FANOUT, durable=True)
 EVENTS = RabbitExchange("notifications.events", type=ExchangeType.TOPIC, durable=True)
 
-RESULTS_ROUTING_KEY = "results"
+SHARED_RESULTS_ROUTING_KEY = "results"
 DUE_ROUTING_KEY = "due"
 DROPPED_ROUTING_KEY = "dropped"
 
 # The limit is high, because each lost connection increments the count of every prefetched message, handled or not.
 REDELIVERY_LIMIT = 100
-ARCHIVE_REDELIVERY_LIMIT = 1_000_000_000
+# No outage reaches this limit. Without one, RabbitMQ 4 would apply its default of 20.
+NO_REDELIVERY_LIMIT = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,16 @@ def retry_queue_name(channel: Channel, delay: timedelta) -> str:
 
 
 def dead_letters() -> list[Binding]:
-    """Return the dead-letter archive, and the queue that tells the status writer which deliveries have failed."""
+    """Return the archive, and then the inboxes from which the status writer learns which deliveries have failed.
+
+    Older status writers read only the first inbox, whose limit a long database outage reaches. Each inbox gets every
+    dead letter, so that none is lost in an upgrade or a rollback.
+    """
     return [
         # Listing the archive requeues every message, and RabbitMQ counts each time as a redelivery.
-        Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": ARCHIVE_REDELIVERY_LIMIT})),
+        Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": NO_REDELIVERY_LIMIT})),
         Binding(DEAD, _quorum_queue("notifications.dead.inbox", {})),
+        Binding(DEAD, _quorum_queue("notifications.dead.failed", {"x-delivery-limit": NO_REDELIVERY_LIMIT})),
     ]
 
 
@@ -85,10 +92,16 @@ def retries(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
     return bindings
 
 
-def results() -> Binding:
-    """Return the queue from which the status writer consumes results."""
-    queue = _quorum_queue("notifications.results", _dead_lettering(DEAD))
-    return Binding(RESULTS, queue, RESULTS_ROUTING_KEY)
+def results(channel: Channel | None = None) -> Binding:
+    """Return the queue of a channel's results or, without a channel, the queue to which older senders report.
+
+    Status writers read both kinds; see `docs/decisions/0017-a-results-queue-per-channel.md`.
+    """
+    if channel is None:
+        queue = _quorum_queue("notifications.results", _dead_lettering(DEAD))
+        return Binding(RESULTS, queue, SHARED_RESULTS_ROUTING_KEY)
+    arguments = _dead_lettering(DEAD) | {"x-delivery-limit": NO_REDELIVERY_LIMIT}
+    return Binding(RESULTS, _quorum_queue(f"notifications.results.{channel}", arguments), channel.value)
 
 
 def _milliseconds(delay: timedelta) -> int:

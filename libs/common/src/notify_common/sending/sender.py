@@ -53,6 +53,7 @@ class Sender:
         self._publisher = publisher
         self._channel = channel
         self._retry_exchange = topology.retry_exchange(channel)
+        self._results_routing_key = topology.results(channel).routing_key
         self._provider = provider
         self._provider_timeout = provider_timeout
         self._retry_schedule = schedule
@@ -191,7 +192,7 @@ class Sender:
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
-        message = OutgoingMessage(topology.RESULTS, topology.RESULTS_ROUTING_KEY, body)
+        message = OutgoingMessage(topology.RESULTS, self._results_routing_key, body)
         with self._tracing.group("publish results", (result.traceparent for result in results)):
             await self._publisher.publish_until_confirmed([message])
         return [None for _ in results]

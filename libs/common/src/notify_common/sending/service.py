@@ -66,7 +66,7 @@ def create_sender(
     broker, registry, schedule = create_broker(settings, role), process_registry(), settings.schedule()
     deliveries = topology.deliveries(channel)
     bindings = [
-        *topology.dead_letters(), topology.results(), deliveries, *topology.retries(channel, schedule.delays)
+        *topology.dead_letters(), topology.results(channel), deliveries, *topology.retries(channel, schedule.delays)
     ]  # fmt: skip
     declared = DeclaredTopology(settings, bindings, role=role)
     publisher = publisher_class(broker, declared.restore)

@@ -11,7 +11,7 @@ from typing import Any
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import accepted_at, first_id_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_common.contracts.topology import delivery_queue_name, retry_exchange
+from notify_common.contracts.topology import delivery_queue_name, results, retry_exchange
 from notify_database.engine import autocommitting, execute
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,6 +22,7 @@ from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 
+RESULTS_QUEUES = [results().queue.name, *(results(channel).queue.name for channel in Channel)]
 SECONDS = 120  # the time that the charts cover
 INTERVAL = 1.0  # seconds for which an overview is cached, so that more readers do not mean more load
 SETTLING = 1.0  # seconds; by then, all notifications accepted in a given second are committed
@@ -121,7 +122,7 @@ class Overview:
             rabbitmq_connected=self._relay.connected,
             outbox_rows=int(backlog.rows),
             outbox_oldest_seconds=backlog.oldest,
-            results_waiting=_ready(queues, "notifications.results"),
+            results_waiting=_ready(queues, *RESULTS_QUEUES),
             dead_letters=_ready(queues, "notifications.dead"),
             channels=[self._channel(channel, range(begin, end), queues) for channel in Channel],
             failures=[Failures.model_validate(row, from_attributes=True) for row in failures],
@@ -164,6 +165,6 @@ class Overview:
         return [None if second < since else self._counts[second, channel, status] for second in seconds]
 
 
-def _ready(queues: Mapping[str, QueueStatistics] | None, name: str) -> int | None:
-    queue = (queues or {}).get(name)
-    return None if queue is None else queue.ready
+def _ready(queues: Mapping[str, QueueStatistics] | None, *names: str) -> int | None:
+    found = [queues[name].ready for name in names if name in queues] if queues else []
+    return sum(found) if found else None

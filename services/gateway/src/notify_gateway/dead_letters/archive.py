@@ -14,11 +14,12 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queues_of_death
 
 ARCHIVE = topology.dead_letters()[0].queue.name
-RESULTS = topology.results().queue.name
+RESULTS = [topology.results(), *map(topology.results, Channel)]
+RESULTS_QUEUES = frozenset(binding.queue.name for binding in RESULTS)
 # Maps each queue to the exchange and routing key that return a message to it.
 ORIGINS = {
     binding.queue.name: (binding.exchange.name, binding.routing_key)
-    for binding in (topology.results(), *map(topology.deliveries, Channel))
+    for binding in (*RESULTS, *map(topology.deliveries, Channel))
 }
 
 
@@ -48,7 +49,7 @@ class DeadLetter:
     @property
     def delivery_id(self) -> UUID | None:
         """The id of the requested delivery; None if the message is a result or has no valid delivery id."""
-        if self.origin is None or self.origin == RESULTS:
+        if self.origin is None or self.origin in RESULTS_QUEUES:
             return None
         try:
             return UUID(str(self.message.headers.get(DELIVERY_ID_HEADER)))
