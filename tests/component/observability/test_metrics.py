@@ -104,7 +104,7 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
 
     async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
         delays = RetrySchedule(first_delay=delay, max_attempts=3).delays
-        waiting = WaitingRetries(sender.broker, sender.subscriptions[0], Channel.TELEGRAM, delays, registry)
+        waiting = WaitingRetries(sender.subscriptions[0], Channel.TELEGRAM, delays, registry)
         await eventually(none_waits, "the sender is consuming and no retries are waiting")
         for _ in range(3):
             await hand.request(delivery_requested())

@@ -45,8 +45,8 @@ class ResultWriter:
             self._flush,
             max_batch=MESSAGES_PER_TRANSACTION,
             flush_interval=FLUSH_INTERVAL,
-            # `apply` is one transaction, so a flush that fails has written nothing, whatever the error is. Bisecting the
-            # batch then finds the results that fail; otherwise, they would take thousands of others with them.
+            # `apply` is one transaction, so a flush that fails has written nothing, whatever its error. The batch is
+            # bisected to find the results that fail, because they would otherwise take thousands of others with them.
             rejections=(Exception,),
             observe=metrics.observe_results_batch,
         )
@@ -71,7 +71,7 @@ class ResultWriter:
         self._metrics.results.inc(len(results))
         for change in applied.changes:
             self._metrics.changed(change)
-        # Unknown deliveries are reported to the callers, because the others must not wait until these are dead-lettered.
+        # The callers dead-letter results for unknown deliveries, so that no other result waits for that.
         return [UNKNOWN if result.delivery_id in applied.unknown else None for result in results]
 
     async def bury(self, result: Any, reason: str, *, queue: str) -> None:  # noqa: ANN401 - a result, or an unreadable item

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
 
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.connection import broker_errors
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.queue_probe import QueueProbe
 from notify_common.runtime.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Subscription(ABC):
         self._publisher = publisher
         self._graceful_timeout = graceful_timeout
         self._channel: Channel | None = None
+        self._probe = QueueProbe(queue)
 
     @abstractmethod
     async def _start(self) -> Channel:
@@ -68,6 +71,11 @@ class Subscription(ABC):
         """True if the consumer has an open channel, as far as this process knows."""
         return self._channel is not None and not self._channel.is_closed and bool(self._channel.consumers)
 
+    @property
+    def connection(self) -> AbstractConnection | None:
+        """The consumer's connection, or None if nothing is being consumed."""
+        return self._channel.connection if self._channel is not None and self.alive else None
+
     async def problem(self) -> str | None:
         """Return why nothing is being consumed, or None if there is no problem.
 
@@ -79,12 +87,7 @@ class Subscription(ABC):
         if not channel.consumers:
             return f"{self.queue}: the consumer was cancelled"
         try:
-            with broker_errors():
-                async with asyncio.timeout(CHECK_TIMEOUT):
-                    # This uses a separate channel, because aiormq closes a channel if a call on it times out.
-                    probe = await channel.connection.channel(publisher_confirms=False)
-                    declared = await probe.queue_declare(self.queue, passive=True)
-                    await probe.close()
+            [declared] = await self._probe.ask(channel.connection, CHECK_TIMEOUT)
         except BrokerUnavailable as unavailable:
             return f"{self.queue}: RabbitMQ does not answer ({unavailable})"
         return None if declared.consumer_count else f"{self.queue}: RabbitMQ reports no consumers"

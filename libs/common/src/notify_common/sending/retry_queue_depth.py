@@ -1,18 +1,16 @@
 """A metric for the depth of a channel's retry queues, which is queried from RabbitMQ on each scrape."""
 
-import asyncio
 import math
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 
-from faststream.rabbit import RabbitBroker
 from prometheus_client import CollectorRegistry, Gauge
 
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.errors import BrokerUnavailable
-from notify_common.rabbitmq.connection import broker_errors, open_channel
+from notify_common.rabbitmq.queue_probe import QueueProbe
 from notify_common.rabbitmq.subscription import Subscription
 
 TIMEOUT = 2.0  # seconds
@@ -23,15 +21,13 @@ class WaitingRetries:
 
     def __init__(
         self,
-        broker: RabbitBroker,
         subscription: Subscription,
         channel: Channel,
         delays: Iterable[timedelta],
         registry: CollectorRegistry,
     ) -> None:
-        self._broker = broker
         self._subscription = subscription
-        self._queues = [topology.retry_queue_name(channel, delay) for delay in delays]
+        self._probe = QueueProbe(*(topology.retry_queue_name(channel, delay) for delay in delays))
         self._gauge = Gauge(
             "notify_retries_waiting", "Messages in the channel's retry queues.", ["channel"], registry=registry
         ).labels(channel)
@@ -40,12 +36,8 @@ class WaitingRetries:
     async def count(self) -> None:
         """Query each queue. The metric is NaN if RabbitMQ does not answer."""
         waiting = math.nan
-        if self._subscription.alive:  # otherwise there may be no connection yet
-            with suppress(BrokerUnavailable), broker_errors():
-                async with asyncio.timeout(TIMEOUT):
-                    # This uses a separate channel, because aiormq closes a channel if a call on it times out.
-                    channel = await open_channel(self._broker, publisher_confirms=False)
-                    declared = [await channel.queue_declare(queue, passive=True) for queue in self._queues]
-                    await channel.close()
+        if (connection := self._subscription.connection) is not None:
+            with suppress(BrokerUnavailable):
+                declared = await self._probe.ask(connection, TIMEOUT)
                 waiting = sum(each.message_count or 0 for each in declared)
         self._gauge.set(waiting)

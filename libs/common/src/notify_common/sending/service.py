@@ -98,7 +98,7 @@ def create_sender(
         resources=[aclosing(provider)],
         stopping=breakers.stop if breakers else lambda: None,
         drained=sender.drained,
-        before_scrape=WaitingRetries(broker, subscription, channel, schedule.delays, registry).count,
+        before_scrape=WaitingRetries(subscription, channel, schedule.delays, registry).count,
         graceful_timeout=graceful_timeout,
     )
 
