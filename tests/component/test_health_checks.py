@@ -1,12 +1,9 @@
 """Health checks and scrapes while RabbitMQ does not answer."""
 
-from datetime import timedelta
-
 import pytest
-from notify_common.contracts.channels import Channel
+from aiormq import Connection
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.subscription import Subscription
-from support.amqp import Hand
 from support.fakes import CuttableNetwork, FakeProvider
 from support.services import eventually, running_sender
 
@@ -15,12 +12,12 @@ CHECKS = 20
 
 def channels(subscribed: Subscription) -> int:
     """Return how many channel numbers the consumer's connection has given out."""
-    assert subscribed._channel is not None
-    return len(subscribed._channel.connection.channels)
+    assert isinstance(subscribed.connection, Connection)
+    return len(subscribed.connection.channels)
 
 
 async def test_checks_of_a_frozen_connection_use_up_no_channel_numbers(
-    rabbit: RabbitSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    rabbit: RabbitSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ closes a connection that opens more than 2047 channels, and redelivers everything in flight."""
     async with CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:

@@ -197,6 +197,29 @@ async def test_concurrency_limits_the_messages_taken_from_the_broker(rabbit: Rab
     assert max_running == 7
 
 
+async def test_no_call_begins_while_results_cannot_be_reported(
+    rabbit: RabbitSettings, hand: Hand, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider, reported, held = FakeProvider(), request(), request()
+    results = topology.results(Channel.TELEGRAM)
+    async with running_sender(rabbit, provider):
+        await hand.channel.queue_delete(results.queue.name)
+        await hand.request(reported)
+
+        async def calls_are_held() -> bool:
+            return any("results cannot be reported" in message for message in caplog.messages)
+
+        await eventually(calls_are_held, "the sender has noticed that results are not confirmed")
+        await hand.request(held)
+        await hand.publish("notifications", "telegram", b"poison")
+        await hand.next_message("notifications.dead")  # the sender has received everything
+        assert provider.calls == [reported]
+        await prepare_topology(rabbit, [results])
+        found = await hand.results(2)
+    assert [result.delivery_id for result in found] == [reported.delivery_id, held.delivery_id]
+    assert provider.calls == [reported, held]
+
+
 async def test_duplicate_request_is_sent_once(rabbit: RabbitSettings, hand: Hand) -> None:
     provider, requested = failing(TemporaryFailure("busy")), request()
     async with running_sender(rabbit, provider):

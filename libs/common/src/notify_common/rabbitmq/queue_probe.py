@@ -12,7 +12,7 @@ from notify_common.rabbitmq.connection import broker_errors
 class QueueProbe:
     """Asks RabbitMQ about `queues`, one question at a time.
 
-    RabbitMQ does not answer on a frozen or blocked connection. A channel on which a question is given up keeps its number
+    RabbitMQ does not answer on a frozen or blocked connection. If a question is given up, its channel keeps its number
     until RabbitMQ answers, and too many channels end the connection. A question is therefore never given up: callers
     that come while it is open wait for the same answer.
     """

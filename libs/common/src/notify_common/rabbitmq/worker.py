@@ -24,6 +24,8 @@ class Worker:
     topology: DeclaredTopology
     broker: RabbitBroker
     """The broker that the service uses to publish."""
+    consuming: RabbitBroker | None = None
+    """The broker whose connection the subscriptions share; None if each has its own."""
     subscriptions: Sequence[Subscription]
     registry: CollectorRegistry
     resources: Sequence[AbstractAsyncContextManager[object]] = ()
@@ -60,12 +62,15 @@ class Worker:
     async def running(self) -> AsyncIterator[list[asyncio.Task[None]]]:
         """Consume until the context ends. The yielded tasks end earlier only if there is a bug."""
         async with AsyncExitStack() as resources:
-            resources.push_async_callback(self.broker.stop)
+            brokers = [self.broker] if self.consuming is None else [self.broker, self.consuming]
+            for broker in brokers:
+                resources.push_async_callback(broker.stop)
             for resource in self.resources:
                 await resources.enter_async_context(resource)
             await self.topology.declare()
             self.topology.require_match()
-            await self.broker.connect()
+            for broker in brokers:
+                await broker.connect()
             async with AsyncExitStack() as subscriptions:
                 running = [
                     await subscriptions.enter_async_context(each.running(self.topology.restore))

@@ -51,7 +51,7 @@ class AttemptMemory:
     @contextmanager
     def join(self, request: DeliveryRequested) -> Iterator[RememberedAttempt]:
         """Yield the attempt that `request` asks for; start it unless it is running or remembered."""
-        key = (request.delivery_id, request.round, request.attempt)
+        key = _key(request)
         remembered = self._attempts.get(key)
         if remembered is None:
             # A lost connection cancels the handler but must not cancel the provider call, so that is a separate task.
@@ -69,6 +69,10 @@ class AttemptMemory:
                 self._idle[key] = None
                 self._forget()
 
+    def remembers(self, request: DeliveryRequested) -> bool:
+        """Return True if joining starts no new attempt."""
+        return _key(request) in self._attempts
+
     def in_progress(self) -> float:
         """Return the number of attempts that have not ended."""
         return sum(not attempt.decision.done() for attempt in self._attempts.values())
@@ -85,3 +89,7 @@ class AttemptMemory:
                 break  # still running; its message will be redelivered on another connection
             del self._idle[oldest]
             del self._attempts[oldest]
+
+
+def _key(request: DeliveryRequested) -> AttemptKey:
+    return (request.delivery_id, request.round, request.attempt)

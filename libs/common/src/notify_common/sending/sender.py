@@ -18,6 +18,7 @@ from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.clock import utc_now
+from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 MAX_RESULTS_PER_MESSAGE = 200
 MAX_RETRIES_PER_PUBLISH = 200
 FLUSH_INTERVAL = 0.01  # seconds
+REPORT_TIMEOUT = 1.0  # seconds until calls are held back because results are not confirmed
 REMEMBERED_ATTEMPTS = 10_000
 LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 
@@ -62,6 +64,9 @@ class Sender:
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
+        self._reporting = asyncio.Event()
+        self._reporting.set()
+        self._reporting_outage = Outage(log, "results cannot be reported, so no further calls begin")
         self._results = Batcher(
             self._publish_result_batch,
             max_batch=MAX_RESULTS_PER_MESSAGE,
@@ -83,6 +88,9 @@ class Sender:
             while not await self._publish_retry(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
             return
+        if not self._reporting.is_set() and not self._attempts.remembers(request):
+            # The handler waits, and not the attempt, so that RabbitMQ may give the message to another sender meanwhile.
+            await self._reporting.wait()
         # A redelivered message joins its earlier attempt, running or finished. The decision is there once its result is
         # confirmed. The shield keeps the provider call alive if this handler is cancelled.
         with self._attempts.join(request) as attempt:
@@ -193,9 +201,24 @@ class Sender:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
         message = OutgoingMessage(topology.RESULTS, self._results_routing_key, body)
-        with self._tracing.group("publish results", (result.traceparent for result in results)):
-            await self._publisher.publish_until_confirmed([message])
+        overdue = asyncio.get_running_loop().call_later(REPORT_TIMEOUT, self._hold_calls)
+        try:
+            with self._tracing.group("publish results", (result.traceparent for result in results)):
+                await self._publisher.publish_until_confirmed([message])
+        finally:
+            overdue.cancel()
+            self._reporting.set()
+        self._reporting_outage.ended()
         return [None for _ in results]
+
+    def _hold_calls(self) -> None:
+        """Begin no further calls until results can be reported again.
+
+        A message whose result is not reported is redelivered after RabbitMQ's consumer timeout. Another sender would
+        then send it a second time.
+        """
+        self._reporting.clear()
+        self._reporting_outage.failed(f"not confirmed within {REPORT_TIMEOUT:g} s")
 
     def _log_result(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
         """Log one line per attempt; successes are logged at DEBUG only."""

@@ -63,7 +63,9 @@ def create_sender(
 ) -> Worker:
     """Wire up the sender for `channel`. Pass `limits` if calls to the provider must be limited."""
     role = f"{channel}_sender"
-    broker, registry, schedule = create_broker(settings, role), process_registry(), settings.schedule()
+    registry, schedule = process_registry(), settings.schedule()
+    # During an alarm, RabbitMQ reads nothing from a connection that publishes, so acks need a connection of their own.
+    consuming, broker = create_broker(settings, role), create_broker(settings, f"{role}.publish")
     deliveries = topology.deliveries(channel)
     bindings = [
         *topology.dead_letters(), topology.results(channel), deliveries, *topology.retries(channel, schedule.delays)
@@ -83,7 +85,7 @@ def create_sender(
         tracing=tracing or settings.tracing(role),
     )
     subscription = BatchingConsumer(
-        broker,
+        consuming,
         deliveries.queue.name,
         handle=sender.handle,
         prefetch=settings.concurrency,
@@ -93,6 +95,7 @@ def create_sender(
     return Worker(
         topology=declared,
         broker=broker,
+        consuming=consuming,
         subscriptions=[subscription],
         registry=registry,
         resources=[aclosing(provider)],
