@@ -25,8 +25,8 @@ async def memory_alarm(servers: Servers, folder: Path) -> AsyncIterator[None]:
 
 
 async def _set_watermark(servers: Servers, folder: Path, watermark: str) -> None:
-    listening = (each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN)
-    pid = next(each.pid for each in listening if each.laddr.port == servers.rabbit.rabbitmq_port)
+    listening = {tuple(each.laddr)[1]: each.pid for each in psutil.net_connections("tcp") if each.status == "LISTEN"}
+    pid = listening[servers.rabbit.rabbitmq_port]
     environment = psutil.Process(pid).environ()
     environment.pop("RUNNING_UNDER_SYSTEMD", None)
     command = rabbitmq_server(folder / "install.log").with_name("rabbitmqctl")

@@ -196,6 +196,6 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
         assert not may(sender, "write", "notifications")
         assert may(sender, "write", "notifications.results")
         assert not may(sender, "configure", "notifications.events")
-    for queue in (topology.results(), *map(topology.results, Channel), *topology.dead_letters()[1:]):
-        assert may("status_writer", "read", queue.queue.name)
+    for binding in (topology.results(), *map(topology.results, Channel), *topology.dead_letters()[1:]):
+        assert may("status_writer", "read", binding.queue.name)
     assert not may("status_writer", "read", "notifications.telegram")

@@ -55,12 +55,10 @@ class ResultWriter:
         """Return once every result is committed, or dead-lettered if it can never be; the results are from `queue`."""
         outcomes = await self._batcher.submit_all(results)
         for result, outcome in zip(results, outcomes, strict=True):
-            if outcome is None:
-                continue
-            reason = outcome
             if isinstance(outcome, Failed):
-                reason = _reason(outcome.error, result)
-            await self.bury(result, reason, queue=queue)
+                await self.bury(result, _reason(outcome.error, result), queue=queue)
+            elif outcome is not None:
+                await self.bury(result, outcome, queue=queue)
 
     async def _flush(self, results: Sequence[DeliveryResult]) -> Sequence[str | None]:
         """Commit the results; return for each of them None, or why it has no effect."""
