@@ -16,7 +16,7 @@ from notify_database.engine import PostgresSettings, create_engine
 from notify_database.migrate import migrate
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
-from support.servers import Servers, servers_for_tests
+from support.servers import ALL_RIGHTS, Servers, permit, servers_for_tests
 from support.services import NOWHERE, running_gateway
 
 TEMPLATE = "notify_test_template"
@@ -71,11 +71,9 @@ def rabbit(servers: Servers) -> Iterator[RabbitSettings]:
     name = f"test-{uuid4().hex}"
     with servers.management() as management:
         management.put(f"/api/vhosts/{name}").raise_for_status()
-        management.put(
-            f"/api/permissions/{name}/{servers.rabbit.rabbitmq_user}",
-            json={"configure": ".*", "write": ".*", "read": ".*"},
-        ).raise_for_status()
-        yield servers.rabbit.model_copy(update={"rabbitmq_vhost": name})
+        rabbit = servers.rabbit.model_copy(update={"rabbitmq_vhost": name})
+        permit(servers, rabbit, ALL_RIGHTS)
+        yield rabbit
         management.delete(f"/api/vhosts/{name}").raise_for_status()
 
 

@@ -16,7 +16,7 @@ from notify_database.engine import PostgresSettings
 from support.amqp import Hand, hand_on
 from support.fakes import FakeProvider
 from support.gateway import post
-from support.servers import Servers
+from support.servers import ALL_RIGHTS, WITHOUT_CONFIGURE, Servers, permit
 from support.services import (
     delivery_requested,
     eventually,
@@ -25,16 +25,8 @@ from support.services import (
     running_status_writer,
 )
 
-ALL = {"configure": ".*", "write": ".*", "read": ".*"}
-WITHOUT_CONFIGURE = {**ALL, "configure": "^$"}
 TELEGRAM = topology.delivery_queue_name(Channel.TELEGRAM)
 WEBHOOK = topology.delivery_queue_name(Channel.WEBHOOK)
-
-
-def permit(servers: Servers, rabbit: RabbitSettings, permissions: dict[str, str]) -> None:
-    with servers.management() as management:
-        name = f"{rabbit.rabbitmq_vhost}/{servers.rabbit.rabbitmq_user}"
-        management.put(f"/api/permissions/{name}", json=permissions).raise_for_status()
 
 
 @pytest.fixture
@@ -115,7 +107,7 @@ async def test_services_recover_after_rabbitmq_has_returned_empty(
         with servers.management() as management:
             management.delete(f"/api/vhosts/{rabbit.rabbitmq_vhost}").raise_for_status()
             management.put(f"/api/vhosts/{rabbit.rabbitmq_vhost}").raise_for_status()
-        permit(servers, rabbit, ALL)
+        permit(servers, rabbit, ALL_RIGHTS)
         await becomes_sent(api, (await post(api))["id"])
 
 
@@ -131,7 +123,7 @@ async def test_service_without_the_right_to_declare_warns_and_continues_once_its
         return "could not be declared again" in caplog.text
 
     await eventually(has_warned, "the gateway warns")
-    permit(servers, rabbit, ALL)
+    permit(servers, rabbit, ALL_RIGHTS)
     await DeclaredTopology(rabbit, [topology.deliveries(Channel.TELEGRAM)], role="operator").declare()
     await message_in_new(TELEGRAM, servers, rabbit)
 

@@ -74,7 +74,8 @@ class Installation:
             port, health_port = self._ports.free(18_700), self._ports.free(18_900)
             settings = {
                 "APP_PORT": str(port), "HEALTH_PORT": str(health_port), "SIMULATOR_FOLDER": str(self._ledgers),
-                "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": "0", "LOG_LEVEL": "ERROR", **_path(sources),
+                "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": "0", "LOG_LEVEL": "ERROR",
+                **_path(sources),
             }  # fmt: skip
             process = running_service(service, *self._servers, **settings)
             self._running[service, bool(sources)] = self._stack.enter_context(process)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,9 @@ from support.containers import running_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 PROJECT = Path(__file__).parents[2]
+# Permissions in RabbitMQ: https://www.rabbitmq.com/docs/access-control
+ALL_RIGHTS = {"configure": ".*", "write": ".*", "read": ".*"}
+WITHOUT_CONFIGURE = {**ALL_RIGHTS, "configure": "^$"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class Servers:
         """Return a client of the management API."""
         user, password = self.rabbit.rabbitmq_user, self.rabbit.rabbitmq_password.get_secret_value()
         return httpx.Client(base_url=self.management_url, auth=(user, password), timeout=30, trust_env=False)
+
+
+def permit(servers: Servers, rabbit: RabbitSettings, rights: Mapping[str, str]) -> None:
+    """Give the services' user these rights in the virtual host of a test."""
+    with servers.management() as management:
+        name = f"{rabbit.rabbitmq_vhost}/{servers.rabbit.rabbitmq_user}"
+        management.put(f"/api/permissions/{name}", json=dict(rights)).raise_for_status()
 
 
 def in_containers() -> bool:

@@ -13,6 +13,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled
 from support.amqp import Hand
 from support.fakes import CuttableNetwork, FakeProvider
+from support.servers import ALL_RIGHTS, WITHOUT_CONFIGURE, Servers, permit
 from support.services import delivery_requested as request
 from support.services import eventually, running_sender
 
@@ -198,12 +199,12 @@ async def test_concurrency_limits_the_messages_taken_from_the_broker(rabbit: Rab
 
 
 async def test_no_call_begins_while_results_cannot_be_reported(
-    rabbit: RabbitSettings, hand: Hand, caplog: pytest.LogCaptureFixture
+    servers: Servers, rabbit: RabbitSettings, hand: Hand, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider, reported, held = FakeProvider(), request(), request()
-    results = topology.results(Channel.TELEGRAM)
     async with running_sender(rabbit, provider):
-        await hand.channel.queue_delete(results.queue.name)
+        permit(servers, rabbit, WITHOUT_CONFIGURE)  # the sender would declare the missing queue again
+        await hand.channel.queue_delete("notifications.results.telegram")
         await hand.request(reported)
 
         async def calls_are_held() -> bool:
@@ -214,7 +215,7 @@ async def test_no_call_begins_while_results_cannot_be_reported(
         await hand.publish("notifications", "telegram", b"poison")
         await hand.next_message("notifications.dead")  # the sender has received everything
         assert provider.calls == [reported]
-        await prepare_topology(rabbit, [results])
+        permit(servers, rabbit, ALL_RIGHTS)
         found = await hand.results(2)
     assert [result.delivery_id for result in found] == [reported.delivery_id, held.delivery_id]
     assert provider.calls == [reported, held]
