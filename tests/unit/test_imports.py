@@ -24,6 +24,7 @@ GATEWAY_LAYERS = (
     {"deliveries", "events", "users"},
     {"api_keys", "outbox"},
     "http",
+    "database",
     {"errors", "metrics", "settings"},
 )
 SUBJECTS = {

@@ -13,6 +13,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys import store as api_keys
 from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.database import TenantReads
 from notify_gateway.events import hub as event_hub
 from notify_gateway.events import stream as event_stream
 from notify_gateway.events import subscriber as event_subscriber
@@ -70,7 +71,7 @@ async def test_stream_ends_without_sending_events_to_a_revoked_key(
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message.get("body", b""))
 
-    history = EventHistory(engine)
+    history = EventHistory(engine, TenantReads(engine, per_tenant=1))
     stream = EventStream(EventHub(NOWHERE, "gateway", history), history, EventFilter("ours"), None, revoked)
     async with asyncio.timeout(TIMEOUT):
         await stream({"type": "http", UNLIMITED: lambda: None}, receive, send)
@@ -98,7 +99,7 @@ async def test_one_tenant_cannot_use_up_all_event_streams(
 
 
 async def test_stream_opened_during_shutdown_ends(engine: AsyncEngine) -> None:
-    hub = EventHub(NOWHERE, "gateway", EventHistory(engine))
+    hub = EventHub(NOWHERE, "gateway", EventHistory(engine, TenantReads(engine, per_tenant=1)))
     started = asyncio.Event()
 
     async def listen() -> bytes | None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from notify_database.errors import DatabaseUnavailable, DataRejected, LoginRejected
+from notify_database.errors import DatabaseUnavailable, DataRejected, LoginRejected, StatementTimedOut
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def create_engine(
                 "search_path": settings.postgres_schema,
                 "jit": "off",
                 "timezone": "UTC",
-                "statement_timeout": f"{statement_timeout:.0f}s",
+                "statement_timeout": f"{statement_timeout * 1000:.0f}ms",
                 "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT:.0f}s",
                 **(planner or {}),
             },
@@ -124,6 +124,8 @@ def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
     if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
         # No partition exists for the row yet; the gateway's maintenance will create one soon (partitions.py).
         return DatabaseUnavailable("no partition exists for this time")
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return StatementTimedOut(f"{type(error).__name__} {sqlstate}")
     # asyncpg raises its own DataError, without contacting the server, if it cannot encode a value.
     rejected = sqlstate[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
     description = f"{type(error).__name__} {sqlstate}".rstrip()

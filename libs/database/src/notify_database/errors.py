@@ -5,6 +5,10 @@ class DatabaseUnavailable(Exception):
     """PostgreSQL is down, starting, stopping or overloaded; the same operation may succeed later."""
 
 
+class StatementTimedOut(DatabaseUnavailable):
+    """A statement took longer than its engine allows."""
+
+
 class LoginRejected(DatabaseUnavailable):
     """PostgreSQL rejected the user, the password or the database name."""
 

@@ -14,13 +14,14 @@ from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.metrics import process_registry
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_database.engine import ROWS_BY_KEY, await_database, create_engine
+from notify_database.engine import await_database
 from notify_database.errors import DatabaseUnavailable
 
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.console.overview import Overview
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
+from notify_gateway.database import Engines, TenantReads
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.retry_jobs import RetryJobs
@@ -43,7 +44,6 @@ from notify_gateway.users.channels import UserChannels
 log = logging.getLogger(__name__)
 
 ROLE = "gateway"
-RELAY_CONNECTIONS = 2  # a poll that waits for a lock must not keep the relay's lanes from renewing their leases
 RELAY_STOP_TIMEOUT = 10.0  # seconds; another relay publishes what is left after that
 MAINTENANCE_STOP_TIMEOUT = 1.0  # seconds
 
@@ -60,8 +60,8 @@ class Gateway:
         publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
     ) -> None:
         self.settings = settings
-        self._engine = create_engine(settings, pool_size=settings.postgres_pool_size - RELAY_CONNECTIONS)
-        self._relay_engine = create_engine(settings, pool_size=RELAY_CONNECTIONS, planner=ROWS_BY_KEY)
+        self._engines = Engines(settings, settings.postgres_pool_size)
+        self._reads = TenantReads(self._engines.reads, per_tenant=self._engines.reads_per_tenant)
         self._broker = create_broker(settings, ROLE)
         self._events = EventPublisher(settings, ROLE)
         registry = process_registry()
@@ -69,18 +69,17 @@ class Gateway:
 
         bindings = [*topology.dead_letters(), *map(topology.deliveries, Channel)]
         self._topology = DeclaredTopology(settings, bindings, [topology.EVENTS], role=ROLE)
-        relay_outbox = OutboxStore(self._relay_engine)
         self.relay = relay_class(
             self._broker,
             partial(publisher_class, restore_topology=self._topology.restore),
-            relay_outbox,
+            OutboxStore(self._engines.relay),
             self._events,
             self.metrics,
             tracing,
             declared=self._topology,
         )
         self.intake = NotificationIntake(
-            self._engine,
+            self._engines.intake,
             self.relay,
             max_waiting=settings.max_waiting_requests,
             real_channels=settings.real_channels(),
@@ -88,36 +87,39 @@ class Gateway:
             publish_changes=self._events.publish,
             tracing=tracing,
         )
-        self.retries = DeliveryRetries(self._engine, self._events.publish)
-        self._history = EventHistory(self._engine)
+        self._bulk_retries = DeliveryRetries(self._engines.maintenance, self._events.publish)
+        self._history = EventHistory(self._engines.intake, self._reads)
         self.event_hub = EventHub(settings, ROLE, self._history)
-        self.api_keys = ApiKeyStore(self._engine)
+        self.api_keys = ApiKeyStore(self._engines.control)
         self.authenticator = Authenticator(
             self.api_keys, RequestRateLimiter(settings.rate_limit), enabled=settings.auth is Auth.ON
         )
         self.notification_endpoint = NotificationEndpoint(self.authenticator, self.intake, tracing)
-        outbox = OutboxStore(self._engine)
         self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
-        self._overview = Overview(self._engine, outbox, self.relay, self.event_hub, self._queues)
-        self._exposition = MetricsExposition(registry, self.metrics, outbox, self.relay, self._topology, self.event_hub)
+        self._overview = Overview(
+            self._reads, OutboxStore(self._engines.reads), self.relay, self.event_hub, self._queues
+        )
+        self._exposition = MetricsExposition(
+            registry, self.metrics, OutboxStore(self._engines.control), self.relay, self._topology, self.event_hub
+        )
 
     @cached_property
     def services(self) -> list[object]:
         """The services that routes depend on."""
-        ui = self.settings.rabbitmq_ui_url
+        ui, writes = self.settings.rabbitmq_ui_url, self._engines.reads
         return [
             self.authenticator,
-            NotificationQueries(self._engine),
-            NotificationCanceller(self._engine, self._events.publish),
-            DeliveryQueries(self._engine),
-            self.retries,
-            RetryJobs(self._engine),
-            UserChannels(self._engine),
+            NotificationQueries(self._reads),
+            NotificationCanceller(writes, self._events.publish),
+            DeliveryQueries(self._reads),
+            DeliveryRetries(writes, self._events.publish),
+            RetryJobs(writes, self._reads),
+            UserChannels(writes, self._reads),
             self._history,
             self.event_hub,
             self._overview,
             ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=self.settings.trace_url),
-            Readiness(self._engine, self.relay, self._topology),
+            Readiness(self._engines.control, self.relay, self._topology),
             self._exposition,
         ]
 
@@ -153,19 +155,19 @@ class Gateway:
         await self._overview.aclose()
         await self._queues.aclose()
         await self._broker.stop()
-        await self._relay_engine.dispose()
-        await self._engine.dispose()
+        await self._engines.dispose()
 
     async def _relay(self, stop: asyncio.Event) -> None:
-        await await_database(self._engine)
+        await await_database(self._engines.control)
         await self._topology.declare()
         await self.relay.run(stop)
 
     async def _maintain(self, stop: asyncio.Event) -> None:
-        await await_database(self._engine)
+        await await_database(self._engines.control)
         if (bootstrap_key := self.settings.bootstrap_api_key) is not None:
             token = bootstrap_key.get_secret_value()
             outage = Outage(log, "the bootstrap API key cannot be stored")
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         days = self.settings.retention_days
-        await run_maintenance(self._engine, self.retries, stop, retention=timedelta(days=days) if days else None)
+        retention = timedelta(days=days) if days else None
+        await run_maintenance(self._engines.maintenance, self._bulk_retries, stop, retention=retention)

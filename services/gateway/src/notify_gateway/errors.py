@@ -25,6 +25,14 @@ class TooManySubscribers(Exception):
     """This gateway cannot take another event subscriber, or is about to stop."""
 
 
+class TooManyReads(Exception):
+    """Too many reads of one tenant are in progress."""
+
+
+class ReadTimedOut(Exception):
+    """A read took longer than reads may take."""
+
+
 class TooManyMissed(Exception):
     """A subscriber missed more changes than can be replayed."""
 

@@ -12,12 +12,11 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import accepted_at, first_id_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.contracts.topology import delivery_queue_name, results, retry_exchange
-from notify_database.engine import autocommitting, execute
 from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.console.queue_statistics import QueueStatistics, QueueStatisticsClient
 from notify_gateway.console.schemas import ChannelOverview, Failures, OverviewView, SecondsOverview
+from notify_gateway.database import TenantReads
 from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
@@ -29,6 +28,7 @@ SETTLING = 1.0  # seconds; by then, all notifications accepted in a given second
 IDLE_TIMEOUT = 10.0  # seconds; counting stops if there is no reader for this long
 LATENCIES = 2000  # the latest sent deliveries per channel, which the percentiles are based on
 LATEST = 10_000  # the newest deliveries, which are searched for failures
+ALL_TENANTS = ""  # no tenant has this name, so operators do not use up the reads of a tenant
 
 ACCEPTED = text("""
     SELECT channel, ('x' || translate(left(id::text, 13), '-', ''))::bit(48)::bigint / 1000 AS second,
@@ -50,9 +50,9 @@ class Overview:
     """A cached overview that all readers share."""
 
     def __init__(
-        self, engine: AsyncEngine, outbox: OutboxStore, relay: OutboxRelay, hub: EventHub, queues: QueueStatisticsClient
+        self, reads: TenantReads, outbox: OutboxStore, relay: OutboxRelay, hub: EventHub, queues: QueueStatisticsClient
     ) -> None:
-        self._engine = autocommitting(engine)
+        self._reads = reads
         self._outbox = outbox
         self._relay = relay
         self._hub = hub
@@ -70,7 +70,7 @@ class Overview:
         self._latencies = {channel: deque[float](maxlen=LATENCIES) for channel in Channel}
 
     async def read(self) -> OverviewView:
-        """Return an overview that is at most `INTERVAL` seconds old; may raise `DatabaseUnavailable`."""
+        """Return an overview that is at most `INTERVAL` seconds old; may raise what `TenantReads` raises."""
         async with self._lock:
             if self._cached is None or time.monotonic() >= self._refresh_at:
                 await self._keep_counting()
@@ -131,10 +131,10 @@ class Overview:
     async def _read_database(self, begin: int, end: int) -> Sequence[Row[Any]]:
         """Count the deliveries accepted from `begin` to `end` (epoch seconds); return the latest failures."""
         first_id, end_id = (first_id_at(datetime.fromtimestamp(second, UTC)) for second in (begin, end))
-        for row in await execute(self._engine, ACCEPTED, first_id=first_id, end_id=end_id):
+        for row in await self._reads.execute(ALL_TENANTS, ACCEPTED, first_id=first_id, end_id=end_id):
             self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted
         self._accepted_until = end
-        return (await execute(self._engine, FAILED, latest=LATEST)).all()
+        return (await self._reads.execute(ALL_TENANTS, FAILED, latest=LATEST)).all()
 
     def _channel(
         self, channel: Channel, seconds: range, queues: Mapping[str, QueueStatistics] | None

@@ -14,7 +14,7 @@ from notify_gateway.console.overview import Overview
 from notify_gateway.console.schemas import ConsoleLinks, OverviewView
 from notify_gateway.http.authentication import AuthenticatedRoute, CanOperate, CanRead
 from notify_gateway.http.dependencies import provided
-from notify_gateway.http.problems import COMMON_PROBLEMS
+from notify_gateway.http.problems import COMMON_PROBLEMS, documented
 
 PAGE = Path(__file__).with_name("index.html")
 STATIC = Path(__file__).with_name("static")
@@ -27,7 +27,7 @@ CONTENT_SECURITY_POLICY = (
 router = APIRouter(prefix="/api", tags=["overview"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
 
 
-@router.get("/overview")
+@router.get("/overview", responses=documented(504))
 async def overview(_: CanOperate, overview: Annotated[Overview, Depends(provided(Overview))]) -> OverviewView:
     """Return the rates for each second of the last two minutes, and the current backlogs."""
     return await overview.read()

@@ -2,10 +2,9 @@
 
 from uuid import UUID
 
-from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import TenantReads
 from notify_gateway.deliveries.schemas import DeliveryOfNotification
 
 DELIVERY_COLUMNS = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
@@ -19,10 +18,10 @@ DELIVERY = text(f"""
 class DeliveryQueries:
     """Reads deliveries."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = autocommitting(engine)
+    def __init__(self, reads: TenantReads) -> None:
+        self._reads = reads
 
     async def get(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
         """Return the delivery, or None if the tenant has no delivery with this id."""
-        row = (await execute(self._engine, DELIVERY, id=delivery_id, tenant=tenant)).one_or_none()
+        row = (await self._reads.execute(tenant, DELIVERY, id=delivery_id)).one_or_none()
         return None if row is None else DeliveryOfNotification.model_validate(row, from_attributes=True)

@@ -10,7 +10,6 @@ from uuid import UUID
 
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_database.engine import execute
-from notify_database.models import RetryJob
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -103,12 +102,6 @@ class DeliveryRetries:
             log.info("delivery retried", extra=change.model_dump(mode="json", exclude={"status"}))
         self._publish_changes(changes)
         return bool(changes)
-
-    async def count(self, job: RetryJob) -> int:
-        """Return the number of failed deliveries that the job would retry now."""
-        condition = {"tenant": job.tenant, "channel": job.channel, "error_class": job.error_class}
-        counted = await execute(self._engine, COUNT, last_id=job.last_id, end_id=job.end_id, **condition)
-        return int(counted.scalar_one())
 
     async def advance(self) -> bool:
         """Process one chunk of the oldest job that no other gateway is processing; return False if there is no job."""

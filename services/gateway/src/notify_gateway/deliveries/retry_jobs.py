@@ -5,11 +5,13 @@ from uuid import UUID
 
 from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import database_errors, execute
+from notify_database.engine import database_errors
 from notify_database.models import RetryJob
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from notify_gateway.database import TenantReads
+from notify_gateway.deliveries.retries import COUNT
 from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
 
 DEFAULT_WINDOW = timedelta(hours=24)
@@ -18,8 +20,9 @@ DEFAULT_WINDOW = timedelta(hours=24)
 class RetryJobs:
     """The retry jobs in PostgreSQL."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, reads: TenantReads) -> None:
         self._engine = engine
+        self._reads = reads
 
     async def start(self, job: RetryJob) -> RetryJobView:
         """Store the job; a gateway then processes it in the background."""
@@ -31,8 +34,14 @@ class RetryJobs:
     async def find(self, tenant: str, job_id: UUID) -> RetryJobView | None:
         """Return the job and its progress, or None if the tenant has no job with this id."""
         statement = select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant)
-        job = (await execute(self._engine, statement)).one_or_none()
+        job = (await self._reads.execute(tenant, statement)).one_or_none()
         return None if job is None else RetryJobView.model_validate(job)
+
+    async def count(self, job: RetryJob) -> int:
+        """Return the number of failed deliveries that the job would retry now."""
+        condition = {"channel": job.channel, "error_class": job.error_class}
+        counted = await self._reads.execute(job.tenant, COUNT, last_id=job.last_id, end_id=job.end_id, **condition)
+        return int(counted.scalar_one())
 
 
 def new_job(tenant: str, request: RetryRequest) -> RetryJob:

@@ -27,7 +27,7 @@ COUNTED: dict[str, Any] = {
 }
 
 
-@router.get("/{id:uuid}", responses=documented(404, 422))
+@router.get("/{id:uuid}", responses=documented(404, 422, 504))
 async def get_delivery(id_: Id, principal: CanRead, queries: Queries) -> DeliveryOfNotification:
     """Retrieve a delivery and the id of its notification.
 
@@ -36,7 +36,7 @@ async def get_delivery(id_: Id, principal: CanRead, queries: Queries) -> Deliver
     return found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}.")
 
 
-@router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422))
+@router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422, 504))
 async def retry_delivery(
     id_: Id, principal: CanAdminister, queries: Queries, retries: Retries
 ) -> DeliveryOfNotification:
@@ -51,9 +51,11 @@ async def retry_delivery(
     return delivery
 
 
-@router.post("/retry", status_code=202, response_model=RetryJobView, responses={200: COUNTED, **documented(400, 422)})
+@router.post(
+    "/retry", status_code=202, response_model=RetryJobView, responses={200: COUNTED, **documented(400, 422, 504)}
+)
 async def retry_deliveries(
-    body: RetryRequest, principal: CanAdminister, jobs: Jobs, retries: Retries, response: Response
+    body: RetryRequest, principal: CanAdminister, jobs: Jobs, response: Response
 ) -> RetryJobView | Response:
     """Start a job that retries all matching failed deliveries in the background.
 
@@ -62,11 +64,11 @@ async def retry_deliveries(
     job = new_job(principal.tenant, body)
     if not body.dry_run:
         return await jobs.start(job)
-    count = RetryCount(count=await retries.count(job))
+    count = RetryCount(count=await jobs.count(job))
     return Response(count.model_dump_json(), 200, dict(response.headers), "application/json")
 
 
-@router.get("/retry/{id}", responses=documented(404, 422))
+@router.get("/retry/{id}", responses=documented(404, 422, 504))
 async def get_retry_job(id_: Id, principal: CanAdminister, jobs: Jobs) -> RetryJobView:
     """Retrieve the progress of a retry job."""
     return found(await jobs.find(principal.tenant, id_), f"There is no retry job {id_}.")

@@ -1,7 +1,7 @@
 """Look up in PostgreSQL who owns a status change, and which changes a subscriber has missed."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -12,14 +12,16 @@ from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.errors import TooManyMissed
+from notify_gateway.database import TenantReads, TenantSlots
+from notify_gateway.errors import ReadTimedOut, TooManyMissed
 from notify_gateway.events.schemas import StatusEvent
 
 # A change may be committed after another one with a later timestamp, so a replay starts this much earlier.
 OVERLAP = timedelta(seconds=5)
 MAX_REPLAYED = 20_000
 MAX_SCANNED = 100_000  # changed deliveries, across all tenants
-CONCURRENT_REPLAYS = 2  # reconnecting subscribers must not use up the connections that other requests need
+CONCURRENT_REPLAYS = 2  # each holds up to `MAX_REPLAYED` rows in memory
+CONCURRENT_REPLAYS_PER_TENANT = 1
 
 # The range of ids is there because PostgreSQL cannot prune partitions by `ANY`.
 OWNERS = text("""
@@ -62,16 +64,20 @@ class EventFilter:
 
 
 class EventHistory:
-    """Reads status changes from PostgreSQL; every method may raise `DatabaseUnavailable`."""
+    """Reads status changes from PostgreSQL; every method may raise `DatabaseUnavailable`.
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    `engine` serves the look-ups for live events, which must not wait for slow reads.
+    """
+
+    def __init__(self, engine: AsyncEngine, reads: TenantReads) -> None:
         self._engine = autocommitting(engine)
+        self._reads = reads
         self._replaying = asyncio.Semaphore(CONCURRENT_REPLAYS)
+        self._tenants_replaying = TenantSlots(CONCURRENT_REPLAYS_PER_TENANT)
 
-    async def now(self) -> datetime:
+    async def now(self, tenant: str) -> datetime:
         """Return PostgreSQL's current time, which is the position of a subscriber that has missed nothing."""
-        async with self._replaying:
-            now: datetime = (await execute(self._engine, text("SELECT now()"))).scalar_one()
+        now: datetime = (await self._reads.execute(tenant, text("SELECT now()"))).scalar_one()
         return now
 
     async def events(self, changes: Sequence[StatusChange]) -> list[tuple[str, StatusEvent]]:
@@ -87,14 +93,21 @@ class EventHistory:
             if (owner := owners.get(change.notification_id)) is not None
         ]
 
-    async def since(self, position: datetime, event_filter: EventFilter) -> list[StatusEvent]:
+    async def since(self, position: datetime, event_filter: EventFilter) -> Iterator[StatusEvent]:
         """Return the latest state of deliveries changed since `position`, oldest first; may raise `TooManyMissed`."""
         since = position - OVERLAP
-        async with self._replaying:
-            if (await execute(self._engine, CHANGED, since=since, limit=MAX_SCANNED + 1)).scalar_one() > MAX_SCANNED:
-                raise TooManyMissed
-            found = await execute(self._engine, SINCE, since=since, limit=MAX_REPLAYED + 1, **asdict(event_filter))
+        filters = asdict(event_filter)
+        tenant = filters.pop("tenant")
+        try:
+            async with self._tenants_replaying.of(tenant), self._replaying:
+                changed = await self._reads.execute(tenant, CHANGED, since=since, limit=MAX_SCANNED + 1)
+                if changed.scalar_one() > MAX_SCANNED:
+                    raise TooManyMissed
+                found = await self._reads.execute(tenant, SINCE, since=since, limit=MAX_REPLAYED + 1, **filters)
+        except ReadTimedOut:
+            raise TooManyMissed from None
         rows = found.all()
         if len(rows) > MAX_REPLAYED:
             raise TooManyMissed
-        return [StatusEvent.model_validate(row, from_attributes=True) for row in rows]
+        # The events are built one at a time, because all of them together take more memory than their rows.
+        return (StatusEvent.model_validate(row, from_attributes=True) for row in rows)

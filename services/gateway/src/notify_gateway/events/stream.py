@@ -44,7 +44,10 @@ class EventStream(Response):
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream events; may raise `TooManySubscribers` or `DatabaseUnavailable` before anything is sent."""
+        """Stream events.
+
+        May raise `TooManySubscribers`, `TooManyReads` or `DatabaseUnavailable` before anything is sent.
+        """
         abort = scope.get(ABORT, lambda: None)  # only our own HTTP server sets this
         async with self._hub.subscribe(self._filter, abort) as subscriber:
             # Subscribing before the replay avoids a gap between the two, but some events may arrive twice.
@@ -63,7 +66,7 @@ class EventStream(Response):
 
     async def _replay(self) -> deque[bytes]:
         """Return the events that the client has missed, then its new position."""
-        now = await self._history.now()
+        now = await self._history.now(self._filter.tenant)
         chunks = deque([server_sent.RETRY + server_sent.live_chunk(live=self._hub.live)])
         if self._since is not None:
             try:

@@ -14,7 +14,14 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from notify_gateway.errors import CancellationRejected, IdempotencyKeyReused, RequestRejected, TooManySubscribers
+from notify_gateway.errors import (
+    CancellationRejected,
+    IdempotencyKeyReused,
+    ReadTimedOut,
+    RequestRejected,
+    TooManyReads,
+    TooManySubscribers,
+)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1  # seconds
@@ -126,6 +133,12 @@ RESPONSES: dict[type, Callable[[Any], JSONResponse]] = {
     Overloaded: lambda _: problem_response(503, "Too many requests are waiting for the database."),
     TooManySubscribers: lambda _: problem_response(
         503, "This gateway has too many event subscribers, or is about to stop."
+    ),
+    TooManyReads: lambda _: problem_response(
+        429, "Too many reads of this tenant are in progress.", headers={"Retry-After": str(RETRY_AFTER)}
+    ),
+    ReadTimedOut: lambda _: problem_response(
+        504, "The query took too long: narrow the filters, for example to one user or to a shorter time."
     ),
     DatabaseUnavailable: lambda _: problem_response(503, "The database is not available."),
 }

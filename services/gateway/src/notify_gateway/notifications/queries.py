@@ -15,11 +15,10 @@ from uuid import UUID
 from notify_common.contracts.ids import first_id_at, of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.trace_context import trace_id
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import autocommitting, execute
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import TenantReads
 from notify_gateway.deliveries.queries import DELIVERY_COLUMNS
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
 from notify_gateway.notifications.schemas import ListQuery, NotificationPage, NotificationSummary, NotificationView
@@ -53,14 +52,14 @@ PAGE = f"""
 class NotificationQueries:
     """Reads notifications, with one statement per query."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = autocommitting(engine)
+    def __init__(self, reads: TenantReads) -> None:
+        self._reads = reads
 
     async def get(self, tenant: str, notification_id: UUID) -> NotificationView | None:
         """Return the notification with all its attempts, or None if the tenant has no notification with this id."""
         first_id, last_id = of_the_same_time(notification_id)
-        values = {"id": notification_id, "tenant": tenant, "first_id": first_id, "last_id": last_id}
-        rows = (await execute(self._engine, _statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
+        values = {"id": notification_id, "first_id": first_id, "last_id": last_id}
+        rows = (await self._reads.execute(tenant, _statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
         if not rows:
             return None
         deliveries = [DeliveryView.model_validate(row, from_attributes=True) for row in rows]
@@ -69,7 +68,7 @@ class NotificationQueries:
 
     async def page(self, tenant: str, query: ListQuery) -> NotificationPage:
         """Return a page of the tenant's notifications, newest first, starting after the id `query.cursor`."""
-        values: dict[str, object] = {"tenant": tenant, "limit": query.limit + 1}
+        values: dict[str, object] = {"limit": query.limit + 1}
         conditions, window = ["n.tenant = :tenant"], ["d.notification_id = n.id"]
         created_after = query.created_after
         if query.user_id is not None:
@@ -95,7 +94,7 @@ class NotificationQueries:
         if query.status is not None:
             conditions.append(has_status_sql(query.status, join))
         # One more notification than fits on the page was requested, to find out whether there is a next page.
-        summaries = await self._summaries(conditions, **values)
+        summaries = await self._summaries(tenant, conditions, **values)
         items = summaries[: query.limit]
         return NotificationPage(items=items, next_cursor=items[-1].id if len(summaries) > len(items) else None)
 
@@ -106,12 +105,12 @@ class NotificationQueries:
         conditions = ["n.tenant = :tenant", "n.user_id = :user_id"]
         if status is not None:
             conditions.append(has_status_sql(status, OF_NOTIFICATION))
-        return await self._summaries(conditions, tenant=tenant, user_id=user_id, limit=USER_LIST_LIMIT)
+        return await self._summaries(tenant, conditions, user_id=user_id, limit=USER_LIST_LIMIT)
 
-    async def _summaries(self, conditions: Sequence[str], **values: object) -> list[NotificationSummary]:
+    async def _summaries(self, tenant: str, conditions: Sequence[str], **values: object) -> list[NotificationSummary]:
         statement = _statement(PAGE.format(conditions=" AND ".join(conditions)))
         summaries = []
-        for _, group in groupby(await execute(self._engine, statement, **values), key=attrgetter("id")):
+        for _, group in groupby(await self._reads.execute(tenant, statement, **values), key=attrgetter("id")):
             of_notification = list(group)
             deliveries = [DeliverySummary.model_validate(row, from_attributes=True) for row in of_notification]
             summaries.append(NotificationSummary.model_validate(_notification_fields(of_notification[0], deliveries)))

@@ -45,7 +45,7 @@ async def create_notification(
 
 
 @router.get("/", include_in_schema=False)
-@router.get("", responses=documented(422))
+@router.get("", responses=documented(422, 504))
 async def list_notifications(
     query: Annotated[schemas.ListQuery, Query()], principal: CanRead, queries: Queries
 ) -> schemas.NotificationPage:
@@ -57,7 +57,7 @@ async def list_notifications(
 
 
 @router.get("/{id}/", include_in_schema=False)
-@router.get("/{id}", responses=documented(404, 422))
+@router.get("/{id}", responses=documented(404, 422, 504))
 async def get_notification(
     id_: Annotated[UUID | UserId, Path(alias="id", description="A notification id (UUID) or a user id (integer).")],
     query: Annotated[schemas.UserListQuery, Query()],
@@ -76,7 +76,9 @@ async def get_notification(
     return found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
 
 
-@router.post("/{id}/cancel", responses={**documented(404, 422), **documented(409, model=schemas.CancellationProblem)})
+@router.post(
+    "/{id}/cancel", responses={**documented(404, 422, 504), **documented(409, model=schemas.CancellationProblem)}
+)
 async def cancel_notification(
     id_: NotificationId, principal: CanAdminister, queries: Queries, canceller: Canceller
 ) -> schemas.NotificationView:

@@ -7,6 +7,7 @@ from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from notify_gateway.database import TenantReads
 from notify_gateway.users.schemas import UserChannelSettings, UserChannelView
 
 COLUMNS = "channel, recipient, opted_out, updated_at"
@@ -46,12 +47,13 @@ async def stored_channels(
 class UserChannels:
     """Stores users' settings for each channel."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, reads: TenantReads) -> None:
         self._engine = autocommitting(engine)
+        self._reads = reads
 
     async def list_of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
         """Return all settings that are stored for the user, ordered by channel."""
-        rows = await execute(self._engine, LIST, tenant=tenant, user_id=user_id)
+        rows = await self._reads.execute(tenant, LIST, user_id=user_id)
         return [UserChannelView.model_validate(row) for row in rows]
 
     async def store(

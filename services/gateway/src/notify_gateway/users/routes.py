@@ -18,13 +18,13 @@ Channels = Annotated[UserChannels, Depends(provided(UserChannels))]
 UserIdInPath = Annotated[UserId, Path(alias="user_id")]
 
 
-@router.get("/{user_id}/channels", responses=documented(422))
+@router.get("/{user_id}/channels", responses=documented(422, 504))
 async def list_user_channels(user_id: UserIdInPath, principal: CanRead, channels: Channels) -> list[UserChannelView]:
     """List a user's stored recipients and opt-outs."""
     return await channels.list_of_user(principal.tenant, user_id)
 
 
-@router.get("/{user_id}/channels/{channel}", responses=documented(404, 422))
+@router.get("/{user_id}/channels/{channel}", responses=documented(404, 422, 504))
 async def get_user_channel(
     user_id: UserIdInPath, channel: Channel, principal: CanRead, channels: Channels
 ) -> UserChannelView:

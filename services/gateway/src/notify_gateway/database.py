@@ -1,0 +1,100 @@
+"""Divide the gateway's PostgreSQL connections, so that slow reads delay nothing but reads, and share them fairly."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from notify_database.engine import ROWS_BY_KEY, PostgresSettings, autocommitting, create_engine, execute
+from notify_database.errors import StatementTimedOut
+from sqlalchemy import CursorResult, Executable
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_gateway.errors import ReadTimedOut, TooManyReads
+
+MAINTENANCE_CONNECTIONS = 1  # it runs one statement at a time
+# The relay, intake, and what every request needs run short statements. Each has a spare connection unless the total is
+# small, so that a statement that waits for a lock does not delay the next one, such as the renewal of a lease.
+SPARE_FROM = 10  # connections in total
+READ_TIMEOUT = 5.0  # seconds
+READ_WAIT = 5.0  # seconds a read waits for other reads of its tenant
+
+
+@dataclass(frozen=True)
+class PoolSizes:
+    """The connections of each pool. Reads get what the others leave."""
+
+    relay: int
+    maintenance: int
+    control: int
+    intake: int
+    reads: int
+
+    @classmethod
+    def of(cls, total: int) -> "PoolSizes":
+        """Divide `total` connections, at least 5."""
+        short = 1 if total < SPARE_FROM else 2
+        used = MAINTENANCE_CONNECTIONS + 3 * short
+        return cls(short, MAINTENANCE_CONNECTIONS, control=short, intake=short, reads=total - used)
+
+
+class Engines:
+    """One connection pool for each purpose."""
+
+    def __init__(self, settings: PostgresSettings, total: int) -> None:
+        sizes = PoolSizes.of(total)
+        self.relay = create_engine(settings, pool_size=sizes.relay, planner=ROWS_BY_KEY)
+        self.maintenance = create_engine(settings, pool_size=sizes.maintenance)
+        self.control = create_engine(settings, pool_size=sizes.control)
+        """For API keys, readiness and metrics, which every request or operator depends on."""
+        self.intake = create_engine(settings, pool_size=sizes.intake)
+        """For accepting notifications, and for looking up the owners of live events."""
+        self.reads = create_engine(settings, pool_size=sizes.reads, statement_timeout=READ_TIMEOUT)
+        """For all other requests. Their single writes are short."""
+        self.reads_per_tenant = max(1, sizes.reads // 2)
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        for engine in (self.relay, self.maintenance, self.control, self.intake, self.reads):
+            await engine.dispose()
+
+
+class TenantSlots:
+    """Semaphores, one per tenant, each of which exists only while it is in use."""
+
+    def __init__(self, per_tenant: int) -> None:
+        self._per_tenant = per_tenant
+        self._tenants: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def of(self, tenant: str) -> asyncio.Semaphore:
+        """Return the tenant's semaphore."""
+        slots = self._tenants.get(tenant)
+        if slots is None:
+            slots = self._tenants[tenant] = asyncio.Semaphore(self._per_tenant)
+        return slots
+
+
+class TenantReads:
+    """Runs reads, of which each tenant may have only a few in progress at a time."""
+
+    def __init__(self, engine: AsyncEngine, *, per_tenant: int) -> None:
+        self._engine = autocommitting(engine)
+        self._slots = TenantSlots(per_tenant)
+
+    async def execute(self, tenant: str, statement: Executable, **parameters: object) -> CursorResult[Any]:
+        """Execute one statement, with `tenant` among its parameters.
+
+        May raise `TooManyReads`, `ReadTimedOut`, `DatabaseUnavailable` or `DataRejected`.
+        """
+        slots = self._slots.of(tenant)
+        try:
+            async with asyncio.timeout(READ_WAIT):
+                await slots.acquire()
+        except TimeoutError:
+            raise TooManyReads from None
+        try:
+            return await execute(self._engine, statement, tenant=tenant, **parameters)
+        except StatementTimedOut:
+            raise ReadTimedOut from None
+        finally:
+            slots.release()

@@ -1,0 +1,100 @@
+"""Slow reads, which delay neither the intake, nor health checks, nor other tenants."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from notify_database.engine import PostgresSettings
+from notify_gateway import database
+from notify_gateway.http.authentication import Scope
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.event_stream import reading
+from support.gateway import BODY, bearer, post
+from support.services import NOWHERE, eventually, running_gateway, served_gateway
+
+BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+
+
+@asynccontextmanager
+async def attempts_locked(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Block all statements that read attempts; accepting a notification is none of them."""
+    async with engine.begin() as lock:
+        await lock.execute(text("LOCK TABLE attempts IN ACCESS EXCLUSIVE MODE"))
+        yield
+
+
+async def blocked(engine: AsyncEngine, count: int) -> None:
+    """Wait until `count` statements wait for a lock."""
+
+    async def enough() -> bool:
+        async with engine.connect() as connection:
+            return bool((await connection.execute(BLOCKED)).scalar_one() >= count)
+
+    await eventually(enough, f"{count} statements are blocked")
+
+
+async def test_slow_reads_delay_neither_intake_nor_readiness(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    notification = await post(api)
+    async with attempts_locked(engine):
+        reads = [asyncio.create_task(api.get(f"/api/notifications/{notification['id']}")) for _ in range(30)]
+        await blocked(engine, 2)
+        keyed = {"Idempotency-Key": "once"}
+        for _ in range(3):
+            assert (await api.post("/api/notifications", json=BODY, headers=keyed)).status_code == 201
+            assert (await api.post("/api/notifications", json=BODY)).status_code == 201
+        assert (await api.get("/readyz")).status_code == 200
+    assert {response.status_code for response in await asyncio.gather(*reads)} <= {200, 429}
+
+
+async def test_slow_reads_of_one_tenant_leave_connections_for_the_others(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "READ_WAIT", 0.1)
+    ours, theirs = [
+        await bearer(engine, Scope.SEND, Scope.READ, Scope.ADMIN, tenant=tenant) for tenant in ("ours", "theirs")
+    ]
+    notification = (await secured_api.post("/api/notifications", json=BODY, headers=ours)).json()
+    read = f"/api/notifications/{notification['id']}"
+    async with attempts_locked(engine):
+        reads = [asyncio.create_task(secured_api.get(read, headers=ours)) for _ in range(30)]
+        await blocked(engine, 2)
+        for _ in range(3):
+            assert (await secured_api.get("/api/notifications", headers=theirs)).status_code == 200
+        refused = await secured_api.get("/api/notifications", headers=ours)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert "this tenant" in refused.json()["detail"]
+        stored = await secured_api.put("/api/users/1/channels/email", json={"opted_out": True}, headers=ours)
+        assert stored.status_code == 200
+    assert {response.status_code for response in await asyncio.gather(*reads)} == {200, 429}
+    assert (await secured_api.get("/api/notifications", headers=ours)).status_code == 200
+
+
+async def test_read_that_takes_too_long_is_ended_and_asks_for_narrower_filters(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "READ_TIMEOUT", 0.2)
+    async with running_gateway(NOWHERE, postgres, relaying=False) as api:
+        notification = await post(api)
+        async with attempts_locked(engine):
+            response = await api.get(f"/api/notifications/{notification['id']}")
+        assert response.status_code == 504
+        assert response.headers["content-type"] == "application/problem+json"
+        assert "narrow the filters" in response.json()["detail"]
+        document = (await api.get("/openapi.json")).json()
+        assert "504" in document["paths"]["/api/notifications"]["get"]["responses"]
+        assert "504" not in document["paths"]["/api/notifications"]["post"]["responses"]
+
+
+async def test_replay_that_takes_too_long_resets_the_stream(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "READ_TIMEOUT", 0.2)
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        attempts_locked(engine),
+        reading(url, last_event_id="0") as (reader, _),
+    ):
+        assert await reader.next() == {"event": "reset", "data": {}}
