@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
+from notify_gateway.http import middleware
 from notify_gateway.http.authentication import Scope
 from notify_gateway.http.middleware import MAX_BODY, MAX_HEAD, LimitsMiddleware
 from notify_gateway.http_api import create_app
@@ -15,6 +17,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import bearer
 from support.services import NOWHERE, gateway_metrics, served_gateway
+
+CHANNEL = "/api/users/1/channels/email"
 
 
 async def test_oversized_body_returns_413_with_or_without_content_length(
@@ -67,6 +71,30 @@ async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> As
     transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, **limits))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
+
+
+async def test_bytes_of_all_bodies_in_progress_are_bounded(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    received, stalled = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b" " * 2_000
+        received.set()
+        await stalled.wait()
+
+    async with gateway_with_limits(postgres) as api:
+        stalling = asyncio.create_task(api.post("/api/notifications", content=body()))
+        await received.wait()
+        for send in (api.post("/api/notifications", content=b" " * 2_000), api.put(CHANNEL, content=b" " * 2_000)):
+            response = await send
+            assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+            assert "large requests" in response.json()["detail"]
+        assert (await api.post("/api/notifications", content=b" ")).status_code == 422
+        stalled.set()
+        assert (await stalling).status_code == 422
+        assert (await api.put(CHANNEL, content=b" " * 2_000)).status_code == 422
 
 
 async def test_stalled_body_returns_408(postgres: PostgresSettings) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 
 import httpx
+import pytest
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_database.engine import PostgresSettings, create_engine
 from notify_database.errors import DataRejected
+from notify_gateway.notifications import intake
 from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
@@ -40,11 +42,11 @@ async def test_row_rejected_by_the_database_does_not_fail_its_batch(postgres: Po
     relay = OutboxRelay(
         broker, ConfirmedPublisher, OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
     )
-    intake = NotificationIntake(engine, relay, max_waiting=100, metrics=gateway_metrics())
+    accepting = NotificationIntake(engine, relay, max_waiting=100, metrics=gateway_metrics())
     good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
     bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
-    accepting = [intake.accept(new_notification(request, "default")) for request in (good, bad, good)]
-    outcomes = await asyncio.gather(*accepting, return_exceptions=True)
+    requests = [accepting.accept(new_notification(request, "default")) for request in (good, bad, good)]
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
     assert [isinstance(outcome, DataRejected) for outcome in outcomes] == [False, True, False]
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM notifications"))).scalar_one() == 2
@@ -67,3 +69,25 @@ async def test_too_many_waiting_requests_return_503_with_retry_after(
         accepted = [response.status_code for response in await asyncio.gather(*waiting)]
         assert set(accepted) <= {201, 503}
         assert 201 in accepted
+
+
+async def test_too_many_waiting_bytes_return_503_and_are_committed_in_small_transactions(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "BYTES_PER_TRANSACTION", 20_000)
+    monkeypatch.setattr(intake, "MAX_WAITING_BYTES", 50_000)
+    body = {**BODY, "message": "x" * 9_900}  # two fit into a transaction, five may wait
+    async with running_gateway(NOWHERE, postgres, relaying=False) as api:
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE notifications IN ACCESS EXCLUSIVE MODE"))
+            requests = [asyncio.create_task(api.post("/api/notifications", json=body)) for _ in range(20)]
+            refused, waiting = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+            while len(refused) < 20 - 2 - 5:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                refused |= done
+        responses = [request.result() for request in refused]
+        assert {(response.status_code, response.headers["retry-after"]) for response in responses} == {(503, "1")}
+        assert {response.status_code for response in await asyncio.gather(*waiting)} == {201}
+    async with engine.connect() as connection:
+        sizes = await connection.execute(text("SELECT count(*) FROM notifications GROUP BY xmin::text"))
+    assert set(sizes.scalars()) <= {1, 2}

@@ -113,6 +113,34 @@ async def test_number_of_waiting_items_is_bounded() -> None:
     assert store.committed == [0, 1, 2]
 
 
+async def test_bytes_per_batch_are_bounded_but_a_large_item_is_flushed_alone() -> None:
+    store = Store()
+    batcher = Batcher(store.flush, max_batch=10, max_batch_bytes=100)
+    await asyncio.gather(*(batcher.submit(size, size=size) for size in (40, 60, 1, 500, 50)))
+    assert store.batches == [[40, 60], [1], [500], [50]]
+
+
+async def test_waiting_bytes_are_bounded_and_freed_by_the_commit() -> None:
+    store = Store()
+    store.open.clear()
+    batcher = Batcher(store.flush, max_batch=1, max_waiting_bytes=100)
+    in_flight = asyncio.create_task(batcher.submit(0, size=100))
+    await store.began.wait()
+    waiting = [asyncio.create_task(batcher.submit(item, size=50)) for item in (1, 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await batcher.submit(3, size=1)
+    # An item that is no longer awaited is in memory until its turn comes.
+    waiting.pop().cancel()
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await batcher.submit(3, size=1)
+    store.open.set()
+    await asyncio.gather(in_flight, *waiting)
+    await batcher.submit(4, size=100)
+    assert store.committed == [0, 1, 4]
+
+
 async def test_cancelled_caller_withdraws_its_item_before_the_commit() -> None:
     store = Store()
     store.open.clear()

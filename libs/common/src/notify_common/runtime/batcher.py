@@ -6,10 +6,11 @@ after a flush waits a little for others to join it.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from notify_common.errors import Overloaded
 
@@ -24,11 +25,18 @@ class Failed:
     error: Exception
 
 
-Submission = tuple[Sequence[Item], asyncio.Future[list[Result | Failed]]]
+class Submission(NamedTuple, Generic[Item, Result]):
+    """Items that wait to be flushed together, and how many bytes they take."""
+
+    items: Sequence[Item]
+    flushed: "asyncio.Future[list[Result | Failed]]"
+    size: int
 
 
 class Batcher(Generic[Item, Result]):
     """Flushes one batch at a time, of at most `max_batch` submissions; `flush` returns one result per item.
+
+    The bounds in bytes apply to the sizes that callers name. A single submission may exceed `max_batch_bytes`.
 
     If `flush` raises one of `rejections`, it must not have written any of the batch. The batch is then bisected until
     the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller.
@@ -39,37 +47,43 @@ class Batcher(Generic[Item, Result]):
         flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
         max_batch: int,
-        max_waiting: int | None = None,
+        max_batch_bytes: float = math.inf,
+        max_waiting: float = math.inf,
+        max_waiting_bytes: float = math.inf,
         flush_interval: float = 0.0,
         rejections: tuple[type[Exception], ...] = (),
         observe: Callable[[int], object] | None = None,
     ) -> None:
         self._flush = flush
         self._max_batch = max_batch
+        self._max_batch_bytes = max_batch_bytes
         self._max_waiting = max_waiting
+        self._max_waiting_bytes = max_waiting_bytes
         self._flush_interval = flush_interval  # seconds
         self._next_flush_at = 0.0
         self._rejections = rejections
         self._observe = observe  # the number of submissions in each batch
         self._waiting: deque[Submission[Item, Result]] = deque()
+        self._waiting_bytes = 0
         self._worker: asyncio.Task[None] | None = None
 
-    async def submit(self, item: Item) -> Result:
-        """Flush `item` and return its result; raise the error of its flush, or `Overloaded`."""
-        (outcome,) = await self._enqueue((item,))
+    async def submit(self, item: Item, *, size: int = 0) -> Result:
+        """Flush `item` of `size` bytes and return its result; raise the error of its flush, or `Overloaded`."""
+        (outcome,) = await self._enqueue((item,), size)
         if isinstance(outcome, Failed):
             raise outcome.error
         return outcome
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
         """Flush `items` in one batch; return a result or `Failed` for each item."""
-        return await self._enqueue(items)
+        return await self._enqueue(items, 0)
 
-    def _enqueue(self, items: Sequence[Item]) -> "asyncio.Future[list[Result | Failed]]":
-        if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
+    def _enqueue(self, items: Sequence[Item], size: int) -> "asyncio.Future[list[Result | Failed]]":
+        if len(self._waiting) >= self._max_waiting or self._waiting_bytes + size > self._max_waiting_bytes:
             raise Overloaded
         flushed: asyncio.Future[list[Result | Failed]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((items, flushed))
+        self._waiting.append(Submission(items, flushed, size))
+        self._waiting_bytes += size
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._drain())
         return flushed
@@ -85,25 +99,34 @@ class Batcher(Generic[Item, Result]):
             if (wait := self._next_flush_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
             self._next_flush_at = loop.time() + self._flush_interval
-            size = min(len(self._waiting), self._max_batch)
-            batch = [self._waiting.popleft() for _ in range(size)]
-            # The items of callers that were cancelled before the flush began are not flushed.
-            batch = [(items, flushed) for items, flushed in batch if not flushed.done()]
-            if batch:
+            if batch := self._take_batch():
                 if self._observe is not None:
                     self._observe(len(batch))
                 await self._flush_batch(batch)
 
+    def _take_batch(self) -> list[Submission[Item, Result]]:
+        batch: list[Submission[Item, Result]] = []
+        room = self._max_batch_bytes
+        while self._waiting and len(batch) < self._max_batch and (not batch or self._waiting[0].size <= room):
+            submission = self._waiting.popleft()
+            self._waiting_bytes -= submission.size
+            # The items of callers that were cancelled before the flush began are not flushed.
+            if not submission.flushed.done():
+                batch.append(submission)
+                room -= submission.size
+        return batch
+
     async def _flush_batch(self, batch: Sequence[Submission[Item, Result]]) -> None:
         try:
-            outcomes = await self._flush_or_bisect([item for items, _ in batch for item in items])
+            outcomes = await self._flush_or_bisect([item for submission in batch for item in submission.items])
         except BaseException:
-            for _, flushed in (*batch, *self._waiting):
-                flushed.cancel()
+            for submission in (*batch, *self._waiting):
+                submission.flushed.cancel()
             self._waiting.clear()
+            self._waiting_bytes = 0
             raise
         first = 0
-        for items, flushed in batch:
+        for items, flushed, _ in batch:
             if not flushed.done():
                 flushed.set_result(outcomes[first : first + len(items)])
             first += len(items)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from notify_gateway.http.problems import problem_response
 
 MAX_BODY = 256 * 1024  # bytes
+MAX_BODIES = 32 * 1024 * 1024  # bytes, of all requests in progress together
 MAX_HEAD = 16 * 1024  # bytes
 BODY_TIMEOUT = 20.0  # seconds
 REQUEST_TIMEOUT = 30.0  # seconds, including the body
@@ -48,13 +50,15 @@ class LimitsMiddleware:
         self._observe_request = observe_request
         self._body_timeout = body_timeout
         self._request_timeout = request_timeout
+        self._bodies = _Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, request = time.perf_counter(), _LimitedRequest(scope, receive, send, self._request_timeout)
+        began = time.perf_counter()
+        request = _LimitedRequest(scope, receive, send, self._request_timeout, self._bodies)
         try:
             if request.head > MAX_HEAD:
                 too_long = problem_response(431, f"The headers are longer than {MAX_HEAD} bytes.")
@@ -76,6 +80,7 @@ class LimitsMiddleware:
         finally:
             # This breaks a reference cycle that otherwise only the garbage collector would free.
             scope.pop(UNLIMITED, None)
+            self._bodies.received -= request.received
             # Event streams are not reported, because their duration says nothing about speed.
             if not request.unlimited:
                 # Requests are labelled with their route instead of their path, because paths contain ids.
@@ -84,16 +89,27 @@ class LimitsMiddleware:
                 self._observe_request(method, route or UNKNOWN, request.status, seconds)
 
 
+@dataclass(slots=True)
+class _Bodies:
+    """The bodies of all requests in progress."""
+
+    received: int = 0
+    """Bytes."""
+
+
 class _LimitedRequest:
     """The progress of one request: the size of its headers and body, and the status of its response."""
 
-    __slots__ = ("_deadline", "_receive", "_received", "_send", "complete", "head", "limit", "status", "unlimited")
+    __slots__ = (
+        "_bodies", "_deadline", "_receive", "_send", "complete", "head", "limit", "received", "status", "unlimited"
+    )  # fmt: skip
     limit: asyncio.Timeout
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float, bodies: _Bodies) -> None:
+        self._bodies = bodies
         self._receive = receive
         self._send = send
-        self._received = self.head = self.status = 0
+        self.received = self.head = self.status = 0
         self.complete = True
         for name, value in scope["headers"]:
             self.head += len(name) + len(value)
@@ -107,9 +123,13 @@ class _LimitedRequest:
         message = await self._receive()
         if self.complete:  # after the body, the only possible message is a disconnect
             return message
-        self._received += len(message.get("body", b""))
-        if self._received > MAX_BODY:
+        size = len(message.get("body", b""))
+        self.received += size
+        self._bodies.received += size
+        if self.received > MAX_BODY:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
+        if self._bodies.received > MAX_BODIES:
+            raise HTTPException(503, "Too many large requests are in progress.")
         if not message.get("more_body", False):
             self.complete = True
             if not self.unlimited:

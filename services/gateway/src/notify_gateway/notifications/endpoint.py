@@ -71,11 +71,13 @@ class NotificationEndpoint:
         # Authenticate before reading the body, so that a client without a key cannot make us read it.
         principal, headers = await self._authenticator.authenticate(_text(request_headers.get(b"authorization")))
         require_scope(principal, Scope.SEND)
-        request = _parse(await _read_body(receive), _text(request_headers.get(b"content-type")) or "")
+        body = await _read_body(receive)
+        request, size = _parse(body, _text(request_headers.get(b"content-type")) or ""), len(body)
+        del body  # it would otherwise stay in memory until the notification is committed
         key = _idempotency_key(request_headers)
         claim = None if key is None else Claim((principal.tenant, key), body_hash(request))
         notification = new_notification(request, principal.tenant, span.traceparent)
-        receipt = await self._intake.accept(notification, claim)
+        receipt = await self._intake.accept(notification, claim, size=size)
         if receipt.replayed:
             headers = {**headers, "Idempotent-Replayed": "true"}
         elif self._tracing.on:

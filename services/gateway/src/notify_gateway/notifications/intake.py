@@ -27,6 +27,8 @@ from notify_gateway.users.channels import stored_channels
 log = logging.getLogger(__name__)
 
 NOTIFICATIONS_PER_TRANSACTION = 500
+BYTES_PER_TRANSACTION = 2 * 1024 * 1024
+MAX_WAITING_BYTES = 16 * 1024 * 1024
 FLUSH_INTERVAL = 0.01  # seconds
 
 # This is a single statement, so that a batch takes one round trip, and no notification is stored without its deliveries
@@ -124,20 +126,25 @@ class NotificationIntake:
         self._batcher = Batcher(
             self._flush,
             max_batch=NOTIFICATIONS_PER_TRANSACTION,
+            max_batch_bytes=BYTES_PER_TRANSACTION,
             max_waiting=max_waiting,
+            max_waiting_bytes=MAX_WAITING_BYTES,
             flush_interval=FLUSH_INTERVAL,
             rejections=(DataRejected,),
             observe=metrics.observe_accepted_batch,
         )
 
-    async def accept(self, notification: NewNotification, claim: Claim | None = None) -> Receipt:
+    async def accept(self, notification: NewNotification, claim: Claim | None = None, *, size: int = 0) -> Receipt:
         """Return once the notification, or an earlier one with the same idempotency key, is committed.
+
+        `size` is the length of the request in bytes.
 
         Raises `RequestRejected`, `IdempotencyKeyReused`, `Overloaded`, `DataRejected` or `DatabaseUnavailable`. After
         `DatabaseUnavailable`, the notification may have been committed.
         """
         reason = notification.request.rejection_at(notification.created_at)
-        outcome = _Rejected(reason) if reason else await self._batcher.submit(_Submission(notification, claim))
+        submission = _Submission(notification, claim)
+        outcome = _Rejected(reason) if reason else await self._batcher.submit(submission, size=size)
         if isinstance(outcome, _Rejected):
             # An earlier request with this key may have been accepted while it was still valid.
             recorded = None if claim is None else await find_recorded(self._engine, claim)
