@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0  # seconds
 STOP_TIMEOUT = 1.0  # seconds to publish the waiting changes when the process stops
-MAX_WAITING = 10_000  # changes that may wait to be published; further ones are dropped
+# Changes that may wait to be published; further ones are dropped. A change takes 1.4 KB of memory, and at most 3.5 KB,
+# because the contract limits its texts.
+MAX_WAITING = 10_000
+CHANGES_PER_MESSAGE = 500  # a bulk retry publishes thousands at once, which would make messages of megabytes
 
 
 class EventPublisher:
@@ -89,7 +92,9 @@ class EventPublisher:
             by_kind[change.channel, change.status].append(change)
         exchange = self._exchange or await self._connect()
         for (channel, status), alike in by_kind.items():
-            await exchange.publish(_message(alike), f"{channel}.{status}", mandatory=False)
+            for first in range(0, len(alike), CHANGES_PER_MESSAGE):
+                message = _message(alike[first : first + CHANGES_PER_MESSAGE])
+                await exchange.publish(message, f"{channel}.{status}", mandatory=False)
         if (dropped := self._dropped) > self._dropped_reported:
             await exchange.publish(_message(()), topology.DROPPED_ROUTING_KEY, mandatory=False)
             self._dropped_reported = dropped

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 500  # messages; each carries many changes
+PREFETCH = 100  # messages; each carries up to `events.CHANGES_PER_MESSAGE` changes
+MAX_BATCH_BYTES = 1024 * 1024  # of messages that are handled together; their changes take six times as much memory
 MAX_QUEUED_MESSAGES = 10_000  # beyond this, RabbitMQ drops the oldest messages
 TIMEOUT = 5.0  # seconds
 BATCH_INTERVAL = 0.02  # seconds between batches; one database query serves all changes in a batch
@@ -100,11 +101,17 @@ class EventFeed:
 
 
 async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> list[AbstractIncomingMessage]:
-    """Wait for a message; return all messages that have arrived, or an empty list if the feed has ended."""
-    messages = [await arrived.get()]
-    while not arrived.empty():
-        messages.append(arrived.get_nowait())
-    return [] if None in messages else [message for message in messages if message is not None]
+    """Wait for a message; return it with others that have arrived, or an empty list if the feed has ended."""
+    message = await arrived.get()
+    messages: list[AbstractIncomingMessage] = []
+    room = MAX_BATCH_BYTES
+    while message is not None:
+        messages.append(message)
+        room -= len(message.body)
+        if room <= 0 or arrived.empty():
+            return messages
+        message = arrived.get_nowait()
+    return []
 
 
 def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:

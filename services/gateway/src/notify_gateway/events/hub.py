@@ -15,7 +15,7 @@ from notify_gateway.errors import TooManySubscribers
 from notify_gateway.events.feed import EventFeed
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.server_sent import RESET, live_chunk, status_chunk
-from notify_gateway.events.subscriber import Subscriber
+from notify_gateway.events.subscriber import Backlog, Chunk, Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class EventHub:
         # Each key is the narrowest part of a filter, so a change needs three look-ups, however many subscribers exist.
         self._subscribers: defaultdict[SubscriberKey, set[Subscriber]] = defaultdict(set)
         self._admitted: set[Subscriber] = set()
+        self._backlog = Backlog()
         self._tenants = Counter[str]()
         self._watchers: set[Watcher] = set()
         self._closed = False
@@ -63,7 +64,8 @@ class EventHub:
         tenant = event_filter.tenant
         if self._closed or self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
             raise TooManySubscribers
-        subscriber, key = Subscriber(event_filter, abort), _key(event_filter)
+        subscriber, key = Subscriber(event_filter, abort, self._backlog), _key(event_filter)
+        self._backlog.subscribers.add(subscriber)
         self._tenants[tenant] += 1
         self._subscribers[key].add(subscriber)
         try:
@@ -77,6 +79,8 @@ class EventHub:
             if not self._tenants[tenant]:
                 del self._tenants[tenant]
             self._admitted.discard(subscriber)
+            self._backlog.subscribers.discard(subscriber)
+            subscriber.discard()
             self._subscribers[key].discard(subscriber)
             if not self._subscribers[key]:
                 del self._subscribers[key]
@@ -122,13 +126,15 @@ class EventHub:
 
     def _lost(self) -> None:
         self._live.clear()
+        chunk = Chunk(live_chunk(live=False))
         for subscriber in self._admitted:
-            subscriber.push(live_chunk(live=False))
+            subscriber.push(chunk)
 
     def _missed(self) -> None:
         # Clients must reload: a replay needs a start time, but the time of the first dropped change is unknown.
+        chunk = Chunk(RESET)
         for subscriber in self._admitted:
-            subscriber.push(RESET)
+            subscriber.push(chunk)
 
     def _end_all(self) -> None:
         for subscriber in self._admitted:
@@ -158,11 +164,11 @@ class EventHub:
             self._end_all()
             return
         for tenant, event in events:
-            chunk: bytes | None = None
+            chunk: Chunk | None = None
             for key in (event.notification_id, (tenant, event.user_id), tenant):
                 for subscriber in self._subscribers.get(key, ()):
                     if subscriber.event_filter.matches(tenant, event):
-                        chunk = chunk or status_chunk(event)
+                        chunk = chunk or Chunk(status_chunk(event))
                         subscriber.push(chunk)
 
 

@@ -1,6 +1,5 @@
 """Server-sent events on the wire (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
-from collections import deque
 from datetime import datetime, timedelta
 
 from notify_common.contracts.ids import EPOCH
@@ -28,11 +27,6 @@ def position_chunk(time: datetime) -> bytes:
 def live_chunk(*, live: bool) -> bytes:
     """Return a `live` event: false means that RabbitMQ is unavailable, so changes arrive late."""
     return b'event: live\ndata: {"live": %s}\n\n' % (b"true" if live else b"false")
-
-
-def take_write(chunks: deque[bytes]) -> bytes:
-    """Remove up to `CHUNKS_PER_WRITE` of the first chunks and return them joined."""
-    return b"".join(chunks.popleft() for _ in range(min(len(chunks), CHUNKS_PER_WRITE)))
 
 
 def _id(time: datetime) -> bytes:

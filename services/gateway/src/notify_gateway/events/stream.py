@@ -1,8 +1,7 @@
 """Respond to `GET /api/events`: replay the missed events, then stream new ones until the client disconnects."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 
@@ -51,9 +50,9 @@ class EventStream(Response):
         abort = scope.get(ABORT, lambda: None)  # only our own HTTP server sets this
         async with self._hub.subscribe(self._filter, abort) as subscriber:
             # Subscribing before the replay avoids a gap between the two, but some events may arrive twice.
-            replay = await self._replay()
+            subscriber.replay(await self._replay())
             scope[UNLIMITED]()
-            sending = asyncio.ensure_future(self._send(subscriber, replay, send))
+            sending = asyncio.ensure_future(self._send(subscriber, send))
             disconnected = asyncio.ensure_future(_disconnected(receive))
             try:
                 await asyncio.wait({sending, disconnected}, return_when=asyncio.FIRST_COMPLETED)
@@ -64,10 +63,10 @@ class EventStream(Response):
             if not sending.cancelled():
                 sending.result()
 
-    async def _replay(self) -> deque[bytes]:
+    async def _replay(self) -> Iterable[bytes]:
         """Return the events that the client has missed, then its new position."""
         now = await self._history.now(self._filter.tenant)
-        chunks = deque([server_sent.RETRY + server_sent.live_chunk(live=self._hub.live)])
+        chunks = [server_sent.RETRY + server_sent.live_chunk(live=self._hub.live)]
         if self._since is not None:
             try:
                 chunks.extend(map(server_sent.status_chunk, await self._history.since(self._since, self._filter)))
@@ -76,10 +75,10 @@ class EventStream(Response):
         chunks.append(server_sent.position_chunk(now))
         return chunks
 
-    async def _send(self, subscriber: Subscriber, replay: deque[bytes], send: Send) -> None:
+    async def _send(self, subscriber: Subscriber, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for chunk in self._chunks(subscriber, replay):
+            async for chunk in self._chunks(subscriber):
                 async with asyncio.timeout(SEND_TIMEOUT):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except TimeoutError:
@@ -87,7 +86,7 @@ class EventStream(Response):
         else:
             await send({"type": "http.response.body", "body": b""})
 
-    async def _chunks(self, subscriber: Subscriber, replay: deque[bytes]) -> AsyncIterator[bytes]:
+    async def _chunks(self, subscriber: Subscriber) -> AsyncIterator[bytes]:
         clock = asyncio.get_running_loop().time
         heartbeat_at = clock() + HEARTBEAT_INTERVAL
         while True:
@@ -97,9 +96,6 @@ class EventStream(Response):
                     return
                 heartbeat_at = clock() + HEARTBEAT_INTERVAL
                 yield server_sent.HEARTBEAT
-            if replay:
-                yield server_sent.take_write(replay)
-                continue
             try:
                 async with asyncio.timeout_at(heartbeat_at):
                     chunk = await subscriber.next()

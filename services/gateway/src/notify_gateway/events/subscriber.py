@@ -1,57 +1,131 @@
-"""An event subscriber and the bytes waiting to be written to its connection."""
+"""Event subscribers and the bytes waiting to be written to their connections."""
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from notify_gateway.events.history import EventFilter
-from notify_gateway.events.server_sent import take_write
+from notify_gateway.events.server_sent import CHUNKS_PER_WRITE
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_BYTES = 4 * 1024 * 1024  # limits the memory that a slow subscriber uses
+MAX_WAITING_BYTES = 4 * 1024 * 1024  # live events for one slow subscriber
+MAX_BACKLOG_BYTES = 32 * 1024 * 1024  # live and replayed events for all subscribers together
+
+
+class Chunk:
+    """Bytes to write, which may wait for several subscribers."""
+
+    __slots__ = ("data", "waits_for")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.waits_for = 0
+        """How many subscribers have not written it yet."""
+
+
+class Backlog:
+    """The chunks that wait for any of `subscribers`. A chunk that waits for several of them counts once."""
+
+    def __init__(self) -> None:
+        self.subscribers: set[Subscriber] = set()
+        self._bytes = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk that waits for one more subscriber."""
+        if not chunk.waits_for:
+            self._bytes += len(chunk.data)
+        chunk.waits_for += 1
+
+    def remove(self, chunk: Chunk) -> None:
+        """Count a chunk that waits for one subscriber less."""
+        chunk.waits_for -= 1
+        if not chunk.waits_for:
+            self._bytes -= len(chunk.data)
+
+    def shrink(self) -> None:
+        """Drop the subscribers for which most is waiting until the backlog is small enough."""
+        while self._bytes > MAX_BACKLOG_BYTES and self.subscribers:
+            max(self.subscribers, key=lambda subscriber: subscriber.waiting_bytes).drop()
 
 
 class Subscriber:
     """A bounded queue of chunks for one connection, which `abort` closes."""
 
-    def __init__(self, event_filter: EventFilter, abort: Callable[[], None]) -> None:
+    def __init__(self, event_filter: EventFilter, abort: Callable[[], None], backlog: Backlog) -> None:
         self.event_filter = event_filter
         self.abort = abort
-        self._chunks: deque[bytes] = deque()
-        self._waiting_bytes = 0
+        self._backlog = backlog
+        self._replay: deque[Chunk] = deque()
+        self._chunks: deque[Chunk] = deque()
+        self._replay_bytes = self._live_bytes = 0
         self._ended = False
         self._changed = asyncio.Event()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes that have not been written."""
+        return self._replay_bytes + self._live_bytes
+
     async def next(self) -> bytes | None:
         """Return the next bytes to write, or None at the end of the stream."""
-        while not self._chunks:
+        while not (self._replay or self._chunks):
             if self._ended:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        written = take_write(self._chunks)
-        self._waiting_bytes -= len(written)
+        if self._replay:
+            written = self._take(self._replay)
+            self._replay_bytes -= len(written)
+        else:
+            written = self._take(self._chunks)
+            self._live_bytes -= len(written)
         return written
 
-    def push(self, chunk: bytes) -> None:
+    def _take(self, chunks: deque[Chunk]) -> bytes:
+        taken = [chunks.popleft() for _ in range(min(len(chunks), CHUNKS_PER_WRITE))]
+        for chunk in taken:
+            self._backlog.remove(chunk)
+        return b"".join(chunk.data for chunk in taken)
+
+    def replay(self, chunks: Iterable[bytes]) -> None:
+        """Queue the events that the client has missed, to be written before all others."""
+        for data in chunks:
+            chunk = Chunk(data)
+            self._replay_bytes += len(data)
+            self._replay.append(chunk)
+            self._backlog.add(chunk)
+        self._changed.set()
+        self._backlog.shrink()
+
+    def push(self, chunk: Chunk) -> None:
         """Queue a chunk; drop the subscriber if its queue is full. It can reconnect and replay what it missed."""
         if self._ended:
             return
-        if self._waiting_bytes + len(chunk) > MAX_WAITING_BYTES:
-            self._chunks.clear()
-            self.end()
+        if self._live_bytes + len(chunk.data) > MAX_WAITING_BYTES:
             self.drop()
-        else:
-            self._waiting_bytes += len(chunk)
-            self._chunks.append(chunk)
-            self._changed.set()
+            return
+        self._live_bytes += len(chunk.data)
+        self._chunks.append(chunk)
+        self._backlog.add(chunk)
+        self._changed.set()
+        self._backlog.shrink()
 
     def drop(self) -> None:
-        """Close the connection of a client that reads too slowly."""
+        """Discard what is waiting, and close the connection of a client that reads too slowly."""
         log.info("dropping an event subscriber that reads too slowly", extra={"tenant": self.event_filter.tenant})
+        self.discard()
+        self.end()
         self.abort()
+
+    def discard(self) -> None:
+        """Discard what is waiting."""
+        for chunk in (*self._replay, *self._chunks):
+            self._backlog.remove(chunk)
+        self._replay.clear()
+        self._chunks.clear()
+        self._replay_bytes = self._live_bytes = 0
 
     def end(self) -> None:
         """End the stream after the queued chunks."""
