@@ -16,9 +16,10 @@ from notify_gateway.settings import GatewaySettings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import bearer
-from support.services import NOWHERE, gateway_metrics, served_gateway
+from support.services import NOWHERE, eventually, gateway_metrics, served_gateway
 
 CHANNEL = "/api/users/1/channels/email"
+LARGE = b" " * 2_000
 
 
 async def test_oversized_body_returns_413_with_or_without_content_length(
@@ -84,17 +85,40 @@ async def test_bytes_of_all_bodies_in_progress_are_bounded(
         received.set()
         await stalled.wait()
 
-    async with gateway_with_limits(postgres) as api:
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
         stalling = asyncio.create_task(api.post("/api/notifications", content=body()))
         await received.wait()
-        for send in (api.post("/api/notifications", content=b" " * 2_000), api.put(CHANNEL, content=b" " * 2_000)):
-            response = await send
+        for sending in (api.post("/api/notifications", content=LARGE), api.put(CHANNEL, content=LARGE)):
+            response = await sending
             assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
             assert "large requests" in response.json()["detail"]
-        assert (await api.post("/api/notifications", content=b" ")).status_code == 422
+        for _ in range(5):
+            assert (await api.post("/api/notifications", content=b" " * 500)).status_code == 422
         stalled.set()
         assert (await stalling).status_code == 422
-        assert (await api.put(CHANNEL, content=b" " * 2_000)).status_code == 422
+        for _ in range(5):
+            assert (await api.put(CHANNEL, content=LARGE)).status_code == 422
+
+
+async def test_memory_of_bodies_is_freed_if_a_connection_is_lost_before_its_requests_are_handled(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
+        for path in ("/api/notifications", CHANNEL):
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            # The second request waits for the end of the first one, which never ends.
+            writer.write(b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(LARGE) + 1}\r\n\r\n"
+            writer.write(head.encode() + LARGE)
+            await reader.readuntil(b"retry")
+            writer.close()
+            await writer.wait_closed()
+
+        async def freed() -> bool:
+            return (await api.put(CHANNEL, content=LARGE)).status_code == 422
+
+        await eventually(freed, "the memory is free again")
 
 
 async def test_stalled_body_returns_408(postgres: PostgresSettings) -> None:

@@ -16,7 +16,7 @@ from notify_gateway.events import routes as events
 from notify_gateway.health import health_router, metrics_router
 from notify_gateway.http import problems
 from notify_gateway.http.dependencies import provide
-from notify_gateway.http.middleware import LimitsMiddleware
+from notify_gateway.http.middleware import BODY, LimitsMiddleware
 from notify_gateway.notifications import routes as notifications
 from notify_gateway.notifications.endpoint import NotificationEndpoint
 from notify_gateway.notifications.schemas import CancellationProblem
@@ -44,6 +44,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         server = scope.get("server")
         if server is not None and server[1] == health_port:
+            if (body := scope.get(BODY)) is not None:
+                body.release()  # these routes read no body, and no middleware frees it
             await health(scope, receive, send)
         else:
             await limited(scope, receive, send)

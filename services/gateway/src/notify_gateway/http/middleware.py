@@ -31,8 +31,43 @@ UNKNOWN = "none"
 """The method and route that are reported for a request that matched no route."""
 ABORT = "notify.abort"
 """The scope key of a function that closes the connection at once and discards unsent data."""
+BODY = "notify.body"
+"""The scope key of the request's `ArrivingBody`. Only our own HTTP server sets it."""
 UNLIMITED = "notify.unlimited"
 """The scope key of a function that lifts the time limit of the response."""
+
+
+@dataclass(slots=True)
+class BodyMemory:
+    """The memory that the bodies of all requests in progress take together."""
+
+    bytes: int = 0
+
+
+class ArrivingBody:
+    """The part of a request's body that is in memory, from its arrival until the end of the request."""
+
+    __slots__ = ("_bytes", "_memory", "refused")
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self._bytes = 0
+        self.refused = False
+
+    def admit(self, size: int) -> bool:
+        """Count `size` bytes that have arrived; if all bodies together take too much memory, refuse this one."""
+        if self.refused or self._memory.bytes + size > MAX_BODIES:
+            self.refused = True
+            return False
+        self._memory.bytes += size
+        self._bytes += size
+        return True
+
+    def release(self) -> None:
+        """Free the memory, and refuse what arrives later."""
+        self._memory.bytes -= self._bytes
+        self._bytes = 0
+        self.refused = True
 
 
 class LimitsMiddleware:
@@ -50,15 +85,13 @@ class LimitsMiddleware:
         self._observe_request = observe_request
         self._body_timeout = body_timeout
         self._request_timeout = request_timeout
-        self._bodies = _Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
-        request = _LimitedRequest(scope, receive, send, self._request_timeout, self._bodies)
+        began, request = time.perf_counter(), _LimitedRequest(scope, receive, send, self._request_timeout)
         try:
             if request.head > MAX_HEAD:
                 too_long = problem_response(431, f"The headers are longer than {MAX_HEAD} bytes.")
@@ -80,7 +113,8 @@ class LimitsMiddleware:
         finally:
             # This breaks a reference cycle that otherwise only the garbage collector would free.
             scope.pop(UNLIMITED, None)
-            self._bodies.received -= request.received
+            if request.body is not None:
+                request.body.release()
             # Event streams are not reported, because their duration says nothing about speed.
             if not request.unlimited:
                 # Requests are labelled with their route instead of their path, because paths contain ids.
@@ -89,27 +123,19 @@ class LimitsMiddleware:
                 self._observe_request(method, route or UNKNOWN, request.status, seconds)
 
 
-@dataclass(slots=True)
-class _Bodies:
-    """The bodies of all requests in progress."""
-
-    received: int = 0
-    """Bytes."""
-
-
 class _LimitedRequest:
     """The progress of one request: the size of its headers and body, and the status of its response."""
 
     __slots__ = (
-        "_bodies", "_deadline", "_receive", "_send", "complete", "head", "limit", "received", "status", "unlimited"
+        "_deadline", "_receive", "_received", "_send", "body", "complete", "head", "limit", "status", "unlimited"
     )  # fmt: skip
     limit: asyncio.Timeout
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float, bodies: _Bodies) -> None:
-        self._bodies = bodies
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
+        self.body: ArrivingBody | None = scope.get(BODY)
         self._receive = receive
         self._send = send
-        self.received = self.head = self.status = 0
+        self._received = self.head = self.status = 0
         self.complete = True
         for name, value in scope["headers"]:
             self.head += len(name) + len(value)
@@ -123,12 +149,10 @@ class _LimitedRequest:
         message = await self._receive()
         if self.complete:  # after the body, the only possible message is a disconnect
             return message
-        size = len(message.get("body", b""))
-        self.received += size
-        self._bodies.received += size
-        if self.received > MAX_BODY:
+        self._received += len(message.get("body", b""))
+        if self._received > MAX_BODY:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
-        if self._bodies.received > MAX_BODIES:
+        if self.body is not None and self.body.refused:
             raise HTTPException(503, "Too many large requests are in progress.")
         if not message.get("more_body", False):
             self.complete = True

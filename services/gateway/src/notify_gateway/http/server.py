@@ -1,18 +1,24 @@
-"""uvicorn's HTTP/1.1 protocol, with limits on the request headers."""
+"""uvicorn's HTTP/1.1 protocol, with limits on the request headers, and on the memory for request bodies."""
 
 from asyncio import TimerHandle, Transport
 
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from notify_gateway.http.middleware import ABORT, MAX_HEAD
+from notify_gateway.http.middleware import ABORT, BODY, MAX_HEAD, ArrivingBody, BodyMemory
 
 HEAD_TIMEOUT = 10.0  # seconds
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Closes connections whose request headers are too long or arrive too slowly; uvicorn limits neither."""
+    """Closes connections whose request headers are too long or arrive too slowly; uvicorn limits neither.
 
+    uvicorn also buffers 64 KiB of a body for each connection, however many there are. Bodies are therefore counted
+    as they arrive.
+    """
+
+    _body_memory = BodyMemory()  # shared by all connections
+    _body: ArrivingBody
     _reading_head = True
     _head_bytes = 0
     _head_timer: TimerHandle | None = None
@@ -25,6 +31,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        for queued, _ in self.pipeline:  # these requests will never be handled
+            queued.scope[BODY].release()  # type: ignore[typeddict-item]  # as below
         super().connection_lost(exc)
 
     @override
@@ -38,12 +46,21 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._start_head_timer()
         super().on_message_begin()
+        self._body = ArrivingBody(self._body_memory)
         self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]  # servers may add their own keys
+        self.scope[BODY] = self._body  # type: ignore[literal-required]  # as above
 
     @override
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
         super().on_headers_complete()
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        if self._body.admit(len(body)):
+            super().on_body(body)
+        else:
+            self.cycle.message_event.set()  # wakes up the request, which then fails
 
     def _start_head_timer(self) -> None:
         self._stop_head_timer()
