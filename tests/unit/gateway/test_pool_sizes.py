@@ -11,5 +11,5 @@ def test_pools_never_take_more_connections_than_configured_and_none_is_empty(tot
     assert min(astuple(sizes)) >= 1
 
 
-def test_default_number_of_connections_leaves_most_to_reads() -> None:
-    assert PoolSizes.of(10) == PoolSizes(relay=1, maintenance=1, control=2, intake=2, reads=4)
+def test_each_pool_that_others_wait_for_has_a_spare_connection_by_default() -> None:
+    assert PoolSizes.of(10) == PoolSizes(relay=2, maintenance=1, control=2, intake=2, reads=3)

@@ -51,7 +51,7 @@ class Engines:
         """For accepting notifications, and for looking up the owners of live events."""
         self.reads = create_engine(settings, pool_size=sizes.reads, statement_timeout=READ_TIMEOUT)
         """For all other requests. Their single writes are short."""
-        self.reads_per_tenant = max(1, sizes.reads // 2)
+        self.reads_per_tenant = (sizes.reads + 1) // 2
 
     async def dispose(self) -> None:
         """Close all connections."""

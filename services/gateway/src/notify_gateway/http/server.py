@@ -32,7 +32,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
         for queued, _ in self.pipeline:  # these requests will never be handled
-            queued.scope[BODY].release()  # type: ignore[typeddict-item]  # as below
+            queued.scope[BODY].release()  # type: ignore[literal-required]  # as below
         super().connection_lost(exc)
 
     @override
