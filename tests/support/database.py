@@ -1,8 +1,28 @@
-"""An INSERT statement that database tests use to store a notification and its delivery."""
+"""What database tests share: a statement that stores a notification with its delivery, and waiting for locks."""
+
+import asyncio
+from typing import Any
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 ADD_DELIVERY = text("""
     WITH n AS (INSERT INTO notifications VALUES (:notification_id, 1, 'x', NULL, NULL, now(), 'default') RETURNING id)
     INSERT INTO deliveries SELECT CAST(:delivery_id AS uuid), id, 'telegram', NULL, 'pending', 1, 0, 0, now() FROM n
 """)
+
+WAITING_FOR_LOCKS = text("""
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+""")
+
+
+async def waiting_for_locks(engine: AsyncEngine) -> int:
+    """Return the number of sessions in this database that are waiting for a lock."""
+    async with engine.connect() as connection:
+        return int((await connection.execute(WAITING_FOR_LOCKS)).scalar_one())
+
+
+async def blocked_or_done(engine: AsyncEngine, *tasks: asyncio.Task[Any]) -> None:
+    """Return once each of `tasks`, which execute one statement each, is done or waits for a lock."""
+    while await waiting_for_locks(engine) < sum(not task.done() for task in tasks):
+        pass

@@ -4,9 +4,12 @@ import asyncio
 from uuid import UUID
 
 import httpx
+from notify_gateway.deliveries.retries import RETRY_ONE
+from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.database import blocked_or_done
 from support.gateway import post, rows, soon
 
 
@@ -44,3 +47,22 @@ async def test_delivery_is_never_both_cancelled_and_relayed(api: httpx.AsyncClie
     }
     assert not leased & cancelled
     assert len(leased) + len(cancelled) == len(created)
+
+
+async def test_cancellation_that_waits_for_a_retry_leaves_the_new_round_in_the_outbox(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    created = await post(api)
+    delivery_id = UUID(created["deliveries"][0]["id"])
+    async with engine.begin() as connection:
+        # The relay died after the broker's confirm, so the outbox row is still there when the delivery fails.
+        await connection.execute(text("UPDATE outbox SET leased_until = NULL"))
+        await connection.execute(text("UPDATE deliveries SET status = 'failed', attempt = 1, failures = 1"))
+    async with engine.begin() as retrying:
+        await retrying.execute(RETRY_ONE, {"id": delivery_id, "tenant": None})
+        cancelling = asyncio.create_task(NotificationCanceller(engine, lambda _: None).cancel(UUID(created["id"])))
+        await blocked_or_done(engine, cancelling)
+    await cancelling
+    [delivery] = await rows(engine, "SELECT status, round FROM deliveries")
+    assert (delivery.status, delivery.round) == ("pending", 2)
+    assert [tuple(row) for row in await rows(engine, "SELECT delivery_id, round FROM outbox")] == [(delivery_id, 2)]

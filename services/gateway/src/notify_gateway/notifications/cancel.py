@@ -14,22 +14,27 @@ from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
 
-# The lock on an outbox row ensures that either a cancellation or a relay gets the delivery, but not both.
+# The lock on an outbox row ensures that either a cancellation or a relay gets the delivery, but not both. While this
+# statement waits for the lock, a retry may move the row to a new round, but the statement still sees the delivery as it
+# was before. Therefore it deletes a row only with the delivery that it cancels; otherwise nothing would send the retry.
 CANCEL = text("""
     WITH free AS (
-        SELECT outbox.delivery_id
+        SELECT outbox.delivery_id, outbox.round
         FROM outbox JOIN deliveries ON deliveries.id = outbox.delivery_id
         WHERE deliveries.notification_id = :notification_id AND deliveries.id BETWEEN :first_id AND :last_id
           AND (outbox.leased_until IS NULL OR outbox.leased_until < now())
         ORDER BY outbox.delivery_id
         FOR UPDATE OF outbox
+    ), cancelled AS (
+        UPDATE deliveries SET status = 'cancelled', reason = 'requested', updated_at = clock_timestamp()
+        FROM free
+        WHERE deliveries.id = free.delivery_id AND deliveries.round = free.round AND deliveries.status = 'pending'
+        RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
+                  deliveries.updated_at
     ), deleted AS (
-        DELETE FROM outbox USING free WHERE outbox.delivery_id = free.delivery_id
+        DELETE FROM outbox USING cancelled WHERE outbox.delivery_id = cancelled.id AND outbox.round = cancelled.round
     )
-    UPDATE deliveries SET status = 'cancelled', reason = 'requested', updated_at = clock_timestamp()
-    FROM free WHERE deliveries.id = free.delivery_id AND deliveries.status = 'pending'
-    RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
-              deliveries.updated_at
+    SELECT * FROM cancelled
 """)
 
 
