@@ -14,7 +14,7 @@ from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand
-from support.gateway import Json, post, rows, soon
+from support.gateway import BODY, Json, bearer, post, rows, soon
 from support.processes import crash
 from support.services import NOWHERE, eventually, running_gateway
 
@@ -140,6 +140,39 @@ async def test_bulk_retry_is_limited_to_its_tenant(postgres: PostgresSettings, e
         path = f"/api/deliveries/retry/{started.json()['id']}"
         assert (await api.get(path, headers=own)).json()["retried"] == 1
         assert (await api.get(path, headers=other)).status_code == 404
+
+
+async def test_tenants_take_turns_however_large_or_many_their_bulk_retries_are(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    small, large = [await bearer(engine, *Scope, tenant=tenant) for tenant in ("small", "large")]
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
+
+        async def post_failed(headers: dict[str, str], count: int) -> None:
+            responses = await asyncio.gather(
+                *(api.post("/api/notifications", json=BODY, headers=headers) for _ in range(count))
+            )
+            await fail(engine, *(response.json() for response in responses))
+
+        async def start(headers: dict[str, str], **window: str) -> str:
+            response = await api.post("/api/deliveries/retry", json=window, headers=headers)
+            assert response.status_code == 202, response.text
+            return f"/api/deliveries/retry/{response.json()['id']}"
+
+        await post_failed(small, 2)
+        between = soon()
+        await post_failed(large, 30)
+        retries = DeliveryRetries(engine, chunk_size=5)
+        large_job = await start(large, created_after=between)
+        assert await retries.advance()
+        small_jobs = [await start(small, created_before=between) for _ in range(3)]
+        progress = []
+        for _ in range(6):
+            assert await retries.advance()
+            finished = [(await api.get(job, headers=small)).json()["finished_at"] for job in small_jobs]
+            retried = (await api.get(large_job, headers=large)).json()["retried"]
+            progress.append((sum(time is not None for time in finished), retried))
+    assert progress == [(1, 5), (1, 10), (2, 10), (2, 15), (3, 15), (3, 20)]
 
 
 async def test_bulk_retry_continues_after_its_process_is_killed(

@@ -31,7 +31,7 @@ ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergej
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
 # This query returns true once the newest migration has run.
 MIGRATED = text(
-    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('outbox') AND attname = 'due_since')"
+    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('retry_jobs') AND attname = 'advanced_at')"
 )
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 

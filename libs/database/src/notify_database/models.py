@@ -179,6 +179,7 @@ class RetryJob(Base):
     __table_args__ = (
         CheckConstraint("retried >= 0", name="retried"),
         Index("retry_jobs_unfinished_idx", "id", postgresql_where=text("finished_at IS NULL")),
+        Index("retry_jobs_tenant_advanced_at_idx", "tenant", "advanced_at"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -190,3 +191,4 @@ class RetryJob(Base):
     retried: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
+    advanced_at: Mapped[datetime | None]

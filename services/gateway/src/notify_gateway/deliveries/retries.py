@@ -58,10 +58,15 @@ COUNT = text(f"""
     JOIN deliveries d ON d.id > CAST(:last_id AS uuid) AND d.id < CAST(:end_id AS uuid)
     {MATCHING}
 """)  # noqa: S608 - a constant
-# One statement retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery.
+# One statement retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery. Tenants take
+# turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The turns of finished
+# jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a single job.
 RETRY_CHUNK = text(f"""
     WITH f AS MATERIALIZED (
-        SELECT * FROM retry_jobs WHERE finished_at IS NULL ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+        SELECT * FROM retry_jobs AS job WHERE finished_at IS NULL
+        ORDER BY (SELECT max(advanced_at) FROM retry_jobs WHERE tenant = job.tenant) NULLS FIRST,
+                 coalesce(advanced_at, created_at), id
+        LIMIT 1 FOR UPDATE SKIP LOCKED
     ), chunk AS MATERIALIZED (
         -- The bounds are scalar subqueries, so that PostgreSQL scans only this range of the index.
         SELECT * FROM deliveries
@@ -72,6 +77,7 @@ RETRY_CHUNK = text(f"""
         UPDATE retry_jobs
         SET retried = retry_jobs.retried + (SELECT count(*) FROM restarted),
             last_id = coalesce((SELECT id FROM chunk ORDER BY id DESC LIMIT 1), retry_jobs.last_id),
+            advanced_at = clock_timestamp(),
             finished_at = CASE WHEN (SELECT count(*) FROM chunk) < :size THEN now() END
         FROM f WHERE retry_jobs.id = f.id
         RETURNING retry_jobs.id
@@ -104,7 +110,7 @@ class DeliveryRetries:
         return bool(changes)
 
     async def advance(self) -> bool:
-        """Process one chunk of the oldest job that no other gateway is processing; return False if there is no job."""
+        """Process one chunk of the next job that no other gateway is processing; return False if there is no job."""
         rows = (await execute(self._engine, RETRY_CHUNK, size=self._chunk_size)).all()
         # A chunk in which nothing was retried yields a single row without an id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
