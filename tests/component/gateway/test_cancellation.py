@@ -4,6 +4,7 @@ import asyncio
 from uuid import UUID
 
 import httpx
+from notify_common.contracts.messages import StatusChange
 from notify_gateway.deliveries.retries import RETRY_ONE
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.outbox.store import OutboxStore
@@ -66,3 +67,17 @@ async def test_cancellation_that_waits_for_a_retry_leaves_the_new_round_in_the_o
     [delivery] = await rows(engine, "SELECT status, round FROM deliveries")
     assert (delivery.status, delivery.round) == ("pending", 2)
     assert [tuple(row) for row in await rows(engine, "SELECT delivery_id, round FROM outbox")] == [(delivery_id, 2)]
+
+
+async def test_delivery_on_an_unknown_channel_is_cancelled_without_an_event(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    created = await post(api, type=None, channels=["telegram", "email"])
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE outbox SET leased_until = NULL"))
+        await connection.execute(text("UPDATE deliveries SET channel = 'pager' WHERE channel = 'email'"))
+    events: list[StatusChange] = []
+    await NotificationCanceller(engine, events.extend).cancel(UUID(created["id"]))
+    assert [event.channel for event in events] == ["telegram"]
+    assert {row.status for row in await rows(engine, "SELECT status FROM deliveries")} == {"cancelled"}
+    assert await rows(engine, "SELECT 1 FROM outbox") == []

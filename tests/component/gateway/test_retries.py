@@ -108,6 +108,21 @@ async def test_processes_share_a_bulk_retry_chunk_by_chunk(api: httpx.AsyncClien
     assert (job["retried"], job["finished_at"] is not None) == (35, True)
 
 
+async def test_retry_leaves_a_delivery_on_an_unknown_channel_alone(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    known, unknown = await fail(engine, await post(api), await post(api))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET channel = 'pager' WHERE id = :id"), {"id": unknown})
+    retried: list[StatusChange] = []
+    retries = DeliveryRetries(engine, retried.extend)
+    assert not await retries.retry("default", unknown)
+    assert (await api.post("/api/deliveries/retry", json={"dry_run": True})).json() == {"count": 1}
+    assert (await api.post("/api/deliveries/retry", json={})).status_code == 202
+    assert await retries.advance()
+    assert [change.delivery_id for change in retried] == [known]
+    found = await rows(engine, "SELECT id, status, round FROM deliveries")
+    assert {tuple(row) for row in found} == {(known, "pending", 2), (unknown, "failed", 1)}
+
+
 async def test_bulk_retry_is_limited_to_its_time_range(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     await fail(engine, await post(api))
     for window, expected in (

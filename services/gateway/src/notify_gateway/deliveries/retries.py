@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_database.engine import execute
 from sqlalchemy import text
@@ -19,13 +20,19 @@ log = logging.getLogger(__name__)
 
 DELIVERIES_PER_TRANSACTION = 5_000  # deliveries examined; only the failed ones are retried
 
+# After a rollback, there may be deliveries on a channel of the newer version; they wait for that version.
+ON_KNOWN_CHANNEL = f"d.channel IN ({', '.join(repr(channel.value) for channel in Channel)})"
 # Starts a new round for each failed delivery in `chosen (id)`. The failure count is reset to 0, but the attempt numbers
-# continue, so that the history of earlier rounds is kept.
+# continue, so that the history of earlier rounds is kept. Deliveries are locked in id order, as the status writer does,
+# so that the two cannot deadlock.
 START_ROUND = """
-    restarted AS (
+    locked AS (
+        SELECT d.id FROM deliveries d JOIN chosen ON chosen.id = d.id
+        WHERE d.status = 'failed' ORDER BY d.id FOR NO KEY UPDATE OF d
+    ), restarted AS (
         UPDATE deliveries
         SET status = 'pending', reason = NULL, round = round + 1, failures = 0, updated_at = clock_timestamp()
-        FROM chosen WHERE deliveries.id = chosen.id AND deliveries.status = 'failed'
+        FROM locked WHERE deliveries.id = locked.id AND deliveries.status = 'failed'
         RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
                   deliveries.updated_at
     ), queued AS (
@@ -39,15 +46,15 @@ START_ROUND = """
 RETRY_ONE = text(f"""
     WITH chosen AS (
         SELECT d.id FROM deliveries d JOIN notifications n ON n.id = d.notification_id
-        WHERE d.id = :id AND (CAST(:tenant AS text) IS NULL OR n.tenant = :tenant)
+        WHERE d.id = :id AND (CAST(:tenant AS text) IS NULL OR n.tenant = :tenant) AND {ON_KNOWN_CHANNEL}
     ), {START_ROUND}
     SELECT * FROM restarted
 """)  # noqa: S608 - a constant
 # A job's error class must match the error class of the delivery's last attempt.
-MATCHING = """
+MATCHING = f"""
     JOIN notifications n ON n.id = d.notification_id
     LEFT JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempt
-    WHERE d.status = 'failed' AND n.tenant = f.tenant
+    WHERE d.status = 'failed' AND n.tenant = f.tenant AND {ON_KNOWN_CHANNEL}
       AND (f.channel IS NULL OR d.channel = f.channel)
       AND (f.error_class IS NULL OR a.error_class = f.error_class)
 """
