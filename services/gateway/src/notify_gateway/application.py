@@ -25,6 +25,7 @@ from notify_gateway.database import Engines, TenantReads
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.retry_jobs import RetryJobs
+from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.events.history import EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.health import MetricsExposition, Readiness
@@ -88,6 +89,12 @@ class Gateway:
             tracing=tracing,
         )
         self._bulk_retries = DeliveryRetries(self._engines.maintenance, self._events.publish)
+        self._stranded = StrandedDeliveries(
+            self._engines.maintenance,
+            self._events.publish,
+            self.metrics.repaired.inc,
+            silence=timedelta(seconds=settings.repair_after),
+        )
         self._history = EventHistory(self._engines.intake, self._reads)
         self.event_hub = EventHub(settings, ROLE, self._history)
         self.api_keys = ApiKeyStore(self._engines.control)
@@ -170,4 +177,4 @@ class Gateway:
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         days = self.settings.retention_days
         retention = timedelta(days=days) if days else None
-        await run_maintenance(self._engines.maintenance, self._bulk_retries, stop, retention=retention)
+        await run_maintenance(self._engines.maintenance, self._bulk_retries, self._stranded, stop, retention=retention)

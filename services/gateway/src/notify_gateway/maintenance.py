@@ -1,4 +1,4 @@
-"""Background maintenance: process retry jobs, delete expired idempotency keys, create and drop partitions."""
+"""Background maintenance: retry jobs, stranded deliveries, expired idempotency keys, and partitions."""
 
 import asyncio
 import logging
@@ -12,6 +12,7 @@ from notify_database.partitions import drop_partitions, make_partitions
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.notifications import idempotency
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,12 @@ PARTITIONS_INTERVAL = 3600.0  # seconds
 
 
 async def run_maintenance(
-    engine: AsyncEngine, retries: DeliveryRetries, stop: asyncio.Event, *, retention: timedelta | None
+    engine: AsyncEngine,
+    retries: DeliveryRetries,
+    stranded: StrandedDeliveries,
+    stop: asyncio.Event,
+    *,
+    retention: timedelta | None,
 ) -> None:
     """Maintain the database in short transactions until `stop` is set; several gateways share the work.
 
@@ -35,6 +41,7 @@ async def run_maintenance(
         more = False
         try:
             more = await retries.advance()
+            await stranded.step()
             if time.monotonic() > next_cleanup:
                 if await idempotency.clean_up(engine):
                     more = True

@@ -23,6 +23,11 @@ class GatewayMetrics:
         published = per_channel("notify_deliveries_published", "Deliveries that RabbitMQ has confirmed.")
         self.accepted = {channel: accepted.labels(channel) for channel in Channel}
         self.published = {channel: published.labels(channel) for channel in Channel}
+        self.repaired = Counter(
+            "notify_deliveries_repaired",
+            "Deliveries put back into the outbox because nothing was heard of them for too long.",
+            registry=registry,
+        )
         sizes = batch_sizes(registry)
         self.observe_accepted_batch = sizes.labels("accept").observe
         self.observe_published_batch = sizes.labels("publish").observe

@@ -46,6 +46,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)
     rate_limit: int = Field(0, ge=0)
     retention_days: int = Field(0, ge=0, le=36500)
+    repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)
     rabbitmq_management_url: HttpUrl | None = None
     rabbitmq_ui_url: HttpUrl | None = None
     trace_url: Annotated[str, Field(pattern=r"^https?://.*\{trace_id\}")] | None = None
