@@ -126,6 +126,6 @@ async def test_result_that_arrives_after_the_repair_counts_and_nothing_is_publis
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE outbox SET due_at = now()"))
     due = await OutboxStore(engine).take_due(10)
-    assert (list(due.requests), list(due.ended)) == ([], [])
+    assert (list(due.held), list(due.ended)) == ([], [])
     assert await rows(engine, "SELECT 1 FROM outbox") == []
     assert [row.status for row in await rows(engine, "SELECT status FROM deliveries")] == ["sent"]

@@ -36,11 +36,11 @@ START_ROUND = """
         RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
                   deliveries.updated_at
     ), queued AS (
-        INSERT INTO outbox (delivery_id, due_at, leased_until, round)
-        SELECT id, now(), NULL, round FROM restarted
+        INSERT INTO outbox (delivery_id, channel, due_at, leased_until, round)
+        SELECT id, channel, now(), NULL, round FROM restarted
         -- If a relay died between the confirm and the delete, the row of an earlier round is still there.
         ON CONFLICT (delivery_id) DO UPDATE
-            SET due_at = excluded.due_at, leased_until = NULL, round = excluded.round
+            SET due_at = excluded.due_at, due_since = NULL, leased_until = NULL, round = excluded.round
     )
 """
 RETRY_ONE = text(f"""

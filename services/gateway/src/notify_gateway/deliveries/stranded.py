@@ -54,8 +54,8 @@ REPAIR_CHUNK = text("""
         RETURNING deliveries.id, deliveries.notification_id, deliveries.channel, deliveries.round, deliveries.attempt,
                   deliveries.updated_at
     ), queued AS (
-        INSERT INTO outbox (delivery_id, due_at, leased_until, round)
-        SELECT id, now() + CAST(:silence AS interval), NULL, round FROM repaired
+        INSERT INTO outbox (delivery_id, channel, due_at, leased_until, round)
+        SELECT id, channel, now() + CAST(:silence AS interval), NULL, round FROM repaired
         ON CONFLICT (delivery_id) DO NOTHING
     )
     SELECT chunk.last_id, repaired.*
