@@ -29,6 +29,10 @@ class BotApiPeer(HttpPeer):
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[dict[str, Any]] = []
+        self.throttled: dict[str, int] = {}
+        """Chats that are throttled, with the seconds that each response asks to wait."""
+        self.refused: list[str] = []
+        """The throttled chats that were called."""
 
     def settings(self, secret: str = SECRET, **change: object) -> TelegramSenderSettings:
         settings = {
@@ -50,6 +54,10 @@ class BotApiPeer(HttpPeer):
         body: dict[str, Any]
         if request.path != f"/bot{SECRET}/sendMessage":
             status, body = 401, {"description": "Unauthorized"}
+        elif (chat := json.loads(request.body)["chat_id"]) in self.throttled:
+            self.refused.append(chat)
+            parameters = {"retry_after": self.throttled[chat]}
+            status, body = 429, {"description": "Too Many Requests", "parameters": parameters}
         elif self.behaviour is Behaviour.ACCEPT:
             self.requests.append(json.loads(request.body))
             status, body = 200, {"ok": True, "result": {"message_id": len(self.requests), "date": 0}}

@@ -104,7 +104,7 @@ def _failure(response: _Response) -> errors.ProviderFailure:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         seconds = response.parameters.retry_after
         wait = None if seconds is None else timedelta(seconds=min(seconds, MAX_WAIT))
-        return errors.Throttled(code, text, retry_after=wait)
+        return errors.Throttled(code, text, retry_after=wait, scope_unknown=True)
     if status in TOKEN_REJECTED:
         return errors.Unreachable(code, text)
     if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:

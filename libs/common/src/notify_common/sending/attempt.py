@@ -65,7 +65,7 @@ async def call_provider(
     except TimeoutError:
         failure, timed_out = errors.TemporaryFailure("timeout"), True
     except errors.ProviderFailure as error:
-        failure = error
+        failure = error.with_traceback(None)  # the traceback would keep the message's content in memory
     # The monotonic clock measures the duration, because the wall clock may have been set back during the call.
     finished_at = started_at + timedelta(seconds=time.monotonic() - start)
     return ProviderResponse(started_at, finished_at, message_id, failure, timed_out)
@@ -127,8 +127,12 @@ def _retry(
     waiting_since: datetime | None = None,
 ) -> Decision:
     not_before = response.finished_at + delay
+    if request.expires_at is not None:
+        # A delivery that expires before its next attempt is reported as soon as it expires.
+        not_before = min(not_before, max(request.expires_at, response.finished_at))
     changes = {
-        "attempt": request.attempt + 1, "failures": failures, "not_before": not_before, "waiting_since": waiting_since
+        "attempt": request.attempt + 1, "failures": failures, "not_before": not_before,
+        "waiting_since": waiting_since, "reserved": False,
     }  # fmt: skip
     return Decision(
         _result(request, response, outcome, failures=failures, error_class=error_class, next_attempt_at=not_before),

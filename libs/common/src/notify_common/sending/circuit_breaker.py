@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from notify_common.contracts.messages import ErrorClass, Outcome
 from notify_common.runtime.outage import Outage
 from notify_common.sending.attempt import Decision
 from notify_common.sending.errors import Throttled
-from notify_common.sending.rate_limiter import RateLimiter
+from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, RateLimiter
+from notify_common.sending.recipient_turns import RecipientTurns
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,13 @@ OPENING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
 INCONCLUSIVE = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
 MAX_BREAKERS = 10_000
 LONGEST_OPEN = timedelta(seconds=30)  # even if the provider asks for more, which may concern only one recipient
+SHORTEST_THROTTLING = timedelta(seconds=1)  # if a throttled recipient's provider does not say how long to wait
+HELD_PER_CALL = 10  # messages that a sender holds per concurrent call if the provider has no rate limit
+
+
+def one_provider(_: str) -> str:
+    """Return the same provider for every recipient."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,45 @@ class ProviderLimits:
     """How long a message may occupy a worker while it waits to be admitted."""
     retry_after: timedelta = timedelta(seconds=30)
     """How long the message then waits in a retry queue if the circuit is open."""
-    provider_of: Callable[[str], str] = lambda _: ""
+    provider_of: Callable[[str], str] = one_provider
     """Returns the name of a recipient's provider, for channels with many providers."""
+
+    def prefetch(self, concurrency: int, call_timeout: float) -> int:
+        """Return how many messages a sender should hold, at most `concurrency`.
+
+        The backlog of a channel with one provider waits in its queue, in order, where every sender can take from it. A
+        sender holds only what keeps its provider busy: the calls in progress, and those of the next few seconds.
+        """
+        if self.provider_of is not one_provider:
+            return concurrency
+        if not self.rate:
+            return min(concurrency, self.concurrency * HELD_PER_CALL)
+        in_progress = min(self.concurrency, math.ceil(self.rate * call_timeout))
+        return min(concurrency, max(in_progress, math.ceil(self.rate * LONGEST_TURN_WAIT)))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that asks to be admitted; times are in seconds from now."""
+
+    recipient: str
+    timeout: float
+    """How long it may wait."""
+    turn_in: float | None = None
+    """When its reserved turn comes, which may have passed; None if it has no reservation."""
+    expires_in: float = math.inf
+    even_if_open: bool = False
+    """True if the call is admitted although the circuit is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAdmitted:
+    """The call may not be made now."""
+
+    turn_in: float | None = None
+    """Seconds until the call's turn, which is too far ahead to wait for; None if it has waited too long."""
+    reserved: bool = False
+    """True if the call has a reservation, which it need not make again."""
 
 
 class CircuitBreaker:
@@ -49,8 +95,9 @@ class CircuitBreaker:
     def __init__(self, name: str, limits: ProviderLimits) -> None:
         self._outage = Outage(log, f"{name} is unavailable")
         self._slots = asyncio.Semaphore(limits.concurrency)
+        self._turns = RecipientTurns(limits.rate_per_recipient)
         self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
-        self._recipient_limiter = RateLimiter(1 / limits.rate_per_recipient) if limits.rate_per_recipient else None
+        self._pacing = asyncio.Lock()
         self.open_until: float | None = None
         """When the next trial is due, on the loop's clock; None while the circuit is closed."""
         self._trial_running = False
@@ -77,27 +124,23 @@ class CircuitBreaker:
                 timeout.reschedule(0)
 
     @asynccontextmanager
-    async def admission(
-        self, recipient: str, timeout: float, *, even_if_open: bool = False
-    ) -> AsyncIterator["Admission | None"]:
-        """Yield an admission for one call, or None after `timeout` seconds; `even_if_open` ignores an open circuit."""
+    async def admission(self, call: Call) -> AsyncIterator["Admission | NotAdmitted"]:
+        """Yield an admission for the call, or say why it may not be made."""
         with ExitStack() as held:
             self._users += 1
             held.callback(self._leave)
-            admission = None
-            if not self.stopped:
-                with suppress(TimeoutError):
-                    admission = await self._admit(held, recipient, timeout, even_if_open=even_if_open)
-            if admission is None:
-                held.close()  # release everything that was acquired before the timeout
-            yield admission
+            reserved = call.turn_in is not None
+            yield NotAdmitted(reserved=reserved) if self.stopped else await self._admit(held, call)
 
-    def record(self, decision: Decision, *, trial: bool) -> None:
+    def record(self, decision: Decision, recipient: str, *, trial: bool) -> None:
         """Open or close the circuit, depending on how an admitted call ended."""
         result, failure = decision.result, decision.failure
         if result.outcome is Outcome.EXPIRED:
             return
-        unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
+        if isinstance(failure, Throttled) and failure.scope_unknown and self._throttles_only(recipient, failure):
+            unavailable = trial  # a trial that is throttled shows no recovery
+        else:
+            unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
         if unavailable or (trial and result.error_class in INCONCLUSIVE):
             # Calls that were already in flight when the circuit opened carry no new information.
             if self.open_until is None or trial:
@@ -109,24 +152,69 @@ class CircuitBreaker:
             self._outage.ended()
             self._notify()
 
-    async def _admit(self, held: ExitStack, recipient: str, timeout: float, *, even_if_open: bool) -> "Admission":
-        """Acquire what the call needs until `held` is closed; raise `TimeoutError` after `timeout` seconds."""
-        async with asyncio.timeout(timeout) as waiting:
-            with ExitStack() as registered:
+    def _throttles_only(self, recipient: str, failure: Throttled) -> bool:
+        """Hold back the recipient. Return False if a second one is throttled, which is the sign of a limit for all."""
+        now = _now()
+        until = now + (failure.retry_after or SHORTEST_THROTTLING).total_seconds()
+        return not self._turns.throttle(recipient, now, until)
+
+    async def _admit(self, held: ExitStack, call: Call) -> "Admission | NotAdmitted":
+        """Wait for everything that the call needs, and keep it until `held` is closed."""
+        reserved, deadline = call.turn_in is not None, _now() + call.timeout
+        with suppress(TimeoutError), ExitStack() as registered:
+            async with asyncio.timeout(call.timeout) as waiting:
                 self._timeouts.add(waiting)
                 registered.callback(self._timeouts.discard, waiting)
-                if not even_if_open and (self.open_until or 0) - _now() > timeout:
-                    raise TimeoutError  # no call will be admitted by then
-                await self._slots.acquire()
-                held.callback(self._slots.release)
-                trial = not even_if_open and await self._closed_or_trial()
-                if trial:
-                    held.callback(self._end_trial)
-                # Rate limits come last, because a time that is reserved too early would be wasted.
-                for limiter, key in ((self._recipient_limiter, recipient), (self._limiter, "")):
-                    if limiter is not None:
-                        await asyncio.sleep(limiter.reserve(key, _now(), (waiting.when() or 0) - _now()))
-        return Admission(self, trial)
+                if not call.even_if_open and (self.open_until or 0) > deadline:
+                    return NotAdmitted(reserved=reserved)  # no call will be admitted by then
+                # A call waits for its recipient's turn before it takes a slot, which others can use in the meantime.
+                turn_in = self._reserve(call) if call.turn_in is None else call.turn_in
+                if turn_in > min(call.timeout, LONGEST_TURN_WAIT):
+                    return NotAdmitted(turn_in, reserved=True)
+                reserved = True
+                if turn_in > 0:
+                    await asyncio.sleep(turn_in)
+                while True:
+                    with ExitStack() as acquired:
+                        admission = await self._try_to_admit(acquired, call, deadline)
+                        if admission is not None:
+                            held.enter_context(acquired.pop_all())
+                            return admission
+        return NotAdmitted(reserved=reserved)
+
+    async def _try_to_admit(self, acquired: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted | None":
+        """Acquire what the call needs; return None if the circuit has opened in the meantime."""
+        await self._slots.acquire()
+        acquired.callback(self._slots.release)
+        trial = not call.even_if_open and await self._closed_or_trial()
+        if trial:
+            acquired.callback(self._end_trial)
+        # Rate limits come last, because a time that is redeemed too early would be wasted.
+        now = _now()
+        at = self._turns.redeem(call.recipient, now, now + LONGEST_TURN_WAIT)
+        if at - now > LONGEST_TURN_WAIT:
+            # More turns have come than can be used: the recipient was throttled, or many calls waited for the circuit.
+            return NotAdmitted(self._reserve(call), reserved=True)
+        if at > now:
+            await asyncio.sleep(at - now)
+        may_be_open = trial or call.even_if_open
+        if self._limiter is not None:
+            arrived = _now()
+            # Only one call at a time waits for the next free time, so a circuit that opens wastes no more than one.
+            async with self._pacing:
+                if self.open and not may_be_open:
+                    return None
+                at = self._limiter.redeem("", arrived, deadline)
+                if at > deadline:
+                    return NotAdmitted(at - _now(), reserved=True)
+                if (wait := at - _now()) > 0:
+                    await asyncio.sleep(wait)
+        return None if self.open and not may_be_open else Admission(self, call.recipient, trial)
+
+    def _reserve(self, call: Call) -> float:
+        """Reserve the recipient's next turn, unless the call expires before that; return the seconds until then."""
+        now = _now()
+        return self._turns.reserve(call.recipient, now, now + call.expires_in) - now
 
     async def _closed_or_trial(self) -> bool:
         """Wait until the call may be made. Return True if it is the trial, or False if the circuit is closed."""
@@ -157,11 +245,12 @@ class Admission:
     """Permission to make one call now."""
 
     breaker: CircuitBreaker
+    recipient: str
     trial: bool
 
     def record(self, decision: Decision) -> None:
         """Report how the call ended."""
-        self.breaker.record(decision, trial=self.trial)
+        self.breaker.record(decision, self.recipient, trial=self.trial)
 
 
 class CircuitBreakers:

@@ -34,7 +34,15 @@ class Throttled(ProviderFailure):
     """The provider asks us to slow down, for `retry_after` if that is set. This does not consume the retry budget."""
 
     def __init__(
-        self, code: str, text: str | None = None, *, retry_after: timedelta | None = None, of_recipient: bool = False
+        self,
+        code: str,
+        text: str | None = None,
+        *,
+        retry_after: timedelta | None = None,
+        of_recipient: bool = False,
+        scope_unknown: bool = False,
     ) -> None:
         super().__init__(code, text, of_recipient=of_recipient)
         self.retry_after = retry_after
+        self.scope_unknown = scope_unknown
+        """True if the provider does not say whether it throttles only this recipient or all calls."""

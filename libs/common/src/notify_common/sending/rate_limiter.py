@@ -1,22 +1,55 @@
-"""Space calls to a provider evenly, by reserving a time for each."""
+"""Space calls evenly. The limiter has no clock: what it returns depends only on the times that it is given."""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
 
 MAX_KEYS = 10_000
-LONGEST_RESERVATION = 5.0  # seconds that a call may wait for its reserved time
+LONGEST_TURN_WAIT = (
+    5.0  # seconds that a call waits in memory for its turn; if that is later, its message waits in a queue
+)
+
+
+@dataclass(slots=True)
+class _Times:
+    unreserved: float = -math.inf
+    """The earliest time that is not reserved."""
+    next_call: float = -math.inf
+    """The earliest time for the next call: one interval after the last."""
 
 
 class RateLimiter:
-    """Keeps calls with the same key at least `interval` seconds apart."""
+    """Keeps calls with the same key at least `interval` seconds apart.
+
+    A call reserves a time, and redeems it when that time has come. Reservations may be far ahead, but a call that
+    redeems one waits only for the last call, even if another process made its reservation.
+    """
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._next: dict[str, float] = {}
+        self._times: OrderedDict[str, _Times] = OrderedDict()
 
-    def reserve(self, key: str, now: float, timeout: float) -> float:
-        """Reserve the next free time; return the seconds until then. Raise `TimeoutError` if that is too far away."""
-        at = max(now, self._next.get(key, now))
-        if at - now > min(timeout, LONGEST_RESERVATION):
-            raise TimeoutError
-        if len(self._next) >= MAX_KEYS:
-            self._next = {key: next_ for key, next_ in self._next.items() if next_ > now}
-        self._next[key] = at + self._interval
-        return at - now
+    def reserve(self, key: str, now: float, latest: float = math.inf) -> float:
+        """Return the next free time, and reserve it unless it is later than `latest`."""
+        times = self._times.get(key) or _Times()
+        at = max(now, times.unreserved, times.next_call)
+        if at <= latest:
+            times.unreserved = at + self._interval
+            self._remember(key, times)
+        return at
+
+    def redeem(self, key: str, now: float, latest: float = math.inf) -> float:
+        """Return when the call can be made, and count it as made at that time unless that is later than `latest`."""
+        times = self._times.get(key) or _Times()
+        at = max(now, times.next_call)
+        if at <= latest:
+            times.next_call = at + self._interval
+            self._remember(key, times)
+        return at
+
+    def _remember(self, key: str, times: _Times) -> None:
+        self._times[key] = times
+        self._times.move_to_end(key)
+        if len(self._times) > MAX_KEYS:
+            # The key that was idle for longest is forgotten. Messages that wait elsewhere carry their reservations.
+            self._times.popitem(last=False)

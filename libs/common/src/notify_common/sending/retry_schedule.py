@@ -33,10 +33,12 @@ class RetrySchedule:
         """Return how long to wait after a failure; `failures` counts the round's failures, including this one."""
         return self.delays[min(failures, len(self.delays)) - 1]
 
-    def queue_delay(self, wait: timedelta) -> timedelta:
+    def queue_delay(self, wait: timedelta, *, exact: bool = False) -> timedelta:
         """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the shortest delay.
 
         A message that leaves its queue early is scheduled again. Without the tolerance, the few milliseconds in transit
         would make each wait a little too short for the intended queue, and so send the message through shorter ones.
+        An `exact` wait has no tolerance, because 5% of a long wait would be too late.
         """
-        return max((delay for delay in self.delays if delay <= wait * TOLERANCE), default=self.delays[0])
+        longest = wait if exact else wait * TOLERANCE
+        return max((delay for delay in self.delays if delay <= longest), default=self.delays[0])

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -22,9 +24,10 @@ from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
-from notify_common.sending.circuit_breaker import CircuitBreakers
+from notify_common.sending.circuit_breaker import Admission, Call, CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
+from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT
 from notify_common.sending.retry_schedule import RetrySchedule
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ MAX_RETRIES_PER_PUBLISH = 200
 FLUSH_INTERVAL = 0.01  # seconds
 REPORT_TIMEOUT = 1.0  # seconds until calls are held back because results are not confirmed
 REMEMBERED_ATTEMPTS = 10_000
+TURN_WAIT = timedelta(seconds=LONGEST_TURN_WAIT)
 LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 
 
@@ -83,7 +87,7 @@ class Sender:
     async def handle(self, message: Message) -> None:
         """Return only once the message's result and any retry are confirmed, because the message is then acked."""
         request, now = self._parse(message), utc_now()
-        if request.not_before is not None and request.not_before > now:
+        if _is_early(request, now):
             # The message left its retry queue early, because queues have fixed delays and none of them is longer.
             while not await self._publish_retry(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
@@ -146,6 +150,8 @@ class Sender:
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
                 return decision
+            # The failure is dropped, because its traceback holds the message's content while the attempt is remembered.
+            decision = replace(decision, failure=None)
             # The result is reported even if the message's connection is lost, because the provider may have sent it.
             await self._results.submit(decision.result)
             self._metrics.ended(decision.result)
@@ -162,34 +168,51 @@ class Sender:
     async def _call_provider_if_admitted(
         self, breakers: CircuitBreakers, request: DeliveryRequested
     ) -> Decision | Postponed:
-        now, since, recipient = utc_now(), request.waiting_since, request.recipient or ""
-        breaker, timeout = breakers.for_recipient(recipient), breakers.limits.admission_timeout
+        now, since, expires_in = utc_now(), request.waiting_since, math.inf
+        breaker = breakers.for_recipient(request.recipient or "")
         if request.expires_at is not None:
-            timeout = min(timeout, request.expires_at - now)
-        # After `max_wait`, one last call is made even if the circuit is open, so that the delivery gets a real error.
-        is_last = since is not None and now - since >= self._retry_schedule.max_wait
-        async with breaker.admission(recipient, timeout.total_seconds(), even_if_open=is_last) as admission:
-            if admission is not None:
+            expires_in = (request.expires_at - now).total_seconds()
+            if expires_in <= 0:
+                return await self._call_provider(request)  # this reports the expiry without calling the provider
+        call = Call(
+            request.recipient or "",
+            timeout=min(breakers.limits.admission_timeout.total_seconds(), expires_in),
+            turn_in=((request.not_before or now) - now).total_seconds() if request.reserved else None,
+            expires_in=expires_in,
+            # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
+            even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
+        )
+        async with breaker.admission(call) as admission:
+            if isinstance(admission, Admission):
                 decision = await self._call_provider(request)
                 admission.record(decision)
                 return decision
         now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
-            return await self._call_provider(request)  # this reports the expiry without calling the provider
+            return await self._call_provider(request)
         # The message goes to a retry queue, because RabbitMQ closes the channel of a consumer that holds a message for
         # too long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
-        wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
-        not_before = now if breaker.stopped else now + wait
+        if admission.turn_in is not None:
+            wait = timedelta(seconds=admission.turn_in)
+            since = since and since + wait  # waiting for a turn is not part of an outage
+        elif breaker.stopped:
+            wait = timedelta()
+        else:
+            wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
+            since = since or (now if breaker.open else None)
+        not_before = now + wait
         if request.expires_at is not None:
-            # The admission may have timed out just before the expiry.
             not_before = min(not_before, request.expires_at)
-        waiting_since = since or (now if breaker.open else None)
-        return Postponed(request.model_copy(update={"not_before": not_before, "waiting_since": waiting_since}))
+        changes = {"not_before": not_before, "waiting_since": since, "reserved": admission.reserved}
+        return Postponed(request.model_copy(update=changes))
 
     async def _publish_retry(self, request: DeliveryRequested, wait_from: datetime) -> bool:
         """Publish the request to a retry queue, where it occupies no worker; return True if the broker confirms it."""
-        wait = (request.not_before or wait_from) - wait_from
-        routing_key = topology.retry_routing_key(self._retry_schedule.queue_delay(wait))
+        due_at = _due_at(request) or wait_from
+        # A turn and an expiry come at their exact time, however long the wait is.
+        exact = request.reserved or due_at == request.expires_at
+        delay = self._retry_schedule.queue_delay(due_at - wait_from, exact=exact)
+        routing_key = topology.retry_routing_key(delay)
         body = request.model_dump_json().encode()
         message = OutgoingMessage(self._retry_exchange, routing_key, body, request.headers())
         failure = await self._retries.submit(message)
@@ -228,6 +251,19 @@ class Sender:
         if log.isEnabledFor(level):
             trace = {"trace_id": trace_id(request.traceparent)} if request.traceparent else {}
             log.log(level, "%s", result.outcome.value, extra={**_log_fields(request, result), **trace})
+
+
+def _due_at(request: DeliveryRequested) -> datetime | None:
+    """Return when the message must be handled: for its attempt, or for its expiry if that comes first."""
+    if request.not_before is None or request.expires_at is None:
+        return request.not_before
+    return min(request.not_before, request.expires_at)
+
+
+def _is_early(request: DeliveryRequested, now: datetime) -> bool:
+    """Return whether the message must wait in a retry queue. It waits here for the last seconds before its turn."""
+    due_at = _due_at(request)
+    return due_at is not None and due_at - now > (TURN_WAIT if request.reserved else timedelta())
 
 
 def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:

@@ -88,7 +88,7 @@ def create_sender(
         consuming,
         deliveries.queue.name,
         handle=sender.handle,
-        prefetch=settings.concurrency,
+        prefetch=limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency,
         publisher=publisher,
         graceful_timeout=graceful_timeout,
     )

@@ -1,0 +1,34 @@
+"""Decide when a recipient may be called next. This depends only on the times that are given."""
+
+import math
+
+from notify_common.sending.rate_limiter import RateLimiter
+
+MAX_THROTTLED = 10_000
+
+
+class RecipientTurns:
+    """The turns of a provider's recipients: their rate limit, and the times until which the provider throttles them."""
+
+    def __init__(self, rate: float) -> None:
+        self._limiter = RateLimiter(1 / rate) if rate else None
+        self._throttled_until: dict[str, float] = {}
+
+    def reserve(self, recipient: str, now: float, latest: float = math.inf) -> float:
+        """Return the time of a new turn, and reserve it unless it is later than `latest`."""
+        earliest = max(now, self._throttled_until.get(recipient, now))
+        return earliest if self._limiter is None else self._limiter.reserve(recipient, earliest, latest)
+
+    def redeem(self, recipient: str, now: float, latest: float = math.inf) -> float:
+        """Return when a call whose turn has come can be made, and count it unless that is later than `latest`."""
+        earliest = max(now, self._throttled_until.get(recipient, now))
+        return earliest if self._limiter is None else self._limiter.redeem(recipient, earliest, latest)
+
+    def throttle(self, recipient: str, now: float, until: float) -> bool:
+        """Let the recipient's calls wait until that time. Return True if another recipient is being throttled, too."""
+        self._throttled_until.pop(recipient, None)
+        others = {key: ends for key, ends in self._throttled_until.items() if ends > now}
+        if len(others) >= MAX_THROTTLED:
+            del others[next(iter(others))]
+        self._throttled_until = {**others, recipient: until}
+        return bool(others)

@@ -1,0 +1,116 @@
+"""Rate limits keep the order of arrival and waste no time, and a throttled chat delays no other chat."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.clock import utc_now
+from notify_common.sending.circuit_breaker import ProviderLimits
+from notify_common.sending.errors import TemporaryFailure, Throttled
+from support.amqp import Hand
+from support.bot_api_peer import BotApiPeer
+from support.fakes import FakeProvider
+from support.services import delivery_requested as request
+from support.services import running_sender
+
+JITTER = 0.15  # seconds by which a busy machine may delay a call
+
+
+class TimedProvider(FakeProvider):
+    """A provider that records when each call was made, on the event loop's clock."""
+
+    def __init__(self) -> None:
+        self.called_at: dict[str | None, list[float]] = defaultdict(list)
+
+        async def record(requested: DeliveryRequested) -> str:
+            self.called_at[requested.recipient].append(asyncio.get_running_loop().time())
+            return "sent"
+
+        super().__init__(record)
+
+
+@pytest.fixture
+async def bot_api() -> AsyncIterator[BotApiPeer]:
+    peer = BotApiPeer()
+    await peer.open()
+    yield peer
+    await peer.close()
+
+
+async def test_burst_is_sent_in_order_at_the_full_rate(rabbit: RabbitSettings, hand: Hand) -> None:
+    provider, rate = TimedProvider(), 30.0
+    expires_at = utc_now() + timedelta(minutes=1)
+    burst = [request(channel=Channel.EMAIL, recipient="a@example.org", expires_at=expires_at) for _ in range(240)]
+    limits = ProviderLimits(concurrency=240, rate=rate)
+    async with running_sender(rabbit, provider, channel=Channel.EMAIL, concurrency=240, limits=limits):
+        for each in burst:
+            await hand.request(each)
+        results = await hand.results(len(burst))
+    assert {(result.outcome, result.attempt) for result in results} == {(Outcome.SENT, 1)}
+    assert [call.delivery_id for call in provider.calls] == [each.delivery_id for each in burst]
+    times = provider.called_at["a@example.org"]
+    assert times[-1] - times[0] >= (len(burst) - 1) / rate - JITTER
+
+
+async def test_message_with_a_distant_turn_returns_in_time_for_it_and_in_order(
+    rabbit: RabbitSettings, hand: Hand
+) -> None:
+    provider, rate = TimedProvider(), 5.0
+    burst = [request(recipient="busy chat") for _ in range(45)]
+    others = [request(recipient=f"chat {number}") for number in range(5)]
+    limits = ProviderLimits(concurrency=10, rate=100, rate_per_recipient=rate)
+    async with running_sender(rabbit, provider, limits=limits):
+        for each in (*burst, *others):
+            await hand.request(each)
+        results = await hand.results(len(burst) + len(others))
+    assert {(result.outcome, result.attempt) for result in results} == {(Outcome.SENT, 1)}
+    calls = [call.delivery_id for call in provider.calls if call.recipient == "busy chat"]
+    assert calls == [each.delivery_id for each in burst]
+    times = provider.called_at["busy chat"]
+    assert all(later - earlier >= 1 / rate - JITTER for earlier, later in pairwise(times))
+    # The other chats arrived last, and had to wait for none of the distant turns.
+    assert max(provider.called_at[each.recipient][0] for each in others) < times[len(burst) // 2]
+
+
+async def test_throttled_chat_delays_no_other_chat(rabbit: RabbitSettings, hand: Hand, bot_api: BotApiPeer) -> None:
+    bot_api.throttled["1"] = 3600
+    async with running_sender(rabbit, bot_api.provider(), limits=ProviderLimits(concurrency=10)):
+        await hand.request(request(recipient="1"))
+        [throttled] = await hand.results(1)
+        assert throttled.outcome is Outcome.THROTTLED
+        for number in range(20):
+            await hand.request(request(recipient="1"))
+            await hand.request(request(recipient=str(2 + number)))
+        results = await hand.results(20)
+    assert {(result.outcome, result.attempt) for result in results} == {(Outcome.SENT, 1)}
+    # The chat's other messages wait until it is no longer throttled.
+    assert bot_api.refused == ["1"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [Throttled("429", retry_after=timedelta(hours=1)), TemporaryFailure("busy")],
+    ids=["throttled", "temporary failure"],
+)
+async def test_delivery_expires_on_time_while_it_waits_for_a_retry(
+    rabbit: RabbitSettings, hand: Hand, failure: Exception
+) -> None:
+    async def refuse(_: DeliveryRequested) -> str:
+        raise failure
+
+    async with running_sender(
+        rabbit, FakeProvider(refuse), max_attempts=9, first_delay=timedelta(seconds=2.5), limits=ProviderLimits(10)
+    ):
+        expires_at = utc_now() + timedelta(seconds=1)
+        # Without the expiry, a temporary failure would wait for the fifth delay, which is 40 s.
+        await hand.request(request(expires_at=expires_at, attempt=5, failures=4))
+        results = await hand.results(2)
+    assert [result.outcome for result in results] == [results[0].outcome, Outcome.EXPIRED]
+    assert results[0].next_attempt_at == expires_at
+    assert results[1].started_at >= expires_at
