@@ -48,9 +48,11 @@ async def test_burst_is_sent_in_order_at_the_full_rate(rabbit: RabbitSettings, h
     expires_at = utc_now() + timedelta(minutes=1)
     burst = [request(channel=Channel.EMAIL, recipient="a@example.org", expires_at=expires_at) for _ in range(240)]
     limits = ProviderLimits(concurrency=240, rate=rate)
+    async with running_sender(rabbit, provider, channel=Channel.EMAIL):
+        pass  # it declares the queue, in which the whole burst waits before it is sent
+    for each in burst:
+        await hand.request(each)
     async with running_sender(rabbit, provider, channel=Channel.EMAIL, concurrency=240, limits=limits):
-        for each in burst:
-            await hand.request(each)
         results = await hand.results(len(burst))
     assert {(result.outcome, result.attempt) for result in results} == {(Outcome.SENT, 1)}
     assert [call.delivery_id for call in provider.calls] == [each.delivery_id for each in burst]

@@ -92,6 +92,25 @@ def test_throttled_call_counts_as_an_attempt_but_not_as_a_failure() -> None:
     assert decision.next_request.not_before == decision.result.finished_at + timedelta(seconds=30)
 
 
+@pytest.mark.parametrize(
+    "failure", [Throttled("429", retry_after=timedelta(hours=1)), Throttled("429"), TemporaryFailure("busy")]
+)
+@pytest.mark.parametrize("expires_in", [timedelta(seconds=1.5), timedelta(seconds=0.5)])
+def test_retry_is_not_scheduled_after_the_expiry(failure: ProviderFailure, expires_in: timedelta) -> None:
+    requested = request(failures=1).model_copy(update={"expires_at": NOW + expires_in})
+    decision = decide(requested, response(failure), SCHEDULE)
+    assert decision.next_request is not None
+    # The delivery may have expired during the call.
+    due_at = max(NOW + expires_in, decision.result.finished_at)
+    assert decision.next_request.not_before == decision.result.next_attempt_at == due_at
+
+
+def test_retry_has_no_reservation() -> None:
+    decision = decide(request().model_copy(update={"reserved": True}), response(TemporaryFailure("busy")), SCHEDULE)
+    assert decision.next_request is not None
+    assert not decision.next_request.reserved
+
+
 def test_expiry_does_not_count_as_an_attempt() -> None:
     result = expired(request(attempt=3, failures=2), NOW)
     assert (result.outcome, result.attempt, result.failures) == (Outcome.EXPIRED, 2, 2)

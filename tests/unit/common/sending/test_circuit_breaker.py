@@ -5,9 +5,16 @@ from uuid import uuid4
 import pytest
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
-from notify_common.sending.circuit_breaker import LONGEST_OPEN, CircuitBreaker, CircuitBreakers, ProviderLimits
+from notify_common.sending.circuit_breaker import (
+    LONGEST_OPEN,
+    Admission,
+    Call,
+    CircuitBreaker,
+    CircuitBreakers,
+    NotAdmitted,
+    ProviderLimits,
+)
 from notify_common.sending.errors import ProviderFailure, Throttled, Unreachable
-from notify_common.sending.rate_limiter import LONGEST_RESERVATION, RateLimiter
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -37,8 +44,8 @@ class Calls:
         self.most_at_once = 0
 
     async def call(self, timeout: float = 60, recipient: str = "") -> bool:
-        async with self.breaker.admission(recipient, timeout) as admission:
-            if admission is None:
+        async with self.breaker.admission(Call(recipient, timeout)) as admission:
+            if isinstance(admission, NotAdmitted):
                 return False
             self.admitted += 1
             self.under_way += 1
@@ -99,7 +106,7 @@ async def test_cancelled_trial_call_is_replaced_by_another_call() -> None:
 
 async def test_any_success_admits_all_waiting_calls_at_once() -> None:
     calls = Calls(ProviderLimits(concurrency=100))
-    async with calls.breaker.admission("", 60) as under_way:
+    async with calls.breaker.admission(Call("", 60)) as under_way:
         calls.error_class = ErrorClass.UNREACHABLE
         for _ in range(4):
             await calls.call()  # all but the first are trial calls, after ever longer waits
@@ -107,7 +114,7 @@ async def test_any_success_admits_all_waiting_calls_at_once() -> None:
         waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
         await asyncio.sleep(0)
         before = asyncio.get_running_loop().time()
-        assert under_way is not None
+        assert isinstance(under_way, Admission)
         under_way.record(decision())
         assert all(await asyncio.gather(*waiting))
     assert asyncio.get_running_loop().time() - before < 0.5  # before the next trial call would be due
@@ -125,8 +132,8 @@ async def test_last_attempt_is_admitted_while_the_circuit_is_open() -> None:
     calls = Calls(ProviderLimits(concurrency=1))
     calls.error_class = ErrorClass.UNREACHABLE
     await calls.call()
-    async with calls.breaker.admission("", 0.01, even_if_open=True) as admission:
-        assert admission is not None
+    async with calls.breaker.admission(Call("", 0.01, even_if_open=True)) as admission:
+        assert isinstance(admission, Admission)
 
 
 async def test_stop_rejects_waiting_calls() -> None:
@@ -152,28 +159,12 @@ async def test_rate_limit_holds_after_an_outage() -> None:
     assert asyncio.get_running_loop().time() - began >= (calls.admitted - admitted - 1) / 50
 
 
-def test_only_calls_with_the_same_key_are_spaced_out() -> None:
-    limiter = RateLimiter(0.5)
-    assert [limiter.reserve("a", 10.0, 60) for _ in range(3)] == [0, 0.5, 1.0]
-    assert limiter.reserve("b", 10.0, 60) == 0
-    assert limiter.reserve("a", 20.0, 60) == 0
-
-
-def test_slot_too_far_in_the_future_is_not_reserved() -> None:
-    limiter = RateLimiter(LONGEST_RESERVATION + 1)
-    assert limiter.reserve("a", 0.0, 60) == 0
-    for _ in range(2):
-        with pytest.raises(TimeoutError):
-            limiter.reserve("a", 0.0, 60)
-    assert limiter.reserve("a", 2.0, 60) == LONGEST_RESERVATION - 1
-
-
 async def test_no_trial_call_before_retry_after_has_elapsed() -> None:
     for retry_after in (timedelta(seconds=20), timedelta(hours=1)):
         breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=100))
         began = asyncio.get_running_loop().time()
-        async with breaker.admission("", 60) as admission:
-            assert admission is not None
+        async with breaker.admission(Call("", 60)) as admission:
+            assert isinstance(admission, Admission)
             admission.record(decision(ErrorClass.THROTTLED, Throttled("429", retry_after=retry_after)))
         assert breaker.open_until is not None
         assert breaker.open_until >= began + min(retry_after, LONGEST_OPEN).total_seconds()
@@ -182,15 +173,15 @@ async def test_no_trial_call_before_retry_after_has_elapsed() -> None:
 async def test_outage_of_one_provider_does_not_affect_another() -> None:
     limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient.partition("/")[0])
     breakers = CircuitBreakers("a provider", limits)
-    async with breakers.for_recipient("down/1").admission("", 1) as admission:
-        assert admission is not None
+    async with breakers.for_recipient("down/1").admission(Call("", 1)) as admission:
+        assert isinstance(admission, Admission)
         admission.record(decision(ErrorClass.UNREACHABLE))
     assert breakers.for_recipient("down/2").open
     assert not breakers.for_recipient("well/1").open
     breakers.stop()
     for recipient in ("well/2", "new/1"):
-        async with breakers.for_recipient(recipient).admission("", 1) as admission:
-            assert admission is None
+        async with breakers.for_recipient(recipient).admission(Call("", 1)) as admission:
+            assert admission == NotAdmitted()
 
 
 async def test_idle_circuit_breakers_are_evicted() -> None:
@@ -201,38 +192,134 @@ async def test_idle_circuit_breakers_are_evicted() -> None:
         breakers.for_recipient("inside"),
         breakers.for_recipient("idle"),
     )
-    async with open_.admission("", 1) as admission:
-        assert admission is not None
+    async with open_.admission(Call("", 1)) as admission:
+        assert isinstance(admission, Admission)
         admission.record(decision(ErrorClass.UNREACHABLE))
-    async with inside.admission("", 1):
+    async with inside.admission(Call("", 1)):
         breakers.for_recipient("one more than max_breakers")
         assert breakers.for_recipient("open") is open_
         assert breakers.for_recipient("inside") is inside
         assert breakers.for_recipient("idle") is not idle
 
 
-def test_slot_after_the_timeout_is_not_reserved() -> None:
-    limiter = RateLimiter(0.5)
-    assert [limiter.reserve("a", 0.0, 1) for _ in range(3)] == [0, 0.5, 1.0]
-    with pytest.raises(TimeoutError):
-        limiter.reserve("a", 0.0, 1)
-    assert limiter.reserve("a", 1.0, 1) == 0.5
-
-
 async def test_call_that_cannot_be_admitted_in_time_is_rejected_at_once() -> None:
     breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
-    async with breaker.admission("", 1) as admission:
-        assert admission is not None
+    async with breaker.admission(Call("", 1)) as admission:
+        assert isinstance(admission, Admission)
         admission.record(decision(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
-    waiting = asyncio.ensure_future(breaker.admission("", 10).__aenter__())
+    waiting = asyncio.ensure_future(breaker.admission(Call("", 10)).__aenter__())
     await asyncio.sleep(0)
     assert waiting.done()
-    assert waiting.result() is None
+    assert waiting.result() == NotAdmitted()
 
 
 async def test_error_about_one_recipient_does_not_open_the_circuit() -> None:
     breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
-    async with breaker.admission("", 1) as admission:
-        assert admission is not None
+    async with breaker.admission(Call("", 1)) as admission:
+        assert isinstance(admission, Admission)
         admission.record(decision(ErrorClass.UNREACHABLE, Unreachable("http_401", of_recipient=True)))
     assert not breaker.open
+
+
+def throttled(seconds: float = 60) -> Decision:
+    """Return a decision after a response that names no scope, such as a 429 from Telegram."""
+    failure = Throttled("429", retry_after=timedelta(seconds=seconds), scope_unknown=True)
+    return decision(ErrorClass.THROTTLED, failure)
+
+
+async def test_throttled_recipient_waits_while_the_circuit_stays_closed() -> None:
+    calls = Calls(ProviderLimits(concurrency=1))
+    async with calls.breaker.admission(Call("a", 1)) as admission:
+        assert isinstance(admission, Admission)
+        admission.record(throttled())
+    assert not calls.breaker.open
+    assert await calls.call(recipient="b")
+    async with calls.breaker.admission(Call("a", 120)) as admission:
+        assert isinstance(admission, NotAdmitted)
+        assert admission.turn_in == pytest.approx(60, abs=1)
+
+
+async def test_second_throttled_recipient_opens_the_circuit() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
+    for recipient, is_open in (("a", False), ("b", True)):
+        async with breaker.admission(Call(recipient, 1)) as admission:
+            assert isinstance(admission, Admission)
+            admission.record(throttled())
+        assert breaker.open is is_open
+
+
+async def test_recipient_that_is_throttled_again_does_not_open_the_circuit() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=2))
+    async with breaker.admission(Call("a", 1)) as first, breaker.admission(Call("a", 1)) as second:
+        for admission in (first, second):
+            assert isinstance(admission, Admission)
+            admission.record(throttled())
+    assert not breaker.open
+
+
+async def test_distant_turn_is_not_waited_for() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=10, rate_per_recipient=0.1))
+    admissions = []
+    for recipient in ("a", "a", "a", "b"):
+        async with breaker.admission(Call(recipient, 60)) as admission:
+            admissions.append(admission)
+    assert [isinstance(admission, Admission) for admission in admissions] == [True, False, False, True]
+    turns = [admission.turn_in for admission in admissions if isinstance(admission, NotAdmitted)]
+    assert turns == [pytest.approx(10, abs=1), pytest.approx(20, abs=1)]
+
+
+async def test_call_with_a_reservation_does_not_queue_behind_later_ones() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=10, rate_per_recipient=0.1))
+    for _ in range(3):
+        async with breaker.admission(Call("a", 60)):
+            pass  # the second and third calls reserve turns in 10 and 20 seconds
+    async with breaker.admission(Call("a", 60, turn_in=0)) as admission:
+        # The last call was just now, so this one has to wait for one interval only.
+        assert admission == NotAdmitted(pytest.approx(10, abs=1), reserved=True)
+
+
+async def test_call_that_expires_before_its_turn_takes_no_turn() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=10, rate_per_recipient=0.1))
+    turns = []
+    for expires_in in (60.0, 9.0, 9.0, 60.0):
+        async with breaker.admission(Call("a", expires_in, expires_in=expires_in)) as admission:
+            turns.append(admission.turn_in if isinstance(admission, NotAdmitted) else 0)
+    assert turns == [0, *[pytest.approx(10, abs=1)] * 3]
+
+
+async def test_calls_that_wait_for_a_turn_occupy_no_slot() -> None:
+    calls = Calls(ProviderLimits(concurrency=1, rate_per_recipient=1))
+    waiting = [asyncio.create_task(calls.call(recipient="a")) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert await calls.call(recipient="b")
+    assert not waiting[1].done()
+    calls.breaker.stop()
+    assert (await asyncio.gather(*waiting))[1:] == [False, False]
+
+
+async def test_circuit_that_opens_holds_back_the_calls_that_wait_for_the_rate_limit() -> None:
+    calls = Calls(ProviderLimits(concurrency=100, rate=20))
+    calls.error_class = ErrorClass.UNREACHABLE
+    waiting = [asyncio.create_task(calls.call()) for _ in range(20)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    # The next call is the trial; before that, the others would have been made at the rate of the limit.
+    await asyncio.sleep(0.15)
+    assert calls.admitted == 1
+    calls.error_class = None
+    assert all(await asyncio.gather(*waiting))
+
+
+@pytest.mark.parametrize(
+    ("limits", "prefetch"),
+    [
+        (ProviderLimits(concurrency=10), 100),
+        (ProviderLimits(concurrency=100), 500),
+        (ProviderLimits(concurrency=10, rate=1), 10),
+        (ProviderLimits(concurrency=10, rate=0.1), 3),
+        (ProviderLimits(concurrency=30, rate=30), 150),
+        (ProviderLimits(concurrency=30, rate=1000), 500),
+        (ProviderLimits(concurrency=20, rate=1, provider_of=lambda recipient: recipient), 500),
+    ],
+)
+def test_sender_holds_only_what_keeps_its_provider_busy(limits: ProviderLimits, prefetch: int) -> None:
+    assert limits.prefetch(500, call_timeout=30) == prefetch

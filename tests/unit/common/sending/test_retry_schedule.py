@@ -51,3 +51,14 @@ def test_slightly_elapsed_backoff_still_needs_only_one_retry_queue(
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     delay = schedule.delay_after(failures)
     assert schedule.queue_delay(delay * (1 - elapsed)) == delay
+
+
+@given(delays, st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=2)))
+def test_exact_wait_is_exceeded_by_no_more_than_the_shortest_delay(first: timedelta, wait: timedelta) -> None:
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    waited, hops = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY, 0
+    while waited < wait:
+        waited += schedule.queue_delay(wait - waited, exact=True)
+        hops += 1
+    assert wait <= waited < wait + first
+    assert hops <= len(schedule.delays) + 1

@@ -191,12 +191,15 @@ class CircuitBreaker:
             acquired.callback(self._end_trial)
         # Rate limits come last, because a time that is redeemed too early would be wasted.
         now = _now()
-        at = self._turns.redeem(call.recipient, now, now + LONGEST_TURN_WAIT)
-        if at - now > LONGEST_TURN_WAIT:
-            # More turns have come than can be used: the recipient was throttled, or many calls waited for the circuit.
-            return NotAdmitted(self._reserve(call), reserved=True)
-        if at > now:
-            await asyncio.sleep(at - now)
+        at = self._turns.redeem(call.recipient, now, latest := now + LONGEST_TURN_WAIT)
+        wait = at - now
+        if at > latest:
+            if wait > self._turns.interval:
+                # Too many turns have come at once: the recipient was throttled, or many calls waited for the circuit.
+                wait = self._reserve(call)
+            return NotAdmitted(wait, reserved=True)
+        if wait > 0:
+            await asyncio.sleep(wait)
         may_be_open = trial or call.even_if_open
         if self._limiter is not None:
             arrived = _now()

@@ -11,7 +11,8 @@ class RecipientTurns:
     """The turns of a provider's recipients: their rate limit, and the times until which the provider throttles them."""
 
     def __init__(self, rate: float) -> None:
-        self._limiter = RateLimiter(1 / rate) if rate else None
+        self.interval = 1 / rate if rate else 0.0
+        self._limiter = RateLimiter(self.interval) if rate else None
         self._throttled_until: dict[str, float] = {}
 
     def reserve(self, recipient: str, now: float, latest: float = math.inf) -> float:

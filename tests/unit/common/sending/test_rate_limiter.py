@@ -1,0 +1,121 @@
+from collections import defaultdict
+from datetime import timedelta
+from heapq import heappop, heappush
+from itertools import pairwise
+
+import pytest
+from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, MAX_KEYS, RateLimiter
+from notify_common.sending.recipient_turns import RecipientTurns
+from notify_common.sending.retry_schedule import RetrySchedule
+
+SCHEDULE = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+
+
+class Simulation:
+    """Senders that share one queue and its retry queues, on a simulated clock."""
+
+    def __init__(self, senders: int, rate: float, *, key_of: dict[int, str] | None = None) -> None:
+        self._limiters = [RateLimiter(senders / rate) for _ in range(senders)]  # each has its share of the rate
+        self._key_of = key_of or {}
+        self._events: list[tuple[float, int, int, float | None]] = []
+        self._deliveries = 0
+        self.called_at: dict[int, float] = {}
+        self.hops: defaultdict[int, int] = defaultdict(int)
+
+    def run(self, messages: int) -> None:
+        """Deliver the messages at time 0, and handle them until all are sent."""
+        for message in range(messages):
+            self._deliver(0, message, None)
+        while self._events:
+            now, number, message, turn = heappop(self._events)
+            self._handle(self._limiters[number % len(self._limiters)], now, message, turn)
+
+    def _deliver(self, at: float, message: int, turn: float | None) -> None:
+        heappush(self._events, (at, self._deliveries, message, turn))
+        self._deliveries += 1
+
+    def _handle(self, limiter: RateLimiter, now: float, message: int, turn: float | None) -> None:
+        key = self._key_of.get(message, "")
+        turn = limiter.reserve(key, now) if turn is None else turn
+        if turn - now > LONGEST_TURN_WAIT:
+            delay = SCHEDULE.queue_delay(timedelta(seconds=turn - now), exact=True)
+            self.hops[message] += 1
+            self._deliver(now + delay.total_seconds(), message, turn)
+        elif turn > now:
+            # The sender waits for the turn, and other senders' messages are handled in the meantime.
+            heappush(self._events, (turn, self._limiters.index(limiter), message, turn))
+        else:
+            self.called_at[message] = limiter.redeem(key, now)
+
+
+@pytest.mark.parametrize("senders", [1, 2])
+def test_burst_takes_as_long_as_its_rate_demands_and_keeps_the_order_of_each_recipient(senders: int) -> None:
+    simulation = Simulation(senders, rate=5)
+    simulation.run(600)
+    assert len(simulation.called_at) == 600
+    assert max(simulation.called_at.values()) == pytest.approx(120, rel=0.02)
+    for recipient in range(10):
+        times = [simulation.called_at[message] for message in range(recipient, 600, 10)]
+        assert times == sorted(times)
+    # At no time are there more calls than the rate allows.
+    for earlier, later in pairwise(sorted(simulation.called_at.values())[::senders]):
+        assert later - earlier >= senders / 5 - 1e-6
+    assert max(simulation.hops.values()) <= 7  # the binary logarithm of the wait
+
+
+def test_busy_recipient_does_not_delay_the_others() -> None:
+    simulation = Simulation(1, rate=1, key_of={**dict.fromkeys(range(100), "busy"), 100: "quiet"})
+    simulation.run(101)
+    assert simulation.called_at[100] == 0
+    assert [simulation.called_at[message] for message in range(100)] == pytest.approx(list(range(100)))
+
+
+def test_only_calls_with_the_same_key_are_spaced_out() -> None:
+    limiter = RateLimiter(0.5)
+    assert [limiter.reserve("a", 10.0) for _ in range(3)] == [10, 10.5, 11]
+    assert limiter.reserve("b", 10.0) == 10
+    assert limiter.reserve("a", 20.0) == 20
+
+
+def test_time_after_the_latest_possible_one_is_not_reserved() -> None:
+    limiter = RateLimiter(0.5)
+    assert [limiter.reserve("a", 0.0, latest=1) for _ in range(5)] == [0, 0.5, 1, 1.5, 1.5]
+
+
+def test_reservation_is_redeemed_without_waiting_for_later_ones() -> None:
+    limiter = RateLimiter(1)
+    for _ in range(100):
+        limiter.reserve("a", 0.0)
+    assert limiter.redeem("a", 0.2) == 0.2
+    assert limiter.redeem("a", 0.3) == 1.2
+
+
+def test_reservation_of_another_process_keeps_its_distance_from_the_last_call() -> None:
+    limiter = RateLimiter(1)
+    assert limiter.redeem("a", 5.0) == 5
+    assert limiter.redeem("a", 5.5) == 6
+    assert limiter.reserve("a", 5.5) == 7
+
+
+def test_limiter_forgets_the_keys_that_were_idle_for_longest() -> None:
+    limiter = RateLimiter(1000)
+    for number in range(MAX_KEYS + 1):
+        limiter.reserve(str(number), 0.0)
+    assert limiter.reserve(str(MAX_KEYS), 0.0) == 1000
+    assert limiter.reserve("0", 0.0) == 0
+
+
+def test_throttled_recipient_gets_its_next_turns_afterwards() -> None:
+    turns = RecipientTurns(rate=1)
+    assert not turns.throttle("a", 0.0, until=30)
+    assert [turns.reserve("a", 1.0) for _ in range(2)] == [30, 31]
+    assert turns.redeem("a", 2.0) == 30
+    assert turns.reserve("b", 1.0) == 1
+
+
+def test_throttling_is_general_only_while_another_recipient_is_throttled() -> None:
+    turns = RecipientTurns(rate=0)
+    assert not turns.throttle("a", 0.0, until=30)
+    assert not turns.throttle("a", 1.0, until=31)
+    assert turns.throttle("b", 2.0, until=3)
+    assert not turns.throttle("c", 40.0, until=50)
