@@ -32,7 +32,7 @@ class SenderMetrics:
             registry=registry,
         ).labels(channel)  # fmt: skip
         self.postponed = Counter(
-            "notify_attempts_postponed", "Attempts that were not made because the provider was unavailable.",
+            "notify_attempts_postponed", "Attempts that were not made: the provider was unavailable, or the turn far ahead.",
             ["channel"], registry=registry,
         ).labels(channel)  # fmt: skip
         sizes = batch_sizes(registry)
