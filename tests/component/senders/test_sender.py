@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import weakref
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -373,3 +374,29 @@ async def test_redelivered_request_schedules_only_one_retry(rabbit: RabbitSettin
     assert [call.delivery_id for call in provider.calls].count(requested.delivery_id) == 1
     assert await hand.depth("notifications.telegram.retry.300000") == 2
     assert await hand.depth("notifications.telegram") == 0
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3], ids=["final failure", "retry"])
+async def test_failed_attempt_keeps_nothing_of_its_message_in_memory(
+    rabbit: RabbitSettings, hand: Hand, max_attempts: int
+) -> None:
+    class Rendered:
+        """A message in the provider's form, which may be large."""
+
+    rendered: list[weakref.ref[Rendered]] = []
+
+    async def refuse(_: DeliveryRequested) -> str:
+        message = Rendered()
+        rendered.append(weakref.ref(message))
+        raise TemporaryFailure("busy")
+
+    async with running_sender(
+        rabbit, FakeProvider(refuse), max_attempts=max_attempts, first_delay=timedelta(minutes=5)
+    ):
+        await hand.request(request())
+        await hand.results(1)
+
+        async def is_released() -> bool:
+            return rendered[0]() is None
+
+        await eventually(is_released, "the attempt is remembered without its message", timeout=5)

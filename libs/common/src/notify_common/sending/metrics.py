@@ -32,7 +32,7 @@ class SenderMetrics:
             registry=registry,
         ).labels(channel)  # fmt: skip
         self.postponed = Counter(
-            "notify_attempts_postponed", "Attempts that were not made: the provider was unavailable, or the turn far ahead.",
+            "notify_attempts_postponed", "Messages requeued without an attempt.",
             ["channel"], registry=registry,
         ).labels(channel)  # fmt: skip
         sizes = batch_sizes(registry)

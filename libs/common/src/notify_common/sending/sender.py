@@ -14,7 +14,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
 from notify_common.contracts.simulated_recipients import simulated_behaviour
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
-from notify_common.errors import PoisonMessage
+from notify_common.errors import PoisonMessage, PublishFailed
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
 from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
@@ -78,7 +78,7 @@ class Sender:
             observe=metrics.observe_results_batch,
         )
         self._retries = Batcher(
-            publisher.publish,
+            self._publish_retry_batch,
             max_batch=MAX_RETRIES_PER_PUBLISH,
             flush_interval=FLUSH_INTERVAL,
             observe=metrics.observe_retries_batch,
@@ -212,13 +212,23 @@ class Sender:
         # A turn and an expiry come at their exact time, however long the wait is.
         exact = request.reserved or due_at == request.expires_at
         delay = self._retry_schedule.queue_delay(due_at - wait_from, exact=exact)
-        routing_key = topology.retry_routing_key(delay)
-        body = request.model_dump_json().encode()
-        message = OutgoingMessage(self._retry_exchange, routing_key, body, request.headers())
-        failure = await self._retries.submit(message)
+        failure = await self._retries.submit((request, topology.retry_routing_key(delay)))
         if failure is None:
             self._metrics.retries_scheduled.inc()
         return failure is None
+
+    async def _publish_retry_batch(
+        self, retries: Sequence[tuple[DeliveryRequested, str]]
+    ) -> list[PublishFailed | None]:
+        # The bodies are made here, because thousands of retries may wait for the broker, and each body may be large.
+        return await self._publisher.publish(
+            [
+                OutgoingMessage(
+                    self._retry_exchange, routing_key, request.model_dump_json().encode(), request.headers()
+                )
+                for request, routing_key in retries
+            ]
+        )
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
