@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,20 @@ from uuid import UUID
 
 import asyncpg
 import httpx
-from notify_common.runtime.outage import JITTER, LONGEST_WAIT
+from notify_common.contracts import topology
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 
-from chaos.faults import MAIL_SERVER_DOWN, Fault
-from chaos.load import CHANNELS, Accepted, Kind
+from chaos.attribution import Sent, explains, ran_again, result_unpublished
+from chaos.load import Accepted, Kind
+from chaos.scene import Fault
 
 QUIET_TIMEOUT = 180.0  # seconds
 # If RabbitMQ dies while moving a message out of a retry queue, no queue counts the message until the move is repeated.
 # The queues must therefore stay empty for this long before the system is considered quiet.
 MOVED_AGAIN = DEAD_LETTER_TIMEOUT / 1000 + 5  # seconds
-# The longest time from a provider's acceptance to the ack of the message; a busy or freshly started process is slow.
-IN_FLIGHT = 5.0  # seconds
-# The system counts as recovered once one sender has reconnected; the other senders may take this much longer.
-RECONNECTED = LONGEST_WAIT * (1 + JITTER) + 1  # seconds
+# The longest time that a delivery may wait for its first attempt while another channel's queue accepts nothing.
+UNAFFECTED = 10.0  # seconds
+OPEN_STATUSES = frozenset({"pending", "retrying"})
 OPEN = "SELECT count(*) FROM deliveries WHERE status IN ('pending', 'retrying')"
 GAPS = """
     SELECT d.id FROM deliveries d LEFT JOIN attempts a ON a.delivery_id = d.id
@@ -38,27 +38,15 @@ ENDS = """
 """
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A line in a ledger; `pid` and `attempt` are 0 if a mail server wrote it, because a mail server knows neither."""
-
-    at: float
-    pid: int
-    attempt: int
-
-    def sender_killed_by(self, fault: Fault) -> bool:
-        """Return True if the fault killed the sender, or, if `pid` is 0 (unknown), any e-mail sender."""
-        if self.pid:
-            return self.pid in fault.killed
-        return any(name.startswith("email_sender") for name in fault.killed.values())
-
-
 # The final statuses that a delivery may have, by the kind of its notification.
 ENDINGS = {
     Kind.PLAIN: {"sent", "failed"},
     Kind.SCHEDULED: {"sent", "failed"},
     Kind.EXPIRING: {"sent", "failed", "expired"},
     Kind.CANCELLED: {"cancelled"},
+    Kind.ONE_CHANNEL: {"sent", "failed"},
+    Kind.LARGE: {"sent", "failed"},
+    Kind.RACED: {"failed", "cancelled"},
 }
 
 
@@ -69,12 +57,19 @@ class Report:
     accepted: int = 0
     deliveries: Counter[str] = field(default_factory=Counter)
     lost: int = 0
+    stranded: int = 0
+    """The number of open deliveries that nothing will ever move: they are neither in the outbox nor in a queue."""
     sent_twice: Counter[str] = field(default_factory=Counter)
     """The number of repeated sends, by the name of the fault that explains them."""
     lateness: list[float] = field(default_factory=list)
     """For each scheduled delivery, the seconds from its scheduled time to its first attempt."""
     complaints: list[str] = field(default_factory=list)
     """The findings that no fault explains."""
+
+    @property
+    def clean(self) -> bool:
+        """True if nothing was lost or stranded, and a fault explains every finding."""
+        return not (self.lost or self.stranded or self.complaints)
 
 
 async def await_quiet(postgres_url: str, management_url: str, *, broker_died: bool) -> None:
@@ -110,21 +105,25 @@ async def audit(
         sent = _read(ledgers)  # read after the deliveries, so that each one stored as sent is already in a ledger
         stored = Counter(row["notification_id"] for row in deliveries)
         report.deliveries = Counter(row["status"] for row in deliveries)
-        lost = [each for each in accepted if stored[UUID(each)] != len(CHANNELS)]
+        lost = [each for each, notification in accepted.items() if stored[UUID(each)] != notification.channels]
         unsent = [row["id"] for row in deliveries if row["status"] == "sent" and row["id"] not in sent]
         by_id = {UUID(each): notification for each, notification in accepted.items()}
         kinds = {row["id"]: by_id.get(row["notification_id"], Accepted(0.0)) for row in deliveries}
-        left = [row["id"] for row in deliveries if row["status"] not in ENDINGS[kinds[row["id"]].kind]]
-        report.lost = len(lost) + len(unsent) + len(left)
+        wrong = [row["id"] for row in deliveries if row["status"] not in ENDINGS[kinds[row["id"]].kind] | OPEN_STATUSES]
+        report.lost = len(lost) + len(unsent) + len(wrong)
         _complain(report, "accepted notifications without a stored delivery for each channel", lost)
         _complain(report, "deliveries stored as sent but in no ledger", unsent)
-        _complain(report, "deliveries in the wrong final status", left)
+        _complain(report, "deliveries in the wrong final status", wrong)
         _complain(report, "stored notifications for which this client got no 201", stored.keys() - by_id.keys())
         _complain(report, "deliveries in a ledger but not stored", sent.keys() - {row["id"] for row in deliveries})
         _complain(report, "deliveries with gaps in their attempts", [row["id"] for row in await connection.fetch(GAPS)])
         attempts = {(row[0], row[1]) for row in await connection.fetch("SELECT delivery_id, attempt FROM attempts")}
         rounds = {row["id"]: row for row in await connection.fetch(ENDS)}
         _check_times(report, kinds, rounds)
+        channels = {row["id"]: row["channel"] for row in deliveries}
+        _complain(
+            report, "deliveries that waited for another channel's queue", _held_up(channels, kinds, rounds, faults)
+        )
         stored_as_sent = {row["id"]: row["status"] == "sent" for row in deliveries}
         # An attempt may be missing if the sender was killed before it published the result and the delivery expired
         # before the next attempt.
@@ -134,21 +133,39 @@ async def audit(
             for line in lines
             if (delivery_id, line.attempt) not in attempts
             and not (line.attempt == 0 and stored_as_sent.get(delivery_id))
-            and not any(line.sender_killed_by(fault) and _result_unpublished(line, fault, faults) for fault in faults)
+            and not any(line.sender_killed_by(fault) and result_unpublished(line, fault, faults) for fault in faults)
         ]
         _complain(report, "sent attempts that are not stored", unrecorded)
-        _complain(report, "rows left in the outbox", await connection.fetch("SELECT delivery_id FROM outbox"))
+        waiting = {row["delivery_id"] for row in await connection.fetch("SELECT delivery_id FROM outbox")}
+        _complain(report, "rows left in the outbox", waiting)
         poison = await connection.fetch("SELECT delivery_id FROM attempts WHERE error_class = 'poison'")
         _complain(report, "healthy deliveries rejected as poison", poison)
-        early = [row["id"] for row in deliveries if row["status"] == "failed" and row["attempt"] < max_retries]
+        early = [
+            row["id"]
+            for row in deliveries
+            if row["status"] == "failed" and row["attempt"] < max_retries and kinds[row["id"]].kind is not Kind.RACED
+        ]
         _complain(report, "deliveries that failed before their retries were exhausted", early)
     finally:
         await connection.close()
     for row in deliveries:
         _check_delivery(report, row, sent.get(row["id"], []), rounds[row["id"]], kinds[row["id"]].at, faults)
-    for queue, count in (await _queue_lengths(management_url)).items():
+    queues = await _queue_lengths(management_url)
+    _check_open(report, [row["id"] for row in deliveries if row["status"] in OPEN_STATUSES], waiting, queues)
+    for queue, count in queues.items():
         _complain(report, f"messages in {queue}", range(count))
     return report
+
+
+def _check_open(report: Report, still_open: Sequence[UUID], waiting: Set[UUID], queues: Mapping[str, int]) -> None:
+    """Tell open deliveries that something will move from those that are stranded."""
+    if any(not queue.startswith(topology.DEAD.name) for queue in queues):
+        _complain(report, "deliveries still open, while messages are in the queues", still_open)
+        return
+    stranded = [each for each in still_open if each not in waiting]
+    report.stranded = len(stranded)
+    _complain(report, "deliveries still open, with a row in the outbox", waiting & set(still_open))
+    _complain(report, "open deliveries that nothing will ever move", stranded)
 
 
 def _check_delivery(
@@ -164,8 +181,8 @@ def _check_delivery(
         explained = [
             fault
             for fault in faults
-            if _explains(fault, earlier, accepted_at, waits)
-            or ((earlier.attempt < sent[-1].attempt or earlier.pid == 0) and _ran_again(fault, earlier, row["channel"]))
+            if explains(fault, earlier, sent, accepted_at, waits)
+            or ((earlier.attempt < sent[-1].attempt or earlier.pid == 0) and ran_again(fault, earlier, row["channel"]))
         ]
         if not explained:
             report.complaints.append(
@@ -193,45 +210,6 @@ def _check_times(report: Report, kinds: Mapping[UUID, Accepted], rounds: Mapping
     _complain(report, "deliveries attempted after their expiry or cancellation", late)
 
 
-def _explains(fault: Fault, sent: Sent, accepted_at: float, waits: Sequence[float]) -> bool:
-    """Return True if the fault may have caused a second send.
-
-    It may have interrupted this send or an earlier publish of its message.
-    """
-    if "rabbitmq" in fault.killed.values():
-        # If RabbitMQ dies before it has recorded a move out of a retry queue, it repeats the move after its restart.
-        back = fault.ended + fault.recovered_after + IN_FLIGHT
-        if any(fault.began - IN_FLIGHT <= wait <= back for wait in waits):
-            return True
-    cut_from_provider = fault.name == MAIL_SERVER_DOWN and sent.pid == 0
-    if fault.cuts_all or sent.sender_killed_by(fault) or cut_from_provider:
-        return _in_flight(fault, sent)
-    # If a gateway dies between publishing and deleting an outbox row, the row is published again once its lease ends.
-    gateway_died = any(name.startswith("gateway") for name in fault.killed.values())
-    return gateway_died and accepted_at <= fault.ended and sent.at >= fault.began - IN_FLIGHT
-
-
-def _ran_again(fault: Fault, sent: Sent, channel: str) -> bool:
-    """Return True if a killed sender may have published a retry for a failed attempt without acking the message."""
-    sender_died = any(name.startswith(f"{channel}_sender") for name in fault.killed.values())
-    return sender_died and _in_flight(fault, sent)
-
-
-def _in_flight(fault: Fault, sent: Sent) -> bool:
-    return fault.began - IN_FLIGHT <= sent.at <= fault.ended + IN_FLIGHT
-
-
-def _result_unpublished(sent: Sent, kill: Fault, faults: Sequence[Fault]) -> bool:
-    """Return True if `kill` may have ended the sender before it published the result.
-
-    Either the send was still in flight, or a RabbitMQ outage was delaying the result.
-    """
-    cuts = (fault for fault in faults if fault.cuts_all and _in_flight(fault, sent))
-    return _in_flight(kill, sent) or any(
-        sent.at - IN_FLIGHT <= kill.began <= cut.ended + cut.recovered_after + RECONNECTED for cut in cuts
-    )
-
-
 def _read(folder: Path) -> dict[UUID, list[Sent]]:
     sent: defaultdict[UUID, list[Sent]] = defaultdict(list)
     for file in folder.glob("*.ledger"):
@@ -239,6 +217,28 @@ def _read(folder: Path) -> dict[UUID, list[Sent]]:
             at, delivery_id, _, attempt = line.split()
             sent[UUID(delivery_id)].append(Sent(float(at), int(file.stem), int(attempt)))
     return {delivery_id: sorted(lines, key=lambda line: line.at) for delivery_id, lines in sent.items()}
+
+
+def _held_up(
+    channels: Mapping[UUID, str],
+    kinds: Mapping[UUID, Accepted],
+    rounds: Mapping[UUID, Any],
+    faults: Sequence[Fault],
+) -> list[UUID]:
+    """Return the deliveries that became due while another channel's queue accepted nothing, and that waited for it."""
+    held_up = []
+    for fault in faults:
+        for delivery_id, notification in kinds.items():
+            due, first = max(notification.at, notification.time or 0.0), rounds[delivery_id]["first_attempt"]
+            if (
+                fault.refused not in {None, channels[delivery_id]}
+                and notification.kind in {Kind.PLAIN, Kind.SCHEDULED}
+                and fault.began <= due <= fault.ended
+                and first is not None
+                and first.timestamp() - due > UNAFFECTED
+            ):
+                held_up.append(delivery_id)
+    return held_up
 
 
 async def _nothing_open(postgres_url: str, management_url: str) -> bool:

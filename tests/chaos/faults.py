@@ -1,181 +1,90 @@
-"""Inject the faults of a chaos run, and record which processes each of them killed."""
+"""The faults of a chaos run, by name."""
 
 import asyncio
-import os
-import random
-import signal
-import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 
-import asyncpg
-import httpx
-import psutil
-from notify_local.rabbitmq_install import rabbitmq_server
-from notify_local.stack import SENDERS, SERVICES
-from support.processes import System
+from notify_local.stack import SENDERS
 
-from chaos.mail_server import MailServer
+from chaos.clock_faults import SHIFT, skewing
+from chaos.process_faults import kill_several, killing, pausing, terminate_one
+from chaos.queue_faults import fill_queue, stop_queue, unbind_queue
+from chaos.request_faults import post_large_bodies, race_retries_with_cancels, read_slowly
+from chaos.scene import Act, Fault, Scene
+from chaos.server_faults import close_connections, kill_both, lock_all_tables, raise_memory_alarm, stop_postgres
 
-REPLICAS = dict.fromkeys(SERVICES, 2)
-PROGRAMS = tuple(name for service in SERVICES for name in (service, f"{service}-2"))
 MAIL_SERVER_DOWN = "mail server down"
-LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # fractions of the machine's memory
-LOCKED = "LOCK TABLE notifications, deliveries, attempts, outbox IN ACCESS EXCLUSIVE MODE"
+LARGE_BODIES = "memory alarm, 64 KiB bodies"
+QUEUE_STOPPED = "a queue without a majority"
 
 
-@dataclass
-class Fault:
-    """A record of an injected fault; times are in seconds since the epoch."""
+def _misbehaving(mode: str) -> Act:
+    async def act(scene: Scene, _: Fault) -> None:
+        file = scene.simulator_folder / "mode"
+        file.write_text(mode)
+        await asyncio.sleep(scene.hold if mode == "hang" else scene.outage)
+        file.unlink()
 
-    name: str
-    began: float
-    cuts_all: bool
-    """True if every connection to RabbitMQ was lost."""
-    killed: dict[int, str] = field(default_factory=dict)
-    """The names of the processes killed by SIGKILL, by process id; those stopped by SIGTERM are not included."""
-    ended: float = 0.0
-    accepted: int = 0
-    """The number of notifications accepted from the start of the fault until the system recovered."""
-    recovered_after: float = 0.0
-    """The seconds that a notification posted at the end of the fault took to reach a final status."""
+    return act
 
 
-Act = Callable[[Fault], Awaitable[None]]
+async def _mail_server_down(scene: Scene, _: Fault) -> None:
+    assert scene.mail_server is not None
+    await scene.mail_server.down(scene.outage)
 
 
-class Faults:
-    """Injects faults by name.
+# These last longer than a short run.
+PAUSES: dict[str, Act] = {
+    "pause a gateway": pausing("gateway"),
+    "pause a sender": pausing(*SENDERS),
+    "pause a status_writer": pausing("status_writer"),
+}
+FAULTS: dict[str, Act] = {
+    "kill -9 one gateway": killing("gateway"),
+    "kill -9 every gateway": killing("gateway", "gateway-2"),
+    "kill -9 every status_writer": killing("status_writer", "status_writer-2"),
+    **{f"kill -9 one {sender}": killing(sender) for sender in SENDERS},
+    "kill -9 every telegram_sender": killing("telegram_sender", "telegram_sender-2"),
+    "kill -9 several services": kill_several,
+    "SIGTERM a service": terminate_one,
+    "kill -9 RabbitMQ": killing("rabbitmq"),
+    "close connections": close_connections,
+    "PostgreSQL immediate stop": stop_postgres,
+    "RabbitMQ and PostgreSQL down": kill_both,
+    "memory alarm": raise_memory_alarm,
+    LARGE_BODIES: post_large_bodies,
+    "tables locked": lock_all_tables,
+    "slow reads": read_slowly,
+    "retry races with cancel": race_retries_with_cancels,
+    "a full queue": fill_queue,
+    "an unbound queue": unbind_queue,
+    QUEUE_STOPPED: stop_queue,
+    "a gateway with a fast clock": skewing(SHIFT),
+    "a gateway with a slow clock": skewing(-SHIFT),
+    "provider hangs": _misbehaving("hang"),
+    "provider fails": _misbehaving("fail"),
+    MAIL_SERVER_DOWN: _mail_server_down,
+    **PAUSES,
+}
+CUT_ALL = frozenset({"kill -9 RabbitMQ", "close connections", "RabbitMQ and PostgreSQL down"})
 
-    Failing providers and mail servers recover after `outage` seconds; other lasting faults end after `hold` seconds.
-    """
 
-    def __init__(
-        self,
-        system: System,
-        simulator_folder: Path,
-        rng: random.Random,
-        hold: float,
-        outage: float,
-        mail_server: MailServer | None = None,
-    ) -> None:
-        self._system = system
-        self._mode = simulator_folder / "mode"
-        self._rng = rng
-        self._hold = hold
-        self._acts: dict[str, tuple[Act, bool]] = {
-            "kill -9 one gateway": (self._killing("gateway"), False),
-            "kill -9 every gateway": (self._killing("gateway", "gateway-2"), False),
-            "kill -9 every status_writer": (self._killing("status_writer", "status_writer-2"), False),
-            **{f"kill -9 one {sender}": (self._killing(sender), False) for sender in SENDERS},
-            "kill -9 every telegram_sender": (self._killing("telegram_sender", "telegram_sender-2"), False),
-            "kill -9 several services": (self._kill_several, False),
-            "SIGTERM a service": (self._terminate_one, False),
-            "kill -9 RabbitMQ": (self._killing("rabbitmq"), True),
-            "close connections": (self._close_connections, True),
-            "PostgreSQL immediate stop": (self._stop_postgres, False),
-            "RabbitMQ and PostgreSQL down": (self._kill_both, True),
-            "memory alarm": (self._memory_alarm, False),
-            "tables locked": (self._lock_tables, False),
-            "provider hangs": (self._misbehaving("hang", hold), False),
-            "provider fails": (self._misbehaving("fail", outage), False),
-        }
-        if mail_server is not None:
-            self._acts[MAIL_SERVER_DOWN] = (self._mail_server_down(mail_server, outage), False)
+def fault_names(*, smtp: bool, pauses: bool) -> list[str]:
+    """Return the names of all faults; `smtp` includes those of a mail server, and `pauses` the long ones."""
+    return [name for name in FAULTS if (smtp or name != MAIL_SERVER_DOWN) and (pauses or name not in PAUSES)]
 
-    def series(self, count: int) -> list[str]:
-        """Return the names of `count` random faults; no fault is repeated before all the others have occurred."""
-        names: list[str] = []
-        while len(names) < count:
-            names += self._rng.sample(sorted(self._acts), len(self._acts))
-        return names[:count]
 
-    async def inject(self, name: str) -> Fault:
-        """Inject a fault, and return when it is over; killed processes may still be restarting."""
-        act, cuts_all = self._acts[name]
-        fault = Fault(name, time.time(), cuts_all)
-        await act(fault)
-        fault.ended = time.time()
-        return fault
+def series(scene: Scene, names: Sequence[str], count: int) -> list[str]:
+    """Return `count` of these names in random order; none is repeated before all the others have occurred."""
+    chosen: list[str] = []
+    while len(chosen) < count:
+        chosen += scene.rng.sample(sorted(names), len(names))
+    return chosen[:count]
 
-    def _killing(self, *programs: str) -> Act:
-        async def act(fault: Fault) -> None:
-            self._signal(fault, programs, signal.SIGKILL)
 
-        return act
-
-    async def _kill_several(self, fault: Fault) -> None:
-        self._signal(fault, self._rng.sample(PROGRAMS, 3), signal.SIGKILL)
-
-    async def _terminate_one(self, fault: Fault) -> None:
-        self._signal(fault, [self._rng.choice(PROGRAMS)], signal.SIGTERM)
-
-    async def _stop_postgres(self, _: Fault) -> None:
-        os.kill(self._system.pid("postgres"), signal.SIGQUIT)
-
-    async def _kill_both(self, fault: Fault) -> None:
-        self._signal(fault, ["rabbitmq"], signal.SIGKILL)
-        os.kill(self._system.pid("postgres"), signal.SIGQUIT)
-
-    async def _close_connections(self, _: Fault) -> None:
-        async with httpx.AsyncClient(base_url=self._system.addresses()["RABBITMQ_MANAGEMENT_URL"]) as management:
-            for connection in (await management.get("/api/connections")).raise_for_status().json():
-                await management.delete(f"/api/connections/{connection['name']}")
-
-    async def _memory_alarm(self, _: Fault) -> None:
-        await self._rabbitmqctl("set_vm_memory_high_watermark", LOW_WATERMARK)
-        await asyncio.sleep(self._hold)
-        await self._rabbitmqctl("set_vm_memory_high_watermark", NORMAL_WATERMARK)
-
-    async def _lock_tables(self, _: Fault) -> None:
-        connection = await asyncpg.connect(self._system.addresses()["POSTGRES_URL"])
-        try:
-            held = False
-            while not held:
-                # PostgreSQL locks the tables one by one; if that deadlocks with a service, it may cancel this lock.
-                with suppress(asyncpg.DeadlockDetectedError):
-                    async with connection.transaction():
-                        await connection.execute(LOCKED)
-                        held = True
-                        await asyncio.sleep(self._hold)
-        finally:
-            await connection.close()
-
-    def _misbehaving(self, mode: str, seconds: float) -> Act:
-        async def act(_: Fault) -> None:
-            self._mode.write_text(mode)
-            await asyncio.sleep(seconds)
-            self._mode.unlink()
-
-        return act
-
-    def _mail_server_down(self, mail_server: MailServer, seconds: float) -> Act:
-        async def act(_: Fault) -> None:
-            await mail_server.down(seconds)
-
-        return act
-
-    def _signal(self, fault: Fault, programs: Iterable[str], number: signal.Signals) -> None:
-        for program in programs:
-            try:
-                pid = self._system.pid(program)
-                os.kill(pid, number)
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # still down from the previous fault
-            if number is signal.SIGKILL:
-                fault.killed[pid] = program
-
-    async def _rabbitmqctl(self, *arguments: str) -> None:
-        """Run `rabbitmqctl` on the private node, with the node's environment variables."""
-        environment = psutil.Process(self._system.pid("rabbitmq")).environ()
-        environment.pop("RUNNING_UNDER_SYSTEMD", None)
-        command = rabbitmq_server(self._system.folder / "install.log").with_name("rabbitmqctl")
-        process = await asyncio.create_subprocess_exec(
-            command, "--node", environment["RABBITMQ_NODENAME"], *arguments,
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        output, _ = await process.communicate()
-        assert process.returncode == 0, output.decode()
+async def inject(scene: Scene, name: str) -> Fault:
+    """Inject a fault, and return when it is over; killed processes may still be restarting."""
+    fault = Fault(name, time.time(), name in CUT_ALL)
+    await FAULTS[name](scene, fault)
+    fault.ended = time.time()
+    return fault

@@ -26,9 +26,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.processes import System, running_system
 from support.servers import PROJECT
 
-from chaos.faults import MAIL_SERVER_DOWN, Faults
+from chaos.faults import MAIL_SERVER_DOWN, inject
 from chaos.load import Load
 from chaos.mail_server import MailServer
+from chaos.scene import Scene
 
 RECORDED = PROJECT / "tests/observability/recorded"
 RULES = PROJECT / "deploy/observability/rules.yml"
@@ -38,8 +39,8 @@ QUIET = 120  # seconds before a fault
 RATE = 5.0  # notifications a second, each over every channel
 SETTINGS = {"TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5"}
 
-Act = Callable[[System, Faults, float], Awaitable[object]]
-"""A fault that lasts for the given number of seconds."""
+Act = Callable[[Scene], Awaitable[object]]
+"""A fault that lasts as long as the scene says."""
 Samples = Mapping[str, float]
 """The values from one scrape, by series."""
 
@@ -55,17 +56,17 @@ class Scenario:
 
 
 def _injected(name: str) -> Act:
-    return lambda _, faults, _seconds: faults.inject(name)
+    return lambda scene: inject(scene, name)
 
 
 def _frozen(program: str) -> Act:
     """Return a fault that suspends a process, because a killed process would be restarted within seconds."""
 
-    async def act(system: System, _: Faults, seconds: float) -> None:
-        process = psutil.Process(system.pid(program))
+    async def act(scene: Scene) -> None:
+        process = psutil.Process(scene.system.pid(program))
         process.suspend()
         try:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(scene.hold)
         finally:
             process.resume()
 
@@ -188,9 +189,10 @@ async def record(name: str, folder: Path, starting: asyncio.Lock) -> None:
     with ExitStack() as stack:
         async with starting:  # start one system at a time, so that no two choose the same free ports
             system = await asyncio.to_thread(stack.enter_context, running_system(folder / "stack", settings))
-        lasts = scenario.seconds - QUIET
-        faults = Faults(system, ledgers, random.Random(0), lasts, lasts, mail_server)
-        recording = await _record(scenario, system, faults)
+        async with system.client() as gateway:
+            lasts, load = scenario.seconds - QUIET, Load([gateway], RATE, ahead=10, recipients=scenario.smtp)
+            scene = Scene(system, ledgers, random.Random(0), lasts, lasts, load, mail_server=mail_server)
+            recording = await _record(scenario, scene)
         recording.write(RECORDED / f"{name}.yml")
         say(f"recorded: {name}")
         await asyncio.to_thread(stack.close)
@@ -198,15 +200,14 @@ async def record(name: str, folder: Path, starting: asyncio.Lock) -> None:
         await mail_server.close()
 
 
-async def _record(scenario: Scenario, system: System, faults: Faults) -> Recording:
+async def _record(scenario: Scenario, scene: Scene) -> Recording:
     recording, clock = Recording(), asyncio.get_running_loop().time
-    async with system.client() as gateway, httpx.AsyncClient(timeout=SCRAPE_TIMEOUT, trust_env=False) as client:
-        scraper = Scraper(system, client)
-        load = Load([gateway], RATE, ahead=10, recipients=scenario.smtp)
+    async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT, trust_env=False) as client:
+        scraper = Scraper(scene.system, client)
         async with asyncio.TaskGroup() as group:
-            loading = group.create_task(load.run(round(RATE * scenario.seconds)))
+            loading = group.create_task(scene.load.run(round(RATE * scenario.seconds)))
             if scenario.fault is not None:
-                group.create_task(_later(scenario.fault, system, faults, scenario.seconds - QUIET))
+                group.create_task(_later(scenario.fault, scene))
             began = clock()
             for number in range(scenario.seconds // SCRAPE_INTERVAL):
                 await asyncio.sleep(began + number * SCRAPE_INTERVAL - clock())
@@ -215,9 +216,9 @@ async def _record(scenario: Scenario, system: System, faults: Faults) -> Recordi
     return recording
 
 
-async def _later(fault: Act, system: System, faults: Faults, seconds: float) -> None:
+async def _later(fault: Act, scene: Scene) -> None:
     await asyncio.sleep(QUIET)
-    await fault(system, faults, seconds)
+    await fault(scene)
 
 
 async def record_all(names: Iterable[str], folder: Path) -> None:

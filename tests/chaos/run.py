@@ -17,9 +17,11 @@ from rich.table import Table
 from support.processes import FINAL, running_system
 
 from chaos.audit import Report, audit, await_quiet
-from chaos.faults import PROGRAMS, REPLICAS, Fault, Faults
+from chaos.faults import LARGE_BODIES, fault_names, inject, series
 from chaos.load import Load
 from chaos.mail_server import MailServer
+from chaos.memory import memory_complaints, watched_memory
+from chaos.scene import PROGRAMS, REPLICAS, Fault, Scene
 
 SETTINGS = {
     "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.5", "ERROR_PROBABILITY": "0.1", "RETRY_DELAY": "0.5", "MAX_RETRIES": "8",
@@ -27,7 +29,7 @@ SETTINGS = {
 }  # fmt: skip
 PROBE_TIMEOUT = 120.0  # seconds
 POLL_INTERVAL = 0.1  # seconds
-EXPECTED_LINE = re.compile(r"(retrying|throttled|failed|expired|cancelled)\b.* notification_id=")
+EXPECTED_LINE = re.compile(r"(retrying|retried|throttled|failed|expired|cancelled)\b.* notification_id=")
 # The limit on log lines per service and fault; a service logs a lasting fault at its start, each minute and at its end.
 LINES_PER_FAULT = 12
 
@@ -47,6 +49,16 @@ class Plan:
     """The duration of provider outages in seconds."""
     smtp: bool = False
     """True if e-mail goes to a mail server instead of the simulator."""
+    large: int = 600
+    """The number of e-mails with large bodies."""
+    only: tuple[str, ...] = ()
+    """The names of the faults to inject; if there are none, all except the pauses."""
+    pauses: bool = False
+    """True if the faults include pauses, which last 40 seconds."""
+
+    def names(self) -> list[str]:
+        """Return the names of the faults to choose from."""
+        return list(self.only) or fault_names(smtp=self.smtp, pauses=self.pauses)
 
 
 async def run_chaos(folder: Path, plan: Plan) -> Report:
@@ -62,10 +74,12 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
         addresses = system.addresses()
         async with system.client() as first, system.client("GATEWAY_2_URL") as second:
             load = Load([first, second], plan.notifications / plan.seconds, plan.seconds / 10, recipients=plan.smtp)
-            loading = asyncio.create_task(load.run(plan.notifications))
-            faults = await _inject_faults(
-                load, Faults(system, ledgers, random.Random(plan.seed), plan.hold, plan.outage, mail_server), plan
-            )
+            rng = random.Random(plan.seed)
+            scene = Scene(system, ledgers, rng, plan.hold, plan.outage, load, plan.large, mail_server)
+            enough = asyncio.Event()
+            loading = asyncio.create_task(load.run(plan.notifications, enough))
+            faults = await _inject_faults(scene, plan)
+            enough.set()
             await loading
         say("load finished: waiting until nothing is in flight")
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
@@ -76,21 +90,25 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
         await mail_server.close()
     if load.answered != len(load.accepted):
         report.complaints.append(f"{load.answered} requests got a 201, but with {len(load.accepted)} different ids")
-    report.complaints += load.refusals[:5]
+    report.complaints += load.refusals[:5] + [each for fault in faults for each in fault.complaints]
     _print(plan, faults, load, report)
     return report
 
 
-async def _inject_faults(load: Load, faults: Faults, plan: Plan) -> list[Fault]:
+async def _inject_faults(scene: Scene, plan: Plan) -> list[Fault]:
     done: list[Fault] = []
-    began = time.monotonic()
-    for number, name in enumerate(faults.series(plan.faults), start=1):
+    began, load = time.monotonic(), scene.load
+    for number, name in enumerate(series(scene, plan.names(), plan.faults), start=1):
         # Spread the faults evenly over the load, unless recoveries take too long for that.
         await asyncio.sleep(max(0.5, began + plan.seconds * number / (plan.faults + 1) - time.monotonic()))
         accepted = len(load.accepted)
-        fault = await faults.inject(name)
-        fault.recovered_after = await _recovery(load)
+        async with watched_memory(scene.system) as peaks:
+            fault = await inject(scene, name)
+            fault.recovered_after = await _recovery(load)
         fault.accepted = len(load.accepted) - accepted
+        if name == LARGE_BODIES:
+            fault.peaks = dict(peaks)
+            fault.complaints += memory_complaints(peaks)
         done.append(fault)
         say(
             f"{number:>3} of {plan.faults}  {name:<30} recovered {fault.recovered_after:5.1f} s after it ended; "
@@ -151,9 +169,14 @@ def _print(plan: Plan, faults: list[Fault], load: Load, report: Report) -> None:
     if report.lateness:
         late = f"{median(report.lateness):.2f} s (median), at most {max(report.lateness):.1f} s"
         say(f"scheduled notifications: first attempt {late} after the scheduled time")
+    for fault in faults:
+        if fault.peaks:
+            peaks = ", ".join(f"{peak} {program}" for program, peak in fault.peaks.items())
+            say(f"{fault.name}: resident memory in MiB, at most: {peaks}")
     for complaint in report.complaints:
         say(f"  {complaint}")
     say(
-        f"Lost: {report.lost}. Sent twice: {report.sent_twice.total()}, each explained by a fault. "
+        f"Lost: {report.lost}. Stranded: {report.stranded}. "
+        f"Sent twice: {report.sent_twice.total()}, each explained by a fault. "
         f"Unexplained findings: {len(report.complaints)}."
     )

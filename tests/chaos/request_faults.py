@@ -1,0 +1,115 @@
+"""Faults that requests cause: large bodies, slow reads, and retries that race with cancellations."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from itertools import chain
+from uuid import UUID
+
+import asyncpg
+import httpx
+from notify_local.console import say
+
+from chaos.load import Kind
+from chaos.scene import Fault, Scene
+from chaos.server_faults import lock_tables, memory_alarm
+
+SLOW_READS = 10.0  # seconds; longer than a request waits for a database connection
+READERS = 50  # concurrent readers of each gateway
+RACED = 60  # notifications
+RACES = 5  # races for each of their deliveries
+RACING = 10  # races at the same time
+START_SPREAD = 0.02  # seconds between the starts of a retry and a cancellation, at most
+FAILED_WITHIN = 30.0  # seconds
+# As a relay leaves it behind that dies between the confirm and the delete.
+LEFT_ROW = """
+    INSERT INTO outbox (delivery_id, due_at, leased_until, round)
+    SELECT id, now(), NULL, round FROM deliveries WHERE id = $1 AND status = 'failed' ON CONFLICT DO NOTHING
+"""
+RACED_DELIVERIES = "SELECT id, notification_id, status FROM deliveries WHERE notification_id = ANY($1)"
+
+
+async def post_large_bodies(scene: Scene, _: Fault) -> None:
+    """Post many e-mails of 64 KiB while RabbitMQ accepts nothing."""
+    async with memory_alarm(scene):
+        await scene.load.post_many(scene.large, Kind.LARGE)
+        await asyncio.sleep(scene.hold)
+
+
+async def read_slowly(scene: Scene, fault: Fault) -> None:
+    """Lock the attempts, so that reads of notifications hang; new notifications must still be accepted."""
+    load = scene.load
+    ids = list(load.accepted)[-1000:]
+    locking = asyncio.create_task(lock_tables(scene, "attempts", SLOW_READS))
+    readers = [
+        asyncio.create_task(_read(gateway, ids[number::READERS], locking))
+        for gateway in load.gateways
+        for number in range(READERS)
+    ]
+    await asyncio.wait({locking})
+    locking.result()
+    refused = sum(at >= fault.began for at in load.refused_at)
+    if refused:
+        fault.complaints.append(f"{refused} notifications were refused while reads were slow")
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
+
+
+async def _read(gateway: httpx.AsyncClient, ids: list[str], locking: asyncio.Task[None]) -> None:
+    number = 0
+    while ids and not locking.done():
+        path = f"/api/notifications/{ids[number % len(ids)]}" if number % 2 else "/api/notifications"
+        try:
+            await gateway.get(path)
+        except httpx.TransportError:
+            await asyncio.sleep(0.1)
+        number += 1
+
+
+async def race_retries_with_cancels(scene: Scene, fault: Fault) -> None:
+    """Retry failed deliveries over one gateway while the other cancels their notifications, many times."""
+    posted = await scene.load.post_many(RACED, Kind.RACED)
+    connection = await asyncpg.connect(scene.system.addresses()["POSTGRES_URL"])
+    try:
+        notifications = [UUID(each) for each in posted]
+        deliveries = await _failed_deliveries(connection, notifications)
+        if not deliveries:
+            fault.complaints.append(f"raced deliveries did not fail within {FAILED_WITHIN:.0f} s")
+        answers: list[int] = []
+        for _ in range(RACES):
+            for first in range(0, len(deliveries), RACING):
+                together = list(deliveries.items())[first : first + RACING]
+                await connection.executemany(LEFT_ROW, [(delivery_id,) for delivery_id, _ in together])
+                answers += chain.from_iterable(await asyncio.gather(*(_race(scene, *pair) for pair in together)))
+        say(f"{len(answers)} retries raced with cancellations; {answers.count(httpx.codes.ACCEPTED)} were accepted")
+    finally:
+        await connection.close()
+
+
+async def _failed_deliveries(connection: asyncpg.Connection, notifications: list[UUID]) -> Mapping[UUID, UUID]:
+    """Return the notification of each delivery once all have failed, or nothing if they have not failed in time."""
+    deadline = time.monotonic() + FAILED_WITHIN
+    while time.monotonic() < deadline:
+        rows = await connection.fetch(RACED_DELIVERIES, notifications)
+        if all(row["status"] == "failed" for row in rows):
+            return {row["id"]: row["notification_id"] for row in rows}
+        await asyncio.sleep(0.1)
+    return {}
+
+
+async def _race(scene: Scene, delivery_id: UUID, notification_id: UUID) -> list[int]:
+    """Race one retry with one cancellation; return the status code of the retry, unless its gateway was down."""
+    one, other = scene.rng.sample(scene.load.gateways, 2)
+
+    async def post(gateway: httpx.AsyncClient, path: str) -> list[int]:
+        await asyncio.sleep(scene.rng.uniform(0, START_SPREAD))
+        try:
+            return [(await gateway.post(path)).status_code]
+        except httpx.TransportError:
+            return []
+
+    retried, _ = await asyncio.gather(
+        post(one, f"/api/deliveries/{delivery_id}/retry"), post(other, f"/api/notifications/{notification_id}/cancel")
+    )
+    return retried
