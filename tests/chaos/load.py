@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import count
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -99,13 +100,13 @@ class Load:
                     lambda _: places.release()
                 )
 
-    async def post_many(self, number: int, kind: Kind, *channels: Channel) -> list[str]:
-        """Post `number` notifications in a burst; return the ids of those that were accepted."""
-        places = asyncio.Semaphore(BURST)
+    async def post_many(self, number: int, kind: Kind, *channels: Channel, seconds: float = inf) -> list[str]:
+        """Post `number` notifications in a burst, or fewer if `seconds` pass; return the ids of the accepted ones."""
+        places, ends_at = asyncio.Semaphore(BURST), time.monotonic() + seconds
 
         async def post(user_id: int) -> str | None:
             async with places:
-                return await self.post(user_id, kind, *channels)
+                return None if time.monotonic() > ends_at else await self.post(user_id, kind, *channels)
 
         return [each for each in await asyncio.gather(*map(post, range(1, number + 1))) if each is not None]
 

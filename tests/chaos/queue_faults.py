@@ -1,7 +1,9 @@
 """Faults of a single queue: full, unbound, or without a majority. The other channels must not notice."""
 
 import asyncio
+import time
 
+import httpx
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_local.console import say
@@ -30,9 +32,22 @@ async def fill_queue(scene: Scene, fault: Fault) -> None:
             async with asyncio.TaskGroup() as group:
                 # The pause is too short for the senders to lose their connections, so it explains no second send.
                 group.create_task(paused(scene.system, [f"{channel}_sender", f"{channel}_sender-2"], REFUSAL))
-                group.create_task(scene.load.post_many(FILLING, Kind.ONE_CHANNEL, channel))
+                group.create_task(scene.load.post_many(FILLING, Kind.ONE_CHANNEL, channel, seconds=REFUSAL))
+                group.create_task(_report_when_full(management, topology.delivery_queue_name(channel)))
         finally:
             (await management.delete(POLICY)).raise_for_status()
+
+
+async def _report_when_full(management: httpx.AsyncClient, queue: str) -> None:
+    """Say after how long the queue was full; a slow machine may not fill it before the senders continue."""
+    began = time.monotonic()
+    while (elapsed := time.monotonic() - began) < REFUSAL:
+        statistics = (await management.get(f"/api/queues/%2F/{queue}")).raise_for_status().json()
+        if statistics.get("messages_ready", 0) >= FULL_AT:
+            say(f"{queue} was full after {elapsed:.0f} s")
+            return
+        await asyncio.sleep(0.5)
+    say(f"{queue} was never full: this machine is too slow to fill it")
 
 
 async def unbind_queue(scene: Scene, fault: Fault) -> None:

@@ -6,7 +6,7 @@ import pytest
 from chaos.run import Plan, run_chaos
 from support.servers import in_containers
 
-SEED = 15_056  # stops PostgreSQL, kills RabbitMQ, takes the mail server down and kills every gateway
+SEED = 17_145  # stops PostgreSQL, kills RabbitMQ, takes the mail server down and kills every gateway
 
 
 @pytest.mark.timeout(300)
