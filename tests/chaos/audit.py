@@ -151,13 +151,13 @@ async def audit(
     for row in deliveries:
         _check_delivery(report, row, sent.get(row["id"], []), rounds[row["id"]], kinds[row["id"]].at, faults)
     queues = await _queue_lengths(management_url)
-    _check_open(report, [row["id"] for row in deliveries if row["status"] in OPEN_STATUSES], waiting, queues)
+    check_open(report, [row["id"] for row in deliveries if row["status"] in OPEN_STATUSES], waiting, queues)
     for queue, count in queues.items():
         _complain(report, f"messages in {queue}", range(count))
     return report
 
 
-def _check_open(report: Report, still_open: Sequence[UUID], waiting: Set[UUID], queues: Mapping[str, int]) -> None:
+def check_open(report: Report, still_open: Sequence[UUID], waiting: Set[UUID], queues: Mapping[str, int]) -> None:
     """Tell open deliveries that something will move from those that are stranded."""
     if any(not queue.startswith(topology.DEAD.name) for queue in queues):
         _complain(report, "deliveries still open, while messages are in the queues", still_open)
