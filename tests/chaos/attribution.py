@@ -53,7 +53,7 @@ def explains(fault: Fault, sent: Sent, sends: Sequence[Sent], accepted_at: float
     cut_from_provider = fault.name == MAIL_SERVER_DOWN and sent.pid == 0
     if fault.cuts_all or sent.sender_killed_by(fault) or cut_from_provider:
         return _in_flight(fault, sent)
-    if any(each.sender_paused_by(fault) for each in sends) and _in_flight(fault, sent):
+    if _in_flight(fault, sent) and any(each.sender_paused_by(fault) and _in_flight(fault, each) for each in sends):
         # The sender was paused during its attempt. RabbitMQ closed its connection and gave the delivery to another.
         return True
     if any(name.startswith("gateway") for name in fault.paused.values()):

@@ -121,30 +121,16 @@ async def audit(
         rounds = {row["id"]: row for row in await connection.fetch(ENDS)}
         _check_times(report, kinds, rounds)
         channels = {row["id"]: row["channel"] for row in deliveries}
-        _complain(
-            report, "deliveries that waited for another channel's queue", _held_up(channels, kinds, rounds, faults)
-        )
-        stored_as_sent = {row["id"]: row["status"] == "sent" for row in deliveries}
-        # An attempt may be missing if the sender was killed before it published the result and the delivery expired
-        # before the next attempt.
-        unrecorded = [
-            (delivery_id, line.attempt)
-            for delivery_id, lines in sent.items()
-            for line in lines
-            if (delivery_id, line.attempt) not in attempts
-            and not (line.attempt == 0 and stored_as_sent.get(delivery_id))
-            and not any(line.sender_killed_by(fault) and result_unpublished(line, fault, faults) for fault in faults)
-        ]
-        _complain(report, "sent attempts that are not stored", unrecorded)
+        held_up = _held_up(channels, kinds, rounds, faults)
+        _complain(report, "deliveries that waited for another channel's queue", held_up)
+        stored_as_sent = {row["id"] for row in deliveries if row["status"] == "sent"}
+        _complain(report, "sent attempts that are not stored", _unrecorded(sent, attempts, stored_as_sent, faults))
         waiting = {row["delivery_id"] for row in await connection.fetch("SELECT delivery_id FROM outbox")}
         _complain(report, "rows left in the outbox", waiting)
         poison = await connection.fetch("SELECT delivery_id FROM attempts WHERE error_class = 'poison'")
         _complain(report, "healthy deliveries rejected as poison", poison)
-        early = [
-            row["id"]
-            for row in deliveries
-            if row["status"] == "failed" and row["attempt"] < max_retries and kinds[row["id"]].kind is not Kind.RACED
-        ]
+        failed = [row for row in deliveries if row["status"] == "failed" and kinds[row["id"]].kind is not Kind.RACED]
+        early = [row["id"] for row in failed if row["attempt"] < max_retries]
         _complain(report, "deliveries that failed before their retries were exhausted", early)
     finally:
         await connection.close()
@@ -157,8 +143,27 @@ async def audit(
     return report
 
 
+def _unrecorded(
+    sent: Mapping[UUID, Sequence[Sent]],
+    attempts: Set[tuple[UUID, int]],
+    stored_as_sent: Set[UUID],
+    faults: Sequence[Fault],
+) -> list[tuple[UUID, int]]:
+    """Return the sent attempts that are not stored although no fault explains it."""
+    # An attempt may be missing if the sender was killed before it published the result and the delivery expired before
+    # the next attempt.
+    return [
+        (delivery_id, line.attempt)
+        for delivery_id, lines in sent.items()
+        for line in lines
+        if (delivery_id, line.attempt) not in attempts
+        and not (line.attempt == 0 and delivery_id in stored_as_sent)
+        and not any(line.sender_killed_by(fault) and result_unpublished(line, fault, faults) for fault in faults)
+    ]
+
+
 def check_open(report: Report, still_open: Sequence[UUID], waiting: Set[UUID], queues: Mapping[str, int]) -> None:
-    """Tell open deliveries that something will move from those that are stranded."""
+    """Complain about open deliveries, and count those that nothing will ever move as stranded."""
     if any(not queue.startswith(topology.DEAD.name) for queue in queues):
         _complain(report, "deliveries still open, while messages are in the queues", still_open)
         return

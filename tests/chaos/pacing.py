@@ -20,14 +20,16 @@ from chaos.mail_server import MailServer
 RATE = 5.0  # e-mails a second, over all senders
 EMAILS, PER_RECIPIENT = 600, 10
 TOLERANCE = 0.1  # a factor
-LIFE = timedelta(seconds=EMAILS / RATE * (1 + TOLERANCE) + 20)  # of one e-mail in ten; longer than the burst takes
+LIFE = timedelta(
+    seconds=EMAILS / RATE * (1 + TOLERANCE) + 20
+)  # the life of one e-mail in ten; longer than the burst takes
 PATIENCE = EMAILS / RATE * 2  # seconds
 CONCURRENCY = 20  # recipients whose e-mails are posted at the same time
 
 
 @dataclass(frozen=True)
 class Paced:
-    """What became of a burst; times are in seconds since the epoch."""
+    """The fate of a burst; times are in seconds since the epoch."""
 
     posted: Sequence[Sequence[UUID]]
     """The deliveries to each recipient, in the order in which they were accepted."""
@@ -35,7 +37,7 @@ class Paced:
     sent_at: dict[UUID, list[float]]
 
     def complaints(self, senders: int) -> list[str]:
-        """Return what is wrong. With several senders, each keeps only the order of its own e-mails."""
+        """Return what is wrong. The order is checked for one sender, because several keep only their own order."""
         found = []
         times = sorted(at for sends in self.sent_at.values() for at in sends)
         expected, took = EMAILS / RATE, times[-1] - times[0] if times else 0.0

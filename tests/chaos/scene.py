@@ -1,4 +1,4 @@
-"""What a fault acts on, how long it lasts, and the record that it leaves for the audit."""
+"""The system that faults act on, and the record that a fault leaves for the audit."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -45,7 +45,7 @@ class Fault:
 
 @dataclass
 class Scene:
-    """What the faults act on. Failing providers recover after `outage` seconds; other faults last `hold` seconds."""
+    """The system that faults act on. Failing providers recover after `outage` seconds, other faults after `hold`."""
 
     system: System
     simulator_folder: Path
