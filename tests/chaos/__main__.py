@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=int(time.time()), help="random seed for the order of faults (default: the time)"
     )
-    parser.add_argument("--short", action="store_true", help="run for three minutes instead of seventeen")
+    parser.add_argument("--short", action="store_true", help="run for three minutes instead of twenty")
     parser.add_argument("--smtp", action="store_true", help="send e-mail to a mail server, and inject faults into it")
     parser.add_argument("--pacing", action="store_true", help="only check that e-mails are sent at the configured rate")
     parser.add_argument(
