@@ -13,6 +13,7 @@ from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_database.engine import PostgresSettings
+from notify_gateway.maintenance import MAX_CLOCK_OFFSET
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from support.amqp import Hand
@@ -62,6 +63,16 @@ async def test_gateway_exports_request_delivery_and_outbox_metrics(api: httpx.As
     assert exported["notify_outbox_rows",] == 6
     assert exported["notify_outbox_oldest_seconds",] > 0
     assert exported["notify_relay_connected",] == 0
+
+
+async def test_gateway_exports_how_far_its_clock_is_ahead_of_postgresql(postgres: PostgresSettings) -> None:
+    async with running_gateway(NOWHERE, postgres) as api:
+
+        async def is_measured() -> bool:
+            return (await metrics(api))["notify_clock_offset_seconds",] != 0
+
+        await eventually(is_measured, "the clocks have been compared")
+        assert abs((await metrics(api))["notify_clock_offset_seconds",]) < MAX_CLOCK_OFFSET.total_seconds()
 
 
 async def test_metrics_are_not_served_on_the_public_port(api: httpx.AsyncClient) -> None:

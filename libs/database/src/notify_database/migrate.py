@@ -6,7 +6,6 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from notify_common.runtime.clock import utc_now
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import ServiceSettings, load_settings
 from sqlalchemy import Connection, text
@@ -35,22 +34,14 @@ def alembic_config() -> Config:
 
 
 async def migrate(engine: AsyncEngine, schema: str) -> None:
-    """Create a missing `schema` and run pending migrations, each in its own transaction; create missing partitions."""
-    async with engine.connect() as connection:
-        # A concurrent process waits here and then finds nothing left to do. It must not wait inside a transaction,
-        # because CREATE INDEX CONCURRENTLY waits for the end of all transactions.
-        while not (await connection.execute(TRY_LOCK, {"key": ADVISORY_LOCK})).scalar_one():
-            await connection.commit()
-            await asyncio.sleep(LOCK_INTERVAL)
-        try:
-            await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
-            await connection.commit()
-            await connection.run_sync(_upgrade)
-        finally:
-            await connection.rollback()
-            await connection.execute(UNLOCK, {"key": ADVISORY_LOCK})
-            await connection.commit()
-    await make_partitions(engine, utc_now())
+    """Create a missing `schema` and run pending migrations in one transaction, then create missing partitions."""
+    async with engine.begin() as connection:
+        # A concurrent process waits here and then finds nothing left to do.
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+        await connection.run_sync(_upgrade)
+    while not await make_partitions(engine):  # noqa: ASYNC110 - PostgreSQL can only be polled
+        await asyncio.sleep(0.2)
 
 
 def _upgrade(connection: Connection) -> None:

@@ -1,14 +1,15 @@
 """Weekly partitions of notifications, deliveries and attempts: created ahead of time and dropped when they are too old.
 
-Each is named after its exclusive end: `deliveries_until_20261207` starts where the previous one ends and runs until
-2026-12-07 00:00 UTC.
+Each is named after its exclusive end: `deliveries_until_20261207` runs until 2026-12-07 00:00 UTC, for a week or, if it
+is the first one, from the beginning of time. PostgreSQL's clock alone decides which weeks are missing or old.
 """
 
 import logging
+from collections.abc import Iterable
 from datetime import UTC, datetime, time, timedelta
 from uuid import UUID
 
-from notify_common.contracts.ids import first_id_at
+from notify_common.contracts.ids import accepted_at, first_id_at
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -25,10 +26,16 @@ AHEAD = timedelta(weeks=5)
 LOCK_TIMEOUT = "2s"  # short, because a statement that waits for a lock blocks every later one on the table
 ADVISORY_LOCK = 0x6E6F74706172  # an arbitrary key that nothing else in this database uses
 
-CHILDREN = text("""
-    SELECT child.relname, inhdetachpending
-    FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid WHERE inhparent = to_regclass(:table)
+# An interrupted detach has already taken the partition away from new statements. A bound is NULL if it is MINVALUE.
+CHILDREN = text(r"""
+    SELECT child.relname, inhdetachpending,
+           CAST(substring(bounds FROM $$FROM \('([-0-9a-f]+)'\)$$) AS uuid) AS begin_id,
+           CAST(substring(bounds FROM $$TO \('([-0-9a-f]+)'\)$$) AS uuid) AS end_id
+    FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid, pg_get_expr(relpartbound, child.oid) AS bounds
+    WHERE inhparent = to_regclass(:table)
 """)
+NOW = text("SELECT now()")
+IS_OLD = text("SELECT CAST(:end AS timestamptz) <= clock_timestamp() - CAST(:retention AS interval)")
 TABLES = text("""
     SELECT relname FROM pg_class
     WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace AND relname ~ :pattern
@@ -49,21 +56,45 @@ def first_end(now: datetime) -> datetime:
     return datetime.combine(day + timedelta(days=7 - day.weekday()), time(), UTC)
 
 
-async def make_partitions(engine: AsyncEngine, now: datetime) -> None:
-    """Create the missing partitions for the coming weeks without blocking readers or writers."""
+def gaps(
+    covered: Iterable[tuple[datetime, datetime]], begin: datetime, until: datetime
+) -> list[tuple[datetime, datetime]]:
+    """Return the weeks from `begin` until at least `until` that are not `covered`, each with its begin and end."""
+    missing = []
+    forever = datetime.max.replace(tzinfo=UTC)
+    for covered_begin, covered_end in [*sorted(covered), (forever, forever)]:
+        while begin < min(covered_begin, until):
+            end = min(begin + WIDTH, covered_begin)
+            missing.append((begin, end))
+            begin = end
+        begin = max(begin, covered_end)
+    return missing
+
+
+async def make_partitions(engine: AsyncEngine) -> bool:
+    """Create the missing partitions for this week and the coming weeks without blocking readers or writers.
+
+    Return False if another process is creating or dropping partitions.
+    """
     with database_errors():
         async with engine.begin() as connection:
-            # A concurrent process waits here and then finds nothing left to do.
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            # Waiting for the lock in PostgreSQL would deadlock with a DETACH that waits for the waiting statement.
+            lock = text("SELECT pg_try_advisory_xact_lock(:key)")
+            if not (await connection.execute(lock, {"key": ADVISORY_LOCK})).scalar_one():
+                return False
             await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            now: datetime = (await connection.execute(NOW)).scalar_one()
             for table, storage in STORAGE.items():
-                end = max(await _ends(connection, table))
-                while end < now + AHEAD:
-                    begin, end = end, end + WIDTH
+                # An older version's gateway with a wrong clock may have begun to drop a week that is not over.
+                for end in await _ends(connection, table):
+                    if end > now:
+                        await _attach_again(connection, table, end)
+                for begin, end in gaps(await _covered(connection, table), _week_of(now), now + AHEAD):
                     await _make(connection, table, storage, begin, end)
+    return True
 
 
-async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedelta) -> list[datetime]:
+async def drop_partitions(engine: AsyncEngine, retention: timedelta) -> list[datetime]:
     """Drop partitions that are older than `retention` and have only final deliveries; return the dropped ends."""
     dropped: list[datetime] = []
     with database_errors():
@@ -74,9 +105,9 @@ async def drop_partitions(engine: AsyncEngine, now: datetime, retention: timedel
             try:
                 await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
                 await connection.execute(text("SET statement_timeout = 0"))  # reading a week of deliveries is slow
-                ends = {end for table in STORAGE for end in await _ends(connection, table)}
-                for end in sorted(end for end in ends if end + retention <= now):
-                    if await _drop(connection, end):
+                for end in sorted({end for table in STORAGE for end in await _ends(connection, table)}):
+                    is_old = await connection.execute(IS_OLD, {"end": end, "retention": retention})
+                    if is_old.scalar_one() and await _drop(connection, end):
                         log.info("partitions dropped", extra={"end": str(end.date())})
                         dropped.append(end)
             finally:
@@ -107,7 +138,8 @@ async def _drop(connection: AsyncConnection, end: datetime) -> bool:
         # An operator may have retried a delivery since the first check, but can no longer do so.
         needed = await _is_needed(connection, end)
     if needed:
-        await _attach_again(connection, end)
+        for table in STORAGE:
+            await _attach_again(connection, table, end)
         return False
     for table in STORAGE:
         await _detach(connection, table, end)
@@ -116,13 +148,13 @@ async def _drop(connection: AsyncConnection, end: datetime) -> bool:
     return True
 
 
-async def _attach_again(connection: AsyncConnection, end: datetime) -> None:
-    for table in STORAGE:
-        is_detaching = (await _children(connection, table)).get(partition_name(table, end))
-        if is_detaching is False:
-            continue  # it is still attached
-        await _detach(connection, table, end)  # completes an interrupted detach, which cannot be reverted
-        await _attach(connection, table, end, await _begin(connection, table, end))
+async def _attach_again(connection: AsyncConnection, table: str, end: datetime) -> None:
+    """Attach the partition that ends at `end` unless it is attached."""
+    is_detaching = (await _children(connection, table)).get(partition_name(table, end))
+    if is_detaching is False:
+        return
+    await _detach(connection, table, end)  # completes an interrupted detach, which cannot be reverted
+    await _attach(connection, table, end, await _begin(connection, table, end))
 
 
 async def _detach(connection: AsyncConnection, table: str, end: datetime) -> None:
@@ -149,12 +181,33 @@ async def _is_needed(connection: AsyncConnection, end: datetime) -> bool:
 
 
 async def _begin(connection: AsyncConnection, table: str, end: datetime) -> UUID | None:
-    """Return the lower bound of the partition that ends at `end`; None if no earlier partition exists."""
+    """Return the lowest bound that the partition that ends at `end` may have; None if no earlier partition exists.
+
+    The partition may have begun later, if there was a gap before it. All its rows are within the wider bounds, too.
+    """
     earlier = [each for each in await _ends(connection, table) if each < end]
     return first_id_at(max(earlier)) if earlier else None
+
+
+async def _covered(connection: AsyncConnection, table: str) -> list[tuple[datetime, datetime]]:
+    """Return the begin and the end of each attached partition of `table`."""
+    return [
+        (datetime.min.replace(tzinfo=UTC) if row.begin_id is None else _time_of(row.begin_id), _time_of(row.end_id))
+        for row in await connection.execute(CHILDREN, {"table": table})
+        if not row.inhdetachpending
+    ]
 
 
 async def _ends(connection: AsyncConnection, table: str) -> list[datetime]:
     """Return the sorted ends of the partitions of `table`, including any that are being dropped."""
     names = (await connection.execute(TABLES, {"pattern": f"^{table}_until_[0-9]{{8}}$"})).scalars()
     return sorted(datetime.strptime(name.rpartition("_")[2], "%Y%m%d").replace(tzinfo=UTC) for name in names)
+
+
+def _time_of(bound: UUID) -> datetime:
+    return datetime.fromtimestamp(accepted_at(bound), UTC)
+
+
+def _week_of(now: datetime) -> datetime:
+    """Return the Monday on which the week of `now` begins."""
+    return datetime.combine(now.date() - timedelta(days=now.weekday()), time(), UTC)

@@ -31,7 +31,7 @@ from notify_gateway.events.hub import EventHub
 from notify_gateway.health import MetricsExposition, Readiness
 from notify_gateway.http.authentication import Authenticator
 from notify_gateway.http.rate_limit import RequestRateLimiter
-from notify_gateway.maintenance import run_maintenance
+from notify_gateway.maintenance import PartitionMaintenance, run_maintenance
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.endpoint import NotificationEndpoint
@@ -177,4 +177,5 @@ class Gateway:
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         days = self.settings.retention_days
         retention = timedelta(days=days) if days else None
-        await run_maintenance(self._engines.maintenance, self._bulk_retries, self._stranded, stop, retention=retention)
+        partitions = PartitionMaintenance(self._engines.maintenance, retention, self.metrics.clock_offset.set)
+        await run_maintenance(self._engines.maintenance, self._bulk_retries, self._stranded, partitions, stop)

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
+from notify_database.clock import clock_offset
 from notify_database.errors import DatabaseUnavailable, DataRejected
 from notify_database.partitions import drop_partitions, make_partitions
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,24 +21,74 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 1.0  # seconds between polls for a retry job
 CLEANUP_INTERVAL = 60.0  # seconds
+CLOCK_INTERVAL = 60.0  # seconds
 PARTITIONS_INTERVAL = 3600.0  # seconds
+MAX_CLOCK_OFFSET = timedelta(seconds=60)
+
+
+class PartitionMaintenance:
+    """Creates and drops partitions, unless this process's clock and PostgreSQL's differ, because one of them is wrong.
+
+    Partitions are dropped after `retention`; None keeps them all. `observe_offset` is called with the seconds by which
+    `clock` is ahead of PostgreSQL's.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        retention: timedelta | None,
+        observe_offset: Callable[[float], None] = lambda _: None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._engine = engine
+        self._retention = retention
+        self._observe_offset = observe_offset
+        self._clock = clock
+        self._clock_outage = Outage(log, "partitions are not maintained, because a clock is wrong")
+        self._next_check = self._next_partitions = time.monotonic()
+
+    async def advance(self) -> None:
+        """Compare the clocks every minute, and maintain the partitions every hour.
+
+        If something fails, only log it, so that other maintenance continues, and try again in a minute.
+        """
+        if time.monotonic() < self._next_check:
+            return
+        self._next_check = time.monotonic() + CLOCK_INTERVAL
+        try:
+            if await self._clocks_agree() and time.monotonic() >= self._next_partitions and await self._maintain():
+                self._next_partitions = time.monotonic() + PARTITIONS_INTERVAL
+        except (DatabaseUnavailable, DataRejected) as error:
+            log.warning("partition maintenance failed; trying again in a minute", extra={"error": str(error)})
+
+    async def _clocks_agree(self) -> bool:
+        offset = await clock_offset(self._engine, self._clock)
+        self._observe_offset(offset.total_seconds())
+        if abs(offset) > MAX_CLOCK_OFFSET:
+            self._clock_outage.failed(f"this clock is {offset.total_seconds():+.0f} s ahead of PostgreSQL's")
+            return False
+        self._clock_outage.ended()
+        return True
+
+    async def _maintain(self) -> bool:
+        if not await make_partitions(self._engine):
+            return False
+        if self._retention is not None:
+            await drop_partitions(self._engine, self._retention)
+        return True
 
 
 async def run_maintenance(
     engine: AsyncEngine,
     retries: DeliveryRetries,
     stranded: StrandedDeliveries,
+    partitions: PartitionMaintenance,
     stop: asyncio.Event,
-    *,
-    retention: timedelta | None,
 ) -> None:
-    """Maintain the database in short transactions until `stop` is set; several gateways share the work.
-
-    Partitions are dropped after `retention`; None keeps them all.
-    """
+    """Maintain the database in short transactions until `stop` is set; several gateways share the work."""
     stopping = asyncio.create_task(stop.wait())
     outage = Outage(log, "database maintenance is interrupted")
-    next_cleanup = next_partitions = time.monotonic()
+    next_cleanup = time.monotonic()
     while not stop.is_set():
         more = False
         try:
@@ -51,20 +103,6 @@ async def run_maintenance(
             outage.failed(unavailable)
         else:
             outage.ended()
-        if time.monotonic() > next_partitions:
-            maintained = await _maintain_partitions(engine, retention)
-            next_partitions = time.monotonic() + (PARTITIONS_INTERVAL if maintained else CLEANUP_INTERVAL)
+        await partitions.advance()
         if not more:
             await asyncio.wait({stopping}, timeout=INTERVAL)
-
-
-async def _maintain_partitions(engine: AsyncEngine, retention: timedelta | None) -> bool:
-    """Create and drop partitions; if that fails, only log it and return False, so that other maintenance continues."""
-    try:
-        await make_partitions(engine, utc_now())
-        if retention is not None:
-            await drop_partitions(engine, utc_now(), retention)
-    except (DatabaseUnavailable, DataRejected) as error:
-        log.warning("partition maintenance failed; trying again in a minute", extra={"error": str(error)})
-        return False
-    return True

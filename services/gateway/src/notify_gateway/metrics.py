@@ -43,6 +43,7 @@ class GatewayMetrics:
             "notify_topology_mismatches", "Queues and exchanges in RabbitMQ with other arguments than expected."
         )
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
+        self.clock_offset = gauge("notify_clock_offset_seconds", "How far this clock is ahead of PostgreSQL's.")
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
