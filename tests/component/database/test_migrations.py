@@ -2,9 +2,7 @@
 
 import asyncio
 
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from notify_common.contracts.ids import new_id
@@ -85,15 +83,8 @@ async def test_configured_schema_is_created_and_used(empty_postgres: PostgresSet
 
 async def test_outdated_schema_is_reported(empty_postgres: PostgresSettings) -> None:
     engine = create_engine(empty_postgres, pool_size=1)
-    config = alembic_config()
-    newest, before, *_ = ScriptDirectory.from_config(config).walk_revisions()
+    newest, before, *_ = ScriptDirectory.from_config(alembic_config()).walk_revisions()
     for revision, problem in ((before, NOT_MIGRATED), (newest, None)):
-        async with engine.connect() as connection:
-            await connection.run_sync(_upgrade, config, revision.revision)
+        await migrate(engine, "public", revision.revision)
         assert await database_problem(engine) == problem
     await engine.dispose()
-
-
-def _upgrade(connection: Connection, config: Config, revision: str) -> None:
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)

@@ -1,4 +1,8 @@
-"""`notify-migrate` upgrades the schema to the newest revision. Several processes may run it at the same time."""
+"""`notify-migrate` upgrades the schema to the newest revision while services keep working.
+
+Several processes may run it at the same time. Each migration commits on its own, and a migration that fails because it
+did not get a lock in time, or for any other reason, runs again.
+"""
 
 import asyncio
 import logging
@@ -6,20 +10,23 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from notify_common.runtime.outage import Outage
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import ServiceSettings, load_settings
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_database.engine import PostgresSettings, await_database, create_engine
+from notify_database.online_schema_change import LOCK_TIMEOUT
 from notify_database.partitions import make_partitions
 
 log = logging.getLogger(__name__)
 
 ADVISORY_LOCK = 0x6E6F74696679  # an arbitrary key that nothing else in this database uses
-LOCK_INTERVAL = 0.2  # seconds
-TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
-UNLOCK = text("SELECT pg_advisory_unlock(:key)")
+LOCK_CONFLICTS = frozenset({"55P03", "40P01"})  # SQLSTATE: lock_not_available, deadlock_detected
+POLL_INTERVAL = 0.2  # seconds
+RETRY_INTERVAL = 1.0  # seconds, so that the statements that waited behind the migration can run
 
 
 class MigrationSettings(ServiceSettings, PostgresSettings):
@@ -33,21 +40,65 @@ def alembic_config() -> Config:
     return config
 
 
-async def migrate(engine: AsyncEngine, schema: str) -> None:
-    """Create a missing `schema` and run pending migrations in one transaction, then create missing partitions."""
-    async with engine.begin() as connection:
-        # A concurrent process waits here and then finds nothing left to do.
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-        await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
-        await connection.run_sync(_upgrade)
-    while not await make_partitions(engine):  # noqa: ASYNC110 - PostgreSQL can only be polled
-        await asyncio.sleep(0.2)
+async def migrate(engine: AsyncEngine, schema: str, revision: str = "head") -> None:
+    """Create a missing `schema` and run the pending migrations; after the newest, create missing partitions."""
+    async with engine.connect() as connection:
+        try:
+            await _become_the_only_migrator(connection)
+            await connection.execute(text("SET statement_timeout = 0"))  # an index of a large table takes long
+            await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+            await connection.commit()
+            await connection.run_sync(_limit_lock_waits)
+            await _upgrade(connection, revision)
+        finally:
+            # Ending the session releases the lock and resets the settings, even after an error.
+            await connection.invalidate()
+    while revision == "head" and not await make_partitions(engine):  # noqa: ASYNC110 - PostgreSQL can only be polled
+        await asyncio.sleep(POLL_INTERVAL)
 
 
-def _upgrade(connection: Connection) -> None:
+async def _become_the_only_migrator(connection: AsyncConnection) -> None:
+    # CREATE INDEX CONCURRENTLY waits for all running statements, including one that waits for this lock.
+    lock = text("SELECT pg_try_advisory_lock(:key)")
+    while not (await connection.execute(lock, {"key": ADVISORY_LOCK})).scalar_one():
+        await connection.commit()
+        await asyncio.sleep(POLL_INTERVAL)
+
+
+def _limit_lock_waits(connection: Connection) -> None:
+    """Limit how long each later transaction waits for a lock.
+
+    Statements in Alembic's `autocommit_block` are not limited: those that must run outside a transaction block nothing
+    while they wait, but have to start from the beginning after a timeout.
+    """
+
+    @event.listens_for(connection, "begin")
+    def set_timeout(beginning: Connection) -> None:
+        if beginning.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            beginning.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+
+
+async def _upgrade(connection: AsyncConnection, revision: str) -> None:
+    """Run the pending migrations; after a lock conflict, continue with the migration that met it."""
+    outage = Outage(log, "a migration did not get a lock")
+    while True:
+        try:
+            await connection.run_sync(_run_migrations, revision)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in LOCK_CONFLICTS:
+                raise
+            await connection.rollback()
+            outage.failed(error.orig)
+            await asyncio.sleep(RETRY_INTERVAL)
+        else:
+            outage.ended()
+            return
+
+
+def _run_migrations(connection: Connection, revision: str) -> None:
     config = alembic_config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 async def _main(settings: MigrationSettings) -> None:

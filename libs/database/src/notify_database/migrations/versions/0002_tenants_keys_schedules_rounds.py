@@ -1,22 +1,24 @@
 """Add tenants, API keys, idempotency keys, retry jobs, send and expiry times, and a round for each outbox row."""
 
 from alembic import op
+from notify_database.online_schema_change import commit, create_index
 
 revision = "0002"
 down_revision = "0001"
 
 # The defaults are kept, because gateways that still run the previous version insert rows without these columns.
-STATEMENTS = (
-    """
+NOTIFICATION_COLUMNS = """
     ALTER TABLE notifications
-        ADD COLUMN tenant text NOT NULL DEFAULT 'default',
-        ADD COLUMN send_at timestamptz,
-        ADD COLUMN expires_at timestamptz
-    """,
-    "DROP INDEX notifications_user_id_id_idx",
-    "CREATE INDEX notifications_tenant_user_id_id_idx ON notifications (tenant, user_id, id)",
-    # The round prevents a relay that has published an earlier round from deleting a later round's row.
-    "ALTER TABLE outbox ADD COLUMN round integer NOT NULL DEFAULT 1 CONSTRAINT outbox_round_check CHECK (round >= 1)",
+        ADD COLUMN IF NOT EXISTS tenant text NOT NULL DEFAULT 'default',
+        ADD COLUMN IF NOT EXISTS send_at timestamptz,
+        ADD COLUMN IF NOT EXISTS expires_at timestamptz
+"""
+# The round prevents a relay that has published an earlier round from deleting a later round's row.
+ROUND = """
+    ALTER TABLE outbox
+        ADD COLUMN IF NOT EXISTS round integer NOT NULL DEFAULT 1 CONSTRAINT outbox_round_check CHECK (round >= 1)
+"""
+STATEMENTS = (
     """
     CREATE TABLE idempotency_keys (
         tenant text NOT NULL,
@@ -59,5 +61,11 @@ STATEMENTS = (
 
 def upgrade() -> None:
     """Change the tables."""
+    op.execute(NOTIFICATION_COLUMNS)
+    create_index("notifications_tenant_user_id_id_idx", "notifications", "(tenant, user_id, id)")
+    op.execute("DROP INDEX IF EXISTS notifications_user_id_id_idx")
+    commit()
+    op.execute(ROUND)
+    commit()
     for statement in STATEMENTS:
         op.execute(statement)

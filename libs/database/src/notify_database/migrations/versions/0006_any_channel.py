@@ -8,7 +8,4 @@ down_revision = "0005"
 
 def upgrade() -> None:
     """Drop the check. This does not scan any rows."""
-    # All pending migrations share one transaction, and later ones lock both tables. Locking both here, in the order
-    # that gateways use, prevents deadlocks.
-    op.execute("LOCK TABLE notifications, deliveries IN ACCESS EXCLUSIVE MODE")
     op.execute("ALTER TABLE deliveries DROP CONSTRAINT deliveries_channel_check")
