@@ -24,7 +24,7 @@ from notify_common.contracts.messages import (
 )
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import PostgresSettings
+from notify_database.engine import ROWS_BY_KEY, PostgresSettings, create_engine
 from notify_database.errors import DataRejected
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
@@ -42,6 +42,8 @@ ADD = text("""
 """)
 DELIVERY = text("SELECT status, round, attempt, failures FROM deliveries WHERE id = :id")
 ATTEMPTS = text("SELECT attempt, outcome, error_class FROM attempts WHERE delivery_id = :id ORDER BY attempt")
+
+SCANNED = text("SELECT relname FROM pg_stat_user_tables WHERE relname LIKE 'deliveries_%' AND seq_scan + idx_scan > 0")
 
 
 @pytest.fixture
@@ -96,6 +98,23 @@ def result(
         started_at=NOW,
         finished_at=NOW + timedelta(seconds=1),
     )
+
+
+async def test_results_touch_only_the_partitions_of_their_deliveries(
+    engine: AsyncEngine, postgres: PostgresSettings
+) -> None:
+    """Check it with a plan that PostgreSQL has made for any ids, as it may for a prepared statement."""
+    generic = create_engine(postgres, pool_size=1, planner={**ROWS_BY_KEY, "plan_cache_mode": "force_generic_plan"})
+    ids = [await add_delivery(engine) for _ in range(3)]
+    await ResultStore(generic).apply([result(each) for each in ids])
+    async with generic.connect() as connection:
+        await connection.execute(text("SELECT pg_stat_force_next_flush()"))
+        await connection.commit()
+        scanned = (await connection.execute(SCANNED)).scalars().all()
+        first = await connection.execute(text("SELECT DISTINCT tableoid::regclass::text FROM deliveries"))
+        assert scanned == [first.scalar_one()]
+    await generic.dispose()
+    assert [(await delivery_row(engine, each))[0] for each in ids] == ["sent"] * 3
 
 
 async def test_result_updates_the_status_and_adds_an_attempt(

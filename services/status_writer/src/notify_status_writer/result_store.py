@@ -16,11 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_status_writer.delivery_state import DeliveryState, advance, best_attempts
 
 COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
+# The statements name the range of ids, because PostgreSQL does not prune partitions by `ANY` or by a join.
 # Rows are locked in id order, so that two writers with results for the same deliveries cannot deadlock.
 # The time is taken after all locks are held, so that no change gets a time that a subscriber has already passed.
 LOCK = text(f"""
     WITH locked AS (
-        SELECT {COLUMNS} FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+        SELECT {COLUMNS} FROM deliveries
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id ORDER BY id FOR NO KEY UPDATE
     )
     SELECT *, clock_timestamp() AS locked_at FROM locked ORDER BY id
 """)  # noqa: S608 - the columns are a constant
@@ -34,7 +36,7 @@ WRITE = text("""
             CAST(:changed_id AS uuid[]), CAST(:changed_status AS text[]), CAST(:changed_round AS integer[]),
             CAST(:changed_attempt AS integer[]), CAST(:changed_failures AS integer[])
         ) AS c (id, status, round, attempt, failures)
-        WHERE deliveries.id = c.id
+        WHERE deliveries.id = c.id AND deliveries.id BETWEEN :first_id AND :last_id
     )
     INSERT INTO attempts
         (delivery_id, attempt, round, outcome, error_class, error_code, provider_message_id,
@@ -83,9 +85,10 @@ class ResultStore:
     async def apply(self, results: Sequence[DeliveryResult]) -> Applied:
         """Apply all results in one transaction. If that fails, raise `DatabaseUnavailable` or `DataRejected`."""
         ids = sorted({result.delivery_id for result in results})
+        id_range = {"first_id": ids[0], "last_id": ids[-1]}
         with database_errors():
             async with self._engine.begin() as connection:
-                rows = (await connection.execute(LOCK, {"ids": ids})).all()
+                rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
                 before = {row.id: _state(row) for row in rows}
                 known = [result for result in results if result.delivery_id in before]
                 after = dict(before)
@@ -96,7 +99,7 @@ class ResultStore:
                 # PostgreSQL locks conflicting rows in the order of the insert, so attempts are in id order, too.
                 attempts = sorted(best_attempts(known).values(), key=attrgetter("delivery_id", "attempt"))
                 columns = _columns("changed", CHANGED_COLUMNS, changed) | _columns("attempt", ATTEMPT_COLUMNS, attempts)
-                await connection.execute(WRITE, {**columns, "changed_at": changed_at})
+                await connection.execute(WRITE, {**columns, **id_range, "changed_at": changed_at})
         errors = {(each.delivery_id, each.attempt): each for each in known if each.error_class is not None}
         return Applied(
             changes=[
