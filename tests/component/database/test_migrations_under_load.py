@@ -100,7 +100,7 @@ class Load:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._rounds = dict.fromkeys((accept, relay, write_result, read), 0)
+        self._rounds: dict[Client, int] = dict.fromkeys((accept, relay, write_result, read), 0)
         self.tasks = [asyncio.create_task(self._repeat(client)) for client in self._rounds for _ in range(CLIENTS)]
 
     async def _repeat(self, client: Client) -> None:

@@ -9,7 +9,7 @@ from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Out
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
-from notify_database.partitions import WIDTH, drop_partitions, first_end
+from notify_database.partitions import drop_partitions, first_end
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.outbox.store import OutboxStore
 from notify_status_writer.result_store import ResultStore
@@ -60,7 +60,7 @@ async def test_stranded_delivery_is_sent_and_its_partition_is_dropped(
     await add(engine, "retrying")
     end = first_end(utc_now())
     provider = FakeProvider()
-    assert await drop_partitions(engine, end + WIDTH, WIDTH) == []
+    assert await drop_partitions(engine, utc_now() - end) == []
     async with (
         running_gateway(rabbit, postgres, repair_after=SILENCE.total_seconds()),
         running_sender(rabbit, provider),
@@ -79,7 +79,7 @@ async def test_stranded_delivery_is_sent_and_its_partition_is_dropped(
         await eventually(is_sent, "the delivery is sent")
     assert len(provider.calls) == 1
     assert await rows(engine, "SELECT 1 FROM outbox") == []
-    assert await drop_partitions(engine, end + WIDTH, WIDTH) == [end]
+    assert await drop_partitions(engine, utc_now() - end) == [end]
 
 
 async def test_delivery_that_may_still_be_sent_or_is_final_is_left_alone(engine: AsyncEngine) -> None:
