@@ -6,7 +6,6 @@ from datetime import timedelta
 from functools import cached_property, partial
 
 from notify_common.contracts import topology
-from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
@@ -68,8 +67,7 @@ class Gateway:
         registry = process_registry()
         self.metrics = GatewayMetrics(registry)
 
-        bindings = [*topology.dead_letters(), *map(topology.deliveries, Channel)]
-        self._topology = DeclaredTopology(settings, bindings, [topology.EVENTS], role=ROLE)
+        self._topology = DeclaredTopology(settings, topology.gateway(), [topology.EVENTS], role=ROLE)
         self.relay = relay_class(
             self._broker,
             partial(publisher_class, restore_topology=self._topology.restore),
@@ -87,13 +85,6 @@ class Gateway:
             metrics=self.metrics,
             publish_changes=self._events.publish,
             tracing=tracing,
-        )
-        self._bulk_retries = DeliveryRetries(self._engines.maintenance, self._events.publish)
-        self._stranded = StrandedDeliveries(
-            self._engines.maintenance,
-            self._events.publish,
-            self.metrics.repaired.inc,
-            silence=timedelta(seconds=settings.repair_after),
         )
         self._history = EventHistory(self._engines.intake, self._reads)
         self.event_hub = EventHub(settings, ROLE, self._history)
@@ -177,5 +168,9 @@ class Gateway:
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         days = self.settings.retention_days
         retention = timedelta(days=days) if days else None
-        partitions = PartitionMaintenance(self._engines.maintenance, retention, self.metrics.clock_offset.set)
-        await run_maintenance(self._engines.maintenance, self._bulk_retries, self._stranded, partitions, stop)
+        engine, publish_changes = self._engines.maintenance, self._events.publish
+        retries = DeliveryRetries(engine, publish_changes)
+        silence = timedelta(seconds=self.settings.repair_after)
+        stranded = StrandedDeliveries(engine, publish_changes, self.metrics.repaired.inc, silence=silence)
+        partitions = PartitionMaintenance(engine, retention, self.metrics.clock_offset.set)
+        await run_maintenance(engine, retries, stranded, partitions, stop)

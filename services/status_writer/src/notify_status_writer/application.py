@@ -39,7 +39,7 @@ def create_status_writer(
     engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)
     results, dead_letters = [*map(topology.results, Channel), topology.results()], topology.dead_letters()
-    declared = DeclaredTopology(settings, [*dead_letters, *results], [topology.EVENTS], role=ROLE)
+    declared = DeclaredTopology(settings, topology.status_writer(), [topology.EVENTS], role=ROLE)
     publisher, store = ConfirmedPublisher(broker, declared.restore), ResultStore(engine)
     writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)
     _, older_inbox, inbox = (binding.queue.name for binding in dead_letters)

@@ -104,6 +104,21 @@ def results(channel: Channel | None = None) -> Binding:
     return Binding(RESULTS, _quorum_queue(f"notifications.results.{channel}", arguments), channel.value)
 
 
+def gateway() -> list[Binding]:
+    """Return what a gateway declares."""
+    return [*dead_letters(), *map(deliveries, Channel)]
+
+
+def sender(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
+    """Return what a channel's senders declare."""
+    return [*dead_letters(), results(channel), deliveries(channel), *retries(channel, delays)]
+
+
+def status_writer() -> list[Binding]:
+    """Return what a status writer declares."""
+    return [*dead_letters(), *map(results, Channel), results()]
+
+
 def _milliseconds(delay: timedelta) -> int:
     return round(delay / timedelta(milliseconds=1))
 

@@ -66,11 +66,7 @@ def create_sender(
     registry, schedule = process_registry(), settings.schedule()
     # During an alarm, RabbitMQ reads nothing from a connection that publishes, so acks need a connection of their own.
     consuming, broker = create_broker(settings, role), create_broker(settings, f"{role}.publish")
-    deliveries = topology.deliveries(channel)
-    bindings = [
-        *topology.dead_letters(), topology.results(channel), deliveries, *topology.retries(channel, schedule.delays)
-    ]  # fmt: skip
-    declared = DeclaredTopology(settings, bindings, role=role)
+    declared = DeclaredTopology(settings, topology.sender(channel, schedule.delays), role=role)
     publisher = publisher_class(broker, declared.restore)
     graceful_timeout = settings.provider_timeout + ACK_TIME
     breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
@@ -86,7 +82,7 @@ def create_sender(
     )
     subscription = BatchingConsumer(
         consuming,
-        deliveries.queue.name,
+        topology.delivery_queue_name(channel),
         handle=sender.handle,
         prefetch=limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency,
         publisher=publisher,
