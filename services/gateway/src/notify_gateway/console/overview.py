@@ -19,7 +19,7 @@ from notify_gateway.console.schemas import ChannelOverview, Failures, OverviewVi
 from notify_gateway.database import TenantReads
 from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
-from notify_gateway.outbox.store import OutboxStore
+from notify_gateway.outbox.store import CHANNELS, OutboxStore
 
 RESULTS_QUEUES = [results().queue.name, *(results(channel).queue.name for channel in Channel)]
 SECONDS = 120  # the time that the charts cover
@@ -132,7 +132,8 @@ class Overview:
         """Count the deliveries accepted from `begin` to `end` (epoch seconds); return the latest failures."""
         first_id, end_id = (first_id_at(datetime.fromtimestamp(second, UTC)) for second in (begin, end))
         for row in await self._reads.execute(ALL_TENANTS, ACCEPTED, first_id=first_id, end_id=end_id):
-            self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted
+            if row.channel in CHANNELS:
+                self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted
         self._accepted_until = end
         return (await self._reads.execute(ALL_TENANTS, FAILED, latest=LATEST)).all()
 

@@ -7,6 +7,8 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import ErrorClass
 from pydantic import BaseModel, Field
 
+from notify_gateway.http.fields import StoredChannel
+
 
 class SecondsOverview(BaseModel):
     """The number of deliveries in each second; null for each second before counting began."""
@@ -33,7 +35,7 @@ class ChannelOverview(BaseModel):
 class Failures(BaseModel):
     """A group of failed deliveries with the same channel and error, among the newest 10,000 deliveries."""
 
-    channel: Channel
+    channel: StoredChannel
     error_class: ErrorClass | None
     error_code: str | None
     count: int

@@ -8,7 +8,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass, Outcome
 from pydantic import BaseModel, ConfigDict, Field
 
-from notify_gateway.http.fields import RequestModel, Time
+from notify_gateway.http.fields import RequestModel, StoredChannel, Time
 
 
 class CancelReason(StrEnum):
@@ -37,7 +37,7 @@ class DeliverySummary(BaseModel):
     """The delivery of a notification over one channel."""
 
     id: UUID = Field(validation_alias="delivery_id")
-    channel: Channel
+    channel: StoredChannel
     recipient: str | None
     status: DeliveryStatus
     reason: CancelReason | None = Field(None, description="The reason, if it was cancelled.")
@@ -83,7 +83,7 @@ class RetryJobView(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
-    channel: Channel | None
+    channel: StoredChannel | None
     error_class: ErrorClass | None
     retried: int = Field(description="The number of deliveries retried so far.")
     created_at: datetime

@@ -8,7 +8,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass
 from pydantic import BaseModel, Field
 
-from notify_gateway.http.fields import RequestModel, UserId
+from notify_gateway.http.fields import RequestModel, StoredChannel, UserId
 
 # Microseconds since 1970; 17 digits keep the time within the range of `datetime`.
 EventId = Annotated[str, Field(pattern=r"^[0-9]{1,17}$")]
@@ -29,7 +29,7 @@ class StatusEvent(BaseModel):
     delivery_id: UUID
     notification_id: UUID
     user_id: UserId
-    channel: Channel
+    channel: StoredChannel
     status: DeliveryStatus
     round: int
     attempt: int

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
+from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import EPOCH
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -31,6 +32,11 @@ UserId = Annotated[
     ),
     # `le` is not used, because the OpenAPI document would show the bound as a rounded float.
     AfterValidator(_fits_64_bits),
+]
+# During an upgrade and after a rollback, the tables may contain channels that only a newer version knows.
+StoredChannel = Annotated[
+    Channel | str,
+    Field(union_mode="left_to_right", description="A channel; one that this version does not know is any text."),
 ]
 # Ids cannot carry a time before `EPOCH`. The margin leaves room for time zones and for default periods of 24 hours.
 Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]

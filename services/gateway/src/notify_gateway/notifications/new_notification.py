@@ -122,7 +122,7 @@ def created_json(notification: NewNotification) -> str:
         user_id=request.user_id,
         message=request.message,
         type=deliveries[0].channel if len(deliveries) == 1 else None,
-        channels=request.requested_channels(),
+        channels=[*request.requested_channels()],
         status=notification_status(delivery.status for delivery in deliveries),
         subject=request.subject,
         email=request.email,

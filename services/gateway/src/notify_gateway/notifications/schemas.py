@@ -11,7 +11,7 @@ from pydantic.networks import validate_email
 from pydantic_core import PydanticCustomError
 
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
-from notify_gateway.http.fields import FutureTime, RequestModel, Time, UserId
+from notify_gateway.http.fields import FutureTime, RequestModel, StoredChannel, Time, UserId
 from notify_gateway.http.problems import Problem
 from notify_gateway.notifications.status import NotificationStatus
 
@@ -147,8 +147,8 @@ class NotificationSummary(BaseModel):
     id: UUID
     user_id: UserId
     message: str
-    type: Channel | None = Field(description="The channel, if there is only one.")
-    channels: list[Channel]
+    type: StoredChannel | None = Field(description="The channel, if there is only one.")
+    channels: list[StoredChannel]
     status: NotificationStatus
     subject: str | None
     metadata: dict[str, str] | None

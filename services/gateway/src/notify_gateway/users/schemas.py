@@ -6,7 +6,7 @@ from fastapi.exceptions import RequestValidationError
 from notify_common.contracts.channels import Channel, Recipients
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from notify_gateway.http.fields import RequestModel
+from notify_gateway.http.fields import RequestModel, StoredChannel
 
 
 class UserChannelSettings(RequestModel):
@@ -34,7 +34,7 @@ class UserChannelView(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    channel: Channel
+    channel: StoredChannel
     recipient: str | None
     opted_out: bool
     updated_at: datetime
