@@ -22,7 +22,7 @@ from notify_common.runtime.tracing import Span, Tracing
 from notify_database.errors import DatabaseUnavailable
 
 from notify_gateway.metrics import GatewayMetrics
-from notify_gateway.outbox.lease import RENEW_INTERVAL, Lease, lease_clock
+from notify_gateway.outbox.lease import RENEW_INTERVAL, Lease, lease_clock, must_outlast
 from notify_gateway.outbox.store import Held, OutboxStore
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,8 @@ class Lane:
                 self._wake.clear()
                 next_batch_at = lease_clock() + BATCH_INTERVAL
                 if not (batch := self._next_batch()):
-                    await self._wake.wait()
+                    if not self._due and not self._handed_over:
+                        await self._wake.wait()
                     continue
                 wait = await self._publish(batch) or next_batch_at - lease_clock()
                 if not self._due:
@@ -126,8 +127,7 @@ class Lane:
         due, _ = _take(self._due)
         handed_over, size = _take(self._handed_over)
         self._handed_over_bytes -= size
-        # If a lease ends soon, another relay may take the row, so the row is left to whichever relay polls next.
-        return [held for held in (*due, *handed_over) if held.lease.allows_publishing]
+        return [*due, *handed_over]
 
     async def _publish(self, batch: list[Held]) -> float:
         """Publish the batch and delete the confirmed rows; return the seconds to wait before the next batch."""
@@ -135,8 +135,8 @@ class Lane:
         messages = [_outgoing(request, span) for (request, _), span in zip(batch, spans, strict=True)]
 
         def may_write() -> bool:
-            # Renewals replace the leases in `batch`.
-            return all(held.lease.allows_publishing for held in batch)
+            end = must_outlast()
+            return all(lease.ends > end for _, lease in batch)  # renewals have replaced the leases
 
         publishing = asyncio.create_task(self._publish_together(messages, spans, may_write))
         try:
@@ -220,13 +220,15 @@ def delivery_size(request: DeliveryRequested) -> int:
 
 
 def _take(queue: deque[Held]) -> tuple[list[Held], int]:
-    """Remove the first deliveries from the queue, as many as fit into a batch; return them and their size in bytes."""
+    """Remove as many deliveries as fit into a batch; return them, and the bytes that are no longer in the queue."""
     taken: list[Held] = []
-    size = 0
+    size, end = 0, must_outlast()
     while queue and len(taken) < BATCH_SIZE and size < BATCH_BYTES:
         held = queue.popleft()
         size += delivery_size(held.request)
-        taken.append(held)
+        # If the lease ends soon, another relay may take the row, so the row is left to whichever relay polls next.
+        if held.lease.ends > end:
+            taken.append(held)
     return taken, size
 
 

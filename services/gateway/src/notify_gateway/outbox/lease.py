@@ -19,6 +19,11 @@ def lease_clock() -> float:
     return time.clock_gettime(CLOCK)
 
 
+def must_outlast() -> float:
+    """Return the time that a lease must outlast so that enough of it is left to publish and delete its row."""
+    return lease_clock() + LEASE_RESERVE
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A lease, which the rows of one statement share."""
@@ -36,8 +41,3 @@ class Lease:
     def lost(self) -> "Lease":
         """Return this lease, but ended, because its row was found without it."""
         return Lease(self.until, -math.inf)
-
-    @property
-    def allows_publishing(self) -> bool:
-        """True if enough of the lease is left to publish and delete the row under it."""
-        return self.ends > lease_clock() + LEASE_RESERVE
