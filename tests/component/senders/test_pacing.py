@@ -19,6 +19,7 @@ from support.fakes import FakeProvider
 from support.services import delivery_requested as request
 from support.services import running_sender
 
+QUEUE = "notifications.telegram.retry.60000"
 JITTER = 0.15  # seconds by which a busy machine may delay a call
 
 
@@ -78,6 +79,33 @@ async def test_message_with_a_distant_turn_returns_in_time_for_it_and_in_order(
     assert all(later - earlier >= 1 / rate - JITTER for earlier, later in pairwise(times))
     # The other chats arrived last, and had to wait for none of the distant turns.
     assert max(provider.called_at[each.recipient][0] for each in others) < times[len(burst) // 2]
+
+
+async def test_message_carries_its_reservation_and_no_outage_through_the_retry_queue(
+    rabbit: RabbitSettings, hand: Hand
+) -> None:
+    limits = ProviderLimits(concurrency=10, rate_per_recipient=0.01)
+    waited, lifetime = timedelta(hours=1), timedelta(seconds=70)
+    async with running_sender(rabbit, FakeProvider(), first_delay=timedelta(seconds=60), limits=limits):
+        await hand.request(request(recipient="busy chat"))
+        await hand.results(1)
+        now = utc_now()
+        await hand.request(request(recipient="busy chat", waiting_since=now - waited))
+        paced = DeliveryRequested.model_validate_json((await hand.next_message(QUEUE)).body)
+        await hand.request(request(recipient="busy chat", expires_at=now + lifetime))
+        expiring = DeliveryRequested.model_validate_json((await hand.next_message(QUEUE)).body)
+        await hand.request(request(recipient="busy chat"))
+        following = DeliveryRequested.model_validate_json((await hand.next_message(QUEUE)).body)
+    assert paced.not_before is not None
+    assert paced.waiting_since is not None
+    assert following.not_before is not None
+    assert (paced.reserved, following.reserved) == (True, True)
+    # The wait for a turn does not count as waiting for an unavailable provider.
+    assert paced.not_before - paced.waiting_since == pytest.approx(waited, abs=timedelta(seconds=5))
+    # A delivery that expires before its turn takes none.
+    assert expiring.not_before == expiring.expires_at
+    turn_after = following.not_before - paced.not_before
+    assert turn_after == pytest.approx(timedelta(seconds=100), abs=timedelta(seconds=5))
 
 
 async def test_throttled_chat_delays_no_other_chat(rabbit: RabbitSettings, hand: Hand, bot_api: BotApiPeer) -> None:

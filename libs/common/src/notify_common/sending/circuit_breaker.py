@@ -171,7 +171,7 @@ class CircuitBreaker:
                 turn_in = self._reserve(call) if call.turn_in is None else call.turn_in
                 if turn_in > min(call.timeout, LONGEST_TURN_WAIT):
                     return NotAdmitted(turn_in, reserved=True)
-                reserved = True
+                reserved = self._turns.interval > 0
                 if turn_in > 0:
                     await asyncio.sleep(turn_in)
                 while True:

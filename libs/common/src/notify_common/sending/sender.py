@@ -150,8 +150,9 @@ class Sender:
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
                 return decision
-            # The failure is dropped, because its traceback holds the message's content while the attempt is remembered.
-            decision = replace(decision, failure=None)
+            if decision.failure is not None:
+                # Its traceback may hold the message's content, which would stay in memory as long as the attempt does.
+                decision = replace(decision, failure=None)
             # The result is reported even if the message's connection is lost, because the provider may have sent it.
             await self._results.submit(decision.result)
             self._metrics.ended(decision.result)
@@ -195,10 +196,9 @@ class Sender:
         if admission.turn_in is not None:
             wait = timedelta(seconds=admission.turn_in)
             since = since and since + wait  # waiting for a turn is not part of an outage
-        elif breaker.stopped:
-            wait = timedelta()
         else:
             wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
+            wait = timedelta() if breaker.stopped else wait
             since = since or (now if breaker.open else None)
         not_before = now + wait
         if request.expires_at is not None:
