@@ -1,7 +1,10 @@
-"""A state machine that runs the real SQL statements for one delivery, which no order of steps may lose."""
+"""A state machine that runs the real SQL statements for one delivery, which no order of steps may lose.
+
+Steps also run at the same time: a third session holds a lock while two steps begin, and then lets them continue.
+"""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,6 +30,7 @@ from notify_common.sending.errors import PermanentFailure, ProviderFailure, Temp
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.new_notification import new_notification
@@ -35,15 +39,20 @@ from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import Held, OutboxStore
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.database import blocked_or_done
 from support.services import NOWHERE, gateway_metrics
 from typing_extensions import override
 
 SCHEDULE = RetrySchedule(first_delay=timedelta(milliseconds=10), max_attempts=3)
-DELETE_ALL = text("TRUNCATE notifications, deliveries, attempts, outbox")
+TABLES = ("notifications", "deliveries", "attempts", "outbox")
+EMPTY = [text(f"DELETE FROM {table}") for table in TABLES]  # noqa: S608 - constants
 EXPIRE_LEASES = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
 EXPIRE_NOTIFICATION = text("UPDATE notifications SET expires_at = now()")
 STATE = text("""
     SELECT d.status, d.round, d.attempt, d.failures, (SELECT count(*) FROM outbox) AS outbox,
+           -- A relay takes only rows of the current round, and only those of pending deliveries.
+           d.status = 'pending' AND EXISTS (SELECT FROM outbox WHERE outbox.round = d.round) AS queued,
            (SELECT array_agg(a.attempt ORDER BY a.attempt) FROM attempts a) AS attempts,
            (SELECT array_agg(a.attempt) FILTER (WHERE a.outcome = 'sent') FROM attempts a) AS sent
     FROM deliveries d
@@ -52,28 +61,45 @@ PROVIDER_OUTCOMES: list[ProviderFailure | None] = [
     None, TemporaryFailure("busy"), *[PermanentFailure("blocked")] * 2,
     Throttled("slower", retry_after=timedelta(seconds=1)),
 ]  # fmt: skip
+# A session can hold a row, or all other sessions' commits, because each changed row waits for this advisory lock.
+HOLDS = {
+    "outbox": text("SELECT FROM outbox FOR UPDATE"),
+    "delivery": text("SELECT FROM deliveries FOR NO KEY UPDATE"),
+    "commit": text("SELECT pg_advisory_xact_lock(1)"),
+}
+CREATE_WAIT = """
+    CREATE FUNCTION wait_to_commit() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$
+"""
+WAIT_TO_COMMIT = """
+    CREATE CONSTRAINT TRIGGER wait_to_commit AFTER INSERT OR UPDATE OR DELETE ON {table} DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION wait_to_commit()
+"""
+SESSIONS = 4  # the one that holds a lock, two steps, and the one that waits until the steps are blocked
 Result = TypeVar("Result")
+Step = Callable[[], Awaitable[object]]
 
 
 class DeliveryLife(RuleBasedStateMachine):
     """A delivery in a real PostgreSQL, with lists in place of the queues of RabbitMQ."""
 
-    postgres: PostgresSettings
+    runner: asyncio.Runner
+    engine: AsyncEngine
 
     def __init__(self) -> None:
         super().__init__()
-        self._runner = asyncio.Runner()
-        self._engine = create_engine(self.postgres, pool_size=1)
+        self._engine = self.engine
         self._outbox, self._store = OutboxStore(self._engine), ResultStore(self._engine)
         self._held: list[Held] = []  # leased by a relay
         self._confirmed: list[Held] = []  # published by a relay that has not deleted the rows yet
         self._requests: list[DeliveryRequested] = []  # messages for a sender
         self._results: list[DeliveryResult] = []  # messages for the status writer
+        self._messages_lost = False
         self._was_sent, self._status = False, "pending"
         self._highest = (1, 0)
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return self._runner.run(work)
+        return self.runner.run(work)
 
     async def _execute(self, *statements: Any) -> None:
         async with self._engine.begin() as connection:
@@ -84,10 +110,12 @@ class DeliveryLife(RuleBasedStateMachine):
         async with self._engine.connect() as connection:
             return (await connection.execute(STATE)).one()
 
-    @initialize()
-    def accept(self) -> None:
+    @initialize(failed=st.booleans())
+    def accept(self, *, failed: bool) -> None:
+        """Accept the delivery. Half of all lives begin when it has failed and its row is still in the outbox."""
+
         async def work() -> None:
-            await self._execute(DELETE_ALL)
+            await self._execute(*EMPTY)
             # RabbitMQ is unavailable, so the row stays in the outbox.
             broker, events = create_broker(NOWHERE, "gateway"), EventPublisher(NOWHERE, "gateway")
             relay = OutboxRelay(broker, ConfirmedPublisher, self._outbox, events, gateway_metrics())
@@ -97,12 +125,72 @@ class DeliveryLife(RuleBasedStateMachine):
             await NotificationIntake(self._engine, relay, max_waiting=1, metrics=gateway_metrics()).accept(notification)
             self._delivery_id = notification.deliveries[0].delivery_id
             self._notification_id = notification.id
+            if failed:
+                now = utc_now()
+                [held] = (await self._outbox.take_due(10)).held
+                await self._outbox.release([held])
+                response = ProviderResponse(now, now, failure=PermanentFailure("blocked"))
+                await self._store.apply([decide(held.request, response, SCHEDULE).result])
+
+        self._run(work())
+
+    async def _take_due(self) -> None:
+        self._held += (await self._outbox.take_due(10)).held
+
+    async def _renew(self, held: Held) -> None:
+        _, lease = await self._outbox.renew([held])
+        if lease is not None:
+            self._held = [Held(each.request, lease) if each is held else each for each in self._held]
+
+    async def _cancel(self) -> None:
+        await NotificationCanceller(self._engine, lambda _: None).cancel(self._notification_id)
+
+    async def _retry(self) -> None:
+        await DeliveryRetries(self._engine).retry("default", self._delivery_id)
+
+    async def _repair(self) -> None:
+        stranded = StrandedDeliveries(self._engine, lambda _: None, lambda _: None, silence=timedelta())
+        await stranded.repair_chunk()
+
+    def _possible_steps(self, data: st.DataObject) -> Mapping[str, Step]:
+        """Return the steps that may run at the same time, all of which may be repeated."""
+        steps: dict[str, Step] = {"take due": self._take_due, "cancel": self._cancel}
+        if self._status == "failed":
+            steps["retry"] = self._retry
+        elif not DeliveryStatus(self._status).final:
+            steps["repair"] = self._repair
+        if self._held:
+            held = self._held[-1]
+            steps["renew"] = lambda: self._renew(held)
+        if self._confirmed:
+            confirmed = self._confirmed[-1]
+            steps["delete"] = lambda: self._outbox.delete([confirmed])
+        if self._results:
+            applied = data.draw(st.lists(st.sampled_from(self._results), min_size=1, max_size=4))
+            steps["apply results"] = lambda: self._store.apply(applied)
+        return steps
+
+    @precondition(lambda self: self._status not in {"sent", "cancelled", "expired"})
+    @rule(hold=st.sampled_from(list(HOLDS)), data=st.data())
+    def two_steps_interleave(self, *, hold: str, data: st.DataObject) -> None:
+        """Begin two steps while another session holds a lock; each continues until it is blocked, or to its end."""
+        steps = self._possible_steps(data)
+        names = data.draw(st.lists(st.sampled_from(list(steps)), min_size=2, max_size=2, unique=True))
+
+        async def work() -> None:
+            tasks: list[asyncio.Future[object]] = []
+            async with self._engine.begin() as holding:
+                await holding.execute(HOLDS[hold])
+                for name in names:
+                    tasks.append(asyncio.ensure_future(steps[name]()))
+                    await blocked_or_done(self._engine, *tasks)
+            await asyncio.gather(*tasks)
 
         self._run(work())
 
     @rule()
     def relay_takes_due_rows(self) -> None:
-        self._held += self._run(self._outbox.take_due(10)).held
+        self._run(self._take_due())
 
     @precondition(lambda self: self._held)
     @rule(confirmed=st.booleans())
@@ -161,23 +249,40 @@ class DeliveryLife(RuleBasedStateMachine):
     @rule(event=st.sampled_from(["nothing", "nothing", "nothing", "cancel", "expire"]))
     def client_cancels_or_notification_expires(self, event: str) -> None:
         if event == "cancel":
-            self._run(NotificationCanceller(self._engine, lambda _: None).cancel(self._notification_id))
+            self._run(self._cancel())
         elif event == "expire":
             self._run(self._execute(EXPIRE_NOTIFICATION))
 
     @precondition(lambda self: self._status == "failed")
     @rule()
     def operator_retries(self) -> None:
-        self._run(DeliveryRetries(self._engine).retry("default", self._delivery_id))
+        self._run(self._retry())
+
+    @precondition(lambda self: not DeliveryStatus(self._status).final)
+    @rule(repaired=st.sampled_from([False, False, False, True]))
+    def gateway_repairs_stranded_deliveries(self, *, repaired: bool) -> None:
+        """Repair the delivery as if nothing had been heard of it for long, although its message may still arrive."""
+        if repaired:
+            self._run(self._repair())
+
+    @precondition(lambda self: self._requests or self._results)
+    @rule(lost=st.sampled_from([False, False, False, True]))
+    def rabbitmq_loses_its_messages(self, *, lost: bool) -> None:
+        if lost:
+            self._requests.clear()
+            self._results.clear()
+            self._messages_lost = True
 
     @invariant()
     def delivery_is_never_lost_and_never_moves_backwards(self) -> None:
         state = self._run(self._state())
         final = DeliveryStatus(state.status).final
-        assert final or state.outbox or self._requests or self._results, "the delivery is neither final nor in flight"
+        in_flight = any(message.round == state.round for message in (*self._requests, *self._results))
+        assert final or state.queued or in_flight or self._messages_lost, "nothing will ever move the delivery"
         # Attempt numbers have no gaps, except for results that have not been written yet. An expiry may overtake the
         # result of the preceding attempt: it has that attempt's number, but adds no row.
-        assert state.attempt in {max(state.attempts or [0]), *(result.attempt for result in self._results)}
+        attempts = {max(state.attempts or [0]), *(result.attempt for result in self._results)}
+        assert state.attempt in attempts or self._messages_lost
         # A sent result wins whenever it arrives, and the status stays sent.
         assert (state.status == "sent") == bool(state.sent)
         assert not self._was_sent or state.status == "sent"
@@ -194,6 +299,8 @@ class DeliveryLife(RuleBasedStateMachine):
                 return
             for _ in range(3):
                 await self._execute(EXPIRE_LEASES)
+                if self._messages_lost:
+                    await self._repair()
                 due = (await self._outbox.take_due(10)).held
                 await self._outbox.delete(due)
                 requests, self._requests = [*self._requests, *(each.request for each in due)], []
@@ -205,19 +312,33 @@ class DeliveryLife(RuleBasedStateMachine):
             state = await self._state()
             assert DeliveryStatus(state.status).final
             assert state.outbox == 0
-            assert (state.attempts or []) == list(range(1, state.attempt + 1))
+            assert (state.attempts or []) == list(range(1, state.attempt + 1)) or self._messages_lost
 
         self._run(finish())
-        self._run(self._engine.dispose())
-        self._runner.close()
+
+
+def run_on(postgres: PostgresSettings) -> None:
+    """Run the state machine; its examples share the connections, because new ones would take most of the time."""
+    with asyncio.Runner() as runner:
+        engine = create_engine(postgres, pool_size=SESSIONS)
+
+        async def create_triggers() -> None:
+            async with engine.begin() as connection:
+                await connection.execute(text(CREATE_WAIT))
+                for table in ("deliveries", "outbox"):
+                    await connection.execute(text(WAIT_TO_COMMIT.format(table=table)))
+
+        runner.run(create_triggers())
+        machine = type("OnThisDatabase", (DeliveryLife,), {"runner": runner, "engine": engine})
+        machine_settings = settings(
+            max_examples=80, stateful_step_count=40, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
+        )  # fmt: skip
+        run_state_machine_as_test(machine, settings=machine_settings)
+        runner.run(engine.dispose())
 
 
 @pytest.mark.timeout(300)
 async def test_delivery_is_never_lost_whatever_the_order_of_steps(postgres: PostgresSettings) -> None:
-    machine = type("OnThisDatabase", (DeliveryLife,), {"postgres": postgres})
-    machine_settings = settings(
-        max_examples=120, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )  # fmt: skip
     # The state machine runs its own event loop, so it needs a separate thread.
-    await asyncio.to_thread(run_state_machine_as_test, machine, settings=machine_settings)
+    await asyncio.to_thread(run_on, postgres)

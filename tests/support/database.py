@@ -22,7 +22,7 @@ async def waiting_for_locks(engine: AsyncEngine) -> int:
         return int((await connection.execute(WAITING_FOR_LOCKS)).scalar_one())
 
 
-async def blocked_or_done(engine: AsyncEngine, *tasks: asyncio.Task[Any]) -> None:
+async def blocked_or_done(engine: AsyncEngine, *tasks: asyncio.Future[Any]) -> None:
     """Return once each of `tasks`, which execute one statement each, is done or waits for a lock."""
     while await waiting_for_locks(engine) < sum(not task.done() for task in tasks):
         pass
