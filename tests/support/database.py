@@ -1,4 +1,4 @@
-"""What database tests share: a statement that stores a notification with its delivery, and waiting for locks."""
+"""An INSERT statement for a notification with its delivery, and helpers that wait until a session is blocked."""
 
 import asyncio
 from typing import Any
