@@ -3,20 +3,28 @@
 import asyncio
 import logging
 import socket
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
 import httpx
 import pytest
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import prepare_topology
+from notify_common.rabbitmq.events import EventPublisher
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys import store as api_keys
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.database import TenantReads
+from notify_gateway.events import feed as event_feed
 from notify_gateway.events import hub as event_hub
 from notify_gateway.events import stream as event_stream
 from notify_gateway.events import subscriber as event_subscriber
+from notify_gateway.events.feed import EventFeed
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.events.stream import EventStream
@@ -32,6 +40,7 @@ from support.services import (
     running_status_writer,
     served_gateway,
 )
+from uuid_utils.compat import uuid7
 
 
 async def test_stream_ends_when_its_key_is_revoked(
@@ -112,6 +121,34 @@ async def test_stream_opened_during_shutdown_ends(engine: AsyncEngine) -> None:
     hub.close()
     async with asyncio.timeout(TIMEOUT):
         assert await subscription is None
+
+
+async def test_many_changes_at_once_are_published_and_handled_in_small_parts(
+    rabbit: RabbitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepare_topology(rabbit, [], [topology.EVENTS])
+    monkeypatch.setattr(event_feed, "MAX_BATCH_BYTES", 1)
+    change = StatusChange(
+        delivery_id=uuid7(), notification_id=uuid7(), channel=Channel.EMAIL, status=DeliveryStatus.SENT, round=1,
+        attempt=1, changed_at=utc_now(),
+    )  # fmt: skip
+    connected, complete, batches = asyncio.Event(), asyncio.Event(), list[int]()
+
+    async def receive(changes: Sequence[StatusChange]) -> None:
+        batches.append(len(changes))
+        if sum(batches) == 1_200:
+            complete.set()
+
+    feed = EventFeed(rabbit, "test", receive, connected=connected.set, lost=connected.clear, missed=connected.clear)
+    feeding = asyncio.create_task(feed.run())
+    publisher = EventPublisher(rabbit, "test")
+    async with asyncio.timeout(TIMEOUT), publisher.running():
+        await connected.wait()
+        publisher.publish([change] * 1_200)
+        await complete.wait()
+    feeding.cancel()
+    await asyncio.wait({feeding})
+    assert batches == [500, 500, 200]
 
 
 async def test_slow_subscriber_is_dropped_and_does_not_delay_others(

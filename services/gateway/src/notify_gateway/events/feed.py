@@ -22,7 +22,7 @@ from pydantic import ValidationError
 log = logging.getLogger(__name__)
 
 PREFETCH = 100  # messages; each carries up to `events.CHANGES_PER_MESSAGE` changes
-MAX_BATCH_BYTES = 1024 * 1024  # of messages that are handled together; their changes take six times as much memory
+MAX_BATCH_BYTES = 1024 * 1024  # one batch of messages; the changes that they carry take six times as much memory
 MAX_QUEUED_MESSAGES = 10_000  # beyond this, RabbitMQ drops the oldest messages
 TIMEOUT = 5.0  # seconds
 BATCH_INTERVAL = 0.02  # seconds between batches; one database query serves all changes in a batch
