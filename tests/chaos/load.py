@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import httpx
 from notify_common.contracts.channels import Channel
+from support.processes import TRY_AGAIN
 
 PATH = "/api/notifications"
 CHANNELS = list(Channel)
@@ -152,14 +153,14 @@ class Load:
         return body
 
     async def _post(self, number: int, path: str, **request: Any) -> httpx.Response:
-        """Return the first response other than 503, trying the gateways in turn."""
+        """Return the first response that does not ask to try again, trying the gateways in turn."""
         while True:
             gateway = self.gateways[number % len(self.gateways)]
             try:
                 response = await gateway.post(path, **request)
             except httpx.TransportError:
                 response = None
-            if response is not None and response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            if response is not None and response.status_code not in TRY_AGAIN:
                 return response
             self.repeats += 1
             if path == PATH:

@@ -24,6 +24,7 @@ from support.servers import PROJECT, in_containers
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 STOP_TIMEOUT = 60.0  # seconds
 FINAL_TIMEOUT = 100.0  # seconds; a killed gateway's outbox leases last 30
+TRY_AGAIN = {429, 503, 504}
 FINAL = {"sent", "failed", "expired", "cancelled"}
 
 Json = dict[str, Any]
@@ -131,12 +132,12 @@ async def all_final(client: httpx.AsyncClient, ids: Sequence[str]) -> list[Json]
 
 
 async def _get(client: httpx.AsyncClient, path: str, **parameters: Any) -> Json | None:
-    """Return the gateway's response, or None if the gateway is unavailable."""
+    """Return the gateway's response, or None if the gateway or its database is unavailable or slow."""
     try:
         response = await client.get(path, params=parameters)
     except httpx.TransportError:
         return None
-    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    if response.status_code in TRY_AGAIN:
         return None
     content: Json = response.raise_for_status().json()
     return content

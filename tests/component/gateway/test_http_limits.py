@@ -121,6 +121,22 @@ async def test_memory_of_bodies_is_freed_if_a_connection_is_lost_before_its_requ
         await eventually(freed, "the memory is free again")
 
 
+async def test_body_that_an_event_stream_discards_takes_no_memory(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
+        streaming = api.build_request("GET", "/api/events", content=LARGE)
+        response = await api.send(streaming, stream=True)
+
+        async def freed() -> bool:
+            return (await api.put(CHANNEL, content=LARGE)).status_code == 422
+
+        await eventually(freed, "the memory is free again")
+        assert not response.is_closed
+        await response.aclose()
+
+
 async def test_stalled_body_returns_408(postgres: PostgresSettings) -> None:
     async def never() -> AsyncIterator[bytes]:
         yield b"{"

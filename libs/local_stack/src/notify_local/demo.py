@@ -25,6 +25,7 @@ from notify_local.stack import GatewayOptions, running_system
 REQUIRED_COLUMNS = frozenset({"user_id", "channels", "message"})
 MAX_CONCURRENT_REQUESTS = 50
 USER_ID_DIGITS = 20
+TRY_AGAIN = {429, 503, 504}  # the statuses of reads that fail because PostgreSQL is unavailable or slow
 MAX_TRIES = 10  # how many times a request is sent while the gateway answers 503
 POLL_INTERVAL = 0.5  # seconds
 PLAIN_LINE_INTERVAL = 2.0  # seconds between progress lines if the output is not a terminal
@@ -188,7 +189,7 @@ async def _follow(client: httpx.AsyncClient, run: DemoRun) -> None:
                 response = await client.get(f"/api/notifications/{notification_id}")
             except httpx.TransportError:
                 return  # the gateway may be restarting; the next round polls again
-        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        if response.status_code in TRY_AGAIN:
             return
         notification = response.raise_for_status().json()
         if all(delivery["status"] in FINAL for delivery in notification["deliveries"]):

@@ -63,10 +63,14 @@ class ArrivingBody:
         self._bytes += size
         return True
 
-    def release(self) -> None:
-        """Free the memory, and refuse what arrives later."""
+    def free(self) -> None:
+        """Stop counting what has arrived, because it is no longer in memory."""
         self._memory.bytes -= self._bytes
         self._bytes = 0
+
+    def release(self) -> None:
+        """Free the memory, and refuse what arrives later."""
+        self.free()
         self.refused = True
 
 
@@ -154,6 +158,8 @@ class _LimitedRequest:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
         if self.body is not None and self.body.refused:
             raise HTTPException(503, "Too many large requests are in progress.")
+        if self.body is not None and self.unlimited:
+            self.body.free()  # a stream may never end, and it discards the body
         if not message.get("more_body", False):
             self.complete = True
             if not self.unlimited:
