@@ -22,7 +22,7 @@ from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
 from notify_local.stack import as_environment
 from support.amqp import hand_on
-from support.processes import STOP_TIMEOUT, all_final, answers, running_service
+from support.processes import START_TIMEOUT, STOP_TIMEOUT, all_final, answers, running_service
 from support.servers import PROJECT
 from support.services import eventually
 
@@ -80,7 +80,7 @@ class Installation:
             process = running_service(service, *self._servers, **settings)
             self._running[service, bool(sources)] = self._stack.enter_context(process)
             urls.append(f"http://127.0.0.1:{port if service == 'gateway' else health_port}")
-        await asyncio.gather(*(answers(f"{url}/readyz", 200) for url in urls))
+        await asyncio.gather(*(answers(f"{url}/readyz", 200, timeout=START_TIMEOUT) for url in urls))
         if "gateway" in services:
             self.gateways[bool(sources)] = urls[services.index("gateway")]
 
@@ -116,7 +116,7 @@ class Traffic:
         async def accepted() -> bool:
             return len(self.accepted) >= wanted
 
-        await eventually(accepted, "notifications are accepted", timeout=STOP_TIMEOUT)
+        await eventually(accepted, "notifications are accepted", timeout=START_TIMEOUT)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -150,7 +150,7 @@ async def depths(rabbit: RabbitSettings, *queues: str) -> dict[str, int]:
         return {queue: await hand.depth(queue) for queue in queues}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_upgrade_and_rollback_under_traffic_lose_and_repeat_nothing(
     rabbit: RabbitSettings, empty_postgres: PostgresSettings, baseline: list[Path], tmp_path: Path
 ) -> None:

@@ -189,10 +189,10 @@ def running_service(
         process.communicate()
 
 
-async def answers(url: str, status: int) -> httpx.Response:
+async def answers(url: str, status: int, *, timeout: float = STOP_TIMEOUT) -> httpx.Response:
     """Request `url` until it responds with `status`, and return the response."""
     async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-        deadline = time.monotonic() + STOP_TIMEOUT
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 response = await client.get(url)

@@ -26,7 +26,9 @@ from notify_status_writer.result_writer import MESSAGES_PER_TRANSACTION, ResultW
 from notify_status_writer.settings import StatusWriterSettings
 
 ROLE = "status_writer"
-RESULTS_PREFETCH = 2 * MESSAGES_PER_TRANSACTION  # of each queue: while one batch is written, the next one fills
+# For each queue: while one batch is written, the next one fills. A message of 200 results with errors takes 1 MiB, so a
+# higher prefetch would need too much memory while the database is down.
+RESULTS_PREFETCH = 3 * MESSAGES_PER_TRANSACTION // 2
 DEAD_LETTERS_PREFETCH = 10
 POOL_SIZE = 2  # one connection to write results, and one to look up dead-lettered deliveries
 
