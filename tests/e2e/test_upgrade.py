@@ -75,6 +75,7 @@ class Installation:
             settings = {
                 "APP_PORT": str(port), "HEALTH_PORT": str(health_port), "SIMULATOR_FOLDER": str(self._ledgers),
                 "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": "0", "LOG_LEVEL": "ERROR",
+                "RETRY_DELAY": "3600",  # nothing is retried, and fewer retry queues are declared in less time
                 **_path(sources),
             }  # fmt: skip
             process = running_service(service, *self._servers, **settings)
