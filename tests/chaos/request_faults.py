@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 from itertools import chain
 from uuid import UUID
 
@@ -19,7 +18,7 @@ READERS = 50  # concurrent readers of each gateway
 RACED = 20  # notifications
 RACES = 5  # per delivery
 RACING = 20  # races at the same time
-START_SPREAD = 0.02  # seconds between the starts of a retry and a cancellation, at most
+START_SPREAD = 0.005  # seconds between the starts of a retry and a cancellation, at most
 FAILED_WITHIN = 30.0  # seconds
 # As a relay leaves it behind that dies between the confirm and the delete.
 LEFT_ROW = """
@@ -69,36 +68,30 @@ async def _read(gateway: httpx.AsyncClient, ids: list[str], locking: asyncio.Tas
 
 async def race_retries_with_cancels(scene: Scene, fault: Fault) -> None:
     """Retry failed deliveries over one gateway while the other cancels their notifications, many times."""
-    posted = await scene.load.post_many(RACED, Kind.RACED)
-    connection = await asyncpg.connect(scene.system.addresses()["POSTGRES_URL"])
-    try:
-        notifications = [UUID(each) for each in posted]
-        deliveries = await _failed_deliveries(connection, notifications)
+    notifications = [UUID(each) for each in await scene.load.post_many(RACED, Kind.RACED)]
+    async with asyncpg.create_pool(scene.system.addresses()["POSTGRES_URL"], max_size=RACING) as pool:
+        deliveries = await _failed_deliveries(pool, notifications)
         if not deliveries:
             fault.complaints.append(f"raced deliveries did not fail within {FAILED_WITHIN:.0f} s")
         answers: list[int] = []
-        for _ in range(RACES):
-            for first in range(0, len(deliveries), RACING):
-                together = list(deliveries.items())[first : first + RACING]
-                await connection.executemany(LEFT_ROW, [(delivery_id,) for delivery_id, _ in together])
-                answers += chain.from_iterable(await asyncio.gather(*(_race(scene, *pair) for pair in together)))
+        for first in range(0, len(deliveries) * RACES, RACING):
+            racing = [deliveries[number % len(deliveries)] for number in range(first, first + RACING)]
+            answers += chain.from_iterable(await asyncio.gather(*(_race(scene, pool, *each) for each in racing)))
         say(f"{len(answers)} retries raced with cancellations; {answers.count(httpx.codes.ACCEPTED)} were accepted")
-    finally:
-        await connection.close()
 
 
-async def _failed_deliveries(connection: asyncpg.Connection, notifications: list[UUID]) -> Mapping[UUID, UUID]:
-    """Return the notification of each delivery once all have failed, or nothing if they have not failed in time."""
+async def _failed_deliveries(pool: asyncpg.Pool, notifications: list[UUID]) -> list[tuple[UUID, UUID]]:
+    """Return the ids of each delivery and its notification once all have failed, or nothing if that takes too long."""
     deadline = time.monotonic() + FAILED_WITHIN
     while time.monotonic() < deadline:
-        rows = await connection.fetch(RACED_DELIVERIES, notifications)
+        rows = await pool.fetch(RACED_DELIVERIES, notifications)
         if all(row["status"] == "failed" for row in rows):
-            return {row["id"]: row["notification_id"] for row in rows}
+            return [(row["id"], row["notification_id"]) for row in rows]
         await asyncio.sleep(0.1)
-    return {}
+    return []
 
 
-async def _race(scene: Scene, delivery_id: UUID, notification_id: UUID) -> list[int]:
+async def _race(scene: Scene, pool: asyncpg.Pool, delivery_id: UUID, notification_id: UUID) -> list[int]:
     """Race one retry with one cancellation; return the status code of the retry, unless its gateway was down."""
     one, other = scene.rng.sample(scene.load.gateways, 2)
 
@@ -109,6 +102,7 @@ async def _race(scene: Scene, delivery_id: UUID, notification_id: UUID) -> list[
         except httpx.TransportError:
             return []
 
+    await pool.execute(LEFT_ROW, delivery_id)
     retried, _ = await asyncio.gather(
         post(one, f"/api/deliveries/{delivery_id}/retry"), post(other, f"/api/notifications/{notification_id}/cancel")
     )
