@@ -16,7 +16,7 @@ from chaos.server_faults import lock_tables, memory_alarm
 SLOW_READS = 10.0  # seconds; longer than a request waits for a database connection
 READERS = 50  # concurrent readers of each gateway
 RACED = 20  # notifications
-RACES = 5  # per delivery
+RACES = 10  # per delivery
 RACING = 20  # races at the same time
 START_SPREAD = 0.005  # seconds between the starts of a retry and a cancellation, at most
 FAILED_WITHIN = 30.0  # seconds
