@@ -1,12 +1,12 @@
 """The judgements of `make chaos`: what a fault explains, what is stranded, and whether a burst was paced."""
 
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from chaos.attribution import Sent, explains, ran_again
 from chaos.audit import Report, check_open
 from chaos.faults import FAULTS, fault_names
 from chaos.memory import memory_complaints
-from chaos.pacing import EMAILS, PER_RECIPIENT, RATE, Paced
+from chaos.pacing import PER_RECIPIENT, Burst, Paced
 from chaos.scene import PAUSE, Fault
 
 BEGAN = 1000.0
@@ -74,31 +74,47 @@ def test_email_senders_may_use_more_memory() -> None:
     ]
 
 
-def burst(rate: float = RATE) -> Paced:
-    ids = [uuid4() for _ in range(EMAILS)]
-    posted = [ids[first : first + PER_RECIPIENT] for first in range(0, EMAILS, PER_RECIPIENT)]
-    sent_at = {each: [number / rate] for number, each in enumerate(ids)}
-    return Paced(posted, dict.fromkeys(ids, "sent"), sent_at)
+ONE_SENDER, TWO_SENDERS = Burst(600, 5, 1), Burst(600, 5, 2)
+
+
+class Sends:
+    """A burst that was sent in order at `rate`, which a test may then spoil."""
+
+    def __init__(self, rate: float = ONE_SENDER.rate) -> None:
+        self.ids = [uuid4() for _ in range(ONE_SENDER.emails)]
+        self.statuses = dict.fromkeys(self.ids, "sent")
+        self.sent_at = {each: [number / rate] for number, each in enumerate(self.ids)}
+
+    def complaints(self, burst: Burst = ONE_SENDER) -> list[str]:
+        posted = [self.ids[first : first + PER_RECIPIENT] for first in range(0, len(self.ids), PER_RECIPIENT)]
+        return Paced(posted, self.statuses, self.sent_at).complaints(burst)
 
 
 def test_burst_at_the_configured_rate_passes() -> None:
-    assert burst().complaints(1) == []
+    assert Sends().complaints() == []
 
 
 def test_burst_that_is_too_slow_or_too_fast_fails() -> None:
-    assert burst(RATE * 0.8).complaints(1)
-    assert burst(RATE * 1.2).complaints(1)
+    assert Sends(ONE_SENDER.rate * 0.8).complaints() == ["took 149.8 s instead of 120"]
+    assert Sends(ONE_SENDER.rate * 1.2).complaints() == ["took 99.8 s instead of 120"]
 
 
-def test_burst_with_an_expired_repeated_or_disordered_email_fails() -> None:
-    expired, repeated, disordered = burst(), burst(), burst()
-    some: UUID = expired.posted[0][0]
-    expired.statuses[some] = "expired"
-    assert expired.complaints(1)
-    repeated.sent_at[repeated.posted[0][0]].append(2.0)
-    assert repeated.complaints(1)
-    first, second = disordered.posted[0][:2]
-    times = disordered.sent_at
-    times[first], times[second] = times[second], times[first]
-    assert disordered.complaints(1)
-    assert disordered.complaints(2) == []
+def test_burst_with_an_expired_email_fails() -> None:
+    sends = Sends()
+    del sends.sent_at[sends.ids[7]]
+    sends.statuses[sends.ids[7]] = "expired"
+    assert sends.complaints() == ["only 599 were sent: 1 expired, 599 sent"]
+
+
+def test_burst_with_a_repeated_email_fails() -> None:
+    sends = Sends()
+    sends.sent_at[sends.ids[7]].append(2.0)
+    assert sends.complaints() == ["1 e-mails were sent twice"]
+
+
+def test_order_of_a_recipients_emails_is_checked_for_one_sender() -> None:
+    sends = Sends()
+    first, second = sends.ids[:2]
+    sends.sent_at[first], sends.sent_at[second] = sends.sent_at[second], sends.sent_at[first]
+    assert sends.complaints(ONE_SENDER) == ["1 of 60 recipients got their e-mails in the wrong order"]
+    assert sends.complaints(TWO_SENDERS) == []
