@@ -13,7 +13,6 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.declaration import prepare_topology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
@@ -31,6 +30,7 @@ from notify_gateway.events.stream import EventStream
 from notify_gateway.http.authentication import Scope
 from notify_gateway.http.middleware import UNLIMITED
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import prepare_topology
 from support.event_stream import BODY, reading
 from support.fakes import FakeProvider
 from support.services import (
