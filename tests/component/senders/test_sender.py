@@ -204,8 +204,8 @@ async def test_no_call_begins_while_results_cannot_be_reported(
 ) -> None:
     provider, reported, held = FakeProvider(), request(), request()
     async with running_sender(rabbit, provider):
-        permit(servers, rabbit, WITHOUT_CONFIGURE)  # the sender would declare the missing queue again
         await hand.channel.queue_delete("notifications.results.telegram")
+        permit(servers, rabbit, WITHOUT_CONFIGURE)  # otherwise, the sender would declare the queue again
         await hand.request(reported)
 
         async def calls_are_held() -> bool:
