@@ -30,7 +30,8 @@ def port() -> int:
 
 
 async def test_sender_finishes_in_flight_deliveries_on_sigterm(rabbit: RabbitSettings, port: int) -> None:
-    bindings = [*topology.dead_letters(), topology.results(Channel.TELEGRAM), topology.deliveries(Channel.TELEGRAM)]
+    results = map(topology.results, Channel)
+    bindings = [*topology.dead_letters(), *results, topology.deliveries(Channel.TELEGRAM)]
     await prepare_topology(rabbit, bindings)
     settings = {"TELEGRAM_SLEEP": "5", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(port)}
     with running_service("telegram_sender", rabbit, **settings) as sender:

@@ -48,12 +48,17 @@ class Hand:
         await message.ack()
         return message
 
-    async def results(self, count: int, channel: Channel = Channel.TELEGRAM) -> list[DeliveryResult]:
-        """Wait for at least `count` results from a channel's senders, and return them."""
+    async def results(self, count: int) -> list[DeliveryResult]:
+        """Wait for at least `count` results from senders of any channel, and return them."""
+        queues = [await self.channel.get_queue(topology.results(channel).queue.name) for channel in Channel]
         found: list[DeliveryResult] = []
         while len(found) < count:
-            message = await self.next_message(topology.results(channel).queue.name)
-            found += DeliveryResults.model_validate_json(message.body).results
+            async with asyncio.timeout(TIMEOUT):
+                while not (messages := [each for queue in queues if (each := await queue.get(fail=False))]):
+                    await asyncio.sleep(0.01)
+            for message in messages:
+                await message.ack()
+                found += DeliveryResults.model_validate_json(message.body).results
         return found
 
     async def depth(self, queue: str) -> int:
