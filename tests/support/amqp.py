@@ -54,7 +54,7 @@ class Hand:
         found: list[DeliveryResult] = []
         while len(found) < count:
             async with asyncio.timeout(TIMEOUT):
-                while not (messages := [each for queue in queues if (each := await queue.get(fail=False))]):
+                while not (messages := [each for queue in queues if (each := await queue.get(fail=False))]):  # noqa: ASYNC110 - see `next_message`
                     await asyncio.sleep(0.01)
             for message in messages:
                 await message.ack()
