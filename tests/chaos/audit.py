@@ -44,7 +44,6 @@ ENDINGS = {
     Kind.SCHEDULED: {"sent", "failed"},
     Kind.EXPIRING: {"sent", "failed", "expired"},
     Kind.CANCELLED: {"cancelled"},
-    Kind.ONE_CHANNEL: {"sent", "failed"},
     Kind.LARGE: {"sent", "failed"},
     Kind.RACED: {"failed", "cancelled"},
 }

@@ -1,18 +1,17 @@
 """A steady load of immediate, scheduled, expiring and cancelled notifications; each is posted until accepted.
 
-Some faults need notifications of other kinds: with large bodies, over one channel, or to recipients that reject them.
+Some faults need notifications of other kinds: with large bodies, or to recipients that reject them.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import count
-from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -37,7 +36,6 @@ class Kind(Enum):
     SCHEDULED = "scheduled"
     EXPIRING = "expiring"
     CANCELLED = "cancelled"
-    ONE_CHANNEL = "one channel"
     LARGE = "large"
     RACED = "raced"
 
@@ -101,13 +99,13 @@ class Load:
                     lambda _: places.release()
                 )
 
-    async def post_many(self, number: int, kind: Kind, *channels: Channel, seconds: float = inf) -> list[str]:
-        """Post `number` notifications in a burst, or fewer if `seconds` pass; return the ids of the accepted ones."""
-        places, ends_at = asyncio.Semaphore(BURST), time.monotonic() + seconds
+    async def post_many(self, number: int, kind: Kind) -> list[str]:
+        """Post `number` notifications in a burst; return the ids of those that were accepted."""
+        places = asyncio.Semaphore(BURST)
 
         async def post(user_id: int) -> str | None:
             async with places:
-                return None if time.monotonic() > ends_at else await self.post(user_id, kind, *channels)
+                return await self.post(user_id, kind)
 
         return [each for each in await asyncio.gather(*map(post, range(1, number + 1))) if each is not None]
 
@@ -120,9 +118,9 @@ class Load:
         finally:
             self.gateways.insert(number, gateway)
 
-    async def post(self, user_id: int, kind: Kind = Kind.PLAIN, *channels: Channel) -> str | None:
+    async def post(self, user_id: int, kind: Kind = Kind.PLAIN) -> str | None:
         """Post a notification, cancel it if its kind is `CANCELLED`, and return its id, or None if it was rejected."""
-        due, body = self._time_of(kind), self._body(user_id, kind, channels or CHANNELS)
+        due, body = self._time_of(kind), self._body(user_id, kind)
         if due is not None:
             body["expires_at" if kind is Kind.EXPIRING else "send_at"] = datetime.fromtimestamp(due, UTC).isoformat()
         response = await self._post(user_id, PATH, json=body, headers={"Idempotency-Key": uuid4().hex})
@@ -140,15 +138,14 @@ class Load:
                 self.refusals.append(f"cancel: {response.status_code} {response.text}")
         return notification_id
 
-    def _body(self, user_id: int, kind: Kind, channels: Sequence[Channel]) -> dict[str, Any]:
-        if kind is Kind.LARGE:
-            channels = [Channel.EMAIL]
-        body: dict[str, Any] = {"user_id": user_id, "message": "Your order has left.", "channels": list(channels)}
+    def _body(self, user_id: int, kind: Kind) -> dict[str, Any]:
+        channels = [Channel.EMAIL] if kind is Kind.LARGE else CHANNELS
+        body: dict[str, Any] = {"user_id": user_id, "message": "Your order has left.", "channels": channels}
         if kind is Kind.LARGE:
             body["email"] = {"html": LARGE_HTML}
         if kind is Kind.RACED:
             body["recipient"] = REJECTING
-        elif self.recipients and Channel.EMAIL in channels:
+        elif self.recipients:
             body["recipient"] = {"email": f"user{user_id}@example.org"}
         return body
 

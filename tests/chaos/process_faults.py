@@ -3,8 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from support.processes import System
 
@@ -39,21 +39,23 @@ def pausing(*services: str) -> Act:
             if service == "gateway":
                 # A load balancer stops sending requests to a gateway that does not respond.
                 stack.enter_context(scene.load.avoiding(number))
-            fault.paused |= await paused(scene.system, [f"{service}-2" if number else service], PAUSE)
+            with paused(scene.system, [f"{service}-2" if number else service]) as processes:
+                fault.paused |= processes
+                await asyncio.sleep(PAUSE)
 
     return act
 
 
-async def paused(system: System, programs: Iterable[str], seconds: float) -> dict[int, str]:
-    """Pause programs for `seconds`, and return their names by process id."""
+@contextmanager
+def paused(system: System, programs: Iterable[str]) -> Iterator[dict[int, str]]:
+    """Pause programs until the context ends; yield their names by process id."""
     stopped = signalled(system, programs, signal.SIGSTOP)
     try:
-        await asyncio.sleep(seconds)
+        yield stopped
     finally:
         for pid in stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-    return stopped
 
 
 def signalled(system: System, programs: Iterable[str], number: signal.Signals) -> dict[int, str]:

@@ -1,53 +1,39 @@
 """Faults of a single queue: full, unbound, or without a majority. The other channels must not notice."""
 
 import asyncio
-import time
 
-import httpx
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_local.console import say
 
-from chaos.load import Kind
 from chaos.process_faults import paused
 from chaos.scene import Fault, Scene
 from chaos.server_faults import rabbitmqctl
 
 # Shorter than the time after which RabbitMQ repeats a move out of a retry queue, and closes a silent connection.
 REFUSAL = 15.0  # seconds
-# More than the prefetched messages of two senders, which do not count towards the limit of a queue.
-FILLING = 1_100  # notifications
 FULL_AT = 1  # messages
 POLICY = "/api/operator-policies/%2F/chaos"
 
 
 async def fill_queue(scene: Scene, fault: Fault) -> None:
-    """Pause a channel's senders and limit the length of its queue, so that the queue refuses messages."""
+    """Limit the length of a channel's queue while its senders are paused and disconnected, so that it refuses more."""
     channel = fault.refused = _channel(scene)
     pattern = f"^{topology.delivery_queue_name(channel).replace('.', '[.]')}$"
     policy = {"pattern": pattern, "definition": {"max-length": FULL_AT}, "apply-to": "queues"}
+    sender = f"{channel}_sender"
     async with scene.management() as management:
         (await management.put(POLICY, json=policy)).raise_for_status()
         try:
-            async with asyncio.TaskGroup() as group:
-                # The pause is too short for the senders to lose their connections, so it explains no second send.
-                group.create_task(paused(scene.system, [f"{channel}_sender", f"{channel}_sender-2"], REFUSAL))
-                group.create_task(scene.load.post_many(FILLING, Kind.ONE_CHANNEL, channel, seconds=REFUSAL))
-                group.create_task(_report_when_full(management, topology.delivery_queue_name(channel)))
+            with paused(scene.system, [sender, f"{sender}-2"]) as processes:
+                fault.paused |= processes
+                # Prefetched messages do not count towards the limit. They return to the queue with the connection.
+                for connection in (await management.get("/api/connections")).raise_for_status().json():
+                    if connection["client_properties"].get("connection_name", "").startswith(sender):
+                        await management.delete(f"/api/connections/{connection['name']}")
+                await asyncio.sleep(min(scene.outage, REFUSAL))
         finally:
             (await management.delete(POLICY)).raise_for_status()
-
-
-async def _report_when_full(management: httpx.AsyncClient, queue: str) -> None:
-    """Say after how long the queue was full; a slow machine may not fill it before the senders continue."""
-    began = time.monotonic()
-    while (elapsed := time.monotonic() - began) < REFUSAL:
-        statistics = (await management.get(f"/api/queues/%2F/{queue}")).raise_for_status().json()
-        if statistics.get("messages_ready", 0) >= FULL_AT:
-            say(f"{queue} was full after {elapsed:.0f} s")
-            return
-        await asyncio.sleep(0.5)
-    say(f"{queue} was never full: this machine is too slow to fill it")
 
 
 async def unbind_queue(scene: Scene, fault: Fault) -> None:
