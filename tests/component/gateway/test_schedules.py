@@ -12,6 +12,8 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, StatusChanges
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
+from notify_gateway.outbox.store import OutboxStore
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
 from support.gateway import post, rows, soon
@@ -84,3 +86,20 @@ async def test_expiry_is_passed_on_to_the_sender(
             message = await hand.next_message("notifications.telegram")
             request = DeliveryRequested.model_validate_json(message.body)
             assert request.expires_at == datetime.fromisoformat(expires_at)
+
+
+async def test_expired_delivery_whose_result_is_being_written_is_left_to_a_later_poll(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    await post(api, expires_at=soon(hours=1))
+    outbox = OutboxStore(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE notifications SET expires_at = now()"))
+    async with engine.begin() as writing:
+        await writing.execute(text("UPDATE deliveries SET status = 'sent'"))
+        due = await outbox.take_due(10)
+        assert (list(due.held), list(due.ended)) == ([], [])
+    due = await outbox.take_due(10)
+    assert (list(due.held), list(due.ended)) == ([], [])
+    assert await rows(engine, "SELECT 1 FROM outbox") == []
+    assert [row.status for row in await rows(engine, "SELECT status FROM deliveries")] == ["sent"]

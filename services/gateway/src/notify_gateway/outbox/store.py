@@ -71,19 +71,24 @@ TAKE_DUE = text("""
             SELECT *, sum(bytes) OVER (PARTITION BY channel ORDER BY due_at, id) - bytes AS bytes_before FROM found
         ) AS summed
         WHERE bytes_before < :max_bytes
+    ), endable AS MATERIALIZED (
+        -- A locked delivery is about to change, so a later poll looks at it again. Waiting for its lock could deadlock.
+        SELECT d.id FROM candidates JOIN deliveries d ON d.id = candidates.id AND d.round = candidates.round
+        WHERE end_status IS NOT NULL AND d.status = 'pending'
+        FOR NO KEY UPDATE OF d SKIP LOCKED
     ), ended AS (
         UPDATE deliveries
         SET status = end_status, updated_at = candidates.updated_at,
             reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
-        FROM candidates
-        WHERE deliveries.id = candidates.id AND deliveries.round = candidates.round AND deliveries.status = 'pending'
-          AND end_status IS NOT NULL
+        FROM candidates JOIN endable USING (id)
+        WHERE deliveries.id = endable.id
+        RETURNING deliveries.id
     ), deleted AS (
         -- This removes the rows of deliveries that end here, and rows that a relay left behind because it died between
         -- the confirm and the delete.
         DELETE FROM outbox USING candidates
         WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
-          AND (candidates.status <> 'pending' OR end_status IS NOT NULL)
+          AND (candidates.status <> 'pending' OR candidates.id IN (SELECT id FROM ended))
     ), taken AS (
         UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
         FROM candidates
@@ -91,7 +96,7 @@ TAKE_DUE = text("""
           AND candidates.status = 'pending' AND end_status IS NULL
     )
     SELECT *, now() + CAST(:lease AS interval) AS leased_until FROM candidates
-    WHERE status = 'pending' ORDER BY due_at
+    WHERE status = 'pending' AND (end_status IS NULL OR id IN (SELECT id FROM ended)) ORDER BY due_at
 """).columns(email=JSONB)
 # A relay must not touch a row that another relay has leased since, or that a retry has moved to a new round.
 HELD = """
@@ -246,8 +251,10 @@ def _request(row: Row[Any]) -> DeliveryRequested:
 
 
 def _columns(held: Sequence[Held]) -> dict[str, object]:
+    # Rows are locked in id order, so that this does not deadlock with retries.
+    rows = sorted((request.delivery_id, request.round, lease.until) for request, lease in held)
     return {
-        "ids": [request.delivery_id for request, _ in held],
-        "rounds": [request.round for request, _ in held],
-        "leases": [lease.until for _, lease in held],
+        "ids": [delivery_id for delivery_id, _, _ in rows],
+        "rounds": [round_ for _, round_, _ in rows],
+        "leases": [until for _, _, until in rows],
     }
