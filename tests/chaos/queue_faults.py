@@ -12,7 +12,8 @@ from chaos.server_faults import rabbitmqctl
 
 # Shorter than the time after which RabbitMQ repeats a move out of a retry queue, and closes a silent connection.
 REFUSAL = 15.0  # seconds
-FULL_AT = 1  # messages
+FULL_AT = 100  # messages
+DRAINED_AFTER = 10.0  # seconds in which the senders reconnect and empty the queue
 POLICY = "/api/operator-policies/%2F/chaos"
 
 
@@ -32,6 +33,8 @@ async def fill_queue(scene: Scene, fault: Fault) -> None:
                     if connection["client_properties"].get("connection_name", "").startswith(sender):
                         await management.delete(f"/api/connections/{connection['name']}")
                 await asyncio.sleep(min(scene.outage, REFUSAL))
+            # RabbitMQ 3.10 tells publishers that there is room when a queue shrinks, but not when its limit is lifted.
+            await asyncio.sleep(DRAINED_AFTER)
         finally:
             (await management.delete(POLICY)).raise_for_status()
 
