@@ -30,7 +30,7 @@ def port() -> int:
 
 
 async def test_sender_finishes_in_flight_deliveries_on_sigterm(rabbit: RabbitSettings, port: int) -> None:
-    await prepare_topology(rabbit, topology.sender(Channel.TELEGRAM, []))
+    await prepare_topology(rabbit, [*topology.status_writer(), topology.deliveries(Channel.TELEGRAM)])
     settings = {"TELEGRAM_SLEEP": "5", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(port)}
     with running_service("telegram_sender", rabbit, **settings) as sender:
         await answers(f"http://127.0.0.1:{port}/readyz", 200)

@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
+from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled
-from support.amqp import Hand
+from support.amqp import Hand, prepare_topology
 from support.fakes import CuttableNetwork, FakeProvider
 from support.servers import ALL_RIGHTS, WITHOUT_CONFIGURE, Servers, permit
 from support.services import delivery_requested as request
@@ -217,6 +218,7 @@ async def test_no_call_begins_while_results_cannot_be_reported(
         await hand.next_message("notifications.dead")  # the sender has received everything
         assert provider.calls == [reported]
         permit(servers, rabbit, ALL_RIGHTS)
+        await prepare_topology(rabbit, [topology.results(Channel.TELEGRAM)])
         found = await hand.results(2)
     assert [result.delivery_id for result in found] == [reported.delivery_id, held.delivery_id]
     assert provider.calls == [reported, held]

@@ -26,6 +26,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import ROWS_BY_KEY, PostgresSettings, create_engine
 from notify_database.errors import DataRejected
+from notify_status_writer.application import RESULTS_PREFETCH
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -301,6 +302,26 @@ async def test_bad_result_does_not_affect_the_others_in_its_message(
         await has_status(engine, another, DeliveryStatus.SENT)
         reasons = [(await hand.next_message("notifications.dead")).headers["dead_reason"] for _ in range(3)]
     assert {str(reason).split()[0] for reason in reasons} == {"unreadable", "unknown", "CheckViolationError"}
+
+
+async def test_messages_without_a_readable_result_do_not_hold_up_the_others(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    delivery_id = await add_delivery(engine)
+    queue = topology.results(Channel.TELEGRAM)
+    async with running_status_writer(rabbit, postgres):
+        for _ in range(RESULTS_PREFETCH):
+            await hand.publish("notifications.results", queue.routing_key, '{"version": 1, "results": []}')
+            await hand.publish("notifications.results", queue.routing_key, '{"version": 1, "results": [{}]}')
+        await hand.report(result(delivery_id, Outcome.SENT))
+
+        async def is_sent() -> bool:
+            return (await delivery_row(engine, delivery_id))[0] == "sent"
+
+        await eventually(is_sent, "the result is applied")
+        for _ in range(RESULTS_PREFETCH):
+            await hand.next_message("notifications.dead")
+    assert await hand.depth(queue.queue.name) == 0
 
 
 async def test_result_is_applied_to_a_delivery_whose_channel_this_version_does_not_know(

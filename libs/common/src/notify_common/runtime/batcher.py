@@ -76,7 +76,7 @@ class Batcher(Generic[Item, Result]):
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
         """Flush `items` in one batch; return a result or `Failed` for each item."""
-        return await self._enqueue(items, 0)
+        return await self._enqueue(items, 0) if items else []
 
     def _enqueue(self, items: Sequence[Item], size: int) -> "asyncio.Future[list[Result | Failed]]":
         if len(self._waiting) >= self._max_waiting or self._waiting_bytes + size > self._max_waiting_bytes:
@@ -135,7 +135,7 @@ class Batcher(Generic[Item, Result]):
         try:
             return list(await self._flush(items))
         except Exception as error:  # noqa: BLE001 - not handled here: it is passed on to the callers
-            if len(items) == 1 or not isinstance(error, self._rejections):
+            if len(items) <= 1 or not isinstance(error, self._rejections):
                 return [Failed(error) for _ in items]
         middle = len(items) // 2
         return [*await self._flush_or_bisect(items[:middle]), *await self._flush_or_bisect(items[middle:])]
