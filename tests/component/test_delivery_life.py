@@ -138,9 +138,9 @@ class DeliveryLife(RuleBasedStateMachine):
         self._held += (await self._outbox.take_due(10)).held
 
     async def _renew(self, held: Held) -> None:
-        _, lease = await self._outbox.renew([held])
-        if lease is not None:
-            self._held = [Held(each.request, lease) if each is held else each for each in self._held]
+        renewed = held.lease.renewed()
+        if await self._outbox.renew([Held(held.request, held.lease.renewing(renewed))]):
+            self._held = [Held(each.request, renewed) if each is held else each for each in self._held]
 
     async def _cancel(self) -> None:
         await NotificationCanceller(self._engine, lambda _: None).cancel(self._notification_id)

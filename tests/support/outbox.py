@@ -87,12 +87,13 @@ async def running_relay(
     rabbit: RabbitSettings,
     postgres: PostgresSettings,
     publisher_class: Callable[[RabbitBroker], ConfirmedPublisher] = ConfirmedPublisher,
+    outbox_class: type[OutboxStore] = OutboxStore,
 ) -> AsyncIterator[OutboxRelay]:
     """Run a relay; yield it once it is connected."""
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
     broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
     relay = OutboxRelay(
-        broker, publisher_class, OutboxStore(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
+        broker, publisher_class, outbox_class(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
     )
     running = asyncio.create_task(relay.run(stop))
 

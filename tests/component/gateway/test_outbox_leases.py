@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from notify_common.contracts.channels import Channel
@@ -10,18 +11,25 @@ from notify_common.errors import PublishFailed
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_database.engine import PostgresSettings
+from notify_database.errors import DatabaseUnavailable
 from notify_gateway.outbox import lease
-from notify_gateway.outbox.store import OutboxStore
+from notify_gateway.outbox.lease import Lease
+from notify_gateway.outbox.store import Held, OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import hand_on
 from support.gateway import rows
-from support.outbox import add_row, outbox_rows, published, running_relay
+from support.outbox import add_row, outbox_is_empty, outbox_rows, published, running_relay
 from support.services import eventually
 from typing_extensions import override
 
 END_LEASES = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
 LEASES = "SELECT delivery_id, leased_until FROM outbox ORDER BY 1"
+
+
+def renewing(held: Held, renewed: Lease | None = None) -> Held:
+    """Return the held row while a renewal of its lease is in progress."""
+    return held._replace(lease=held.lease.renewing(renewed or held.lease.renewed()))
 
 
 async def test_relay_changes_no_row_that_another_relay_has_leased_since(engine: AsyncEngine) -> None:
@@ -31,7 +39,7 @@ async def test_relay_changes_no_row_that_another_relay_has_leased_since(engine: 
     async with engine.begin() as connection:
         await connection.execute(END_LEASES)
     [by_another] = (await outbox.take_due(10)).held
-    assert await outbox.renew(held) == (set(), None)
+    assert await outbox.renew([renewing(each) for each in held]) == set()
     for change in (outbox.release, outbox.postpone, outbox.delete):
         await change(held)
         assert await rows(engine, LEASES) == [(by_another.request.delivery_id, by_another.lease.until)]
@@ -41,14 +49,29 @@ async def test_renewed_lease_replaces_the_earlier_one(engine: AsyncEngine) -> No
     outbox = OutboxStore(engine)
     row = await add_row(engine)
     [held] = (await outbox.take_due(10)).held
-    still_held, renewed = await outbox.renew([held])
-    assert still_held == {row}
-    assert renewed is not None
+    renewed = held.lease.renewed()
     assert renewed.until > held.lease.until
     assert renewed.ends > held.lease.ends
+    assert await outbox.renew([renewing(held, renewed)]) == {row}
+    assert await rows(engine, LEASES) == [(row, renewed.until)]
     await outbox.delete([held])
     assert await outbox_rows(engine) == 1
     await outbox.delete([held._replace(lease=renewed)])
+    assert await outbox_rows(engine) == 0
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_row_is_still_held_if_the_answer_to_its_renewal_is_lost(engine: AsyncEngine, *, committed: bool) -> None:
+    outbox = OutboxStore(engine)
+    row = await add_row(engine)
+    [held] = (await outbox.take_due(10)).held
+    unknown = renewing(held)
+    if committed:
+        await outbox.renew([unknown])
+    # The renewal is repeated, with the same result in both cases.
+    assert unknown.lease.renewed().until == unknown.lease.renewal
+    assert await outbox.renew([unknown]) == {row}
+    await outbox.delete([unknown])
     assert await outbox_rows(engine) == 0
 
 
@@ -129,3 +152,30 @@ async def test_relay_paused_beyond_its_lease_publishes_nothing(
         assert await published(hand, Channel.TELEGRAM, 1) == [marker]
         assert await hand.depth("notifications.telegram") == 0
     assert await rows(engine, LEASES) == [(late, taken.lease.until)]
+
+
+class UnansweredRenewals(OutboxStore):
+    """An outbox whose renewals are committed, but whose answers are lost."""
+
+    renewed: asyncio.Event
+
+    @override
+    async def renew(self, held: Sequence[Held]) -> set[UUID]:
+        await super().renew(held)
+        self.renewed.set()
+        raise DatabaseUnavailable("the connection was lost")
+
+
+async def test_confirmed_row_is_deleted_although_the_answer_to_its_renewal_was_lost(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_gateway.outbox.lane.RENEW_INTERVAL", 0.05)
+    began, resume, renewed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    paused = type("PausedOnce", (Paused,), {"began": began, "resume": resume, "may_write": []})
+    unanswered = type("UnansweredOnce", (UnansweredRenewals,), {"renewed": renewed})
+    row = await add_row(engine)
+    async with running_relay(rabbit, postgres, paused, unanswered), hand_on(rabbit) as hand:
+        await renewed.wait()
+        resume.set()
+        assert await published(hand, Channel.TELEGRAM, 1) == [row]
+        await outbox_is_empty(engine)

@@ -316,7 +316,7 @@ async def test_messages_without_a_readable_result_do_not_hold_up_the_others(
         await hand.report(result(delivery_id, Outcome.SENT))
 
         async def is_sent() -> bool:
-            return (await delivery_row(engine, delivery_id))[0] == "sent"
+            return bool((await delivery_row(engine, delivery_id))[0] == "sent")
 
         await eventually(is_sent, "the result is applied")
         for _ in range(RESULTS_PREFETCH):

@@ -153,10 +153,14 @@ class Lane:
         return await self._settle(list(zip(batch, publishing.result(), strict=True)))
 
     async def _renew(self, batch: list[Held]) -> None:
-        still_held, lease = await self._outbox.renew(batch)
-        for index, (request, old) in enumerate(batch):
-            renewed = lease is not None and request.delivery_id in still_held
-            batch[index] = Held(request, lease if lease is not None and renewed else old.lost())
+        renewed = [lease.renewed() for _, lease in batch]
+        # If the answer of PostgreSQL is lost, either lease may be the row's.
+        batch[:] = [Held(request, old.renewing(new)) for (request, old), new in zip(batch, renewed, strict=True)]
+        still_held = await self._outbox.renew(batch)
+        batch[:] = [
+            Held(request, new if request.delivery_id in still_held else old.lost())
+            for (request, old), new in zip(batch, renewed, strict=True)
+        ]
 
     async def _settle(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
         """Delete, postpone or release the rows of a batch; return the seconds to wait before the next batch."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 LEASE = timedelta(seconds=30)
@@ -32,11 +32,24 @@ class Lease:
     """The time in the rows until which they are leased, according to PostgreSQL. It tells this lease from others."""
     ends: float
     """When this process must assume that the lease has ended, according to `lease_clock`."""
+    renewal: datetime | None = None
+    """The `until` of a renewal whose outcome is not known: the row has either this value or the earlier one."""
 
     @classmethod
     def beginning(cls, began: float, until: datetime) -> "Lease":
         """Return the lease that a statement has taken; `began` was read from `lease_clock` before the statement."""
         return cls(until, began + LEASE_SECONDS)
+
+    def renewed(self) -> "Lease":
+        """Return the lease that a renewal takes. A renewal that is repeated takes the same one."""
+        if self.renewal is not None:
+            return Lease(self.renewal, self.ends + (self.renewal - self.until).total_seconds())
+        ends = lease_clock() + LEASE_SECONDS
+        return Lease(self.until + timedelta(seconds=ends - self.ends), ends)
+
+    def renewing(self, renewed: "Lease") -> "Lease":
+        """Return this lease while it is unknown whether `renewed` has replaced it."""
+        return replace(self, renewal=renewed.until)
 
     def lost(self) -> "Lease":
         """Return this lease, but ended, because its row was found without it."""

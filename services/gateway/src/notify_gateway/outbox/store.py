@@ -100,14 +100,14 @@ TAKE_DUE = text("""
 """).columns(email=JSONB)
 # A relay must not touch a row that another relay has leased since, or that a retry has moved to a new round.
 HELD = """
-    unnest(CAST(:ids AS uuid[]), CAST(:rounds AS integer[]), CAST(:leases AS timestamptz[]))
-        AS held (id, round, leased_until)
-    WHERE outbox.delivery_id = held.id AND outbox.round = held.round AND outbox.leased_until = held.leased_until
+    unnest(
+        CAST(:ids AS uuid[]), CAST(:rounds AS integer[]),
+        CAST(:leases AS timestamptz[]), CAST(:renewals AS timestamptz[])
+    ) AS held (id, round, leased_until, renewal)
+    WHERE outbox.delivery_id = held.id AND outbox.round = held.round
+      AND outbox.leased_until IN (held.leased_until, held.renewal)
 """
-RENEW = text(f"""
-    UPDATE outbox SET leased_until = now() + CAST(:lease AS interval) FROM {HELD}
-    RETURNING outbox.delivery_id, outbox.leased_until
-""")  # noqa: S608 - a constant
+RENEW = text(f"UPDATE outbox SET leased_until = held.renewal FROM {HELD} RETURNING outbox.delivery_id")  # noqa: S608 - a constant
 RELEASE = text(f"UPDATE outbox SET leased_until = NULL FROM {HELD}")  # noqa: S608 - as above
 # A row that is refused again and again waits about as long as it has been due, within bounds.
 POSTPONE = text(f"""
@@ -210,11 +210,12 @@ class OutboxStore:
             log.warning("deliveries over unknown channels wait for a newer version", extra={"count": row.unknown})
         return Backlog(float(row.rows), float(row.oldest), float(row.unknown))
 
-    async def renew(self, held: Sequence[Held]) -> tuple[set[UUID], Lease | None]:
-        """Renew the leases of rows that are still being published; return the rows still held, and their new lease."""
-        began = lease_clock()
-        rows = (await execute(self._engine, RENEW, **_columns(held), lease=LEASE)).all()
-        return {row.delivery_id for row in rows}, Lease.beginning(began, rows[0].leased_until) if rows else None
+    async def renew(self, held: Sequence[Held]) -> set[UUID]:
+        """Set the leases of rows that are still being published to their `renewal`; return the rows still held.
+
+        After `DatabaseUnavailable`, they may or may not have been renewed.
+        """
+        return set((await execute(self._engine, RENEW, **_columns(held))).scalars())
 
     async def release(self, held: Sequence[Held]) -> None:
         """End the leases, so that any relay may take the rows at once."""
@@ -252,9 +253,10 @@ def _request(row: Row[Any]) -> DeliveryRequested:
 
 def _columns(held: Sequence[Held]) -> dict[str, object]:
     # Rows are locked in id order, so that this does not deadlock with retries.
-    rows = sorted((request.delivery_id, request.round, lease.until) for request, lease in held)
+    rows = sorted(held, key=lambda each: each.request.delivery_id)
     return {
-        "ids": [delivery_id for delivery_id, _, _ in rows],
-        "rounds": [round_ for _, round_, _ in rows],
-        "leases": [until for _, _, until in rows],
+        "ids": [request.delivery_id for request, _ in rows],
+        "rounds": [request.round for request, _ in rows],
+        "leases": [lease.until for _, lease in rows],
+        "renewals": [lease.renewal for _, lease in rows],
     }
