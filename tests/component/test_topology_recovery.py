@@ -13,7 +13,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.sending.errors import TemporaryFailure
 from notify_database.engine import PostgresSettings
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.fakes import FakeProvider
 from support.gateway import post
 from support.servers import ALL_RIGHTS, WITHOUT_CONFIGURE, Servers, permit
@@ -120,7 +120,7 @@ async def test_service_without_the_right_to_declare_warns_and_continues_once_its
     await post(started)
 
     async def has_warned() -> bool:
-        return "could not be declared again" in caplog.text
+        return "could not be declared" in caplog.text
 
     await eventually(has_warned, "the gateway warns")
     permit(servers, rabbit, ALL_RIGHTS)
@@ -128,10 +128,25 @@ async def test_service_without_the_right_to_declare_warns_and_continues_once_its
     await message_in_new(TELEGRAM, servers, rabbit)
 
 
+async def test_gateway_that_starts_while_one_queue_is_missing_serves_the_other_channels(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_common.rabbitmq.declaration.WATCH_INTERVAL", 0.1)
+    await prepare_topology(rabbit, topology.gateway(), [topology.EVENTS])
+    async with hand_on(rabbit) as hand:
+        await hand.channel.queue_delete(WEBHOOK)
+    permit(servers, rabbit, WITHOUT_CONFIGURE)
+    async with running_gateway(rabbit, postgres) as api, hand_on(rabbit) as hand:
+        await post(api, type=None, channels=["telegram", "webhook"])
+        await hand.next_message(TELEGRAM)
+        permit(servers, rabbit, ALL_RIGHTS)
+        await message_in_new(WEBHOOK, servers, rabbit)
+
+
 async def test_queue_with_other_arguments_stops_only_its_own_channel_until_it_is_deleted(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.declaration.MISMATCH_INTERVAL", 0.1)
+    monkeypatch.setattr("notify_common.rabbitmq.declaration.WATCH_INTERVAL", 0.1)
     async with hand_on(rabbit) as hand:
         await hand.channel.declare_queue(WEBHOOK, durable=True)  # a classic queue
     async with hand_on(rabbit) as hand, running_gateway(rabbit, postgres) as api:

@@ -42,9 +42,12 @@ class Readiness:
         """The state of RabbitMQ as the relay sees it."""
         if not self._relay.connected:
             return "unavailable: accepted notifications wait in the outbox"
-        if self._topology.mismatches:
-            names = ", ".join(sorted(self._topology.mismatches))
-            return f"different arguments than expected: {names}; its deliveries wait in the outbox"
+        for problem, names in (
+            ("different arguments than expected", self._topology.mismatches),
+            ("missing", self._topology.missing),
+        ):
+            if names:
+                return f"{problem}: {', '.join(sorted(names))}; its deliveries wait in the outbox"
         return "ready"
 
     async def database_problem(self) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -24,8 +24,8 @@ MINIMUM_VERSION = (3, 10)  # the first version with at-least-once dead-lettering
 # Seconds before missing queues are declared again. RabbitMQ 3.10 may lose the messages of a queue that is declared
 # again before all channels have noticed that it was deleted.
 RESTORE_DELAY = 1.0
-RESTORE_TIMEOUT = 10.0  # seconds
-MISMATCH_INTERVAL = 10.0  # seconds between checks whether mismatches are gone
+DECLARE_TIMEOUT = 30.0  # seconds
+WATCH_INTERVAL = 10.0  # seconds between checks of what is missing or does not match
 MISMATCH_ADVICE = "Another version declared it. Delete it once it is empty; this service then declares it again."
 
 
@@ -45,15 +45,21 @@ class DeclaredTopology:
         self._exchanges = exchanges
         self._role = role
         self._start_outage = Outage(log, f"RabbitMQ at {settings.rabbitmq_host}:{settings.rabbitmq_port} is not ready")
-        self._restore_outage = Outage(log, "the queues in RabbitMQ may be incomplete and could not be declared again")
+        self._restore_outage = Outage(log, "queues or exchanges in RabbitMQ may be missing and could not be declared")
         self._restoring: asyncio.Task[None] | None = None
         self._restore_delay = RESTORE_DELAY
-        self.mismatches: frozenset[str] = frozenset()
+        self.mismatches: Set[str] = frozenset()
         """The queues and exchanges that exist with different arguments. They are left as they are."""
+        self.missing: Set[str] = frozenset()
+        """The queues and exchanges that do not exist and that this user may not declare."""
 
     async def declare(self) -> None:
-        """Wait for RabbitMQ, and declare everything. Raise `StartupError` if RabbitMQ is too old."""
+        """Wait for RabbitMQ, and declare everything that this user may declare.
+
+        Raise `StartupError` if RabbitMQ is too old. What is missing is logged, and does not keep the rest from working.
+        """
         await self._start_outage.retry(self._declare, BrokerUnavailable)
+        self._check_missing()
 
     def require_match(self) -> None:
         """Raise `StartupError` if a queue or exchange exists with different arguments."""
@@ -72,29 +78,38 @@ class DeclaredTopology:
         await asyncio.shield(self._restoring)
 
     async def watch(self) -> None:
-        """Declare what did not match again and again, until it has been deleted. This never returns."""
+        """Declare everything again while something is missing or does not match. This never returns."""
         while True:
-            await asyncio.sleep(MISMATCH_INTERVAL)
-            if self.mismatches:
+            await asyncio.sleep(WATCH_INTERVAL)
+            if self.mismatches or self.missing:
                 await self.restore()
 
     async def _restore(self) -> None:
         await asyncio.sleep(self._restore_delay)
         try:
-            async with asyncio.timeout(RESTORE_TIMEOUT):
-                await self._declare()
-        except (BrokerUnavailable, StartupError, TimeoutError) as error:
+            await self._declare()
+        except (BrokerUnavailable, StartupError) as error:
             self._restore_delay = max(RESTORE_DELAY, self._restore_outage.failed(error))
+        else:
+            self._check_missing()
+
+    def _check_missing(self) -> None:
+        if self.missing:
+            problem = f"this user may not declare {', '.join(sorted(self.missing))}"
+            self._restore_delay = max(RESTORE_DELAY, self._restore_outage.failed(problem))
         else:
             self._restore_delay = RESTORE_DELAY
             self._restore_outage.ended()
 
     async def _declare(self) -> None:
         with broker_errors():
-            async with await aio_pika.connect(self._settings.amqp_url(self._role)) as connection:
+            async with (
+                asyncio.timeout(DECLARE_TIMEOUT),
+                await aio_pika.connect(self._settings.amqp_url(self._role)) as connection,
+            ):
                 if connection.transport is not None:
                     _check_version(connection.transport.connection.server_properties)
-                mismatches = await declare(connection, self._bindings, self._exchanges)
+                mismatches, self.missing = await declare(connection, self._bindings, self._exchanges)
         for name in sorted(mismatches - self.mismatches):
             log.error("%s exists in RabbitMQ with different arguments. %s", name, MISMATCH_ADVICE)
         self.mismatches = mismatches
@@ -110,13 +125,13 @@ def _check_version(server_properties: Any) -> None:  # noqa: ANN401 - an AMQP fi
 
 async def declare(
     connection: AbstractConnection, bindings: Sequence[Binding], exchanges: Sequence[RabbitExchange] = ()
-) -> frozenset[str]:
-    """Declare everything in the given order; return the names of what exists with different arguments.
+) -> tuple[Set[str], Set[str]]:
+    """Declare everything in the given order.
 
-    Dead-letter targets must come first, or the first dead letters are late. Raise `BrokerUnavailable` at the end if
-    something is missing that this user may not declare; the broker's definitions should contain it.
+    Return the names of what exists with different arguments, and of what is missing and this user may not declare.
+    Dead-letter targets must come first, or the first dead letters are late.
     """
-    mismatches, missing = set(), []
+    mismatches, missing = set(), set()
     declarations = [
         (exchange.name, partial(_declare_exchange, connection, exchange))
         for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)])
@@ -127,10 +142,8 @@ async def declare(
         except ChannelPreconditionFailed:
             mismatches.add(name)
         except ChannelNotFoundEntity:
-            missing.append(name)
-    if missing:
-        raise BrokerUnavailable(f"{', '.join(missing)} is missing, and this user may not declare it")
-    return frozenset(mismatches)
+            missing.add(name)
+    return mismatches, missing
 
 
 async def _declare_exchange(connection: AbstractConnection, exchange: RabbitExchange) -> None:
