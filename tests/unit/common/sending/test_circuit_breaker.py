@@ -5,13 +5,12 @@ from uuid import uuid4
 import pytest
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
+from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.circuit_breaker import (
     LONGEST_OPEN,
     Admission,
-    Call,
     CircuitBreaker,
     CircuitBreakers,
-    NotAdmitted,
     ProviderLimits,
 )
 from notify_common.sending.errors import ProviderFailure, Throttled, Unreachable

@@ -11,8 +11,10 @@ from datetime import timedelta
 from notify_common.contracts.messages import ErrorClass, Outcome
 from notify_common.runtime.outage import Outage
 from notify_common.sending.attempt import Decision
+from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.errors import Throttled
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, RateLimiter
+from notify_common.sending.recipient_lanes import RecipientLanes
 from notify_common.sending.recipient_turns import RecipientTurns
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ INCONCLUSIVE = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
 MAX_BREAKERS = 10_000
 LONGEST_OPEN = timedelta(seconds=30)  # even if the provider asks for more, which may concern only one recipient
 SHORTEST_THROTTLING = timedelta(seconds=1)  # if a throttled recipient's provider does not say how long to wait
+CLOCK_ERROR = 0.001  # seconds by which a timer may be early
 HELD_PER_CALL = 10  # messages that a sender holds per concurrent call if the provider has no rate limit
 
 
@@ -61,30 +64,6 @@ class ProviderLimits:
         return min(concurrency, max(in_progress, math.ceil(self.rate * LONGEST_TURN_WAIT)))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call that asks to be admitted; times are in seconds from now."""
-
-    recipient: str
-    timeout: float
-    """How long it may wait."""
-    turn_in: float | None = None
-    """When its reserved turn comes, which may have passed; None if it has no reservation."""
-    expires_in: float = math.inf
-    even_if_open: bool = False
-    """True if the call is admitted although the circuit is open."""
-
-
-@dataclass(frozen=True, slots=True)
-class NotAdmitted:
-    """The call may not be made now."""
-
-    turn_in: float | None = None
-    """Seconds until the call's turn, which is too far ahead to wait for; None if it has waited too long."""
-    reserved: bool = False
-    """True if the call has a reservation, which it need not make again."""
-
-
 class CircuitBreaker:
     """Admits calls to one provider in the order in which they arrive.
 
@@ -96,6 +75,7 @@ class CircuitBreaker:
         self._outage = Outage(log, f"{name} is unavailable")
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._turns = RecipientTurns(limits.rate_per_recipient)
+        self._lanes = RecipientLanes()
         self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
         self._pacing = asyncio.Lock()
         self.open_until: float | None = None
@@ -167,57 +147,75 @@ class CircuitBreaker:
                 registered.callback(self._timeouts.discard, waiting)
                 if not call.even_if_open and (self.open_until or 0) > deadline:
                     return NotAdmitted(reserved=reserved)  # no call will be admitted by then
-                # A call waits for its recipient's turn before it takes a slot, which others can use in the meantime.
                 turn_in = self._reserve(call) if call.turn_in is None else call.turn_in
                 if turn_in > min(call.timeout, LONGEST_TURN_WAIT):
                     return NotAdmitted(turn_in, reserved=True)
                 reserved = self._turns.interval > 0
                 if turn_in > 0:
                     await asyncio.sleep(turn_in)
-                while True:
-                    with ExitStack() as acquired:
-                        admission = await self._try_to_admit(acquired, call, deadline)
-                        if admission is not None:
-                            held.enter_context(acquired.pop_all())
-                            return admission
+                if not self._turns.interval:
+                    return await self._admit_next(held, call, deadline)
+                # Many turns may come at once, for example after a restart or an outage.
+                ahead = self._lanes.length(call.recipient) * self._turns.interval
+                if ahead > LONGEST_TURN_WAIT:
+                    return NotAdmitted(self._reserve(call, ahead), reserved=True)
+                async with self._lanes.first(call.recipient):
+                    return await self._admit_next(held, call, deadline)
         return NotAdmitted(reserved=reserved)
 
+    async def _admit_next(self, held: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted":
+        while True:
+            # A call waits for its recipient before it takes a slot, which others can use in the meantime.
+            now = _now()
+            wait = self._turns.next_call(call.recipient, now) - now
+            if wait > LONGEST_TURN_WAIT:
+                # A wait of more than one interval means that the recipient is throttled. Then it needs a new turn.
+                return NotAdmitted(self._reserve(call) if wait > self._turns.interval else wait, reserved=True)
+            if wait > 0:
+                await asyncio.sleep(wait)
+            with ExitStack() as acquired:
+                admission = await self._try_to_admit(acquired, call, deadline)
+                if admission is not None:
+                    held.enter_context(acquired.pop_all())
+                    return admission
+
     async def _try_to_admit(self, acquired: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted | None":
-        """Acquire what the call needs; return None if the circuit has opened in the meantime."""
+        """Acquire what the call needs; return None if the call may not be made after all, and must start again."""
         await self._slots.acquire()
         acquired.callback(self._slots.release)
         trial = not call.even_if_open and await self._closed_or_trial()
         if trial:
             acquired.callback(self._end_trial)
-        # Rate limits come last, because a time that is redeemed too early would be wasted.
-        now = _now()
-        at = self._turns.redeem(call.recipient, now, latest := now + LONGEST_TURN_WAIT)
-        wait = at - now
-        if at > latest:
-            if wait > self._turns.interval:
-                # Too many turns have come at once: the recipient was throttled, or many calls waited for the circuit.
-                wait = self._reserve(call)
-            return NotAdmitted(wait, reserved=True)
-        if wait > 0:
-            await asyncio.sleep(wait)
         may_be_open = trial or call.even_if_open
+        # Rate limits come last, because a time that is redeemed too early would be wasted.
         if self._limiter is not None:
             arrived = _now()
             # Only one call at a time waits for the next free time, so a circuit that opens wastes no more than one.
             async with self._pacing:
                 if self.open and not may_be_open:
                     return None
-                at = self._limiter.redeem("", arrived, deadline)
+                now = _now()
+                # A time that passed while the process was stopped is lost. Otherwise many calls would be made at once.
+                at = self._limiter.redeem("", max(arrived, now - self._limiter.interval), deadline)
                 if at > deadline:
-                    return NotAdmitted(at - _now(), reserved=True)
-                if (wait := at - _now()) > 0:
-                    await asyncio.sleep(wait)
-        return None if self.open and not may_be_open else Admission(self, call.recipient, trial)
-
-    def _reserve(self, call: Call) -> float:
-        """Reserve the recipient's next turn, unless the call expires before that; return the seconds until then."""
+                    return NotAdmitted(at - now, reserved=True)
+                if at > now:
+                    await asyncio.sleep(at - now)
         now = _now()
-        return self._turns.reserve(call.recipient, now, now + call.expires_in) - now
+        if self.open and not may_be_open:
+            return None
+        if self._turns.redeem(call.recipient, now, latest := now + CLOCK_ERROR) > latest:
+            return None  # the recipient has been throttled in the meantime
+        return Admission(self, call.recipient, trial)
+
+    def _reserve(self, call: Call, ahead: float = 0) -> float:
+        """Reserve a turn at least `ahead` seconds after the recipient's next call; return the seconds until then.
+
+        A call that expires before its turn reserves none.
+        """
+        now = _now()
+        earliest = self._turns.next_call(call.recipient, now) + ahead
+        return self._turns.reserve(call.recipient, earliest, now + call.expires_in) - now
 
     async def _closed_or_trial(self) -> bool:
         """Wait until the call may be made. Return True if it is the trial, or False if the circuit is closed."""

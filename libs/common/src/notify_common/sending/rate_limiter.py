@@ -26,7 +26,7 @@ class RateLimiter:
     """
 
     def __init__(self, interval: float) -> None:
-        self._interval = interval
+        self.interval = interval
         self._times: OrderedDict[str, _Times] = OrderedDict()
 
     def reserve(self, key: str, now: float, latest: float = math.inf) -> float:
@@ -34,16 +34,21 @@ class RateLimiter:
         times = self._times.get(key) or _Times()
         at = max(now, times.unreserved, times.next_call)
         if at <= latest:
-            times.unreserved = at + self._interval
+            times.unreserved = at + self.interval
             self._remember(key, times)
         return at
+
+    def next_call(self, key: str, now: float) -> float:
+        """Return when the next call can be made."""
+        times = self._times.get(key)
+        return now if times is None else max(now, times.next_call)
 
     def redeem(self, key: str, now: float, latest: float = math.inf) -> float:
         """Return when the call can be made, and count it as made at that time unless that is later than `latest`."""
         times = self._times.get(key) or _Times()
         at = max(now, times.next_call)
         if at <= latest:
-            times.next_call = at + self._interval
+            times.next_call = at + self.interval
             self._remember(key, times)
         return at
 

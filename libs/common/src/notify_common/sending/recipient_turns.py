@@ -20,6 +20,11 @@ class RecipientTurns:
         earliest = max(now, self._throttled_until.get(recipient, now))
         return earliest if self._limiter is None else self._limiter.reserve(recipient, earliest, latest)
 
+    def next_call(self, recipient: str, now: float) -> float:
+        """Return when the next call to the recipient can be made."""
+        earliest = max(now, self._throttled_until.get(recipient, now))
+        return earliest if self._limiter is None else self._limiter.next_call(recipient, earliest)
+
     def redeem(self, recipient: str, now: float, latest: float = math.inf) -> float:
         """Return when a call whose turn has come can be made, and count it unless that is later than `latest`."""
         earliest = max(now, self._throttled_until.get(recipient, now))

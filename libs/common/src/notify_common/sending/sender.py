@@ -24,7 +24,8 @@ from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
-from notify_common.sending.circuit_breaker import Admission, Call, CircuitBreakers
+from notify_common.sending.call import Call
+from notify_common.sending.circuit_breaker import Admission, CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT

@@ -1,0 +1,28 @@
+"""What a sender asks its circuit breaker, and how the breaker declines."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that asks to be admitted; times are in seconds from now."""
+
+    recipient: str
+    timeout: float
+    """How long it may wait."""
+    turn_in: float | None = None
+    """When its reserved turn comes, which may have passed; None if it has no reservation."""
+    expires_in: float = math.inf
+    even_if_open: bool = False
+    """True if the call is admitted although the circuit is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAdmitted:
+    """The call may not be made now."""
+
+    turn_in: float | None = None
+    """Seconds until the call's turn, which is too far ahead to wait for; None if it has waited too long."""
+    reserved: bool = False
+    """True if the call has a reservation, which it need not make again."""

@@ -1,0 +1,103 @@
+"""When calls are admitted, on a virtual clock: no recipient and no pause of the process disturbs the others' pace."""
+
+import asyncio
+from collections import defaultdict
+from datetime import UTC, datetime
+from itertools import pairwise
+from uuid import UUID
+
+import pytest
+from notify_common.contracts.messages import DeliveryResult, Outcome
+from notify_common.sending.attempt import Decision
+from notify_common.sending.call import Call
+from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, ProviderLimits
+from support.virtual_clock import VirtualLoop, run_virtually
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SENT = Decision(
+    DeliveryResult(
+        delivery_id=UUID(int=1), round=1, attempt=1, failures=0, outcome=Outcome.SENT, started_at=NOW, finished_at=NOW
+    )
+)
+
+
+class Caller:
+    """Makes calls that take 0.1 s each, and records when they were admitted."""
+
+    def __init__(self, limits: ProviderLimits) -> None:
+        self.breaker = CircuitBreaker("a provider", limits)
+        self.admitted: defaultdict[str, list[float]] = defaultdict(list)
+        self.turned_away: defaultdict[str, list[float | None]] = defaultdict(list)
+
+    async def call(self, recipient: str, turn_in: float | None = None) -> None:
+        async with self.breaker.admission(Call(recipient, 120, turn_in=turn_in)) as admission:
+            if isinstance(admission, Admission):
+                self.admitted[recipient].append(now())
+                await asyncio.sleep(0.1)
+                admission.record(SENT)
+            else:
+                self.turned_away[recipient].append(admission.turn_in)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_recipients_whose_turns_come_together_delay_no_other_recipient() -> None:
+    async def main() -> None:
+        caller = Caller(ProviderLimits(concurrency=5, rate=30, rate_per_recipient=1))
+        async with asyncio.TaskGroup() as calls:
+            for _ in range(4):
+                for busy in range(5):
+                    # Another process, or this one before a restart, has made these reservations.
+                    calls.create_task(caller.call(f"busy {busy}", turn_in=0))
+            await asyncio.sleep(0.5)
+            await asyncio.wait_for(caller.call("quiet"), 1)
+        for busy in range(5):
+            assert caller.admitted[f"busy {busy}"] == pytest.approx([0, 1, 2, 3], abs=0.2)
+
+    run_virtually(main())
+
+
+def test_recipients_whose_turns_come_together_keep_only_a_few_seconds_of_them_in_memory() -> None:
+    async def main() -> None:
+        caller = Caller(ProviderLimits(concurrency=5, rate_per_recipient=1))
+        async with asyncio.TaskGroup() as calls:
+            for _ in range(20):
+                calls.create_task(caller.call("busy", turn_in=0))
+        assert caller.admitted["busy"] == pytest.approx(list(range(7)))
+        # The others get the turns that follow.
+        assert caller.turned_away["busy"] == pytest.approx(list(range(7, 20)))
+
+    run_virtually(main())
+
+
+def test_recipient_is_not_called_in_a_burst_after_an_outage() -> None:
+    async def main() -> None:
+        caller = Caller(ProviderLimits(concurrency=2, rate=30, rate_per_recipient=1))
+        caller.breaker.open_until = 20.0
+        async with asyncio.TaskGroup() as calls:
+            for _ in range(5):
+                for recipient in "abc":
+                    calls.create_task(caller.call(recipient))
+        assert [len(times) for times in caller.admitted.values()] == [5, 5, 5]
+        for times in caller.admitted.values():
+            assert all(later - earlier >= 1 - 1e-3 for earlier, later in pairwise(times))
+
+    run_virtually(main())
+
+
+def test_calls_keep_their_distance_after_the_process_was_stopped() -> None:
+    async def main() -> None:
+        caller = Caller(ProviderLimits(concurrency=30, rate=30))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        async with asyncio.TaskGroup() as calls:
+            for _ in range(100):
+                calls.create_task(caller.call(""))
+            await asyncio.sleep(1)
+            loop.pause(60)
+        times = caller.admitted[""]
+        assert all(times[first + 30] - times[first] >= 1 - 2 / 30 for first in range(len(times) - 30))
+
+    run_virtually(main())
