@@ -8,13 +8,14 @@ from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, MAX_KEYS, Rate
 from notify_common.sending.recipient_turns import RecipientTurns
 from notify_common.sending.retry_schedule import RetrySchedule
 
-SCHEDULE = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
-
 
 class Simulation:
     """Senders that share one queue and its retry queues, on a simulated clock."""
 
-    def __init__(self, senders: int, rate: float, *, key_of: dict[int, str] | None = None) -> None:
+    def __init__(
+        self, senders: int, rate: float, *, key_of: dict[int, str] | None = None, first_delay: float = 1
+    ) -> None:
+        self._schedule = RetrySchedule(first_delay=timedelta(seconds=first_delay), max_attempts=3)
         self._limiters = [RateLimiter(senders / rate) for _ in range(senders)]  # each has its share of the rate
         self._key_of = key_of or {}
         self._events: list[tuple[float, int, int, float | None]] = []
@@ -38,7 +39,7 @@ class Simulation:
         key = self._key_of.get(message, "")
         turn = limiter.reserve(key, now) if turn is None else turn
         if turn - now > LONGEST_TURN_WAIT:
-            delay = SCHEDULE.queue_delay(timedelta(seconds=turn - now), exact=True)
+            delay = self._schedule.queue_delay(timedelta(seconds=turn - now), exact=True)
             self.hops[message] += 1
             self._deliver(now + delay.total_seconds(), message, turn)
         elif turn > now:
@@ -61,6 +62,13 @@ def test_burst_takes_as_long_as_its_rate_demands_and_keeps_the_order_of_each_rec
     for earlier, later in pairwise(sorted(simulation.called_at.values())[::senders]):
         assert later - earlier >= senders / 5 - 1e-6
     assert max(simulation.hops.values()) <= 7  # the binary logarithm of the wait
+
+
+@pytest.mark.parametrize("first_delay", [1, 5, 15, 30, 60, 3600])
+def test_turns_are_on_time_however_long_the_retry_delay_is(first_delay: float) -> None:
+    simulation = Simulation(1, rate=1, first_delay=first_delay)
+    simulation.run(300)
+    assert [simulation.called_at[message] for message in range(300)] == pytest.approx(list(range(300)))
 
 
 def test_busy_recipient_does_not_delay_the_others() -> None:

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT
 from notify_common.sending.retry_schedule import LONGEST_DELAY, TOLERANCE, RetrySchedule
 
 delays = st.timedeltas(min_value=timedelta(milliseconds=10), max_value=LONGEST_DELAY)
@@ -20,7 +21,9 @@ def test_retry_budget_is_exhausted_after_the_maximum_number_of_attempts() -> Non
 
 @given(delays)
 def test_retry_delays_double_up_to_an_hour(first: timedelta) -> None:
-    delays = RetrySchedule(first_delay=first, max_attempts=3).delays
+    schedule = RetrySchedule(first_delay=first, max_attempts=3)
+    delays = [schedule.delay_after(failures) for failures in range(1, 30)]
+    delays = delays[: delays.index(delays[-1]) + 1]
     assert delays[0] == first
     assert LONGEST_DELAY / TOLERANCE <= delays[-1] <= LONGEST_DELAY
     assert all(longer == shorter * 2 for shorter, longer in pairwise(delays[:-1]))
@@ -54,11 +57,19 @@ def test_slightly_elapsed_backoff_still_needs_only_one_retry_queue(
 
 
 @given(delays, st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=2)))
-def test_exact_wait_is_exceeded_by_no_more_than_the_shortest_delay(first: timedelta, wait: timedelta) -> None:
+def test_exact_wait_is_exceeded_by_no_more_than_a_sender_waits_for_a_turn(first: timedelta, wait: timedelta) -> None:
     schedule = RetrySchedule(first_delay=first, max_attempts=3)
     waited, hops = min(wait // LONGEST_DELAY, 10_000) * LONGEST_DELAY, 0
     while waited < wait:
         waited += schedule.queue_delay(wait - waited, exact=True)
         hops += 1
-    assert wait <= waited < wait + first
+    assert wait <= waited < wait + min(first, timedelta(seconds=LONGEST_TURN_WAIT))
     assert hops <= len(schedule.delays) + 1
+
+
+def test_tolerance_does_not_exceed_the_latest_possible_time() -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+    wait, hour = timedelta(seconds=3430), timedelta(hours=1)
+    assert schedule.queue_delay(wait, latest=hour) == hour
+    assert schedule.queue_delay(wait, latest=timedelta(seconds=3440)) == timedelta(seconds=2048)
+    assert schedule.queue_delay(wait, latest=wait / 2) == timedelta(seconds=2048)

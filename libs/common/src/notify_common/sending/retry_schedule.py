@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
+from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT
+
 LONGEST_DELAY = timedelta(hours=1)
 MAX_WAIT = timedelta(hours=24)
 TOLERANCE = 1.05  # a factor
+LONGEST_EARLY_WAIT = timedelta(seconds=LONGEST_TURN_WAIT)
 
 
 class RetrySchedule:
     """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures per round.
+
+    Turns of a rate limit need shorter delays, too, if `first_delay` is longer than a sender waits for a turn.
 
     While a provider is unreachable or throttling, attempts do not count as failures, but end after `max_wait`.
     """
@@ -17,12 +22,17 @@ class RetrySchedule:
     def __init__(self, *, first_delay: timedelta, max_attempts: int, max_wait: timedelta = MAX_WAIT) -> None:
         self._max_attempts = max_attempts
         self.max_wait = max_wait
-        delays = [first_delay]
+        backoffs = [first_delay]
         # If two delays were closer together than the tolerance, both of their queues would suit the same wait.
-        while delays[-1] * TOLERANCE < LONGEST_DELAY:
-            doubled = delays[-1] * 2
-            delays.append(doubled if doubled * TOLERANCE < LONGEST_DELAY else LONGEST_DELAY)
-        self.delays: Sequence[timedelta] = tuple(delays)
+        while backoffs[-1] * TOLERANCE < LONGEST_DELAY:
+            doubled = backoffs[-1] * 2
+            backoffs.append(doubled if doubled * TOLERANCE < LONGEST_DELAY else LONGEST_DELAY)
+        self._backoffs: Sequence[timedelta] = tuple(backoffs)
+        # Without shorter delays, all turns within a long first delay would come together, and then miss their times.
+        shorter: list[timedelta] = []
+        while (shortest := shorter[-1] if shorter else first_delay) > LONGEST_EARLY_WAIT:
+            shorter.append(shortest / 2)
+        self.delays: Sequence[timedelta] = (*reversed(shorter), *backoffs)
         """The delays of the retry queues, in ascending order."""
 
     def exhausted(self, failures: int) -> bool:
@@ -31,14 +41,16 @@ class RetrySchedule:
 
     def delay_after(self, failures: int) -> timedelta:
         """Return how long to wait after a failure; `failures` counts the round's failures, including this one."""
-        return self.delays[min(failures, len(self.delays)) - 1]
+        return self._backoffs[min(failures, len(self._backoffs)) - 1]
 
-    def queue_delay(self, wait: timedelta, *, exact: bool = False) -> timedelta:
-        """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the shortest delay.
+    def queue_delay(self, wait: timedelta, *, exact: bool = False, latest: timedelta = timedelta.max) -> timedelta:
+        """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the first delay.
 
         A message that leaves its queue early is scheduled again. Without the tolerance, the few milliseconds in transit
         would make each wait a little too short for the intended queue, and so send the message through shorter ones.
-        An `exact` wait has no tolerance, because 5% of a long wait would be too late.
+        The tolerance does not exceed `latest`, when the delivery expires. An `exact` wait has no tolerance, because 5%
+        of a long wait would be too late. It may end with delays that are shorter than the first one.
         """
-        longest = wait if exact else wait * TOLERANCE
-        return max((delay for delay in self.delays if delay <= longest), default=self.delays[0])
+        delays = self.delays if exact else self._backoffs
+        longest = wait if exact else max(wait, min(wait * TOLERANCE, latest))
+        return max((delay for delay in delays if delay <= longest), default=delays[0])

@@ -212,7 +212,8 @@ class Sender:
         due_at = _due_at(request) or wait_from
         # A turn and an expiry come at their exact time, however long the wait is.
         exact = request.reserved or due_at == request.expires_at
-        delay = self._retry_schedule.queue_delay(due_at - wait_from, exact=exact)
+        latest = timedelta.max if request.expires_at is None else request.expires_at - wait_from
+        delay = self._retry_schedule.queue_delay(due_at - wait_from, exact=exact, latest=latest)
         failure = await self._retries.submit((request, topology.retry_routing_key(delay)))
         if failure is None:
             self._metrics.retries_scheduled.inc()
