@@ -73,3 +73,10 @@ def test_tolerance_does_not_exceed_the_latest_possible_time() -> None:
     assert schedule.queue_delay(wait, latest=hour) == hour
     assert schedule.queue_delay(wait, latest=timedelta(seconds=3440)) == timedelta(seconds=2048)
     assert schedule.queue_delay(wait, latest=wait / 2) == timedelta(seconds=2048)
+
+
+def test_delivery_that_expires_within_the_first_delay_does_not_wait_for_all_of_it() -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=40), max_attempts=3)
+    wait = timedelta(seconds=11)
+    assert schedule.queue_delay(wait) == timedelta(seconds=40)
+    assert schedule.queue_delay(wait, latest=timedelta(seconds=39)) == timedelta(seconds=10)
