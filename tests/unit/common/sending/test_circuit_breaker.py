@@ -247,6 +247,43 @@ async def test_second_throttled_recipient_opens_the_circuit() -> None:
         assert breaker.open is is_open
 
 
+async def test_throttled_recipients_do_not_open_the_circuit_while_others_are_served() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
+    for recipient, response in (("a", throttled()), ("b", decision()), ("c", throttled())):
+        async with breaker.admission(Call(recipient, 1)) as admission:
+            assert isinstance(admission, Admission)
+            admission.record(response)
+    assert not breaker.open
+
+
+async def test_suspected_throttling_of_all_recipients_is_soon_verified_by_a_trial_call() -> None:
+    breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=1))
+    for recipient in "ab":
+        breaker.record(throttled(), recipient, trial=False)
+    began = asyncio.get_running_loop().time()
+    assert breaker.open_until is not None
+    assert breaker.open_until < began + 1
+    for recipient in "cdefghij":
+        assert breaker.open_until < began + 10
+        breaker.record(throttled(), recipient, trial=True)
+    # That so many recipients are throttled is no chance any more.
+    assert breaker.open_until >= began + LONGEST_OPEN.total_seconds()
+
+
+async def test_trial_call_that_is_throttled_only_for_its_recipient_leaves_the_next_trial_to_another() -> None:
+    calls = Calls(ProviderLimits(concurrency=1))
+    calls.error_class = ErrorClass.UNREACHABLE
+    await calls.call()
+    opened_until = calls.breaker.open_until
+    async with calls.breaker.admission(Call("a", 10)) as admission:
+        assert isinstance(admission, Admission)
+        admission.record(throttled())
+    assert calls.breaker.open_until == opened_until
+    calls.error_class = None
+    assert await calls.call(recipient="b")
+    assert not calls.breaker.open
+
+
 async def test_recipient_that_is_throttled_again_does_not_open_the_circuit() -> None:
     breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=2))
     async with breaker.admission(Call("a", 1)) as first, breaker.admission(Call("a", 1)) as second:

@@ -115,15 +115,17 @@ def test_limiter_forgets_the_keys_that_were_idle_for_longest() -> None:
 
 def test_throttled_recipient_gets_its_next_turns_afterwards() -> None:
     turns = RecipientTurns(rate=1)
-    assert not turns.throttle("a", 0.0, until=30)
+    turns.throttle("a", 0.0, until=30)
     assert [turns.reserve("a", 1.0) for _ in range(2)] == [30, 31]
     assert turns.redeem("a", 2.0) == 30
     assert turns.reserve("b", 1.0) == 1
 
 
-def test_throttling_is_general_only_while_another_recipient_is_throttled() -> None:
+def test_throttled_recipients_count_until_another_one_is_served() -> None:
     turns = RecipientTurns(rate=0)
-    assert not turns.throttle("a", 0.0, until=30)
-    assert not turns.throttle("a", 1.0, until=31)
-    assert turns.throttle("b", 2.0, until=3)
-    assert not turns.throttle("c", 40.0, until=50)
+    assert [turns.throttle(recipient, 0.0, until=3600) for recipient in "aab"] == [1, 1, 2]
+    turns.served("a")
+    assert turns.throttle("c", 1.0, until=3600) == 3
+    turns.served("d")
+    assert turns.throttle("a", 2.0, until=3600) == 1
+    assert turns.next_call("b", 4.0) == 3600

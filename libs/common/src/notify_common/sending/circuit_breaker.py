@@ -15,7 +15,7 @@ from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.errors import Throttled
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, RateLimiter
 from notify_common.sending.recipient_lanes import RecipientLanes
-from notify_common.sending.recipient_turns import RecipientTurns
+from notify_common.sending.recipient_turns import MANY_THROTTLED, RecipientTurns
 
 log = logging.getLogger(__name__)
 
@@ -117,26 +117,29 @@ class CircuitBreaker:
         result, failure = decision.result, decision.failure
         if result.outcome is Outcome.EXPIRED:
             return
-        if isinstance(failure, Throttled) and failure.scope_unknown and self._throttles_only(recipient, failure):
-            unavailable = trial  # a trial that is throttled shows no recovery
-        else:
-            unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
+        retry_after = failure.retry_after if isinstance(failure, Throttled) else None
+        if isinstance(failure, Throttled) and failure.scope_unknown:
+            throttled = self._throttle(recipient, failure)
+            if throttled == 1:
+                return  # this shows neither an outage nor a recovery, so another call may be the next trial
+            if throttled < MANY_THROTTLED:
+                retry_after = None  # this may be by chance, and a trial call soon shows more
+        unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
         if unavailable or (trial and result.error_class in INCONCLUSIVE):
             # Calls that were already in flight when the circuit opened carry no new information.
             if self.open_until is None or trial:
-                retry_after = failure.retry_after if isinstance(failure, Throttled) else None
                 requested = min(retry_after or timedelta(), LONGEST_OPEN)
                 self.open_until = _now() + max(self._outage.failed(result.error_code), requested.total_seconds())
         elif result.error_class not in INCONCLUSIVE:
+            self._turns.served(recipient)
             self.open_until = None
             self._outage.ended()
             self._notify()
 
-    def _throttles_only(self, recipient: str, failure: Throttled) -> bool:
-        """Hold back the recipient. Return False if a second one is throttled, which is the sign of a limit for all."""
+    def _throttle(self, recipient: str, failure: Throttled) -> int:
+        """Hold back the recipient; return how many recipients have been throttled since the last one was served."""
         now = _now()
-        until = now + (failure.retry_after or SHORTEST_THROTTLING).total_seconds()
-        return not self._turns.throttle(recipient, now, until)
+        return self._turns.throttle(recipient, now, now + (failure.retry_after or SHORTEST_THROTTLING).total_seconds())
 
     async def _admit(self, held: ExitStack, call: Call) -> "Admission | NotAdmitted":
         """Wait for everything that the call needs, and keep it until `held` is closed."""

@@ -5,6 +5,7 @@ import math
 from notify_common.sending.rate_limiter import RateLimiter
 
 MAX_THROTTLED = 10_000
+MANY_THROTTLED = 10  # recipients that are throttled one after the other, which is no chance any more
 
 
 class RecipientTurns:
@@ -14,6 +15,8 @@ class RecipientTurns:
         self.interval = 1 / rate if rate else 0.0
         self._limiter = RateLimiter(self.interval) if rate else None
         self._throttled_until: dict[str, float] = {}
+        self._throttled_in_a_row: set[str] = set()
+        """The recipients that were throttled while no other was served."""
 
     def reserve(self, recipient: str, now: float, latest: float = math.inf) -> float:
         """Return the time of a new turn, and reserve it unless it is later than `latest`."""
@@ -30,11 +33,21 @@ class RecipientTurns:
         earliest = max(now, self._throttled_until.get(recipient, now))
         return earliest if self._limiter is None else self._limiter.redeem(recipient, earliest, latest)
 
-    def throttle(self, recipient: str, now: float, until: float) -> bool:
-        """Let the recipient's calls wait until that time. Return True if another recipient is being throttled, too."""
+    def throttle(self, recipient: str, now: float, until: float) -> int:
+        """Let the recipient's calls wait until that time. Return how many were throttled while no other was served.
+
+        If there are several, all recipients seem to be throttled. Those after the first `MANY_THROTTLED` do not count.
+        """
         self._throttled_until.pop(recipient, None)
         others = {key: ends for key, ends in self._throttled_until.items() if ends > now}
         if len(others) >= MAX_THROTTLED:
             del others[next(iter(others))]
         self._throttled_until = {**others, recipient: until}
-        return bool(others)
+        if len(self._throttled_in_a_row) < MANY_THROTTLED:
+            self._throttled_in_a_row.add(recipient)
+        return len(self._throttled_in_a_row)
+
+    def served(self, recipient: str) -> None:
+        """Note that the provider has accepted a call to the recipient, so not all recipients are throttled."""
+        if recipient not in self._throttled_in_a_row:
+            self._throttled_in_a_row.clear()

@@ -49,8 +49,8 @@ class RetrySchedule:
         A message that leaves its queue early is scheduled again. Without the tolerance, the few milliseconds in transit
         would make each wait a little too short for the intended queue, and so send the message through shorter ones.
         The tolerance does not exceed `latest`, when the delivery expires. An `exact` wait has no tolerance, because 5%
-        of a long wait would be too late. Delays that are shorter than the first one are only for `exact` waits, and for a
-        delivery that expires within the first delay.
+        of a long wait would be too late. Only `exact` waits, and those of a delivery that expires within the first
+        delay, use shorter delays than the first one.
         """
         delays = self.delays if exact or latest < self._backoffs[0] else self._backoffs
         longest = wait if exact else max(wait, min(wait * TOLERANCE, latest))
