@@ -29,8 +29,8 @@ class Caller:
         self.admitted: defaultdict[str, list[float]] = defaultdict(list)
         self.turned_away: defaultdict[str, list[float | None]] = defaultdict(list)
 
-    async def call(self, recipient: str, turn_in: float | None = None) -> None:
-        async with self.breaker.admission(Call(recipient, 120, turn_in=turn_in)) as admission:
+    async def call(self, recipient: str, turn_in: float | None = None, ready: asyncio.Event | None = None) -> None:
+        async with self.breaker.admission(Call(recipient, 120, turn_in=turn_in, ready=ready)) as admission:
             if isinstance(admission, Admission):
                 self.admitted[recipient].append(now())
                 await asyncio.sleep(0.1)
@@ -99,5 +99,28 @@ def test_calls_keep_their_distance_after_the_process_was_stopped() -> None:
             loop.pause(60)
         times = caller.admitted[""]
         assert all(times[first + 30] - times[first] >= 1 - 2 / 30 for first in range(len(times) - 30))
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_waiting_calls_are_held_back_until_they_are_ready_again_or_the_sender_stops(stops: bool) -> None:
+    async def main() -> None:
+        caller, ready = Caller(ProviderLimits(concurrency=5, rate=10, rate_per_recipient=1)), asyncio.Event()
+        ready.set()
+        async with asyncio.TaskGroup() as calls:
+            for number in range(30):
+                calls.create_task(caller.call(f"chat {number % 15}", ready=ready))
+            await asyncio.sleep(1.05)
+            ready.clear()
+            await asyncio.sleep(10)
+            assert len(caller.admitted) == 11
+            if stops:
+                caller.breaker.stop()
+            else:
+                ready.set()
+        times = sorted(time for times in caller.admitted.values() for time in times)
+        assert len(times) == (11 if stops else 30)
+        assert all(later - earlier >= 0.1 - 1e-3 for earlier, later in pairwise(times))
 
     run_virtually(main())

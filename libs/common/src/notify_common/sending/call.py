@@ -1,5 +1,6 @@
 """What a sender asks its circuit breaker, and how the breaker declines."""
 
+import asyncio
 import math
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ class Call:
     expires_in: float = math.inf
     even_if_open: bool = False
     """True if the call is admitted although the circuit is open."""
+    ready: asyncio.Event | None = None
+    """While this event is not set, the call is not admitted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,8 @@ class CircuitBreaker:
 
     async def _admit_next(self, held: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted":
         while True:
+            if call.ready is not None:
+                await call.ready.wait()
             # A call waits for its recipient before it takes a slot, which others can use in the meantime.
             now = _now()
             wait = self._turns.next_call(call.recipient, now) - now
@@ -189,13 +191,12 @@ class CircuitBreaker:
         trial = not call.even_if_open and await self._closed_or_trial()
         if trial:
             acquired.callback(self._end_trial)
-        may_be_open = trial or call.even_if_open
         # Rate limits come last, because a time that is redeemed too early would be wasted.
         if self._limiter is not None:
             arrived = _now()
             # Only one call at a time waits for the next free time, so a circuit that opens wastes no more than one.
             async with self._pacing:
-                if self.open and not may_be_open:
+                if self._holds_back(call, trial=trial):
                     return None
                 now = _now()
                 # A time that passed while the process was stopped is lost. Otherwise many calls would be made at once.
@@ -205,11 +206,16 @@ class CircuitBreaker:
                 if at > now:
                     await asyncio.sleep(at - now)
         now = _now()
-        if self.open and not may_be_open:
+        if self._holds_back(call, trial=trial):
             return None
         if self._turns.redeem(call.recipient, now, latest := now + CLOCK_ERROR) > latest:
             return None  # the recipient has been throttled in the meantime
         return Admission(self, call.recipient, trial)
+
+    def _holds_back(self, call: Call, *, trial: bool) -> bool:
+        if call.ready is not None and not call.ready.is_set():
+            return True
+        return self.open and not (trial or call.even_if_open)
 
     def _reserve(self, call: Call, ahead: float = 0) -> float:
         """Reserve a turn at least `ahead` seconds after the recipient's next call; return the seconds until then.

@@ -183,6 +183,8 @@ class Sender:
             expires_in=expires_in,
             # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
             even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
+            # Results may become unreportable while the call waits.
+            ready=self._reporting,
         )
         async with breaker.admission(call) as admission:
             if isinstance(admission, Admission):
