@@ -14,6 +14,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.worker import Worker
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_common.sending.circuit_breaker import ProviderLimits
@@ -64,6 +65,7 @@ async def running_sender(
     first_delay: timedelta = FIRST_DELAY,
     limits: ProviderLimits | None = None,
     tracing: Tracing = UNTRACED,
+    publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
 ) -> AsyncIterator[Worker]:
     """Run a sender for one channel."""
     settings = SenderSettings.model_validate(
@@ -76,7 +78,9 @@ async def running_sender(
             "provider_timeout": provider_timeout,
         }
     )
-    sender = create_sender(settings, channel=channel, provider=provider, limits=limits, tracing=tracing)
+    sender = create_sender(
+        settings, channel=channel, provider=provider, limits=limits, tracing=tracing, publisher_class=publisher_class
+    )
     async with sender.running():
         yield sender
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -78,12 +79,7 @@ class Sender:
             flush_interval=FLUSH_INTERVAL,
             observe=metrics.observe_results_batch,
         )
-        self._retries = Batcher(
-            self._publish_retry_batch,
-            max_batch=MAX_RETRIES_PER_PUBLISH,
-            flush_interval=FLUSH_INTERVAL,
-            observe=metrics.observe_retries_batch,
-        )
+        self._retries: dict[str, Batcher[DeliveryRequested, PublishFailed | None]] = {}
 
     async def handle(self, message: Message) -> None:
         """Return only once the message's result and any retry are confirmed, because the message is then acked."""
@@ -216,13 +212,25 @@ class Sender:
         exact = request.reserved or due_at == request.expires_at
         latest = timedelta.max if request.expires_at is None else request.expires_at - wait_from
         delay = self._retry_schedule.queue_delay(due_at - wait_from, exact=exact, latest=latest)
-        failure = await self._retries.submit((request, topology.retry_routing_key(delay)))
+        failure = await self._retries_to(topology.retry_routing_key(delay)).submit(request)
         if failure is None:
             self._metrics.retries_scheduled.inc()
         return failure is None
 
+    def _retries_to(self, routing_key: str) -> Batcher[DeliveryRequested, PublishFailed | None]:
+        """Return the batcher for one retry queue, so that a queue that never confirms does not delay the others."""
+        retries = self._retries.get(routing_key)
+        if retries is None:
+            retries = self._retries[routing_key] = Batcher(
+                partial(self._publish_retry_batch, routing_key),
+                max_batch=MAX_RETRIES_PER_PUBLISH,
+                flush_interval=FLUSH_INTERVAL,
+                observe=self._metrics.observe_retries_batch,
+            )
+        return retries
+
     async def _publish_retry_batch(
-        self, retries: Sequence[tuple[DeliveryRequested, str]]
+        self, routing_key: str, retries: Sequence[DeliveryRequested]
     ) -> list[PublishFailed | None]:
         # The bodies are made here, because thousands of retries may wait for the broker, and each body may be large.
         return await self._publisher.publish(
@@ -230,7 +238,7 @@ class Sender:
                 OutgoingMessage(
                     self._retry_exchange, routing_key, request.model_dump_json().encode(), request.headers()
                 )
-                for request, routing_key in retries
+                for request in retries
             ]
         )
 
