@@ -5,6 +5,8 @@ import selectors
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from typing_extensions import override
+
 Result = TypeVar("Result")
 
 
@@ -15,20 +17,24 @@ class _Selector(selectors.BaseSelector):
         self._advance = advance
         self._keys: dict[Any, selectors.SelectorKey] = {}
 
+    @override
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         self._keys[fileobj] = selectors.SelectorKey(fileobj, number, events, data)
         return self._keys[fileobj]
 
+    @override
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         return self._keys.pop(fileobj)
 
+    @override
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise RuntimeError("every task waits, and no timer is set")
         self._advance(timeout)
         return []
 
+    @override
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return self._keys
 
@@ -40,6 +46,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         super().__init__(_Selector(self.pause))
 
+    @override
     def time(self) -> float:
         return self._now
 
