@@ -41,6 +41,7 @@ from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done
+from support.gateway import all_channels_idle
 from support.services import NOWHERE, gateway_metrics
 from typing_extensions import override
 
@@ -149,7 +150,9 @@ class DeliveryLife(RuleBasedStateMachine):
         await DeliveryRetries(self._engine).retry("default", self._delivery_id)
 
     async def _repair(self) -> None:
-        stranded = StrandedDeliveries(self._engine, lambda _: None, lambda _: None, silence=timedelta())
+        stranded = StrandedDeliveries(
+            self._engine, lambda _: None, lambda _: None, all_channels_idle, silence=timedelta()
+        )
         await stranded.repair_chunk()
 
     def _possible_steps(self, data: st.DataObject) -> Mapping[str, Step]:

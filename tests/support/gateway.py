@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+from notify_common.contracts.channels import Channel
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.http.authentication import Scope
 from sqlalchemy import text
@@ -25,6 +26,11 @@ async def bearer(engine: AsyncEngine, *scopes: Scope, tenant: str = "default") -
     """Create an API key with these scopes, and return the request header that contains it."""
     _, token = await ApiKeyStore(engine).create(tenant, "test key", frozenset(scopes))
     return {"Authorization": f"Bearer {token}"}
+
+
+async def all_channels_idle() -> list[Channel]:
+    """Return every channel, as if RabbitMQ reported that nothing waits in its queues."""
+    return list(Channel)
 
 
 async def rows(engine: AsyncEngine, statement: str) -> list[Any]:

@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from uuid import UUID
 
+from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome, StatusChange
 from notify_common.rabbitmq.connection import RabbitSettings
@@ -17,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import ADD_DELIVERY
 from support.fakes import FakeProvider
-from support.gateway import rows
+from support.gateway import all_channels_idle, rows
 from support.services import eventually, running_gateway, running_sender, running_status_writer
 
 SILENCE = timedelta(hours=1)
@@ -48,7 +49,9 @@ async def add(
 async def repaired_in_a_pass(engine: AsyncEngine, *, chunk_size: int = 100) -> list[StatusChange]:
     """Search all deliveries, and return the changes of those that were repaired."""
     repaired: list[StatusChange] = []
-    stranded = StrandedDeliveries(engine, repaired.extend, lambda _: None, silence=SILENCE, chunk_size=chunk_size)
+    stranded = StrandedDeliveries(
+        engine, repaired.extend, lambda _: None, all_channels_idle, silence=SILENCE, chunk_size=chunk_size
+    )
     while await stranded.repair_chunk():
         pass
     return repaired
@@ -62,9 +65,9 @@ async def test_stranded_delivery_is_sent_and_its_partition_is_dropped(
     provider = FakeProvider()
     assert await drop_partitions(engine, utc_now() - end) == []
     async with (
-        running_gateway(rabbit, postgres, repair_after=SILENCE.total_seconds()),
         running_sender(rabbit, provider),
         running_status_writer(rabbit, postgres),
+        running_gateway(rabbit, postgres, repair_after=SILENCE.total_seconds()),
     ):
 
         async def is_in_the_outbox() -> bool:
@@ -80,6 +83,25 @@ async def test_stranded_delivery_is_sent_and_its_partition_is_dropped(
     assert len(provider.calls) == 1
     assert await rows(engine, "SELECT 1 FROM outbox") == []
     assert await drop_partitions(engine, utc_now() - end) == [end]
+
+
+async def test_delivery_that_may_wait_for_stopped_senders_is_not_published_again(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    waiting = await add(engine)
+    lost = await add(engine, "pending", LONG_AGO, "UPDATE deliveries SET channel = 'email' WHERE id = :id")
+    async with (
+        running_sender(rabbit, FakeProvider(), channel=Channel.EMAIL),
+        running_status_writer(rabbit, postgres),
+        running_gateway(rabbit, postgres, repair_after=SILENCE.total_seconds()),
+    ):
+
+        async def is_searched() -> bool:
+            return bool(await rows(engine, "SELECT 1 FROM outbox"))
+
+        await eventually(is_searched, "a delivery is in the outbox")
+        repaired = [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox")]
+        assert (lost in repaired, waiting in repaired) == (True, False)
 
 
 async def test_delivery_that_may_still_be_sent_or_is_final_is_left_alone(engine: AsyncEngine) -> None:

@@ -21,6 +21,7 @@ from notify_gateway.console.overview import Overview
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
 from notify_gateway.database import Engines, TenantReads
+from notify_gateway.deliveries.idle_channels import IdleChannels
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.retry_jobs import RetryJobs
@@ -171,6 +172,9 @@ class Gateway:
         engine, publish_changes = self._engines.maintenance, self._events.publish
         retries = DeliveryRetries(engine, publish_changes)
         silence = timedelta(seconds=self.settings.repair_after)
-        stranded = StrandedDeliveries(engine, publish_changes, self.metrics.repaired.inc, silence=silence)
+        idle_channels = IdleChannels(lambda: self.relay.connection)
+        stranded = StrandedDeliveries(
+            engine, publish_changes, self.metrics.repaired.inc, idle_channels, silence=silence
+        )
         partitions = PartitionMaintenance(engine, retention, self.metrics.clock_offset.set)
         await run_maintenance(engine, retries, stranded, partitions, stop)

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from aio_pika.robust_connection import RobustConnection
+from aiormq.abc import AbstractConnection as TransportConnection
 from aiormq.channel import Channel
 from faststream.rabbit import RabbitBroker
 from pydantic import Field, SecretStr
@@ -73,13 +74,17 @@ def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
     )
 
 
-async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
-    """Return a new channel on the broker's connection. If the channel is lost, it is not reopened."""
-    connection = await broker.connect()
+def open_transport(connection: AbstractConnection) -> TransportConnection:
+    """Return the aiormq connection that `connection` uses now; raise `ConnectionError` if it is not open."""
     transport = connection.transport
     if transport is None or transport.connection.is_closed or not connection.connected.is_set():
         raise ConnectionError("not connected to RabbitMQ")
-    channel = await transport.connection.channel(
+    return transport.connection
+
+
+async def open_channel(broker: RabbitBroker, *, publisher_confirms: bool) -> Channel:
+    """Return a new channel on the broker's connection. If the channel is lost, it is not reopened."""
+    channel = await open_transport(await broker.connect()).channel(
         publisher_confirms=publisher_confirms,
         on_return_raises=publisher_confirms,  # otherwise, unroutable messages would be lost silently
     )

@@ -2,13 +2,20 @@
 
 An open delivery is either in the outbox or in RabbitMQ. If RabbitMQ has lost its message, for example with its disk,
 the delivery would stay open forever. PostgreSQL does not show whether a message still waits in RabbitMQ, so the only
-sign is that nothing has been heard of the delivery for a long time. A relay publishes the delivery only if nothing is
-heard of it for as long again. Thus a message that was published late, after a long outage, is not sent twice.
+sign is that nothing has been heard of the delivery for a long time.
+
+Messages may wait for that long if senders or status writers are stopped, or if senders are slower than their backlog
+grows. A channel is therefore searched only while RabbitMQ reports that nothing waits for its senders or in its results,
+and that both are being read. This is checked at the repair and not again at the publication: a queue is read in order,
+so a message that was published before the repair has left an empty queue. Then it is lost, or with a sender, or in a
+retry queue, or its result is being written. A relay publishes the delivery only if nothing is heard of it for as long
+again, which leaves the last three enough time. Thus a message that was published late, after a long outage, is not
+sent twice.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -64,13 +71,17 @@ REPAIR_CHUNK = text("""
 
 
 class StrandedDeliveries:
-    """Searches all deliveries, step by step, for stranded ones. Several gateways may do so at the same time."""
+    """Searches all deliveries, step by step, for stranded ones. Several gateways may do so at the same time.
+
+    Only the deliveries over the channels that `idle_channels` returns are repaired; a later pass finds the others.
+    """
 
     def __init__(
         self,
         engine: AsyncEngine,
         publish_changes: Callable[[Sequence[StatusChange]], None],
         count_repaired: Callable[[float], None],
+        idle_channels: Callable[[], Awaitable[Collection[Channel]]],
         *,
         silence: timedelta,
         chunk_size: int = DELIVERIES_PER_STEP,
@@ -78,6 +89,7 @@ class StrandedDeliveries:
         self._engine = engine
         self._publish_changes = publish_changes
         self._count_repaired = count_repaired
+        self._idle_channels = idle_channels
         self._silence = silence
         self._chunk_size = chunk_size
         self._last_id = FIRST_ID
@@ -91,7 +103,13 @@ class StrandedDeliveries:
         self._next_step = time.monotonic() + (STEP_INTERVAL if more else PASS_INTERVAL)
 
     async def repair_chunk(self) -> bool:
-        """Repair the stranded deliveries of the next chunk; return False if it was the last one of the pass."""
+        """Repair the stranded deliveries of the next chunk; return False if it was the last one of the pass.
+
+        While no channel is idle, the chunk is not searched, and remains the next one.
+        """
+        channels = await self._idle_channels()
+        if not channels:
+            return True
         rows = (
             await execute(
                 self._engine,
@@ -101,7 +119,7 @@ class StrandedDeliveries:
                 end_id=first_id_at(utc_now() - self._silence),
                 size=self._chunk_size,
                 silence=self._silence,
-                channels=list(Channel),
+                channels=list(channels),
             )
         ).all()
         # The last chunk of a pass is empty. A chunk in which nothing was repaired yields a single row without an id.

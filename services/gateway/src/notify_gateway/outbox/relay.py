@@ -69,6 +69,11 @@ class OutboxRelay:
         """True if the connection to RabbitMQ is open, as far as this process knows."""
         return self._connection is not None and self._connection.connected.is_set()
 
+    @property
+    def connection(self) -> AbstractConnection | None:
+        """The connection to RabbitMQ, or None if it is not open, as far as this process knows."""
+        return self._connection if self.connected else None
+
     def channels_with_room(self, requests: Sequence[DeliveryRequested]) -> Set[Channel]:
         """Return the channels whose deliveries among `requests` may be handed over; in a broker outage, none may."""
         if not self.connected:
