@@ -29,7 +29,7 @@ from notify_gateway.maintenance import PartitionMaintenance
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.database import ADD_DELIVERY
+from support.database import ADD_DELIVERY, waiting_for_locks
 
 PARTITIONS = text("""
     SELECT child.relname FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid
@@ -125,6 +125,21 @@ async def test_concurrent_processes_create_the_missing_weeks(engine: AsyncEngine
         assert set(names) <= set(await partitions(engine, table))
     for week in range(5):
         await add(engine, utc_now() + week * WIDTH, "pending")
+
+
+async def test_migration_waits_for_a_lock_that_a_missing_week_needs(engine: AsyncEngine) -> None:
+    *_, missing = await partitions(engine, "notifications")
+    await run(engine, f"DROP TABLE {missing}")
+    async with engine.connect() as holding:
+        await holding.execute(text("LOCK TABLE notifications IN SHARE MODE"))
+        migrating = asyncio.create_task(migrate(engine, "public"))
+        while not await waiting_for_locks(engine):
+            assert not migrating.done()
+        while await waiting_for_locks(engine):
+            pass
+        await holding.rollback()
+    await migrating
+    assert missing in await partitions(engine, "notifications")
 
 
 async def test_missing_partition_is_reported_as_database_unavailable(engine: AsyncEngine) -> None:

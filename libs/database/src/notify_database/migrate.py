@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_database.engine import PostgresSettings, await_database, create_engine
+from notify_database.errors import DatabaseUnavailable
 from notify_database.online_schema_change import LOCK_TIMEOUT
 from notify_database.partitions import make_partitions
 
@@ -53,8 +54,11 @@ async def migrate(engine: AsyncEngine, schema: str, revision: str = "head") -> N
         finally:
             # Ending the session releases the lock and resets the settings, even after an error.
             await connection.invalidate()
-    while revision == "head" and not await make_partitions(engine):  # noqa: ASYNC110 - PostgreSQL can only be polled
-        await asyncio.sleep(POLL_INTERVAL)
+    if revision == "head":
+        # A lock that is not granted in time, or another process that makes partitions, only delays this.
+        outage = Outage(log, "partitions cannot be created yet")
+        while not await outage.retry(lambda: make_partitions(engine), DatabaseUnavailable):  # noqa: ASYNC110 - it can only be polled
+            await asyncio.sleep(POLL_INTERVAL)
 
 
 async def _become_the_only_migrator(connection: AsyncConnection) -> None:
