@@ -1,10 +1,64 @@
 """PostgreSQL sessions."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from notify_database.engine import PostgresSettings, create_engine, database_errors, execute
+from notify_database.errors import DatabaseUnavailable
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.fakes import CuttableNetwork
+from support.services import TIMEOUT
+
+BACKEND = text("SELECT pg_backend_pid()")
+
+
+@pytest.fixture
+async def network(postgres: PostgresSettings) -> AsyncIterator[CuttableNetwork]:
+    async with CuttableNetwork.before(postgres.postgres_host, postgres.postgres_port) as network:
+        yield network
 
 
 async def test_sessions_have_idle_transaction_and_statement_timeouts(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
         for setting, value in (("idle_in_transaction_session_timeout", "10s"), ("statement_timeout", "30s")):
             assert (await connection.execute(text(f"SHOW {setting}"))).scalar_one() == value
+
+
+async def test_vanished_database_is_unavailable_and_its_connection_is_not_used_again(
+    postgres: PostgresSettings, network: CuttableNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_database.engine.ANSWER_TIME", 0.1)
+    behind = postgres.model_copy(update={"postgres_host": "127.0.0.1", "postgres_port": network.port})
+    engine = create_engine(behind, pool_size=1, statement_timeout=0.4)
+    before = (await execute(engine, BACKEND)).scalar_one()
+    network.freeze()
+    async with asyncio.timeout(TIMEOUT):
+        with pytest.raises(DatabaseUnavailable):
+            await execute(engine, BACKEND)
+    await network.thaw()
+    assert (await execute(engine, BACKEND)).scalar_one() != before
+
+    async def lose_the_database_in_a_transaction() -> None:
+        with database_errors():
+            async with engine.begin() as connection:
+                await connection.execute(BACKEND)
+                network.freeze()
+                await connection.execute(BACKEND)
+
+    async with asyncio.timeout(TIMEOUT):
+        with pytest.raises(DatabaseUnavailable):
+            await lose_the_database_in_a_transaction()
+    await network.thaw()
+    await execute(engine, BACKEND)
+    await engine.dispose()
+
+
+async def test_engine_without_a_statement_timeout_waits_for_long_statements(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_database.engine.ANSWER_TIME", 0.01)
+    engine = create_engine(postgres, pool_size=1, statement_timeout=0)
+    await execute(engine, text("SELECT pg_sleep(0.1)"))
+    await engine.dispose()

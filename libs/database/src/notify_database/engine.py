@@ -11,7 +11,7 @@ from notify_common.errors import StartupError
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.settings import EnvironmentSettings
 from pydantic import Field, SecretStr
-from sqlalchemy import URL, CursorResult, Executable, text
+from sqlalchemy import URL, CursorResult, ExceptionContext, Executable, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -25,6 +25,9 @@ CONNECT_TIMEOUT = 5.0  # seconds
 # A session that hangs in a transaction or waits for a lock must not block other sessions forever.
 STATEMENT_TIMEOUT = 30.0  # seconds
 IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
+# Seconds after its timeout in which PostgreSQL must have ended a statement; otherwise, its host has vanished. Without
+# this limit, statements would wait until TCP gives up, which takes a quarter of an hour.
+ANSWER_TIME = 5.0
 # Planner settings for clients that look up rows only by key. PostgreSQL may keep a prepared statement's plan forever,
 # and a plan made while a table was empty would scan the whole table for every batch of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
@@ -61,7 +64,8 @@ def create_engine(
 ) -> AsyncEngine:
     """Return an asyncpg engine with at most `pool_size` connections.
 
-    `statement_timeout` is in seconds; 0 disables it. `planner` overrides settings of PostgreSQL's query planner.
+    `statement_timeout` is in seconds; 0 disables it, and also the wait for an answer is then unlimited. `planner`
+    overrides settings of PostgreSQL's query planner.
     """
     url = URL.create(
         "postgresql+asyncpg",
@@ -71,7 +75,7 @@ def create_engine(
         settings.postgres_port,
         settings.postgres_database,
     )
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -80,6 +84,7 @@ def create_engine(
         hide_parameters=True,
         connect_args={
             "timeout": CONNECT_TIMEOUT,
+            "command_timeout": statement_timeout + ANSWER_TIME if statement_timeout else None,
             # For short statements, JIT compilation costs more than it saves.
             "server_settings": {
                 "search_path": settings.postgres_schema,
@@ -91,6 +96,17 @@ def create_engine(
             },
         },
     )
+    event.listen(engine.sync_engine, "handle_error", _discard_after_timeout)
+    return engine
+
+
+def _discard_after_timeout(context: ExceptionContext) -> None:
+    """Close the connection of a statement that was not answered; asyncpg would first wait for it to be cancelled."""
+    if isinstance(context.original_exception, TimeoutError) and context.connection is not None:
+        driver_connection = context.connection.connection.driver_connection
+        if driver_connection is not None:
+            driver_connection.terminate()
+        context.is_disconnect = True
 
 
 def autocommitting(engine: AsyncEngine) -> AsyncEngine:

@@ -95,7 +95,10 @@ async def make_partitions(engine: AsyncEngine) -> bool:
 
 
 async def drop_partitions(engine: AsyncEngine, retention: timedelta) -> list[datetime]:
-    """Drop partitions that are older than `retention` and have only final deliveries; return the dropped ends."""
+    """Drop partitions that are older than `retention` and have only final deliveries; return the dropped ends.
+
+    The engine should have no statement timeout, because reading a week of deliveries is slow.
+    """
     dropped: list[datetime] = []
     with database_errors():
         async with autocommitting(engine).connect() as connection:
@@ -104,7 +107,6 @@ async def drop_partitions(engine: AsyncEngine, retention: timedelta) -> list[dat
                 return []
             try:
                 await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-                await connection.execute(text("SET statement_timeout = 0"))  # reading a week of deliveries is slow
                 for end in sorted({end for table in STORAGE for end in await _ends(connection, table)}):
                     is_old = await connection.execute(IS_OLD, {"end": end, "retention": retention})
                     if is_old.scalar_one() and await _drop(connection, end):

@@ -176,5 +176,5 @@ class Gateway:
         stranded = StrandedDeliveries(
             engine, publish_changes, self.metrics.repaired.inc, idle_channels, silence=silence
         )
-        partitions = PartitionMaintenance(engine, retention, self.metrics.clock_offset.set)
+        partitions = PartitionMaintenance(self._engines.partitions, retention, self.metrics.clock_offset.set)
         await run_maintenance(engine, retries, stranded, partitions, stop)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 
 from notify_common.runtime.clock import utc_now
@@ -85,24 +85,67 @@ async def run_maintenance(
     partitions: PartitionMaintenance,
     stop: asyncio.Event,
 ) -> None:
-    """Maintain the database in short transactions until `stop` is set; several gateways share the work."""
+    """Maintain the database until `stop` is set; several gateways share the work.
+
+    Partitions are maintained by a task of their own, because dropping one takes long.
+    """
     stopping = asyncio.create_task(stop.wait())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_maintain_rows(engine, retries, stranded, stopping))
+        group.create_task(_maintain_partitions(partitions, stopping))
+
+
+async def _maintain_rows(
+    engine: AsyncEngine, retries: DeliveryRetries, stranded: StrandedDeliveries, stopping: "asyncio.Task[bool]"
+) -> None:
+    """Retry, repair and delete rows in short transactions. A step that PostgreSQL rejects does not stop the others."""
     outage = Outage(log, "database maintenance is interrupted")
     next_cleanup = time.monotonic()
-    while not stop.is_set():
+
+    async def repair() -> bool:
+        await stranded.step()
+        return False
+
+    async def clean_up() -> bool:
+        nonlocal next_cleanup
+        if time.monotonic() <= next_cleanup:
+            return False
+        more = await idempotency.clean_up(engine)
+        if not more:
+            next_cleanup = time.monotonic() + CLEANUP_INTERVAL
+        return more
+
+    steps = [
+        (retries.advance, Outage(log, "retry jobs fail")),
+        (repair, Outage(log, "stranded deliveries are not repaired")),
+        (clean_up, Outage(log, "expired idempotency keys are not deleted")),
+    ]
+    while not stopping.done():
         more = False
         try:
-            more = await retries.advance()
-            await stranded.step()
-            if time.monotonic() > next_cleanup:
-                if await idempotency.clean_up(engine):
-                    more = True
-                else:
-                    next_cleanup = time.monotonic() + CLEANUP_INTERVAL
+            more = await _run(steps)
         except DatabaseUnavailable as unavailable:
             outage.failed(unavailable)
         else:
             outage.ended()
-        await partitions.advance()
         if not more:
             await asyncio.wait({stopping}, timeout=INTERVAL)
+
+
+async def _run(steps: Sequence[tuple[Callable[[], Awaitable[bool]], Outage]]) -> bool:
+    """Run each step once, even if an earlier one is rejected; return True if one of them has more to do."""
+    more = False
+    for step, rejections in steps:
+        try:
+            more |= await step()
+        except DataRejected as error:
+            rejections.failed(error)
+        else:
+            rejections.ended()
+    return more
+
+
+async def _maintain_partitions(partitions: PartitionMaintenance, stopping: "asyncio.Task[bool]") -> None:
+    while not stopping.done():
+        await partitions.advance()
+        await asyncio.wait({stopping}, timeout=INTERVAL)
