@@ -71,16 +71,15 @@ class Worker:
             self.topology.require_match()
             for broker in brokers:
                 await broker.connect()
-            async with AsyncExitStack() as subscriptions:
-                running = [
-                    await subscriptions.enter_async_context(each.running(self.topology.restore))
-                    for each in self.subscriptions
-                ]
-                log.info("consuming", extra={"queues": [each.queue for each in self.subscriptions]})
-                try:
-                    yield running
-                finally:
-                    self.stopping()
+            subscriptions = [each.running(self.topology.restore) for each in self.subscriptions]
+            running = await asyncio.gather(*(each.__aenter__() for each in subscriptions))
+            log.info("consuming", extra={"queues": [each.queue for each in self.subscriptions]})
+            try:
+                yield running
+            finally:
+                self.stopping()
+                # They stop at the same time, because each may take nearly all the time that the process is given.
+                await asyncio.gather(*(each.__aexit__(None, None, None) for each in subscriptions))
             if self.drained is not None:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.graceful_timeout):

@@ -1,0 +1,61 @@
+"""A worker with several subscriptions."""
+
+import asyncio
+
+from faststream.rabbit import RabbitMessage
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings, create_broker
+from notify_common.rabbitmq.declaration import DeclaredTopology
+from notify_common.rabbitmq.faststream_subscription import FastStreamSubscription
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.rabbitmq.worker import Worker
+from prometheus_client import CollectorRegistry
+from typing_extensions import override
+
+GRACEFUL_TIMEOUT = 2.0  # seconds; reached only if the test fails
+
+
+class Meeting(FastStreamSubscription):
+    """A subscription whose handlers finish only once the other subscriptions are stopping as well."""
+
+    barrier: asyncio.Barrier
+    met = False
+
+    @override
+    async def _finish(self) -> None:
+        await self.barrier.wait()
+        self.met = True
+
+
+async def decode(message: RabbitMessage) -> bytes:
+    return bytes(message.body)
+
+
+async def handle(_: bytes) -> None:
+    """Do nothing."""
+
+
+async def test_subscriptions_are_stopped_at_the_same_time(rabbit: RabbitSettings) -> None:
+    broker = create_broker(rabbit, "test")
+    bindings = [topology.results(channel) for channel in Channel]
+    publisher, barrier = ConfirmedPublisher(broker), asyncio.Barrier(len(bindings))
+    subscriptions = [
+        Meeting(
+            rabbit, "test", binding.queue.name,
+            decode=decode, handle=handle, prefetch=1, publisher=publisher, graceful_timeout=GRACEFUL_TIMEOUT,
+        )
+        for binding in bindings
+    ]  # fmt: skip
+    for subscription in subscriptions:
+        subscription.barrier = barrier
+    worker = Worker(
+        topology=DeclaredTopology(rabbit, [*topology.dead_letters(), *bindings], role="test"),
+        broker=broker,
+        subscriptions=subscriptions,
+        registry=CollectorRegistry(),
+        graceful_timeout=GRACEFUL_TIMEOUT,
+    )
+    async with worker.running():
+        pass
+    assert all(subscription.met for subscription in subscriptions)
