@@ -56,7 +56,7 @@ async def migrate(engine: AsyncEngine, schema: str, revision: str = "head") -> N
             await connection.invalidate()
     if revision == "head":
         # A lock that is not granted in time, or another process that makes partitions, only delays this.
-        outage = Outage(log, "partitions cannot be created yet")
+        outage = Outage(log, "missing partitions are not created yet")
         while not await outage.retry(lambda: make_partitions(engine), DatabaseUnavailable):  # noqa: ASYNC110 - it can only be polled
             await asyncio.sleep(POLL_INTERVAL)
 
