@@ -1,6 +1,9 @@
 """Batches of requests that share a transaction, and the limit on waiting requests."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -8,20 +11,31 @@ from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings, create_engine
 from notify_database.errors import DataRejected
+from notify_gateway.errors import RequestRejected
 from notify_gateway.notifications import intake
-from notify_gateway.notifications.intake import NotificationIntake
+from notify_gateway.notifications.idempotency import Claim
+from notify_gateway.notifications.intake import NotificationIntake, Receipt
 from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import BODY, post
 from support.services import NOWHERE, gateway_metrics, running_gateway
 
+GOOD = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
+EXPIRED = GOOD.model_copy(update={"expires_at": utc_now() - timedelta(minutes=1)})
 TRANSACTIONS = text("SELECT pg_current_xact_id()::text::bigint")
+
+
+async def stored(engine: AsyncEngine) -> int:
+    async with engine.connect() as connection:
+        counted: int = (await connection.execute(text("SELECT count(*) FROM notifications"))).scalar_one()
+    return counted
 
 
 async def test_500_concurrent_requests_share_transactions(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
@@ -32,25 +46,56 @@ async def test_500_concurrent_requests_share_transactions(api: httpx.AsyncClient
         transactions = (
             await connection.execute(text("SELECT pg_current_xact_id()::text::bigint"))
         ).scalar_one() - before
-        stored = await connection.execute(text("SELECT count(*), (SELECT count(*) FROM outbox) FROM notifications"))
-    assert stored.one() == (500, 500)
+        counts = await connection.execute(text("SELECT count(*), (SELECT count(*) FROM outbox) FROM notifications"))
+    assert counts.one() == (500, 500)
     assert transactions < 100
 
 
-async def test_row_rejected_by_the_database_does_not_fail_its_batch(postgres: PostgresSettings) -> None:
+@asynccontextmanager
+async def accepting(postgres: PostgresSettings) -> AsyncIterator[tuple[NotificationIntake, AsyncEngine]]:
+    """Yield an intake, and its engine with a single connection."""
     engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
     relay = OutboxRelay(
         broker, ConfirmedPublisher, OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
     )
-    accepting = NotificationIntake(engine, relay, max_waiting=100, metrics=gateway_metrics())
-    good = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
-    bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
-    requests = [accepting.accept(new_notification(request, "default")) for request in (good, bad, good)]
-    outcomes = await asyncio.gather(*requests, return_exceptions=True)
-    assert [isinstance(outcome, DataRejected) for outcome in outcomes] == [False, True, False]
-    async with engine.connect() as connection:
-        assert (await connection.execute(text("SELECT count(*) FROM notifications"))).scalar_one() == 2
+    yield NotificationIntake(engine, relay, max_waiting=1000, metrics=gateway_metrics()), engine
     await engine.dispose()
+
+
+async def test_row_rejected_by_the_database_does_not_fail_its_batch(postgres: PostgresSettings) -> None:
+    bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
+    async with accepting(postgres) as (intake_, engine):
+        requests = [intake_.accept(new_notification(request, "default")) for request in (GOOD, bad, GOOD)]
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+        assert [isinstance(outcome, DataRejected) for outcome in outcomes] == [False, True, False]
+        assert await stored(engine) == 2
+
+
+async def test_rejected_requests_with_keys_do_not_use_up_the_connections(postgres: PostgresSettings) -> None:
+    checkouts: list[object] = []
+    async with accepting(postgres) as (intake_, engine):
+        event.listen(engine.sync_engine, "checkout", lambda connection, *_: checkouts.append(connection))
+        requests = [
+            intake_.accept(new_notification(EXPIRED, "ours"), Claim(("ours", f"key-{number}"), b"hash"))
+            for number in range(500)
+        ]
+        accepted = intake_.accept(new_notification(GOOD, "theirs"))
+        *outcomes, receipt = await asyncio.gather(*requests, accepted, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {RequestRejected}
+    assert isinstance(receipt, Receipt)
+    assert len(checkouts) < 10
+
+
+async def test_rejected_request_in_the_batch_of_its_key_gets_the_response_to_the_valid_one(
+    postgres: PostgresSettings,
+) -> None:
+    claim = Claim(("ours", "k"), b"hash")
+    async with accepting(postgres) as (intake_, engine):
+        requests = [intake_.accept(new_notification(request, "ours"), claim) for request in (EXPIRED, GOOD, EXPIRED)]
+        receipts = await asyncio.gather(*requests)
+        assert [receipt.replayed for receipt in receipts] == [True, False, True]
+        assert len({receipt.response for receipt in receipts}) == 1
+        assert await stored(engine) == 1
 
 
 async def test_too_many_waiting_requests_return_503_with_retry_after(

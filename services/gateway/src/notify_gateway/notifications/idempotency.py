@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
 
-from notify_database.engine import database_errors, execute
+from notify_database.engine import execute
 from pydantic import StringConstraints
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -91,23 +91,17 @@ async def claim_keys(connection: AsyncConnection, responses: Responses) -> Respo
     parameters = {"tenants": tenants, "keys": keys, "body_hashes": hashes, "responses": texts, "lifetime": LIFETIME}
     claimed = {(row.tenant, row.key) for row in await connection.execute(CLAIM, parameters)}
     taken = [tenant_key for tenant_key in responses if tenant_key not in claimed]
-    return await _recorded(connection, taken) if taken else {}
+    return await find_recorded(connection, taken) if taken else {}
 
 
-async def find_recorded(engine: AsyncEngine, claim: Claim) -> RecordedResponse | None:
-    """Return the response that is recorded under the claimed key, if any."""
-    with database_errors():
-        async with engine.connect() as connection:
-            return (await _recorded(connection, [claim.tenant_key])).get(claim.tenant_key)
+async def find_recorded(connection: AsyncConnection, tenant_keys: Sequence[TenantKey]) -> Responses:
+    """Return the responses that are recorded under these keys."""
+    tenants, keys = zip(*tenant_keys, strict=True)
+    rows = await connection.execute(RECORDED, {"tenants": tenants, "keys": keys})
+    return {(row.tenant, row.key): RecordedResponse(bytes(row.body_hash), row.answer) for row in rows}
 
 
 async def clean_up(engine: AsyncEngine) -> bool:
     """Delete up to `ROWS_PER_CLEANUP` expired keys; return True if there may be more."""
     deleted = await execute(engine, CLEAN_UP, lifetime=LIFETIME, limit=ROWS_PER_CLEANUP)
     return deleted.rowcount == ROWS_PER_CLEANUP
-
-
-async def _recorded(connection: AsyncConnection, tenant_keys: Sequence[TenantKey]) -> Responses:
-    tenants, keys = zip(*tenant_keys, strict=True)
-    rows = await connection.execute(RECORDED, {"tenants": tenants, "keys": keys})
-    return {(row.tenant, row.key): RecordedResponse(bytes(row.body_hash), row.answer) for row in rows}

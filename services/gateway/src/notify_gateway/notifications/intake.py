@@ -18,7 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.errors import RequestRejected
 from notify_gateway.metrics import GatewayMetrics
-from notify_gateway.notifications.idempotency import Claim, RecordedResponse, Responses, claim_keys, find_recorded
+from notify_gateway.notifications.idempotency import (
+    Claim,
+    RecordedResponse,
+    Responses,
+    TenantKey,
+    claim_keys,
+    find_recorded,
+)
 from notify_gateway.notifications.new_notification import NewNotification, created_json
 from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
@@ -84,6 +91,8 @@ class _Submission:
 
     notification: NewNotification
     claim: Claim | None
+    rejection: str | None
+    """`field: detail` if it can only replay an earlier response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +151,12 @@ class NotificationIntake:
         Raises `RequestRejected`, `IdempotencyKeyReused`, `Overloaded`, `DataRejected` or `DatabaseUnavailable`. After
         `DatabaseUnavailable`, the notification may have been committed.
         """
-        reason = notification.request.rejection_at(notification.created_at)
-        submission = _Submission(notification, claim)
-        outcome = _Rejected(reason) if reason else await self._batcher.submit(submission, size=size)
+        rejection = notification.request.rejection_at(notification.created_at)
+        if rejection and claim is None:
+            raise RequestRejected(rejection)
+        outcome = await self._batcher.submit(_Submission(notification, claim, rejection), size=size)
         if isinstance(outcome, _Rejected):
-            # An earlier request with this key may have been accepted while it was still valid.
-            recorded = None if claim is None else await find_recorded(self._engine, claim)
-            if recorded is None:
-                raise RequestRejected(outcome.reason)
-            outcome = recorded
+            raise RequestRejected(outcome.reason)
         if isinstance(outcome, _Committed):
             return Receipt(outcome.response or created_json(outcome.notification))
         assert claim is not None  # noqa: S101 - recorded responses are found only by a claim
@@ -186,13 +192,16 @@ class NotificationIntake:
         """Resolve the recipients, claim the idempotency keys, and return the outcome of each submission."""
         outcomes: list[_Outcome] = []
         claimed: Responses = {}
+        rejected: list[TenantKey] = []
         notifications = [each.notification for each in batch]
         keys = [key for each in notifications for key in each.user_channel_keys()]
         if stored := await stored_channels(connection, keys):
             notifications = [each.with_user_channels(stored) for each in notifications]
         for submission, notification in zip(batch, notifications, strict=True):
-            if reason := notification.missing_recipient(self._real_channels):
+            if reason := submission.rejection or notification.missing_recipient(self._real_channels):
                 outcomes.append(_Rejected(reason))
+                if submission.claim is not None:
+                    rejected.append(submission.claim.tenant_key)
             elif submission.claim is None:
                 outcomes.append(_Committed(notification))
             elif (first := claimed.get(submission.claim.tenant_key)) is not None:
@@ -202,12 +211,14 @@ class NotificationIntake:
                 outcomes.append(_Committed(notification, response))
                 claimed[submission.claim.tenant_key] = RecordedResponse(submission.claim.body_hash, response)
         earlier = await claim_keys(connection, claimed) if claimed else {}
-        if not earlier:
+        # An earlier request with the key of a rejected one may have been accepted while it was still valid.
+        recorded = await find_recorded(connection, rejected) if rejected else {}
+        if not earlier and not recorded:
             return outcomes
         return [
             outcome
-            if submission.claim is None or isinstance(outcome, _Rejected)
-            else earlier.get(submission.claim.tenant_key, outcome)
+            if submission.claim is None
+            else (recorded if isinstance(outcome, _Rejected) else earlier).get(submission.claim.tenant_key, outcome)
             for submission, outcome in zip(batch, outcomes, strict=True)
         ]
 
