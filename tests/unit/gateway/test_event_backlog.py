@@ -1,5 +1,7 @@
 """The bound on the events that wait for all subscribers together."""
 
+import tracemalloc
+
 import pytest
 from notify_gateway.events import subscriber as event_subscriber
 from notify_gateway.events.history import EventFilter
@@ -22,7 +24,8 @@ class Connections:
 
 @pytest.fixture(autouse=True)
 def small_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_subscriber, "MAX_BACKLOG_BYTES", 1000)
+    for limit, value in {"MAX_BACKLOG_BYTES": 1000, "CHUNK_OVERHEAD": 0, "QUEUE_OVERHEAD": 0}.items():
+        monkeypatch.setattr(event_subscriber, limit, value)
 
 
 async def test_subscriber_with_the_most_waiting_bytes_is_dropped_when_all_together_have_too_many() -> None:
@@ -34,6 +37,7 @@ async def test_subscriber_with_the_most_waiting_bytes_is_dropped_when_all_togeth
     assert connections.disconnected == [1]
     assert await connections.subscribers[1].next() is None
     assert await connections.subscribers[2].next() == b"x" * 251
+    connections.subscribers[2].written()
     connections.subscribers[0].push(Chunk(b"x" * 700))
     assert connections.disconnected == [1]
 
@@ -45,6 +49,7 @@ async def test_event_that_waits_for_many_subscribers_counts_once() -> None:
         subscriber.push(chunk)
     for subscriber in connections.subscribers[1:]:
         assert await subscriber.next() == chunk.data
+        subscriber.written()
     # It is still in memory for the first subscriber.
     connections.subscribers[1].push(Chunk(b"x" * 101))
     assert connections.disconnected == [0]
@@ -56,6 +61,7 @@ async def test_replayed_events_count_and_are_written_first() -> None:
     reconnected.push(Chunk(b"live"))
     reconnected.replay([b"missed", b"too"])
     assert [await reconnected.next(), await reconnected.next()] == [b"missedtoo", b"live"]
+    reconnected.written()
     reconnected.replay([b"x" * 100] * 10)
     assert connections.disconnected == []
     other.push(Chunk(b"x"))
@@ -71,3 +77,39 @@ async def test_bytes_of_a_subscriber_that_leaves_are_free_for_others() -> None:
     leaving.discard()
     staying.push(Chunk(b"x" * 1000))
     assert connections.disconnected == []
+
+
+async def test_event_counts_until_it_has_been_written() -> None:
+    connections = Connections(2)
+    writing, other = connections.subscribers
+    writing.push(Chunk(b"x" * 900))
+    assert await writing.next() == b"x" * 900
+    other.push(Chunk(b"x" * 101))
+    assert connections.disconnected == [0]
+
+
+async def test_one_write_is_small() -> None:
+    connections = Connections(1)
+    subscriber = connections.subscribers[0]
+    subscriber.replay([b"x" * 10] * 60)
+    subscriber.push(Chunk(b"y" * 300))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(event_subscriber, "BYTES_PER_WRITE", 250)
+        writes = [await subscriber.next() for _ in range(4)]
+    assert writes == [b"x" * 250, b"x" * 250, b"x" * 100, b"y" * 300]
+
+
+async def test_slow_subscribers_take_no_more_memory_than_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(event_subscriber, "MAX_BACKLOG_BYTES", 2 * 1024 * 1024)
+    connections = Connections(500)
+    tracemalloc.start()
+    try:
+        while not connections.disconnected:
+            chunk = Chunk(bytes(335))
+            for subscriber in connections.subscribers:
+                subscriber.push(chunk)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * 2 * 1024 * 1024

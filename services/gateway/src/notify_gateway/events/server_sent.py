@@ -11,7 +11,6 @@ MICROSECOND = timedelta(microseconds=1)
 RETRY = b"retry: 1000\n\n"  # milliseconds until a client reconnects
 HEARTBEAT = b":\n\n"
 RESET = b"event: reset\ndata: {}\n\n"
-CHUNKS_PER_WRITE = 100
 
 
 def status_chunk(event: StatusEvent) -> bytes:

@@ -14,7 +14,7 @@ from notify_gateway.events import server_sent
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.events.subscriber import Subscriber
-from notify_gateway.http.middleware import ABORT, UNLIMITED
+from notify_gateway.http.middleware import TRANSPORT, UNLIMITED
 
 HEARTBEAT_INTERVAL = 15.0  # seconds; proxies may close connections that are idle for longer
 SEND_TIMEOUT = 30.0  # seconds; a client must read the data of each write within this time
@@ -47,11 +47,15 @@ class EventStream(Response):
 
         May raise `TooManySubscribers`, `TooManyReads` or `DatabaseUnavailable` before anything is sent.
         """
-        abort = scope.get(ABORT, lambda: None)  # only our own HTTP server sets this
+        transport: asyncio.WriteTransport | None = scope.get(TRANSPORT)  # only our own HTTP server sets this
+        abort = (lambda: None) if transport is None else transport.abort
         async with self._hub.subscribe(self._filter, abort) as subscriber:
             # Subscribing before the replay avoids a gap between the two, but some events may arrive twice.
             subscriber.replay(await self._replay())
             scope[UNLIMITED]()
+            if transport is not None:
+                # What waits in the transport does not count as waiting, so it must be empty after each write.
+                transport.set_write_buffer_limits(high=0)
             sending = asyncio.ensure_future(self._send(subscriber, send))
             disconnected = asyncio.ensure_future(_disconnected(receive))
             try:
@@ -81,6 +85,8 @@ class EventStream(Response):
             async for chunk in self._chunks(subscriber):
                 async with asyncio.timeout(SEND_TIMEOUT):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    # An empty part is not sent, but it waits until the transport has written the previous one.
+                    await send({"type": "http.response.body", "body": b"", "more_body": True})
         except TimeoutError:
             subscriber.drop()
         else:

@@ -4,14 +4,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from notify_gateway.events.history import EventFilter
-from notify_gateway.events.server_sent import CHUNKS_PER_WRITE
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024  # live events for one slow subscriber
 MAX_BACKLOG_BYTES = 32 * 1024 * 1024  # live and replayed events for all subscribers together
+CHUNK_OVERHEAD = 128  # bytes that a chunk takes besides its data
+QUEUE_OVERHEAD = 10  # bytes that a chunk takes in the queue of each subscriber
+BYTES_PER_WRITE = 4 * 1024  # small, because each connection holds two copies of what it is writing
 
 
 class Chunk:
@@ -26,7 +29,7 @@ class Chunk:
 
 
 class Backlog:
-    """The chunks that wait for any of `subscribers`. A chunk that waits for several of them counts once."""
+    """The memory of the chunks that wait for any of `subscribers`. The data of a chunk counts once for all of them."""
 
     def __init__(self) -> None:
         self.subscribers: set[Subscriber] = set()
@@ -35,14 +38,16 @@ class Backlog:
     def add(self, chunk: Chunk) -> None:
         """Count a chunk that waits for one more subscriber."""
         if not chunk.waits_for:
-            self._bytes += len(chunk.data)
+            self._bytes += len(chunk.data) + CHUNK_OVERHEAD
+        self._bytes += QUEUE_OVERHEAD
         chunk.waits_for += 1
 
     def remove(self, chunk: Chunk) -> None:
         """Count a chunk that waits for one subscriber less."""
         chunk.waits_for -= 1
+        self._bytes -= QUEUE_OVERHEAD
         if not chunk.waits_for:
-            self._bytes -= len(chunk.data)
+            self._bytes -= len(chunk.data) + CHUNK_OVERHEAD
 
     def shrink(self) -> None:
         """Drop the subscribers for which most is waiting until the backlog is small enough."""
@@ -60,6 +65,7 @@ class Subscriber:
         self._replay: deque[Chunk] = deque()
         self._chunks: deque[Chunk] = deque()
         self._replay_bytes = self._live_bytes = 0
+        self._writing = 0  # chunks, which are still the first ones of their queue
         self._ended = False
         self._changed = asyncio.Event()
 
@@ -69,28 +75,37 @@ class Subscriber:
         return self._replay_bytes + self._live_bytes
 
     async def next(self) -> bytes | None:
-        """Return the next bytes to write, or None at the end of the stream."""
+        """Return the next bytes to write, or None at the end of the stream. The previous ones have been written."""
+        self.written()
         while not (self._replay or self._chunks):
             if self._ended:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        if self._replay:
-            written = self._take(self._replay)
-            self._replay_bytes -= len(written)
-        else:
-            written = self._take(self._chunks)
-            self._live_bytes -= len(written)
-        return written
+        writing: list[bytes] = []
+        room = BYTES_PER_WRITE
+        for chunk in self._replay or self._chunks:
+            room -= len(chunk.data)
+            if writing and room < 0:
+                break
+            writing.append(chunk.data)
+        self._writing = len(writing)
+        return b"".join(writing)
 
-    def _take(self, chunks: deque[Chunk]) -> bytes:
-        taken = [chunks.popleft() for _ in range(min(len(chunks), CHUNKS_PER_WRITE))]
-        for chunk in taken:
+    def written(self) -> None:
+        """Forget the chunks that `next` returned; until then, they count as waiting."""
+        for _ in range(self._writing):
+            if self._replay:
+                chunk = self._replay.popleft()
+                self._replay_bytes -= len(chunk.data)
+            else:
+                chunk = self._chunks.popleft()
+                self._live_bytes -= len(chunk.data)
             self._backlog.remove(chunk)
-        return b"".join(chunk.data for chunk in taken)
+        self._writing = 0
 
     def replay(self, chunks: Iterable[bytes]) -> None:
-        """Queue the events that the client has missed, to be written before all others."""
+        """Queue the events that the client has missed, to be written before all others; call this before `next`."""
         for data in chunks:
             chunk = Chunk(data)
             self._replay_bytes += len(data)
@@ -121,11 +136,11 @@ class Subscriber:
 
     def discard(self) -> None:
         """Discard what is waiting."""
-        for chunk in (*self._replay, *self._chunks):
+        for chunk in chain(self._replay, self._chunks):
             self._backlog.remove(chunk)
         self._replay.clear()
         self._chunks.clear()
-        self._replay_bytes = self._live_bytes = 0
+        self._replay_bytes = self._live_bytes = self._writing = 0
 
     def end(self) -> None:
         """End the stream after the queued chunks."""

@@ -5,7 +5,7 @@ from asyncio import TimerHandle, Transport
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from notify_gateway.http.middleware import ABORT, BODY, MAX_HEAD, ArrivingBody, BodyMemory
+from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
 
 HEAD_TIMEOUT = 10.0  # seconds
 
@@ -47,7 +47,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._start_head_timer()
         super().on_message_begin()
         self._body = ArrivingBody(self._body_memory)
-        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]  # servers may add their own keys
+        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]  # servers may add their own keys
         self.scope[BODY] = self._body  # type: ignore[literal-required]  # as above
 
     @override
