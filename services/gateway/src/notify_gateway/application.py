@@ -87,7 +87,7 @@ class Gateway:
             publish_changes=self._events.publish,
             tracing=tracing,
         )
-        self._history = EventHistory(self._engines.intake, self._reads)
+        self._history = EventHistory(self._engines.control, self._reads)
         self.event_hub = EventHub(settings, ROLE, self._history)
         self.api_keys = ApiKeyStore(self._engines.control)
         self.authenticator = Authenticator(

@@ -49,9 +49,12 @@ class Engines:
         self.partitions = create_engine(settings, pool_size=PARTITIONS_CONNECTIONS, statement_timeout=0)
         """For partitions, which take long to drop. It comes on top of `total`."""
         self.control = create_engine(settings, pool_size=sizes.control)
-        """For API keys, readiness and metrics, which every request or operator depends on."""
+        """For API keys, readiness and metrics, which every request or operator depends on.
+
+        It also serves the look-ups of the owners of live events, of which at most one is in progress.
+        """
         self.intake = create_engine(settings, pool_size=sizes.intake)
-        """For accepting notifications, and for looking up the owners of live events."""
+        """For accepting notifications."""
         self.reads = create_engine(settings, pool_size=sizes.reads, statement_timeout=READ_TIMEOUT)
         """For all other requests. Their single writes are short."""
         self.reads_per_tenant = (sizes.reads + 1) // 2
