@@ -65,8 +65,14 @@ def explains(fault: Fault, sent: Sent, sends: Sequence[Sent], accepted_at: float
     return gateway_died and accepted_at <= fault.ended and sent.at >= fault.began - IN_FLIGHT
 
 
-def ran_again(fault: Fault, sent: Sent, channel: str) -> bool:
-    """Return True if a killed or paused sender may have published a retry of a failed attempt but not acked it."""
+def ran_again(fault: Fault, sent: Sent, channel: str, accepted_at: float) -> bool:
+    """Return True if an interrupted sender may have published a retry of a failed attempt but not acked it.
+
+    RabbitMQ then gave the message to another sender, which made the failed attempt again: `sent`.
+    """
+    if fault.cuts_all:
+        back = fault.ended + fault.recovered_after + RECONNECTED
+        return accepted_at <= fault.ended and fault.began - IN_FLIGHT <= sent.at <= back + IN_FLIGHT
     interrupted = [*fault.killed.values(), *fault.paused.values()]
     return any(name.startswith(f"{channel}_sender") for name in interrupted) and _in_flight(fault, sent)
 

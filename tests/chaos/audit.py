@@ -186,7 +186,10 @@ def _check_delivery(
             fault
             for fault in faults
             if explains(fault, earlier, sent, accepted_at, waits)
-            or ((earlier.attempt < sent[-1].attempt or earlier.pid == 0) and ran_again(fault, earlier, row["channel"]))
+            or (
+                (earlier.attempt < sent[-1].attempt or earlier.pid == 0)
+                and ran_again(fault, earlier, row["channel"], accepted_at)
+            )
         ]
         if not explained:
             report.complaints.append(

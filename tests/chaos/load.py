@@ -157,7 +157,8 @@ class Load:
                 response = await gateway.post(path, **request)
             except httpx.TransportError:
                 response = None
-            if response is not None and response.status_code not in TRY_AGAIN:
+            # A gateway that was paused has not received the whole body in time.
+            if response is not None and response.status_code not in {408, *TRY_AGAIN}:
                 return response
             self.repeats += 1
             if path == PATH:

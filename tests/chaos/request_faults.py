@@ -20,6 +20,8 @@ RACES = 10  # per delivery
 RACING = 20  # races at the same time
 START_SPREAD = 0.005  # seconds between the starts of a retry and a cancellation, at most
 FAILED_WITHIN = 30.0  # seconds
+DRAINED_WITHIN = 120.0  # seconds
+DUE = "SELECT count(*) FROM outbox WHERE due_at < now() - interval '5 seconds'"
 # As a relay leaves it behind that dies between the confirm and the delete.
 LEFT_ROW = """
     INSERT INTO outbox (delivery_id, due_at, leased_until, round)
@@ -33,6 +35,14 @@ async def post_large_bodies(scene: Scene, _: Fault) -> None:
     async with memory_alarm(scene):
         await scene.load.post_many(scene.large, Kind.LARGE)
         await asyncio.sleep(scene.hold)
+    # What waits in the outbox now would delay the deliveries of the next fault.
+    connection = await asyncpg.connect(scene.system.addresses()["POSTGRES_URL"])
+    try:
+        async with asyncio.timeout(DRAINED_WITHIN):
+            while await connection.fetchval(DUE):  # noqa: ASYNC110 - PostgreSQL can only be polled
+                await asyncio.sleep(0.5)
+    finally:
+        await connection.close()
 
 
 async def read_slowly(scene: Scene, fault: Fault) -> None:

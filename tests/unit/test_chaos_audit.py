@@ -35,8 +35,15 @@ def test_pause_of_a_sender_explains_no_second_send_of_other_senders() -> None:
 
 def test_pause_of_a_sender_explains_a_repeated_retry_of_its_own_channel_only() -> None:
     earlier = Sent(BEGAN + 30, OTHER, 1)
-    assert ran_again(paused("email_sender"), earlier, "email")
-    assert not ran_again(paused("email_sender"), earlier, "webhook")
+    assert ran_again(paused("email_sender"), earlier, "email", BEGAN)
+    assert not ran_again(paused("email_sender"), earlier, "webhook", BEGAN)
+
+
+def test_lost_connection_explains_that_a_failed_attempt_is_made_again_before_all_have_reconnected() -> None:
+    fault = Fault("RabbitMQ killed", BEGAN, cuts_all=True, ended=BEGAN + 1, recovered_after=20)
+    assert ran_again(fault, Sent(BEGAN + 22, OTHER, 1), "email", BEGAN)
+    assert not ran_again(fault, Sent(BEGAN + 60, OTHER, 1), "email", BEGAN)
+    assert not ran_again(fault, Sent(BEGAN + 22, OTHER, 1), "email", BEGAN + 10)  # it was accepted afterwards
 
 
 def test_pause_of_a_gateway_explains_only_what_it_had_published_before() -> None:

@@ -107,7 +107,7 @@ async def test_stored_recipient_is_used_when_the_request_names_none(
         await post(api, "email", recipient={"email": "named@example.org"})
         sent = [await hand.next_message("notifications.email") for _ in range(2)]
         recipients = [DeliveryRequested.model_validate_json(message.body).recipient for message in sent]
-        assert recipients == ["stored@example.org", "named@example.org"]
+        assert set(recipients) == {"stored@example.org", "named@example.org"}  # in any order
         again = (await api.get(f"/api/notifications/{created['id']}")).json()
         assert delivery_summaries(again) == delivery_summaries(created)
 
