@@ -21,7 +21,7 @@ demo: install ## send examples/notifications.csv or FILE=path.csv, and follow th
 	@exec $(BIN)/python -m notify_local demo $(if $(FILE),"$(FILE)")
 
 # The suite runs in two processes, each with its own servers, and starts with the slowest tests.
-WHOLE_SUITE := -n 2 --dist loadfile tests/e2e tests/browser tests/component tests/unit
+WHOLE_SUITE := -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/browser tests/component tests/unit
 
 test: install ## run the whole suite; ARGS="-k relay" narrows it
 	@$(BIN)/python -m pytest $(or $(ARGS),$(WHOLE_SUITE))
