@@ -11,16 +11,15 @@ from notify_gateway import database
 from notify_gateway.http.authentication import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.database import waiting_for_locks
 from support.event_stream import reading
 from support.gateway import BODY, bearer, post
 from support.services import NOWHERE, eventually, running_gateway, served_gateway
 
-BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
-
 
 @asynccontextmanager
 async def attempts_locked(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Block all statements that read attempts; accepting a notification is none of them."""
+    """Block all statements that read attempts; accepting a notification is not one of them."""
     async with engine.begin() as lock:
         await lock.execute(text("LOCK TABLE attempts IN ACCESS EXCLUSIVE MODE"))
         yield
@@ -30,8 +29,7 @@ async def blocked(engine: AsyncEngine, count: int) -> None:
     """Wait until `count` statements wait for a lock."""
 
     async def enough() -> bool:
-        async with engine.connect() as connection:
-            return bool((await connection.execute(BLOCKED)).scalar_one() >= count)
+        return await waiting_for_locks(engine) >= count
 
     await eventually(enough, f"{count} statements are blocked")
 
