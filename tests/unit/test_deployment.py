@@ -141,7 +141,7 @@ def test_prometheus_scrapes_every_service_on_its_health_port() -> None:
 
 
 def test_rabbitmq_definitions_match_what_the_services_declare() -> None:
-    results = [topology.results(), *map(topology.results, Channel)]
+    results = topology.all_results()
     bindings = [*topology.dead_letters(), *results, *map(topology.deliveries, Channel)]
     queues = {queue["name"]: queue["arguments"] for queue in DEFINITIONS["queues"]}
     assert queues == {binding.queue.name: dict(binding.queue.arguments or {}) for binding in bindings}
@@ -196,6 +196,6 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
         assert not may(sender, "write", "notifications")
         assert may(sender, "write", "notifications.results")
         assert not may(sender, "configure", "notifications.events")
-    for binding in (topology.results(), *map(topology.results, Channel), *topology.dead_letters()[1:]):
+    for binding in (*topology.all_results(), *topology.dead_letters()[1:]):
         assert may("status_writer", "read", binding.queue.name)
     assert not may("status_writer", "read", "notifications.telegram")

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from notify_common.contracts import topology
-from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
@@ -40,7 +39,7 @@ def create_status_writer(
     broker, registry = create_broker(settings, f"{ROLE}.publish"), process_registry()
     engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)
-    results, dead_letters = [*map(topology.results, Channel), topology.results()], topology.dead_letters()
+    results, dead_letters = topology.all_results(), topology.dead_letters()
     declared = DeclaredTopology(settings, topology.status_writer(), [topology.EVENTS], role=ROLE)
     publisher, store = ConfirmedPublisher(broker, declared.restore), ResultStore(engine)
     writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from notify_common.contracts.channels import Channel
+from notify_common.contracts.channels import KNOWN_CHANNELS
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, StatusChange
 from notify_database.engine import database_errors, execute
 from sqlalchemy import Row, text
@@ -63,7 +63,6 @@ ATTEMPT_COLUMNS = (
     "delivery_id", "attempt", "round", "outcome", "error_class", "error_code", "provider_message_id",
     "started_at", "finished_at", "next_attempt_at", "error_text",
 )  # fmt: skip
-CHANNELS = frozenset(Channel)
 WITH_ERROR = (DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
 
 
@@ -107,7 +106,7 @@ class ResultStore:
                 for state in changed
                 # A further attempt is a change even if the status stays the same, unless the status is final.
                 if (state.status is not before[state.id].status or not state.status.final)
-                and state.channel in CHANNELS  # no subscriber of this version could read the event
+                and state.channel in KNOWN_CHANNELS  # no subscriber of this version could read the event
             ],
             unknown=set(ids) - before.keys(),
         )

@@ -8,8 +8,7 @@ from notify_common.contracts.topology import Binding
 LADDER = (timedelta(seconds=1), timedelta(seconds=2))
 ALL = [
     *topology.dead_letters(),
-    topology.results(),
-    *map(topology.results, Channel),
+    *topology.all_results(),
     *(topology.deliveries(channel) for channel in Channel),
     *topology.retries(Channel.EMAIL, LADDER),
 ]
@@ -27,7 +26,7 @@ def test_every_queue_is_durable_and_drops_no_messages(binding: Binding) -> None:
         assert arguments["x-overflow"] == "reject-publish"
 
 
-def test_no_outage_dead_letters_results_or_empties_the_inbox() -> None:
+def test_redelivery_limits_of_results_and_dead_letters_are_out_of_reach() -> None:
     archive, _, inbox = topology.dead_letters()
     for binding in (archive, inbox, *map(topology.results, Channel)):
         assert dict(binding.queue.arguments or {})["x-delivery-limit"] >= 1_000_000

@@ -17,6 +17,10 @@ class Channel(StrEnum):
     WEBHOOK = "webhook"
 
 
+# During an upgrade and after a rollback, the tables may contain channels that only a newer version knows.
+KNOWN_CHANNELS = tuple(Channel)
+
+
 def _telegram(recipient: str) -> str:
     if recipient.lower().startswith("@simulator_") and simulated_behaviour(recipient) is None:
         # A real chat may have such a name, and a mistyped test recipient must not send messages to it.

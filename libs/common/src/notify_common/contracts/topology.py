@@ -63,8 +63,8 @@ def retry_queue_name(channel: Channel, delay: timedelta) -> str:
 def dead_letters() -> list[Binding]:
     """Return the archive, and then the inboxes from which the status writer learns which deliveries have failed.
 
-    Older status writers read only the first inbox, whose limit a long database outage reaches. Each inbox gets every
-    dead letter, so that none is lost in an upgrade or a rollback.
+    Older status writers read only the first inbox, whose redelivery limit a long database outage may reach. Each inbox
+    gets every dead letter, so that none is lost in an upgrade or a rollback.
     """
     return [
         # Listing the archive requeues every message, and RabbitMQ counts each time as a redelivery.
@@ -104,6 +104,11 @@ def results(channel: Channel | None = None) -> Binding:
     return Binding(RESULTS, _quorum_queue(f"notifications.results.{channel}", arguments), channel.value)
 
 
+def all_results() -> list[Binding]:
+    """Return all queues from which status writers read results."""
+    return [*map(results, Channel), results()]
+
+
 def gateway() -> list[Binding]:
     """Return what a gateway declares."""
     return [*dead_letters(), *map(deliveries, Channel)]
@@ -116,7 +121,7 @@ def sender(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
 
 def status_writer() -> list[Binding]:
     """Return what a status writer declares."""
-    return [*dead_letters(), *map(results, Channel), results()]
+    return [*dead_letters(), *all_results()]
 
 
 def _milliseconds(delay: timedelta) -> int:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from notify_common.contracts.channels import Channel
+from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.contracts.ids import accepted_at, first_id_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_common.contracts.topology import delivery_queue_name, results, retry_exchange
+from notify_common.contracts.topology import all_results, delivery_queue_name, retry_exchange
 from sqlalchemy import Row, text
 
 from notify_gateway.console.queue_statistics import QueueStatistics, QueueStatisticsClient
@@ -19,9 +19,9 @@ from notify_gateway.console.schemas import ChannelOverview, Failures, OverviewVi
 from notify_gateway.database import TenantReads
 from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
-from notify_gateway.outbox.store import CHANNELS, OutboxStore
+from notify_gateway.outbox.store import OutboxStore
 
-RESULTS_QUEUES = [results().queue.name, *(results(channel).queue.name for channel in Channel)]
+RESULTS_QUEUES = [binding.queue.name for binding in all_results()]
 SECONDS = 120  # the time that the charts cover
 INTERVAL = 1.0  # seconds for which an overview is cached, so that more readers do not mean more load
 SETTLING = 1.0  # seconds; by then, all notifications accepted in a given second are committed
@@ -70,7 +70,7 @@ class Overview:
         self._latencies = {channel: deque[float](maxlen=LATENCIES) for channel in Channel}
 
     async def read(self) -> OverviewView:
-        """Return an overview that is at most `INTERVAL` seconds old; may raise what `TenantReads` raises."""
+        """Return an overview that is at most `INTERVAL` seconds old; may raise the errors of `TenantReads`."""
         async with self._lock:
             if self._cached is None or time.monotonic() >= self._refresh_at:
                 await self._keep_counting()
@@ -132,7 +132,7 @@ class Overview:
         """Count the deliveries accepted from `begin` to `end` (epoch seconds); return the latest failures."""
         first_id, end_id = (first_id_at(datetime.fromtimestamp(second, UTC)) for second in (begin, end))
         for row in await self._reads.execute(ALL_TENANTS, ACCEPTED, first_id=first_id, end_id=end_id):
-            if row.channel in CHANNELS:
+            if row.channel in KNOWN_CHANNELS:
                 self._counts[row.second, Channel(row.channel), "accepted"] += row.accepted
         self._accepted_until = end
         return (await self._reads.execute(ALL_TENANTS, FAILED, latest=LATEST)).all()

@@ -14,12 +14,11 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queues_of_death
 
 ARCHIVE = topology.dead_letters()[0].queue.name
-RESULTS = [topology.results(), *map(topology.results, Channel)]
-RESULTS_QUEUES = frozenset(binding.queue.name for binding in RESULTS)
+RESULTS_QUEUES = frozenset(binding.queue.name for binding in topology.all_results())
 # Maps each queue to the exchange and routing key that return a message to it.
 ORIGINS = {
     binding.queue.name: (binding.exchange.name, binding.routing_key)
-    for binding in (*RESULTS, *map(topology.deliveries, Channel))
+    for binding in (*topology.all_results(), *map(topology.deliveries, Channel))
 }
 
 

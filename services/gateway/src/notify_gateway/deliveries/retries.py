@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from notify_common.contracts.channels import Channel
+from notify_common.contracts.channels import KNOWN_CHANNELS
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_database.engine import execute
 from sqlalchemy import text
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 DELIVERIES_PER_TRANSACTION = 5_000  # deliveries examined; only the failed ones are retried
 
-# After a rollback, there may be deliveries on a channel of the newer version; they wait for that version.
-ON_KNOWN_CHANNEL = f"d.channel IN ({', '.join(repr(channel.value) for channel in Channel)})"
+# Deliveries over other channels wait for the version that knows them.
+ON_KNOWN_CHANNEL = f"d.channel IN ({', '.join(repr(channel.value) for channel in KNOWN_CHANNELS)})"
 # Starts a new round for each failed delivery in `chosen (id)`. The failure count is reset to 0, but the attempt numbers
 # continue, so that the history of earlier rounds is kept. Deliveries are locked in id order, as the status writer does,
 # so that the two cannot deadlock.

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import of_the_same_time
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_database.engine import execute
@@ -50,7 +49,6 @@ class NotificationCanceller:
         """Cancel the deliveries that no relay has leased, and delete their outbox rows in the same transaction."""
         first_id, last_id = of_the_same_time(notification_id)
         rows = await execute(self._engine, CANCEL, notification_id=notification_id, first_id=first_id, last_id=last_id)
-        # After a rollback, a delivery may be on a channel of the newer version, which has no events in this version.
-        changes = status_changes((row for row in rows if row.channel in set(Channel)), DeliveryStatus.CANCELLED)
+        changes = status_changes(rows, DeliveryStatus.CANCELLED)
         log.info("cancelled", extra={"notification_id": str(notification_id), "deliveries": len(changes)})
         self._publish_changes(changes)

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from notify_common.contracts.channels import Channel
+from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
 from notify_database.engine import autocommitting, execute
 from sqlalchemy import Row, text
@@ -24,7 +24,6 @@ from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
 
 log = logging.getLogger(__name__)
 
-CHANNELS = tuple(channel.value for channel in Channel)
 MAX_TAKEN_BYTES = 4 * 1024 * 1024  # per channel and statement
 FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(seconds=30)
 MAX_ADOPTED = 5_000  # rows per statement
@@ -178,7 +177,7 @@ class OutboxStore:
         self._warned_of_unknown = False
 
     async def take_due(
-        self, limit: int, channels: Sequence[str] = CHANNELS, *, max_bytes: int = MAX_TAKEN_BYTES
+        self, limit: int, channels: Sequence[str] = KNOWN_CHANNELS, *, max_bytes: int = MAX_TAKEN_BYTES
     ) -> DueDeliveries:
         """Lease due rows without a lease; end deliveries that have expired or whose user opted out.
 
@@ -204,7 +203,7 @@ class OutboxStore:
     async def backlog(self) -> Backlog:
         """Count the due rows."""
         limits = {"cap": BACKLOG_CAP, "longest": LONGEST_BACKOFF}
-        row = (await execute(self._engine, BACKLOG, known=CHANNELS, **limits)).one()
+        row = (await execute(self._engine, BACKLOG, known=KNOWN_CHANNELS, **limits)).one()
         if row.unknown and not self._warned_of_unknown:
             self._warned_of_unknown = True
             log.warning("deliveries over unknown channels wait for a newer version", extra={"count": row.unknown})
@@ -240,7 +239,7 @@ def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[Sta
             {**row._asdict(), "delivery_id": row.id, "status": status, "changed_at": row.updated_at}
         )
         for row in rows
-        if row.channel in CHANNELS
+        if row.channel in KNOWN_CHANNELS
     ]
 
 
