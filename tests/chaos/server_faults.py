@@ -3,18 +3,14 @@
 import asyncio
 import os
 import signal
-import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 
 import asyncpg
-import psutil
-from notify_local.rabbitmq_install import rabbitmq_server
+from support import alarms
 
 from chaos.process_faults import signalled
 from chaos.scene import Fault, Scene
 
-LOW_WATERMARK, NORMAL_WATERMARK = "0.00001", "0.6"  # fractions of the machine's memory
 ALL_TABLES = "notifications, deliveries, attempts, outbox"
 
 
@@ -42,14 +38,9 @@ async def raise_memory_alarm(scene: Scene, _: Fault) -> None:
         await asyncio.sleep(scene.hold)
 
 
-@asynccontextmanager
-async def memory_alarm(scene: Scene) -> AsyncIterator[None]:
-    """Keep RabbitMQ's memory alarm raised, so that it accepts nothing."""
-    await rabbitmqctl(scene, "set_vm_memory_high_watermark", LOW_WATERMARK)
-    try:
-        yield
-    finally:
-        await rabbitmqctl(scene, "set_vm_memory_high_watermark", NORMAL_WATERMARK)
+def memory_alarm(scene: Scene) -> AbstractAsyncContextManager[None]:
+    """Keep RabbitMQ's memory alarm raised until the context ends."""
+    return alarms.memory_alarm(scene.system.pid("rabbitmq"), scene.system.folder)
 
 
 async def lock_all_tables(scene: Scene, _: Fault) -> None:
@@ -74,13 +65,5 @@ async def lock_tables(scene: Scene, tables: str, seconds: float) -> None:
 
 
 async def rabbitmqctl(scene: Scene, *arguments: str) -> None:
-    """Run `rabbitmqctl` on the private node, with the node's environment variables."""
-    environment = psutil.Process(scene.system.pid("rabbitmq")).environ()
-    environment.pop("RUNNING_UNDER_SYSTEMD", None)
-    command = rabbitmq_server(scene.system.folder / "install.log").with_name("rabbitmqctl")
-    process = await asyncio.create_subprocess_exec(
-        command, "--node", environment["RABBITMQ_NODENAME"], *arguments,
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
+    """Run `rabbitmqctl` on the private node."""
+    await alarms.rabbitmqctl(scene.system.pid("rabbitmq"), scene.system.folder, *arguments)

@@ -10,7 +10,7 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings
-from support.alarms import memory_alarm
+from support.alarms import listening_process, memory_alarm
 from support.amqp import Hand
 from support.fakes import FakeProvider
 from support.servers import Servers, in_containers
@@ -55,7 +55,7 @@ async def test_messages_whose_results_are_confirmed_are_acked_although_publishin
         for _ in range(3):
             body = known.model_dump_json()
             await hand.publish(topology.retry_exchange(Channel.TELEGRAM).name, topology.retry_routing_key(DELAY), body)
-        async with memory_alarm(servers, tmp_path):
+        async with memory_alarm(listening_process(servers.rabbit.rabbitmq_port), tmp_path):
             answer.go.set()  # the result cannot be published now, and the attempt to do so blocks the connection
 
             async def all_are_acked() -> bool:
