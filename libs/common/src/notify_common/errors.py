@@ -18,7 +18,7 @@ class PublishRefused(PublishFailed):
 
 
 class NotWritten(PublishFailed):
-    """The message was not written, because it was no longer allowed to be published."""
+    """The message was not written to the connection, because its publisher no longer allowed it."""
 
 
 class PoisonMessage(Exception):

@@ -25,9 +25,9 @@ CONNECT_TIMEOUT = 5.0  # seconds
 # A session that hangs in a transaction or waits for a lock must not block other sessions forever.
 STATEMENT_TIMEOUT = 30.0  # seconds
 IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
-# Seconds after its timeout in which PostgreSQL must have ended a statement; otherwise, its host has vanished. Without
-# this limit, statements would wait until TCP gives up, which takes a quarter of an hour.
-ANSWER_TIME = 5.0
+# If PostgreSQL has not ended a statement this long after its timeout, its host has vanished. Without this limit,
+# statements would wait until TCP gives up, which takes a quarter of an hour.
+ANSWER_TIME = 5.0  # seconds
 # Planner settings for clients that look up rows only by key. PostgreSQL may keep a prepared statement's plan forever,
 # and a plan made while a table was empty would scan the whole table for every batch of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
@@ -64,7 +64,7 @@ def create_engine(
 ) -> AsyncEngine:
     """Return an asyncpg engine with at most `pool_size` connections.
 
-    `statement_timeout` is in seconds; 0 disables it, and also the wait for an answer is then unlimited. `planner`
+    `statement_timeout` is in seconds; 0 means that a statement may take any time. `planner`
     overrides settings of PostgreSQL's query planner.
     """
     url = URL.create(
@@ -101,7 +101,7 @@ def create_engine(
 
 
 def _discard_after_timeout(context: ExceptionContext) -> None:
-    """Close the connection of a statement that was not answered; asyncpg would first wait for it to be cancelled."""
+    """Close a connection that did not respond; asyncpg would first wait until its statement is cancelled."""
     if isinstance(context.original_exception, TimeoutError) and context.connection is not None:
         driver_connection = context.connection.connection.driver_connection
         if driver_connection is not None:

@@ -1,7 +1,7 @@
 """Steps of migrations that take long on large tables, without blocking the services that use them.
 
-They commit what the migration has done so far, and each of them can be repeated after an interruption. So must be all
-that precedes them in their migration.
+Each step commits what its migration has done so far. An interrupted migration runs again from the beginning, so these
+steps can be repeated. Everything that precedes them in a migration must be repeatable, too.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Divide the gateway's PostgreSQL connections, so that slow reads delay nothing but reads, and share them fairly."""
+"""Divide the gateway's PostgreSQL connections, so that slow reads delay only reads, and tenants share these fairly."""
 
 import asyncio
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ READ_WAIT = 5.0  # seconds a read waits for other reads of its tenant
 
 @dataclass(frozen=True)
 class PoolSizes:
-    """The connections of each pool. Reads get what the others leave."""
+    """The connections of each pool. Reads get the rest."""
 
     relay: int
     maintenance: int
@@ -47,16 +47,16 @@ class Engines:
         self.relay = create_engine(settings, pool_size=sizes.relay, planner=ROWS_BY_KEY)
         self.maintenance = create_engine(settings, pool_size=sizes.maintenance)
         self.partitions = create_engine(settings, pool_size=PARTITIONS_CONNECTIONS, statement_timeout=0)
-        """For partitions, which take long to drop. It comes on top of `total`."""
+        """For partitions, which take long to drop. These connections are not part of `total`."""
         self.control = create_engine(settings, pool_size=sizes.control)
         """For API keys, readiness and metrics, which every request or operator depends on.
 
-        It also serves the look-ups of the owners of live events, of which at most one is in progress.
+        It also serves the look-ups of the owners of live events, at most one at a time.
         """
         self.intake = create_engine(settings, pool_size=sizes.intake)
         """For accepting notifications."""
         self.reads = create_engine(settings, pool_size=sizes.reads, statement_timeout=READ_TIMEOUT)
-        """For all other requests. Their single writes are short."""
+        """For all other requests, including their writes, which are short."""
         self.reads_per_tenant = (sizes.reads + 1) // 2
 
     async def dispose(self) -> None:
@@ -81,7 +81,7 @@ class TenantSlots:
 
 
 class TenantReads:
-    """Runs reads, of which each tenant may have only a few in progress at a time."""
+    """Runs reads; each tenant may have only a few in progress at a time."""
 
     def __init__(self, engine: AsyncEngine, *, per_tenant: int) -> None:
         self._engine = autocommitting(engine)

@@ -30,7 +30,7 @@ class TooManyReads(Exception):
 
 
 class ReadTimedOut(Exception):
-    """A read took longer than reads may take."""
+    """A read exceeded the time limit for reads."""
 
 
 class TooManyMissed(Exception):

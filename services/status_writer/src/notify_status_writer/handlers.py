@@ -97,8 +97,8 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
 class DeadLetterHandler:
     """Marks the deliveries of dead letters as failed, because they would otherwise stay open for ever.
 
-    The archive keeps a copy of each dead letter, and each inbox gets one. Marking a delivery twice changes nothing, so
-    only one inbox is handled with `log_level` ERROR.
+    The archive keeps a copy of each dead letter, and each inbox gets one. Marking a delivery twice changes nothing, but
+    only one inbox should be handled with `log_level` ERROR.
     """
 
     def __init__(self, store: ResultStore, writer: ResultWriter, log_level: int = logging.ERROR) -> None:

@@ -112,7 +112,7 @@ class DeliveryRequested(_Frozen):
     waiting_since: AwareDatetime | None = None
     """When the provider started to throttle us or became unreachable; None if it did neither."""
     reserved: bool = False
-    """True if a sender has reserved a turn for this attempt, to keep a rate limit: at `not_before`, or earlier."""
+    """True if a sender has reserved a turn under a rate limit for this attempt, at `not_before` or earlier."""
     traceparent: str | None = Field(None, exclude=True)
     """The parent span. It is sent in a header, not in the body."""
 

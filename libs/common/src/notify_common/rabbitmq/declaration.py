@@ -30,7 +30,7 @@ MISMATCH_ADVICE = "Another version declared it. Delete it once it is empty; this
 
 
 class DeclaredTopology:
-    """What one service declares in RabbitMQ. Each declaration uses a connection of its own, which is then closed."""
+    """The exchanges, queues and bindings that a service declares. Each declaration opens its own connection."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class DeclaredTopology:
     async def declare(self) -> None:
         """Wait for RabbitMQ, and declare everything that this user may declare.
 
-        Raise `StartupError` if RabbitMQ is too old. What is missing is logged, and does not keep the rest from working.
+        Raise `StartupError` if RabbitMQ is too old. What is missing is only logged, so that the rest works.
         """
         await self._start_outage.retry(self._declare, BrokerUnavailable)
         self._check_missing()
@@ -71,7 +71,7 @@ class DeclaredTopology:
     async def restore(self) -> None:
         """Declare everything again, because some of it may be missing. Concurrent calls share one attempt.
 
-        A failure is only logged: whoever still misses something calls again.
+        A failure is only logged, because a caller that still misses something calls again.
         """
         if self._restoring is None or self._restoring.done():
             self._restoring = asyncio.create_task(self._restore())

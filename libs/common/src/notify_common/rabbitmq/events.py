@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0  # seconds
 STOP_TIMEOUT = 1.0  # seconds to publish the waiting changes when the process stops
-# Changes that may wait to be published; further ones are dropped. A change takes 1.4 KB of memory, and at most 3.5 KB,
-# because the contract limits its texts.
+# Changes that may wait to be published; further ones are dropped. A change usually takes 1.4 KB of memory, and at
+# most 3.5 KB, because the contract limits its texts.
 MAX_WAITING = 10_000
 CHANGES_PER_MESSAGE = 500  # a bulk retry publishes thousands at once, which would make messages of megabytes
 

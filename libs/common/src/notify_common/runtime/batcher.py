@@ -36,7 +36,7 @@ class Submission(NamedTuple, Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Flushes one batch at a time, of at most `max_batch` submissions; `flush` returns one result per item.
 
-    The bounds in bytes apply to the sizes that callers name. A single submission may exceed `max_batch_bytes`.
+    The bounds in bytes apply to the sizes that callers pass. A single submission may exceed `max_batch_bytes`.
 
     If `flush` raises one of `rejections`, it must not have written any of the batch. The batch is then bisected until
     the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller.

@@ -1,4 +1,4 @@
-"""What a sender asks its circuit breaker, and how the breaker declines."""
+"""A call that a sender wants to make, and the refusal of a circuit breaker."""
 
 import asyncio
 import math
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that asks to be admitted; times are in seconds from now."""
+    """A call to be admitted by a circuit breaker; times are in seconds from now."""
 
     recipient: str
     timeout: float
     """How long it may wait."""
     turn_in: float | None = None
-    """When its reserved turn comes, which may have passed; None if it has no reservation."""
+    """When its reserved turn comes, negative if that has passed; None if it has no reservation."""
     expires_in: float = math.inf
     even_if_open: bool = False
     """True if the call is admitted although the circuit is open."""
@@ -28,4 +28,4 @@ class NotAdmitted:
     turn_in: float | None = None
     """Seconds until the call's turn, which is too far ahead to wait for; None if it has waited too long."""
     reserved: bool = False
-    """True if the call has a reservation, which it need not make again."""
+    """True if the call has a reservation, and so needs no other one."""

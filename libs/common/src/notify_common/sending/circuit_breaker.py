@@ -23,7 +23,7 @@ OPENING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
 INCONCLUSIVE = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
 MAX_BREAKERS = 10_000
 LONGEST_OPEN = timedelta(seconds=30)  # even if the provider asks for more, which may concern only one recipient
-SHORTEST_THROTTLING = timedelta(seconds=1)  # if a throttled recipient's provider does not say how long to wait
+SHORTEST_THROTTLING = timedelta(seconds=1)  # if the provider does not say how long to wait
 CLOCK_ERROR = 0.001  # seconds by which a timer may be early
 HELD_PER_CALL = 10  # messages that a sender holds per concurrent call if the provider has no rate limit
 
@@ -105,7 +105,7 @@ class CircuitBreaker:
 
     @asynccontextmanager
     async def admission(self, call: Call) -> AsyncIterator["Admission | NotAdmitted"]:
-        """Yield an admission for the call, or say why it may not be made."""
+        """Yield an admission for the call, or `NotAdmitted` if it may not be made now."""
         with ExitStack() as held:
             self._users += 1
             held.callback(self._leave)
@@ -123,7 +123,7 @@ class CircuitBreaker:
             if throttled == 1:
                 return  # this shows neither an outage nor a recovery, so another call may be the next trial
             if throttled < MANY_THROTTLED:
-                retry_after = None  # this may be by chance, and a trial call soon shows more
+                retry_after = None  # this may be a coincidence, and a trial call will soon show more
         unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
         if unavailable or (trial and result.error_class in INCONCLUSIVE):
             # Calls that were already in flight when the circuit opened carry no new information.
@@ -220,7 +220,7 @@ class CircuitBreaker:
     def _reserve(self, call: Call, ahead: float = 0) -> float:
         """Reserve a turn at least `ahead` seconds after the recipient's next call; return the seconds until then.
 
-        A call that expires before its turn reserves none.
+        A call that expires before that time reserves nothing.
         """
         now = _now()
         earliest = self._turns.next_call(call.recipient, now) + ahead

@@ -5,9 +5,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 MAX_KEYS = 10_000
-LONGEST_TURN_WAIT = (
-    5.0  # seconds that a call waits in memory for its turn; if that is later, its message waits in a queue
-)
+# A call waits for its turn in memory for at most this long. If its turn is later, its message waits in a retry queue.
+LONGEST_TURN_WAIT = 5.0  # seconds
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Let the calls to one recipient wait one behind the other, in the order in which they arrive."""
+"""Queue the calls to each recipient in order of arrival."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ class _Lane:
 
 
 class RecipientLanes:
-    """A lane for each recipient, in which only the first call may take what other recipients need, too."""
+    """A lane for each recipient, in which only the first call may take a slot that other recipients could use."""
 
     def __init__(self) -> None:
         self._lanes: dict[str, _Lane] = {}

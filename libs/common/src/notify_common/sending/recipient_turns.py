@@ -1,11 +1,11 @@
-"""Decide when a recipient may be called next. This depends only on the times that are given."""
+"""Decide when a recipient may be called next, depending only on the given times."""
 
 import math
 
 from notify_common.sending.rate_limiter import RateLimiter
 
 MAX_THROTTLED = 10_000
-MANY_THROTTLED = 10  # recipients that are throttled one after the other, which is no chance any more
+MANY_THROTTLED = 10  # recipients throttled in a row; so many are no coincidence
 
 
 class RecipientTurns:

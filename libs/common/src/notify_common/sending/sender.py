@@ -90,7 +90,7 @@ class Sender:
                 await asyncio.sleep(RECONNECT_INTERVAL)
             return
         if not self._reporting.is_set() and not self._attempts.remembers(request):
-            # The handler waits, and not the attempt, so that RabbitMQ may give the message to another sender meanwhile.
+            # No attempt has begun yet, so RabbitMQ may still give the message to another sender.
             await self._reporting.wait()
         # A redelivered message joins its earlier attempt, running or finished. The decision is there once its result is
         # confirmed. The shield keeps the provider call alive if this handler is cancelled.

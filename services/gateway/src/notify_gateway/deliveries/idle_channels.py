@@ -1,4 +1,4 @@
-"""Find the channels that have nothing waiting in RabbitMQ, as RabbitMQ reports it now."""
+"""Find the channels for which nothing waits in RabbitMQ now."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ TIMEOUT = 2.0  # seconds
 
 
 class IdleChannels:
-    """Asks RabbitMQ on the connection that `connection` returns, which is None while there is none."""
+    """Queries RabbitMQ on the connection that `connection` returns, or finds no channel idle if that is None."""
 
     def __init__(self, connection: Callable[[], AbstractConnection | None]) -> None:
         self._connection = connection
@@ -26,7 +26,7 @@ class IdleChannels:
     async def __call__(self) -> list[Channel]:
         """Return the channels whose queues of deliveries and of results are empty and have consumers.
 
-        A channel for which RabbitMQ does not answer, or one of whose queues does not exist, is not idle.
+        A channel is not idle if RabbitMQ does not respond, or if one of its queues does not exist.
         """
         connection = self._connection()
         if connection is None:

@@ -6,11 +6,10 @@ sign is that nothing has been heard of the delivery for a long time.
 
 Messages may wait for that long if senders or status writers are stopped, or if senders are slower than their backlog
 grows. A channel is therefore searched only while RabbitMQ reports that nothing waits for its senders or in its results,
-and that both are being read. This is checked at the repair and not again at the publication: a queue is read in order,
-so a message that was published before the repair has left an empty queue. Then it is lost, or with a sender, or in a
-retry queue, or its result is being written. A relay publishes the delivery only if nothing is heard of it for as long
-again, which leaves the last three enough time. Thus a message that was published late, after a long outage, is not
-sent twice.
+and that both are being read. One check, at the repair, is enough: if the queue is empty then, every earlier message has
+left it. Such a message is lost, or held by a sender, or in a retry queue, or its result is being written. The last
+three get enough time, because a relay publishes the delivery only if nothing is heard of it for as long again. Thus a
+message that was published late, after a long outage, is not sent twice.
 """
 
 import logging
@@ -96,7 +95,7 @@ class StrandedDeliveries:
         self._next_step = time.monotonic()
 
     async def step(self) -> None:
-        """Repair the stranded deliveries of the next chunk, if it is time for the next step."""
+        """Repair the stranded deliveries of the next chunk, if the next step is due."""
         if time.monotonic() < self._next_step:
             return
         more = await self.repair_chunk()

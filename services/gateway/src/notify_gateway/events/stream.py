@@ -54,7 +54,7 @@ class EventStream(Response):
             subscriber.replay(await self._replay())
             scope[UNLIMITED]()
             if transport is not None:
-                # What waits in the transport does not count as waiting, so it must be empty after each write.
+                # Bytes in the transport's buffer do not count as waiting, so it must be empty after each write.
                 transport.set_write_buffer_limits(high=0)
             sending = asyncio.ensure_future(self._send(subscriber, send))
             disconnected = asyncio.ensure_future(_disconnected(receive))

@@ -25,7 +25,7 @@ class Chunk:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.waits_for = 0
-        """How many subscribers have not written it yet."""
+        """The number of subscribers to which it has not been written yet."""
 
 
 class Backlog:
@@ -43,14 +43,14 @@ class Backlog:
         chunk.waits_for += 1
 
     def remove(self, chunk: Chunk) -> None:
-        """Count a chunk that waits for one subscriber less."""
+        """Count a chunk that waits for one fewer subscriber."""
         chunk.waits_for -= 1
         self._bytes -= QUEUE_OVERHEAD
         if not chunk.waits_for:
             self._bytes -= len(chunk.data) + CHUNK_OVERHEAD
 
     def shrink(self) -> None:
-        """Drop the subscribers for which most is waiting until the backlog is small enough."""
+        """Drop the subscribers with the most waiting bytes until the backlog is small enough."""
         while self._bytes > MAX_BACKLOG_BYTES and self.subscribers:
             max(self.subscribers, key=lambda subscriber: subscriber.waiting_bytes).drop()
 
@@ -65,7 +65,7 @@ class Subscriber:
         self._replay: deque[Chunk] = deque()
         self._chunks: deque[Chunk] = deque()
         self._replay_bytes = self._live_bytes = 0
-        self._writing = 0  # chunks, which are still the first ones of their queue
+        self._writing = 0  # how many chunks at the head of the queue are being written
         self._ended = False
         self._changed = asyncio.Event()
 
@@ -75,7 +75,7 @@ class Subscriber:
         return self._replay_bytes + self._live_bytes
 
     async def next(self) -> bytes | None:
-        """Return the next bytes to write, or None at the end of the stream. The previous ones have been written."""
+        """Return the next bytes to write, or None at the end of the stream; the previous bytes count as written."""
         self.written()
         while not (self._replay or self._chunks):
             if self._ended:

@@ -92,7 +92,7 @@ class _Submission:
     notification: NewNotification
     claim: Claim | None
     rejection: str | None
-    """`field: detail` if it can only replay an earlier response."""
+    """Why the request is invalid, as `field: detail`, so that it can only replay an earlier response; else None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class Lane:
         self._wake.set()
 
     def wake(self) -> None:
-        """Make `run` look whether it must drain the lane."""
+        """Make `run` check whether it must drain the lane."""
         self._wake.set()
 
     async def run(self, drain: asyncio.Event) -> None:
@@ -150,11 +150,11 @@ class Lane:
             publishing.cancel()
             self._unconfirmed = False
         self._metrics.observe_published_batch(len(batch))
-        return await self._settle(list(zip(batch, publishing.result(), strict=True)))
+        return await self._update_rows(list(zip(batch, publishing.result(), strict=True)))
 
     async def _renew(self, batch: list[Held]) -> None:
         renewed = [lease.renewed() for _, lease in batch]
-        # If the answer of PostgreSQL is lost, either lease may be the row's.
+        # If PostgreSQL's response is lost, the row may have either lease.
         batch[:] = [Held(request, old.renewing(new)) for (request, old), new in zip(batch, renewed, strict=True)]
         still_held = await self._outbox.renew(batch)
         batch[:] = [
@@ -162,7 +162,7 @@ class Lane:
             for (request, old), new in zip(batch, renewed, strict=True)
         ]
 
-    async def _settle(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
+    async def _update_rows(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
         """Delete, postpone or release the rows of a batch; return the seconds to wait before the next batch."""
         confirmed = [held for held, failure in outcomes if failure is None]
         if confirmed:
@@ -209,7 +209,7 @@ class Lane:
         """Publish or release the remaining deliveries, so that other relays do not wait for their leases to end."""
         while self._may_publish() and not self._refusing and (batch := self._next_batch()):
             await self._publish(batch)
-        self._finished = True  # what is accepted from now on is left to other relays
+        self._finished = True  # deliveries accepted from now on are left to other relays
         remaining = [*self._due, *self._handed_over]
         if remaining:
             with suppress(DatabaseUnavailable):

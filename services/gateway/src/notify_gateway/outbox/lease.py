@@ -10,7 +10,7 @@ LEASE_SECONDS = LEASE.total_seconds()
 # Publishing begins only if this much of the lease is left, which leaves time to renew the lease twice.
 LEASE_RESERVE = LEASE_SECONDS / 3
 RENEW_INTERVAL = LEASE_RESERVE / 2
-# CLOCK_MONOTONIC stands still while a machine is suspended, but leases end meanwhile.
+# CLOCK_MONOTONIC stops while a machine is suspended, but leases still end.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -29,7 +29,7 @@ class Lease:
     """A lease, which the rows of one statement share."""
 
     until: datetime
-    """The time in the rows until which they are leased, according to PostgreSQL. It tells this lease from others."""
+    """The time in the rows until which they are leased, according to PostgreSQL. It identifies the lease."""
     ends: float
     """When this process must assume that the lease has ended, according to `lease_clock`."""
     renewal: datetime | None = None
@@ -52,5 +52,5 @@ class Lease:
         return replace(self, renewal=renewed.until)
 
     def lost(self) -> "Lease":
-        """Return this lease, but ended, because its row was found without it."""
+        """Return this lease as ended, because its row was found without it."""
         return Lease(self.until, -math.inf)

@@ -1,7 +1,7 @@
 """The outbox table: deliveries that are committed but not yet confirmed by the broker.
 
 A relay leases a row before it publishes the row's delivery. If a lease expires, its relay is presumed dead, and any
-other relay may take the row. The time until which a row is leased tells its leases apart: a relay whose lease has
+other relay may take the row. The time until which a row is leased identifies the lease: a relay whose lease has
 expired no longer finds that time in the row, so it changes nothing.
 """
 
