@@ -83,7 +83,7 @@ class Paced:
 
 
 async def check_pacing(folder: Path) -> bool:
-    """Send all bursts at the same time, each in a system of its own; return False if one of them is wrong."""
+    """Send all bursts at the same time, each in its own system; return False if one of them is wrong."""
     systems, mail_servers = [], []
     with ExitStack() as stack:
         for number, burst in enumerate(BURSTS):

@@ -33,7 +33,7 @@ async def fill_queue(scene: Scene, fault: Fault) -> None:
                     if connection["client_properties"].get("connection_name", "").startswith(sender):
                         await management.delete(f"/api/connections/{connection['name']}")
                 await asyncio.sleep(min(scene.outage, REFUSAL))
-            # RabbitMQ 3.10 tells publishers that there is room when a queue shrinks, but not when its limit is lifted.
+            # RabbitMQ 3.10 accepts messages again when a queue shrinks, but not when its limit is lifted.
             await asyncio.sleep(DRAINED_AFTER)
         finally:
             (await management.delete(POLICY)).raise_for_status()

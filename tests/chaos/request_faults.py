@@ -22,7 +22,7 @@ START_SPREAD = 0.005  # seconds between the starts of a retry and a cancellation
 FAILED_WITHIN = 30.0  # seconds
 DRAINED_WITHIN = 120.0  # seconds
 DUE = "SELECT count(*) FROM outbox WHERE due_at < now() - interval '5 seconds'"
-# As a relay leaves it behind that dies between the confirm and the delete.
+# A relay that dies between the confirm and the delete leaves such a row behind.
 LEFT_ROW = """
     INSERT INTO outbox (delivery_id, due_at, leased_until, round)
     SELECT id, now(), NULL, round FROM deliveries WHERE id = $1 AND status = 'failed' ON CONFLICT DO NOTHING
@@ -35,7 +35,7 @@ async def post_large_bodies(scene: Scene, _: Fault) -> None:
     async with memory_alarm(scene):
         await scene.load.post_many(scene.large, Kind.LARGE)
         await asyncio.sleep(scene.hold)
-    # What waits in the outbox now would delay the deliveries of the next fault.
+    # Deliveries that still wait in the outbox would delay those of the next fault.
     connection = await asyncpg.connect(scene.system.addresses()["POSTGRES_URL"])
     try:
         async with asyncio.timeout(DRAINED_WITHIN):

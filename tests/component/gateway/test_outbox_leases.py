@@ -61,7 +61,9 @@ async def test_renewed_lease_replaces_the_earlier_one(engine: AsyncEngine) -> No
 
 
 @pytest.mark.parametrize("committed", [True, False])
-async def test_row_is_still_held_if_the_answer_to_its_renewal_is_lost(engine: AsyncEngine, *, committed: bool) -> None:
+async def test_row_is_still_held_if_the_response_to_its_renewal_is_lost(
+    engine: AsyncEngine, *, committed: bool
+) -> None:
     outbox = OutboxStore(engine)
     row = await add_row(engine)
     [held] = (await outbox.take_due(10)).held
@@ -155,7 +157,7 @@ async def test_relay_paused_beyond_its_lease_publishes_nothing(
 
 
 class UnansweredRenewals(OutboxStore):
-    """An outbox whose renewals are committed, but whose answers are lost."""
+    """An outbox whose renewals are committed, but whose responses are lost."""
 
     renewed: asyncio.Event
 
@@ -166,7 +168,7 @@ class UnansweredRenewals(OutboxStore):
         raise DatabaseUnavailable("the connection was lost")
 
 
-async def test_confirmed_row_is_deleted_although_the_answer_to_its_renewal_was_lost(
+async def test_confirmed_row_is_deleted_although_the_response_to_its_renewal_was_lost(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("notify_gateway.outbox.lane.RENEW_INTERVAL", 0.05)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(in_containers(), reason="requires the local stac
 
 
 class SlowFor:
-    """A provider's answer that takes until `go` is set, but only for one delivery."""
+    """A provider's behaviour: it responds at once, but to one delivery only when `go` is set."""
 
     def __init__(self, slow: UUID) -> None:
         self._slow = slow

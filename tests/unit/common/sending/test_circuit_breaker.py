@@ -266,7 +266,7 @@ async def test_suspected_throttling_of_all_recipients_is_soon_verified_by_a_tria
     for recipient in "cdefghij":
         assert breaker.open_until < began + 10
         breaker.record(throttled(), recipient, trial=True)
-    # That so many recipients are throttled is no chance any more.
+    # So many throttled recipients are no coincidence.
     assert breaker.open_until >= began + LONGEST_OPEN.total_seconds()
 
 
