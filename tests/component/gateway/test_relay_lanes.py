@@ -17,6 +17,7 @@ from support.amqp import hand_on
 from support.gateway import rows
 from support.outbox import add_row, outbox_is_empty, outbox_rows, published, running_relay
 from support.services import delivery_requested, eventually
+from support.unconfirmed import unconfirmed
 from typing_extensions import override
 
 DUE_SINCE = "SELECT delivery_id, coalesce(due_since, due_at) AS since FROM outbox WHERE channel = 'webhook' ORDER BY 1"
@@ -44,31 +45,13 @@ async def test_deleted_queue_delays_no_other_channel(
         assert backlog.oldest <= age.age
 
 
-class UnconfirmedWebhooks(ConfirmedPublisher):
-    """A publisher whose webhooks are not confirmed until `ended` is set, as if their queue had lost its majority."""
-
-    began: asyncio.Event
-    ended: asyncio.Event
-
-    @override
-    async def publish(
-        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
-    ) -> list[PublishFailed | None]:
-        if messages[0].routing_key != Channel.WEBHOOK:
-            return await super().publish(messages, may_write=may_write)
-        self.began.set()
-        await self.ended.wait()
-        return [PublishFailed("not confirmed")] * len(messages)
-
-
 async def test_queue_that_never_confirms_delays_no_other_channel(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    began, ended = asyncio.Event(), asyncio.Event()
-    unconfirmed = type("Unconfirmed", (UnconfirmedWebhooks,), {"began": began, "ended": ended})
+    publisher = unconfirmed(Channel.WEBHOOK)
     broken = await add_row(engine, channel="webhook")
-    async with running_relay(rabbit, postgres, unconfirmed), hand_on(rabbit) as hand:
-        await began.wait()
+    async with running_relay(rabbit, postgres, publisher), hand_on(rabbit) as hand:
+        await publisher.began.wait()
         others = {await add_row(engine, channel=channel) for channel in ("telegram", "email") for _ in range(300)}
         found = [*await published(hand, Channel.TELEGRAM, 300), *await published(hand, Channel.EMAIL, 300)]
         assert set(found) == others
@@ -77,7 +60,7 @@ async def test_queue_that_never_confirms_delays_no_other_channel(
             return [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [broken]
 
         await eventually(only_the_broken_row_is_left, "the other rows are deleted")
-        ended.set()
+        publisher.ended.set()
 
 
 async def test_row_of_an_unknown_channel_is_left_alone_and_counted(

@@ -1,21 +1,18 @@
 """A sender republishes messages that the broker has not accepted, and does not dead-letter them."""
 
-import asyncio
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from notify_common.contracts.messages import DeliveryRequested, Outcome
 from notify_common.contracts.topology import NOTIFICATIONS
-from notify_common.errors import PublishFailed
 from notify_common.rabbitmq.connection import RabbitSettings, create_broker
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.sending.errors import TemporaryFailure
 from support.amqp import Hand
 from support.fakes import FakeProvider
 from support.services import delivery_requested, running_sender
-from typing_extensions import override
+from support.unconfirmed import unconfirmed
 
 RETRY_EXCHANGE, RETRY_QUEUE, DELAY = "notifications.telegram.retry", "notifications.telegram.retry.50", "50"
 
@@ -56,33 +53,20 @@ async def test_early_message_is_published_again_until_the_broker_accepts_it(rabb
 
 
 async def test_retry_queue_that_never_confirms_delays_no_other_retry(rabbit: RabbitSettings, hand: Hand) -> None:
-    began, ended = asyncio.Event(), asyncio.Event()
-
-    class UnconfirmedDelay(ConfirmedPublisher):
-        """A publisher whose shortest retries are not confirmed, as if their queue had lost its majority."""
-
-        @override
-        async def publish(
-            self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
-        ) -> list[PublishFailed | None]:
-            if DELAY not in {message.routing_key for message in messages}:
-                return await super().publish(messages, may_write=may_write)
-            began.set()
-            await ended.wait()
-            return [PublishFailed("not confirmed")] * len(messages)
+    publisher = unconfirmed(DELAY)
 
     async def fail_first_and_second(request: DeliveryRequested) -> str:
         if request.attempt <= 2:
             raise TemporaryFailure("busy")
         return "sent"
 
-    async with running_sender(rabbit, FakeProvider(fail_first_and_second), publisher_class=UnconfirmedDelay):
+    async with running_sender(rabbit, FakeProvider(fail_first_and_second), publisher_class=publisher):
         await hand.request(delivery_requested())
-        await began.wait()
+        await publisher.began.wait()
         # This is the second failure, so its retry has the next longer delay.
         await hand.request(other := delivery_requested(attempt=2, failures=1))
         results = await hand.results(3)
-        ended.set()
+        publisher.ended.set()
     assert [result.outcome for result in results] == [Outcome.RETRYING, Outcome.RETRYING, Outcome.SENT]
     assert results[-1].delivery_id == other.delivery_id
 

@@ -1,0 +1,37 @@
+"""A publisher to which the broker does not confirm some of the messages."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from notify_common.errors import PublishFailed
+from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from typing_extensions import override
+
+
+class UnconfirmedPublisher(ConfirmedPublisher):
+    """Messages with `unconfirmed_key` are unconfirmed until `ended` is set, as if their queue had lost its majority."""
+
+    unconfirmed_key: str
+    began: asyncio.Event
+    ended: asyncio.Event
+
+    @override
+    async def publish(
+        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+    ) -> list[PublishFailed | None]:
+        if messages[0].routing_key != self.unconfirmed_key:
+            return await super().publish(messages, may_write=may_write)
+        self.began.set()
+        await self.ended.wait()
+        return [PublishFailed("not confirmed")] * len(messages)
+
+
+def unconfirmed(routing_key: str) -> type[UnconfirmedPublisher]:
+    """Return a class of publishers that share their events."""
+
+    class Unconfirmed(UnconfirmedPublisher):
+        unconfirmed_key = routing_key
+        began = asyncio.Event()
+        ended = asyncio.Event()
+
+    return Unconfirmed
