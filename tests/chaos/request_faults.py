@@ -77,7 +77,7 @@ async def _read(gateway: httpx.AsyncClient, ids: list[str], locking: asyncio.Tas
 
 
 async def race_retries_with_cancels(scene: Scene, fault: Fault) -> None:
-    """Retry failed deliveries over one gateway while the other cancels their notifications, many times."""
+    """Retry failed deliveries through one gateway while the other cancels their notifications, many times."""
     notifications = [UUID(each) for each in await scene.load.post_many(RACED, Kind.RACED)]
     async with asyncpg.create_pool(scene.system.addresses()["POSTGRES_URL"], max_size=RACING) as pool:
         deliveries = await _failed_deliveries(pool, notifications)

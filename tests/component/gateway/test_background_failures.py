@@ -1,4 +1,4 @@
-"""A gateway whose background work fails ends at once instead of accepting what it would never publish."""
+"""A gateway whose background work fails ends at once instead of accepting notifications that it would never publish."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Maintenance that fails or takes long does not keep the rest of the maintenance from its work."""
+"""Maintenance that fails or takes long does not hold up the other maintenance."""
 
 import asyncio
 from collections.abc import AsyncIterator

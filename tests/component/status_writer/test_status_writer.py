@@ -104,7 +104,7 @@ def result(
 async def test_results_touch_only_the_partitions_of_their_deliveries(
     engine: AsyncEngine, postgres: PostgresSettings
 ) -> None:
-    """Check it with a plan that PostgreSQL has made for any ids, as it may for a prepared statement."""
+    """Force a generic plan, which PostgreSQL may choose for a prepared statement."""
     generic = create_engine(postgres, pool_size=1, planner={**ROWS_BY_KEY, "plan_cache_mode": "force_generic_plan"})
     ids = [await add_delivery(engine) for _ in range(3)]
     await ResultStore(generic).apply([result(each) for each in ids])

@@ -95,7 +95,7 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
 
 
 class DeadLetterHandler:
-    """Marks the deliveries of dead letters as failed, because they would otherwise stay open for ever.
+    """Marks the deliveries of dead letters as failed, because they would otherwise stay open forever.
 
     The archive keeps a copy of each dead letter, and each inbox gets one. Marking a delivery twice changes nothing, but
     only one inbox should be handled with `log_level` ERROR.

@@ -25,7 +25,7 @@ MINIMUM_VERSION = (3, 10)  # the first version with at-least-once dead-lettering
 # again before all channels have noticed that it was deleted.
 RESTORE_DELAY = 1.0
 DECLARE_TIMEOUT = 30.0  # seconds
-WATCH_INTERVAL = 10.0  # seconds between checks of what is missing or does not match
+WATCH_INTERVAL = 10.0  # seconds between attempts to declare missing or mismatched queues again
 MISMATCH_ADVICE = "Another version declared it. Delete it once it is empty; this service then declares it again."
 
 
@@ -128,8 +128,8 @@ async def declare(
 ) -> tuple[Set[str], Set[str]]:
     """Declare everything in the given order.
 
-    Return the names of what exists with different arguments, and of what is missing and this user may not declare.
-    Dead-letter targets must come first, or the first dead letters are late.
+    Dead-letter targets must come first, or the first dead letters are late. Return the names of the queues and
+    exchanges that have different arguments, and of the missing ones that this user may not declare.
     """
     mismatches, missing = set(), set()
     declarations = [

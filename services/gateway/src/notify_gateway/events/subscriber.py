@@ -128,14 +128,14 @@ class Subscriber:
         self._backlog.shrink()
 
     def drop(self) -> None:
-        """Discard what is waiting, and close the connection of a client that reads too slowly."""
+        """Discard the waiting chunks, and close the connection of a client that reads too slowly."""
         log.info("dropping an event subscriber that reads too slowly", extra={"tenant": self.event_filter.tenant})
         self.discard()
         self.end()
         self.abort()
 
     def discard(self) -> None:
-        """Discard what is waiting."""
+        """Discard the waiting chunks."""
         for chunk in chain(self._replay, self._chunks):
             self._backlog.remove(chunk)
         self._replay.clear()

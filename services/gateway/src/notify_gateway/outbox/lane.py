@@ -103,7 +103,7 @@ class Lane:
         self._wake.set()
 
     async def run(self, drain: asyncio.Event) -> None:
-        """Publish until `drain` is set, and then publish or release what is left."""
+        """Publish until `drain` is set, and then publish or release the remaining deliveries."""
         while not drain.is_set():
             wait = CONNECTION_INTERVAL
             if self._may_publish():

@@ -112,7 +112,7 @@ class OutboxRelay:
     async def _poll(self, stop: asyncio.Event, drain: asyncio.Event) -> None:
         """Take due deliveries for all lanes that have room, once per `POLL_INTERVAL` or as fast as they are published.
 
-        Set `drain` at the end, so that the lanes also publish or release what was taken last.
+        Set `drain` at the end, so that the lanes also publish or release the deliveries taken last.
         """
         while not stop.is_set():
             self._poll_now.clear()
