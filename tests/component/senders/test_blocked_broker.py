@@ -46,7 +46,8 @@ async def test_messages_whose_results_are_confirmed_are_acked_although_publishin
     known, slow = request(), request()
     answer = SlowFor(slow.delivery_id)
     provider = FakeProvider(answer)
-    async with running_sender(rabbit, provider, concurrency=2, first_delay=DELAY):
+    # The call lasts until the alarm is raised, which may take a while.
+    async with running_sender(rabbit, provider, concurrency=2, first_delay=DELAY, provider_timeout=60):
         await hand.request(known)
         await hand.results(1)
         await hand.request(slow)
