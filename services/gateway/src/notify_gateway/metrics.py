@@ -1,5 +1,6 @@
 """The gateway's metrics."""
 
+import math
 from functools import partial
 
 from notify_common.contracts.channels import Channel
@@ -44,6 +45,7 @@ class GatewayMetrics:
         )
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self.clock_offset = gauge("notify_clock_offset_seconds", "How far this clock is ahead of PostgreSQL's.")
+        self.clock_offset.set(math.nan)  # until the clocks have been compared, because 0 means that they agree
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
