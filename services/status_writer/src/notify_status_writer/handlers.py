@@ -1,7 +1,7 @@
 """The handlers for results and dead letters; `application.py` connects them to their queues."""
 
 import logging
-from collections.abc import Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 DELIVERY_QUEUES = frozenset(topology.delivery_queue_name(channel) for channel in Channel)
 
 
-async def decode_results(message: RabbitMessage) -> messages.ResultsEnvelope:
-    """Return the message with unparsed items; raise `PoisonMessage` if it is unreadable."""
+async def decode_results(message: RabbitMessage) -> messages.DeliveryResults | messages.ResultsEnvelope:
+    """Return the results, or unparsed items if one is unreadable; raise `PoisonMessage` if the envelope is."""
+    with suppress(ValidationError):
+        return messages.DeliveryResults.model_validate_json(message.body)
     try:
         return messages.ResultsEnvelope.model_validate_json(message.body)
     except ValidationError:
@@ -43,21 +45,29 @@ class ResultsHandler:
         self._tracing = tracing
         self._queue = queue
 
-    async def handle(self, envelope: messages.ResultsEnvelope) -> None:
+    async def handle(self, message: messages.DeliveryResults | messages.ResultsEnvelope) -> None:
         """Return only once every result is committed or dead-lettered, because the message is then acked."""
-        results: list[messages.DeliveryResult] = []
-        for item in envelope.results:
-            try:
-                # Each item is validated as JSON, where values such as UUIDs are strings.
-                results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
-            except ValidationError:
-                await self._writer.bury(item, "unreadable result", queue=self._queue)
+        if isinstance(message, messages.DeliveryResults):
+            results: Sequence[messages.DeliveryResult] = message.results
+        else:
+            results = await self._readable(message.results)
         with ExitStack() as spans:
             if self._tracing.on:
                 for result in results:
                     written = {"notify.delivery_id": result.delivery_id, "notify.outcome": result.outcome}
                     spans.enter_context(self._tracing.begin("write status", result.traceparent, "consumer", written))
             await self._writer.write(results, queue=self._queue)
+
+    async def _readable(self, items: Iterable[object]) -> Sequence[messages.DeliveryResult]:
+        """Return the readable items, and dead-letter the others."""
+        results = []
+        for item in items:
+            try:
+                # Each item is validated as JSON, where values such as UUIDs are strings.
+                results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
+            except ValidationError:
+                await self._writer.bury(item, "unreadable result", queue=self._queue)
+        return results
 
 
 @dataclass(frozen=True, slots=True)
