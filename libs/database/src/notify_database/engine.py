@@ -34,7 +34,7 @@ ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergej
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
 # This query returns true once the newest migration has run.
 MIGRATED = text(
-    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('retry_jobs') AND attname = 'advanced_at')"
+    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('notifications') AND attname = 'test')"
 )
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 

@@ -50,6 +50,10 @@ class Notification(Base):
     expires_at: Mapped[datetime | None]
     email: Mapped[dict[str, str] | None] = mapped_column(JSONB)
     traceparent: Mapped[str | None]
+    api_key_id: Mapped[UUID | None]
+    """The key that posted it; NULL if authentication was off, or if an older version stored it."""
+    test: Mapped[bool] = mapped_column(server_default=text("false"))
+    """True if a test key posted it, so that its deliveries are only simulated."""
 
 
 class Delivery(Base):
@@ -159,7 +163,11 @@ class ApiKey(Base):
     __tablename__ = "api_keys"
     __table_args__ = (
         CheckConstraint("tenant <> ''", name="tenant"),
-        CheckConstraint("scopes <@ ARRAY['send', 'read', 'admin', 'operator'] AND scopes <> '{}'", name="scopes"),
+        CheckConstraint(
+            "scopes <@ ARRAY['send', 'read', 'admin', 'operator', 'recipients:read', 'recipients:write', "
+            "'opt-outs:clear', 'trace'] AND scopes <> '{}'",
+            name="scopes",
+        ),
         UniqueConstraint("hash"),
     )
 
@@ -170,6 +178,11 @@ class ApiKey(Base):
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text()))
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """Accurate to about a minute."""
+    test: Mapped[bool] = mapped_column(server_default=text("false"))
+    """True if everything that is posted with this key is only simulated."""
 
 
 class RetryJob(Base):

@@ -88,7 +88,7 @@ class ApiKeyStore:
         if key is None or not hmac.compare_digest(key.hash, hashed):
             return None
         # A newer gateway may have stored scopes that this one does not know.
-        return Principal(str(key.id), key.tenant, frozenset(scope for scope in Scope if scope in key.scopes))
+        return Principal(str(key.id), key.tenant, frozenset(scope for scope in Scope if scope in key.scopes), key.test)
 
 
 def _hash(token: str) -> bytes:

@@ -29,6 +29,11 @@ class Scope(StrEnum):
     READ = "read"
     ADMIN = "admin"
     OPERATOR = "operator"
+    RECIPIENTS_READ = "recipients:read"
+    RECIPIENTS_WRITE = "recipients:write"
+    OPT_OUTS_CLEAR = "opt-outs:clear"
+    TRACE = "trace"
+    """Its traces are sampled if the client's `traceparent` says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Principal:
     """The id of the API key, to which the rate limit applies."""
     tenant: str
     scopes: frozenset[Scope]
+    test: bool = False
+    """True if everything that is posted with the key is only simulated."""
 
 
 ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))

@@ -1,0 +1,32 @@
+"""Give API keys an expiry, a time of last use and narrower scopes, and store which key posted a notification."""
+
+from alembic import op
+
+revision = "0014"
+down_revision = "0013"
+
+
+def upgrade() -> None:
+    """Change the tables. Existing keys get the new scopes for what their old scopes allowed."""
+    op.execute("""
+        ALTER TABLE api_keys
+            ADD COLUMN expires_at timestamptz,
+            ADD COLUMN last_used_at timestamptz,
+            ADD COLUMN test boolean NOT NULL DEFAULT false,
+            DROP CONSTRAINT api_keys_scopes_check,
+            ADD CONSTRAINT api_keys_scopes_check CHECK (
+                scopes <@ ARRAY['send', 'read', 'admin', 'operator', 'recipients:read', 'recipients:write',
+                                'opt-outs:clear', 'trace']
+                AND scopes <> '{}'
+            )
+    """)
+    op.execute("""
+        UPDATE api_keys SET scopes = scopes
+            || CASE WHEN 'read' = ANY(scopes) THEN ARRAY['recipients:read'] ELSE '{}' END
+            || CASE WHEN 'send' = ANY(scopes) THEN ARRAY['recipients:write', 'opt-outs:clear', 'trace'] ELSE '{}' END
+    """)
+    op.execute("""
+        ALTER TABLE notifications
+            ADD COLUMN api_key_id uuid,
+            ADD COLUMN test boolean NOT NULL DEFAULT false
+    """)
