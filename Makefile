@@ -9,7 +9,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check docs format lock clean
+.PHONY: help install up demo env test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check docs format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ up: install ## run the whole system in the foreground on private servers (Ctrl-C
 
 demo: install ## send examples/notifications.csv or FILE=path.csv, and follow the notifications to the end
 	@exec $(BIN)/python -m notify_local demo $(if $(FILE),"$(FILE)")
+
+env: ## create .env with random secrets, for Docker Compose
+	@PYTHONPATH=libs/local_stack/src $(PYTHON) -m notify_local.env_file $(if $(FILE),"$(FILE)")
 
 # The suite runs in two processes, each with its own servers, and starts with the slowest tests.
 WHOLE_SUITE := -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/browser tests/component tests/unit

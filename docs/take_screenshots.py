@@ -6,7 +6,7 @@
 
 This needs Chromium on the PATH:
 
-    cp .env.example .env && docker compose up --build -d --wait --scale telegram_sender=4 --scale email_sender=2
+    make env && docker compose up --build -d --wait --scale telegram_sender=4 --scale email_sender=2
     .venv/bin/uv run docs/take_screenshots.py
 """
 
@@ -20,8 +20,8 @@ import httpx
 from playwright.async_api import Page, async_playwright
 
 GATEWAY, MANAGEMENT = "http://127.0.0.1:8080", "http://127.0.0.1:15672"
-LOGIN = ("admin", "change-me-admin")
 FOLDER = Path(__file__).parent / "images"
+ENV_FILE = Path(__file__).parents[1] / ".env"
 SIZE = {"width": 1180, "height": 800}  # pixels
 REQUEST_INTERVAL = 0.005  # seconds
 WARM_UP = 50.0  # seconds; the charts show the last minute, so the load must run before the first screenshot
@@ -65,17 +65,20 @@ async def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Chromium is not on the PATH")
-    async with httpx.AsyncClient(base_url=MANAGEMENT, auth=LOGIN) as management:
+    settings = dict(line.split("=", 1) for line in ENV_FILE.read_text().splitlines() if line and line[0] != "#")
+    login = ("admin", settings["RABBITMQ_ADMIN_PASSWORD"])
+    key = {"Authorization": f"Bearer {settings['BOOTSTRAP_API_KEY']}"}
+    async with httpx.AsyncClient(base_url=MANAGEMENT, auth=login) as management:
         response = await management.post("/api/exchanges/%2F/notifications/publish", json=POISON)
         response.raise_for_status()
     stop = asyncio.Event()
-    async with httpx.AsyncClient(base_url=GATEWAY, timeout=30) as client, async_playwright() as playwright:
+    async with httpx.AsyncClient(base_url=GATEWAY, headers=key, timeout=30) as client, async_playwright() as playwright:
         loading = asyncio.create_task(generate_load(client, stop))
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = await browser.new_page(viewport=SIZE)
         await page.goto(MANAGEMENT)
-        await page.fill("input[name=username]", LOGIN[0])
-        await page.fill("input[name=password]", LOGIN[1])
+        await page.fill("input[name=username]", login[0])
+        await page.fill("input[name=password]", login[1])
         await page.click("input[type=submit]")
         await page.wait_for_selector("#tabs")
         print(f"warming up for {WARM_UP:.0f} s")

@@ -18,11 +18,12 @@ HEALTHY_TIMEOUT = 180  # seconds
 
 
 class Compose:
-    """A Docker Compose project with the settings from `.env.example`, which `set` can change."""
+    """A Docker Compose project with the settings that `make env` creates, which `set` can change."""
 
     def __init__(self, env_file: Path) -> None:
-        example = (PROJECT / ".env.example").read_text().splitlines()
-        self._settings = dict(line.split("=", 1) for line in example if line and line[0] != "#")
+        subprocess.run(["make", "env", f"FILE={env_file}"], cwd=PROJECT, check=True)  # noqa: S603, S607 - ours, found on PATH
+        created = env_file.read_text().splitlines()
+        self._settings = dict(line.split("=", 1) for line in created if line and line[0] != "#")
         self._env_file = env_file
         ports = Ports()
         self.set(TAG="test")  # so that a developer's own images are not replaced

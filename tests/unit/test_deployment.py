@@ -2,9 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import import_module
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +91,43 @@ def test_env_example_and_compose_agree_on_the_defaults() -> None:
             assert f"${{{name}:-{value}}}" in text
             if name in table():
                 assert table()[name] == (value or "none")
+
+
+def make_env(file: Path) -> subprocess.CompletedProcess[str]:
+    # The interpreter gets no virtual environment, because `make env` must not need one.
+    interpreter = Path(sys.executable).resolve()
+    return subprocess.run(  # noqa: S603 - ours
+        ["make", "--directory", PROJECT, "env", f"PYTHON={interpreter} -S", f"FILE={file}"],  # noqa: S607 - found on PATH
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_make_env_writes_a_private_file_with_random_secrets_and_never_overwrites_it(tmp_path: Path) -> None:
+    file, other = tmp_path / "one.env", tmp_path / "two.env"
+    for each in (file, other):
+        done = make_env(each)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "BOOTSTRAP_API_KEY" in done.stdout
+        assert each.stat().st_mode & 0o777 == 0o600
+    settings, others = (
+        dict(line.split("=", 1) for line in each.read_text().splitlines() if line and line[0] != "#")
+        for each in (file, other)
+    )
+    assert set(settings) == set(EXAMPLE)
+    secrets = {name for name, value in EXAMPLE.items() if "change-me" in value}
+    assert {name: value for name, value in settings.items() if name not in secrets} == {
+        name: value for name, value in EXAMPLE.items() if name not in secrets
+    }
+    # Base64url without padding: 43 characters hold 32 bytes.
+    drawn = [each[name] for each in (settings, others) for name in secrets]
+    assert all(re.fullmatch("[A-Za-z0-9_-]{43}", secret) for secret in drawn)
+    assert len(set(drawn)) == len(drawn)
+    GatewaySettings.model_validate({name.lower(): value for name, value in settings.items() if value})
+    before = file.read_text()
+    done = make_env(file)
+    assert done.returncode != 0
+    assert f"{file} exists" in done.stderr
+    assert file.read_text() == before
 
 
 @pytest.mark.parametrize("service", RUNNING)
