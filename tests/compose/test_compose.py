@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,26 @@ def test_sender_image_contains_neither_database_driver_nor_fastapi(compose: Comp
     find = "import importlib.util as u; print([m for m in {} if u.find_spec(m)])"
     modules = ["sqlalchemy", "asyncpg", "fastapi", "notify_database", "aio_pika"]
     assert compose.run("exec", "-T", service, "python", "-c", find.format(modules)).strip() == "['aio_pika']"
+
+
+EXAMPLE_SECRET = "change-me-0123456789abcdef0123456789abcdef012345"
+CHECKED = {
+    "rabbitmq": ["RABBITMQ_ADMIN_PASSWORD", "RABBITMQ_GATEWAY_PASSWORD"],
+    "migrate": ["POSTGRES_PASSWORD"],
+    "gateway": ["POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "BOOTSTRAP_API_KEY"],
+    "status_writer": ["POSTGRES_PASSWORD", "RABBITMQ_PASSWORD"],
+    **{sender: ["RABBITMQ_PASSWORD"] for sender in SENDERS},
+}
+
+
+@pytest.mark.parametrize("service", CHECKED)
+def test_no_container_starts_with_example_secrets(compose: Compose, service: str) -> None:
+    variables = CHECKED[service]
+    examples = [f"--env={variable}={EXAMPLE_SECRET}" for variable in variables]
+    with pytest.raises(AssertionError) as refused:
+        compose.run("run", "--rm", "--no-deps", *examples, service)
+    [named] = re.findall(r"^ *([A-Z_, ]+): must not contain change-me.*make env", str(refused.value), re.MULTILINE)
+    assert set(named.split(", ")) == set(variables)
 
 
 PUBLISHED_BY_SENDERS = ("notifications.results", "notifications.dead")

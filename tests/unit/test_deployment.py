@@ -1,6 +1,7 @@
 """Values must agree between the settings, docs/settings.md, Compose, .env.example and RabbitMQ's definitions."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -91,6 +92,41 @@ def test_env_example_and_compose_agree_on_the_defaults() -> None:
             assert f"${{{name}:-{value}}}" in text
             if name in table():
                 assert table()[name] == (value or "none")
+
+
+def test_every_container_that_checks_secrets_gets_the_switch_that_allows_the_examples() -> None:
+    for service in (*SERVICES, "rabbitmq"):
+        assert COMPOSE["services"][service]["environment"]["ALLOW_INSECURE"] == "${ALLOW_INSECURE:-false}"
+
+
+def test_allowing_insecure_settings_is_all_that_the_example_file_needs() -> None:
+    """Also with the example's secrets, each value must have the form that the gateway requires of a secret."""
+    example = {name.lower(): value for name, value in EXAMPLE.items() if value}
+    assert GatewaySettings.model_validate({**example, "allow_insecure": "1"}).example_secrets() == [
+        "POSTGRES_PASSWORD",
+        "BOOTSTRAP_API_KEY",
+    ]
+
+
+def start_rabbitmq(**environment: str) -> subprocess.CompletedProcess[str]:
+    script = PROJECT / "deploy/rabbitmq/start.sh"
+    return subprocess.run(  # noqa: S603 - ours
+        ["bash", script],  # noqa: S607 - found on PATH
+        env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("allow_insecure", ["false", "0", ""])
+def test_rabbitmq_does_not_start_with_example_passwords(allow_insecure: str) -> None:
+    passwords = {name: value for name, value in EXAMPLE.items() if re.fullmatch("RABBITMQ_.*_PASSWORD", name)}
+    done = start_rabbitmq(**passwords, ALLOW_INSECURE=allow_insecure)
+    assert done.returncode == 1
+    assert set(re.findall("RABBITMQ_[A-Z_]+", done.stderr)) == set(passwords)
+    assert "make env" in done.stderr
+    [one, *others] = passwords
+    done = start_rabbitmq(**dict.fromkeys(others, "secret"), **{one: passwords[one]})
+    assert done.returncode == 1
+    assert re.findall("RABBITMQ_[A-Z_]+", done.stderr) == [one]
 
 
 def make_env(file: Path) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from notify_common.runtime.settings import load_settings
+from notify_common.runtime.settings import ServiceSettings, load_settings
+from notify_database.migrate import MigrationSettings
 from notify_email_sender.settings import EmailSenderSettings
+from notify_gateway.cli import OperatorSettings
 from notify_gateway.settings import GatewaySettings
 from notify_status_writer.settings import StatusWriterSettings
 from notify_telegram_sender.settings import TelegramSenderSettings
@@ -116,6 +120,52 @@ def test_unauthenticated_api_on_a_public_address_is_refused() -> None:
         GatewaySettings.model_validate({"auth": "off", **accepted})
 
 
-def test_secrets_left_at_their_example_values_are_reported() -> None:
-    settings = {"postgres_password": "change-me-postgres", "bootstrap_api_key": "change-me-0123456789abcdef"}
-    assert GatewaySettings.model_validate(settings).example_secrets() == ["POSTGRES_PASSWORD", "BOOTSTRAP_API_KEY"]
+BOTH_PASSWORDS = ["POSTGRES_PASSWORD", "RABBITMQ_PASSWORD"]
+SECRETS: list[tuple[type[ServiceSettings], list[str]]] = [
+    (GatewaySettings, [*BOTH_PASSWORDS, "BOOTSTRAP_API_KEY"]),
+    (OperatorSettings, BOTH_PASSWORDS),
+    (StatusWriterSettings, BOTH_PASSWORDS),
+    (MigrationSettings, ["POSTGRES_PASSWORD"]),
+    (TelegramSenderSettings, ["RABBITMQ_PASSWORD"]),
+    (EmailSenderSettings, ["RABBITMQ_PASSWORD", "SMTP_PASSWORD"]),
+    (WebhookSenderSettings, ["RABBITMQ_PASSWORD"]),
+]
+EXAMPLE_SECRET = "change-me-because-everyone-can-read-this-value-1"
+
+
+@pytest.mark.parametrize(("settings", "secrets"), SECRETS)
+def test_example_secrets_stop_every_service_unless_insecure_settings_are_allowed(
+    settings: type[ServiceSettings], secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for secret in secrets:
+        monkeypatch.setenv(secret, EXAMPLE_SECRET)
+    with pytest.raises(SystemExit, match="make env") as stopped:
+        load_settings(settings)
+    assert all(secret in str(stopped.value) for secret in secrets)
+    assert EXAMPLE_SECRET not in str(stopped.value)
+    monkeypatch.setenv("ALLOW_INSECURE", "1")
+    assert set(load_settings(settings).example_secrets()) == set(secrets)
+
+
+@pytest.mark.parametrize(("settings", "secrets"), SECRETS)
+def test_a_single_example_secret_stops_the_service(
+    settings: type[ServiceSettings], secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for secret in secrets:
+        with monkeypatch.context() as environment:
+            environment.setenv(secret, EXAMPLE_SECRET)
+            with pytest.raises(SystemExit, match=rf"^Invalid settings:\n  {secret}: "):
+                load_settings(settings)
+
+
+def test_allowed_example_secrets_are_logged_by_every_process() -> None:
+    code = (
+        "import asyncio\n"
+        "from notify_common.runtime.process import run\n"
+        "from notify_status_writer.settings import StatusWriterSettings as Settings\n"
+        f"settings = Settings(allow_insecure=True, rabbitmq_password='{EXAMPLE_SECRET}')\n"
+        "run(lambda: asyncio.sleep(0), settings)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - constant
+    assert "RABBITMQ_PASSWORD" in done.stderr
+    assert EXAMPLE_SECRET not in done.stderr

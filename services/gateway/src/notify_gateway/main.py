@@ -1,6 +1,5 @@
 """The entry point: run the gateway or an operator's command."""
 
-import logging
 import sys
 from contextlib import aclosing
 
@@ -13,13 +12,9 @@ from notify_gateway.http.server import LimitedHttpProtocol
 from notify_gateway.http_api import create_app
 from notify_gateway.settings import GatewaySettings
 
-log = logging.getLogger(__name__)
-
 
 async def run_gateway(settings: GatewaySettings) -> None:
     """Run the gateway until SIGTERM."""
-    for variable in settings.example_secrets():
-        log.warning("a secret still has its publicly known value from .env.example", extra={"variable": variable})
     async with aclosing(Gateway(settings, settings.tracing(ROLE))) as gateway:
         await serve(
             create_app(gateway),

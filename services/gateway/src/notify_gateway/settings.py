@@ -10,7 +10,6 @@ from notify_database.engine import PostgresSettings
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-EXAMPLE_SECRET = "change-me"  # noqa: S105 - the secrets in .env.example contain it
 
 
 class Auth(StrEnum):
@@ -42,7 +41,6 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     max_waiting_requests: int = Field(5000, ge=1)
     postgres_pool_size: int = Field(10, ge=5, le=200)
     auth: Auth = Auth.ON
-    allow_insecure: bool = False
     bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)
     rate_limit: int = Field(0, ge=0)
     retention_days: int = Field(0, ge=0, le=36500)
@@ -61,11 +59,3 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
                 "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
             )
         return self
-
-    def example_secrets(self) -> list[str]:
-        """Return the variables that still have their secrets from .env.example."""
-        return [
-            name.upper()
-            for name, value in self
-            if isinstance(value, SecretStr) and EXAMPLE_SECRET in value.get_secret_value()
-        ]

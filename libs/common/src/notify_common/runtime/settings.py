@@ -1,9 +1,9 @@
 """The settings that services share, which are read from the environment, and the errors for invalid values."""
 
 import sys
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, HttpUrl, ValidationError
+from pydantic import BeforeValidator, Field, HttpUrl, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -13,6 +13,8 @@ from notify_common.runtime.tracing import UNTRACED, Tracing
 LogLevel = Annotated[
     str, BeforeValidator(lambda level: str(level).upper()), Field(pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
 ]
+
+EXAMPLE_SECRET = "change-me"  # noqa: S105 - every secret in .env.example contains it
 
 
 class EnvironmentSettings(BaseSettings):
@@ -26,6 +28,24 @@ class ServiceSettings(EnvironmentSettings):
 
     log_level: LogLevel = "INFO"
     log_format: LogFormat | None = None
+    allow_insecure: bool = False
+
+    def example_secrets(self) -> list[str]:
+        """Return the variables whose secrets are still those of .env.example."""
+        return [
+            name.upper()
+            for name, value in self
+            if isinstance(value, SecretStr) and EXAMPLE_SECRET in value.get_secret_value()
+        ]
+
+    @model_validator(mode="after")
+    def _no_example_secrets(self) -> Self:
+        if not self.allow_insecure and (variables := self.example_secrets()):
+            raise ValueError(
+                f"{', '.join(variables)}: must not contain {EXAMPLE_SECRET}, because everyone can read .env.example; "
+                "`make env` creates a .env with random secrets, and ALLOW_INSECURE=1 allows those of the example"
+            )
+        return self
 
 
 class TracedSettings(EnvironmentSettings):
