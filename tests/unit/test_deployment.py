@@ -200,6 +200,17 @@ def test_service_containers_run_with_minimal_privileges() -> None:
     assert COMPOSE["networks"]["backend"]["internal"]
 
 
+def test_each_published_port_has_an_address_of_its_own_which_is_localhost_by_default() -> None:
+    """Publishing the API must not publish RabbitMQ's management UI with it."""
+    ports = [port for name in ("gateway", "rabbitmq") for port in COMPOSE["services"][name]["ports"]]
+    addresses = [port.partition("}:")[0] for port in ports]
+    assert len(set(addresses)) == len(ports)
+    assert all(re.fullmatch(r"\$\{[A-Z_]+:-127\.0\.0\.1", address) for address in addresses)
+    ui = COMPOSE["services"]["gateway"]["environment"]["RABBITMQ_UI_URL"]
+    [published] = COMPOSE["services"]["rabbitmq"]["ports"]
+    assert ui == f"http://{published.removesuffix(':15672')}"
+
+
 def test_containers_without_a_password_are_published_only_on_localhost() -> None:
     for observer in OBSERVERS:
         definition = COMPOSE["services"][observer]
