@@ -131,7 +131,7 @@ async def test_service_without_the_right_to_declare_warns_and_continues_once_its
 async def test_gateway_that_starts_while_one_queue_is_missing_serves_the_other_channels(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.declaration.WATCH_INTERVAL", 0.1)
+    monkeypatch.setattr("notify_common.rabbitmq.declaration.PROBLEM_INTERVAL", 0.1)
     await prepare_topology(rabbit, topology.gateway(), [topology.EVENTS])
     async with hand_on(rabbit) as hand:
         await hand.channel.queue_delete(WEBHOOK)
@@ -146,7 +146,7 @@ async def test_gateway_that_starts_while_one_queue_is_missing_serves_the_other_c
 async def test_queue_with_other_arguments_stops_only_its_own_channel_until_it_is_deleted(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.declaration.WATCH_INTERVAL", 0.1)
+    monkeypatch.setattr("notify_common.rabbitmq.declaration.PROBLEM_INTERVAL", 0.1)
     async with hand_on(rabbit) as hand:
         await hand.channel.declare_queue(WEBHOOK, durable=True)  # a classic queue
     async with hand_on(rabbit) as hand, running_gateway(rabbit, postgres) as api:
@@ -161,3 +161,24 @@ async def test_queue_with_other_arguments_stops_only_its_own_channel_until_it_is
         assert await hand.depth(WEBHOOK) == 0
         await hand.channel.queue_delete(WEBHOOK)
         await message_in_new(WEBHOOK, servers, rabbit)
+
+
+async def test_losses_that_no_message_shows_are_restored_from_time_to_time(
+    servers: Servers, rabbit: RabbitSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_common.rabbitmq.declaration.PROBLEM_INTERVAL", 0.1)
+    monkeypatch.setattr("notify_common.rabbitmq.declaration.WATCH_INTERVAL", 0.1)
+    retry_exchange = topology.retry_exchange(Channel.TELEGRAM).name
+    async with running_sender(rabbit, FakeProvider()), hand_on(rabbit) as hand:
+        # Retries can still be published, but they cannot leave their retry queues.
+        queue = await hand.channel.get_queue(TELEGRAM)
+        await queue.unbind(retry_exchange, topology.DUE_ROUTING_KEY)
+
+        async def is_bound() -> bool:
+            with servers.management() as management:
+                bindings = management.get(
+                    f"/api/bindings/{rabbit.rabbitmq_vhost}/e/{retry_exchange}/q/{TELEGRAM}"
+                ).json()
+            return topology.DUE_ROUTING_KEY in {binding["routing_key"] for binding in bindings}
+
+        await eventually(is_bound, "the binding is declared again")

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.rabbitmq import events
@@ -12,10 +13,11 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
+from notify_gateway.events import feed
 from notify_gateway.events import history as event_history
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand
+from support.amqp import Hand, prepare_topology
 from support.event_stream import post, reading
 from support.fakes import CuttableNetwork, FakeProvider
 from support.services import (
@@ -84,6 +86,19 @@ async def test_stream_reports_a_rabbitmq_outage_and_ends_on_recovery(
             assert live_again
             assert await returned.until(waiting)
     await network.close()
+
+
+async def test_stream_ends_if_its_exchange_was_deleted(
+    rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "BIND_INTERVAL", 0.1)
+    async with served_gateway(rabbit, postgres) as url, reading(url) as (reader, live):
+        assert live
+        await hand.channel.exchange_delete(topology.EVENTS.name)
+        assert await reader.next() == {"event": "live", "data": {"live": False}}
+        await prepare_topology(rabbit, [], [topology.EVENTS])
+        while (event := await reader.next()) is not None:
+            assert event["event"] == "live"
 
 
 async def test_stream_is_reset_when_events_were_dropped(

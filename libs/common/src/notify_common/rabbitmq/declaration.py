@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from functools import partial
@@ -25,7 +26,8 @@ MINIMUM_VERSION = (3, 10)  # the first version with at-least-once dead-lettering
 # again before all channels have noticed that it was deleted.
 RESTORE_DELAY = 1.0
 DECLARE_TIMEOUT = 30.0  # seconds
-WATCH_INTERVAL = 10.0  # seconds between attempts to declare missing or mismatched queues again
+WATCH_INTERVAL = 60.0  # seconds; a message that cannot be routed shows most losses earlier, but not all of them
+PROBLEM_INTERVAL = 10.0  # seconds between attempts to declare missing or mismatched queues again
 MISMATCH_ADVICE = "Another version declared it. Delete it once it is empty; this service then declares it again."
 
 
@@ -78,11 +80,13 @@ class DeclaredTopology:
         await asyncio.shield(self._restoring)
 
     async def watch(self) -> None:
-        """Declare everything again while something is missing or does not match. This never returns."""
+        """Declare everything again from time to time. This never returns."""
+        next_declaration = time.monotonic() + WATCH_INTERVAL
         while True:
-            await asyncio.sleep(WATCH_INTERVAL)
-            if self.mismatches or self.missing:
+            await asyncio.sleep(PROBLEM_INTERVAL)
+            if self.mismatches or self.missing or time.monotonic() >= next_declaration:
                 await self.restore()
+                next_declaration = time.monotonic() + WATCH_INTERVAL
 
     async def _restore(self) -> None:
         await asyncio.sleep(self._restore_delay)

@@ -74,9 +74,11 @@ class Worker:
             subscriptions = [each.running(self.topology.restore) for each in self.subscriptions]
             running = await asyncio.gather(*(each.__aenter__() for each in subscriptions))
             log.info("consuming", extra={"queues": [each.queue for each in self.subscriptions]})
+            watching = asyncio.create_task(self.topology.watch())
             try:
-                yield running
+                yield [*running, watching]
             finally:
+                watching.cancel()
                 self.stopping()
                 # They stop at the same time, because each may take nearly all the time that the process is given.
                 await asyncio.gather(*(each.__aexit__(None, None, None) for each in subscriptions))

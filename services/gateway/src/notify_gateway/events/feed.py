@@ -11,7 +11,7 @@ from contextlib import suppress
 from uuid import uuid4
 
 import aio_pika
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from notify_common.contracts import topology
 from notify_common.contracts.messages import StatusChange, StatusChanges
 from notify_common.errors import BrokerUnavailable
@@ -26,6 +26,7 @@ MAX_BATCH_BYTES = 1024 * 1024  # one batch of messages; the changes that they ca
 MAX_QUEUED_MESSAGES = 10_000  # beyond this, RabbitMQ drops the oldest messages
 TIMEOUT = 5.0  # seconds
 BATCH_INTERVAL = 0.02  # seconds between batches; one database query serves all changes in a batch
+BIND_INTERVAL = 10.0  # seconds; if the exchange was deleted, binding the queue again closes the channel
 
 
 class EventFeed:
@@ -84,6 +85,7 @@ class EventFeed:
                 await queue.consume(arrived.put)
             outage.ended()
             self._connected()
+            binding = asyncio.create_task(_bind_repeatedly(queue))
             try:
                 while messages := await _next_batch(arrived):
                     per_message = [_changes(message) for message in messages]
@@ -93,11 +95,20 @@ class EventFeed:
                     await messages[-1].ack(multiple=True)
                     await asyncio.sleep(BATCH_INTERVAL)
             finally:
+                binding.cancel()
                 self._lost()
         finally:
             with suppress(BrokerUnavailable), broker_errors():
                 async with asyncio.timeout(TIMEOUT):
                     await connection.close()
+
+
+async def _bind_repeatedly(queue: AbstractQueue) -> None:
+    """Restore the binding if it was deleted. If the exchange was, RabbitMQ closes the channel, which ends the feed."""
+    with suppress(BrokerUnavailable), broker_errors():
+        while True:
+            await asyncio.sleep(BIND_INTERVAL)
+            await queue.bind(topology.EVENTS.name, "#")
 
 
 async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> list[AbstractIncomingMessage]:
