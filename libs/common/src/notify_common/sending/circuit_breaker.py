@@ -131,7 +131,7 @@ class CircuitBreaker:
                 requested = min(retry_after or timedelta(), LONGEST_OPEN)
                 self.open_until = _now() + max(self._outage.failed(result.error_code), requested.total_seconds())
         elif result.error_class not in INCONCLUSIVE:
-            self._turns.served(recipient)
+            self._turns.served(recipient, _now())
             self.open_until = None
             self._outage.ended()
             self._notify()

@@ -47,7 +47,9 @@ class RecipientTurns:
             self._throttled_in_a_row.add(recipient)
         return len(self._throttled_in_a_row)
 
-    def served(self, recipient: str) -> None:
+    def served(self, recipient: str, now: float) -> None:
         """Note that the provider has accepted a call to the recipient, so not all recipients are throttled."""
         if recipient not in self._throttled_in_a_row:
             self._throttled_in_a_row.clear()
+        elif self._throttled_until.get(recipient, now) <= now:
+            self._throttled_in_a_row.discard(recipient)
