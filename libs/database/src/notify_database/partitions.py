@@ -97,7 +97,7 @@ async def make_partitions(engine: AsyncEngine) -> bool:
 async def drop_partitions(engine: AsyncEngine, retention: timedelta) -> list[datetime]:
     """Drop partitions that are older than `retention` and have only final deliveries; return the dropped ends.
 
-    The engine should have no statement timeout, because reading a week of deliveries is slow.
+    The engine needs a long statement timeout, because reading a week of deliveries is slow.
     """
     dropped: list[datetime] = []
     with database_errors():

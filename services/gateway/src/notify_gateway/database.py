@@ -14,6 +14,7 @@ from notify_gateway.errors import ReadTimedOut, TooManyReads
 
 MAINTENANCE_CONNECTIONS = 1  # it runs one statement at a time
 PARTITIONS_CONNECTIONS = 1
+PARTITIONS_TIMEOUT = 3600.0  # seconds; without one, a connection to a vanished host would be waited for forever
 # The relay, intake, and what every request needs run short statements. Each has a spare connection unless the total is
 # small, so that a statement that waits for a lock does not delay the next one, such as the renewal of a lease.
 SPARE_FROM = 10  # connections in total
@@ -46,7 +47,9 @@ class Engines:
         sizes = PoolSizes.of(total)
         self.relay = create_engine(settings, pool_size=sizes.relay, planner=ROWS_BY_KEY)
         self.maintenance = create_engine(settings, pool_size=sizes.maintenance)
-        self.partitions = create_engine(settings, pool_size=PARTITIONS_CONNECTIONS, statement_timeout=0)
+        self.partitions = create_engine(
+            settings, pool_size=PARTITIONS_CONNECTIONS, statement_timeout=PARTITIONS_TIMEOUT
+        )
         """For partitions, which take long to drop. These connections are not part of `total`."""
         self.control = create_engine(settings, pool_size=sizes.control)
         """For API keys, readiness and metrics, which every request or operator depends on.
