@@ -5,10 +5,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from notify_common.contracts.messages import DeliveryRequested
+from notify_common.runtime.clock import utc_now
 from notify_common.sending.attempt import Decision, Postponed
 
 AttemptKey = tuple[UUID, int, int]
@@ -20,6 +22,8 @@ class RememberedAttempt:
 
     decision: asyncio.Future[Decision | Postponed]
     """Completes when the broker has confirmed the result, or when the attempt is postponed."""
+    not_before: datetime | None
+    """The `not_before` of its request. If the attempt is postponed, the next request has a different one."""
     scheduling: asyncio.Task[bool] | None = None
     """Publishes the next request. Handlers share this task, so that the next attempt is not scheduled twice."""
     handlers: int = 0
@@ -31,6 +35,12 @@ class RememberedAttempt:
             return False
         return isinstance(self.decision.result(), Postponed)
 
+    @property
+    def scheduled(self) -> bool:
+        """True if the broker has confirmed the next request."""
+        task = self.scheduling
+        return task is not None and task.done() and not task.cancelled() and not task.exception() and task.result()
+
     def forget_next_request(self, decision: Decision) -> None:
         """Drop the next request, which the broker has confirmed, because thousands of them would fill the memory."""
         self.decision = asyncio.get_running_loop().create_future()
@@ -38,7 +48,10 @@ class RememberedAttempt:
 
 
 class AttemptMemory:
-    """Remembers all attempts that handlers wait for, and the last `keep` others, whose acks may have been lost."""
+    """Remembers all attempts that handlers wait for, and the last `keep` others, whose acks may have been lost.
+
+    Of an attempt that was postponed, it remembers only for how long, because the next request makes the attempt.
+    """
 
     def __init__(
         self, start: Callable[[DeliveryRequested], Coroutine[Any, Any, Decision | Postponed]], *, keep: int
@@ -47,15 +60,16 @@ class AttemptMemory:
         self._keep = keep
         self._attempts: dict[AttemptKey, RememberedAttempt] = {}
         self._idle: OrderedDict[AttemptKey, None] = OrderedDict()
+        self._postponed: OrderedDict[tuple[AttemptKey, datetime | None], datetime] = OrderedDict()
 
     @contextmanager
     def join(self, request: DeliveryRequested) -> Iterator[RememberedAttempt]:
         """Yield the attempt that `request` asks for; start it unless it is running or remembered."""
         key = _key(request)
         remembered = self._attempts.get(key)
-        if remembered is None:
+        if remembered is None or (remembered.postponed and remembered.not_before != request.not_before):
             # A lost connection cancels the handler but must not cancel the provider call, so that is a separate task.
-            remembered = RememberedAttempt(asyncio.create_task(self._start(request)))
+            remembered = RememberedAttempt(asyncio.create_task(self._start(request)), request.not_before)
             self._attempts[key] = remembered
         self._idle.pop(key, None)
         remembered.handlers += 1
@@ -64,10 +78,18 @@ class AttemptMemory:
         finally:
             remembered.handlers -= 1
             if remembered.handlers == 0 and remembered.postponed:
-                del self._attempts[key]
+                self._forget_postponed(key, remembered)
             elif remembered.handlers == 0:
                 self._idle[key] = None
                 self._forget()
+
+    def was_postponed(self, request: DeliveryRequested) -> bool:
+        """Return True if `request` was received before and postponed to a time that has not come yet.
+
+        Later, its attempt is remembered itself, or the next request was lost and this one must be handled.
+        """
+        due_at = self._postponed.get((_key(request), request.not_before)) if self._postponed else None
+        return due_at is not None and utc_now() < due_at
 
     def remembers(self, request: DeliveryRequested) -> bool:
         """Return True if joining starts no new attempt."""
@@ -81,6 +103,22 @@ class AttemptMemory:
         """Return when no attempt is in progress."""
         while running := {attempt.decision for attempt in self._attempts.values() if not attempt.decision.done()}:
             await asyncio.wait(running)
+
+    def _forget_postponed(self, key: AttemptKey, remembered: RememberedAttempt) -> None:
+        if remembered.handlers:
+            return  # the message was redelivered
+        if remembered.scheduling is not None and not remembered.scheduling.done():
+            # The connection was lost. The message may be redelivered before the next request is confirmed.
+            remembered.scheduling.add_done_callback(lambda _: self._forget_postponed(key, remembered))
+            return
+        if self._attempts.get(key) is remembered:
+            del self._attempts[key]
+        postponed = remembered.decision.result()
+        assert isinstance(postponed, Postponed)  # noqa: S101 - the callers have checked it
+        if remembered.scheduled and postponed.next_request.not_before is not None:
+            self._postponed[key, remembered.not_before] = postponed.next_request.not_before
+            if len(self._postponed) > self._keep:
+                self._postponed.popitem(last=False)
 
     def _forget(self) -> None:
         while len(self._idle) > self._keep:

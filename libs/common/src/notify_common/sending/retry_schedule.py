@@ -1,8 +1,9 @@
 """Decide when the next attempt is made, and in which retry queue it waits until then."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from notify_common.contracts.messages import DeliveryRequested
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT
 
 LONGEST_DELAY = timedelta(hours=1)
@@ -55,3 +56,16 @@ class RetrySchedule:
         delays = self.delays if exact or latest < self._backoffs[0] else self._backoffs
         longest = wait if exact else max(wait, min(wait * TOLERANCE, latest))
         return max((delay for delay in delays if delay <= longest), default=delays[0])
+
+
+def due_at(request: DeliveryRequested) -> datetime | None:
+    """Return when the message must be handled: for its attempt, or for its expiry if that comes first."""
+    if request.not_before is None or request.expires_at is None:
+        return request.not_before
+    return min(request.not_before, request.expires_at)
+
+
+def is_early(request: DeliveryRequested, now: datetime) -> bool:
+    """Return whether the message must wait in a retry queue. A sender waits for the last seconds before its turn."""
+    due = due_at(request)
+    return due is not None and due - now > (LONGEST_EARLY_WAIT if request.reserved else timedelta())

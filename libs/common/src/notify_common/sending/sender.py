@@ -29,8 +29,7 @@ from notify_common.sending.call import Call
 from notify_common.sending.circuit_breaker import Admission, CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
-from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT
-from notify_common.sending.retry_schedule import RetrySchedule
+from notify_common.sending.retry_schedule import RetrySchedule, due_at, is_early
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ MAX_RETRIES_PER_PUBLISH = 200
 FLUSH_INTERVAL = 0.01  # seconds
 REPORT_TIMEOUT = 1.0  # seconds until calls are held back because results are not confirmed
 REMEMBERED_ATTEMPTS = 10_000
-TURN_WAIT = timedelta(seconds=LONGEST_TURN_WAIT)
 LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 
 
@@ -84,10 +82,12 @@ class Sender:
     async def handle(self, message: Message) -> None:
         """Return only once the message's result and any retry are confirmed, because the message is then acked."""
         request, now = self._parse(message), utc_now()
-        if _is_early(request, now):
+        if is_early(request, now):
             # The message left its retry queue early, because queues have fixed delays and none of them is longer.
             while not await self._publish_retry(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
+            return
+        if self._attempts.was_postponed(request):
             return
         if not self._reporting.is_set() and not self._attempts.remembers(request):
             # No attempt has begun yet, so RabbitMQ may still give the message to another sender.
@@ -95,7 +95,11 @@ class Sender:
         # A redelivered message joins its earlier attempt, running or finished. The decision is there once its result is
         # confirmed. The shield keeps the provider call alive if this handler is cancelled.
         with self._attempts.join(request) as attempt:
+            was_decided = attempt.decision.done()
             decision = await asyncio.shield(attempt.decision)
+            if was_decided and isinstance(decision, Decision):
+                # The gateway requests an attempt again if its result was lost after RabbitMQ had confirmed it.
+                await self._results.submit(decision.result)
             if decision.next_request is not None:
                 ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
                 await self._schedule_retry(attempt, decision.next_request, ended_at)
@@ -194,7 +198,8 @@ class Sender:
         # too long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
         if admission.turn_in is not None:
             wait = timedelta(seconds=admission.turn_in)
-            since = since and since + wait  # waiting for a turn is not part of an outage
+            # Waiting for a turn is not part of an outage, unless there is one.
+            since = (since or now) if breaker.open else since and since + wait
         else:
             wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
             wait = timedelta() if breaker.stopped else wait
@@ -207,11 +212,11 @@ class Sender:
 
     async def _publish_retry(self, request: DeliveryRequested, wait_from: datetime) -> bool:
         """Publish the request to a retry queue, where it occupies no worker; return True if the broker confirms it."""
-        due_at = _due_at(request) or wait_from
+        due = due_at(request) or wait_from
         # A turn and an expiry come at their exact time, however long the wait is.
-        exact = request.reserved or due_at == request.expires_at
+        exact = request.reserved or due == request.expires_at
         latest = timedelta.max if request.expires_at is None else request.expires_at - wait_from
-        delay = self._retry_schedule.queue_delay(due_at - wait_from, exact=exact, latest=latest)
+        delay = self._retry_schedule.queue_delay(due - wait_from, exact=exact, latest=latest)
         failure = await self._retries_to(topology.retry_routing_key(delay)).submit(request)
         if failure is None:
             self._metrics.retries_scheduled.inc()
@@ -273,19 +278,6 @@ class Sender:
         if log.isEnabledFor(level):
             trace = {"trace_id": trace_id(request.traceparent)} if request.traceparent else {}
             log.log(level, "%s", result.outcome.value, extra={**_log_fields(request, result), **trace})
-
-
-def _due_at(request: DeliveryRequested) -> datetime | None:
-    """Return when the message must be handled: for its attempt, or for its expiry if that comes first."""
-    if request.not_before is None or request.expires_at is None:
-        return request.not_before
-    return min(request.not_before, request.expires_at)
-
-
-def _is_early(request: DeliveryRequested, now: datetime) -> bool:
-    """Return whether the message must wait in a retry queue. It waits here for the last seconds before its turn."""
-    due_at = _due_at(request)
-    return due_at is not None and due_at - now > (TURN_WAIT if request.reserved else timedelta())
 
 
 def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:
