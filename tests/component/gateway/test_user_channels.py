@@ -1,5 +1,6 @@
 """Users' stored channel settings: recipients and opt-outs."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +18,8 @@ from notify_gateway.http.authentication import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
+from support.database import blocked_or_done
+from support.gateway import bearer
 from support.services import NOWHERE, running_gateway
 
 FAIL = text("UPDATE deliveries SET status = 'failed', attempt = 3, failures = 3")
@@ -68,9 +71,58 @@ async def test_channel_settings_are_stored_replaced_and_deleted(api: httpx.Async
     webhook = await store(api, "webhook", 2**63 - 1, recipient="https://hooks.example.org/shop")
     assert (await api.get(f"{url}/email")).json() == second
     assert (await api.get(url)).json() == [second, webhook]
+    await store(api, "email", 2**63 - 1, opted_out=False)
     assert (await api.delete(f"{url}/email")).status_code == 204
     assert (await api.delete(f"{url}/email")).status_code == 404
     assert (await api.get(url)).json() == [webhook]
+
+
+async def test_deleting_a_recipient_keeps_the_opt_out(api: httpx.AsyncClient) -> None:
+    url = "/api/users/1/channels/email"
+    await store(api, "email", recipient="a@example.org", opted_out=True)
+    assert (await api.delete(url)).status_code == 204
+    kept = (await api.get(url)).json()
+    assert (kept["recipient"], kept["opted_out"]) == (None, True)
+    again = await api.delete(url)
+    assert (again.status_code, again.json()["detail"]) == (404, "User 1 has no stored email recipient.")
+    assert (await api.get(url)).json() == kept
+    assert delivery_summaries(await post(api, "email")) == {"email": ("cancelled", "opted_out", None)}
+
+
+async def test_recipient_is_deleted_while_an_opt_out_is_stored(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """The deletion waits for the row, and must then see the opt-out that was committed in the meantime."""
+    await store(api, "email", recipient="a@example.org")
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE user_channels SET opted_out = true"))
+        deleting = asyncio.create_task(api.delete("/api/users/1/channels/email"))
+        await blocked_or_done(engine, deleting)
+    assert (await deleting).status_code == 204
+    kept = (await api.get("/api/users/1/channels/email")).json()
+    assert (kept["recipient"], kept["opted_out"]) == (None, True)
+
+
+async def test_clearing_an_opt_out_requires_its_scope(secured_api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    url = "/api/users/1/channels/email"
+    writer = await bearer(engine, Scope.RECIPIENTS_WRITE, Scope.RECIPIENTS_READ)
+    clearer = await bearer(engine, Scope.RECIPIENTS_WRITE, Scope.RECIPIENTS_READ, Scope.OPT_OUTS_CLEAR)
+    opted_out = (await secured_api.put(url, json={"opted_out": True}, headers=writer)).json()
+    assert opted_out["opted_out"]
+    # The response is the same for a user who has not opted out, so that it does not reveal who has.
+    for user_id in (1, 2):
+        refused = await secured_api.put(
+            f"/api/users/{user_id}/channels/email",
+            json={"recipient": "a@example.org", "opted_out": False},
+            headers=writer,
+        )
+        assert (refused.status_code, refused.json()["detail"]) == (
+            403,
+            "This key does not have the scope opt-outs:clear.",
+        )
+        assert 'scope="opt-outs:clear"' in refused.headers["WWW-Authenticate"]
+    assert (await secured_api.get(url, headers=writer)).json() == opted_out
+    assert (await secured_api.put(url, json={"recipient": "a@example.org"}, headers=writer)).json()["opted_out"]
+    cleared = (await secured_api.put(url, json={"opted_out": False}, headers=clearer)).json()
+    assert (cleared["recipient"], cleared["opted_out"]) == ("a@example.org", False)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ class Principal:
     test: bool = False
     """True if everything that is posted with the key is only simulated."""
 
+    @property
+    def api_key_id(self) -> str | None:
+        """The id of the API key, or None if authentication is off."""
+        return None if self is ANONYMOUS else self.key
+
 
 ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))
 
@@ -95,11 +100,13 @@ class Authenticator:
         return principal
 
 
-def require_scope(principal: Principal, scope: Scope) -> None:
-    """Raise 403 unless `principal` has the scope."""
-    if scope not in principal.scopes:
+def require_scope(principal: Principal, scope: Scope, *alternatives: Scope) -> None:
+    """Raise 403 unless `principal` has the scope or one of the alternatives."""
+    if principal.scopes.isdisjoint((scope, *alternatives)):
+        # The challenge names one scope, because a list would mean that all of them are required (RFC 6750, section 3).
         challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'}
-        raise HTTPException(403, f"This key does not have the scope {scope}.", challenge)
+        names = " or ".join((scope, *alternatives))
+        raise HTTPException(403, f"This key does not have the scope {names}.", challenge)
 
 
 class StrictRequest(Request):
@@ -126,12 +133,12 @@ class AuthenticatedRoute(APIRoute):
         return authenticate_and_handle
 
 
-def _principal_with(scope: Scope) -> Callable[..., Awaitable[Principal]]:
+def _principal_with(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
     async def principal_with_scope(
         request: Request, response: Response, _: Annotated[object, Depends(bearer)]
     ) -> Principal:
         principal, headers = request.state.authenticated
-        require_scope(principal, scope)
+        require_scope(principal, *scopes)
         response.headers.update(headers)
         return cast("Principal", principal)
 
@@ -142,3 +149,7 @@ CanSend = Annotated[Principal, Depends(_principal_with(Scope.SEND))]
 CanRead = Annotated[Principal, Depends(_principal_with(Scope.READ))]
 CanAdminister = Annotated[Principal, Depends(_principal_with(Scope.ADMIN))]
 CanOperate = Annotated[Principal, Depends(_principal_with(Scope.OPERATOR))]
+CanReadRecipients = Annotated[Principal, Depends(_principal_with(Scope.RECIPIENTS_READ))]
+CanWriteRecipients = Annotated[Principal, Depends(_principal_with(Scope.RECIPIENTS_WRITE))]
+CanCancel = Annotated[Principal, Depends(_principal_with(Scope.ADMIN, Scope.SEND))]
+"""With `send` alone, a key may cancel only what it posted itself."""

@@ -28,7 +28,11 @@ STORE = text(f"""
             updated_at = excluded.updated_at
     RETURNING {COLUMNS}
 """)  # noqa: S608 - a constant
-DELETE = text("DELETE FROM user_channels WHERE tenant = :tenant AND user_id = :user_id AND channel = :channel")
+OF_CHANNEL = "tenant = :tenant AND user_id = :user_id AND channel = :channel"
+DELETE = text(f"DELETE FROM user_channels WHERE {OF_CHANNEL} AND NOT opted_out")  # noqa: S608 - a constant
+DELETE_RECIPIENT = text(f"""
+    UPDATE user_channels SET recipient = NULL, updated_at = now() WHERE {OF_CHANNEL} AND recipient IS NOT NULL
+""")  # noqa: S608 - a constant
 
 UserChannelKey = tuple[str, int, Channel]
 """Tenant, user id and channel."""
@@ -65,7 +69,11 @@ class UserChannels:
         stored = await execute(self._engine, STORE, tenant=tenant, user_id=user_id, channel=channel.value, **values)
         return UserChannelView.model_validate(stored.one())
 
-    async def delete(self, tenant: str, user_id: int, channel: Channel) -> bool:
-        """Delete the user's settings for the channel; return False if there were none."""
-        deleted = await execute(self._engine, DELETE, tenant=tenant, user_id=user_id, channel=channel.value)
-        return deleted.rowcount > 0
+    async def delete_recipient(self, tenant: str, user_id: int, channel: Channel) -> bool:
+        """Delete the user's recipient for the channel, but keep an opt-out; return False if there was no recipient."""
+        # An opt-out may be stored between the two statements, or while one waits for the row. Neither affects it.
+        for statement in (DELETE, DELETE_RECIPIENT):
+            deleted = await execute(self._engine, statement, tenant=tenant, user_id=user_id, channel=channel.value)
+            if deleted.rowcount > 0:
+                return True
+        return False
