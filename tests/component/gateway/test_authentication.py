@@ -22,7 +22,7 @@ ROUTES = [
     ("GET", "/api/notifications", {Scope.READ}),
     ("GET", f"/api/notifications/{SOME_ID}", {Scope.READ}),
     ("GET", "/api/notifications/1", {Scope.READ}),
-    ("POST", f"/api/notifications/{SOME_ID}/cancel", {Scope.ADMIN}),
+    ("POST", f"/api/notifications/{SOME_ID}/cancel", {Scope.ADMIN, Scope.SEND}),
     ("GET", f"/api/deliveries/{SOME_ID}", {Scope.READ}),
     ("POST", f"/api/deliveries/{SOME_ID}/retry", {Scope.ADMIN}),
     ("POST", "/api/deliveries/retry", {Scope.ADMIN}),

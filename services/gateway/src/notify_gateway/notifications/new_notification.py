@@ -29,6 +29,8 @@ class NewNotification:
     deliveries: tuple[DeliveryRequested, ...]
     traceparent: str | None = None
     """The trace context of the request."""
+    api_key_id: str | None = None
+    """The id of the API key it was posted with; None if authentication is off."""
     opted_out: Set[Channel] = frozenset()
     """The channels that the user has opted out of; their deliveries are stored as cancelled."""
 
@@ -84,7 +86,9 @@ class NewNotification:
         return None
 
 
-def new_notification(request: NotificationRequest, tenant: str, traceparent: str | None = None) -> NewNotification:
+def new_notification(
+    request: NotificationRequest, tenant: str, traceparent: str | None = None, *, api_key_id: str | None = None
+) -> NewNotification:
     """Build the notification that `request` asks for, with new ids and the current time."""
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
@@ -96,6 +100,7 @@ def new_notification(request: NotificationRequest, tenant: str, traceparent: str
         created_at=created_at,
         request=request,
         traceparent=traceparent,
+        api_key_id=api_key_id,
         deliveries=tuple(
             DeliveryRequested(
                 # Queries look for a notification's deliveries only among ids that carry its time.

@@ -38,6 +38,7 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
         FROM attempts a WHERE a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
     ) AS history
     WHERE n.id = :id AND n.tenant = :tenant
+      AND (CAST(:posted_with AS uuid) IS NULL OR n.api_key_id = CAST(:posted_with AS uuid))
     ORDER BY d.channel
 """  # noqa: S608 - a constant
 OF_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
@@ -55,10 +56,15 @@ class NotificationQueries:
     def __init__(self, reads: TenantReads) -> None:
         self._reads = reads
 
-    async def get(self, tenant: str, notification_id: UUID) -> NotificationView | None:
-        """Return the notification with all its attempts, or None if the tenant has no notification with this id."""
+    async def get(
+        self, tenant: str, notification_id: UUID, *, posted_with: str | None = None
+    ) -> NotificationView | None:
+        """Return the notification with all its attempts, or None if the tenant has no notification with this id.
+
+        If `posted_with` is the id of an API key, a notification that was not posted with that key counts as unknown.
+        """
         first_id, last_id = of_the_same_time(notification_id)
-        values = {"id": notification_id, "first_id": first_id, "last_id": last_id}
+        values = {"id": notification_id, "first_id": first_id, "last_id": last_id, "posted_with": posted_with}
         rows = (await self._reads.execute(tenant, _statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
         if not rows:
             return None

@@ -8,7 +8,7 @@ from notify_common.contracts.messages import DeliveryStatus
 
 from notify_gateway.deliveries.schemas import DeliverySummary
 from notify_gateway.errors import CancellationRejected
-from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead, bearer
+from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, Scope, bearer
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
@@ -80,16 +80,25 @@ async def get_notification(
     "/{id}/cancel", responses={**documented(404, 422, 504), **documented(409, model=schemas.CancellationProblem)}
 )
 async def cancel_notification(
-    id_: NotificationId, principal: CanAdminister, queries: Queries, canceller: Canceller
+    id_: NotificationId, principal: CanCancel, queries: Queries, canceller: Canceller
 ) -> schemas.NotificationView:
     """Cancel those deliveries of a notification that have not started yet.
 
     If any delivery has already started or finished, the response is a 409 that lists all deliveries. Those that had not
     started are cancelled anyway.
+
+    A key with the scope `send` but without `admin` can cancel only what was posted with this very key. All other
+    notifications are a 404, as if they did not exist.
     """
-    found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
+    posted_with = None if Scope.ADMIN in principal.scopes else principal.api_key_id
+
+    async def read() -> schemas.NotificationView:
+        stored = await queries.get(principal.tenant, id_, posted_with=posted_with)
+        return found(stored, f"There is no notification {id_}.")
+
+    await read()
     await canceller.cancel(id_)
-    notification = found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
+    notification = await read()
     if any(delivery.status is not DeliveryStatus.CANCELLED for delivery in notification.deliveries):
         summaries = [DeliverySummary.model_construct(**vars(delivery)) for delivery in notification.deliveries]
         raise CancellationRejected(summaries)
