@@ -9,6 +9,7 @@ from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.retry_jobs import RetryJobs, new_job
 from notify_gateway.deliveries.schemas import DeliveryOfNotification, RetryCount, RetryJobView, RetryRequest
+from notify_gateway.deliveries.visibility import visible_to
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
@@ -33,7 +34,7 @@ async def get_delivery(id_: Id, principal: CanRead, queries: Queries) -> Deliver
 
     Use this to look up a delivery id that you found in a log or a message.
     """
-    return found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}.")
+    return visible_to(principal, found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}."))
 
 
 @router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422, 504))
@@ -48,7 +49,7 @@ async def retry_delivery(
     delivery = found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}.")
     if not retried:
         raise HTTPException(409, f"Only a failed delivery can be retried; this one is {delivery.status}.")
-    return delivery
+    return visible_to(principal, delivery)
 
 
 @router.post(

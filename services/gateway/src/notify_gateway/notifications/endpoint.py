@@ -23,7 +23,7 @@ from notify_gateway.http.problems import response_to
 from notify_gateway.http.strict_json import parse_json
 from notify_gateway.notifications.idempotency import Claim, IdempotencyKey, body_hash
 from notify_gateway.notifications.intake import NotificationIntake
-from notify_gateway.notifications.new_notification import new_notification
+from notify_gateway.notifications.new_notification import new_notification, without_stored_recipients
 from notify_gateway.notifications.schemas import NotificationRequest
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,10 @@ class NotificationEndpoint:
             headers = {**headers, "Idempotent-Replayed": "true"}
         elif self._tracing.on:
             span.set({"http.response.status_code": HTTPStatus.CREATED, "notify.notification_id": notification.id})
-        return headers, receipt.response.encode()
+        response = receipt.response
+        if Scope.RECIPIENTS_READ not in principal.scopes and not request.names_all_recipients():
+            response = without_stored_recipients(response, request)
+        return headers, response.encode()
 
 
 async def _read_body(receive: Receive) -> bytes:

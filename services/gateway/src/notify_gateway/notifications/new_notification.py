@@ -1,5 +1,6 @@
 """A notification that has been requested but not yet committed."""
 
+import json
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -116,6 +117,17 @@ def new_notification(
             for channel in request.requested_channels()
         ),
     )
+
+
+def without_stored_recipients(response: str, request: NotificationRequest) -> str:
+    """Return the response to `request` without the recipients that the request does not name.
+
+    The response may be that to an earlier, equal request with the same idempotency key.
+    """
+    created, named = json.loads(response), request.recipient.model_dump()
+    for delivery in created["deliveries"]:
+        delivery["recipient"] = named.get(delivery["channel"])
+    return json.dumps(created, ensure_ascii=False, separators=(",", ":"))
 
 
 def created_json(notification: NewNotification) -> str:

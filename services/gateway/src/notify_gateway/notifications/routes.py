@@ -1,14 +1,15 @@
 """The routes under `/api/notifications`."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query
 from notify_common.contracts.messages import DeliveryStatus
 
 from notify_gateway.deliveries.schemas import DeliverySummary
+from notify_gateway.deliveries.visibility import visible_to
 from notify_gateway.errors import CancellationRejected
-from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, Scope, bearer
+from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, Principal, Scope, bearer
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
@@ -25,6 +26,7 @@ bypassed_router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COM
 Queries = Annotated[NotificationQueries, Depends(provided(NotificationQueries))]
 Canceller = Annotated[NotificationCanceller, Depends(provided(NotificationCanceller))]
 NotificationId = Annotated[UUID, Path(alias="id")]
+Notification = TypeVar("Notification", bound=schemas.NotificationSummary)
 
 
 @bypassed_router.post("/", status_code=201, response_model=schemas.NotificationView, include_in_schema=False)
@@ -53,7 +55,8 @@ async def list_notifications(
 
     Filter by user, status, channel or creation time. To get the next page, pass `next_cursor` as `cursor`.
     """
-    return await queries.page(principal.tenant, query)
+    page = await queries.page(principal.tenant, query)
+    return page.model_copy(update={"items": [_visible_to(principal, item) for item in page.items]})
 
 
 @router.get("/{id}/", include_in_schema=False)
@@ -70,10 +73,11 @@ async def get_notification(
     Clients of the first version of this API rely on this; new clients should list notifications by `user_id`.
     """
     if isinstance(id_, int):
-        return await queries.list_of_user(principal.tenant, id_, query.status)
+        listed = await queries.list_of_user(principal.tenant, id_, query.status)
+        return [_visible_to(principal, notification) for notification in listed]
     if query.status is not None:
         raise HTTPException(422, "status: is supported only with a user id")
-    return found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
+    return _visible_to(principal, found(await queries.get(principal.tenant, id_), f"There is no notification {id_}."))
 
 
 @router.post(
@@ -94,7 +98,7 @@ async def cancel_notification(
 
     async def read() -> schemas.NotificationView:
         stored = await queries.get(principal.tenant, id_, posted_with=posted_with)
-        return found(stored, f"There is no notification {id_}.")
+        return _visible_to(principal, found(stored, f"There is no notification {id_}."))
 
     await read()
     await canceller.cancel(id_)
@@ -103,3 +107,10 @@ async def cancel_notification(
         summaries = [DeliverySummary.model_construct(**vars(delivery)) for delivery in notification.deliveries]
         raise CancellationRejected(summaries)
     return notification
+
+
+def _visible_to(principal: Principal, notification: Notification) -> Notification:
+    if Scope.RECIPIENTS_READ in principal.scopes:
+        return notification
+    deliveries = [visible_to(principal, delivery) for delivery in notification.deliveries]
+    return notification.model_copy(update={"deliveries": deliveries})

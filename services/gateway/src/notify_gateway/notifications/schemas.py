@@ -136,6 +136,10 @@ class NotificationRequest(RequestModel):
             return "expires_at: must be later than now"
         return None
 
+    def names_all_recipients(self) -> bool:
+        """Return whether the request names a recipient for each of its channels."""
+        return all(self.recipient.of(channel) is not None for channel in self.requested_channels())
+
     def requested_channels(self) -> list[Channel]:
         """Return the channels from `type` or `channels`, in the order in which responses list them."""
         return sorted(self.channels or ([self.type] if self.type else []))
