@@ -9,7 +9,7 @@ from pathlib import Path
 
 from support.processes import System, running_system
 
-KEY = "a-key-of-the-fuzzing-run"
+KEY = "the-key-of-the-fuzzing-run-which-is-no-secret"
 SETTINGS = {
     "AUTH": "on", "BOOTSTRAP_API_KEY": KEY, "TELEGRAM_SLEEP": "0", "EMAIL_SLEEP": "0", "WEBHOOK_SLEEP": "0",
     "LOG_LEVEL": "WARNING",

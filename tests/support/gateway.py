@@ -28,6 +28,11 @@ async def bearer(engine: AsyncEngine, *scopes: Scope, tenant: str = "default") -
     return {"Authorization": f"Bearer {token}"}
 
 
+def bootstrap_key(number: int) -> str:
+    """Return a value for BOOTSTRAP_API_KEY."""
+    return f"bootstrap-key-{number:032}"
+
+
 async def all_channels_idle() -> list[Channel]:
     """Return every channel, as if RabbitMQ reported that nothing waits in its queues."""
     return list(Channel)

@@ -3,13 +3,15 @@
 import asyncio
 
 import httpx
+import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import CACHE_SECONDS, ApiKeyStore
 from notify_gateway.http.authentication import Scope
+from notify_local.ports import Ports
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.gateway import BODY, bearer
-from support.processes import gateway_command
+from support.gateway import BODY, bearer, bootstrap_key
+from support.processes import STOP_TIMEOUT, gateway_command, running_service
 from support.services import NOWHERE, eventually, running_gateway
 
 
@@ -27,16 +29,36 @@ async def test_revoked_key_is_rejected_and_no_key_is_stored_in_plain_text(engine
 
 
 async def test_new_bootstrap_key_replaces_the_old_one(engine: AsyncEngine) -> None:
-    await ApiKeyStore(engine).ensure_bootstrap_key("the first key, which leaked")
-    await ApiKeyStore(engine).ensure_bootstrap_key("the second key, which did not")
-    assert await ApiKeyStore(engine).principal("the first key, which leaked") is None
-    assert await ApiKeyStore(engine).principal("the second key, which did not") is not None
+    leaked, new = bootstrap_key(1), bootstrap_key(2)
+    await ApiKeyStore(engine).ensure_bootstrap_key(leaked)
+    await ApiKeyStore(engine).ensure_bootstrap_key(new)
+    assert await ApiKeyStore(engine).principal(leaked) is None
+    assert await ApiKeyStore(engine).principal(new) is not None
+
+
+@pytest.mark.parametrize("is_revoked", [False, True])
+async def test_gateway_refuses_to_start_if_its_bootstrap_key_already_exists(
+    postgres: PostgresSettings, engine: AsyncEngine, *, is_revoked: bool
+) -> None:
+    keys = ApiKeyStore(engine)
+    key_id, token = await keys.create("shop", "checkout", frozenset({Scope.SEND}))
+    if is_revoked:
+        await keys.revoke(key_id)
+    before = await keys.list()
+    settings = {"AUTH": "on", "BOOTSTRAP_API_KEY": token, "APP_PORT": str(Ports().free(18_700))}
+    with running_service("gateway", postgres, NOWHERE, **settings) as gateway:
+        _, errors = await asyncio.to_thread(gateway.communicate, timeout=STOP_TIMEOUT)
+    assert gateway.returncode == 1
+    assert errors.splitlines()[-1].startswith("BOOTSTRAP_API_KEY: is already the key of another entry")
+    assert "Traceback" not in errors
+    assert token not in errors
+    assert await keys.list() == before
 
 
 async def test_bootstrap_key_works_until_revoked_and_is_never_restored(
     postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    token = "a key that was chosen by hand"
+    token = bootstrap_key(1)
     headers = {"Authorization": f"Bearer {token}"}
     for _ in range(2):
         async with running_gateway(NOWHERE, postgres, auth="on", bootstrap_api_key=token) as api:

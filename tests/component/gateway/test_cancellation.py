@@ -15,7 +15,7 @@ from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done
-from support.gateway import BODY, Json, bearer, post, rows, soon
+from support.gateway import BODY, Json, bearer, bootstrap_key, post, rows, soon
 from support.services import NOWHERE, running_gateway
 
 SOME_ID = "01a2107e-2b08-7f6c-80e3-ee68c821945a"
@@ -140,7 +140,7 @@ async def test_replayed_request_does_not_make_another_key_the_owner(
 async def test_key_is_stored_with_what_it_posted_only_if_authentication_is_on(
     postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    token = "bootstrap-key-of-a-test-with-enough-characters"
+    token = bootstrap_key(1)
     async with running_gateway(NOWHERE, postgres, relaying=False) as api:
         await post(api)
     await ApiKeyStore(engine).ensure_bootstrap_key(token)

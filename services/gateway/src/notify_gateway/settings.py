@@ -1,5 +1,6 @@
 """The gateway's settings."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -7,9 +8,18 @@ from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.settings import EnvironmentSettings, ServiceSettings, TracedSettings
 from notify_database.engine import PostgresSettings
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+# 43 characters of base64url carry 32 random bytes, as in the keys that the gateway creates.
+KEY_FORM = re.compile(r"[A-Za-z0-9_-]{43,200}")
+
+
+def _bootstrap_key(key: SecretStr) -> SecretStr:
+    if KEY_FORM.fullmatch(key.get_secret_value()) is None:
+        raise ValueError("must be 43 to 200 characters A-Z, a-z, 0-9, - and _, such as those of: openssl rand -hex 32")
+    return key
 
 
 class Auth(StrEnum):
@@ -41,7 +51,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     max_waiting_requests: int = Field(5000, ge=1)
     postgres_pool_size: int = Field(10, ge=5, le=200)
     auth: Auth = Auth.ON
-    bootstrap_api_key: SecretStr | None = Field(None, min_length=20, max_length=200)
+    bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
     rate_limit: int = Field(0, ge=0)
     retention_days: int = Field(0, ge=0, le=36500)
     repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)

@@ -14,8 +14,10 @@ from uuid import UUID
 
 from cachetools import TTLCache
 from notify_common.contracts.ids import new_id, to_millisecond
+from notify_common.errors import StartupError
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import execute
+from notify_database.errors import DataRejected
 from notify_database.models import ApiKey
 from sqlalchemy import Row, case, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -58,7 +60,10 @@ class ApiKeyStore:
         return key_id, token
 
     async def ensure_bootstrap_key(self, token: str) -> None:
-        """Make `token` the bootstrap key, replacing any earlier one; a revoked token stays revoked."""
+        """Make `token` the bootstrap key, replacing any earlier one; a revoked token stays revoked.
+
+        Raise `StartupError` if `token` is already another key, which has other rights than the operator expects.
+        """
         statement = insert(ApiKey).values(_values(BOOTSTRAP_ID, token, DEFAULT_TENANT, "bootstrap", frozenset(Scope)))
         new = statement.excluded
         statement = statement.on_conflict_do_update(
@@ -71,7 +76,13 @@ class ApiKeyStore:
             },
             where=or_(ApiKey.hash != new.hash, ApiKey.scopes != new.scopes),
         )
-        await execute(self._engine, statement)
+        try:
+            await execute(self._engine, statement)
+        except DataRejected as error:  # only the hash can be in conflict
+            raise StartupError(
+                "BOOTSTRAP_API_KEY: is already the key of another entry in `notify-gateway keys list`, perhaps of a "
+                "revoked one; choose a new key"
+            ) from error
 
     async def list(self) -> Sequence[Row[Any]]:
         """Return the `api_keys` rows, oldest first, including those of revoked keys."""
