@@ -157,7 +157,7 @@ async def crash(point: str, *servers: PostgresSettings | RabbitSettings) -> None
 
 
 async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | RabbitSettings], code: int = 0) -> str:
-    """Run `notify-gateway …`, which must exit with `code`, and return its output."""
+    """Run `notify-gateway …`, which must exit with `code`, and return its output, or its errors if it has failed."""
     environment = dict(os.environ)
     for server in servers:
         environment |= as_environment(server)
@@ -167,7 +167,7 @@ async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | 
     )  # fmt: skip
     output, errors = await process.communicate()
     assert process.returncode == code, errors.decode()
-    return output.decode()
+    return (errors if code else output).decode()
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""API keys: creation, revocation, the bootstrap key, and the load that unknown keys cause."""
+"""API keys: creation, expiry, revocation, the bootstrap key, and the load that unknown keys cause."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import CACHE_SECONDS, ApiKeyStore
 from notify_gateway.http.authentication import Scope
@@ -83,12 +85,75 @@ async def test_operator_creates_lists_and_revokes_keys(
     assert (await secured_api.get("/api/notifications", headers=headers)).status_code == 200
     assert (await secured_api.post("/api/notifications", headers=headers, json=BODY)).status_code == 403
     [listed] = (await gateway_command("keys", "list", servers=[postgres])).splitlines()
-    assert {key_id, "shop", "read", "valid"} <= set(listed.split())
+    assert {key_id, "shop", "read", "live", "valid", "unused"} <= set(listed.split())
     assert token not in listed
     assert await gateway_command("keys", "revoke", key_id, servers=[postgres]) == ""
     assert await ApiKeyStore(engine).principal(token) is None
     assert "revoked" in await gateway_command("keys", "list", servers=[postgres])
     await gateway_command("keys", "revoke", key_id, servers=[postgres], code=1)
+
+
+async def test_operator_creates_a_test_key_that_expires(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    options = ["--test", "--expires", "2999-01-31", "--scope", "send", "--scope", "read", "--name", "sandbox"]
+    _, token = (await gateway_command("keys", "create", *options, servers=[postgres])).split()
+    assert token.startswith("ntf_test_")
+    principal = await ApiKeyStore(engine).principal(token)
+    assert principal is not None
+    assert principal.test
+    [key] = await ApiKeyStore(engine).list()
+    assert (key.test, key.expires_at) == (True, datetime(2999, 1, 31, tzinfo=UTC))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET last_used_at = '2026-11-25 17:21+00'"))
+    [listed] = (await gateway_command("keys", "list", servers=[postgres])).splitlines()
+    assert "read,send " in listed
+    assert " test " in listed
+    assert "valid until 2999-01-31 00:00" in listed
+    assert "used 2026-11-25 17:21" in listed
+    assert listed.endswith(" sandbox")
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET expires_at = '2026-11-25 17:22+00'"))
+    assert "expired 2026-11-25 17:22" in await gateway_command("keys", "list", servers=[postgres])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--test", "--scope", "send", "--scope", "operator"], "--scope: a test key cannot have the scope operator"),
+        (["--test", "--scope", "opt-outs:clear"], "--scope: a test key cannot have the scope opt-outs:clear"),
+        (["--scope", "send", "--expires", "1999-12-31"], "--expires: must be later than now"),
+        (["--scope", "send", "--expires", "1970-01-01"], "--expires: "),
+        (["--scope", "send", "--name", "\x1b[2J"], "--name: "),
+    ],
+    ids=repr,
+)
+async def test_invalid_key_is_refused_with_an_error_that_names_the_option(
+    postgres: PostgresSettings, engine: AsyncEngine, options: list[str], error: str
+) -> None:
+    assert error in await gateway_command("keys", "create", *options, servers=[postgres], code=1)
+    assert await ApiKeyStore(engine).list() == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("--expires", "tomorrow"), ("--scope", "write"), ("--tenant", "")])
+async def test_malformed_option_is_a_usage_error(postgres: PostgresSettings, option: str, value: str) -> None:
+    arguments = ["keys", "create", "--scope", "send", option, value]
+    assert f"argument {option}: " in await gateway_command(*arguments, servers=[postgres], code=2)
+
+
+async def test_expired_key_is_rejected(secured_api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    soon = utc_now() + timedelta(seconds=1)
+    _, token = await ApiKeyStore(engine).create("default", "short", frozenset({Scope.READ}), expires_at=soon)
+    headers = {"Authorization": f"Bearer {token}"}
+    assert (await secured_api.get("/api/notifications", headers=headers)).status_code == 200
+
+    async def is_rejected() -> bool:
+        return (await secured_api.get("/api/notifications", headers=headers)).status_code == 401
+
+    await eventually(is_rejected, "the key is rejected", timeout=CACHE_SECONDS + 5)
+    expired = await secured_api.get("/api/notifications", headers=headers)
+    unknown = await secured_api.get("/api/notifications", headers={"Authorization": f"Bearer ntf_{'x' * 43}"})
+    # A stranger who guesses does not learn that the key was valid once.
+    assert expired.json() == unknown.json()
+    assert "expired" in expired.json()["detail"]
 
 
 async def test_unknown_keys_do_not_use_up_the_connection_pool(postgres: PostgresSettings, engine: AsyncEngine) -> None:

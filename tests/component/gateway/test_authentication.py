@@ -34,6 +34,9 @@ ROUTES = [
     ("GET", "/api/users/1/channels/email", {Scope.RECIPIENTS_READ}),
     ("PUT", "/api/users/1/channels/email", {Scope.RECIPIENTS_WRITE}),
     ("DELETE", "/api/users/1/channels/email", {Scope.RECIPIENTS_WRITE}),
+    ("POST", "/v1/keys", {Scope.ADMIN}),
+    ("GET", "/v1/keys", {Scope.ADMIN}),
+    ("DELETE", f"/v1/keys/{SOME_ID}", {Scope.ADMIN}),
 ]
 
 

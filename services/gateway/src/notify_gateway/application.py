@@ -17,6 +17,7 @@ from notify_database.engine import await_database
 from notify_database.errors import DatabaseUnavailable
 
 from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.api_keys.tenant_keys import TenantKeys
 from notify_gateway.console.overview import Overview
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
@@ -114,6 +115,7 @@ class Gateway:
             DeliveryRetries(writes, self._events.publish),
             RetryJobs(writes, self._reads),
             UserChannels(writes, self._reads),
+            TenantKeys(ApiKeyStore(writes), self._reads),
             self._history,
             self.event_hub,
             self._overview,

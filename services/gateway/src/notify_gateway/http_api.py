@@ -8,6 +8,7 @@ from fastapi_offline import FastAPIOffline
 from notify_common.version import VERSION
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from notify_gateway.api_keys import routes as api_keys
 from notify_gateway.application import Gateway
 from notify_gateway.asyncapi import asyncapi_document
 from notify_gateway.console import routes as console
@@ -70,7 +71,7 @@ def create_api(gateway: Gateway) -> FastAPI:
     provide(app, *gateway.services)
     problems.install(app, CancellationProblem)
     app.include_router(notifications.bypassed_router)
-    for subject in (notifications, deliveries, users, events, console):
+    for subject in (notifications, deliveries, users, events, api_keys, console):
         app.include_router(subject.router)
     app.include_router(documents_router)
     console.install_pages(app)

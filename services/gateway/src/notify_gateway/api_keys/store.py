@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from notify_common.runtime.clock import utc_now
 from notify_database.engine import execute
 from notify_database.errors import DataRejected
 from notify_database.models import ApiKey
-from sqlalchemy import Row, case, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -30,6 +31,7 @@ CACHED_KEYS = 10_000
 CONCURRENT_LOOK_UPS = 2  # requests with unknown keys must not use up the database connections
 BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
 PREFIX = "ntf_"  # lets secret scanners recognise a key
+TEST_PREFIX = "ntf_test_"  # lets people recognise a test key
 
 
 class ApiKeyStore:
@@ -41,7 +43,7 @@ class ApiKeyStore:
         self._looking_up = asyncio.Semaphore(CONCURRENT_LOOK_UPS)
 
     async def principal(self, token: str) -> Principal | None:
-        """Return the owner of `token`, or None if the token is unknown or revoked; may raise `DatabaseUnavailable`."""
+        """Return the owner of `token`, or None if the token is not valid; may raise `DatabaseUnavailable`."""
         hashed = _hash(token)
         if (cached := self._cache.get(hashed)) is not None:
             return cached
@@ -52,11 +54,20 @@ class ApiKeyStore:
                 self._cache[hashed] = principal
             return principal
 
-    async def create(self, tenant: str, name: str, scopes: frozenset[Scope]) -> tuple[UUID, str]:
+    async def create(
+        self,
+        tenant: str,
+        name: str,
+        scopes: frozenset[Scope],
+        *,
+        expires_at: datetime | None = None,
+        test: bool = False,
+    ) -> tuple[UUID, str]:
         """Create a key; return its id and the key itself, which cannot be read again."""
-        token = PREFIX + secrets.token_urlsafe(32)
+        token = (TEST_PREFIX if test else PREFIX) + secrets.token_urlsafe(32)
         key_id = new_id(utc_now())
-        await execute(self._engine, insert(ApiKey).values(_values(key_id, token, tenant, name, scopes)))
+        values = {**_values(key_id, token, tenant, name, scopes), "expires_at": expires_at, "test": test}
+        await execute(self._engine, insert(ApiKey).values(values))
         return key_id, token
 
     async def ensure_bootstrap_key(self, token: str) -> None:
@@ -88,18 +99,29 @@ class ApiKeyStore:
         """Return the `api_keys` rows, oldest first, including those of revoked keys."""
         return (await execute(self._engine, select(ApiKey).order_by(ApiKey.id))).all()
 
-    async def revoke(self, key_id: UUID) -> bool:
-        """Revoke a key; return False if it is unknown or already revoked."""
+    async def revoke(self, key_id: UUID, *, tenant: str | None = None) -> bool:
+        """Revoke a key, if it belongs to `tenant` or no tenant is given; return False if it is unknown or revoked."""
         statement = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=utc_now())
+        if tenant is not None:
+            statement = statement.where(ApiKey.tenant == tenant)
         return (await execute(self._engine, statement)).rowcount > 0
 
+    async def find_valid(self, key_id: str) -> Row[Any] | None:
+        """Return the `api_keys` row of a key, or None if the key is unknown, revoked or expired, without the cache."""
+        return (await execute(self._engine, select(ApiKey).where(ApiKey.id == UUID(key_id), _is_valid()))).one_or_none()
+
     async def _look_up(self, hashed: bytes) -> Principal | None:
-        statement = select(ApiKey).where(ApiKey.hash == hashed, ApiKey.revoked_at.is_(None))
+        statement = select(ApiKey).where(ApiKey.hash == hashed, _is_valid())
         key = (await execute(self._engine, statement)).one_or_none()
         if key is None or not hmac.compare_digest(key.hash, hashed):
             return None
         # A newer gateway may have stored scopes that this one does not know.
         return Principal(str(key.id), key.tenant, frozenset(scope for scope in Scope if scope in key.scopes), key.test)
+
+
+def _is_valid() -> ColumnElement[bool]:
+    not_expired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
+    return and_(ApiKey.revoked_at.is_(None), not_expired)
 
 
 def _hash(token: str) -> bytes:

@@ -60,7 +60,7 @@ class KeyStore(Protocol):
     """A store of API keys."""
 
     async def principal(self, token: str) -> Principal | None:
-        """Return the owner of `token`, or None if the token is unknown or revoked; may raise `DatabaseUnavailable`."""
+        """Return the owner of `token`, or None if the token is not valid; may raise `DatabaseUnavailable`."""
 
 
 class Authenticator:
@@ -96,8 +96,13 @@ class Authenticator:
             raise HTTPException(401, "An API key is required: Authorization: Bearer <key>.", CHALLENGE)
         principal = await self._keys.principal(token.strip())
         if principal is None:
-            raise HTTPException(401, "This API key is unknown or was revoked.", CHALLENGE)
+            raise invalid_key()
         return principal
+
+
+def invalid_key() -> HTTPException:
+    """Return the error for a key that is not valid. It does not say why, because the client may be a stranger."""
+    return HTTPException(401, "This API key is unknown, was revoked or has expired.", CHALLENGE)
 
 
 def require_scope(principal: Principal, scope: Scope, *alternatives: Scope) -> None:

@@ -1,0 +1,76 @@
+"""Manage the API keys of a tenant on behalf of one of its keys."""
+
+import logging
+from uuid import UUID
+
+from fastapi import HTTPException
+from notify_common.runtime.clock import utc_now
+from sqlalchemy import text
+
+from notify_gateway.api_keys.schemas import CreatedKey, KeyPage, KeyQuery, KeyRequest, KeyView
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.database import TenantReads
+from notify_gateway.errors import RequestRejected
+from notify_gateway.http.authentication import Principal, invalid_key, require_scope
+
+log = logging.getLogger(__name__)
+
+PAGE = text("""
+    SELECT id, name, scopes, test, created_at, expires_at, last_used_at, revoked_at FROM api_keys
+    WHERE tenant = :tenant AND (CAST(:cursor AS uuid) IS NULL OR id < CAST(:cursor AS uuid))
+    ORDER BY id DESC LIMIT :limit
+""")
+
+
+class TenantKeys:
+    """Creates, lists and revokes keys of one tenant."""
+
+    def __init__(self, store: ApiKeyStore, reads: TenantReads) -> None:
+        self._store = store
+        self._reads = reads
+
+    async def create(self, creator: Principal, request: KeyRequest) -> CreatedKey:
+        """Create a key that can do no more than `creator`, and for no longer; raise 403 if the request asks for more.
+
+        The creator is looked up again, because a key that was just revoked must not be able to replace itself in the
+        seconds in which gateways still accept it.
+        """
+        for scope in request.scopes:
+            require_scope(creator, scope)
+        if (rejection := request.rejection_at(utc_now())) is not None:
+            raise RequestRejected(rejection)
+        if creator.api_key_id is not None:
+            key = await self._store.find_valid(creator.api_key_id)
+            if key is None:
+                raise invalid_key()
+            if key.expires_at is not None and (request.expires_at is None or request.expires_at > key.expires_at):
+                latest = key.expires_at.isoformat()
+                raise HTTPException(403, f"expires_at: must not be later than {latest}, when this key expires")
+        scopes = frozenset(request.scopes)
+        key_id, token = await self._store.create(
+            creator.tenant, request.name, scopes, expires_at=request.expires_at, test=request.test
+        )
+        log.info("API key created", extra={"api_key_id": str(key_id), "by": creator.key})
+        return CreatedKey(
+            id=key_id,
+            token=token,
+            name=request.name,
+            scopes=sorted(scopes),
+            test=request.test,
+            expires_at=request.expires_at,
+        )
+
+    async def page(self, tenant: str, query: KeyQuery) -> KeyPage:
+        """Return a page of the tenant's keys, newest first, including revoked and expired keys."""
+        # One more key than fits on the page is requested, to find out whether there is a next page.
+        rows = await self._reads.execute(tenant, PAGE, cursor=query.cursor, limit=query.limit + 1)
+        keys = [KeyView.model_validate(row) for row in rows]
+        items, has_more = keys[: query.limit], len(keys) > query.limit
+        return KeyPage(items=items, next_cursor=items[-1].id if has_more else None, has_more=has_more)
+
+    async def revoke(self, revoker: Principal, key_id: UUID) -> bool:
+        """Revoke a key of the same tenant; return False if it is unknown or already revoked."""
+        revoked = await self._store.revoke(key_id, tenant=revoker.tenant)
+        if revoked:
+            log.info("API key revoked", extra={"api_key_id": str(key_id), "by": revoker.key})
+        return revoked
