@@ -70,7 +70,7 @@ class UserChannels:
         return UserChannelView.model_validate(stored.one())
 
     async def delete_recipient(self, tenant: str, user_id: int, channel: Channel) -> bool:
-        """Delete the user's recipient for the channel, but keep an opt-out; return False if there was no recipient."""
+        """Delete the user's recipient for the channel, but keep an opt-out; return False if nothing was deleted."""
         # An opt-out may be stored between the two statements, or while one waits for the row. Neither affects it.
         for statement in (DELETE, DELETE_RECIPIENT):
             deleted = await execute(self._engine, statement, tenant=tenant, user_id=user_id, channel=channel.value)
