@@ -185,6 +185,21 @@ class ApiKey(Base):
     """True if everything that is posted with this key is only simulated."""
 
 
+class ApiKeyBucket(Base):
+    """The token bucket of an API key, which limits its requests to all gateways together."""
+
+    __tablename__ = "api_key_buckets"
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+    key_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tokens: Mapped[float]
+    """Negative if several gateways have admitted more than the limit before they knew of each other."""
+    admitted: Mapped[int] = mapped_column(BigInteger)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    """All requests, including those that were rejected. A gateway's share of the bucket is its share of these."""
+    updated_at: Mapped[datetime]
+
+
 class RetryJob(Base):
     """An operator's bulk retry of failed deliveries: `last_id` was examined last, and `end_id` ends the range."""
 

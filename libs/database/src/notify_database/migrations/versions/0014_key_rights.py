@@ -1,4 +1,4 @@
-"""Give API keys an expiry, a time of last use and narrower scopes, and store which key posted a notification."""
+"""Give API keys an expiry, a time of last use, narrower scopes and shared rate limits; store which key posted what."""
 
 from alembic import op
 
@@ -29,4 +29,14 @@ def upgrade() -> None:
         ALTER TABLE notifications
             ADD COLUMN api_key_id uuid,
             ADD COLUMN test boolean NOT NULL DEFAULT false
+    """)
+    # The rows are worthless after a crash, because the buckets of all keys are soon full again.
+    op.execute("""
+        CREATE UNLOGGED TABLE api_key_buckets (
+            key_id uuid CONSTRAINT api_key_buckets_pkey PRIMARY KEY,
+            tokens double precision NOT NULL,
+            admitted bigint NOT NULL,
+            requests bigint NOT NULL,
+            updated_at timestamptz NOT NULL
+        )
     """)
