@@ -157,7 +157,9 @@ async def served_gateway(
             listener.bind(("127.0.0.1", 0))
             listener.listen()
             server = uvicorn.Server(
-                uvicorn.Config(create_app(gateway), http=LimitedHttpProtocol, lifespan="off", log_config=None)
+                uvicorn.Config(
+                    create_app(gateway), http=LimitedHttpProtocol, lifespan="off", log_config=None, proxy_headers=False
+                )
             )
             serving = asyncio.create_task(server.serve([listener]))
             try:

@@ -61,6 +61,8 @@ def test_error_probability_may_be_0_or_1(probability: str, monkeypatch: pytest.M
         (GatewaySettings, "BOOTSTRAP_API_KEY", "x" * 201),
         (GatewaySettings, "BOOTSTRAP_API_KEY", "a key of more than 43 characters, but with spaces"),
         (GatewaySettings, "BOOTSTRAP_API_KEY", "ä" * 43),
+        (GatewaySettings, "TRUSTED_PROXIES", "10.0.0.1/8"),
+        (GatewaySettings, "TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
         (GatewaySettings, "POSTGRES_SCHEMA", 'x"; DROP'),
         (StatusWriterSettings, "LOG_LEVEL", "loud"),
     ],

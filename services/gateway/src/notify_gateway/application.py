@@ -16,6 +16,7 @@ from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.engine import await_database
 from notify_database.errors import DatabaseUnavailable
 
+from notify_gateway.api_keys.look_up import ApiKeyLookUp
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.api_keys.tenant_keys import TenantKeys
 from notify_gateway.console.overview import Overview
@@ -31,6 +32,7 @@ from notify_gateway.events.history import EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.health import MetricsExposition, Readiness
 from notify_gateway.http.authentication import Authenticator
+from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from notify_gateway.maintenance import PartitionMaintenance, run_maintenance
 from notify_gateway.metrics import GatewayMetrics
@@ -40,7 +42,7 @@ from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.queries import NotificationQueries
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
-from notify_gateway.settings import Auth, GatewaySettings
+from notify_gateway.settings import Auth, GatewaySettings, networks
 from notify_gateway.users.channels import UserChannels
 
 log = logging.getLogger(__name__)
@@ -91,9 +93,8 @@ class Gateway:
         self._history = EventHistory(self._engines.control, self._reads)
         self.event_hub = EventHub(settings, ROLE, self._history)
         self.api_keys = ApiKeyStore(self._engines.control)
-        self.authenticator = Authenticator(
-            self.api_keys, RequestRateLimiter(settings.rate_limit), enabled=settings.auth is Auth.ON
-        )
+        self.key_look_up = ApiKeyLookUp(self.api_keys.principals)
+        self.authenticator = self._create_authenticator()
         self.notification_endpoint = NotificationEndpoint(self.authenticator, self.intake, tracing)
         self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
         self._overview = Overview(
@@ -101,6 +102,15 @@ class Gateway:
         )
         self._exposition = MetricsExposition(
             registry, self.metrics, OutboxStore(self._engines.control), self.relay, self._topology, self.event_hub
+        )
+
+    def _create_authenticator(self) -> Authenticator:
+        return Authenticator(
+            self.key_look_up,
+            RequestRateLimiter(self.settings.rate_limit),
+            ClientAddresses(networks(self.settings.trusted_proxies or "")),
+            self.metrics.count_authentication_failure,
+            enabled=self.settings.auth is Auth.ON,
         )
 
     @cached_property

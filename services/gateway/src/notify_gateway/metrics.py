@@ -1,6 +1,7 @@
 """The gateway's metrics."""
 
 import math
+from enum import StrEnum
 from functools import partial
 
 from notify_common.contracts.channels import Channel
@@ -9,6 +10,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PROBES = frozenset({"/livez", "/readyz"})
 REQUEST_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
+
+
+class AuthenticationFailure(StrEnum):
+    """A reason why a request was rejected with 401 or, if there were too many before it, with 429."""
+
+    MISSING = "missing"
+    MALFORMED = "malformed"
+    UNKNOWN = "unknown"
+    THROTTLED = "throttled"
 
 
 class GatewayMetrics:
@@ -46,7 +56,15 @@ class GatewayMetrics:
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self.clock_offset = gauge("notify_clock_offset_seconds", "How far this clock is ahead of PostgreSQL's.")
         self.clock_offset.set(math.nan)  # until the clocks have been compared, because 0 means that they agree
+        failures = Counter(
+            "notify_authentication_failures", "Requests without a valid API key.", ["reason"], registry=registry
+        )
+        self._authentication_failures = {reason: failures.labels(reason) for reason in AuthenticationFailure}
         self._children: dict[tuple[str, str, int], Histogram] = {}
+
+    def count_authentication_failure(self, reason: AuthenticationFailure) -> None:
+        """Count a request without a valid API key."""
+        self._authentication_failures[reason].inc()
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Observe a request, unless it was a health check or its client disconnected before the response."""

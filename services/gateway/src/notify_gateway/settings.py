@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
 from notify_common.contracts.channels import Channel
@@ -29,6 +30,19 @@ class Auth(StrEnum):
     OFF = "off"
 
 
+def networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """Parse a space-separated list of networks; raise `ValueError` if one is invalid."""
+    return [ip_network(network) for network in text.split()]
+
+
+def _networks(text: str) -> str:
+    try:
+        networks(text)
+    except ValueError:
+        raise ValueError("must be networks such as 10.1.0.0/16, separated by spaces") from None
+    return text
+
+
 class ProviderSettings(EnvironmentSettings):
     """The provider of each channel. The channel's sender reads the same setting."""
 
@@ -53,6 +67,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     auth: Auth = Auth.ON
     bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
     rate_limit: int = Field(0, ge=0)
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] | None = None
     retention_days: int = Field(0, ge=0, le=36500)
     repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)
     rabbitmq_management_url: HttpUrl | None = None

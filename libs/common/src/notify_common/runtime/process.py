@@ -91,7 +91,7 @@ def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # nothing depends on the client's address
+            proxy_headers=False,  # the gateway finds the client behind trusted proxies itself
             # Clients and proxies must close idle connections first, or we may close one just as it is reused.
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,

@@ -1,58 +1,63 @@
-"""API keys in PostgreSQL, with a short-lived cache.
+"""API keys in PostgreSQL.
 
 A key is shown once, when it is created. The database stores only its SHA-256 hash: a key has 256 random bits, so a
 plain hash cannot be reversed by guessing.
 """
 
-import asyncio
 import hashlib
-import hmac
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from cachetools import TTLCache
 from notify_common.contracts.ids import new_id, to_millisecond
 from notify_common.errors import StartupError
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import execute
 from notify_database.errors import DataRejected
 from notify_database.models import ApiKey
-from sqlalchemy import ColumnElement, Row, and_, case, func, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    LargeBinary,
+    Row,
+    and_,
+    any_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
 
-CACHE_SECONDS = 5.0  # a revoked key may still be accepted for this long
-CACHED_KEYS = 10_000
-CONCURRENT_LOOK_UPS = 2  # requests with unknown keys must not use up the database connections
 BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
 PREFIX = "ntf_"  # lets secret scanners recognise a key
 TEST_PREFIX = "ntf_test_"  # lets people recognise a test key
 
 
 class ApiKeyStore:
-    """Stores API keys in PostgreSQL; implements `KeyStore`."""
+    """Stores API keys in PostgreSQL."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._cache: TTLCache[bytes, Principal] = TTLCache(CACHED_KEYS, CACHE_SECONDS)
-        self._looking_up = asyncio.Semaphore(CONCURRENT_LOOK_UPS)
 
     async def principal(self, token: str) -> Principal | None:
         """Return the owner of `token`, or None if the token is not valid; may raise `DatabaseUnavailable`."""
-        hashed = _hash(token)
-        if (cached := self._cache.get(hashed)) is not None:
-            return cached
-        async with self._looking_up:
-            # Another request may have cached the key while this one waited.
-            principal = self._cache.get(hashed) or await self._look_up(hashed)
-            if principal is not None:
-                self._cache[hashed] = principal
-            return principal
+        hashed = key_hash(token)
+        return (await self.principals([hashed])).get(hashed)
+
+    async def principals(self, hashes: Sequence[bytes]) -> dict[bytes, Principal]:
+        """Return the owners of those of `hashes` that belong to valid keys; may raise `DatabaseUnavailable`."""
+        # An array keeps the text of the statement the same, so that PostgreSQL prepares it only once.
+        any_hash = any_(literal(list(hashes), ARRAY(LargeBinary)))
+        statement = select(ApiKey).where(ApiKey.hash == any_hash, _is_valid())
+        return {bytes(key.hash): _principal(key) for key in await execute(self._engine, statement)}
 
     async def create(
         self,
@@ -110,24 +115,22 @@ class ApiKeyStore:
         """Return the `api_keys` row of a key, or None if the key is unknown, revoked or expired, without the cache."""
         return (await execute(self._engine, select(ApiKey).where(ApiKey.id == UUID(key_id), _is_valid()))).one_or_none()
 
-    async def _look_up(self, hashed: bytes) -> Principal | None:
-        statement = select(ApiKey).where(ApiKey.hash == hashed, _is_valid())
-        key = (await execute(self._engine, statement)).one_or_none()
-        if key is None or not hmac.compare_digest(key.hash, hashed):
-            return None
-        # A newer gateway may have stored scopes that this one does not know.
-        return Principal(str(key.id), key.tenant, frozenset(scope for scope in Scope if scope in key.scopes), key.test)
-
 
 def _is_valid() -> ColumnElement[bool]:
     not_expired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
     return and_(ApiKey.revoked_at.is_(None), not_expired)
 
 
-def _hash(token: str) -> bytes:
+def key_hash(token: str) -> bytes:
+    """Return the hash under which a key is stored."""
     return hashlib.sha256(token.encode()).digest()
 
 
+def _principal(key: Row[Any]) -> Principal:
+    # A newer gateway may have stored scopes that this one does not know.
+    return Principal(str(key.id), key.tenant, frozenset(scope for scope in Scope if scope in key.scopes), key.test)
+
+
 def _values(key_id: UUID, token: str, tenant: str, name: str, scopes: frozenset[Scope]) -> dict[str, object]:
-    now, hashed = to_millisecond(utc_now()), _hash(token)
+    now, hashed = to_millisecond(utc_now()), key_hash(token)
     return {"id": key_id, "tenant": tenant, "name": name, "hash": hashed, "scopes": sorted(scopes), "created_at": now}

@@ -1,23 +1,31 @@
 """Authenticate requests: an API key identifies a principal, whose scopes say what the principal may do."""
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, NoReturn, Protocol, cast
 
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from notify_common.errors import Overloaded
 from notify_database.errors import DatabaseUnavailable
+from starlette.types import Scope as AsgiScope
 from typing_extensions import override
 
+from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.dependencies import provided
+from notify_gateway.http.failure_limit import FailureLimiter
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from notify_gateway.http.strict_json import parse_json
+from notify_gateway.metrics import AuthenticationFailure
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}  # RFC 6750, section 3
 DEFAULT_TENANT = "default"
+
+KEY = re.compile("[A-Za-z0-9_-]{43,200}")  # all keys, including bootstrap keys: at least 32 bytes as base64url
 
 bearer = HTTPBearer(auto_error=False, description="An API key, created with `notify-gateway keys create`.")
 
@@ -59,21 +67,63 @@ ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))
 class KeyStore(Protocol):
     """A store of API keys."""
 
-    async def principal(self, token: str) -> Principal | None:
-        """Return the owner of `token`, or None if the token is not valid; may raise `DatabaseUnavailable`."""
+    def cached(self, token: str) -> Principal | None:
+        """Return the owner of `token` if it was looked up a moment ago."""
+
+    def is_new(self, token: str) -> bool:
+        """Return True unless `token` was valid at its last look-up, however long ago, or is being looked up now."""
+
+    async def look_up(self, token: str) -> Principal | None:
+        """Return the owner of `token`, or None if the token is unknown or no longer valid.
+
+        May raise `DatabaseUnavailable` or `Overloaded`.
+        """
+
+
+DETAILS = {
+    AuthenticationFailure.MISSING: "An API key is required: Authorization: Bearer <key>.",
+    AuthenticationFailure.MALFORMED: "This is not an API key: keys have 43 to 200 letters, digits, `-` and `_`.",
+    # It does not say which, because the client may be a stranger.
+    AuthenticationFailure.UNKNOWN: "This API key is unknown, was revoked or has expired.",
+}
 
 
 class Authenticator:
-    """Identifies the principal of a request, which is always `ANONYMOUS` if authentication is not `enabled`."""
+    """Identifies the principal of a request, which is always `ANONYMOUS` if authentication is not `enabled`.
 
-    def __init__(self, keys: KeyStore, rate_limiter: RequestRateLimiter, *, enabled: bool) -> None:
+    `count_failure` is called with the reason of each failed authentication.
+    """
+
+    def __init__(
+        self,
+        keys: KeyStore,
+        rate_limiter: RequestRateLimiter,
+        addresses: ClientAddresses,
+        count_failure: Callable[[AuthenticationFailure], None] = lambda _: None,
+        *,
+        enabled: bool,
+    ) -> None:
         self._keys = keys
         self._rate_limiter = rate_limiter
+        self._addresses = addresses
+        self._failures = FailureLimiter()
+        self._count_failure = count_failure
         self._enabled = enabled
 
-    async def authenticate(self, authorization: str | None) -> tuple[Principal, dict[str, str]]:
-        """Return the principal and the rate-limit headers for the response; may raise 401 or 429."""
-        principal = await self._principal(authorization)
+    async def authenticate(self, scope: AsgiScope, authorization: str | None) -> tuple[Principal, dict[str, str]]:
+        """Return the principal and the rate-limit headers for the response; may raise 401 or 429.
+
+        Without authentication there are no keys, and therefore no limits per key.
+        """
+        if not self._enabled:
+            return ANONYMOUS, {}
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            self._fail(AuthenticationFailure.MISSING)
+        token = token.strip()
+        principal = self._keys.cached(token)
+        if principal is None:
+            principal = await self._look_up(token, scope)
         headers = self._rate_limiter.count(principal.key, time.monotonic())
         if "Retry-After" in headers:
             raise HTTPException(429, "Too many requests were made with this key.", headers)
@@ -81,28 +131,48 @@ class Authenticator:
 
     async def is_still(self, principal: Principal, authorization: str | None) -> bool:
         """Return whether the key still belongs to `principal`; assume that it does while PostgreSQL is unavailable."""
+        if not self._enabled:
+            return True
+        token = (authorization or "").partition(" ")[2].strip()
         try:
-            return await self._principal(authorization) == principal
-        except HTTPException:
-            return False
-        except DatabaseUnavailable:
+            return (self._keys.cached(token) or await self._keys.look_up(token)) == principal
+        except (DatabaseUnavailable, Overloaded):
             return True
 
-    async def _principal(self, authorization: str | None) -> Principal:
-        if not self._enabled:
-            return ANONYMOUS
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise HTTPException(401, "An API key is required: Authorization: Bearer <key>.", CHALLENGE)
-        principal = await self._keys.principal(token.strip())
-        if principal is None:
-            raise invalid_key()
+    async def _look_up(self, token: str, scope: AsgiScope) -> Principal:
+        """Return the owner of a key that is not cached; raise 401 or 429 if it has none."""
+        if KEY.fullmatch(token) is None:
+            self._fail(AuthenticationFailure.MALFORMED)
+        if self._keys.is_new(token):
+            principal = await self._look_up_new(token, self._addresses.group(scope))
+        else:
+            # The failures of others must not affect a valid key: behind a proxy or NAT, all have the same address.
+            principal = await self._keys.look_up(token)
+        return self._fail(AuthenticationFailure.UNKNOWN) if principal is None else principal
+
+    async def _look_up_new(self, token: str, address: str) -> Principal | None:
+        if wait := self._failures.attempt(address, time.monotonic()):
+            self._count_failure(AuthenticationFailure.THROTTLED)
+            detail = "Too many requests with unknown API keys came from this address."
+            raise HTTPException(429, detail, {"Retry-After": str(wait)})
+        failed = False
+        try:
+            principal = await self._keys.look_up(token)
+            failed = principal is None
+        finally:
+            # If the look-up itself has failed, the key may be valid.
+            if not failed:
+                self._failures.succeeded(address)
         return principal
+
+    def _fail(self, failure: AuthenticationFailure) -> NoReturn:
+        self._count_failure(failure)
+        raise HTTPException(401, DETAILS[failure], CHALLENGE)
 
 
 def invalid_key() -> HTTPException:
-    """Return the error for a key that is not valid. It does not say why, because the client may be a stranger."""
-    return HTTPException(401, "This API key is unknown, was revoked or has expired.", CHALLENGE)
+    """Return the error for a key that is not valid."""
+    return HTTPException(401, DETAILS[AuthenticationFailure.UNKNOWN], CHALLENGE)
 
 
 def require_scope(principal: Principal, scope: Scope, *alternatives: Scope) -> None:
@@ -132,7 +202,8 @@ class AuthenticatedRoute(APIRoute):
 
         async def authenticate_and_handle(request: Request) -> Response:
             authenticator = await get_authenticator(request)
-            request.state.authenticated = await authenticator.authenticate(request.headers.get("Authorization"))
+            authorization = request.headers.get("Authorization")
+            request.state.authenticated = await authenticator.authenticate(request.scope, authorization)
             return await handle(StrictRequest(request.scope, request.receive))
 
         return authenticate_and_handle

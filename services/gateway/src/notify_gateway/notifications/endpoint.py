@@ -47,7 +47,7 @@ class NotificationEndpoint:
         parent = read_traceparent(_text(request_headers.get(b"traceparent")))
         with self._tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES) as span:
             try:
-                response_headers, body = await self._accept(request_headers, receive, span)
+                response_headers, body = await self._accept(scope, request_headers, receive, span)
             except ClientDisconnected:
                 span.fail("client disconnected")
                 return
@@ -65,11 +65,12 @@ class NotificationEndpoint:
         await send({"type": "http.response.body", "body": body})
 
     async def _accept(
-        self, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
+        self, scope: AsgiScope, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
     ) -> tuple[Mapping[str, str], bytes]:
         """Store the notification durably; return the headers and the body of the 201 response."""
         # Authenticate before reading the body, so that a client without a key cannot make us read it.
-        principal, headers = await self._authenticator.authenticate(_text(request_headers.get(b"authorization")))
+        authorization = _text(request_headers.get(b"authorization"))
+        principal, headers = await self._authenticator.authenticate(scope, authorization)
         require_scope(principal, Scope.SEND)
         body = await _read_body(receive)
         request, size = _parse(body, _text(request_headers.get(b"content-type")) or ""), len(body)

@@ -1,0 +1,197 @@
+"""Looking up API keys: how many statements this takes, and what happens while unknown keys flood the gateway."""
+
+import asyncio
+import secrets
+from collections import Counter
+
+import pytest
+from fastapi import HTTPException
+from notify_database.engine import PostgresSettings
+from notify_database.errors import DatabaseUnavailable
+from notify_gateway.api_keys.look_up import CACHE_SECONDS, CACHED_KEYS, REJECTED_SECONDS, ApiKeyLookUp
+from notify_gateway.api_keys.store import PREFIX, ApiKeyStore
+from notify_gateway.http.authentication import Authenticator, Scope
+from notify_gateway.http.client_address import ClientAddresses
+from notify_gateway.http.failure_limit import BURST
+from notify_gateway.http.rate_limit import RequestRateLimiter
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.database import waiting_for_locks
+from support.gateway import bearer
+from support.services import NOWHERE, running_gateway
+
+LOCK = text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
+READ = frozenset({Scope.READ})
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def unknown_token() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def authorization(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def queries_of_keys(engine: AsyncEngine) -> list[str]:
+    """Return a list to which each later query of the API keys is added."""
+    queries: list[str] = []
+
+    def record(_: object, __: object, statement: str, *___: object) -> None:
+        if "FROM api_keys" in statement:
+            queries.append(statement)
+
+    event.listen(engine.sync_engine, "before_cursor_execute", record)
+    return queries
+
+
+async def test_flood_of_unknown_keys_does_not_delay_the_refresh_of_a_known_key(engine: AsyncEngine) -> None:
+    keys, clock = ApiKeyStore(engine), Clock()
+    look_up = ApiKeyLookUp(keys.principals, clock)
+    _, token = await keys.create("default", "", READ)
+    assert await look_up.look_up(token) is not None
+    clock.now += CACHE_SECONDS
+    assert look_up.cached(token) is None
+    async with engine.begin() as lock:
+        await lock.execute(LOCK)
+        unknown = [asyncio.create_task(look_up.look_up(unknown_token())) for _ in range(900)]
+        while not await waiting_for_locks(engine):
+            pass
+        known = asyncio.create_task(look_up.look_up(token))
+        while await waiting_for_locks(engine) < 2:  # one statement each for the unknown and the known keys
+            pass
+    assert await known is not None
+    assert not all(task.done() for task in unknown)
+    assert set(await asyncio.gather(*unknown)) == {None}
+
+
+async def test_flood_of_unknown_keys_does_not_evict_valid_ones(engine: AsyncEngine) -> None:
+    keys, clock = ApiKeyStore(engine), Clock()
+    look_up = ApiKeyLookUp(keys.principals, clock)
+    _, token = await keys.create("default", "", READ)
+    assert await look_up.look_up(token) is not None
+    for _ in range(CACHED_KEYS // 500 + 1):
+        await asyncio.gather(*(look_up.look_up(unknown_token()) for _ in range(500)))
+    assert look_up.cached(token) is not None
+
+
+async def test_concurrent_requests_with_the_same_key_share_one_look_up(engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    _, token = await keys.create("default", "", READ)
+    look_up, queries = ApiKeyLookUp(keys.principals), queries_of_keys(engine)
+    owners = await asyncio.gather(*(look_up.look_up(token) for _ in range(2_000)))
+    assert len(set(owners)) == 1
+    assert owners[0] is not None
+    assert len(queries) == 1
+
+
+async def test_request_that_is_cancelled_does_not_cancel_the_look_up_for_others(engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    _, token = await keys.create("default", "", READ)
+    look_up = ApiKeyLookUp(keys.principals)
+    first, second = (asyncio.create_task(look_up.look_up(token)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second is not None
+
+
+async def test_rejected_key_is_not_looked_up_again_at_once_but_works_soon_after_its_creation(
+    engine: AsyncEngine,
+) -> None:
+    keys, clock, token = ApiKeyStore(engine), Clock(), "a" * 43
+    look_up, queries = ApiKeyLookUp(keys.principals, clock), queries_of_keys(engine)
+    assert [await look_up.look_up(token) for _ in range(3)] == [None] * 3
+    assert len(queries) == 1
+    await keys.ensure_bootstrap_key(token)
+    clock.now += REJECTED_SECONDS
+    assert await look_up.look_up(token) is not None
+    assert REJECTED_SECONDS <= 5
+
+
+async def test_revoked_key_is_rejected_after_the_cache_expires_and_then_counts_as_new(engine: AsyncEngine) -> None:
+    keys, clock = ApiKeyStore(engine), Clock()
+    look_up = ApiKeyLookUp(keys.principals, clock)
+    key_id, token = await keys.create("default", "", READ)
+    assert await look_up.look_up(token) is not None
+    await keys.revoke(key_id)
+    clock.now += CACHE_SECONDS
+    assert not look_up.is_new(token)
+    assert look_up.cached(token) is None
+    assert await look_up.look_up(token) is None
+    assert look_up.is_new(token)
+    assert CACHE_SECONDS <= 5  # the documentation promises that a revoked key stops working within 5 s
+
+
+async def test_failed_look_up_is_not_remembered(engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    _, token = await keys.create("default", "", READ)
+    look_up = ApiKeyLookUp(keys.principals)
+    async with engine.begin() as rename:
+        await rename.execute(text("ALTER TABLE api_keys RENAME TO hidden"))
+    with pytest.raises(DatabaseUnavailable):
+        await look_up.look_up(token)
+    async with engine.begin() as rename:
+        await rename.execute(text("ALTER TABLE hidden RENAME TO api_keys"))
+    assert await look_up.look_up(token) is not None
+
+
+async def test_malformed_key_gets_401_without_a_look_up(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api, engine.begin() as lock:
+        await lock.execute(LOCK)
+        for token in ("", "ntf_short", "a" * 42, "a" * 201, "a" * 43 + "!", "a" * 43 + " b", "é" * 50):
+            headers = {"Authorization": f"Bearer {token}".encode("latin-1")}
+            response = await api.get("/api/notifications", headers=headers)  # type: ignore[arg-type]  # bytes are allowed
+            assert response.status_code == 401, token
+
+
+async def test_too_many_unknown_keys_from_one_address_get_429_before_any_look_up(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
+        known = await bearer(engine, Scope.READ)
+        assert (await api.get("/api/notifications", headers=known)).status_code == 200
+        async with engine.begin() as lock:
+            await lock.execute(LOCK)  # look-ups wait
+            guesses = [
+                asyncio.create_task(api.get("/api/notifications", headers=authorization(unknown_token())))
+                for _ in range(3 * BURST)
+            ]
+            ended = asyncio.as_completed(guesses)
+            rejected = [await next(ended) for _ in range(BURST)]
+        assert {(response.status_code, response.headers["Retry-After"]) for response in rejected} == {(429, "1")}
+        statuses = Counter(response.status_code for response in await asyncio.gather(*guesses))
+        assert statuses[401] >= BURST
+        assert set(statuses) == {401, 429}
+        # The client with a valid key has the same address.
+        assert (await api.get("/api/notifications", headers=known)).status_code == 200
+
+
+async def test_first_requests_with_a_valid_key_are_not_taken_for_guesses(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
+        known = await bearer(engine, Scope.READ)
+        requests = (api.get("/api/links", headers=known) for _ in range(5 * BURST))
+        assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
+
+
+async def test_failures_are_counted_by_reason(engine: AsyncEngine) -> None:
+    failures: Counter[str] = Counter()
+    look_up = ApiKeyLookUp(ApiKeyStore(engine).principals)
+    authenticator = Authenticator(
+        look_up, RequestRateLimiter(0), ClientAddresses([]), lambda reason: failures.update([reason]), enabled=True
+    )
+    scope = {"type": "http", "client": ("192.0.2.1", 1), "headers": []}
+    for header in (None, "Basic bm90OmE=", "Bearer short", *(f"Bearer {unknown_token()}" for _ in range(BURST + 1))):
+        with pytest.raises(HTTPException):
+            await authenticator.authenticate(scope, header)
+    assert failures == {"missing": 2, "malformed": 1, "unknown": BURST, "throttled": 1}
