@@ -10,6 +10,7 @@ from notify_database.engine import PostgresSettings
 from notify_database.errors import DatabaseUnavailable
 from notify_gateway.api_keys.look_up import CACHE_SECONDS, CACHED_KEYS, REJECTED_SECONDS, ApiKeyLookUp
 from notify_gateway.api_keys.store import PREFIX, ApiKeyStore
+from notify_gateway.api_keys.usage import ApiKeyUsage, SharedRateLimits
 from notify_gateway.http.authentication import Authenticator, Scope
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.failure_limit import BURST
@@ -18,7 +19,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import waiting_for_locks
 from support.gateway import bearer
-from support.services import NOWHERE, running_gateway
+from support.services import NOWHERE, eventually, running_gateway, working_gateway
 
 LOCK = text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
 READ = frozenset({Scope.READ})
@@ -182,6 +183,32 @@ async def test_first_requests_with_a_valid_key_are_not_taken_for_guesses(
         known = await bearer(engine, Scope.READ)
         requests = (api.get("/api/links", headers=known) for _ in range(5 * BURST))
         assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
+
+
+async def test_gateway_that_starts_during_an_attack_accepts_valid_keys_from_the_same_address(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    headers = await bearer(engine, Scope.READ)
+    token = headers["Authorization"].removeprefix("Bearer ")
+    async with working_gateway(NOWHERE, postgres, auth="on") as gateway:
+        look_up = gateway.key_look_up
+
+        async def knows_the_key() -> bool:
+            return not look_up.is_new(token)
+
+        await eventually(knows_the_key, "the gateway has read which keys are valid")
+        assert look_up.cached(token) is None  # it may have been revoked since then, so that it is looked up, too
+
+
+async def test_time_of_last_use_is_stored_without_a_write_per_request(engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    look_up = ApiKeyLookUp(keys.principals)
+    _, token = await keys.create("default", "used", READ)
+    await keys.create("default", "unused", READ)
+    for _ in range(3):
+        await look_up.look_up(token)
+    await ApiKeyUsage(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up).upkeep()
+    assert {key.name: key.last_used_at is not None for key in await keys.list()} == {"used": True, "unused": False}
 
 
 async def test_failures_are_counted_by_reason(engine: AsyncEngine) -> None:

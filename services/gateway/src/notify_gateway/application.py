@@ -19,6 +19,7 @@ from notify_database.errors import DatabaseUnavailable
 from notify_gateway.api_keys.look_up import ApiKeyLookUp
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.api_keys.tenant_keys import TenantKeys
+from notify_gateway.api_keys.usage import ApiKeyUsage, SharedRateLimits
 from notify_gateway.console.overview import Overview
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
@@ -94,6 +95,7 @@ class Gateway:
         self.event_hub = EventHub(settings, ROLE, self._history)
         self.api_keys = ApiKeyStore(self._engines.control)
         self.key_look_up = ApiKeyLookUp(self.api_keys.principals)
+        self._rate_limiter = RequestRateLimiter(settings.rate_limit)
         self.authenticator = self._create_authenticator()
         self.notification_endpoint = NotificationEndpoint(self.authenticator, self.intake, tracing)
         self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
@@ -107,7 +109,7 @@ class Gateway:
     def _create_authenticator(self) -> Authenticator:
         return Authenticator(
             self.key_look_up,
-            RequestRateLimiter(self.settings.rate_limit),
+            self._rate_limiter,
             ClientAddresses(networks(self.settings.trusted_proxies or "")),
             self.metrics.count_authentication_failure,
             enabled=self.settings.auth is Auth.ON,
@@ -145,6 +147,8 @@ class Gateway:
             relaying = asyncio.create_task(self._relay(stop))
             maintaining = asyncio.create_task(self._maintain(stop))
             background = [relaying, maintaining, asyncio.create_task(self._topology.watch())]
+            if self.settings.auth is Auth.ON:
+                background.append(asyncio.create_task(self._report_key_usage(stopping)))
             try:
                 await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set():
@@ -172,6 +176,12 @@ class Gateway:
         await await_database(self._engines.control)
         await self._topology.declare()
         await self.relay.run(stop)
+
+    async def _report_key_usage(self, stopping: "asyncio.Task[bool]") -> None:
+        engine = self._engines.maintenance
+        await await_database(engine)
+        shared = SharedRateLimits(engine, self._rate_limiter)
+        await ApiKeyUsage(shared, ApiKeyStore(engine), self.key_look_up).run(stopping)
 
     async def _maintain(self, stop: asyncio.Event) -> None:
         await await_database(self._engines.control)

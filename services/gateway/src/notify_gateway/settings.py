@@ -66,7 +66,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     postgres_pool_size: int = Field(10, ge=5, le=200)
     auth: Auth = Auth.ON
     bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
-    rate_limit: int = Field(0, ge=0)
+    rate_limit: int = Field(1000, ge=0)
     trusted_proxies: Annotated[str, AfterValidator(_networks)] | None = None
     retention_days: int = Field(0, ge=0, le=36500)
     repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)

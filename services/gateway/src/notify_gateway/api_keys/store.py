@@ -6,7 +6,7 @@ plain hash cannot be reversed by guessing.
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -22,6 +22,7 @@ from sqlalchemy import (
     ColumnElement,
     LargeBinary,
     Row,
+    Uuid,
     and_,
     any_,
     case,
@@ -58,6 +59,18 @@ class ApiKeyStore:
         any_hash = any_(literal(list(hashes), ARRAY(LargeBinary)))
         statement = select(ApiKey).where(ApiKey.hash == any_hash, _is_valid())
         return {bytes(key.hash): _principal(key) for key in await execute(self._engine, statement)}
+
+    async def valid(self, limit: int) -> dict[bytes, Principal]:
+        """Return the owners of up to `limit` valid keys, those that were used last; may raise `DatabaseUnavailable`."""
+        last_used = ApiKey.last_used_at.desc().nulls_last()
+        statement = select(ApiKey).where(_is_valid()).order_by(last_used).limit(limit)
+        return {bytes(key.hash): _principal(key) for key in await execute(self._engine, statement)}
+
+    async def touch(self, key_ids: Iterable[str]) -> None:
+        """Store that these keys have just been used; may raise `DatabaseUnavailable`."""
+        if ids := [UUID(key_id) for key_id in key_ids]:
+            any_id = any_(literal(ids, ARRAY(Uuid)))
+            await execute(self._engine, update(ApiKey).where(ApiKey.id == any_id).values(last_used_at=utc_now()))
 
     async def create(
         self,

@@ -1,0 +1,120 @@
+"""Share the rate limits of API keys between all gateways, and record when each key was last used."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID
+
+from notify_common.runtime.outage import Outage
+from notify_database.engine import autocommitting, execute
+from notify_database.errors import DatabaseUnavailable, DataRejected
+from sqlalchemy import Double, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from notify_gateway.api_keys.look_up import CACHED_KEYS, ApiKeyLookUp
+from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.http.rate_limit import RequestRateLimiter, SharedBucket
+
+log = logging.getLogger(__name__)
+
+REPORT_INTERVAL = 1.0  # seconds
+UPKEEP_INTERVAL = 60.0  # seconds
+BUCKET_LIFETIME = timedelta(minutes=10)  # a bucket that nobody takes from is full long before
+
+# The rows are locked in the order of their keys, so that gateways that report at the same time do not deadlock. The
+# clock is read after the row has been locked: now() could be earlier than the report that was waited for.
+REPORT = text("""
+    INSERT INTO api_key_buckets AS bucket (key_id, tokens, admitted, requests, updated_at)
+    SELECT key_id, LEAST(:size, :size + :per_second * :interval - admitted), admitted, requests, clock_timestamp()
+    FROM unnest(CAST(:keys AS uuid[]), CAST(:admitted AS bigint[]), CAST(:requests AS bigint[]))
+        AS used (key_id, admitted, requests)
+    ORDER BY key_id
+    ON CONFLICT (key_id) DO UPDATE SET
+        tokens = LEAST(
+            :size,
+            bucket.tokens - excluded.admitted
+                + :per_second * GREATEST(0, CAST(extract(epoch FROM clock_timestamp() - bucket.updated_at) AS float8))
+        ),
+        admitted = bucket.admitted + excluded.admitted,
+        requests = bucket.requests + excluded.requests,
+        updated_at = clock_timestamp()
+    RETURNING key_id, tokens, requests
+""").bindparams(*(bindparam(name, type_=Double()) for name in ("size", "per_second", "interval")))
+DELETE_UNUSED = text("DELETE FROM api_key_buckets WHERE updated_at < now() - CAST(:lifetime AS interval)")
+
+
+class SharedRateLimits:
+    """The buckets in PostgreSQL from which the rate limiters of all gateways take."""
+
+    def __init__(
+        self, engine: AsyncEngine, rate_limiter: RequestRateLimiter, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = autocommitting(engine)
+        self._rate_limiter = rate_limiter
+        self._clock = clock
+
+    async def report(self) -> None:
+        """Report what this gateway has admitted since the last report, and update its shares.
+
+        If that fails, the gateway counts on its own, and `DatabaseUnavailable` or `DataRejected` is raised.
+        """
+        usage, limiter, now = self._rate_limiter.usage(), self._rate_limiter, self._clock()
+        if not usage:
+            return
+        keys, admitted, requests = zip(*usage, strict=True)
+        try:
+            rows = await execute(
+                self._engine,
+                REPORT,
+                size=limiter.size,
+                per_second=limiter.per_second,
+                interval=REPORT_INTERVAL,
+                keys=[UUID(key) for key in keys],
+                admitted=admitted,
+                requests=requests,
+            )
+        except (DatabaseUnavailable, DataRejected):
+            limiter.count_alone()
+            raise
+        limiter.reported(usage, [SharedBucket(str(row.key_id), row.tokens, row.requests) for row in rows], now)
+
+    async def delete_unused(self) -> None:
+        """Delete the buckets of keys that are no longer used; may raise `DatabaseUnavailable`."""
+        await execute(self._engine, DELETE_UNUSED, lifetime=BUCKET_LIFETIME)
+
+
+class ApiKeyUsage:
+    """The background task that shares the rate limits, and keeps the look-up and the times of last use up to date."""
+
+    def __init__(self, shared: SharedRateLimits, keys: ApiKeyStore, look_up: ApiKeyLookUp) -> None:
+        self._shared = shared
+        self._keys = keys
+        self._look_up = look_up
+
+    async def run(self, stopping: "asyncio.Task[bool]") -> None:
+        """Work until `stopping` is done; wait out outages of PostgreSQL."""
+        outage = Outage(log, "the use of API keys is not reported")
+        next_upkeep = time.monotonic()
+        while not stopping.done():
+            try:
+                await self._shared.report()
+                if time.monotonic() >= next_upkeep:
+                    await self.upkeep()
+                    next_upkeep = time.monotonic() + UPKEEP_INTERVAL
+            except (DatabaseUnavailable, DataRejected) as error:
+                outage.failed(error)
+            else:
+                outage.ended()
+            await asyncio.wait({stopping}, timeout=REPORT_INTERVAL)
+
+    async def upkeep(self) -> None:
+        """Store which keys were used in the last minute, and read which keys are valid.
+
+        A gateway that has just started therefore knows the valid keys, and does not count them as failures of an
+        address from which an attacker tries others.
+        """
+        await self._keys.touch(self._look_up.used(UPKEEP_INTERVAL))
+        self._look_up.remember(await self._keys.valid(CACHED_KEYS))
+        await self._shared.delete_unused()
