@@ -58,7 +58,7 @@ async def test_gateways_that_report_the_same_keys_at_the_same_time_do_not_deadlo
 async def test_slow_key_costs_no_statement(engine: AsyncEngine) -> None:
     limiter = RequestRateLimiter(1000)
     limiter.count(str(uuid4()), 0.0)
-    assert limiter.usage() == []
+    assert limiter.usage(1.0) == []
     await SharedRateLimits(engine, limiter).report()
     assert await rows(engine, "SELECT * FROM api_key_buckets") == []
 

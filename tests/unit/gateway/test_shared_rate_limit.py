@@ -19,8 +19,8 @@ class Bucket:
         self.tokens, self.requests, self.updated_at = self.size, 0, 0.0
 
     def report(self, limiter: RequestRateLimiter, now: float) -> None:
-        if usage := limiter.usage():
-            [(_, admitted, requests)] = usage
+        if usage := limiter.usage(now):
+            [(_, _, admitted, requests)] = usage
             self.tokens = min(self.size, self.tokens - admitted + self.per_second * (now - self.updated_at))
             self.requests += requests
             self.updated_at = now
@@ -87,7 +87,7 @@ def test_retry_after_says_when_the_next_request_is_admitted() -> None:
     limiter = RequestRateLimiter(10)
     for _ in range(20):
         limiter.count(KEY, 0.0)
-    usage = limiter.usage()
+    usage = limiter.usage(0.0)
     limiter.reported(usage, [SharedBucket(KEY, -25.0, 100)], 0.0)
     headers = limiter.count(KEY, 0.0)
     assert (headers["RateLimit"], headers["Retry-After"]) == ('"key";r=0;t=3', "3")

@@ -27,9 +27,10 @@ BUCKET_LIFETIME = timedelta(minutes=10)  # a bucket that nobody takes from is fu
 # clock is read after the row has been locked: now() could be earlier than the report that was waited for.
 REPORT = text("""
     INSERT INTO api_key_buckets AS bucket (key_id, tokens, admitted, requests, updated_at)
-    SELECT key_id, LEAST(:size, :size + :per_second * :interval - admitted), admitted, requests, clock_timestamp()
-    FROM unnest(CAST(:keys AS uuid[]), CAST(:admitted AS bigint[]), CAST(:requests AS bigint[]))
-        AS used (key_id, admitted, requests)
+    SELECT key_id, LEAST(:size, :size + :per_second * seconds - admitted), admitted, requests, clock_timestamp()
+    FROM unnest(
+        CAST(:keys AS uuid[]), CAST(:seconds AS float8[]), CAST(:admitted AS bigint[]), CAST(:requests AS bigint[])
+    ) AS used (key_id, seconds, admitted, requests)
     ORDER BY key_id
     ON CONFLICT (key_id) DO UPDATE SET
         tokens = LEAST(
@@ -41,7 +42,7 @@ REPORT = text("""
         requests = bucket.requests + excluded.requests,
         updated_at = clock_timestamp()
     RETURNING key_id, tokens, requests
-""").bindparams(*(bindparam(name, type_=Double()) for name in ("size", "per_second", "interval")))
+""").bindparams(*(bindparam(name, type_=Double()) for name in ("size", "per_second")))
 DELETE_UNUSED = text("DELETE FROM api_key_buckets WHERE updated_at < now() - CAST(:lifetime AS interval)")
 
 
@@ -60,18 +61,19 @@ class SharedRateLimits:
 
         If that fails, the gateway counts on its own, and `DatabaseUnavailable` or `DataRejected` is raised.
         """
-        usage, limiter, now = self._rate_limiter.usage(), self._rate_limiter, self._clock()
+        limiter, now = self._rate_limiter, self._clock()
+        usage = limiter.usage(now)
         if not usage:
             return
-        keys, admitted, requests = zip(*usage, strict=True)
+        keys, seconds, admitted, requests = zip(*usage, strict=True)
         try:
             rows = await execute(
                 self._engine,
                 REPORT,
                 size=limiter.size,
                 per_second=limiter.per_second,
-                interval=REPORT_INTERVAL,
                 keys=[UUID(key) for key in keys],
+                seconds=seconds,
                 admitted=admitted,
                 requests=requests,
             )

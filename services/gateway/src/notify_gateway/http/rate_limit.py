@@ -22,6 +22,7 @@ class _Bucket:
 
     tokens: float
     filled_at: float
+    reported_at: float
     share: float = 1.0
     admitted: int = 0
     requests: int = 0
@@ -33,6 +34,8 @@ class Usage(NamedTuple):
     """What one gateway has counted for a key since its last report."""
 
     key: str
+    seconds: float
+    """The time since that report, or since the first request."""
     admitted: int
     requests: int
     """All requests, including those that were rejected."""
@@ -83,11 +86,11 @@ class RequestRateLimiter:
         bucket.admitted += 1
         return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={int(bucket.tokens)};t=1'}
 
-    def usage(self) -> list[Usage]:
-        """Return what is to be reported now."""
+    def usage(self, now: float) -> list[Usage]:
+        """Return what is to be reported."""
         least = self.per_second * REPORTED_PART
         return [
-            Usage(key, bucket.admitted, bucket.requests)
+            Usage(key, now - bucket.reported_at, bucket.admitted, bucket.requests)
             for key, bucket in self._buckets.items()
             if bucket.requests and bucket.requests >= least
         ]
@@ -107,7 +110,7 @@ class RequestRateLimiter:
             bucket.requests -= report.requests
             # If one token is left, any gateway may use it: at low limits, no gateway has a whole token as its share.
             bucket.tokens = max(tokens * bucket.share, min(tokens, 1.0)) - bucket.admitted
-            bucket.filled_at = now
+            bucket.filled_at = bucket.reported_at = now
 
     def count_alone(self) -> None:
         """Give this gateway the whole limit of each key, because the gateways cannot share it now.
@@ -120,7 +123,7 @@ class RequestRateLimiter:
             bucket.all_requests = None
 
     def _add(self, key: str, now: float) -> _Bucket:
-        bucket = self._buckets[key] = _Bucket(self.size, now)
+        bucket = self._buckets[key] = _Bucket(self.size, now, now)
         if len(self._buckets) > BUCKETS:
             self._buckets.popitem(last=False)  # the key that has been unused for longest
         return bucket
