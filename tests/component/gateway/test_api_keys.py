@@ -7,6 +7,7 @@ import httpx
 import pytest
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys.look_up import CACHE_SECONDS
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.http.authentication import Scope
 from notify_local.ports import Ports

@@ -16,7 +16,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
-from notify_gateway.api_keys import store as api_keys
+from notify_gateway.api_keys import look_up
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.database import TenantReads
 from notify_gateway.events import feed as event_feed
@@ -47,7 +47,7 @@ async def test_stream_ends_when_its_key_is_revoked(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "HEARTBEAT_INTERVAL", 0.05)
-    monkeypatch.setattr(api_keys, "CACHE_SECONDS", 0)
+    monkeypatch.setattr(look_up, "CACHE_SECONDS", 0)
     keys = ApiKeyStore(engine)
     key_id, token = await keys.create("ours", "test", frozenset({Scope.READ}))
     async with (
