@@ -136,7 +136,7 @@ async def running_gateway(
     """Run a gateway; yield a client that calls its ASGI application directly."""
     async with working_gateway(rabbit, postgres, relaying=relaying, tracing=tracing, **settings) as gateway:
         transport = httpx.ASGITransport(app=create_app(gateway), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

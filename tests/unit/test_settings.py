@@ -63,6 +63,8 @@ def test_error_probability_may_be_0_or_1(probability: str, monkeypatch: pytest.M
         (GatewaySettings, "BOOTSTRAP_API_KEY", "ä" * 43),
         (GatewaySettings, "TRUSTED_PROXIES", "10.0.0.1/8"),
         (GatewaySettings, "TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
+        (GatewaySettings, "ALLOWED_HOSTS", "https://notify.example.org"),
+        (GatewaySettings, "ALLOWED_HOSTS", "a.example.org,b.example.org"),
         (GatewaySettings, "POSTGRES_SCHEMA", 'x"; DROP'),
         (StatusWriterSettings, "LOG_LEVEL", "loud"),
     ],

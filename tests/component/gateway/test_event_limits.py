@@ -169,7 +169,7 @@ async def test_slow_subscriber_is_dropped_and_does_not_delay_others(
             httpx.AsyncClient(base_url=url, timeout=None) as client,  # noqa: S113 - a busy machine may be slow
         ):
             slow.connect((url.host, url.port))
-            slow.sendall(b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            slow.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             for _ in range(20):
                 await asyncio.gather(*(client.post("/api/notifications", json=BODY) for _ in range(200)))
                 for _ in range(200):

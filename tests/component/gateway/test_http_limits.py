@@ -11,6 +11,7 @@ from notify_gateway.application import Gateway
 from notify_gateway.http import middleware
 from notify_gateway.http.authentication import Scope
 from notify_gateway.http.middleware import MAX_BODY, MAX_HEAD, LimitsMiddleware
+from notify_gateway.http.origin import OriginCheck
 from notify_gateway.http_api import create_app
 from notify_gateway.settings import GatewaySettings
 from sqlalchemy import text
@@ -50,7 +51,7 @@ async def test_oversized_headers_return_431_and_every_response_has_security_head
 async def test_oversized_headers_are_rejected_before_they_are_complete(postgres: PostgresSettings) -> None:
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         reader, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * MAX_HEAD)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * MAX_HEAD)
         assert (await reader.read()).startswith(b"HTTP/1.1 400")
         writer.close()
 
@@ -59,7 +60,7 @@ async def test_header_limit_applies_to_each_request_separately(postgres: Postgre
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         reader, writer = await asyncio.open_connection(url.host, url.port)
         for _ in range(20):
-            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 2000 + b"\r\n\r\n")
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 2000 + b"\r\n\r\n")
             assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
             await reader.readuntil(b"}")
         writer.close()
@@ -69,8 +70,8 @@ async def test_header_limit_applies_to_each_request_separately(postgres: Postgre
 async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
     """Run a gateway with custom limits; yield a client."""
     app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
-    transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, **limits))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, OriginCheck(), **limits))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 
@@ -108,8 +109,8 @@ async def test_memory_of_bodies_is_freed_if_a_connection_is_lost_before_its_requ
         for path in ("/api/notifications", CHANNEL):
             reader, writer = await asyncio.open_connection(url.host, url.port)
             # The second request waits for the end of the first one, which never ends.
-            writer.write(b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\n")
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(LARGE) + 1}\r\n\r\n"
+            writer.write(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(LARGE) + 1}\r\n\r\n"
             writer.write(head.encode() + LARGE)
             await reader.readuntil(b"retry")
             writer.close()

@@ -18,6 +18,7 @@ from notify_gateway.health import health_router, metrics_router
 from notify_gateway.http import problems
 from notify_gateway.http.dependencies import provide
 from notify_gateway.http.middleware import BODY, LimitsMiddleware
+from notify_gateway.http.origin import OriginCheck
 from notify_gateway.notifications import routes as notifications
 from notify_gateway.notifications.endpoint import NotificationEndpoint
 from notify_gateway.notifications.schemas import CancellationProblem
@@ -38,9 +39,11 @@ async def asyncapi() -> dict[str, Any]:
 def create_app(gateway: Gateway) -> ASGIApp:
     """Return the application for both ports: the API on `APP_PORT`, health and metrics on `HEALTH_PORT`."""
     api = _bypass_fastapi(create_api(gateway), gateway.notification_endpoint)
-    limited = LimitsMiddleware(api, gateway.metrics.observe_request)
+    settings = gateway.settings
+    check = OriginCheck(settings.allowed_host_names(), any_host=settings.admits_any_host())
+    limited = LimitsMiddleware(api, gateway.metrics.observe_request, check)
     health = create_health(gateway)
-    health_port = gateway.settings.health_port
+    health_port = settings.health_port
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         server = scope.get("server")

@@ -43,6 +43,22 @@ def _networks(text: str) -> str:
     return text
 
 
+def host_names(text: str) -> frozenset[str]:
+    """Return the hosts in `text`, in lower case and without ports; raise `ValueError` if one is invalid."""
+    hosts = [re.fullmatch(r"(\[[0-9a-f:.]+\]|[0-9a-z][0-9a-z._-]*)(?::[0-9]+)?", host) for host in text.lower().split()]
+    if None in hosts or not hosts:
+        raise ValueError
+    return frozenset(host[1] for host in hosts if host is not None)
+
+
+def _hosts(text: str) -> str:
+    try:
+        host_names(text)
+    except ValueError:
+        raise ValueError("must be host names such as notify.example.org, separated by spaces") from None
+    return text
+
+
 class ProviderSettings(EnvironmentSettings):
     """The provider of each channel. The channel's sender reads the same setting."""
 
@@ -65,6 +81,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     max_waiting_requests: int = Field(5000, ge=1)
     postgres_pool_size: int = Field(10, ge=5, le=200)
     auth: Auth = Auth.ON
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] | None = None
     bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
     rate_limit: int = Field(1000, ge=0)
     trusted_proxies: Annotated[str, AfterValidator(_networks)] | None = None
@@ -84,3 +101,11 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
                 "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
             )
         return self
+
+    def allowed_host_names(self) -> frozenset[str]:
+        """Return the hosts in `ALLOWED_HOSTS`, in lower case and without ports."""
+        return frozenset() if self.allowed_hosts is None else host_names(self.allowed_hosts)
+
+    def admits_any_host(self) -> bool:
+        """Return whether requests may name any host: with a key, they need no protection from DNS rebinding."""
+        return self.auth is Auth.ON and self.allowed_hosts is None

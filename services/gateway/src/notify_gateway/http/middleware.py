@@ -1,4 +1,4 @@
-"""ASGI middleware: limits on the size and duration of a request, security headers and request metrics."""
+"""ASGI middleware: limits and checks for each request, security headers and request metrics."""
 
 import asyncio
 import time
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from notify_gateway.http.origin import OriginCheck, Refusal
 from notify_gateway.http.problems import problem_response
 
 MAX_BODY = 256 * 1024  # bytes
@@ -24,6 +25,8 @@ SECURITY_HEADERS = [
 ]
 
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
+TOO_LARGE = 503, "Too many large requests are in progress."
 
 ObserveRequest = Callable[[str, str, int, float], None]
 """A callback with the method, the route, the status and the duration in seconds."""
@@ -47,17 +50,20 @@ class BodyMemory:
 class ArrivingBody:
     """The part of a request's body that is in memory, from its arrival until the end of the request."""
 
-    __slots__ = ("_bytes", "_memory", "refused")
+    __slots__ = ("_bytes", "_memory", "refusal")
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
         self._bytes = 0
-        self.refused = False
+        self.refusal: Refusal | None = None
+        """The error that the request gets instead of the rest of its body."""
 
     def admit(self, size: int) -> bool:
         """Count `size` bytes that have arrived; if all bodies together take too much memory, refuse this one."""
-        if self.refused or self._memory.bytes + size > MAX_BODIES:
-            self.refused = True
+        if self.refusal is not None:
+            return False
+        if self._memory.bytes + size > MAX_BODIES:
+            self.refusal = TOO_LARGE
             return False
         self._memory.bytes += size
         self._bytes += size
@@ -71,7 +77,7 @@ class ArrivingBody:
     def release(self) -> None:
         """Free the memory, and refuse what arrives later."""
         self.free()
-        self.refused = True
+        self.refusal = TOO_LARGE
 
 
 class LimitsMiddleware:
@@ -81,12 +87,14 @@ class LimitsMiddleware:
         self,
         app: ASGIApp,
         observe_request: ObserveRequest,
+        origin_check: OriginCheck,
         *,
         body_timeout: float = BODY_TIMEOUT,
         request_timeout: float = REQUEST_TIMEOUT,
     ) -> None:
         self._app = app
         self._observe_request = observe_request
+        self._origin_check = origin_check
         self._body_timeout = body_timeout
         self._request_timeout = request_timeout
 
@@ -95,11 +103,11 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, request = time.perf_counter(), _LimitedRequest(scope, receive, send, self._request_timeout)
+        began = time.perf_counter()
+        request = _LimitedRequest(scope, receive, send, self._request_timeout, self._origin_check)
         try:
-            if request.head > MAX_HEAD:
-                too_long = problem_response(431, f"The headers are longer than {MAX_HEAD} bytes.")
-                await too_long(scope, receive, request.send)
+            if request.refusal is not None:
+                await problem_response(*request.refusal)(scope, receive, request.send)
                 return
             try:
                 # One timer enforces both time limits: it is rescheduled when the body is complete.
@@ -128,23 +136,40 @@ class LimitsMiddleware:
 
 
 class _LimitedRequest:
-    """The progress of one request: the size of its headers and body, and the status of its response."""
+    """The progress of one request: what its headers say, the size of its body, and the status of its response."""
 
     __slots__ = (
-        "_deadline", "_receive", "_received", "_send", "body", "complete", "head", "limit", "status", "unlimited"
+        "_deadline", "_receive", "_received", "_send", "body", "complete", "limit", "refusal", "status", "unlimited"
     )  # fmt: skip
     limit: asyncio.Timeout
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float, origin_check: OriginCheck) -> None:
         self.body: ArrivingBody | None = scope.get(BODY)
         self._receive = receive
         self._send = send
-        self._received = self.head = self.status = 0
+        self._received = self.status = 0
         self.complete = True
+        head = hosts = 0
+        host, origin, site = b"", None, None
         for name, value in scope["headers"]:
-            self.head += len(name) + len(value)
-            if name in BODY_HEADERS and value != b"0":
-                self.complete = False
+            head += len(name) + len(value)
+            if name not in CHECKED_HEADERS:
+                continue
+            if name == b"host":
+                hosts += 1
+                host = value
+            elif name in BODY_HEADERS:
+                if value != b"0":
+                    self.complete = False
+            elif name == b"origin":
+                origin = value
+            else:
+                site = value
+        self.refusal: Refusal | None
+        if head > MAX_HEAD:
+            self.refusal = 431, f"The headers are longer than {MAX_HEAD} bytes."
+        else:
+            self.refusal = origin_check.refusal(scope["method"], scope["http_version"], hosts, host, origin, site)
         self._deadline = asyncio.get_running_loop().time() + timeout
         self.unlimited = False
         scope[UNLIMITED] = self.lift_time_limit
@@ -156,8 +181,8 @@ class _LimitedRequest:
         self._received += len(message.get("body", b""))
         if self._received > MAX_BODY:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
-        if self.body is not None and self.body.refused:
-            raise HTTPException(503, "Too many large requests are in progress.")
+        if self.body is not None and self.body.refusal is not None:
+            raise HTTPException(*self.body.refusal)
         if self.body is not None and self.unlimited:
             self.body.free()  # a stream may never end, and it discards the body
         if not message.get("more_body", False):

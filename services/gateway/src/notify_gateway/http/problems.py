@@ -56,7 +56,7 @@ def documented(*statuses: int, model: type[Problem] = Problem) -> dict[int | str
     }
 
 
-COMMON_PROBLEMS = documented(401, 403, 408, 413, 429, 431, 503)
+COMMON_PROBLEMS = documented(400, 401, 403, 408, 413, 421, 429, 431, 503)
 """The errors that every authenticated route can return."""
 
 

@@ -2,6 +2,7 @@
 
 from asyncio import TimerHandle, Transport
 
+import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -53,6 +54,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
+        if self.url[:1] not in b"/*":
+            self._name_target_as_host()
         super().on_headers_complete()
 
     @override
@@ -61,6 +64,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_body(body)
         else:
             self.cycle.message_event.set()  # wakes up the request, which then fails
+
+    def _name_target_as_host(self) -> None:
+        """Replace the host by that of an absolute request target, as RFC 9112, section 3.2.2, demands."""
+        target = httptools.parse_url(self.url)
+        if target.host is None:
+            return
+        host = b"[%b]" % target.host if b":" in target.host else target.host
+        authority = host if target.port is None else b"%b:%d" % (host, target.port)
+        named = [(name, authority if name == b"host" else value) for name, value in self.headers]
+        if self.parser.get_http_version() == "1.0" and not any(name == b"host" for name, _ in named):
+            named.append((b"host", authority))
+        self.headers[:] = named
 
     def _start_head_timer(self) -> None:
         self._stop_head_timer()
