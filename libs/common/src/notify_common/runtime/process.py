@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 GRACEFUL_TIMEOUT = 15  # seconds for requests in progress after SIGTERM
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
+OPEN_FILES = 16_384  # each connection is one; many systems allow a process only 1,024 by default
 GC_THRESHOLDS = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
 
 
@@ -58,6 +60,7 @@ async def serve(
     # rarely, and skips the objects that live as long as the process.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    _allow_open_files()
     stop = asyncio.Event()
     server = _server(app, http)
     addresses = [(host, port)] if also is None else [(host, port), also]
@@ -80,6 +83,14 @@ async def serve(
         stop.set()
         await working
     log.info("stopped")
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files to `OPEN_FILES`, or as far as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn.Server:  # noqa: ANN401 - as above

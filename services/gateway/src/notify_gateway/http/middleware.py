@@ -24,6 +24,7 @@ SECURITY_HEADERS = [
     (b"x-frame-options", b"DENY"),
 ]
 
+CLOSE = b"connection", b"close"
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
 TOO_LARGE = 503, "Too many large requests are in progress."
@@ -50,11 +51,13 @@ class BodyMemory:
 class ArrivingBody:
     """The part of a request's body that is in memory, from its arrival until the end of the request."""
 
-    __slots__ = ("_bytes", "_memory", "refusal")
+    __slots__ = ("_bytes", "_memory", "arrived", "refusal")
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
         self._bytes = 0
+        self.arrived = False
+        """Whether the whole request has arrived."""
         self.refusal: Refusal | None = None
         """The error that the request gets instead of the rest of its body."""
 
@@ -194,7 +197,9 @@ class _LimitedRequest:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+            message["headers"] = headers = [*message.get("headers", ()), *SECURITY_HEADERS]
+            if self.body is not None and not self.body.arrived:
+                headers.append(CLOSE)  # nobody may read the rest of the request
         await self._send(message)
 
     def lift_time_limit(self) -> None:

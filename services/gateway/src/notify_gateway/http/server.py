@@ -1,69 +1,166 @@
-"""uvicorn's HTTP/1.1 protocol, with limits on the request headers, and on the memory for request bodies."""
+"""uvicorn's HTTP/1.1 protocol, with limits on connections, on what surrounds request bodies, and on their memory."""
 
+import resource
 from asyncio import TimerHandle, Transport
+from collections import Counter, deque
+from functools import cache
+from typing import ClassVar
 
 import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from notify_gateway.http.closing import LingeringTransport
 from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
 
 HEAD_TIMEOUT = 10.0  # seconds
+MAX_HEADS = 8 * 1024 * 1024  # bytes, of all unfinished heads together
+# All bytes of a request that are not part of its body: the head, chunk headers and trailers. This leaves room for the
+# longest body in chunks of 32 bytes.
+MAX_OUTSIDE_BODY = 64 * 1024  # bytes
+MAX_PIPELINED = 16  # requests that wait on one connection
+# This leaves room for 5,000 requests that wait for their commit, 1,000 event subscribers and 4,000 idle connections.
+MAX_CONNECTIONS = 10_000  # per port
+RESERVED_FILES = 200  # for PostgreSQL, RabbitMQ and the health port
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # discards what is appended
+
+
+@cache
+def available_connections() -> int:
+    """Return how many connections the limit of open files allows."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if limit == resource.RLIM_INFINITY else max(limit - RESERVED_FILES, 1)
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Closes connections whose request headers are too long or arrive too slowly; uvicorn limits neither.
+    """Closes connections that send too much besides bodies, or send it too slowly; uvicorn limits neither.
 
     uvicorn also buffers 64 KiB of a body for each connection, however many there are. Bodies are therefore counted
-    as they arrive.
+    as they arrive. Trailers are discarded, because uvicorn would take them for headers (RFC 9110, section 6.5.1).
     """
 
+    _connections: ClassVar[Counter[int | None]] = Counter()  # the open connections of each port
     _body_memory = BodyMemory()  # shared by all connections
+    _head_memory = BodyMemory()  # as above
+    transport: LingeringTransport  # type: ignore[assignment]  # it has all methods that uvicorn calls
     _body: ArrivingBody
     _reading_head = True
-    _head_bytes = 0
+    _outside_body = 0  # bytes of the request that is being read
+    _held = 0  # bytes of an unfinished head, as counted in `_head_memory`
     _head_timer: TimerHandle | None = None
 
     @override
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._start_head_timer()
+        self._socket = transport
+        super().connection_made(LingeringTransport(transport, self.loop))  # type: ignore[arg-type]  # as above
+        self._port = self.server[1] if self.server is not None else None
+        self._connections[self._port] += 1
+        if self._connections[self._port] > min(MAX_CONNECTIONS, available_connections()):
+            self.transport.write(UNAVAILABLE)
+            self.transport.close_at_once()
+        else:
+            self._start_head_timer()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections[self._port] -= 1
         self._stop_head_timer()
+        self._release_head()
         for queued, _ in self.pipeline:  # these requests will never be handled
             queued.scope[BODY].release()  # type: ignore[literal-required]  # as below
         super().connection_lost(exc)
+        self.transport.lost()
 
     @override
     def data_received(self, data: bytes) -> None:
+        if len(data) <= MAX_HEAD:
+            self._receive(data)
+            return
+        # The parser does not say where in the data a request begins. A pipelined one is counted from the next part on.
+        for start in range(0, len(data), MAX_HEAD):
+            self._receive(data[start : start + MAX_HEAD])
+
+    def _receive(self, data: bytes) -> None:
+        if self.transport.discarding:
+            self.transport.discard(len(data))
+            return
+        if self._head_timer is None and not self.transport.client_sends:
+            self._start_head_timer()  # even empty lines must not keep a connection open
+        self._outside_body += len(data)
         super().data_received(data)
-        self._head_bytes += len(data)
-        if self._reading_head and self._head_bytes > MAX_HEAD and not self.transport.is_closing():
-            self.send_400_response(f"The headers are longer than {MAX_HEAD} bytes.")
+        if self._reading_head:
+            if self._outside_body > MAX_HEAD:
+                self._refuse(400, f"The headers are longer than {MAX_HEAD} bytes.")
+            elif self.transport.client_sends:
+                self._hold_head(len(data))
+        elif self._outside_body > MAX_OUTSIDE_BODY:
+            self._refuse(431, f"The headers, chunk headers and trailers are longer than {MAX_OUTSIDE_BODY} bytes.")
 
     @override
     def on_message_begin(self) -> None:
-        self._start_head_timer()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests are pipelined")  # uvicorn then calls `send_400_response`
+        if self._head_timer is None:
+            self._start_head_timer()
+        self.transport.client_sends = self._reading_head = True
         super().on_message_begin()
         self._body = ArrivingBody(self._body_memory)
-        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]  # servers may add their own keys
+        self.scope[TRANSPORT] = self._socket  # type: ignore[literal-required]  # servers may add their own keys
         self.scope[BODY] = self._body  # type: ignore[literal-required]  # as above
 
     @override
     def on_headers_complete(self) -> None:
-        self._stop_head_timer()
         if self.url[:1] not in b"/*":
             self._name_target_as_host()
         super().on_headers_complete()
+        self._stop_head_timer()
+        self._release_head()
+        self._reading_head = False
+        self.headers = TRAILERS  # type: ignore[assignment]  # only `append` is called
 
     @override
     def on_body(self, body: bytes) -> None:
+        self._outside_body -= len(body)
         if self._body.admit(len(body)):
             super().on_body(body)
         else:
             self.cycle.message_event.set()  # wakes up the request, which then fails
+
+    @override
+    def on_message_complete(self) -> None:
+        self._outside_body = 0
+        self._body.arrived, self.transport.client_sends, self._reading_head = True, False, True
+        super().on_message_complete()
+
+    @override
+    def on_response_complete(self) -> None:
+        if self.cycle.response_complete and self.cycle.more_body:
+            self.transport.close()  # nobody is going to read the rest of the request
+        super().on_response_complete()
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    @override
+    def _should_upgrade_to_ws(self) -> bool:
+        return False
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Read no more requests from this connection, and respond with this error unless a response has begun."""
+        if self.transport.discarding or self.transport.is_closing():
+            return
+        self.transport.discarding = self.transport.client_sends = True
+        self._stop_head_timer()
+        if self.cycle is None or self.cycle.response_complete:
+            super().send_400_response(detail)
+            return
+        # The connection is closed after the response to the last request that could be read.
+        self.cycle.keep_alive = False
+        if not self._reading_head:
+            self._body.refusal = status, detail
+            self.cycle.message_event.set()
 
     def _name_target_as_host(self) -> None:
         """Replace the host by that of an absolute request target, as RFC 9112, section 3.2.2, demands."""
@@ -77,13 +174,26 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             named.append((b"host", authority))
         self.headers[:] = named
 
+    def _hold_head(self, size: int) -> None:
+        self._head_memory.bytes += size
+        self._held += size
+        if self._head_memory.bytes > MAX_HEADS:
+            self.transport.close_at_once()
+
+    def _release_head(self) -> None:
+        self._head_memory.bytes -= self._held
+        self._held = 0
+
     def _start_head_timer(self) -> None:
-        self._stop_head_timer()
-        self._reading_head, self._head_bytes = True, 0
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._end_head)
 
     def _stop_head_timer(self) -> None:
-        self._reading_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _end_head(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close_at_once()
+        else:
+            self._start_head_timer()  # the response to an earlier request is still in progress

@@ -1,0 +1,308 @@
+"""Limits on what a connection may send beside request bodies, and how the gateway closes connections."""
+
+import asyncio
+import socket
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import httpx
+import pytest
+from notify_database.engine import PostgresSettings
+from notify_gateway.http import closing as http_closing
+from notify_gateway.http import server
+from notify_gateway.http.authentication import Scope
+from notify_gateway.http.middleware import MAX_HEAD
+from notify_gateway.http.server import MAX_OUTSIDE_BODY, MAX_PIPELINED
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.gateway import bearer
+from support.services import NOWHERE, TIMEOUT, eventually, served_gateway
+
+AUTHENTICATED = {"auth": "on"}
+POST = b"POST /api/notifications HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+NOTIFICATION = b'{"user_id": 1, "message": "x", "type": "telegram"}'
+CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(NOTIFICATION), NOTIFICATION)
+MORE = b"x" * 65_536
+
+
+@asynccontextmanager
+async def connected(url: httpx.URL) -> AsyncIterator[tuple[StreamReader, StreamWriter]]:
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+async def response(reader: StreamReader) -> tuple[int, dict[str, str]]:
+    """Read one response; return its status and its headers."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    status, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    await reader.readexactly(int(headers.get("content-length", 0)))
+    return int(status.split()[1]), headers
+
+
+async def sent_until_closed(writer: StreamWriter, part: bytes, *, at_most: int = 40_000_000) -> int:
+    """Send `part` again and again; return how many bytes were sent before the gateway closed the connection."""
+    sent = 0
+    try:
+        while sent < at_most:
+            writer.write(part)
+            await writer.drain()
+            sent += len(part)
+    except ConnectionError:
+        pass
+    return sent
+
+
+async def test_connection_is_closed_if_the_response_does_not_wait_for_the_body(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False, settings=AUTHENTICATED) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(POST + b"Content-Length: 100000\r\n\r\n{")
+        status, headers = await response(reader)
+        assert (status, headers["connection"]) == (401, "close")
+        assert await reader.read() == b""
+
+
+async def test_connection_stays_open_if_the_body_arrived_before_the_response(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False, settings=AUTHENTICATED) as url,
+        connected(url) as (reader, writer),
+    ):
+        for _ in range(2):
+            writer.write(POST + b"Content-Length: 2\r\n\r\n{}")
+            status, headers = await response(reader)
+            assert status == 401
+            assert "connection" not in headers
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"Content-Length: 3000000", 401), (b"Content-Length: 3000000", 413)])
+async def test_client_that_sends_a_long_body_first_gets_the_response(
+    postgres: PostgresSettings, engine: AsyncEngine, body: bytes, status: int
+) -> None:
+    key = (await bearer(engine, Scope.SEND))["Authorization"] if status == 413 else "none"
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False, settings=AUTHENTICATED) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(POST + body + b"\r\nAuthorization: " + key.encode() + b"\r\n\r\n")
+        for _ in range(30):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+        assert (await response(reader))[0] == status
+        assert await reader.read() == b""
+
+
+async def test_trailers_after_a_response_are_not_read_without_end(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False, settings=AUTHENTICATED) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(CHUNKED + b"\r\n" + b"0\r\n")
+        assert (await response(reader))[0] == 401
+        sent = await sent_until_closed(writer, b"".join(b"X-%d: %b\r\n" % (i, b"x" * 100) for i in range(500)))
+        assert sent < 40_000_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"X-Trailer: " + b"x" * 100 + b"\r\n", b"x" * 100],
+    ids=["many trailers", "one long trailer"],
+)
+async def test_trailers_have_a_limit(postgres: PostgresSettings, part: bytes) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(CHUNKED + b"\r\n" + CHUNKS + b"A: " + part * (MAX_OUTSIDE_BODY // len(part) + MAX_HEAD))
+        status, headers = await response(reader)
+        assert (status, headers["connection"]) == (431, "close")
+        assert headers["content-type"] == "application/problem+json"
+        assert await reader.read() == b""
+
+
+async def test_chunk_extensions_have_a_limit(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(CHUNKED + b"\r\n" + b"1;" + b"x" * (2 * MAX_OUTSIDE_BODY))
+        assert (await response(reader))[0] == 431
+
+
+async def test_body_in_small_chunks_is_accepted(postgres: PostgresSettings) -> None:
+    body = b'{"user_id": 1, "message": "%b", "type": "telegram"}' % (b"x" * 16_000)
+    chunks = b"".join(b"8\r\n%b\r\n" % body[i : i + 8].ljust(8) for i in range(0, len(body), 8))
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        for _ in range(3):  # each request has its own limit
+            writer.write(CHUNKED + b"\r\n" + chunks + b"0\r\n\r\n")
+            assert (await response(reader))[0] == 201
+
+
+async def test_large_body_does_not_count_as_headers(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        for _ in range(3):
+            # The next head begins in the same packet as the end of a body that is longer than a head may be.
+            writer.write(POST + b"Content-Length: 200000\r\n\r\n" + b" " * 200_000 + GET[:20])
+            assert (await response(reader))[0] == 422
+            writer.write(GET[20:])
+            assert (await response(reader))[0] == 200
+
+
+async def test_trailers_are_never_taken_for_headers(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    key = (await bearer(engine, Scope.SEND, Scope.READ))["Authorization"].encode()
+    trailer = b"Authorization: " + key + b"\r\n\r\n"
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False, settings=AUTHENTICATED) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(CHUNKED + b"\r\n" + CHUNKS + trailer)
+        assert (await response(reader))[0] == 401
+        # The trailers must not become headers of the next request either.
+        writer.write(b"GET /api/notifications HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await response(reader))[0] == 401
+
+
+async def test_request_with_trailers_is_accepted(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    key = (await bearer(engine, Scope.SEND))["Authorization"].encode()
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False, settings=AUTHENTICATED) as url,
+        connected(url) as (reader, writer),
+    ):
+        for _ in range(2):
+            writer.write(CHUNKED + b"Authorization: " + key + b"\r\n\r\n" + CHUNKS + b"X-Checksum: 1\r\n\r\n")
+            assert (await response(reader))[0] == 201
+
+
+async def test_malformed_chunk_gets_a_400_and_the_connection_is_closed(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(CHUNKED + b"\r\nxyz\r\n")
+        status, headers = await response(reader)
+        assert (status, headers["connection"]) == (400, "close")
+        assert await reader.read() == b""
+
+
+async def test_invalid_request_does_not_replace_the_response_to_an_earlier_one(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(POST + b"Content-Length: %d\r\n\r\n" % len(NOTIFICATION) + NOTIFICATION + b"nonsense\r\n\r\n")
+        assert (await response(reader))[0] == 201
+        assert await reader.read() == b""
+
+
+async def test_pipelined_requests_have_a_limit(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(GET * 500)
+        for _ in range(MAX_PIPELINED + 1):
+            assert (await response(reader))[0] == 200
+        assert await reader.read() == b""
+
+
+async def test_unfinished_heads_of_all_connections_have_a_limit(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_HEADS", 20_000)
+    part = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 12_000
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        async with connected(url) as (_, first):
+            first.write(part)
+            async with connected(url) as (reader, second):
+                second.write(part)
+                assert await reader.read() == b""
+            async with connected(url) as (reader, writer):
+                writer.write(GET)
+                assert (await response(reader))[0] == 200
+
+        async def freed() -> bool:
+            async with connected(url) as (reader, writer):
+                writer.write(part)
+                await writer.drain()
+                writer.write(b"\r\n\r\n")
+                return bool(await reader.read(12) == b"HTTP/1.1 200")
+
+        await eventually(freed, "the memory of the first head is free again")
+
+
+async def test_connections_beyond_the_limit_get_a_503(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        async with connected(url) as (first, to_first), connected(url) as (second, to_second):
+            for reader, writer in ((first, to_first), (second, to_second)):
+                writer.write(GET)
+                assert (await response(reader))[0] == 200
+            async with connected(url) as (third, _):
+                status, headers = await response(third)
+                assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+                assert await third.read() == b""
+            to_first.write(GET)
+            assert (await response(first))[0] == 200
+
+        async def accepted() -> bool:
+            async with connected(url) as (reader, writer):
+                writer.write(GET)
+                return (await response(reader))[0] == 200
+
+        await eventually(accepted, "the places of the closed connections are free again")
+
+
+@pytest.mark.parametrize("before", [b"", GET], ids=["new connection", "after a request"])
+@pytest.mark.parametrize("part", [b"\r\n", b"GET /livez"], ids=["empty line", "request line"])
+async def test_unfinished_head_is_not_awaited_without_end(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, before: bytes, part: bytes
+) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 0.3)
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        if before:
+            writer.write(before)
+            assert (await response(reader))[0] == 200
+        writer.write(part)
+        assert await reader.read() == b""
+
+
+async def test_client_that_does_not_read_its_response_is_disconnected(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_closing, "FLUSH_TIMEOUT", 0.3)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with closing(socket.socket()) as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(slow, (url.host, url.port))
+            # The response is larger than the buffers of both sockets together.
+            request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            await loop.sock_sendall(slow, request)
+
+            async def disconnected() -> bool:
+                try:
+                    await loop.sock_sendall(slow, b"x")
+                except ConnectionError:
+                    return True
+                return False
+
+            await eventually(disconnected, "the gateway has closed the connection")
