@@ -473,3 +473,44 @@ async def test_overview_shows_the_demo_live(browser: Browser, tmp_path: Path) ->
             await expect(rates).not_to_contain_text("sent 0/s")
             await screenshot(page, "console")
             assert await demo.wait() == 0
+
+
+async def test_docs_page_can_send_requests_but_runs_no_other_script(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
+) -> None:
+    async with running_services(servers, rabbit, postgres, Providers()) as api:
+        async with opened(browser, f"{api.base_url}docs") as page:
+            operation = page.locator("#operations-overview-links_api_links_get")
+            await operation.get_by_role("button").first.click()
+            await operation.get_by_role("button", name="Try it out").click()
+            await operation.get_by_role("button", name="Execute").click()
+            await expect(operation.locator(".live-responses-table")).to_contain_text("http://traces.invalid")
+        violation = "Content Security Policy"
+        async with opened(browser, f"{api.base_url}docs", expected=(violation,)) as page:
+            async with page.expect_console_message(lambda message: violation in message.text):
+                await page.evaluate("""
+                    const script = document.createElement("script");
+                    script.textContent = "injected = 1";
+                    document.body.append(script);
+                """)
+            assert await page.evaluate("typeof injected") == "undefined"
+
+
+async def test_docs_page_opened_from_the_console_has_no_key(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, browser: Browser
+) -> None:
+    _, token = await ApiKeyStore(engine).create("default", "all", frozenset(Scope))
+    async with (
+        running_services(servers, rabbit, postgres, Providers(), auth="on") as api,
+        opened(browser, str(api.base_url), expected=("Failed to load resource",)) as page,
+    ):
+        dialog = page.get_by_role("dialog", name="Enter your API key")
+        await dialog.get_by_label("API key", exact=True).fill(token)
+        await dialog.get_by_role("button").click()
+        await expect(page.get_by_role("region", name="telegram")).to_be_visible()
+        async with page.context.expect_page() as opening:
+            await page.get_by_role("link", name="API", exact=True).click()
+        docs = await opening.value
+        await expect(docs.locator("#swagger-ui .opblock").first).to_be_visible()
+        assert await docs.evaluate("sessionStorage.length + localStorage.length") == 0
+        assert await page.evaluate("sessionStorage.length") == 1

@@ -15,7 +15,7 @@ from notify_gateway.console import routes as console
 from notify_gateway.deliveries import routes as deliveries
 from notify_gateway.events import routes as events
 from notify_gateway.health import health_router, metrics_router
-from notify_gateway.http import problems
+from notify_gateway.http import docs_page, problems
 from notify_gateway.http.dependencies import provide
 from notify_gateway.http.middleware import BODY, LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
@@ -26,6 +26,8 @@ from notify_gateway.users import routes as users
 
 DESCRIPTION = """Post a notification once. It is stored durably and delivered over each channel that you name. Its whole
 history can be read at any time."""
+
+DOCS_ASSETS = "/docs/assets"
 
 documents_router = APIRouter(tags=["documents"])
 
@@ -63,14 +65,12 @@ def create_api(gateway: Gateway) -> FastAPI:
         title="Notification service",
         version=VERSION,
         description=DESCRIPTION,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs/assets",
+        static_url=DOCS_ASSETS,
         redirect_slashes=False,
     )
-    # FastAPI's OAuth 2 redirect route is removed, because there is no OAuth 2 login.
-    app.router.routes[:] = [
-        route for route in app.router.routes if getattr(route, "path", "") != app.swagger_ui_oauth2_redirect_url
-    ]
+    docs_page.install(app, DOCS_ASSETS)
     provide(app, *gateway.services)
     problems.install(app, CancellationProblem)
     app.include_router(notifications.bypassed_router)

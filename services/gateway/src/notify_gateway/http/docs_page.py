@@ -1,0 +1,35 @@
+"""The page at `/docs`: Swagger UI, which shows the OpenAPI document and can send requests."""
+
+import re
+from base64 import b64encode
+from hashlib import sha256
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+
+INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+# The page shares its origin with the console, whose key is in the session storage of its tab. So only Swagger UI itself
+# may run, and no script that gets into the page, and nothing may be sent elsewhere. Swagger UI needs inline styles.
+POLICY = (
+    "default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def install(app: FastAPI, assets: str) -> None:
+    """Serve the page, whose scripts and styles are served at the URL `assets`."""
+    page = get_swagger_ui_html(
+        openapi_url=str(app.openapi_url),
+        title=f"{app.title} - Swagger UI",
+        swagger_js_url=f"{assets}/swagger-ui-bundle.js",
+        swagger_css_url=f"{assets}/swagger-ui.css",
+        swagger_favicon_url=f"{assets}/favicon.png",
+    )
+    content = bytes(page.body).decode()
+    hashes = [b64encode(sha256(script.encode()).digest()).decode() for script in INLINE_SCRIPT.findall(content)]
+    policy = POLICY.format(hashes=" ".join(f"'sha256-{each}'" for each in hashes))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
