@@ -479,14 +479,14 @@ async def test_docs_page_can_send_requests_but_runs_no_other_script(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, browser: Browser
 ) -> None:
     async with running_services(servers, rabbit, postgres, Providers()) as api:
-        async with opened(browser, f"{api.base_url}docs") as page:
+        async with opened(browser, f"{api.base_url}/docs") as page:
             operation = page.locator("#operations-overview-links_api_links_get")
             await operation.get_by_role("button").first.click()
             await operation.get_by_role("button", name="Try it out").click()
             await operation.get_by_role("button", name="Execute").click()
             await expect(operation.locator(".live-responses-table")).to_contain_text("http://traces.invalid")
         violation = "Content Security Policy"
-        async with opened(browser, f"{api.base_url}docs", expected=(violation,)) as page:
+        async with opened(browser, f"{api.base_url}/docs", expected=(violation,)) as page:
             async with page.expect_console_message(lambda message: violation in message.text):
                 await page.evaluate("""
                     const script = document.createElement("script");

@@ -1,6 +1,6 @@
-"""Checks on where a request is meant to go, and on which web site made a browser send it.
+"""Check whether a request is meant for this gateway, and whether another web site made a browser send it.
 
-They protect the users of browsers that can reach a gateway. A page whose name is resolved to the gateway's address (DNS
+This protects the users of browsers that can reach a gateway. A page whose name is resolved to the gateway's address (DNS
 rebinding) is of the same origin for the browser, so only `Host` tells it apart. A page of another site cannot read our
 responses, but it can make a browser send requests.
 """
@@ -27,7 +27,7 @@ FOREIGN_ORIGIN = 403, "Pages of other sites must not cause changes (Origin or Se
 
 
 class OriginCheck:
-    """Decides which requests are refused because of their `Host`, `Origin` or `Sec-Fetch-Site`.
+    """A check of `Host`, `Origin` and `Sec-Fetch-Site`.
 
     Only loopback hosts and `allowed_hosts` are served, unless `any_host` is set.
     """
