@@ -1,8 +1,8 @@
-"""Check whether a request is meant for this gateway, and whether another web site made a browser send it.
+"""Check that a request names a host that the gateway serves, and that no page of another site has caused it.
 
-This protects the users of browsers that can reach a gateway. A page whose name is resolved to the gateway's address (DNS
-rebinding) is of the same origin for the browser, so only `Host` tells it apart. A page of another site cannot read our
-responses, but it can make a browser send requests.
+This protects the users of browsers that can reach a gateway. A page whose name is resolved to the gateway's address
+(DNS rebinding) is of the same origin for the browser, so only `Host` tells it apart. A page of another site cannot read
+our responses, but it can make a browser send requests.
 """
 
 import re

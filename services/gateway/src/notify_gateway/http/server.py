@@ -19,8 +19,9 @@ MAX_HEADS = 8 * 1024 * 1024  # bytes, of all unfinished heads together
 # longest body in chunks of 32 bytes.
 MAX_OUTSIDE_BODY = 64 * 1024  # bytes
 MAX_PIPELINED = 16  # requests that wait on one connection
-# This leaves room for 5,000 requests that wait for their commit, 1,000 event subscribers and 4,000 idle connections.
-MAX_CONNECTIONS = 10_000  # per port
+# This leaves room for 5,000 requests that wait for their commit, 1,000 event subscribers and 2,000 idle connections.
+# Each takes about 11 KiB.
+MAX_CONNECTIONS = 8_000  # per port
 RESERVED_FILES = 200  # for PostgreSQL, RabbitMQ and the health port
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # discards what is appended
