@@ -17,8 +17,8 @@ from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.worker import Worker
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.service import SenderSettings, create_sender
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway

@@ -9,7 +9,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
-from notify_common.sending.circuit_breaker import ProviderLimits
+from notify_common.sending.provider_limits import ProviderLimits
 from support.amqp import Hand
 from support.bot_api_peer import BotApiPeer
 from support.conformance import Behaviour

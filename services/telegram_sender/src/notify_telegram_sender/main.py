@@ -2,8 +2,8 @@
 
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.settings import load_settings
-from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.service import run_sender
 
 from notify_telegram_sender.bot_api import BotApi

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.settings import load_settings
-from notify_common.sending.circuit_breaker import ProviderLimits
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.service import run_sender
 
 from notify_webhook_sender.settings import WebhookProvider, WebhookSenderSettings

@@ -10,7 +10,8 @@ import pytest
 from notify_common.contracts.messages import DeliveryResult, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call
-from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, ProviderLimits
+from notify_common.sending.circuit_breaker import Admission, CircuitBreaker
+from notify_common.sending.provider_limits import ProviderLimits
 from support.virtual_clock import VirtualLoop, run_virtually
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -6,14 +6,9 @@ import pytest
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call, NotAdmitted
-from notify_common.sending.circuit_breaker import (
-    LONGEST_OPEN,
-    Admission,
-    CircuitBreaker,
-    CircuitBreakers,
-    ProviderLimits,
-)
+from notify_common.sending.circuit_breaker import LONGEST_OPEN, Admission, CircuitBreaker, CircuitBreakers
 from notify_common.sending.errors import ProviderFailure, Throttled, Unreachable
+from notify_common.sending.provider_limits import ProviderLimits
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +12,7 @@ from notify_common.runtime.outage import Outage
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.errors import Throttled
+from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, RateLimiter
 from notify_common.sending.recipient_lanes import RecipientLanes
 from notify_common.sending.recipient_turns import MANY_THROTTLED, RecipientTurns
@@ -25,43 +25,6 @@ MAX_BREAKERS = 10_000
 LONGEST_OPEN = timedelta(seconds=30)  # even if the provider asks for more, which may concern only one recipient
 SHORTEST_THROTTLING = timedelta(seconds=1)  # if the provider does not say how long to wait
 CLOCK_ERROR = 0.001  # seconds by which a timer may be early
-HELD_PER_CALL = 10  # messages that a sender holds per concurrent call if the provider has no rate limit
-
-
-def one_provider(_: str) -> str:
-    """Return the same provider for every recipient."""
-    return ""
-
-
-@dataclass(frozen=True)
-class ProviderLimits:
-    """The limits for calls to a provider. A rate of 0 means that there is no limit."""
-
-    concurrency: int
-    """Concurrent calls."""
-    rate: float = 0
-    """Calls per second."""
-    rate_per_recipient: float = 0
-    """Calls per second to one recipient."""
-    admission_timeout: timedelta = timedelta(minutes=2)
-    """How long a message may occupy a worker while it waits to be admitted."""
-    retry_after: timedelta = timedelta(seconds=30)
-    """How long the message then waits in a retry queue if the circuit is open."""
-    provider_of: Callable[[str], str] = one_provider
-    """Returns the name of a recipient's provider, for channels with many providers."""
-
-    def prefetch(self, concurrency: int, call_timeout: float) -> int:
-        """Return how many messages a sender should hold, at most `concurrency`.
-
-        The backlog of a channel with one provider waits in its queue, in order, where every sender can take from it. A
-        sender holds only what keeps its provider busy: the calls in progress, and those of the next few seconds.
-        """
-        if self.provider_of is not one_provider:
-            return concurrency
-        if not self.rate:
-            return min(concurrency, self.concurrency * HELD_PER_CALL)
-        in_progress = min(self.concurrency, math.ceil(self.rate * call_timeout))
-        return min(concurrency, max(in_progress, math.ceil(self.rate * LONGEST_TURN_WAIT)))
 
 
 class CircuitBreaker:

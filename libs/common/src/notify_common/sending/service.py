@@ -17,9 +17,10 @@ from notify_common.runtime.metrics import process_registry
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import WorkerSettings
 from notify_common.runtime.tracing import Tracing
-from notify_common.sending.circuit_breaker import CircuitBreakers, ProviderLimits
+from notify_common.sending.circuit_breaker import CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender

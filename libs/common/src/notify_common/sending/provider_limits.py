@@ -1,0 +1,46 @@
+"""The limits for calls to a provider."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT
+
+HELD_PER_CALL = 10  # messages that a sender holds per concurrent call if the provider has no rate limit
+
+
+def one_provider(_: str) -> str:
+    """Return the same provider for every recipient."""
+    return ""
+
+
+@dataclass(frozen=True)
+class ProviderLimits:
+    """The limits for calls to a provider. A rate of 0 means that there is no limit."""
+
+    concurrency: int
+    """Concurrent calls."""
+    rate: float = 0
+    """Calls per second."""
+    rate_per_recipient: float = 0
+    """Calls per second to one recipient."""
+    admission_timeout: timedelta = timedelta(minutes=2)
+    """How long a message may occupy a worker while it waits to be admitted."""
+    retry_after: timedelta = timedelta(seconds=30)
+    """How long the message then waits in a retry queue if the circuit is open."""
+    provider_of: Callable[[str], str] = one_provider
+    """Returns the name of a recipient's provider, for channels with many providers."""
+
+    def prefetch(self, concurrency: int, call_timeout: float) -> int:
+        """Return how many messages a sender should hold, at most `concurrency`.
+
+        The backlog of a channel with one provider waits in its queue, in order, where every sender can take from it. A
+        sender holds only what keeps its provider busy: the calls in progress, and those of the next few seconds.
+        """
+        if self.provider_of is not one_provider:
+            return concurrency
+        if not self.rate:
+            return min(concurrency, self.concurrency * HELD_PER_CALL)
+        in_progress = min(self.concurrency, math.ceil(self.rate * call_timeout))
+        return min(concurrency, max(in_progress, math.ceil(self.rate * LONGEST_TURN_WAIT)))
