@@ -31,7 +31,7 @@ class Hand:
         await (await self.channel.get_exchange(exchange)).publish(message, routing_key)
 
     async def request(self, request: DeliveryRequested) -> None:
-        await self.publish("notifications", request.channel.value, request.model_dump_json(), request.headers())
+        await self.publish("notifications", request.channel.value, request.body(), request.headers())
 
     async def report(self, *results: DeliveryResult, channel: Channel | None = Channel.TELEGRAM) -> None:
         """Report as a channel's sender does or, without a channel, as older senders do."""

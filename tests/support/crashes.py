@@ -101,10 +101,12 @@ async def sender(
             die()
         return "sent"
 
+    provider = FakeProvider(send)
     sender = create_sender(
         load_settings(TelegramSenderSettings),
         channel=Channel.TELEGRAM,
-        provider=FakeProvider(send),
+        provider=provider,
+        simulator=provider,
         publisher_class=publisher_class,
     )
     await sender.work(asyncio.Event())

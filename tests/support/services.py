@@ -66,8 +66,9 @@ async def running_sender(
     limits: ProviderLimits | None = None,
     tracing: Tracing = UNTRACED,
     publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
+    simulator: Provider | None = None,
 ) -> AsyncIterator[Worker]:
-    """Run a sender for one channel."""
+    """Run a sender for one channel. Without a `simulator`, test deliveries are simulated without errors."""
     settings = SenderSettings.model_validate(
         {
             **rabbit.model_dump(),
@@ -76,10 +77,17 @@ async def running_sender(
             "retry_delay": first_delay.total_seconds(),
             "concurrency": concurrency,
             "provider_timeout": provider_timeout,
+            "error_probability": 0,
         }
     )
     sender = create_sender(
-        settings, channel=channel, provider=provider, limits=limits, tracing=tracing, publisher_class=publisher_class
+        settings,
+        channel=channel,
+        provider=provider,
+        simulator=simulator or settings.simulator(0),
+        limits=limits,
+        tracing=tracing,
+        publisher_class=publisher_class,
     )
     async with sender.running():
         yield sender

@@ -13,9 +13,10 @@ from notify_email_sender.smtp import Smtp
 def main() -> None:
     """Run the email sender."""
     settings = load_settings(EmailSenderSettings)
-    provider: Provider = settings.simulator(settings.email_sleep)
+    simulator = settings.simulator(settings.email_sleep)
+    provider: Provider = simulator
     limits = None
     if settings.email_provider is EmailProvider.SMTP:
         provider = Smtp(settings)
         limits = ProviderLimits(concurrency=settings.smtp_connections, rate=settings.email_rate)
-    run_sender(settings, Channel.EMAIL, provider, limits)
+    run_sender(settings, Channel.EMAIL, provider, simulator, limits)

@@ -18,11 +18,12 @@ ADMISSION_TIMEOUT = timedelta(seconds=1)
 def main() -> None:
     """Run the webhook sender."""
     settings = load_settings(WebhookSenderSettings)
-    provider: Provider = settings.simulator(settings.webhook_sleep)
+    simulator = settings.simulator(settings.webhook_sleep)
+    provider: Provider = simulator
     limits = None
     if settings.webhook_provider is WebhookProvider.HTTP:
         provider = Webhook(settings)
         limits = ProviderLimits(
             concurrency=settings.webhook_calls_per_host, admission_timeout=ADMISSION_TIMEOUT, provider_of=host_of
         )
-    run_sender(settings, Channel.WEBHOOK, provider, limits)
+    run_sender(settings, Channel.WEBHOOK, provider, simulator, limits)

@@ -28,6 +28,15 @@ def test_golden_message_survives_a_round_trip(model: type[BaseModel]) -> None:
     assert _only_golden_fields(written, json.loads(golden)) == json.loads(golden)
 
 
+def test_message_of_a_test_delivery_has_no_recipient_for_senders_that_do_not_know_tests() -> None:
+    golden = (GOLDEN / "DeliveryRequested.json").read_text()
+    requested = DeliveryRequested.model_validate_json(golden).model_copy(update={"test": True})
+    sent = json.loads(requested.body())
+    assert (sent["recipient"], sent["test_recipient"]) == (None, "a@example.org")
+    retried = DeliveryRequested.model_validate(sent).model_copy(update={"attempt": 5})
+    assert json.loads(retried.body()) == {**sent, "attempt": 5}
+
+
 @pytest.mark.parametrize("model", MESSAGES)
 def test_unknown_field_from_a_newer_sender_is_ignored(model: type[BaseModel]) -> None:
     golden = json.loads((GOLDEN / f"{model.__name__}.json").read_text())

@@ -100,6 +100,8 @@ class DeliveryRequested(_Frozen):
     user_id: int
     channel: Channel
     recipient: str | None = None
+    """The address to send to. It is None in the message of a test delivery, so that a sender of a version that does not
+    know `test` sends nothing."""
     content: Content
     round: Ordinal = 1
     """An operator's retry of a failed delivery starts the next round, with a new retry budget."""
@@ -113,8 +115,19 @@ class DeliveryRequested(_Frozen):
     """When the provider started to throttle us or became unreachable; None if it did neither."""
     reserved: bool = False
     """True if a sender has reserved a turn under a rate limit for this attempt, at `not_before` or earlier."""
+    test: bool = False
+    """True if a test key posted the notification, so that every attempt is only simulated."""
+    test_recipient: str | None = None
+    """The recipient of a test delivery, in its message."""
     traceparent: str | None = Field(None, exclude=True)
     """The parent span. It is sent in a header, not in the body."""
+
+    def body(self) -> bytes:
+        """Return the JSON of the message."""
+        request = self
+        if self.test and self.recipient is not None:
+            request = self.model_copy(update={"recipient": None, "test_recipient": self.recipient})
+        return request.model_dump_json().encode()
 
     def headers(self) -> dict[str, Any]:
         """Return the AMQP headers, as a new dict."""

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
-from notify_common.contracts.simulated_recipients import simulated_behaviour
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
 from notify_common.errors import PoisonMessage, PublishFailed
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
@@ -30,6 +29,7 @@ from notify_common.sending.circuit_breaker import Admission, CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule, due_at, is_early
+from notify_common.sending.simulator import is_simulated
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +142,7 @@ class Sender:
             if self._tracing.on:
                 # This span is the parent for the result and the next attempt.
                 request = request.model_copy(update={"traceparent": span.traceparent})
-            # Test recipients never reach the provider, so its limits do not apply to them.
-            if self._breakers is None or simulated_behaviour(request.recipient):
+            if self._breakers is None or is_simulated(request):
                 decision: Decision | Postponed = await self._call_provider(request)
             else:
                 decision = await self._call_provider_if_admitted(self._breakers, request)
@@ -240,9 +239,7 @@ class Sender:
         # The bodies are made here, because thousands of retries may wait for the broker, and each body may be large.
         return await self._publisher.publish(
             [
-                OutgoingMessage(
-                    self._retry_exchange, routing_key, request.model_dump_json().encode(), request.headers()
-                )
+                OutgoingMessage(self._retry_exchange, routing_key, request.body(), request.headers())
                 for request in retries
             ]
         )

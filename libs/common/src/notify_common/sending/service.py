@@ -24,7 +24,7 @@ from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
-from notify_common.sending.simulator import Simulator, WithSimulatedRecipients
+from notify_common.sending.simulator import Simulator, WithSimulation
 
 ACK_TIME = 5.0  # seconds, for results and acks after the last provider call
 
@@ -58,11 +58,15 @@ def create_sender(
     *,
     channel: Channel,
     provider: Provider,
+    simulator: Provider,
     limits: ProviderLimits | None = None,
     tracing: Tracing | None = None,
     publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
 ) -> Worker:
-    """Wire up the sender for `channel`. Pass `limits` if calls to the provider must be limited."""
+    """Wire up the sender for `channel`. Pass `limits` if calls to the provider must be limited.
+
+    Test deliveries go to the `simulator`, which may be the provider.
+    """
     role = f"{channel}_sender"
     registry, schedule = process_registry(), settings.schedule()
     # During an alarm, RabbitMQ reads nothing from a connection that publishes, so acks need a connection of their own.
@@ -74,7 +78,7 @@ def create_sender(
     sender = Sender(
         publisher,
         channel=channel,
-        provider=WithSimulatedRecipients(provider),
+        provider=WithSimulation(provider, simulator),
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
         metrics=SenderMetrics(registry, channel),
@@ -104,12 +108,16 @@ def create_sender(
 
 
 def run_sender(
-    settings: SenderSettings, channel: Channel, provider: Provider, limits: ProviderLimits | None = None
+    settings: SenderSettings,
+    channel: Channel,
+    provider: Provider,
+    simulator: Provider,
+    limits: ProviderLimits | None = None,
 ) -> None:
     """Run the sender for `channel` until SIGTERM."""
 
     async def serve() -> None:
-        sender = create_sender(settings, channel=channel, provider=provider, limits=limits)
+        sender = create_sender(settings, channel=channel, provider=provider, simulator=simulator, limits=limits)
         await sender.serve(settings.health_host, settings.health_port)
 
     run(serve, settings)

@@ -51,17 +51,23 @@ class Simulator:
         """Do nothing, because there is no connection to close."""
 
 
-class WithSimulatedRecipients:
-    """A provider that simulates sending to test recipients, and passes all other requests on to `provider`."""
+def is_simulated(request: DeliveryRequested) -> bool:
+    """Return True if the request never reaches the provider, so that the provider's limits do not apply to it."""
+    return request.test or simulated_behaviour(request.recipient) is not None
 
-    def __init__(self, provider: Provider) -> None:
+
+class WithSimulation:
+    """A provider that simulates test deliveries and test recipients, and passes all other requests on to `provider`."""
+
+    def __init__(self, provider: Provider, simulator: Provider) -> None:
         self._provider = provider
+        self._simulator = simulator
 
     async def send(self, request: DeliveryRequested) -> str | None:
         """Simulate the behaviour that a test recipient names, or send to a real recipient."""
-        match simulated_behaviour(request.recipient):
+        match simulated_behaviour(request.test_recipient if request.test else request.recipient):
             case None:
-                return await self._provider.send(request)
+                return await (self._simulator if request.test else self._provider).send(request)
             case Behaviour.PERMANENT:
                 raise PermanentFailure("simulated_permanent")
             case Behaviour.TEMPORARY:

@@ -76,8 +76,10 @@ class NotificationEndpoint:
         request, size = _parse(body, _text(request_headers.get(b"content-type")) or ""), len(body)
         del body  # it would otherwise stay in memory until the notification is committed
         key = _idempotency_key(request_headers)
-        claim = None if key is None else Claim((principal.tenant, key), body_hash(request))
-        notification = new_notification(request, principal.tenant, span.traceparent, api_key_id=principal.api_key_id)
+        claim = None if key is None else Claim((principal.tenant, key), body_hash(request, test=principal.test))
+        notification = new_notification(
+            request, principal.tenant, span.traceparent, api_key_id=principal.api_key_id, test=principal.test
+        )
         receipt = await self._intake.accept(notification, claim, size=size)
         if receipt.replayed:
             headers = {**headers, "Idempotent-Replayed": "true"}

@@ -77,10 +77,13 @@ class RecordedResponse:
 Responses = dict[TenantKey, RecordedResponse]
 
 
-def body_hash(request: NotificationRequest) -> bytes:
-    """Return a hash of the request that does not depend on whitespace or field order."""
+def body_hash(request: NotificationRequest, *, test: bool = False) -> bytes:
+    """Return a hash of the request that does not depend on whitespace or field order.
+
+    A request with a test key has another hash, because its response must never replace that of a real one.
+    """
     canonical = json.dumps(request.model_dump(mode="json", exclude_unset=True), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).digest()
+    return hashlib.sha256(f"test {canonical}".encode() if test else canonical.encode()).digest()
 
 
 async def claim_keys(connection: AsyncConnection, responses: Responses) -> Responses:

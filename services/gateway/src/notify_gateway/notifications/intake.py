@@ -44,16 +44,16 @@ ACCEPT = text("""
     WITH accepted AS (
         INSERT INTO notifications
             (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at, traceparent,
-             api_key_id)
+             api_key_id, test)
         SELECT id, tenant, user_id, message, subject, email::jsonb, metadata::jsonb, created_at, send_at, expires_at,
-               traceparent, api_key_id
+               traceparent, api_key_id, test
         FROM unnest(
             CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:messages AS text[]),
             CAST(:subjects AS text[]), CAST(:emails AS text[]), CAST(:metadata AS text[]),
             CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[]),
-            CAST(:traceparents AS text[]), CAST(:api_key_ids AS uuid[])
+            CAST(:traceparents AS text[]), CAST(:api_key_ids AS uuid[]), CAST(:tests AS boolean[])
         ) AS n (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at, traceparent,
-                api_key_id)
+                api_key_id, test)
     ), new_deliveries AS (
         INSERT INTO deliveries
             (id, notification_id, channel, recipient, status, reason, round, attempt, failures, updated_at)
@@ -250,6 +250,7 @@ def _parameters(new: Sequence[NewNotification], leased: Set[Channel]) -> dict[st
         "expires_at": [body.expires_at for body in bodies],
         "traceparents": [each.traceparent for each in new],
         "api_key_ids": [each.api_key_id for each in new],
+        "tests": [each.test for each in new],
         "delivery_ids": [delivery.delivery_id for _, delivery, _, _ in deliveries],
         "notification_ids": [delivery.notification_id for _, delivery, _, _ in deliveries],
         "channels": [delivery.channel.value for _, delivery, _, _ in deliveries],

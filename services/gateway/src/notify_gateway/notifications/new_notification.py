@@ -32,6 +32,8 @@ class NewNotification:
     """The trace context of the request."""
     api_key_id: str | None = None
     """The id of the API key it was posted with; None if authentication is off."""
+    test: bool = False
+    """True if a test key posted it, so that its deliveries are only simulated."""
     opted_out: Set[Channel] = frozenset()
     """The channels that the user has opted out of; their deliveries are stored as cancelled."""
 
@@ -81,6 +83,8 @@ class NewNotification:
 
     def missing_recipient(self, real_channels: Set[Channel]) -> str | None:
         """Return `field: reason` if a delivery over one of `real_channels` has no recipient, otherwise None."""
+        if self.test:
+            return None
         for delivery in self.to_send():
             if delivery.channel in real_channels and delivery.recipient is None:
                 return f"recipient.{delivery.channel}: is required, because {delivery.channel} is not simulated"
@@ -88,7 +92,12 @@ class NewNotification:
 
 
 def new_notification(
-    request: NotificationRequest, tenant: str, traceparent: str | None = None, *, api_key_id: str | None = None
+    request: NotificationRequest,
+    tenant: str,
+    traceparent: str | None = None,
+    *,
+    api_key_id: str | None = None,
+    test: bool = False,
 ) -> NewNotification:
     """Build the notification that `request` asks for, with new ids and the current time."""
     created_at = to_millisecond(utc_now())
@@ -102,6 +111,7 @@ def new_notification(
         request=request,
         traceparent=traceparent,
         api_key_id=api_key_id,
+        test=test,
         deliveries=tuple(
             DeliveryRequested(
                 # Queries look for a notification's deliveries only among ids that carry its time.
@@ -112,6 +122,7 @@ def new_notification(
                 recipient=request.recipient.of(channel),
                 content=by_email if channel is Channel.EMAIL else content,
                 expires_at=request.expires_at,
+                test=test,
                 traceparent=traceparent,
             )
             for channel in request.requested_channels()
@@ -147,6 +158,7 @@ def created_json(notification: NewNotification) -> str:
         created_at=notification.created_at,
         send_at=request.send_at,
         expires_at=request.expires_at,
+        test=notification.test,
         trace_id=trace_id(notification.traceparent),
         deliveries=deliveries,
     ).model_dump_json()

@@ -28,7 +28,9 @@ DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
 
 # The columns are listed, so that a new column does not change the result type of prepared statements.
-NOTIFICATION_COLUMNS = "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at"
+NOTIFICATION_COLUMNS = (
+    "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at, n.test"
+)
 NOTIFICATION_WITH_ATTEMPTS = f"""
     SELECT {NOTIFICATION_COLUMNS}, n.email, n.traceparent, {DELIVERY_COLUMNS}, history.attempts
     FROM notifications n

@@ -159,6 +159,7 @@ class NotificationSummary(BaseModel):
     created_at: datetime
     send_at: datetime | None
     expires_at: datetime | None
+    test: bool = Field(False, description="True if a test key posted it, so that nothing is really sent.")
     deliveries: list[DeliverySummary]
 
 

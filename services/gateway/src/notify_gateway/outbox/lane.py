@@ -237,7 +237,7 @@ def _take(queue: deque[Held]) -> tuple[list[Held], int]:
 
 
 def _outgoing(request: DeliveryRequested, span: Span) -> OutgoingMessage:
-    body, headers = request.model_dump_json().encode(), request.headers()
+    body, headers = request.body(), request.headers()
     if span.traceparent is not None:
         headers[TRACEPARENT_HEADER] = span.traceparent
     return OutgoingMessage(topology.NOTIFICATIONS, request.channel.value, body, headers)

@@ -62,6 +62,7 @@ export function showDetails(place, notification, state, signal) {
       fact("Accepted", time(notification.created_at)),
       notification.send_at && fact("Scheduled for", time(notification.send_at)),
       notification.expires_at && fact("Expires", time(notification.expires_at)),
+      notification.test && fact("Test", "It was posted with a test key, so it is only simulated."),
       notification.subject && fact("Subject", notification.subject),
       fact("Message", h("span", { className: "message" }, notification.message)),
       notification.metadata && fact("Metadata", Object.entries(notification.metadata).map(([name, value]) => `${name}: ${value}`).join(", ")),

@@ -99,5 +99,5 @@ function showRows(place, items, filters) {
       h("td", { className: "excerpt" }, item.message.length > EXCERPT ? `${item.message.slice(0, EXCERPT)}…` : item.message),
       h("td", {}, item.deliveries.map((delivery) =>
         h("span", { className: "delivery" }, `${delivery.channel} `, badge(delivery.status)))),
-      h("td", {}, badge(item.status))))))));
+      h("td", {}, badge(item.status), item.test && [" ", badge("test")])))))));
 }
