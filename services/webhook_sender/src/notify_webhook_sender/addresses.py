@@ -1,11 +1,9 @@
 """Limit the addresses that webhooks may connect to, because their URLs must not give access to our own network."""
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TypeAlias
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Protocol, TypeAlias
 
 import httpcore
 from typing_extensions import override
@@ -17,7 +15,6 @@ NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 ad
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: all public IPv6 addresses are in this range
 # In older Python versions, the `ipaddress` module does not know these reserved networks (RFC 7526, RFC 9637).
 RESERVED = (IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
-MAX_LOOKUPS = 64  # concurrent lookups; each occupies a thread until the name servers respond
 
 
 class HostUnknown(Exception):
@@ -52,34 +49,11 @@ def is_in(address: Address, allowed: Iterable[Network]) -> bool:
     return any((inner or address) in network for network in allowed)
 
 
-class Resolver:
-    """Resolves host names in threads. Concurrent lookups of the same name share one, so a slow name blocks only one."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="resolver")
-        self._lookups: dict[str, asyncio.Future[list[Address]]] = {}
+class AddressLookup(Protocol):
+    """A way to resolve host names."""
 
     async def addresses(self, host: str) -> list[Address]:
         """Return the addresses of the host, or raise `HostUnknown`."""
-        lookup = self._lookups.get(host)
-        if lookup is None:
-            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
-            self._lookups[host] = lookup
-            lookup.add_done_callback(lambda _: self._lookups.pop(host))
-        try:
-            # A caller that is cancelled must not cancel the lookup for the others.
-            return await asyncio.shield(lookup)
-        except OSError as error:
-            raise HostUnknown(error.strerror or str(error)) from None
-
-    def close(self) -> None:
-        """Stop without waiting for pending lookups."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _look_up(host: str) -> list[Address]:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [ip_address(info[4][0]) for info in found]
 
 
 class GuardedBackend(httpcore.AnyIOBackend):
@@ -88,7 +62,7 @@ class GuardedBackend(httpcore.AnyIOBackend):
     It connects to exactly the addresses that it has checked, because a second lookup of the name could return others.
     """
 
-    def __init__(self, resolver: Resolver, may_connect: Callable[[Address], bool]) -> None:
+    def __init__(self, resolver: AddressLookup, may_connect: Callable[[Address], bool]) -> None:
         self._resolver = resolver
         self._may_connect = may_connect
 

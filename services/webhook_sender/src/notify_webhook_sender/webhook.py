@@ -24,6 +24,7 @@ from notify_common.sending import errors
 from pydantic import TypeAdapter, ValidationError
 
 from notify_webhook_sender import addresses
+from notify_webhook_sender.resolver import Resolver
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
 CONNECT_TIMEOUT = 10.0  # seconds for the lookup, connection and TLS; never more than half of an attempt's time
@@ -54,7 +55,7 @@ class Webhook:
         # httpcore applies this timeout to the connection and to TLS separately, so each gets half of the time.
         self._extensions = {"timeout": {"connect": connect_timeout / 2}}
         self._finishing: set[asyncio.Task[bytes]] = set()
-        self._resolver = addresses.Resolver()
+        self._resolver = Resolver()
         networks = addresses.networks(settings.webhook_allowed_networks or "")
         may_connect: dict[str, Callable[[addresses.Address], bool]] = {
             "https": lambda address: addresses.is_public(address) or addresses.is_in(address, networks),
