@@ -34,15 +34,6 @@ MAX_WAIT = timedelta(hours=1)  # an upper limit for the response's Retry-After
 RECIPIENT = TypeAdapter(WebhookRecipient)
 
 
-def host_of(url: str) -> str:
-    """Return the URL's host and port, because URLs that share them are down or busy together."""
-    try:
-        parts = urlsplit(url)
-        return f"{(parts.hostname or '').rstrip('.')}:{parts.port or parts.scheme}"
-    except ValueError:
-        return ""  # `send` rejects such a URL
-
-
 class Webhook:
     """A provider that makes one POST per attempt. It follows no redirects, because no client chose their targets."""
 

@@ -97,6 +97,8 @@ class DeliveryRequested(_Frozen):
     version: Literal[1] = 1
     delivery_id: UUID
     notification_id: UUID
+    tenant: str | None = None
+    """The owner of the notification; None in messages of older versions."""
     user_id: int
     channel: Channel
     recipient: str | None = None

@@ -4,6 +4,8 @@ import asyncio
 import math
 from dataclasses import dataclass
 
+from notify_common.sending.call_slots import Quota
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -17,6 +19,8 @@ class Call:
     expires_in: float = math.inf
     even_if_open: bool = False
     """True if the call is admitted although the circuit is open."""
+    quotas: tuple[Quota, ...] = ()
+    """The quotas that it shares with calls to other providers."""
     ready: asyncio.Event | None = None
     """While this event is not set, the call is not admitted."""
 

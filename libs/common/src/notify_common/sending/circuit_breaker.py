@@ -11,6 +11,7 @@ from notify_common.contracts.messages import ErrorClass, Outcome
 from notify_common.runtime.outage import Outage
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call, NotAdmitted
+from notify_common.sending.call_slots import CallSlots, Quota
 from notify_common.sending.errors import Throttled
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, RateLimiter
@@ -34,9 +35,10 @@ class CircuitBreaker:
     time is admitted, at growing intervals (half-open); the first trial that succeeds closes the circuit.
     """
 
-    def __init__(self, name: str, limits: ProviderLimits) -> None:
+    def __init__(self, name: str, limits: ProviderLimits, slots: CallSlots | None = None) -> None:
         self._outage = Outage(log, f"{name} is unavailable")
-        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._slots = CallSlots() if slots is None else slots
+        self._quota = Quota(name, limits.concurrency)
         self._turns = RecipientTurns(limits.rate_per_recipient)
         self._lanes = RecipientLanes()
         self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
@@ -149,8 +151,9 @@ class CircuitBreaker:
 
     async def _try_to_admit(self, acquired: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted | None":
         """Acquire what the call needs; return None if the call may not be made after all, and must start again."""
-        await self._slots.acquire()
-        acquired.callback(self._slots.release)
+        quotas = (self._quota, *call.quotas)
+        await self._slots.acquire(quotas)
+        acquired.callback(self._slots.release, quotas)
         trial = not call.even_if_open and await self._closed_or_trial()
         if trial:
             acquired.callback(self._end_trial)
@@ -233,6 +236,7 @@ class CircuitBreakers:
         self._name = name
         self._max_breakers = max_breakers
         self.limits = limits
+        self._slots = CallSlots()
         self._breakers: dict[str, CircuitBreaker] = {}
         self._stopped = False
 
@@ -243,7 +247,8 @@ class CircuitBreakers:
         if breaker is None:
             if len(self._breakers) >= self._max_breakers:
                 self._breakers = {key: breaker for key, breaker in self._breakers.items() if not breaker.idle}
-            breaker = self._breakers[provider] = CircuitBreaker(f"{self._name} {provider}".rstrip(), self.limits)
+            name = f"{self._name} {provider}".rstrip()
+            breaker = self._breakers[provider] = CircuitBreaker(name, self.limits, self._slots)
             breaker.stopped = self._stopped
         return breaker
 

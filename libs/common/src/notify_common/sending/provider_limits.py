@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.sending.call_slots import Quota
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT
 
 HELD_PER_CALL = 10  # messages that a sender holds per concurrent call if the provider has no rate limit
@@ -13,6 +15,11 @@ HELD_PER_CALL = 10  # messages that a sender holds per concurrent call if the pr
 def one_provider(_: str) -> str:
     """Return the same provider for every recipient."""
     return ""
+
+
+def no_quotas(_: DeliveryRequested) -> tuple[Quota, ...]:
+    """Return no quotas, for channels with one provider."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class ProviderLimits:
     """How long the message then waits in a retry queue if the circuit is open."""
     provider_of: Callable[[str], str] = one_provider
     """Returns the name of a recipient's provider, for channels with many providers."""
+    quotas_of: Callable[[DeliveryRequested], tuple[Quota, ...]] = no_quotas
+    """Returns further limits for concurrent calls, which several providers share."""
 
     def prefetch(self, concurrency: int, call_timeout: float) -> int:
         """Return how many messages a sender should hold, at most `concurrency`.

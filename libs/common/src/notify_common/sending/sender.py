@@ -182,6 +182,7 @@ class Sender:
             expires_in=expires_in,
             # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
             even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
+            quotas=breakers.limits.quotas_of(request),
             # Results may become unreportable while the call waits.
             ready=self._reporting,
         )

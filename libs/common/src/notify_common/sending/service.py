@@ -63,10 +63,7 @@ def create_sender(
     tracing: Tracing | None = None,
     publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
 ) -> Worker:
-    """Wire up the sender for `channel`. Pass `limits` if calls to the provider must be limited.
-
-    Test deliveries go to the `simulator`, which may be the provider.
-    """
+    """Wire up the sender for `channel`, whose test deliveries go to `simulator`. The calls of others have `limits`."""
     role = f"{channel}_sender"
     registry, schedule = process_registry(), settings.schedule()
     # During an alarm, RabbitMQ reads nothing from a connection that publishes, so acks need a connection of their own.

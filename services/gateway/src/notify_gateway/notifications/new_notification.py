@@ -117,6 +117,7 @@ def new_notification(
                 # Queries look for a notification's deliveries only among ids that carry its time.
                 delivery_id=new_id(created_at),
                 notification_id=notification_id,
+                tenant=tenant,
                 user_id=request.user_id,
                 channel=channel,
                 recipient=request.recipient.of(channel),

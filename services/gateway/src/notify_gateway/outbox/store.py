@@ -50,8 +50,8 @@ TAKE_DUE = text("""
     ), found AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
                clock_timestamp() AS updated_at,
-               n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email, n.expires_at,
-               n.traceparent, n.test, due.due_at,
+               n.tenant, n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email,
+               n.expires_at, n.traceparent, n.test, due.due_at,
                CASE d.channel WHEN 'email' THEN coalesce(octet_length(n.email ->> 'html'), 0) ELSE 0 END
                    + octet_length(n.message) AS bytes,
                CASE

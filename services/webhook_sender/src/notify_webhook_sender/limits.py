@@ -1,0 +1,56 @@
+"""Limit the calls in progress to a host, to a domain and of a tenant, so that slow receivers do not delay others."""
+
+from datetime import timedelta
+from functools import lru_cache
+from ipaddress import IPv4Address, ip_address, ip_network
+from urllib.parse import urlsplit
+
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.sending.call_slots import Quota
+from notify_common.sending.provider_limits import ProviderLimits
+from publicsuffixlist import PublicSuffixList
+
+from notify_webhook_sender.settings import WebhookSenderSettings
+
+# The limit is short, because a receiver that is down or slow must not delay messages to other receivers.
+ADMISSION_TIMEOUT = timedelta(seconds=1)
+MAX_DOMAINS = 10_000  # remembered
+IPV6_SITE = 64  # bits; a site gets at least a /64 (RFC 6177), so its addresses belong together
+
+
+def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
+    """Return the limits for calls to receivers. Each host counts as a provider."""
+    # https://publicsuffix.org: the list is part of the package, and is never fetched.
+    suffixes = PublicSuffixList()
+
+    @lru_cache(MAX_DOMAINS)
+    def domain_of(host: str) -> str:
+        """Return the domain that its owner has registered, or the address or IPv6 site."""
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return suffixes.privatesuffix(host) or host
+        return host if isinstance(address, IPv4Address) else str(ip_network(f"{host}/{IPV6_SITE}", strict=False))
+
+    def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
+        host = host_of(request.recipient or "").rpartition(":")[0]
+        return (
+            Quota(f"tenant {request.tenant or ''}", settings.webhook_calls_per_tenant),
+            Quota(f"domain {domain_of(host)}", settings.webhook_calls_per_domain),
+        )
+
+    return ProviderLimits(
+        concurrency=settings.webhook_calls_per_host,
+        admission_timeout=ADMISSION_TIMEOUT,
+        provider_of=host_of,
+        quotas_of=quotas_of,
+    )
+
+
+def host_of(url: str) -> str:
+    """Return the URL's host and port, because URLs that share them are down or busy together."""
+    try:
+        parts = urlsplit(url)
+        return f"{(parts.hostname or '').rstrip('.')}:{parts.port or parts.scheme}"
+    except ValueError:
+        return ""  # `send` rejects such a URL

@@ -1,0 +1,97 @@
+"""Webhooks of tenants whose receivers never respond must not delay those of other tenants."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_webhook_sender.limits import webhook_limits
+from notify_webhook_sender.settings import WebhookSenderSettings
+from notify_webhook_sender.webhook import Webhook
+from support.amqp import Hand
+from support.conformance import SECRET
+from support.http_peer import HttpPeer, HttpRequest
+from support.services import delivery_requested, eventually, running_sender
+from support.webhook_peer import key
+from typing_extensions import override
+
+CONCURRENCY = 6
+ALLOWED = 3  # calls of the tenant or to the domain
+
+
+class HangingReceiver(HttpPeer):
+    """A receiver under every name below `localhost`; it responds to none that contains `evil`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hanging = self.most_hanging = 0
+
+    def recipient(self, host: str) -> str:
+        return f"http://{host}.localhost:{self._port}/"
+
+    @override
+    async def answer(self, request: HttpRequest) -> tuple[int, dict[str, str], bytes]:
+        if "evil" in request.headers["host"]:
+            self.hanging += 1
+            self.most_hanging = max(self.hanging, self.most_hanging)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.hanging -= 1
+        return 204, {}, b""
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[HangingReceiver]:
+    receiver = HangingReceiver()
+    await receiver.open()
+    yield receiver
+    await receiver.close()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "limit"),
+    [
+        ([f"h{number}.evil" for number in range(20)], {"webhook_calls_per_domain": ALLOWED}),
+        ([f"evil{number}" for number in range(20)], {"webhook_calls_per_tenant": ALLOWED}),
+    ],
+    ids=["many hosts of one domain", "many domains"],
+)
+async def test_hanging_receivers_of_one_tenant_do_not_delay_another_tenant(
+    rabbit: RabbitSettings, hand: Hand, receiver: HangingReceiver, hosts: list[str], limit: dict[str, Any]
+) -> None:
+    settings = WebhookSenderSettings.model_validate(
+        {
+            "webhook_provider": "http",
+            "webhook_secrets": key(SECRET),
+            "webhook_allowed_networks": "127.0.0.0/8 ::1/128",
+            **limit,
+        }
+    )
+
+    def request(tenant: str, host: str) -> DeliveryRequested:
+        return delivery_requested(channel=Channel.WEBHOOK, tenant=tenant, recipient=receiver.recipient(host))
+
+    async def full() -> bool:
+        return receiver.hanging >= ALLOWED
+
+    async with running_sender(
+        rabbit,
+        Webhook(settings),
+        channel=Channel.WEBHOOK,
+        limits=webhook_limits(settings),
+        concurrency=CONCURRENCY,
+        provider_timeout=60,
+    ):
+        for host in hosts:
+            await hand.request(request("theirs", host))
+        await eventually(full, "as many receivers hang as are allowed to")
+        ours = request("ours", "hooks")
+        await hand.request(ours)
+        [result] = await hand.results(1)
+        assert (result.delivery_id, result.outcome) == (ours.delivery_id, Outcome.SENT)
+        assert receiver.most_hanging == ALLOWED
+        await receiver.close()
