@@ -13,7 +13,7 @@ import httpcore
 import pytest
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled, UnknownOutcome, Unreachable
 from notify_common.sending.provider import Provider
-from notify_webhook_sender.addresses import is_public
+from notify_webhook_sender.addresses import is_in, is_public, networks
 from notify_webhook_sender.webhook import Webhook, broken
 from support.conformance import SECRET, Behaviour, Conformance, request
 from support.webhook_peer import WebhookPeer, key
@@ -169,7 +169,45 @@ def test_tls_alert_means_unreachable_rather_than_an_unknown_outcome() -> None:
         ("3fff::1", False),
         ("5f00::1", False),
         ("192.88.99.1", False),
+        ("192.0.0.9", False),
+        ("192.0.0.10", False),
+        ("192.0.0.192", False),
+        ("168.63.129.16", False),
+        ("100.100.100.200", False),
+        ("fd20:ce::254", False),
+        ("::ffff:168.63.129.16", False),
+        ("64:ff9b::a83f:8110", False),
+        ("2002:a83f:8110::1", False),
+        ("2001:0:808:808::1", False),
+        ("::808:808", False),
     ],
 )
 def test_internal_and_reserved_addresses_are_not_public(address: str, public: bool) -> None:
     assert is_public(ip_address(address)) is public
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed", "permitted"),
+    [
+        ("10.1.2.3", "10.0.0.0/8", True),
+        ("169.254.1.1", "169.254.0.0/16", True),
+        ("169.254.169.254", "169.254.0.0/16", False),
+        ("169.254.169.254", "0.0.0.0/0", False),
+        ("169.254.169.254", "169.254.169.254/32", True),
+        ("169.254.169.254", "169.254.0.0/16 169.254.169.254", True),
+        ("169.254.170.2", "169.254.170.0/24", False),
+        ("100.100.100.200", "100.64.0.0/10", False),
+        ("168.63.129.16", "168.63.0.0/16", False),
+        ("192.0.0.192", "192.0.0.0/24", False),
+        ("fd00:ec2::254", "fd00::/8", False),
+        ("fd00:ec2::254", "fd00:ec2::254/128", True),
+        ("fd20:ce::254", "fd00::/8", False),
+        ("::ffff:169.254.169.254", "169.254.0.0/16", False),
+        ("64:ff9b::a9fe:a9fe", "64:ff9b::/96", False),
+        ("64:ff9b::a01:203", "64:ff9b::/96", True),
+    ],
+)
+def test_allowed_network_does_not_allow_the_metadata_service_of_a_cloud(
+    address: str, allowed: str, permitted: bool
+) -> None:
+    assert is_in(ip_address(address), networks(allowed)) is permitted

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol, TypeAlias
 
 import httpcore
@@ -13,8 +13,29 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: all public IPv6 addresses are in this range
-# In older Python versions, the `ipaddress` module does not know these reserved networks (RFC 7526, RFC 9637).
-RESERVED = (IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
+# The `ipaddress` module takes addresses in these networks for public. RFC 6890 makes exceptions within the first. Only newer
+# Python versions know the next two (RFC 7526, RFC 9637). Every machine in Azure reaches its host at the last.
+RESERVED = (
+    IPv4Network("192.0.0.0/24"),
+    IPv4Network("192.88.99.0/24"),
+    IPv6Network("3fff::/20"),
+    IPv4Network("168.63.129.16/32"),
+)
+# At these addresses, clouds give a machine its settings and credentials.
+METADATA: frozenset[Address] = frozenset(
+    ip_address(address)
+    for address in (
+        "169.254.169.254",  # AWS, Azure, Google Cloud, OpenStack and others
+        "169.254.170.2",  # AWS: credentials of containers
+        "169.254.170.23",  # AWS: credentials of pods
+        "fd00:ec2::254",  # AWS
+        "fd00:ec2::23",  # AWS: credentials of pods
+        "168.63.129.16",  # Azure
+        "fd20:ce::254",  # Google Cloud
+        "100.100.100.200",  # Alibaba Cloud
+        "192.0.0.192",  # Oracle Cloud
+    )
+)
 
 
 class HostUnknown(Exception):
@@ -32,21 +53,31 @@ def networks(text: str) -> list[Network]:
 
 def is_public(address: Address) -> bool:
     """Return True unless the address is private, link-local, loopback, multicast or reserved (RFC 6890)."""
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if address in NAT64:
-            inner = IPv4Address(int(address) & 0xFFFF_FFFF)
-        if inner is not None:
-            return is_public(inner)
-        if address not in GLOBAL_UNICAST:
-            return False
+    if (inner := _embedded(address)) is not None:
+        return is_public(inner)
+    if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
+        return False
     return address.is_global and not address.is_multicast and not any(address in network for network in RESERVED)
 
 
 def is_in(address: Address, allowed: Iterable[Network]) -> bool:
-    """Return True if the address belongs to one of the allowed networks."""
+    """Return True if the address belongs to one of the allowed networks.
+
+    An address at which a cloud serves metadata must be listed on its own, as a network may include it by accident.
+    """
+    if address in METADATA or _embedded(address) in METADATA:
+        allowed = [network for network in allowed if network.num_addresses == 1]
     inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return any((inner or address) in network for network in allowed)
+
+
+def _embedded(address: Address) -> IPv4Address | None:
+    """Return the IPv4 address to which packets for an IPv6 address are translated or tunnelled, if there is one."""
+    if not isinstance(address, IPv6Address):
+        return None
+    if address in NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 class AddressLookup(Protocol):
