@@ -10,6 +10,9 @@ from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 TOKEN = re.compile(r"[0-9]+:[A-Za-z0-9_-]+")  # https://core.telegram.org/bots/api#authorizing-your-bot
 
 
+LOOPBACK = frozenset({"127.0.0.1", "[::1]", "localhost"})
+
+
 class TelegramProvider(StrEnum):
     """A way to send Telegram messages: simulated, or over the Bot API."""
 
@@ -44,9 +47,17 @@ class TelegramSenderSettings(SenderSettings):
     telegram_rate: float = Field(30, ge=0)
     telegram_rate_per_chat: float = Field(1, ge=0)
     telegram_connections: int = Field(30, ge=1, le=1000)
+    allow_insecure: bool = False
 
     @model_validator(mode="after")
     def _bot_api_is_complete(self) -> Self:
         if self.telegram_provider is TelegramProvider.BOT_API and self.telegram_bot_token is None:
             raise ValueError("TELEGRAM_PROVIDER=bot_api requires TELEGRAM_BOT_TOKEN")
+        url = self.telegram_api_url
+        if url.scheme == "http" and url.host not in LOOPBACK and not self.allow_insecure:
+            # The token is part of every URL.
+            raise ValueError(
+                "TELEGRAM_API_URL would send TELEGRAM_BOT_TOKEN over the network unencrypted: "
+                "use https, an address of this machine, or set ALLOW_INSECURE=1"
+            )
         return self

@@ -13,8 +13,8 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: all public IPv6 addresses are in this range
-# The `ipaddress` module takes addresses in these networks for public. RFC 6890 makes exceptions within the first. Only newer
-# Python versions know the next two (RFC 7526, RFC 9637). Every machine in Azure reaches its host at the last.
+# The `ipaddress` module takes addresses in these networks for public. RFC 6890 makes exceptions within the first. Only
+# newer Python versions know the next two (RFC 7526, RFC 9637). Every machine in Azure reaches its host at the last.
 RESERVED = (
     IPv4Network("192.0.0.0/24"),
     IPv4Network("192.88.99.0/24"),
