@@ -17,12 +17,16 @@ from notify_common.runtime.settings import TracedSettings
 from notify_common.runtime.span_export import RecordedTracing
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
+from notify_gateway.http.authentication import Scope
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import StatusCode
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support.fakes import FakeProvider
-from support.services import eventually, running_gateway, running_sender, running_status_writer
+from support.gateway import bearer
+from support.services import NOWHERE, eventually, running_gateway, running_sender, running_status_writer
 from typing_extensions import override
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -149,6 +153,27 @@ async def test_client_trace_continues_through_the_outbox(
     ]
     once = ["POST /api/notifications"]
     assert sorted(names) == sorted([*once, *["publish email", "attempt email", "send email", "write status"] * 2])
+
+
+async def test_only_a_key_with_the_scope_trace_decides_what_is_traced(
+    postgres: PostgresSettings, engine: AsyncEngine, exporter: InMemorySpanExporter
+) -> None:
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    body = {"user_id": 1, "message": "hello", "type": "email"}
+    permitted = await bearer(engine, Scope.SEND, Scope.TRACE)
+    tracing = RecordedTracing(provider)
+    async with running_gateway(NOWHERE, postgres, relaying=False, tracing=tracing, auth="on") as api:
+        responses = [
+            await api.post("/api/notifications", json=body, headers={**key, "traceparent": TRACEPARENT})
+            for key in (await bearer(engine, Scope.SEND), {"Authorization": "Bearer unknown"}, permitted)
+        ]
+    assert [response.status_code for response in responses] == [201, 401, 201]
+    own, _, continued = [response.json().get("trace_id") for response in responses]
+    assert continued == TRACE_ID
+    assert own not in {None, TRACE_ID}
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans if span.name not in BATCHES] == ["POST /api/notifications"]
 
 
 async def test_client_trace_is_propagated_and_logged_without_an_exporter(

@@ -12,13 +12,13 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from notify_common.contracts.trace_context import read_traceparent
-from notify_common.runtime.tracing import Span, Tracing
+from notify_common.runtime.tracing import UNRECORDED, Span, Tracing
 from pydantic import TypeAdapter, ValidationError
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from notify_gateway.errors import ClientDisconnected
-from notify_gateway.http.authentication import Authenticator, Scope, require_scope
+from notify_gateway.http.authentication import Authenticator, Principal, Scope, require_scope
 from notify_gateway.http.problems import response_to
 from notify_gateway.http.strict_json import parse_json
 from notify_gateway.notifications.idempotency import Claim, IdempotencyKey, body_hash
@@ -44,33 +44,45 @@ class NotificationEndpoint:
         """Handle one request."""
         # The headers are reversed so that the first value wins if a header occurs twice.
         request_headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
-        parent = read_traceparent(_text(request_headers.get(b"traceparent")))
-        with self._tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES) as span:
-            try:
-                response_headers, body = await self._accept(scope, request_headers, receive, span)
-            except ClientDisconnected:
-                span.fail("client disconnected")
-                return
-            except Exception as error:
-                response = response_to(error)
-                if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
-                    log.exception("request failed")
-                    span.fail(type(error).__name__)
-                span.set({"http.response.status_code": response.status_code})
-                await response(scope, receive, send)
-                return
+        span = UNRECORDED
+        try:
+            # Authenticate before reading the body, so that a client without a key cannot make us read it.
+            authorization = _text(request_headers.get(b"authorization"))
+            principal, rate_limit = await self._authenticator.authenticate(scope, authorization)
+            span = self._begin_span(principal, request_headers)
+            response_headers, body = await self._accept(principal, request_headers, receive, span)
+        except ClientDisconnected:
+            span.fail("client disconnected")
+            return
+        except Exception as error:
+            response = response_to(error)
+            if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+                log.exception("request failed")
+                span.fail(type(error).__name__)
+            span.set({"http.response.status_code": response.status_code})
+            await response(scope, receive, send)
+            return
+        finally:
+            span.end()
         length = (b"content-length", b"%d" % len(body))
-        headers = [(b"content-type", b"application/json"), length, *_encoded(response_headers)]
+        headers = [(b"content-type", b"application/json"), length, *_encoded(rate_limit), *_encoded(response_headers)]
         await send({"type": "http.response.start", "status": 201, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def _begin_span(self, principal: Principal, request_headers: Mapping[bytes, bytes]) -> Span:
+        """Begin the span, in the client's trace if its key permits that.
+
+        A sampled `traceparent` makes us record and export, and a client could name the trace of another tenant.
+        """
+        parent = None
+        if Scope.TRACE in principal.scopes:
+            parent = read_traceparent(_text(request_headers.get(b"traceparent")))
+        return self._tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES)
+
     async def _accept(
-        self, scope: AsgiScope, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
+        self, principal: Principal, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
     ) -> tuple[Mapping[str, str], bytes]:
-        """Store the notification durably; return the headers and the body of the 201 response."""
-        # Authenticate before reading the body, so that a client without a key cannot make us read it.
-        authorization = _text(request_headers.get(b"authorization"))
-        principal, headers = await self._authenticator.authenticate(scope, authorization)
+        """Store the notification durably; return further headers and the body of the 201 response."""
         require_scope(principal, Scope.SEND)
         body = await _read_body(receive)
         request, size = _parse(body, _text(request_headers.get(b"content-type")) or ""), len(body)
@@ -81,14 +93,12 @@ class NotificationEndpoint:
             request, principal.tenant, span.traceparent, api_key_id=principal.api_key_id, test=principal.test
         )
         receipt = await self._intake.accept(notification, claim, size=size)
-        if receipt.replayed:
-            headers = {**headers, "Idempotent-Replayed": "true"}
-        elif self._tracing.on:
+        if self._tracing.on and not receipt.replayed:
             span.set({"http.response.status_code": HTTPStatus.CREATED, "notify.notification_id": notification.id})
         response = receipt.response
         if Scope.RECIPIENTS_READ not in principal.scopes and not request.names_all_recipients():
             response = without_stored_recipients(response, request)
-        return headers, response.encode()
+        return {"Idempotent-Replayed": "true"} if receipt.replayed else {}, response.encode()
 
 
 async def _read_body(receive: Receive) -> bytes:
