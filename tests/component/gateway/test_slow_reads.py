@@ -51,9 +51,8 @@ async def test_slow_reads_of_one_tenant_leave_connections_for_the_others(
     secured_api: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "READ_WAIT", 0.1)
-    ours, theirs = [
-        await bearer(engine, Scope.SEND, Scope.READ, Scope.ADMIN, tenant=tenant) for tenant in ("ours", "theirs")
-    ]
+    scopes = (Scope.SEND, Scope.READ, Scope.ADMIN, Scope.RECIPIENTS_READ, Scope.RECIPIENTS_WRITE)
+    ours, theirs = [await bearer(engine, *scopes, tenant=tenant) for tenant in ("ours", "theirs")]
     notification = (await secured_api.post("/api/notifications", json=BODY, headers=ours)).json()
     read = f"/api/notifications/{notification['id']}"
     async with attempts_locked(engine):

@@ -22,7 +22,7 @@ from support.fakes import FakeProvider
 from support.services import NOWHERE, delivery_requested, eventually, running_gateway, running_sender
 from uuid_utils.compat import uuid7
 
-LABELS = {"channel", "outcome", "error_class", "method", "route", "status", "step", "queue", "le"}
+LABELS = {"channel", "outcome", "error_class", "method", "route", "status", "step", "queue", "reason", "le"}
 
 
 def samples(exposition: str) -> dict[tuple[str, ...], float]:
