@@ -72,6 +72,20 @@ def test_limit_holds_while_the_load_moves_between_the_gateways() -> None:
     assert sum(map(sum, admitted)) <= 1000 * (60 + BURST_SECONDS + 2)
 
 
+@pytest.mark.parametrize(("per_second", "per_tick"), [(1000, 5), (20, 0.1)])
+def test_key_within_its_limit_is_not_rejected_when_its_load_moves(per_second: int, per_tick: float) -> None:
+    sent = 0.0
+
+    def load(now: float) -> Sequence[int]:
+        nonlocal sent
+        before, sent = sent, sent + per_tick
+        arriving = int(sent) - int(before)
+        return [arriving, 0] if now % 60 < 30 else [0, arriving]
+
+    admitted = admitted_by(2, per_second, load, 240)
+    assert sum(map(sum, admitted)) == int(sent)
+
+
 def test_gateway_gets_the_whole_limit_soon_after_the_other_one_stops() -> None:
     admitted = admitted_by(2, 1000, lambda now: [20, 20 if now < 10 else 0], 20)
     for second in admitted[14:]:

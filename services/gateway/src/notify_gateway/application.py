@@ -178,7 +178,8 @@ class Gateway:
         await self.relay.run(stop)
 
     async def _report_key_usage(self, stopping: "asyncio.Task[bool]") -> None:
-        engine = self._engines.maintenance
+        # A long statement of maintenance must not delay the reports, because gateways without reports count alone.
+        engine = self._engines.control
         await await_database(engine)
         shared = SharedRateLimits(engine, self._rate_limiter)
         await ApiKeyUsage(shared, ApiKeyStore(engine), self.key_look_up).run(stopping)

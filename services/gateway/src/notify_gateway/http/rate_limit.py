@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 BURST_SECONDS = 2  # a key may use this many seconds' worth of requests at once
 BUCKETS = 10_000
-REPORTED_PART = 0.05  # of a second's worth; fewer requests are reported later, so that slow clients cost no statement
+REPORTED_PART = 0.05  # a key is reported once it has used this part of a second's limit; rarely used keys cost no query
+STALE_REPORT = 5.0  # seconds; after a longer pause, the requests of the other gateways were made at another time
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class _Bucket:
 
 
 class Usage(NamedTuple):
-    """What one gateway has counted for a key since its last report."""
+    """The requests of one key that a gateway has counted since its last report."""
 
     key: str
     seconds: float
@@ -87,7 +88,7 @@ class RequestRateLimiter:
         return {"RateLimit-Policy": self._policy, "RateLimit": f'"key";r={int(bucket.tokens)};t=1'}
 
     def usage(self, now: float) -> list[Usage]:
-        """Return what is to be reported."""
+        """Return the usage of the keys that have enough unreported requests."""
         least = self.per_second * REPORTED_PART
         return [
             Usage(key, now - bucket.reported_at, bucket.admitted, bucket.requests)
@@ -102,7 +103,9 @@ class RequestRateLimiter:
             bucket, report = self._buckets.get(key), reports[key]
             if bucket is None:
                 continue  # it was discarded in the meantime
-            if bucket.all_requests is not None:
+            if report.seconds > STALE_REPORT:
+                bucket.share = 1.0
+            elif bucket.all_requests is not None:
                 # The counter restarts if the row was deleted.
                 bucket.share = report.requests / max(report.requests, all_requests - bucket.all_requests)
             bucket.all_requests = all_requests
