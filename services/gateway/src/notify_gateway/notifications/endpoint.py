@@ -4,6 +4,7 @@ FastAPI's layers would double the cost of a request (`docs/decisions/0009-post-w
 and documents the route.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -54,6 +55,9 @@ class NotificationEndpoint:
         except ClientDisconnected:
             span.fail("client disconnected")
             return
+        except asyncio.CancelledError:
+            span.fail("timed out")
+            raise
         except Exception as error:
             response = response_to(error)
             if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
