@@ -8,6 +8,12 @@ down_revision = "0013"
 
 def upgrade() -> None:
     """Change the tables. Existing keys get the new scopes for what their old scopes allowed."""
+    # This comes first, because it may wait for a lock, and requests must not wait behind it for their keys.
+    op.execute("""
+        ALTER TABLE notifications
+            ADD COLUMN api_key_id uuid,
+            ADD COLUMN test boolean NOT NULL DEFAULT false
+    """)
     op.execute("""
         ALTER TABLE api_keys
             ADD COLUMN expires_at timestamptz,
@@ -24,11 +30,6 @@ def upgrade() -> None:
         UPDATE api_keys SET scopes = scopes
             || CASE WHEN 'read' = ANY(scopes) THEN ARRAY['recipients:read'] ELSE '{}' END
             || CASE WHEN 'send' = ANY(scopes) THEN ARRAY['recipients:write', 'opt-outs:clear', 'trace'] ELSE '{}' END
-    """)
-    op.execute("""
-        ALTER TABLE notifications
-            ADD COLUMN api_key_id uuid,
-            ADD COLUMN test boolean NOT NULL DEFAULT false
     """)
     # The rows are worthless after a crash, because the buckets of all keys are soon full again.
     op.execute("""
