@@ -92,6 +92,22 @@ def test_throttled_call_counts_as_an_attempt_but_not_as_a_failure() -> None:
     assert decision.next_request.not_before == decision.result.finished_at + timedelta(seconds=30)
 
 
+def test_recipient_that_always_asks_for_a_short_wait_is_called_less_and_less_often() -> None:
+    failure = Throttled("http_429", retry_after=timedelta(seconds=1), of_recipient=True)
+    requested, now, calls = request(), NOW, 0
+    while now < NOW + SCHEDULE.max_wait:
+        calls += 1
+        following = decide(requested, ProviderResponse(now, now, failure=failure), SCHEDULE).next_request
+        assert following is not None
+        assert following.not_before is not None
+        requested, now = following, following.not_before
+    assert calls < 50
+    patient = Throttled("http_429", retry_after=timedelta(hours=1), of_recipient=True)
+    following = decide(request(), response(patient), SCHEDULE).next_request
+    assert following is not None
+    assert following.not_before == NOW + timedelta(seconds=1, hours=1)
+
+
 @pytest.mark.parametrize(
     "failure", [Throttled("429", retry_after=timedelta(hours=1)), Throttled("429"), TemporaryFailure("busy")]
 )

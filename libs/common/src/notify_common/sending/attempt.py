@@ -105,8 +105,10 @@ def _retry_without_failure(
     waited = response.finished_at - since
     if waited >= schedule.max_wait:
         return Decision(_result(request, response, Outcome.FAILED, failures=request.failures, error_class=error_class))
-    # The next delay is about as long as the whole wait so far, so it doubles each time.
-    delay = delay or schedule.queue_delay(waited)
+    if not delay or failure.of_recipient:
+        # The next delay is about as long as the whole wait so far, so it doubles each time. A recipient that always
+        # asks for a short wait could otherwise cause an attempt per second.
+        delay = max(delay, schedule.queue_delay(waited))
     return _retry(request, response, outcome, error_class, request.failures, delay, waiting_since=since)
 
 

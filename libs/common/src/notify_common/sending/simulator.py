@@ -14,6 +14,7 @@ from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Thr
 from notify_common.sending.provider import Provider
 
 THROTTLED_FOR = timedelta(seconds=3)
+TIMES_OUT_AFTER = 1.0  # seconds, instead of PROVIDER_TIMEOUT, because these calls occupy the sender like real ones
 
 
 class Simulator:
@@ -73,7 +74,8 @@ class WithSimulation:
             case Behaviour.TEMPORARY:
                 raise TemporaryFailure("simulated_temporary")
             case Behaviour.TIMEOUT:
-                await asyncio.Event().wait()
+                await asyncio.sleep(TIMES_OUT_AFTER)
+                raise TimeoutError
             case Behaviour.THROTTLED if request.waiting_since is None:
                 raise Throttled("simulated_throttled", retry_after=THROTTLED_FOR)
         return f"simulated-{request.delivery_id}-{request.attempt}"
