@@ -206,9 +206,6 @@ def test_each_published_port_has_an_address_of_its_own_which_is_localhost_by_def
     addresses = [port.partition("}:")[0] for port in ports]
     assert len(set(addresses)) == len(ports)
     assert all(re.fullmatch(r"\$\{[A-Z_]+:-127\.0\.0\.1", address) for address in addresses)
-    ui = COMPOSE["services"]["gateway"]["environment"]["RABBITMQ_UI_URL"]
-    [published] = COMPOSE["services"]["rabbitmq"]["ports"]
-    assert ui == f"http://{published.removesuffix(':15672')}"
 
 
 def test_containers_without_a_password_are_published_only_on_localhost() -> None:

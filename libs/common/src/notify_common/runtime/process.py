@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Literal
 
 import uvicorn
@@ -90,7 +91,8 @@ def _allow_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        with suppress(ValueError, OSError):  # some systems have a lower limit than they report
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn.Server:  # noqa: ANN401 - as above

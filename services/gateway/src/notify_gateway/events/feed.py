@@ -108,7 +108,7 @@ async def _bind_repeatedly(queue: AbstractQueue) -> None:
     with suppress(BrokerUnavailable), broker_errors():
         while True:
             await asyncio.sleep(BIND_INTERVAL)
-            await queue.bind(topology.EVENTS.name, "#")
+            await queue.bind(topology.EVENTS.name, "#", timeout=TIMEOUT)
 
 
 async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> list[AbstractIncomingMessage]:
