@@ -17,7 +17,7 @@ from notify_gateway.http.failure_limit import BURST
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.database import waiting_for_locks
+from support.database import blocked_or_done, waiting_for_locks
 from support.gateway import bearer
 from support.services import NOWHERE, eventually, running_gateway, working_gateway
 
@@ -209,6 +209,18 @@ async def test_time_of_last_use_is_stored_without_a_write_per_request(engine: As
         await look_up.look_up(token)
     await ApiKeyUsage(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up).upkeep()
     assert {key.name: key.last_used_at is not None for key in await keys.list()} == {"used": True, "unused": False}
+
+
+async def test_storing_the_time_of_last_use_does_not_deadlock_with_another_gateway(engine: AsyncEngine) -> None:
+    keys, used = ApiKeyStore(engine), text("UPDATE api_keys SET last_used_at = now() WHERE id = :id")
+    first, second = [(await keys.create("default", "", READ))[0] for _ in range(2)]
+    async with engine.begin() as another_gateway:
+        await another_gateway.execute(used, {"id": second})
+        touching = asyncio.create_task(keys.touch([str(first), str(second)]))
+        await blocked_or_done(engine, touching)
+        await another_gateway.execute(used, {"id": first})
+        await touching
+    assert None not in [key.last_used_at for key in await keys.list()]
 
 
 async def test_failures_are_counted_by_reason(engine: AsyncEngine) -> None:

@@ -69,8 +69,11 @@ class ApiKeyStore:
     async def touch(self, key_ids: Iterable[str]) -> None:
         """Store that these keys have just been used; may raise `DatabaseUnavailable`."""
         if ids := [UUID(key_id) for key_id in key_ids]:
-            any_id = any_(literal(ids, ARRAY(Uuid)))
-            await execute(self._engine, update(ApiKey).where(ApiKey.id == any_id).values(last_used_at=utc_now()))
+            # Gateways that each wait for a row of the other would deadlock. Whoever has locked a row usually stores the
+            # same, so it is skipped.
+            locked = select(ApiKey.id).where(ApiKey.id == any_(literal(ids, ARRAY(Uuid)))).order_by(ApiKey.id)
+            locked = locked.with_for_update(key_share=True, skip_locked=True)
+            await execute(self._engine, update(ApiKey).where(ApiKey.id.in_(locked)).values(last_used_at=utc_now()))
 
     async def create(
         self,
