@@ -1,5 +1,6 @@
 """`/v1/keys`: creating, listing and revoking the API keys of a tenant."""
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +10,7 @@ from notify_gateway.api_keys.store import BOOTSTRAP_ID, ApiKeyStore
 from notify_gateway.http.authentication import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.database import blocked_or_done
 from support.gateway import BODY, Json, bearer, bootstrap_key, rows
 
 ADMIN = (Scope.ADMIN, Scope.SEND, Scope.READ)
@@ -112,6 +114,18 @@ async def test_revoked_key_creates_no_keys_while_gateways_still_accept_it(
     assert (await secured_api.get("/v1/keys", headers=admin)).status_code == 200
     refused = await secured_api.post("/v1/keys", json={"scopes": ["read"]}, headers=admin)
     assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert len(await rows(engine, "SELECT id FROM api_keys")) == 1
+
+
+async def test_key_whose_revocation_is_in_progress_creates_no_keys(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    admin = await bearer(engine, *ADMIN)
+    async with engine.begin() as revocation:
+        await revocation.execute(text("UPDATE api_keys SET revoked_at = now()"))
+        creating = asyncio.create_task(secured_api.post("/v1/keys", json={"scopes": ["read"]}, headers=admin))
+        await blocked_or_done(engine, creating)
+    assert (await creating).status_code == 401
     assert len(await rows(engine, "SELECT id FROM api_keys")) == 1
 
 

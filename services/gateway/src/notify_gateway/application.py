@@ -127,7 +127,7 @@ class Gateway:
             DeliveryRetries(writes, self._events.publish),
             RetryJobs(writes, self._reads),
             UserChannels(writes, self._reads),
-            TenantKeys(ApiKeyStore(writes), self._reads),
+            TenantKeys(writes, self._reads),
             self._history,
             self.event_hub,
             self._overview,

@@ -14,7 +14,7 @@ from uuid import UUID
 from notify_common.contracts.ids import new_id, to_millisecond
 from notify_common.errors import StartupError
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import execute
+from notify_database.engine import database_errors, execute
 from notify_database.errors import DataRejected
 from notify_database.models import ApiKey
 from sqlalchemy import (
@@ -33,7 +33,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
 
@@ -85,11 +85,9 @@ class ApiKeyStore:
         test: bool = False,
     ) -> tuple[UUID, str]:
         """Create a key; return its id and the key itself, which cannot be read again."""
-        token = (TEST_PREFIX if test else PREFIX) + secrets.token_urlsafe(32)
-        key_id = new_id(utc_now())
-        values = {**_values(key_id, token, tenant, name, scopes), "expires_at": expires_at, "test": test}
-        await execute(self._engine, insert(ApiKey).values(values))
-        return key_id, token
+        with database_errors():
+            async with self._engine.begin() as connection:
+                return await insert_key(connection, tenant, name, scopes, expires_at=expires_at, test=test)
 
     async def ensure_bootstrap_key(self, token: str) -> None:
         """Make `token` the bootstrap key, replacing any earlier one; a revoked token stays revoked.
@@ -127,9 +125,31 @@ class ApiKeyStore:
             statement = statement.where(ApiKey.tenant == tenant)
         return (await execute(self._engine, statement)).rowcount > 0
 
-    async def find_valid(self, key_id: str) -> Row[Any] | None:
-        """Return the `api_keys` row of a key, or None if the key is unknown, revoked or expired, without the cache."""
-        return (await execute(self._engine, select(ApiKey).where(ApiKey.id == UUID(key_id), _is_valid()))).one_or_none()
+
+async def insert_key(
+    connection: AsyncConnection,
+    tenant: str,
+    name: str,
+    scopes: frozenset[Scope],
+    *,
+    expires_at: datetime | None,
+    test: bool,
+) -> tuple[UUID, str]:
+    """Create a key; return its id and the key itself."""
+    token = (TEST_PREFIX if test else PREFIX) + secrets.token_urlsafe(32)
+    key_id = new_id(utc_now())
+    values = {**_values(key_id, token, tenant, name, scopes), "expires_at": expires_at, "test": test}
+    await connection.execute(insert(ApiKey).values(values))
+    return key_id, token
+
+
+async def lock_valid(connection: AsyncConnection, key_id: str) -> Row[Any] | None:
+    """Return a key's `api_keys` row, or None if the key is unknown, revoked or expired.
+
+    Until the transaction ends, the key is not revoked: a revocation waits for it.
+    """
+    statement = select(ApiKey).where(ApiKey.id == UUID(key_id), _is_valid()).with_for_update(read=True)
+    return (await connection.execute(statement)).one_or_none()
 
 
 def _is_valid() -> ColumnElement[bool]:

@@ -5,10 +5,12 @@ from uuid import UUID
 
 from fastapi import HTTPException
 from notify_common.runtime.clock import utc_now
+from notify_database.engine import database_errors
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.api_keys.schemas import CreatedKey, KeyPage, KeyQuery, KeyRequest, KeyView
-from notify_gateway.api_keys.store import ApiKeyStore
+from notify_gateway.api_keys.store import ApiKeyStore, insert_key, lock_valid
 from notify_gateway.database import TenantReads
 from notify_gateway.errors import RequestRejected
 from notify_gateway.http.authentication import Principal, invalid_key, require_scope
@@ -25,8 +27,9 @@ PAGE = text("""
 class TenantKeys:
     """Creates, lists and revokes keys of one tenant."""
 
-    def __init__(self, store: ApiKeyStore, reads: TenantReads) -> None:
-        self._store = store
+    def __init__(self, engine: AsyncEngine, reads: TenantReads) -> None:
+        self._engine = engine
+        self._store = ApiKeyStore(engine)
         self._reads = reads
 
     async def create(self, creator: Principal, request: KeyRequest) -> CreatedKey:
@@ -39,17 +42,19 @@ class TenantKeys:
             require_scope(creator, scope)
         if (rejection := request.rejection_at(utc_now())) is not None:
             raise RequestRejected(rejection)
-        if creator.api_key_id is not None:
-            key = await self._store.find_valid(creator.api_key_id)
-            if key is None:
-                raise invalid_key()
-            if key.expires_at is not None and (request.expires_at is None or request.expires_at > key.expires_at):
-                latest = key.expires_at.isoformat()
-                raise HTTPException(403, f"expires_at: must not be later than {latest}, when this key expires")
         scopes = frozenset(request.scopes)
-        key_id, token = await self._store.create(
-            creator.tenant, request.name, scopes, expires_at=request.expires_at, test=request.test
-        )
+        with database_errors():
+            async with self._engine.begin() as connection:
+                if creator.api_key_id is not None:
+                    await _check_creator(connection, creator.api_key_id, request)
+                key_id, token = await insert_key(
+                    connection,
+                    creator.tenant,
+                    request.name,
+                    scopes,
+                    expires_at=request.expires_at,
+                    test=request.test,
+                )
         log.info("API key created", extra={"api_key_id": str(key_id), "by": creator.key})
         return CreatedKey(
             id=key_id,
@@ -74,3 +79,13 @@ class TenantKeys:
         if revoked:
             log.info("API key revoked", extra={"api_key_id": str(key_id), "by": revoker.key})
         return revoked
+
+
+async def _check_creator(connection: AsyncConnection, creator_id: str, request: KeyRequest) -> None:
+    """Raise 401 if the creator is no longer valid, and 403 if the new key would outlive it."""
+    creator = await lock_valid(connection, creator_id)
+    if creator is None:
+        raise invalid_key()
+    if creator.expires_at is not None and (request.expires_at is None or request.expires_at > creator.expires_at):
+        latest = creator.expires_at.isoformat()
+        raise HTTPException(403, f"expires_at: must not be later than {latest}, when this key expires")
