@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from notify_gateway.api_keys.store import BOOTSTRAP_ID, ApiKeyStore
+from notify_gateway.api_keys.tenant_keys import MAX_VALID_KEYS
 from notify_gateway.http.authentication import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,6 +16,11 @@ from support.gateway import BODY, Json, bearer, bootstrap_key, rows
 
 ADMIN = (Scope.ADMIN, Scope.SEND, Scope.READ)
 SOME_ID = "01a2107e-2b08-7f6c-80e3-ee68c821945a"
+ADD_KEYS = text("""
+    INSERT INTO api_keys (id, tenant, name, hash, scopes, created_at)
+    SELECT gen_random_uuid(), :tenant, 'one of many', sha256(CAST(CAST(number AS text) AS bytea)), '{read}', now()
+    FROM generate_series(1, :number) AS number
+""")
 Headers = dict[str, str]
 
 
@@ -127,6 +133,23 @@ async def test_key_whose_revocation_is_in_progress_creates_no_keys(
         await blocked_or_done(engine, creating)
     assert (await creating).status_code == 401
     assert len(await rows(engine, "SELECT id FROM api_keys")) == 1
+
+
+async def test_tenant_with_too_many_valid_keys_creates_no_more_and_another_tenant_does(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    """Otherwise, one tenant could displace the keys of all others from the memory of the gateways."""
+    ours, theirs = [await bearer(engine, *ADMIN, tenant=tenant) for tenant in ("ours", "theirs")]
+    async with engine.begin() as connection:
+        await connection.execute(ADD_KEYS, {"tenant": "ours", "number": MAX_VALID_KEYS - 1})
+    full = await secured_api.post("/v1/keys", json={"scopes": ["read"]}, headers=ours)
+    assert (full.status_code, full.json()["detail"]) == (
+        409, "The tenant already has 1000 valid keys, the maximum; revoke keys that are no longer used.",
+    )  # fmt: skip
+    await create(secured_api, theirs)
+    oldest = (await rows(engine, "SELECT id FROM api_keys WHERE name = 'one of many' ORDER BY id LIMIT 1"))[0].id
+    assert (await secured_api.delete(f"/v1/keys/{oldest}", headers=ours)).status_code == 204
+    await create(secured_api, ours)
 
 
 @pytest.mark.parametrize("scope", list(Scope))

@@ -16,12 +16,12 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=COMMON_PROBLEMS, 
 Keys = Annotated[TenantKeys, Depends(provided(TenantKeys))]
 
 
-@router.post("", status_code=201, operation_id="create_key", responses=documented(400, 422))
+@router.post("", status_code=201, operation_id="create_key", responses=documented(400, 409, 422))
 async def create_key(body: KeyRequest, principal: CanAdminister, keys: Keys) -> CreatedKey:
     """Create an API key of the same tenant.
 
     The response is the only one that contains the key itself. A key can grant only scopes that it has. If it expires,
-    the keys that it creates must expire by then, too.
+    the keys that it creates must expire by then, too. A tenant that has 1,000 valid keys gets a 409.
     """
     return await keys.create(principal, body)
 

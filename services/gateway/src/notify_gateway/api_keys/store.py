@@ -152,6 +152,12 @@ async def lock_valid(connection: AsyncConnection, key_id: str) -> Row[Any] | Non
     return (await connection.execute(statement)).one_or_none()
 
 
+async def count_valid(connection: AsyncConnection, tenant: str) -> int:
+    """Return how many valid keys the tenant has."""
+    statement = select(func.count()).where(ApiKey.tenant == tenant, _is_valid())
+    return (await connection.execute(statement)).scalar_one()
+
+
 def _is_valid() -> ColumnElement[bool]:
     not_expired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
     return and_(ApiKey.revoked_at.is_(None), not_expired)

@@ -10,12 +10,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.api_keys.schemas import CreatedKey, KeyPage, KeyQuery, KeyRequest, KeyView
-from notify_gateway.api_keys.store import ApiKeyStore, insert_key, lock_valid
+from notify_gateway.api_keys.store import ApiKeyStore, count_valid, insert_key, lock_valid
 from notify_gateway.database import TenantReads
 from notify_gateway.errors import RequestRejected
 from notify_gateway.http.authentication import Principal, invalid_key, require_scope
 
 log = logging.getLogger(__name__)
+
+MAX_VALID_KEYS = 1_000
+"""A tenant with more could displace the keys of all others from the memory of the gateways."""
+TOO_MANY_KEYS = f"The tenant already has {MAX_VALID_KEYS} valid keys, the maximum; revoke keys that are no longer used."
 
 PAGE = text("""
     SELECT id, name, scopes, test, created_at, expires_at, last_used_at, revoked_at FROM api_keys
@@ -35,6 +39,7 @@ class TenantKeys:
     async def create(self, creator: Principal, request: KeyRequest) -> CreatedKey:
         """Create a key that can do no more than `creator`, and for no longer; raise 403 if the request asks for more.
 
+        Raise 409 if the tenant has `MAX_VALID_KEYS` keys already. Concurrent requests may exceed this by a few.
         The creator is looked up again, because a key that was just revoked must not be able to replace itself in the
         seconds in which gateways still accept it.
         """
@@ -47,6 +52,8 @@ class TenantKeys:
             async with self._engine.begin() as connection:
                 if creator.api_key_id is not None:
                     await _check_creator(connection, creator.api_key_id, request)
+                if await count_valid(connection, creator.tenant) >= MAX_VALID_KEYS:
+                    raise HTTPException(409, TOO_MANY_KEYS)
                 key_id, token = await insert_key(
                     connection,
                     creator.tenant,
