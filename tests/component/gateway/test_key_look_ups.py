@@ -3,6 +3,8 @@
 import asyncio
 import secrets
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from fastapi import HTTPException
@@ -10,7 +12,8 @@ from notify_database.engine import PostgresSettings
 from notify_database.errors import DatabaseUnavailable
 from notify_gateway.api_keys.look_up import CACHE_SECONDS, CACHED_KEYS, REJECTED_SECONDS, ApiKeyLookUp
 from notify_gateway.api_keys.store import PREFIX, ApiKeyStore
-from notify_gateway.api_keys.usage import ApiKeyUsage, SharedRateLimits
+from notify_gateway.api_keys.usage import UPKEEP_INTERVAL, ApiKeyUsage, SharedRateLimits
+from notify_gateway.application import Gateway
 from notify_gateway.http.authentication import Authenticator, Scope
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.failure_limit import BURST
@@ -18,7 +21,7 @@ from notify_gateway.http.rate_limit import RequestRateLimiter
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done, waiting_for_locks
-from support.gateway import bearer
+from support.gateway import bearer, rows
 from support.services import NOWHERE, eventually, running_gateway, working_gateway
 
 LOCK = text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
@@ -53,6 +56,25 @@ def queries_of_keys(engine: AsyncEngine) -> list[str]:
 
     event.listen(engine.sync_engine, "before_cursor_execute", record)
     return queries
+
+
+@asynccontextmanager
+async def hidden_keys(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Make every statement about API keys fail."""
+    async with engine.begin() as rename:
+        await rename.execute(text("ALTER TABLE api_keys RENAME TO hidden"))
+    yield
+    async with engine.begin() as rename:
+        await rename.execute(text("ALTER TABLE hidden RENAME TO api_keys"))
+
+
+async def knows(gateway: Gateway, token: str) -> None:
+    """Wait until the gateway has read which keys are valid."""
+
+    async def knows_the_key() -> bool:
+        return not gateway.key_look_up.is_new(token)
+
+    await eventually(knows_the_key, "the gateway has read which keys are valid")
 
 
 async def test_flood_of_unknown_keys_does_not_delay_the_refresh_of_a_known_key(engine: AsyncEngine) -> None:
@@ -136,12 +158,9 @@ async def test_failed_look_up_is_not_remembered(engine: AsyncEngine) -> None:
     keys = ApiKeyStore(engine)
     _, token = await keys.create("default", "", READ)
     look_up = ApiKeyLookUp(keys.principals)
-    async with engine.begin() as rename:
-        await rename.execute(text("ALTER TABLE api_keys RENAME TO hidden"))
-    with pytest.raises(DatabaseUnavailable):
-        await look_up.look_up(token)
-    async with engine.begin() as rename:
-        await rename.execute(text("ALTER TABLE hidden RENAME TO api_keys"))
+    async with hidden_keys(engine):
+        with pytest.raises(DatabaseUnavailable):
+            await look_up.look_up(token)
     assert await look_up.look_up(token) is not None
 
 
@@ -191,13 +210,10 @@ async def test_gateway_that_starts_during_an_attack_accepts_valid_keys_from_the_
     headers = await bearer(engine, Scope.READ)
     token = headers["Authorization"].removeprefix("Bearer ")
     async with working_gateway(NOWHERE, postgres, auth="on") as gateway:
-        look_up = gateway.key_look_up
-
-        async def knows_the_key() -> bool:
-            return not look_up.is_new(token)
-
-        await eventually(knows_the_key, "the gateway has read which keys are valid")
-        assert look_up.cached(token) is None  # it may have been revoked since then, so that it is looked up, too
+        await knows(gateway, token)
+        assert (
+            gateway.key_look_up.cached(token) is None
+        )  # it may have been revoked since then, so that it is looked up, too
 
 
 async def test_time_of_last_use_is_stored_without_a_write_per_request(engine: AsyncEngine) -> None:
@@ -211,12 +227,40 @@ async def test_time_of_last_use_is_stored_without_a_write_per_request(engine: As
     assert {key.name: key.last_used_at is not None for key in await keys.list()} == {"used": True, "unused": False}
 
 
+async def test_use_between_two_rounds_of_upkeep_is_stored_even_if_one_is_late_or_fails(engine: AsyncEngine) -> None:
+    keys, clock = ApiKeyStore(engine), Clock()
+    look_up = ApiKeyLookUp(keys.principals, clock)
+    usage = ApiKeyUsage(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up, clock)
+    _, token = await keys.create("default", "", READ)
+    await usage.upkeep()
+    clock.now += 0.5
+    assert await look_up.look_up(token) is not None
+    clock.now += UPKEEP_INTERVAL
+    async with hidden_keys(engine):
+        with pytest.raises(DatabaseUnavailable):
+            await usage.upkeep()
+    clock.now += UPKEEP_INTERVAL
+    await usage.upkeep()
+    [key] = await rows(engine, "SELECT extract(epoch FROM now() - last_used_at) AS unused_for FROM api_keys")
+    assert key.unused_for >= 2 * UPKEEP_INTERVAL
+
+
+async def test_gateway_that_stops_stores_which_keys_were_used(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    keys = ApiKeyStore(engine)
+    _, token = await keys.create("default", "", READ)
+    async with working_gateway(NOWHERE, postgres, auth="on") as gateway:
+        await knows(gateway, token)
+        assert await gateway.key_look_up.look_up(token) is not None
+        assert [key.last_used_at for key in await keys.list()] == [None]
+    assert None not in [key.last_used_at for key in await keys.list()]
+
+
 async def test_storing_the_time_of_last_use_does_not_deadlock_with_another_gateway(engine: AsyncEngine) -> None:
     keys, used = ApiKeyStore(engine), text("UPDATE api_keys SET last_used_at = now() WHERE id = :id")
     first, second = [(await keys.create("default", "", READ))[0] for _ in range(2)]
     async with engine.begin() as another_gateway:
         await another_gateway.execute(used, {"id": second})
-        touching = asyncio.create_task(keys.touch([str(first), str(second)]))
+        touching = asyncio.create_task(keys.touch({str(first): 0, str(second): 0}))
         await blocked_or_done(engine, touching)
         await another_gateway.execute(used, {"id": first})
         await touching

@@ -146,15 +146,16 @@ class Gateway:
             stopping = asyncio.create_task(stop.wait())
             relaying = asyncio.create_task(self._relay(stop))
             maintaining = asyncio.create_task(self._maintain(stop))
-            background = [relaying, maintaining, asyncio.create_task(self._topology.watch())]
+            finishing = {maintaining}
             if self.settings.auth is Auth.ON:
-                background.append(asyncio.create_task(self._report_key_usage(stopping)))
+                finishing.add(asyncio.create_task(self._report_key_usage(stopping)))
+            background = [relaying, *finishing, asyncio.create_task(self._topology.watch())]
             try:
                 await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set():
                     await self.intake.drained()
                     await asyncio.wait({relaying}, timeout=RELAY_STOP_TIMEOUT if self.relay.connected else 0)
-                    await asyncio.wait({maintaining}, timeout=MAINTENANCE_STOP_TIMEOUT)
+                    await asyncio.wait(finishing, timeout=MAINTENANCE_STOP_TIMEOUT)
             finally:
                 ended = [task for task in background if task.done()]
                 for task in (stopping, *background):

@@ -6,7 +6,7 @@ separately from keys that were rejected. A flood of made-up keys therefore neith
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachetools import TTLCache
@@ -31,6 +31,9 @@ class _Valid:
 
     principal: Principal
     looked_up_at: float
+    """When the look-up began. What it found may be as old."""
+    used_at: float
+    """When the look-up ended."""
 
 
 class ApiKeyLookUp:
@@ -83,12 +86,11 @@ class ApiKeyLookUp:
         """Remember that these keys are valid. Each is looked up, as a known key, before it is accepted."""
         for hashed, principal in principals.items():
             if hashed not in self._valid and len(self._valid) < CACHED_KEYS:
-                self._valid[hashed] = _Valid(principal, looked_up_at=float("-inf"))
+                self._valid[hashed] = _Valid(principal, looked_up_at=float("-inf"), used_at=float("-inf"))
 
-    def used(self, seconds: float) -> Iterable[str]:
-        """Return the ids of the keys that were looked up, and therefore used, in the last `seconds`."""
-        since = self._clock() - seconds
-        return [valid.principal.key for valid in self._valid.values() if valid.looked_up_at >= since]
+    def used(self, since: float) -> dict[str, float]:
+        """Return when keys were last looked up, and therefore used, by the ids of those that were since then."""
+        return {valid.principal.key: valid.used_at for valid in self._valid.values() if valid.used_at >= since}
 
     async def _look_up(self, hashed: bytes) -> Principal | None:
         lane = self._valid_keys if hashed in self._valid else self._unknown_keys
@@ -98,7 +100,7 @@ class ApiKeyLookUp:
         if principal is None:
             self._rejected[hashed] = True
         else:
-            self._valid[hashed] = _Valid(principal, looked_up_at)
+            self._valid[hashed] = _Valid(principal, looked_up_at, used_at=self._clock())
             if len(self._valid) > CACHED_KEYS:
                 del self._valid[next(iter(self._valid))]
         return principal

@@ -6,7 +6,7 @@ plain hash cannot be reversed by guessing.
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -22,7 +22,6 @@ from sqlalchemy import (
     ColumnElement,
     LargeBinary,
     Row,
-    Uuid,
     and_,
     any_,
     case,
@@ -30,6 +29,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -40,6 +40,17 @@ from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
 BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
 PREFIX = "ntf_"  # lets secret scanners recognise a key
 TEST_PREFIX = "ntf_test_"  # lets people recognise a test key
+
+# Gateways that each wait for a row of the other would deadlock. Whoever has locked a row usually stores the same, so it
+# is skipped.
+TOUCH = text("""
+    WITH locked AS (
+        SELECT id FROM api_keys WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE api_keys AS key SET last_used_at = GREATEST(key.last_used_at, now() - make_interval(secs => used.age))
+    FROM locked JOIN unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[])) AS used (id, age) USING (id)
+    WHERE key.id = locked.id
+""")
 
 
 class ApiKeyStore:
@@ -66,14 +77,10 @@ class ApiKeyStore:
         statement = select(ApiKey).where(_is_valid()).order_by(last_used).limit(limit)
         return {bytes(key.hash): _principal(key) for key in await execute(self._engine, statement)}
 
-    async def touch(self, key_ids: Iterable[str]) -> None:
-        """Store that these keys have just been used; may raise `DatabaseUnavailable`."""
-        if ids := [UUID(key_id) for key_id in key_ids]:
-            # Gateways that each wait for a row of the other would deadlock. Whoever has locked a row usually stores the
-            # same, so it is skipped.
-            locked = select(ApiKey.id).where(ApiKey.id == any_(literal(ids, ARRAY(Uuid)))).order_by(ApiKey.id)
-            locked = locked.with_for_update(key_share=True, skip_locked=True)
-            await execute(self._engine, update(ApiKey).where(ApiKey.id.in_(locked)).values(last_used_at=utc_now()))
+    async def touch(self, ages: Mapping[str, float]) -> None:
+        """Store how many seconds ago keys were last used, by their ids; may raise `DatabaseUnavailable`."""
+        if ages:
+            await execute(self._engine, TOUCH, ids=[UUID(key_id) for key_id in ages], ages=list(ages.values()))
 
     async def create(
         self,
