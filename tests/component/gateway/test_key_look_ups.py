@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 from fastapi import HTTPException
 from notify_database.engine import PostgresSettings
@@ -18,6 +19,7 @@ from notify_gateway.http.authentication import Authenticator, Scope
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.failure_limit import BURST
 from notify_gateway.http.rate_limit import RequestRateLimiter
+from notify_gateway.http_api import create_app
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done, waiting_for_locks
@@ -208,12 +210,28 @@ async def test_gateway_that_starts_during_an_attack_accepts_valid_keys_from_the_
     postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     headers = await bearer(engine, Scope.READ)
-    token = headers["Authorization"].removeprefix("Bearer ")
     async with working_gateway(NOWHERE, postgres, auth="on") as gateway:
-        await knows(gateway, token)
-        assert (
-            gateway.key_look_up.cached(token) is None
-        )  # it may have been revoked since then, so that it is looked up, too
+        transport = httpx.ASGITransport(app=create_app(gateway))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as api:
+            await knows(gateway, headers["Authorization"].removeprefix("Bearer "))
+            statuses = Counter[int]()
+            while not statuses[429]:
+                guess = await api.get("/api/links", headers=authorization(unknown_token()))
+                statuses[guess.status_code] += 1
+            assert statuses[401] >= BURST
+            assert (await api.get("/api/links", headers=headers)).status_code == 200
+
+
+async def test_key_that_a_new_gateway_has_read_is_looked_up_before_it_is_accepted(engine: AsyncEngine) -> None:
+    """It may have been revoked since then."""
+    keys = ApiKeyStore(engine)
+    key_id, token = await keys.create("default", "", READ)
+    look_up = ApiKeyLookUp(keys.principals)
+    look_up.remember(await keys.valid(CACHED_KEYS))
+    assert not look_up.is_new(token)
+    await keys.revoke(key_id)
+    assert look_up.cached(token) is None
+    assert await look_up.look_up(token) is None
 
 
 async def test_time_of_last_use_is_stored_without_a_write_per_request(engine: AsyncEngine) -> None:
