@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
-# 43 characters of base64url carry 32 random bytes, as in the keys that the gateway creates.
 KEY_FORM = re.compile(r"[A-Za-z0-9_-]{43,200}")
+"""The form of all API keys. 43 characters of base64url carry 32 random bytes."""
 
 
 def _bootstrap_key(key: SecretStr) -> SecretStr:

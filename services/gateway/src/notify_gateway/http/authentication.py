@@ -1,6 +1,5 @@
 """Authenticate requests: an API key identifies a principal, whose scopes say what the principal may do."""
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -21,11 +20,10 @@ from notify_gateway.http.failure_limit import FailureLimiter
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from notify_gateway.http.strict_json import parse_json
 from notify_gateway.metrics import AuthenticationFailure
+from notify_gateway.settings import KEY_FORM
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}  # RFC 6750, section 3
 DEFAULT_TENANT = "default"
-
-KEY = re.compile("[A-Za-z0-9_-]{43,200}")  # all keys, including bootstrap keys: at least 32 bytes as base64url
 
 bearer = HTTPBearer(auto_error=False, description="An API key, created with `notify-gateway keys create`.")
 
@@ -141,7 +139,7 @@ class Authenticator:
 
     async def _look_up(self, token: str, scope: AsgiScope) -> Principal:
         """Return the owner of a key that is not cached; raise 401 or 429 if it has none."""
-        if KEY.fullmatch(token) is None:
+        if KEY_FORM.fullmatch(token) is None:
             self._fail(AuthenticationFailure.MALFORMED)
         if self._keys.is_new(token):
             principal = await self._look_up_new(token, self._addresses.group(scope))
