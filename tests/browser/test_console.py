@@ -25,7 +25,7 @@ from notify_common.runtime.clock import utc_now
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from playwright.async_api import Browser, Page, expect
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine

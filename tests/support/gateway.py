@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 from notify_common.contracts.channels import Channel
 from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 

@@ -9,7 +9,7 @@ from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.look_up import CACHE_SECONDS
 from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from notify_local.ports import Ports
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
-from notify_gateway.http.authentication import Scope
 from notify_gateway.http.middleware import MAX_BODY
+from notify_gateway.http.principal import Scope
 from notify_gateway.http_api import create_api
 from notify_gateway.settings import GatewaySettings
 from sqlalchemy.ext.asyncio import AsyncEngine

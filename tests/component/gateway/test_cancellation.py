@@ -9,7 +9,7 @@ from notify_common.contracts.messages import StatusChange
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import BOOTSTRAP_ID, ApiKeyStore
 from notify_gateway.deliveries.retries import RETRY_ONE
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text

@@ -27,8 +27,8 @@ from notify_gateway.events.feed import EventFeed
 from notify_gateway.events.history import EventFilter, EventHistory
 from notify_gateway.events.hub import EventHub
 from notify_gateway.events.stream import EventStream
-from notify_gateway.http.authentication import Scope
 from notify_gateway.http.middleware import UNLIMITED
+from notify_gateway.http.principal import Scope
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import prepare_topology
 from support.event_stream import BODY, reading

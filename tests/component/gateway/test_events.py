@@ -12,7 +12,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.sending.errors import PermanentFailure
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.event_stream import post, reading
 from support.fakes import FakeProvider

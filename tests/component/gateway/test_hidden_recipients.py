@@ -4,7 +4,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import Json, bearer, soon

@@ -11,8 +11,8 @@ import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.http import closing as http_closing
 from notify_gateway.http import server
-from notify_gateway.http.authentication import Scope
 from notify_gateway.http.middleware import MAX_HEAD
+from notify_gateway.http.principal import Scope
 from notify_gateway.http.server import MAX_OUTSIDE_BODY, MAX_PIPELINED
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import bearer

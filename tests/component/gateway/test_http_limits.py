@@ -9,9 +9,9 @@ import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
 from notify_gateway.http import middleware
-from notify_gateway.http.authentication import Scope
 from notify_gateway.http.middleware import MAX_BODY, MAX_HEAD, LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
+from notify_gateway.http.principal import Scope
 from notify_gateway.http_api import create_app
 from notify_gateway.settings import GatewaySettings
 from sqlalchemy import text

@@ -15,9 +15,10 @@ from notify_gateway.api_keys.look_up import CACHE_SECONDS, CACHED_KEYS, REJECTED
 from notify_gateway.api_keys.store import PREFIX, ApiKeyStore
 from notify_gateway.api_keys.usage import UPKEEP_INTERVAL, ApiKeyUsage, SharedRateLimits
 from notify_gateway.application import Gateway
-from notify_gateway.http.authentication import Authenticator, Scope
+from notify_gateway.http.authentication import Authenticator
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.failure_limit import BURST
+from notify_gateway.http.principal import Scope
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from notify_gateway.http_api import create_app
 from sqlalchemy import event, text

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from notify_gateway.api_keys.store import BOOTSTRAP_ID, ApiKeyStore
 from notify_gateway.api_keys.tenant_keys import MAX_VALID_KEYS
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from notify_database.engine import PostgresSettings
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import BODY, bearer
 from support.services import NOWHERE, running_gateway, served_gateway

@@ -9,7 +9,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.deliveries.retries import DeliveryRetries
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway import database
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import waiting_for_locks

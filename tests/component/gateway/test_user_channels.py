@@ -14,7 +14,7 @@ from notify_common.contracts.messages import DeliveryRequested, StatusChanges
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology

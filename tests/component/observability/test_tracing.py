@@ -17,7 +17,7 @@ from notify_common.runtime.settings import TracedSettings
 from notify_common.runtime.span_export import RecordedTracing
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter

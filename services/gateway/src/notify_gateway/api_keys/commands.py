@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from notify_gateway.api_keys.schemas import KeyRequest
 from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.http.authentication import DEFAULT_TENANT, Scope
+from notify_gateway.http.principal import DEFAULT_TENANT, Scope
 
 OPTIONS = {"name": "--name", "scopes": "--scope", "expires_at": "--expires"}
 """The option that sets each field of a `KeyRequest` that can be invalid."""

@@ -13,7 +13,7 @@ from cachetools import TTLCache
 from notify_common.runtime.batcher import Batcher
 
 from notify_gateway.api_keys.store import key_hash
-from notify_gateway.http.authentication import Principal
+from notify_gateway.http.principal import Principal
 
 CACHE_SECONDS = 5.0  # a revoked key may still be accepted for this long
 REJECTED_SECONDS = 1.0  # a key that was tried too early may be rejected for this long after its creation

@@ -7,8 +7,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from notify_gateway.http.authentication import Scope
 from notify_gateway.http.fields import FutureTime, RequestModel
+from notify_gateway.http.principal import Scope
 
 TEST_SCOPES = frozenset({Scope.SEND, Scope.READ, Scope.RECIPIENTS_READ})
 """The scopes of test keys, which must not affect real deliveries or stored recipients."""

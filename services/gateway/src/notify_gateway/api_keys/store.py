@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_gateway.http.authentication import DEFAULT_TENANT, Principal, Scope
+from notify_gateway.http.principal import DEFAULT_TENANT, Principal, Scope
 
 BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
 PREFIX = "ntf_"  # lets secret scanners recognise a key

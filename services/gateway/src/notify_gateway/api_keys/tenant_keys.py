@@ -13,7 +13,8 @@ from notify_gateway.api_keys.schemas import CreatedKey, KeyPage, KeyQuery, KeyRe
 from notify_gateway.api_keys.store import ApiKeyStore, count_valid, insert_key, lock_valid
 from notify_gateway.database import TenantReads
 from notify_gateway.errors import RequestRejected
-from notify_gateway.http.authentication import Principal, invalid_key, require_scope
+from notify_gateway.http.authentication import invalid_key, require_scope
+from notify_gateway.http.principal import Principal
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
-from notify_gateway.http.authentication import Principal, Scope
+from notify_gateway.http.principal import Principal, Scope
 
 Delivery = TypeVar("Delivery", bound=DeliverySummary)
 

@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any, NoReturn, Protocol, cast
 
 from fastapi import Depends, HTTPException, Request, Response
@@ -17,49 +15,15 @@ from typing_extensions import override
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.failure_limit import FailureLimiter
+from notify_gateway.http.principal import ANONYMOUS, Principal, Scope
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from notify_gateway.http.strict_json import parse_json
 from notify_gateway.metrics import AuthenticationFailure
 from notify_gateway.settings import KEY_FORM
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}  # RFC 6750, section 3
-DEFAULT_TENANT = "default"
 
 bearer = HTTPBearer(auto_error=False, description="An API key, created with `notify-gateway keys create`.")
-
-
-class Scope(StrEnum):
-    """A permission of an API key. Every scope except `operator` is limited to the key's tenant."""
-
-    SEND = "send"
-    READ = "read"
-    ADMIN = "admin"
-    OPERATOR = "operator"
-    RECIPIENTS_READ = "recipients:read"
-    RECIPIENTS_WRITE = "recipients:write"
-    OPT_OUTS_CLEAR = "opt-outs:clear"
-    TRACE = "trace"
-    """Its traces are sampled if the client's `traceparent` says so."""
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """The owner of an API key."""
-
-    key: str
-    """The id of the API key, to which the rate limit applies."""
-    tenant: str
-    scopes: frozenset[Scope]
-    test: bool = False
-    """True if everything that is posted with the key is only simulated."""
-
-    @property
-    def api_key_id(self) -> str | None:
-        """The id of the API key, or None if authentication is off."""
-        return None if self is ANONYMOUS else self.key
-
-
-ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))
 
 
 class KeyStore(Protocol):

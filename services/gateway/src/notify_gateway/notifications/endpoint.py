@@ -19,7 +19,8 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from notify_gateway.errors import ClientDisconnected
-from notify_gateway.http.authentication import Authenticator, Principal, Scope, require_scope
+from notify_gateway.http.authentication import Authenticator, require_scope
+from notify_gateway.http.principal import Principal, Scope
 from notify_gateway.http.problems import response_to
 from notify_gateway.http.strict_json import parse_json
 from notify_gateway.notifications.idempotency import Claim, IdempotencyKey, body_hash

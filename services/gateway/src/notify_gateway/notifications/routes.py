@@ -9,9 +9,10 @@ from notify_common.contracts.messages import DeliveryStatus
 from notify_gateway.deliveries.schemas import DeliverySummary
 from notify_gateway.deliveries.visibility import visible_to
 from notify_gateway.errors import CancellationRejected
-from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, Principal, Scope, bearer
+from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, bearer
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
+from notify_gateway.http.principal import Principal, Scope
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 from notify_gateway.notifications import schemas
 from notify_gateway.notifications.cancel import NotificationCanceller

@@ -9,11 +9,11 @@ from notify_gateway.http.authentication import (
     AuthenticatedRoute,
     CanReadRecipients,
     CanWriteRecipients,
-    Scope,
     require_scope,
 )
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
+from notify_gateway.http.principal import Scope
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 from notify_gateway.users.channels import UserChannels
 from notify_gateway.users.schemas import UserChannelSettings, UserChannelView, valid_recipient

@@ -1,0 +1,40 @@
+"""Who makes a request, and what its API key permits."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+DEFAULT_TENANT = "default"
+
+
+class Scope(StrEnum):
+    """A permission of an API key. Every scope except `operator` is limited to the key's tenant."""
+
+    SEND = "send"
+    READ = "read"
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    RECIPIENTS_READ = "recipients:read"
+    RECIPIENTS_WRITE = "recipients:write"
+    OPT_OUTS_CLEAR = "opt-outs:clear"
+    TRACE = "trace"
+    """The client's `traceparent` decides whether its notifications are traced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The owner of an API key."""
+
+    key: str
+    """The id of the API key, to which the rate limit applies."""
+    tenant: str
+    scopes: frozenset[Scope]
+    test: bool = False
+    """True if everything that is posted with the key is only simulated."""
+
+    @property
+    def api_key_id(self) -> str | None:
+        """The id of the API key, or None if authentication is off."""
+        return None if self is ANONYMOUS else self.key
+
+
+ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))
