@@ -39,7 +39,7 @@ class _Valid:
 class ApiKeyLookUp:
     """Looks up keys with `find`, which returns the owners of those hashes that belong to valid keys.
 
-    Implements `KeyStore`.
+    Implements `KeyLookUp`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ApiKeyLookUp:
     ) -> None:
         self._find = find
         self._clock = clock
-        self._valid: dict[bytes, _Valid] = {}  # ordered by the time of the look-up
+        self._valid: dict[bytes, _Valid] = {}  # oldest entry first
         self._rejected: TTLCache[bytes, bool] = TTLCache(CACHED_KEYS, REJECTED_SECONDS, clock)
         self._in_progress: dict[bytes, asyncio.Task[Principal | None]] = {}
         self._valid_keys = Batcher(self._find_all, max_batch=KEYS_PER_STATEMENT)
@@ -90,7 +90,7 @@ class ApiKeyLookUp:
 
     def used(self, since: float) -> dict[str, float]:
         """Return when keys were last looked up, and therefore used, by the ids of those that were since then."""
-        return {valid.principal.key: valid.used_at for valid in self._valid.values() if valid.used_at >= since}
+        return {valid.principal.key_id: valid.used_at for valid in self._valid.values() if valid.used_at >= since}
 
     async def _look_up(self, hashed: bytes) -> Principal | None:
         lane = self._valid_keys if hashed in self._valid else self._unknown_keys

@@ -63,7 +63,7 @@ class TenantKeys:
                     expires_at=request.expires_at,
                     test=request.test,
                 )
-        log.info("API key created", extra={"api_key_id": str(key_id), "by": creator.key})
+        log.info("API key created", extra={"api_key_id": str(key_id), "by": creator.key_id})
         return CreatedKey(
             id=key_id,
             token=token,
@@ -85,7 +85,7 @@ class TenantKeys:
         """Revoke a key of the same tenant; return False if it is unknown or already revoked."""
         revoked = await self._store.revoke(key_id, tenant=revoker.tenant)
         if revoked:
-            log.info("API key revoked", extra={"api_key_id": str(key_id), "by": revoker.key})
+            log.info("API key revoked", extra={"api_key_id": str(key_id), "by": revoker.key_id})
         return revoked
 
 

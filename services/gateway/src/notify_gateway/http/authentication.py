@@ -26,8 +26,8 @@ CHALLENGE = {"WWW-Authenticate": "Bearer"}  # RFC 6750, section 3
 bearer = HTTPBearer(auto_error=False, description="An API key, created with `notify-gateway keys create`.")
 
 
-class KeyStore(Protocol):
-    """A store of API keys."""
+class KeyLookUp(Protocol):
+    """Looks up the owners of API keys."""
 
     def cached(self, token: str) -> Principal | None:
         """Return the owner of `token` if it was looked up a moment ago."""
@@ -45,7 +45,7 @@ class KeyStore(Protocol):
 DETAILS = {
     AuthenticationFailure.MISSING: "An API key is required: Authorization: Bearer <key>.",
     AuthenticationFailure.MALFORMED: "This is not an API key: keys have 43 to 200 letters, digits, `-` and `_`.",
-    # It does not say which, because the client may be a stranger.
+    # The text does not say which of these applies, because the client may be an attacker.
     AuthenticationFailure.UNKNOWN: "This API key is unknown, was revoked or has expired.",
 }
 
@@ -58,14 +58,14 @@ class Authenticator:
 
     def __init__(
         self,
-        keys: KeyStore,
+        look_ups: KeyLookUp,
         rate_limiter: RequestRateLimiter,
         addresses: ClientAddresses,
         count_failure: Callable[[AuthenticationFailure], None] = lambda _: None,
         *,
         enabled: bool,
     ) -> None:
-        self._keys = keys
+        self._look_ups = look_ups
         self._rate_limiter = rate_limiter
         self._addresses = addresses
         self._failures = FailureLimiter()
@@ -83,10 +83,10 @@ class Authenticator:
         if scheme.lower() != "bearer":
             self._fail(AuthenticationFailure.MISSING)
         token = token.strip()
-        principal = self._keys.cached(token)
+        principal = self._look_ups.cached(token)
         if principal is None:
             principal = await self._look_up(token, scope)
-        headers = self._rate_limiter.count(principal.key, time.monotonic())
+        headers = self._rate_limiter.count(principal.key_id, time.monotonic())
         if "Retry-After" in headers:
             raise HTTPException(429, "Too many requests were made with this key.", headers)
         return principal, headers
@@ -97,7 +97,7 @@ class Authenticator:
             return True
         token = (authorization or "").partition(" ")[2].strip()
         try:
-            return (self._keys.cached(token) or await self._keys.look_up(token)) == principal
+            return (self._look_ups.cached(token) or await self._look_ups.look_up(token)) == principal
         except (DatabaseUnavailable, Overloaded):
             return True
 
@@ -105,11 +105,11 @@ class Authenticator:
         """Return the owner of a key that is not cached; raise 401 or 429 if it has none."""
         if KEY_FORM.fullmatch(token) is None:
             self._fail(AuthenticationFailure.MALFORMED)
-        if self._keys.is_new(token):
+        if self._look_ups.is_new(token):
             principal = await self._look_up_new(token, self._addresses.group(scope))
         else:
             # The failures of others must not affect a valid key: behind a proxy or NAT, all have the same address.
-            principal = await self._keys.look_up(token)
+            principal = await self._look_ups.look_up(token)
         return self._fail(AuthenticationFailure.UNKNOWN) if principal is None else principal
 
     async def _look_up_new(self, token: str, address: str) -> Principal | None:
@@ -119,7 +119,7 @@ class Authenticator:
             raise HTTPException(429, detail, {"Retry-After": str(wait)})
         failed = False
         try:
-            principal = await self._keys.look_up(token)
+            principal = await self._look_ups.look_up(token)
             failed = principal is None
         finally:
             # If the look-up itself has failed, the key may be valid.

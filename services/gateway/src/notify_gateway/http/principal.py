@@ -24,8 +24,8 @@ class Scope(StrEnum):
 class Principal:
     """The owner of an API key."""
 
-    key: str
-    """The id of the API key, to which the rate limit applies."""
+    key_id: str
+    """The id of the API key, or `everybody` if authentication is off."""
     tenant: str
     scopes: frozenset[Scope]
     test: bool = False
@@ -33,8 +33,8 @@ class Principal:
 
     @property
     def api_key_id(self) -> str | None:
-        """The id of the API key, or None if authentication is off."""
-        return None if self is ANONYMOUS else self.key
+        """The id under which the API key is stored, or None if authentication is off."""
+        return None if self is ANONYMOUS else self.key_id
 
 
 ANONYMOUS = Principal("everybody", DEFAULT_TENANT, frozenset(Scope))
