@@ -12,8 +12,9 @@ from fastapi import HTTPException
 from notify_database.engine import PostgresSettings
 from notify_database.errors import DatabaseUnavailable
 from notify_gateway.api_keys.look_up import CACHE_SECONDS, CACHED_KEYS, REJECTED_SECONDS, ApiKeyLookUp
+from notify_gateway.api_keys.shared_rate_limits import SharedRateLimits
 from notify_gateway.api_keys.store import PREFIX, ApiKeyStore
-from notify_gateway.api_keys.usage import UPKEEP_INTERVAL, ApiKeyUsage, SharedRateLimits
+from notify_gateway.api_keys.upkeep import UPKEEP_INTERVAL, KeyUpkeep
 from notify_gateway.application import Gateway
 from notify_gateway.http.authentication import Authenticator
 from notify_gateway.http.client_address import ClientAddresses
@@ -242,24 +243,24 @@ async def test_time_of_last_use_is_stored_without_a_write_per_request(engine: As
     await keys.create("default", "unused", READ)
     for _ in range(3):
         await look_up.look_up(token)
-    await ApiKeyUsage(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up).upkeep()
+    await KeyUpkeep(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up).upkeep()
     assert {key.name: key.last_used_at is not None for key in await keys.list()} == {"used": True, "unused": False}
 
 
 async def test_use_between_two_rounds_of_upkeep_is_stored_even_if_one_is_late_or_fails(engine: AsyncEngine) -> None:
     keys, clock = ApiKeyStore(engine), Clock()
     look_up = ApiKeyLookUp(keys.principals, clock)
-    usage = ApiKeyUsage(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up, clock)
+    keeper = KeyUpkeep(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up, clock)
     _, token = await keys.create("default", "", READ)
-    await usage.upkeep()
+    await keeper.upkeep()
     clock.now += 0.5
     assert await look_up.look_up(token) is not None
     clock.now += UPKEEP_INTERVAL
     async with hidden_keys(engine):
         with pytest.raises(DatabaseUnavailable):
-            await usage.upkeep()
+            await keeper.upkeep()
     clock.now += UPKEEP_INTERVAL
-    await usage.upkeep()
+    await keeper.upkeep()
     [key] = await rows(engine, "SELECT extract(epoch FROM now() - last_used_at) AS unused_for FROM api_keys")
     assert key.unused_for >= 2 * UPKEEP_INTERVAL
 

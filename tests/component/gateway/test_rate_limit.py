@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from notify_database.engine import PostgresSettings
 from notify_database.errors import DatabaseUnavailable
-from notify_gateway.api_keys.usage import SharedRateLimits
+from notify_gateway.api_keys.shared_rate_limits import SharedRateLimits
 from notify_gateway.http.principal import Scope
 from notify_gateway.http.rate_limit import BURST_SECONDS, RequestRateLimiter
 from sqlalchemy import text

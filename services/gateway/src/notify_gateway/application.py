@@ -17,9 +17,10 @@ from notify_database.engine import await_database
 from notify_database.errors import DatabaseUnavailable
 
 from notify_gateway.api_keys.look_up import ApiKeyLookUp
+from notify_gateway.api_keys.shared_rate_limits import SharedRateLimits
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.api_keys.tenant_keys import TenantKeys
-from notify_gateway.api_keys.usage import ApiKeyUsage, SharedRateLimits
+from notify_gateway.api_keys.upkeep import KeyUpkeep
 from notify_gateway.console.overview import Overview
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
@@ -183,7 +184,7 @@ class Gateway:
         engine = self._engines.control
         await await_database(engine)
         shared = SharedRateLimits(engine, self._rate_limiter)
-        await ApiKeyUsage(shared, ApiKeyStore(engine), self.key_look_up).run(stopping)
+        await KeyUpkeep(shared, ApiKeyStore(engine), self.key_look_up).run(stopping)
 
     async def _maintain(self, stop: asyncio.Event) -> None:
         await await_database(self._engines.control)

@@ -1,8 +1,8 @@
 """Limit the requests per API key with token buckets that all gateways share.
 
-PostgreSQL holds one bucket for each key that is in use (`api_keys/usage.py`). Each gateway admits requests from
-its own share of that bucket, without asking anyone: the share of the key's requests that arrive at this gateway. About
-once per second it reports what it has admitted, and learns what is in the bucket.
+PostgreSQL holds one bucket for each key that is in use (`api_keys/shared_rate_limits.py`). Each gateway admits
+requests from its own share of that bucket, without asking anyone: the share of the key's requests that arrive at this
+gateway. About once per second it reports what it has admitted, and learns what is in the bucket.
 """
 
 import math
