@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 from notify_common.contracts.channels import Channel
-from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.http.principal import Scope
+from notify_gateway.api_keys.store import ApiKeyStore, key_hash
+from notify_gateway.http.principal import Principal, Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -26,6 +26,12 @@ async def bearer(engine: AsyncEngine, *scopes: Scope, tenant: str = "default") -
     """Create an API key with these scopes, and return the request header that contains it."""
     _, token = await ApiKeyStore(engine).create(tenant, "test key", frozenset(scopes))
     return {"Authorization": f"Bearer {token}"}
+
+
+async def owner(engine: AsyncEngine, token: str) -> Principal | None:
+    """Return the owner of an API key, or None if it is not valid."""
+    hashed = key_hash(token)
+    return (await ApiKeyStore(engine).principals([hashed])).get(hashed)
 
 
 def bootstrap_key(number: int) -> str:

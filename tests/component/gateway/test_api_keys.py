@@ -13,7 +13,7 @@ from notify_gateway.http.principal import Scope
 from notify_local.ports import Ports
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.gateway import BODY, bearer, bootstrap_key
+from support.gateway import BODY, bearer, bootstrap_key, owner
 from support.processes import STOP_TIMEOUT, gateway_command, running_service
 from support.services import NOWHERE, eventually, running_gateway
 
@@ -21,10 +21,10 @@ from support.services import NOWHERE, eventually, running_gateway
 async def test_revoked_key_is_rejected_and_no_key_is_stored_in_plain_text(engine: AsyncEngine) -> None:
     keys = ApiKeyStore(engine)
     key_id, token = await keys.create("default", "to be revoked", frozenset({Scope.READ}))
-    assert await keys.principal(token) is not None
+    assert await owner(engine, token) is not None
     assert await keys.revoke(key_id)
     assert not await keys.revoke(key_id)
-    assert await ApiKeyStore(engine).principal(token) is None
+    assert await owner(engine, token) is None
     async with engine.connect() as connection:
         stored = (await connection.execute(text("SELECT api_keys::text FROM api_keys"))).scalar_one()
     assert token not in stored
@@ -34,8 +34,8 @@ async def test_new_bootstrap_key_replaces_the_old_one(engine: AsyncEngine) -> No
     leaked, new = bootstrap_key(1), bootstrap_key(2)
     await ApiKeyStore(engine).ensure_bootstrap_key(leaked)
     await ApiKeyStore(engine).ensure_bootstrap_key(new)
-    assert await ApiKeyStore(engine).principal(leaked) is None
-    assert await ApiKeyStore(engine).principal(new) is not None
+    assert await owner(engine, leaked) is None
+    assert await owner(engine, new) is not None
 
 
 @pytest.mark.parametrize("is_revoked", [False, True])
@@ -73,7 +73,7 @@ async def test_bootstrap_key_works_until_revoked_and_is_never_restored(
     [key] = await keys.list()
     await keys.revoke(key.id)
     await keys.ensure_bootstrap_key(token)
-    assert await ApiKeyStore(engine).principal(token) is None
+    assert await owner(engine, token) is None
 
 
 async def test_operator_creates_lists_and_revokes_keys(
@@ -88,7 +88,7 @@ async def test_operator_creates_lists_and_revokes_keys(
     assert {key_id, "shop", "read", "live", "valid", "unused"} <= set(listed.split())
     assert token not in listed
     assert await gateway_command("keys", "revoke", key_id, servers=[postgres]) == ""
-    assert await ApiKeyStore(engine).principal(token) is None
+    assert await owner(engine, token) is None
     assert "revoked" in await gateway_command("keys", "list", servers=[postgres])
     await gateway_command("keys", "revoke", key_id, servers=[postgres], code=1)
 
@@ -97,7 +97,7 @@ async def test_operator_creates_a_test_key_that_expires(postgres: PostgresSettin
     options = ["--test", "--expires", "2999-01-31", "--scope", "send", "--scope", "read", "--name", "sandbox"]
     _, token = (await gateway_command("keys", "create", *options, servers=[postgres])).split()
     assert token.startswith("ntf_test_")
-    principal = await ApiKeyStore(engine).principal(token)
+    principal = await owner(engine, token)
     assert principal is not None
     assert principal.test
     [key] = await ApiKeyStore(engine).list()

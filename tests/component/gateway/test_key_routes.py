@@ -12,7 +12,7 @@ from notify_gateway.http.principal import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done
-from support.gateway import BODY, Json, bearer, bootstrap_key, rows
+from support.gateway import BODY, Json, bearer, bootstrap_key, owner, rows
 
 ADMIN = (Scope.ADMIN, Scope.SEND, Scope.READ)
 SOME_ID = "01a2107e-2b08-7f6c-80e3-ee68c821945a"
@@ -66,7 +66,7 @@ async def test_administrator_creates_lists_and_revokes_keys(
     assert notification["id"] == posted.json()["id"]
 
     assert (await secured_api.delete(f"/v1/keys/{created['id']}", headers=admin)).status_code == 204
-    assert await ApiKeyStore(engine).principal(token) is None
+    assert await owner(engine, token) is None
     assert (await listed(secured_api, admin))[0]["revoked_at"] is not None
     for key_id in (created["id"], SOME_ID):
         missing = await secured_api.delete(f"/v1/keys/{key_id}", headers=admin)
@@ -78,7 +78,7 @@ async def test_keys_of_another_tenant_are_unknown(secured_api: httpx.AsyncClient
     created = await create(secured_api, ours)
     assert created["id"] not in [key["id"] for key in await listed(secured_api, theirs)]
     assert (await secured_api.delete(f"/v1/keys/{created['id']}", headers=theirs)).status_code == 404
-    assert await ApiKeyStore(engine).principal(created["token"]) is not None
+    assert await owner(engine, created["token"]) is not None
 
 
 @pytest.mark.parametrize("scope", [scope for scope in Scope if scope not in ADMIN])
@@ -202,7 +202,7 @@ async def test_without_authentication_keys_of_the_default_tenant_are_managed(
     api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:
     created = await create(api, scopes=list(Scope))
-    principal = await ApiKeyStore(engine).principal(created["token"])
+    principal = await owner(engine, created["token"])
     assert principal is not None
     assert (principal.tenant, principal.scopes) == ("default", frozenset(Scope))
     assert [key["id"] for key in await listed(api)] == [created["id"]]

@@ -59,11 +59,6 @@ class ApiKeyStore:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def principal(self, token: str) -> Principal | None:
-        """Return the owner of `token`, or None if the token is not valid; may raise `DatabaseUnavailable`."""
-        hashed = key_hash(token)
-        return (await self.principals([hashed])).get(hashed)
-
     async def principals(self, hashes: Sequence[bytes]) -> dict[bytes, Principal]:
         """Return the owners of those of `hashes` that belong to valid keys; may raise `DatabaseUnavailable`."""
         # An array keeps the text of the statement the same, so that PostgreSQL prepares it only once.
