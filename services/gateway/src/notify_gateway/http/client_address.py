@@ -25,10 +25,9 @@ class ClientAddresses:
     client is the last address in `Forwarded` (RFC 7239) or `X-Forwarded-For` that is not a trusted proxy. Each proxy
     appends the address that it got the request from, so whatever the client sends comes before that.
 
-    A proxy writes one of the two headers and usually forwards the other as the client sent it. So if a request has
-    both headers, they count only if they name the same client. A value that cannot be parsed counts neither. In these
-    cases the result is the last proxy that is known, so a client that tampers with the headers shares the limit of
-    all that do.
+    A proxy writes one of the two headers and usually forwards the other unchanged. If they name different clients, or
+    cannot be parsed, the address is that of the last known proxy. A client that forges them therefore shares a limit
+    with all others that do.
     """
 
     def __init__(self, trusted: Sequence[Network]) -> None:

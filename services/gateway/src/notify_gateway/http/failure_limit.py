@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-# A client with a wrong key is told so 20 times at once, and then once per second. Guessing a key is hopeless at any
-# rate: the limit exists because each unknown key costs a look-up in PostgreSQL.
+# A client may try 20 unknown keys at once, and then one per second; further ones get a 429 without a look-up. Guessing
+# a key is hopeless at any rate: the limit exists because each unknown key costs a look-up in PostgreSQL.
 BURST = 20
 PER_SECOND = 1
 ADDRESSES = 10_000

@@ -57,7 +57,7 @@ async def list_notifications(
     Filter by user, status, channel or creation time. To get the next page, pass `next_cursor` as `cursor`.
     """
     page = await queries.page(principal.tenant, query)
-    return page.model_copy(update={"items": [_visible_to(principal, item) for item in page.items]})
+    return page.model_copy(update={"items": [_notification_visible_to(principal, item) for item in page.items]})
 
 
 @router.get("/{id}/", include_in_schema=False)
@@ -75,10 +75,11 @@ async def get_notification(
     """
     if isinstance(id_, int):
         listed = await queries.list_of_user(principal.tenant, id_, query.status)
-        return [_visible_to(principal, notification) for notification in listed]
+        return [_notification_visible_to(principal, item) for item in listed]
     if query.status is not None:
         raise HTTPException(422, "status: is supported only with a user id")
-    return _visible_to(principal, found(await queries.get(principal.tenant, id_), f"There is no notification {id_}."))
+    notification = found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
+    return _notification_visible_to(principal, notification)
 
 
 @router.post(
@@ -99,7 +100,7 @@ async def cancel_notification(
 
     async def read() -> schemas.NotificationView:
         stored = await queries.get(principal.tenant, id_, posted_with=posted_with)
-        return _visible_to(principal, found(stored, f"There is no notification {id_}."))
+        return _notification_visible_to(principal, found(stored, f"There is no notification {id_}."))
 
     await read()
     await canceller.cancel(id_)
@@ -110,7 +111,7 @@ async def cancel_notification(
     return notification
 
 
-def _visible_to(principal: Principal, notification: Notification) -> Notification:
+def _notification_visible_to(principal: Principal, notification: Notification) -> Notification:
     if Scope.RECIPIENTS_READ in principal.scopes:
         return notification
     deliveries = [visible_to(principal, delivery) for delivery in notification.deliveries]
