@@ -41,8 +41,8 @@ BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap ke
 PREFIX = "ntf_"  # lets secret scanners recognise a key
 TEST_PREFIX = "ntf_test_"  # lets people recognise a test key
 
-# Gateways that each wait for a row of the other would deadlock. Whoever has locked a row usually stores the same, so it
-# is skipped.
+# Two gateways that wait for each other's rows would deadlock. A locked row is skipped, because the gateway that has
+# locked it stores about the same time.
 TOUCH = text("""
     WITH locked AS (
         SELECT id FROM api_keys WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
