@@ -51,6 +51,14 @@ async def test_items_that_arrive_during_a_commit_share_the_next_batch() -> None:
     assert store.batches == [[0], [1, 2, 3]]
 
 
+async def test_item_that_nobody_waits_for_is_flushed_with_the_others() -> None:
+    store = Store()
+    batcher = Batcher(store.flush, max_batch=10)
+    batcher.submit_soon(1)
+    await batcher.submit(2)
+    assert store.batches == [[1, 2]]
+
+
 async def test_batch_size_is_bounded() -> None:
     store = Store()
     batcher = Batcher(store.flush, max_batch=2)

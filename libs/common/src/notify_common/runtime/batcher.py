@@ -74,6 +74,10 @@ class Batcher(Generic[Item, Result]):
             raise outcome.error
         return outcome
 
+    def submit_soon(self, item: Item) -> None:
+        """Flush `item` without waiting for it, for callers that need neither its result nor its error."""
+        self._enqueue((item,), 0)
+
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
         """Flush `items` in one batch; return a result or `Failed` for each item."""
         return await self._enqueue(items, 0) if items else []

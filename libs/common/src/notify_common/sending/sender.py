@@ -98,8 +98,9 @@ class Sender:
             was_decided = attempt.decision.done()
             decision = await asyncio.shield(attempt.decision)
             if was_decided and isinstance(decision, Decision):
-                # The gateway requests an attempt again if its result was lost after RabbitMQ had confirmed it.
-                await self._results.submit(decision.result)
+                # The gateway requests an attempt again if its result was lost after RabbitMQ had confirmed it. The ack
+                # does not wait, because publishing may be blocked, and the gateway asks again if this report is lost.
+                self._results.submit_soon(decision.result)
             if decision.next_request is not None:
                 ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
                 await self._schedule_retry(attempt, decision.next_request, ended_at)
