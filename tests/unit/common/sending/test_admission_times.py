@@ -10,7 +10,8 @@ import pytest
 from notify_common.contracts.messages import DeliveryResult, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call
-from notify_common.sending.circuit_breaker import Admission, CircuitBreaker
+from notify_common.sending.call_slots import Quota
+from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, CircuitBreakers
 from notify_common.sending.provider_limits import ProviderLimits
 from support.virtual_clock import VirtualLoop, run_virtually
 
@@ -100,6 +101,32 @@ def test_calls_keep_their_distance_after_the_process_was_stopped() -> None:
             loop.pause(60)
         times = caller.admitted[""]
         assert all(times[first + 30] - times[first] >= 1 - 2 / 30 for first in range(len(times) - 30))
+
+    run_virtually(main())
+
+
+def test_calls_that_wait_for_a_trial_hold_no_slot_of_their_tenant() -> None:
+    tenant = Quota("tenant", 4)
+    breakers = CircuitBreakers("host", ProviderLimits(concurrency=2, provider_of=lambda recipient: recipient))
+
+    async def call(recipient: str) -> float | None:
+        async with breakers.for_recipient(recipient).admission(Call(recipient, 1, quotas=(tenant,))) as admission:
+            if isinstance(admission, Admission):
+                admitted_at = now()
+                await asyncio.sleep(60)
+                admission.record(SENT)
+                return admitted_at
+        return None
+
+    async def main() -> None:
+        for down in ("a", "b"):
+            breakers.for_recipient(down).open_until = 0.0
+        async with asyncio.TaskGroup() as calls:
+            to_down = [calls.create_task(call(down)) for down in ("a", "b") for _ in range(3)]
+            await asyncio.sleep(0)
+            to_well = calls.create_task(call("well"))
+        assert [each.result() for each in to_down] == [0, None, None, 0, None, None]
+        assert to_well.result() == 0
 
     run_virtually(main())
 

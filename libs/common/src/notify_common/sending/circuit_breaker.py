@@ -152,10 +152,16 @@ class CircuitBreaker:
     async def _try_to_admit(self, acquired: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted | None":
         """Acquire what the call needs; return None if the call may not be made after all, and must start again."""
         quotas = (self._quota, *call.quotas)
+        if not call.even_if_open:
+            # A call waits for the circuit before it takes slots, which others of its tenant can use in the meantime.
+            await self._closed_or_trial_due()
         await self._slots.acquire(quotas)
         acquired.callback(self._slots.release, quotas)
-        trial = not call.even_if_open and await self._closed_or_trial()
+        trial = self.open and not call.even_if_open
         if trial:
+            if not self._trial_due():
+                return None
+            self._trial_running = True
             acquired.callback(self._end_trial)
         # Rate limits come last, because a time that is redeemed too early would be wasted.
         if self._limiter is not None:
@@ -192,17 +198,16 @@ class CircuitBreaker:
         earliest = self._turns.next_call(call.recipient, now) + ahead
         return self._turns.reserve(call.recipient, earliest, now + call.expires_in) - now
 
-    async def _closed_or_trial(self) -> bool:
-        """Wait until the call may be made. Return True if it is the trial, or False if the circuit is closed."""
-        while self.open_until is not None:
-            until_trial = None if self._trial_running else self.open_until - _now()
-            if until_trial is not None and until_trial <= 0:
-                self._trial_running = True
-                return True
+    async def _closed_or_trial_due(self) -> None:
+        """Wait until the circuit is closed or a trial may be made."""
+        while self.open_until is not None and not self._trial_due():
             with suppress(TimeoutError):
-                async with asyncio.timeout(until_trial):
+                async with asyncio.timeout_at(None if self._trial_running else self.open_until):
                     await self._changed.wait()
-        return False
+
+    def _trial_due(self) -> bool:
+        """Return True if the circuit is open and the next trial may be made."""
+        return self.open_until is not None and not self._trial_running and self.open_until <= _now()
 
     def _end_trial(self) -> None:
         self._trial_running = False
