@@ -119,8 +119,10 @@ async def test_next_request_does_not_join_the_attempt_that_it_follows(postponing
     memory, first = postponing.memory, request()
     with memory.join(first) as attempt:
         following = await next_request(attempt)
+        assert not memory.remembers(following)
         with memory.join(following) as second:
             assert second is not attempt
+            assert memory.remembers(following)
             await next_request(second)
     assert postponing.started == [first, following]
 

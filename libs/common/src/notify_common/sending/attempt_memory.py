@@ -65,9 +65,8 @@ class AttemptMemory:
     @contextmanager
     def join(self, request: DeliveryRequested) -> Iterator[RememberedAttempt]:
         """Yield the attempt that `request` asks for; start it unless it is running or remembered."""
-        key = _key(request)
-        remembered = self._attempts.get(key)
-        if remembered is None or (remembered.postponed and remembered.not_before != request.not_before):
+        key, remembered = _key(request), self._remembered(request)
+        if remembered is None:
             # A lost connection cancels the handler but must not cancel the provider call, so that is a separate task.
             remembered = RememberedAttempt(asyncio.create_task(self._start(request)), request.not_before)
             self._attempts[key] = remembered
@@ -93,7 +92,7 @@ class AttemptMemory:
 
     def remembers(self, request: DeliveryRequested) -> bool:
         """Return True if joining starts no new attempt."""
-        return _key(request) in self._attempts
+        return self._remembered(request) is not None
 
     def in_progress(self) -> float:
         """Return the number of attempts that have not ended."""
@@ -103,6 +102,13 @@ class AttemptMemory:
         """Return when no attempt is in progress."""
         while running := {attempt.decision for attempt in self._attempts.values() if not attempt.decision.done()}:
             await asyncio.wait(running)
+
+    def _remembered(self, request: DeliveryRequested) -> RememberedAttempt | None:
+        """Return the attempt that `request` joins. A request that follows a postponed attempt joins none."""
+        remembered = self._attempts.get(_key(request))
+        if remembered is not None and remembered.postponed and remembered.not_before != request.not_before:
+            return None
+        return remembered
 
     def _forget_postponed(self, key: AttemptKey, remembered: RememberedAttempt) -> None:
         if remembered.handlers:
