@@ -15,7 +15,7 @@ from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_database.engine import PostgresSettings
 from notify_gateway.maintenance import MAX_CLOCK_OFFSET
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from support.amqp import Hand
 from support.fakes import FakeProvider
@@ -137,6 +137,21 @@ async def test_sender_exports_attempt_and_consumer_metrics(rabbit: RabbitSetting
     assert exported["notify_provider_seconds_count", "telegram"] == 1
     assert exported["notify_attempts_in_flight", "telegram"] == 0
     assert exported["notify_consumer_up", "notifications.telegram"] == 1
+
+
+async def test_simulated_attempts_count_apart_from_those_of_the_provider(rabbit: RabbitSettings, hand: Hand) -> None:
+    # Otherwise a client that tests how failures look would trigger the alerts.
+    async with running_sender(rabbit, FakeProvider()) as sender:
+        await hand.request(delivery_requested(recipient="@simulator_permanent"))
+        await hand.request(delivery_requested(recipient="@simulator_permanent", test=True))
+        await hand.request(delivery_requested(recipient="123456789", test=True))
+        await hand.request(delivery_requested(recipient="123456789"))
+        await hand.results(4)
+    exported = samples(generate_latest(sender.registry).decode())
+    attempts = {key: count for key, count in exported.items() if key[0] == "notify_attempts_total" and count}
+    assert attempts == {("notify_attempts_total", "telegram", "", "sent"): 1}
+    assert exported["notify_provider_seconds_count", "telegram"] == 1
+    assert exported["notify_attempts_simulated_total", "telegram"] == 3
 
 
 def test_expired_delivery_does_not_count_as_a_provider_call() -> None:

@@ -35,6 +35,10 @@ class SenderMetrics:
             "notify_attempts_postponed", "Messages requeued without an attempt.",
             ["channel"], registry=registry,
         ).labels(channel)  # fmt: skip
+        self._simulated = Counter(
+            "notify_attempts_simulated", "Attempts of test keys and with recipients for tests.",
+            ["channel"], registry=registry,
+        ).labels(channel)  # fmt: skip
         sizes = batch_sizes(registry)
         self.observe_results_batch = sizes.labels("results").observe
         self.observe_retries_batch = sizes.labels("parkings").observe
@@ -42,8 +46,11 @@ class SenderMetrics:
             "notify_parked", "Messages published to a retry queue.", ["channel"], registry=registry
         ).labels(channel)
 
-    def ended(self, result: DeliveryResult) -> None:
+    def ended(self, result: DeliveryResult, *, simulated: bool = False) -> None:
         """Count a finished attempt or an expiry."""
+        if simulated:
+            self._simulated.inc()  # only that, because a client that tries out failures must not trigger the alerts
+            return
         counted = self._attempts.get((result.outcome, result.error_class))
         (counted or self._counter.labels(self._channel, result.outcome, result.error_class or "")).inc()
         if result.outcome is not Outcome.EXPIRED:

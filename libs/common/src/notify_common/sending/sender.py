@@ -143,7 +143,8 @@ class Sender:
             if self._tracing.on:
                 # This span is the parent for the result and the next attempt.
                 request = request.model_copy(update={"traceparent": span.traceparent})
-            if self._breakers is None or is_simulated(request):
+            simulated = is_simulated(request)
+            if self._breakers is None or simulated:
                 decision: Decision | Postponed = await self._call_provider(request)
             else:
                 decision = await self._call_provider_if_admitted(self._breakers, request)
@@ -156,7 +157,7 @@ class Sender:
                 decision = replace(decision, failure=None)
             # The result is reported even if the message's connection is lost, because the provider may have sent it.
             await self._results.submit(decision.result)
-            self._metrics.ended(decision.result)
+            self._metrics.ended(decision.result, simulated=simulated)
             self._log_result(request, decision.result, span)
             return decision
 
