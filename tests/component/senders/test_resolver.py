@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
 
+import pycares
 import pytest
 from notify_webhook_sender.addresses import HostUnknown
 from notify_webhook_sender.resolver import Resolver
@@ -74,3 +75,15 @@ async def test_emptying_the_cache_interrupts_no_lookup(resolver: Resolver, monke
     monkeypatch.setattr("notify_webhook_sender.resolver.LOOKUPS_PER_CACHE", 5)
     found = await asyncio.gather(*(resolver.addresses(f"h{number}.example") for number in range(MANY)))
     assert found == [LOCALHOST] * MANY
+
+
+async def test_lookup_fails_as_any_other_if_the_cache_cannot_be_emptied(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: pycares.Channel) -> None:
+        raise pycares.AresError(pycares.errno.ARES_ENOMEM, "out of memory")
+
+    monkeypatch.setattr("notify_webhook_sender.resolver.LOOKUPS_PER_CACHE", 0)
+    monkeypatch.setattr(pycares.Channel, "reinit", fail)
+    with pytest.raises(HostUnknown, match="out of memory"):
+        await resolver.addresses("hooks.example")

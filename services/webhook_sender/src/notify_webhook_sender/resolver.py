@@ -42,10 +42,6 @@ class Resolver:
         self._channel.close()
 
     async def _look_up(self, host: str) -> list[Address]:
-        self._cached += 1
-        if self._cached > LOOKUPS_PER_CACHE:
-            self._cached = 0
-            self._channel.reinit()  # this empties the cache
         loop = asyncio.get_running_loop()
         response: _Lookup = loop.create_future()
 
@@ -62,7 +58,11 @@ class Resolver:
             with suppress(RuntimeError):  # the process may have ended its event loop
                 loop.call_soon_threadsafe(respond, found, error)
 
+        self._cached += 1
         try:
+            if self._cached > LOOKUPS_PER_CACHE:
+                self._cached = 0
+                self._channel.reinit()  # this empties the cache
             self._channel.getaddrinfo(host, None, type=socket.SOCK_STREAM, callback=call_back)
             async with asyncio.timeout(LOOKUP_TIMEOUT):
                 return await response
