@@ -182,6 +182,9 @@ def test_allowed_example_secrets_are_logged_by_every_process() -> None:
 @pytest.mark.parametrize("url", ["http://bots.example.org/", "http://10.1.2.3:8081/", "http://127.0.0.1.example.org/"])
 def test_bot_token_is_sent_unencrypted_only_to_this_machine(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TELEGRAM_API_URL", url)
+    assert str(load_settings(TelegramSenderSettings).telegram_api_url) == url  # the simulator does not use it
+    monkeypatch.setenv("TELEGRAM_PROVIDER", "bot_api")
+    monkeypatch.setenv("TELEGRAM_BOT_TOKEN", "123456:ABC-DEF")
     with pytest.raises(SystemExit, match="TELEGRAM_API_URL"):
         load_settings(TelegramSenderSettings)
     monkeypatch.setenv("ALLOW_INSECURE", "1")
@@ -190,5 +193,7 @@ def test_bot_token_is_sent_unencrypted_only_to_this_machine(url: str, monkeypatc
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_bot_api_server_on_this_machine_needs_no_encryption(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TELEGRAM_PROVIDER", "bot_api")
+    monkeypatch.setenv("TELEGRAM_BOT_TOKEN", "123456:ABC-DEF")
     monkeypatch.setenv("TELEGRAM_API_URL", f"http://{host}:8081/")
     assert load_settings(TelegramSenderSettings).telegram_api_url.port == 8081

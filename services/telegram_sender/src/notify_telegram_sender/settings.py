@@ -8,8 +8,6 @@ from notify_common.sending.service import SenderSettings
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 
 TOKEN = re.compile(r"[0-9]+:[A-Za-z0-9_-]+")  # https://core.telegram.org/bots/api#authorizing-your-bot
-
-
 LOOPBACK = frozenset({"127.0.0.1", "[::1]", "localhost"})
 
 
@@ -47,11 +45,12 @@ class TelegramSenderSettings(SenderSettings):
     telegram_rate: float = Field(30, ge=0)
     telegram_rate_per_chat: float = Field(1, ge=0)
     telegram_connections: int = Field(30, ge=1, le=1000)
-    allow_insecure: bool = False
 
     @model_validator(mode="after")
     def _bot_api_is_complete(self) -> Self:
-        if self.telegram_provider is TelegramProvider.BOT_API and self.telegram_bot_token is None:
+        if self.telegram_provider is not TelegramProvider.BOT_API:
+            return self
+        if self.telegram_bot_token is None:
             raise ValueError("TELEGRAM_PROVIDER=bot_api requires TELEGRAM_BOT_TOKEN")
         url = self.telegram_api_url
         if url.scheme == "http" and url.host not in LOOPBACK and not self.allow_insecure:
