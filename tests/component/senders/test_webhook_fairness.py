@@ -53,6 +53,23 @@ async def receiver() -> AsyncIterator[HangingReceiver]:
 
 
 @pytest.mark.parametrize(
+    ("given", "calls"),
+    [
+        ({}, 250),
+        ({"concurrency": 100}, 50),
+        ({"concurrency": 1}, 1),
+        ({"webhook_calls_per_tenant": 30}, 30),
+        ({"webhook_calls_per_tenant": 500}, 500),
+    ],
+)
+def test_tenant_occupies_half_a_sender_unless_configured_otherwise(given: dict[str, Any], calls: int) -> None:
+    limits = webhook_limits(WebhookSenderSettings.model_validate(given))
+    request = delivery_requested(channel=Channel.WEBHOOK, tenant="theirs", recipient="https://hooks.example.org/")
+    [found] = [quota.calls for quota in limits.quotas_of(request) if quota.name == "tenant theirs"]
+    assert found == calls
+
+
+@pytest.mark.parametrize(
     ("hosts", "limit"),
     [
         ([f"h{number}.evil" for number in range(20)], {"webhook_calls_per_domain": ALLOWED}),

@@ -22,6 +22,7 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
     """Return the limits for calls to receivers. Each host counts as a provider."""
     # https://publicsuffix.org: the list is part of the package, and is never fetched.
     suffixes = PublicSuffixList()
+    calls_per_tenant = settings.webhook_calls_per_tenant or (settings.concurrency + 1) // 2
 
     @lru_cache(MAX_DOMAINS)
     def domain_of(host: str) -> str:
@@ -35,7 +36,7 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
     def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
         host = host_of(request.recipient or "").rpartition(":")[0]
         return (
-            Quota(f"tenant {request.tenant or ''}", settings.webhook_calls_per_tenant),
+            Quota(f"tenant {request.tenant or ''}", calls_per_tenant),
             Quota(f"domain {domain_of(host)}", settings.webhook_calls_per_domain),
         )
 

@@ -59,7 +59,7 @@ class WebhookSenderSettings(SenderSettings):
     webhook_ca_file: FilePath | None = None
     webhook_calls_per_host: int = Field(20, ge=1, le=1000)
     webhook_calls_per_domain: int = Field(50, ge=1, le=65535)
-    webhook_calls_per_tenant: int = Field(200, ge=1, le=65535)
+    webhook_calls_per_tenant: int | None = Field(None, ge=1, le=65535)
 
     @model_validator(mode="after")
     def _http_is_complete(self) -> Self:
