@@ -3,14 +3,15 @@
 from datetime import timedelta
 
 import pytest
-from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, Outcome
+from notify_common.contracts.messages import DeliveryRequested, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.sending.errors import Unreachable
+from notify_common.sending.circuit_breaker import LONGEST_OPEN
+from notify_common.sending.errors import Throttled
 from notify_common.sending.provider_limits import ProviderLimits
 from support.amqp import Hand
 from support.fakes import FakeProvider
 from support.services import delivery_requested as request
-from support.services import running_sender
+from support.services import eventually, running_sender
 
 
 def simulated(recipient: str | None = "123456789") -> DeliveryRequested:
@@ -52,22 +53,28 @@ async def test_retried_test_delivery_remains_one(
 async def test_open_circuit_does_not_delay_test_deliveries_which_do_not_close_it(
     rabbit: RabbitSettings, hand: Hand
 ) -> None:
-    async def be_down(_: DeliveryRequested) -> str:
-        raise Unreachable("connect")
+    async def throttle(_: DeliveryRequested) -> str:
+        raise Throttled("http_503", retry_after=LONGEST_OPEN)  # much longer than this test takes
 
-    provider = FakeProvider(be_down)
+    provider = FakeProvider(throttle)
     tested, real = [simulated() for _ in range(5)], [request(recipient="1") for _ in range(2)]
-    limits = ProviderLimits(concurrency=1, retry_after=timedelta(hours=1))
-    async with running_sender(rabbit, provider, limits=limits, first_delay=timedelta(hours=1)):
+    # Instead of waiting for the next trial, a call is postponed at once.
+    limits = ProviderLimits(concurrency=1, admission_timeout=timedelta(seconds=1))
+    async with running_sender(rabbit, provider, limits=limits) as sender:
+
+        async def is_postponed() -> bool:
+            return sender.registry.get_sample_value("notify_attempts_postponed_total", {"channel": "telegram"}) == 1
+
         await hand.request(real[0])
-        results = await hand.results(1)
-        for each in [*tested, real[1]]:
+        await hand.results(1)
+        for each in tested:
             await hand.request(each)
-        while len(results) < 6:
-            results += await hand.results(1)
-    ended: dict[object, DeliveryResult] = {result.delivery_id: result for result in results}
-    assert {ended[each.delivery_id].outcome for each in tested} == {Outcome.SENT}
-    assert real[1].delivery_id not in ended or len(provider.calls) == 2
+        results = await hand.results(len(tested))
+        await hand.request(real[1])
+        await eventually(is_postponed, "the circuit is still open, so the call is postponed")
+    assert {result.delivery_id for result in results} == {each.delivery_id for each in tested}
+    assert {result.outcome for result in results} == {Outcome.SENT}
+    assert provider.calls == real[:1]
 
 
 async def test_test_deliveries_do_not_wait_for_the_rate_limit_and_use_none_of_it(
