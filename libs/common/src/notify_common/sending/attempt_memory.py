@@ -50,7 +50,7 @@ class RememberedAttempt:
 class AttemptMemory:
     """Remembers all attempts that handlers wait for, and the last `keep` others, whose acks may have been lost.
 
-    Of an attempt that was postponed, it remembers only for how long, because the next request makes the attempt.
+    For a postponed attempt, it remembers only when the next request is due, because that request makes the attempt.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class AttemptMemory:
     def was_postponed(self, request: DeliveryRequested) -> bool:
         """Return True if `request` was received before and postponed to a time that has not come yet.
 
-        Later, its attempt is remembered itself, or the next request was lost and this one must be handled.
+        After that time it returns False: either the attempt was made and is remembered, or the next request was lost
+        and this one must be handled.
         """
         due_at = self._postponed.get((_key(request), request.not_before)) if self._postponed else None
         return due_at is not None and utc_now() < due_at
