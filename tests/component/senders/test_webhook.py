@@ -11,9 +11,10 @@ from uuid import UUID
 
 import httpcore
 import pytest
+from notify_common.runtime.networks import networks
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled, UnknownOutcome, Unreachable
 from notify_common.sending.provider import Provider
-from notify_webhook_sender.addresses import is_in, is_public, networks
+from notify_webhook_sender.addresses import is_in, is_public
 from notify_webhook_sender.webhook import Webhook, broken
 from support.conformance import SECRET, Behaviour, Conformance, request
 from support.webhook_peer import WebhookPeer, key

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Self
 
 import dkim.crypto
+from notify_common.runtime.networks import is_loopback
 from notify_common.sending.service import SenderSettings
 from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 from pydantic.networks import validate_email
@@ -15,7 +16,6 @@ HOST = r"^[A-Za-z0-9_:-]{1,63}(\.[A-Za-z0-9_-]{1,63})*$"  # a name or an address
 DKIM_SELECTOR = r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$"
 UNSUBSCRIBE_URI = r"<(?:https://|mailto:)[!-;=?-~]+>"  # printable ASCII without < and >
 LIST_UNSUBSCRIBE = re.compile(rf"{UNSUBSCRIBE_URI}(?:, ?{UNSUBSCRIBE_URI})*")
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class EmailProvider(StrEnum):
@@ -99,7 +99,7 @@ class EmailSenderSettings(SenderSettings):
                 raise ValueError("EMAIL_DKIM_SELECTOR and EMAIL_DKIM_KEY must be set together")
             if (self.smtp_user is None) != (self.smtp_password is None):
                 raise ValueError("SMTP_USER and SMTP_PASSWORD must be set together")
-            if self.smtp_password is not None and self.smtp_tls is SmtpTls.NONE and self.smtp_host not in LOOPBACK:
+            if self.smtp_password is not None and self.smtp_tls is SmtpTls.NONE and not is_loopback(self.smtp_host):
                 raise ValueError("SMTP_TLS=none would send SMTP_PASSWORD over the network unencrypted")
         return self
 

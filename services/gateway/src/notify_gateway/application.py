@@ -11,6 +11,7 @@ from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.metrics import process_registry
+from notify_common.runtime.networks import networks
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.engine import await_database
@@ -44,7 +45,7 @@ from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.queries import NotificationQueries
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
-from notify_gateway.settings import Auth, GatewaySettings, networks
+from notify_gateway.settings import Auth, GatewaySettings
 from notify_gateway.users.channels import UserChannels
 
 log = logging.getLogger(__name__)

@@ -2,16 +2,14 @@
 
 import re
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.networks import NetworkList, is_loopback
 from notify_common.runtime.settings import EnvironmentSettings, ServiceSettings, TracedSettings
 from notify_database.engine import PostgresSettings
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
-
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 KEY_FORM = re.compile(r"[A-Za-z0-9_-]{43,200}")
 """The form of all API keys. 43 characters of base64url carry 32 random bytes."""
@@ -28,19 +26,6 @@ class Auth(StrEnum):
 
     ON = "on"
     OFF = "off"
-
-
-def networks(text: str) -> list[IPv4Network | IPv6Network]:
-    """Parse a space-separated list of networks; raise `ValueError` if one is invalid."""
-    return [ip_network(network) for network in text.split()]
-
-
-def _networks(text: str) -> str:
-    try:
-        networks(text)
-    except ValueError:
-        raise ValueError("must be networks such as 10.1.0.0/16, separated by spaces") from None
-    return text
 
 
 def host_names(text: str) -> frozenset[str]:
@@ -84,7 +69,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     allowed_hosts: Annotated[str, AfterValidator(_hosts)] | None = None
     bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
     rate_limit: int = Field(1000, ge=0)
-    trusted_proxies: Annotated[str, AfterValidator(_networks)] | None = None
+    trusted_proxies: NetworkList | None = None
     retention_days: int = Field(0, ge=0, le=36500)
     repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)
     rabbitmq_management_url: HttpUrl | None = None
@@ -95,7 +80,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     def _check(self) -> Self:
         if self.app_port == self.health_port:
             raise ValueError("HEALTH_PORT: must differ from APP_PORT")
-        if self.auth is Auth.OFF and self.app_host not in LOOPBACK and not self.allow_insecure:
+        if self.auth is Auth.OFF and not is_loopback(self.app_host) and not self.allow_insecure:
             raise ValueError(
                 f"AUTH: off would admit everyone who can reach {self.app_host} (APP_HOST); "
                 "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"

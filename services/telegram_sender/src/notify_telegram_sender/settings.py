@@ -4,11 +4,11 @@ import re
 from enum import StrEnum
 from typing import Annotated, Self
 
+from notify_common.runtime.networks import is_loopback
 from notify_common.sending.service import SenderSettings
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
 
 TOKEN = re.compile(r"[0-9]+:[A-Za-z0-9_-]+")  # https://core.telegram.org/bots/api#authorizing-your-bot
-LOOPBACK = frozenset({"127.0.0.1", "[::1]", "localhost"})
 
 
 class TelegramProvider(StrEnum):
@@ -53,7 +53,7 @@ class TelegramSenderSettings(SenderSettings):
         if self.telegram_bot_token is None:
             raise ValueError("TELEGRAM_PROVIDER=bot_api requires TELEGRAM_BOT_TOKEN")
         url = self.telegram_api_url
-        if url.scheme == "http" and url.host not in LOOPBACK and not self.allow_insecure:
+        if url.scheme == "http" and not is_loopback(url.host or "") and not self.allow_insecure:
             # The token is part of every URL.
             raise ValueError(
                 "TELEGRAM_API_URL would send TELEGRAM_BOT_TOKEN over the network unencrypted: "

@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Protocol, TypeAlias
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Protocol
 
 import httpcore
+from notify_common.runtime.networks import Address, Network
 from typing_extensions import override
-
-Address: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
 
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: all public IPv6 addresses are in this range
@@ -44,11 +42,6 @@ class HostUnknown(Exception):
 
 class AddressRefused(Exception):
     """Webhooks may not connect to any of the host's addresses."""
-
-
-def networks(text: str) -> list[Network]:
-    """Parse a space-separated list of networks; raise `ValueError` if one is invalid."""
-    return [ip_network(network) for network in text.split()]
 
 
 def is_public(address: Address) -> bool:

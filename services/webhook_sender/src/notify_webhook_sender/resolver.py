@@ -7,8 +7,9 @@ from contextlib import suppress
 from ipaddress import ip_address
 
 import pycares
+from notify_common.runtime.networks import Address
 
-from notify_webhook_sender.addresses import Address, HostUnknown
+from notify_webhook_sender.addresses import HostUnknown
 
 LOOKUP_TIMEOUT = 5.0  # seconds, a hard limit for a lookup with all its repetitions
 QUERY_TIMEOUT, QUERY_TRIES = 2.0, 2  # seconds until a query is repeated, and how often it is made

@@ -4,10 +4,9 @@ from base64 import b64decode
 from enum import StrEnum
 from typing import Annotated, Self
 
+from notify_common.runtime.networks import NetworkList
 from notify_common.sending.service import SenderSettings
 from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
-
-from notify_webhook_sender.addresses import networks
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix is public
 MIN_SECRET, MAX_SECRET = 24, 64  # bytes
@@ -40,14 +39,6 @@ def _secrets(secrets: SecretStr) -> SecretStr:
     return secrets
 
 
-def _networks(text: str) -> str:
-    try:
-        networks(text)
-    except ValueError:
-        raise ValueError("must be networks such as 10.1.0.0/16, separated by spaces") from None
-    return text
-
-
 class WebhookSenderSettings(SenderSettings):
     """The settings specific to this sender; times are in seconds."""
 
@@ -55,7 +46,7 @@ class WebhookSenderSettings(SenderSettings):
     health_port: int = Field(8084, ge=1, le=65535)
     webhook_provider: WebhookProvider = WebhookProvider.SIMULATOR
     webhook_secrets: Annotated[SecretStr, AfterValidator(_secrets)] | None = None
-    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] | None = None
+    webhook_allowed_networks: NetworkList | None = None
     webhook_ca_file: FilePath | None = None
     webhook_calls_per_host: int = Field(20, ge=1, le=1000)
     webhook_calls_per_domain: int = Field(50, ge=1, le=65535)

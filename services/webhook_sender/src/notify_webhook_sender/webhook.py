@@ -20,6 +20,7 @@ from notify_common.contracts.channels import WebhookRecipient
 from notify_common.contracts.ids import accepted_at
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.runtime.clock import utc_now
+from notify_common.runtime.networks import Address, networks
 from notify_common.sending import errors
 from pydantic import TypeAdapter, ValidationError
 
@@ -47,11 +48,11 @@ class Webhook:
         self._extensions = {"timeout": {"connect": connect_timeout / 2}}
         self._finishing: set[asyncio.Task[bytes]] = set()
         self._resolver = Resolver()
-        networks = addresses.networks(settings.webhook_allowed_networks or "")
-        may_connect: dict[str, Callable[[addresses.Address], bool]] = {
-            "https": lambda address: addresses.is_public(address) or addresses.is_in(address, networks),
+        allowed_networks = networks(settings.webhook_allowed_networks or "")
+        may_connect: dict[str, Callable[[Address], bool]] = {
+            "https": lambda address: addresses.is_public(address) or addresses.is_in(address, allowed_networks),
             # Plain HTTP is limited to the allowed networks, because anyone on the path could read it.
-            "http": lambda address: addresses.is_in(address, networks),
+            "http": lambda address: addresses.is_in(address, allowed_networks),
         }
         self._pools = {
             scheme: httpcore.AsyncConnectionPool(

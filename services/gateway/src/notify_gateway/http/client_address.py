@@ -2,13 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TypeAlias
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
+from notify_common.runtime.networks import Address, Network
 from starlette.types import Scope
-
-Address: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
 
 UNKNOWN = "unknown"
 IPV6_PREFIX = 64  # one customer usually has a whole /64 (RFC 6177), so its addresses are counted together

@@ -8,7 +8,8 @@ our responses, but it can make a browser send requests.
 import re
 from collections.abc import Collection
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+
+from notify_common.runtime.networks import is_loopback
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
 OWN_SITE = frozenset({b"same-origin", b"none"})  # `none`: the user, and not a page, caused the request
@@ -53,7 +54,7 @@ class OriginCheck:
         if match is None:
             return INVALID_HOST
         name = match[1].decode("ascii").lower()
-        return None if self._any_host or name in self._allowed_hosts or _is_loopback(name) else FOREIGN_HOST
+        return None if self._any_host or name in self._allowed_hosts or is_loopback(name) else FOREIGN_HOST
 
 
 def _own_site(host: bytes, origin: bytes | None, site: bytes | None) -> bool:
@@ -70,11 +71,3 @@ def _own_site(host: bytes, origin: bytes | None, site: bytes | None) -> bool:
     scheme, _, authority = origin.lower().partition(b"://")
     own = host.strip(b" \t").lower()
     return bool(authority) and own in (authority, authority + DEFAULT_PORTS.get(scheme, b""))
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        address = IPv6Address(name[1:-1]) if name.startswith("[") else IPv4Address(name)
-    except ValueError:
-        return name == "localhost"
-    return address.is_loopback
