@@ -29,6 +29,7 @@ from notify_common.sending.attempt import ProviderResponse, decide, expired
 from notify_common.sending.errors import PermanentFailure, ProviderFailure, TemporaryFailure, Throttled
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_database.engine import PostgresSettings, create_engine
+from notify_gateway.database import TenantShare
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.notifications.cancel import NotificationCanceller
@@ -144,7 +145,8 @@ class DeliveryLife(RuleBasedStateMachine):
             self._held = [Held(each.request, renewed) if each is held else each for each in self._held]
 
     async def _cancel(self) -> None:
-        await NotificationCanceller(self._engine, lambda _: None).cancel(self._notification_id)
+        canceller = NotificationCanceller(self._engine, TenantShare(1), lambda _: None)
+        await canceller.cancel("default", self._notification_id)
 
     async def _retry(self) -> None:
         await DeliveryRetries(self._engine).retry("default", self._delivery_id)

@@ -8,6 +8,7 @@ import httpx
 from notify_common.contracts.messages import StatusChange
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import BOOTSTRAP_ID, ApiKeyStore
+from notify_gateway.database import TenantShare
 from notify_gateway.deliveries.retries import RETRY_ONE
 from notify_gateway.http.principal import Scope
 from notify_gateway.notifications.cancel import NotificationCanceller
@@ -76,7 +77,8 @@ async def test_cancellation_that_waits_for_a_retry_leaves_the_new_round_in_the_o
         await connection.execute(text("UPDATE deliveries SET status = 'failed', attempt = 1, failures = 1"))
     async with engine.begin() as retrying:
         await retrying.execute(RETRY_ONE, {"id": delivery_id, "tenant": None})
-        cancelling = asyncio.create_task(NotificationCanceller(engine, lambda _: None).cancel(UUID(created["id"])))
+        canceller = NotificationCanceller(engine, TenantShare(1), lambda _: None)
+        cancelling = asyncio.create_task(canceller.cancel("default", UUID(created["id"])))
         await blocked_or_done(engine, cancelling)
     await cancelling
     [delivery] = await rows(engine, "SELECT status, round FROM deliveries")
@@ -92,7 +94,7 @@ async def test_delivery_on_an_unknown_channel_is_cancelled_without_an_event(
         await connection.execute(text("UPDATE outbox SET leased_until = NULL"))
         await connection.execute(text("UPDATE deliveries SET channel = 'pager' WHERE channel = 'email'"))
     events: list[StatusChange] = []
-    await NotificationCanceller(engine, events.extend).cancel(UUID(created["id"]))
+    await NotificationCanceller(engine, TenantShare(1), events.extend).cancel("default", UUID(created["id"]))
     assert [event.channel for event in events] == ["telegram"]
     assert {row.status for row in await rows(engine, "SELECT status FROM deliveries")} == {"cancelled"}
     assert await rows(engine, "SELECT 1 FROM outbox") == []

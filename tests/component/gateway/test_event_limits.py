@@ -18,7 +18,7 @@ from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys import look_up
 from notify_gateway.api_keys.store import ApiKeyStore
-from notify_gateway.database import TenantReads
+from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.events import feed as event_feed
 from notify_gateway.events import hub as event_hub
 from notify_gateway.events import stream as event_stream
@@ -80,7 +80,7 @@ async def test_stream_ends_without_sending_events_to_a_revoked_key(
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message.get("body", b""))
 
-    history = EventHistory(engine, TenantReads(engine, per_tenant=1))
+    history = EventHistory(engine, TenantReads(engine, TenantShare(1)))
     stream = EventStream(EventHub(NOWHERE, "gateway", history), history, EventFilter("ours"), None, revoked)
     async with asyncio.timeout(TIMEOUT):
         await stream({"type": "http", UNLIMITED: lambda: None}, receive, send)
@@ -108,7 +108,7 @@ async def test_one_tenant_cannot_use_up_all_event_streams(
 
 
 async def test_stream_opened_during_shutdown_ends(engine: AsyncEngine) -> None:
-    hub = EventHub(NOWHERE, "gateway", EventHistory(engine, TenantReads(engine, per_tenant=1)))
+    hub = EventHub(NOWHERE, "gateway", EventHistory(engine, TenantReads(engine, TenantShare(1))))
     started = asyncio.Event()
 
     async def listen() -> bytes | None:

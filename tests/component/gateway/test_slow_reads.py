@@ -1,4 +1,4 @@
-"""Slow reads, which delay neither the intake, nor health checks, nor other tenants."""
+"""Slow reads and writes, which delay neither the intake, nor health checks, nor other tenants."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,6 +15,8 @@ from support.database import waiting_for_locks
 from support.event_stream import reading
 from support.gateway import BODY, bearer, post
 from support.services import NOWHERE, eventually, running_gateway, served_gateway
+
+SOME_ID = "01a2107e-2b08-7f6c-80e3-ee68c821945a"
 
 
 @asynccontextmanager
@@ -63,10 +65,39 @@ async def test_slow_reads_of_one_tenant_leave_connections_for_the_others(
         refused = await secured_api.get("/api/notifications", headers=ours)
         assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
         assert "this tenant" in refused.json()["detail"]
-        stored = await secured_api.put("/api/users/1/channels/email", json={"opted_out": True}, headers=ours)
-        assert stored.status_code == 200
     assert {response.status_code for response in await asyncio.gather(*reads)} == {200, 429}
     assert (await secured_api.get("/api/notifications", headers=ours)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("table", "method", "path"),
+    [
+        ("user_channels", "PUT", "/api/users/1/channels/email"),
+        ("user_channels", "DELETE", "/api/users/1/channels/email"),
+        ("deliveries", "POST", "/api/notifications/{id}/cancel"),
+        ("deliveries", "POST", f"/api/deliveries/{SOME_ID}/retry"),
+        ("retry_jobs", "POST", "/api/deliveries/retry"),
+        ("api_keys", "POST", "/v1/keys"),
+        ("api_keys", "DELETE", f"/v1/keys/{SOME_ID}"),
+    ],
+)
+async def test_slow_writes_of_one_tenant_leave_connections_for_the_others(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine, table: str, method: str, path: str
+) -> None:
+    ours, theirs = [await bearer(engine, *Scope, tenant=tenant) for tenant in ("ours", "theirs")]
+    posted = (await secured_api.post("/api/notifications", json=BODY, headers=ours)).json()
+    url, body = path.format(id=posted["id"]), {"scopes": ["read"]} if path == "/v1/keys" else {}
+
+    async def write() -> httpx.Response:
+        return await secured_api.request(method, url, json=None if method == "DELETE" else body, headers=ours)
+
+    async with engine.begin() as lock:
+        await lock.execute(text(f"LOCK TABLE {table} IN SHARE MODE"))  # it blocks writes, but no reads
+        writes = [asyncio.create_task(write()) for _ in range(30)]
+        await blocked(engine, 2)
+        for _ in range(3):
+            assert (await secured_api.get("/api/notifications", headers=theirs)).status_code == 200
+    assert {response.status_code for response in await asyncio.gather(*writes)} <= {200, 201, 202, 204, 404}
 
 
 async def test_read_that_takes_too_long_is_ended_and_asks_for_narrower_filters(

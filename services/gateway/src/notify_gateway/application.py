@@ -25,7 +25,7 @@ from notify_gateway.api_keys.upkeep import KeyUpkeep
 from notify_gateway.console.overview import Overview
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.console.schemas import ConsoleLinks
-from notify_gateway.database import Engines, TenantReads
+from notify_gateway.database import Engines, TenantReads, TenantShare
 from notify_gateway.deliveries.idle_channels import IdleChannels
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
@@ -68,7 +68,8 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self._engines = Engines(settings, settings.postgres_pool_size)
-        self._reads = TenantReads(self._engines.reads, per_tenant=self._engines.reads_per_tenant)
+        self._share = TenantShare(self._engines.reads_per_tenant)
+        self._reads = TenantReads(self._engines.reads, self._share)
         self._broker = create_broker(settings, ROLE)
         self._events = EventPublisher(settings, ROLE)
         registry = process_registry()
@@ -120,16 +121,16 @@ class Gateway:
     @cached_property
     def services(self) -> list[object]:
         """The services that routes depend on."""
-        ui, writes = self.settings.rabbitmq_ui_url, self._engines.reads
+        ui, writes, share = self.settings.rabbitmq_ui_url, self._engines.reads, self._share
         return [
             self.authenticator,
             NotificationQueries(self._reads),
-            NotificationCanceller(writes, self._events.publish),
+            NotificationCanceller(writes, share, self._events.publish),
             DeliveryQueries(self._reads),
-            DeliveryRetries(writes, self._events.publish),
-            RetryJobs(writes, self._reads),
-            UserChannels(writes, self._reads),
-            TenantKeys(writes, self._reads),
+            DeliveryRetries(writes, self._events.publish, share=share),
+            RetryJobs(writes, share, self._reads),
+            UserChannels(writes, share, self._reads),
+            TenantKeys(writes, share, self._reads),
             self._history,
             self.event_hub,
             self._overview,

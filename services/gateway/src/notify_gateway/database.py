@@ -1,6 +1,8 @@
-"""Divide the gateway's PostgreSQL connections, so that slow reads delay only reads, and tenants share these fairly."""
+"""Divide the gateway's PostgreSQL connections, so that slow reads delay little else, and tenants share them fairly."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -10,7 +12,7 @@ from notify_database.errors import StatementTimedOut
 from sqlalchemy import CursorResult, Executable
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.errors import ReadTimedOut, TooManyReads
+from notify_gateway.errors import ReadTimedOut, TooManyInProgress
 
 MAINTENANCE_CONNECTIONS = 1  # it runs one statement at a time
 PARTITIONS_CONNECTIONS = 1
@@ -19,7 +21,7 @@ PARTITIONS_TIMEOUT = 3600.0  # seconds; without one, a connection to a vanished 
 # small, so that a statement that waits for a lock does not delay the next one, such as the renewal of a lease.
 SPARE_FROM = 10  # connections in total
 READ_TIMEOUT = 5.0  # seconds
-READ_WAIT = 5.0  # seconds a read waits for other reads of its tenant
+READ_WAIT = 5.0  # seconds a read or write waits for others of its tenant
 
 
 @dataclass(frozen=True)
@@ -83,27 +85,41 @@ class TenantSlots:
         return slots
 
 
-class TenantReads:
-    """Runs reads; each tenant may have only a few in progress at a time."""
+class TenantShare:
+    """Limits how many of the connections in `Engines.reads` each tenant uses at a time."""
 
-    def __init__(self, engine: AsyncEngine, *, per_tenant: int) -> None:
-        self._engine = autocommitting(engine)
+    def __init__(self, per_tenant: int) -> None:
         self._slots = TenantSlots(per_tenant)
 
-    async def execute(self, tenant: str, statement: Executable, **parameters: object) -> CursorResult[Any]:
-        """Execute one statement, with `tenant` among its parameters.
-
-        May raise `TooManyReads`, `ReadTimedOut`, `DatabaseUnavailable` or `DataRejected`.
-        """
+    @asynccontextmanager
+    async def slot(self, tenant: str) -> AsyncIterator[None]:
+        """Hold one of the tenant's slots; raise `TooManyInProgress` if none becomes free for `READ_WAIT` seconds."""
         slots = self._slots.of(tenant)
         try:
             async with asyncio.timeout(READ_WAIT):
                 await slots.acquire()
         except TimeoutError:
-            raise TooManyReads from None
+            raise TooManyInProgress from None
         try:
-            return await execute(self._engine, statement, tenant=tenant, **parameters)
-        except StatementTimedOut:
-            raise ReadTimedOut from None
+            yield
         finally:
             slots.release()
+
+
+class TenantReads:
+    """Runs reads within each tenant's share of the connections."""
+
+    def __init__(self, engine: AsyncEngine, share: TenantShare) -> None:
+        self._engine = autocommitting(engine)
+        self._share = share
+
+    async def execute(self, tenant: str, statement: Executable, **parameters: object) -> CursorResult[Any]:
+        """Execute one statement, with `tenant` among its parameters.
+
+        May raise `TooManyInProgress`, `ReadTimedOut`, `DatabaseUnavailable` or `DataRejected`.
+        """
+        async with self._share.slot(tenant):
+            try:
+                return await execute(self._engine, statement, tenant=tenant, **parameters)
+            except StatementTimedOut:
+                raise ReadTimedOut from None

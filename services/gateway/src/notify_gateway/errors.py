@@ -25,8 +25,8 @@ class TooManySubscribers(Exception):
     """This gateway cannot take another event subscriber, or is about to stop."""
 
 
-class TooManyReads(Exception):
-    """Too many reads of one tenant are in progress."""
+class TooManyInProgress(Exception):
+    """Too many reads and writes of one tenant are in progress."""
 
 
 class ReadTimedOut(Exception):

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.api_keys.schemas import CreatedKey, KeyPage, KeyQuery, KeyRequest, KeyView
 from notify_gateway.api_keys.store import ApiKeyStore, count_valid, insert_key, lock_valid
-from notify_gateway.database import TenantReads
+from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.errors import RequestRejected
 from notify_gateway.http.authentication import invalid_key, require_scope
 from notify_gateway.http.principal import Principal
@@ -32,9 +32,10 @@ PAGE = text("""
 class TenantKeys:
     """Creates, lists and revokes keys of one tenant."""
 
-    def __init__(self, engine: AsyncEngine, reads: TenantReads) -> None:
+    def __init__(self, engine: AsyncEngine, share: TenantShare, reads: TenantReads) -> None:
         self._engine = engine
         self._store = ApiKeyStore(engine)
+        self._share = share
         self._reads = reads
 
     async def create(self, creator: Principal, request: KeyRequest) -> CreatedKey:
@@ -48,27 +49,14 @@ class TenantKeys:
             require_scope(creator, scope)
         if (rejection := request.rejection_at(utc_now())) is not None:
             raise RequestRejected(rejection)
-        scopes = frozenset(request.scopes)
-        with database_errors():
-            async with self._engine.begin() as connection:
-                if creator.api_key_id is not None:
-                    await _check_creator(connection, creator.api_key_id, request)
-                if await count_valid(connection, creator.tenant) >= MAX_VALID_KEYS:
-                    raise HTTPException(409, TOO_MANY_KEYS)
-                key_id, token = await insert_key(
-                    connection,
-                    creator.tenant,
-                    request.name,
-                    scopes,
-                    expires_at=request.expires_at,
-                    test=request.test,
-                )
+        async with self._share.slot(creator.tenant):
+            key_id, token = await self._create(creator, request)
         log.info("API key created", extra={"api_key_id": str(key_id), "by": creator.key_id})
         return CreatedKey(
             id=key_id,
             token=token,
             name=request.name,
-            scopes=sorted(scopes),
+            scopes=sorted(set(request.scopes)),
             test=request.test,
             expires_at=request.expires_at,
         )
@@ -83,10 +71,27 @@ class TenantKeys:
 
     async def revoke(self, revoker: Principal, key_id: UUID) -> bool:
         """Revoke a key of the same tenant; return False if it is unknown or already revoked."""
-        revoked = await self._store.revoke(key_id, tenant=revoker.tenant)
+        async with self._share.slot(revoker.tenant):
+            revoked = await self._store.revoke(key_id, tenant=revoker.tenant)
         if revoked:
             log.info("API key revoked", extra={"api_key_id": str(key_id), "by": revoker.key_id})
         return revoked
+
+    async def _create(self, creator: Principal, request: KeyRequest) -> tuple[UUID, str]:
+        with database_errors():
+            async with self._engine.begin() as connection:
+                if creator.api_key_id is not None:
+                    await _check_creator(connection, creator.api_key_id, request)
+                if await count_valid(connection, creator.tenant) >= MAX_VALID_KEYS:
+                    raise HTTPException(409, TOO_MANY_KEYS)
+                return await insert_key(
+                    connection,
+                    creator.tenant,
+                    request.name,
+                    frozenset(request.scopes),
+                    expires_at=request.expires_at,
+                    test=request.test,
+                )
 
 
 async def _check_creator(connection: AsyncConnection, creator_id: str, request: KeyRequest) -> None:

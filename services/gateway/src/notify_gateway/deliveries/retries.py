@@ -6,6 +6,7 @@ stored in PostgreSQL, so that any gateway can continue it.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from uuid import UUID
 
 from notify_common.contracts.channels import KNOWN_CHANNELS
@@ -14,6 +15,7 @@ from notify_database.engine import execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import TenantShare
 from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
@@ -101,15 +103,21 @@ class DeliveryRetries:
         engine: AsyncEngine,
         publish_changes: Callable[[Sequence[StatusChange]], None] = lambda _: None,
         *,
+        share: TenantShare | None = None,
         chunk_size: int = DELIVERIES_PER_TRANSACTION,
     ) -> None:
         self._engine = engine
+        self._share = share
         self._publish_changes = publish_changes
         self._chunk_size = chunk_size
 
     async def retry(self, tenant: str | None, delivery_id: UUID) -> bool:
         """Retry one delivery; return False unless it has failed and belongs to `tenant` (None means any tenant)."""
-        rows = await execute(self._engine, RETRY_ONE, id=delivery_id, tenant=tenant)
+        slot: AbstractAsyncContextManager[None] = nullcontext()
+        if self._share is not None and tenant is not None:
+            slot = self._share.slot(tenant)
+        async with slot:
+            rows = await execute(self._engine, RETRY_ONE, id=delivery_id, tenant=tenant)
         changes = status_changes(rows, DeliveryStatus.PENDING)
         for change in changes:
             log.info("delivery retried", extra=change.model_dump(mode="json", exclude={"status"}))

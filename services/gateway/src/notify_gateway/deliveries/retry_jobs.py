@@ -10,7 +10,7 @@ from notify_database.models import RetryJob
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from notify_gateway.database import TenantReads
+from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.deliveries.retries import COUNT
 from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
 
@@ -20,15 +20,17 @@ DEFAULT_WINDOW = timedelta(hours=24)
 class RetryJobs:
     """The retry jobs in PostgreSQL."""
 
-    def __init__(self, engine: AsyncEngine, reads: TenantReads) -> None:
+    def __init__(self, engine: AsyncEngine, share: TenantShare, reads: TenantReads) -> None:
         self._engine = engine
+        self._share = share
         self._reads = reads
 
     async def start(self, job: RetryJob) -> RetryJobView:
         """Store the job; a gateway then processes it in the background."""
-        with database_errors():
-            async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
-                session.add(job)
+        async with self._share.slot(job.tenant):
+            with database_errors():
+                async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+                    session.add(job)
         return RetryJobView.model_validate(job)
 
     async def find(self, tenant: str, job_id: UUID) -> RetryJobView | None:

@@ -45,7 +45,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream events.
 
-        May raise `TooManySubscribers`, `TooManyReads` or `DatabaseUnavailable` before anything is sent.
+        May raise `TooManySubscribers`, `TooManyInProgress` or `DatabaseUnavailable` before anything is sent.
         """
         transport: asyncio.WriteTransport | None = scope.get(TRANSPORT)  # only our own HTTP server sets this
         abort = (lambda: None) if transport is None else transport.abort

@@ -19,7 +19,7 @@ from notify_gateway.errors import (
     IdempotencyKeyReused,
     ReadTimedOut,
     RequestRejected,
-    TooManyReads,
+    TooManyInProgress,
     TooManySubscribers,
 )
 
@@ -134,8 +134,8 @@ RESPONSES: dict[type, Callable[[Any], JSONResponse]] = {
     TooManySubscribers: lambda _: problem_response(
         503, "This gateway has too many event subscribers, or is about to stop."
     ),
-    TooManyReads: lambda _: problem_response(
-        429, "Too many reads of this tenant are in progress.", headers={"Retry-After": str(RETRY_AFTER)}
+    TooManyInProgress: lambda _: problem_response(
+        429, "Too many reads and writes of this tenant are in progress.", headers={"Retry-After": str(RETRY_AFTER)}
     ),
     ReadTimedOut: lambda _: problem_response(
         504, "The query took too long: narrow the filters, for example to one user or to a shorter time."

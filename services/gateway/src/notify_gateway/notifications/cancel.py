@@ -10,6 +10,7 @@ from notify_database.engine import execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.database import TenantShare
 from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
@@ -41,14 +42,23 @@ CANCEL = text("""
 class NotificationCanceller:
     """Cancels notifications and publishes the status changes."""
 
-    def __init__(self, engine: AsyncEngine, publish_changes: Callable[[Sequence[StatusChange]], None]) -> None:
+    def __init__(
+        self, engine: AsyncEngine, share: TenantShare, publish_changes: Callable[[Sequence[StatusChange]], None]
+    ) -> None:
         self._engine = engine
+        self._share = share
         self._publish_changes = publish_changes
 
-    async def cancel(self, notification_id: UUID) -> None:
-        """Cancel the deliveries that no relay has leased, and delete their outbox rows in the same transaction."""
+    async def cancel(self, tenant: str, notification_id: UUID) -> None:
+        """Cancel the deliveries that no relay has leased, and delete their outbox rows in the same transaction.
+
+        The caller has checked that the notification belongs to `tenant`. May raise `TooManyInProgress` or
+        `DatabaseUnavailable`.
+        """
         first_id, last_id = of_the_same_time(notification_id)
-        rows = await execute(self._engine, CANCEL, notification_id=notification_id, first_id=first_id, last_id=last_id)
+        values = {"notification_id": notification_id, "first_id": first_id, "last_id": last_id}
+        async with self._share.slot(tenant):
+            rows = await execute(self._engine, CANCEL, **values)
         changes = status_changes(rows, DeliveryStatus.CANCELLED)
         log.info("cancelled", extra={"notification_id": str(notification_id), "deliveries": len(changes)})
         self._publish_changes(changes)

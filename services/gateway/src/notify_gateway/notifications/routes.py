@@ -103,7 +103,7 @@ async def cancel_notification(
         return _notification_visible_to(principal, found(stored, f"There is no notification {id_}."))
 
     await read()
-    await canceller.cancel(id_)
+    await canceller.cancel(principal.tenant, id_)
     notification = await read()
     if any(delivery.status is not DeliveryStatus.CANCELLED for delivery in notification.deliveries):
         summaries = [DeliverySummary.model_construct(**vars(delivery)) for delivery in notification.deliveries]

@@ -7,7 +7,7 @@ from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_gateway.database import TenantReads
+from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.users.schemas import UserChannelSettings, UserChannelView
 
 COLUMNS = "channel, recipient, opted_out, updated_at"
@@ -51,8 +51,9 @@ async def stored_channels(
 class UserChannels:
     """Stores users' settings for each channel."""
 
-    def __init__(self, engine: AsyncEngine, reads: TenantReads) -> None:
+    def __init__(self, engine: AsyncEngine, share: TenantShare, reads: TenantReads) -> None:
         self._engine = autocommitting(engine)
+        self._share = share
         self._reads = reads
 
     async def list_of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
@@ -66,14 +67,17 @@ class UserChannels:
         """Store only the fields that are set, so that, for example, a new address does not undo an opt-out."""
         values = settings.model_dump()
         values |= {f"names_{field}": field in settings.model_fields_set for field in values}
-        stored = await execute(self._engine, STORE, tenant=tenant, user_id=user_id, channel=channel.value, **values)
+        values |= {"tenant": tenant, "user_id": user_id, "channel": channel.value}
+        async with self._share.slot(tenant):
+            stored = await execute(self._engine, STORE, **values)
         return UserChannelView.model_validate(stored.one())
 
     async def delete_recipient(self, tenant: str, user_id: int, channel: Channel) -> bool:
         """Delete the user's recipient for the channel, but keep an opt-out; return False if nothing was deleted."""
         # An opt-out may be stored between the two statements, or while one waits for the row. Neither affects it.
-        for statement in (DELETE, DELETE_RECIPIENT):
-            deleted = await execute(self._engine, statement, tenant=tenant, user_id=user_id, channel=channel.value)
-            if deleted.rowcount > 0:
-                return True
+        async with self._share.slot(tenant):
+            for statement in (DELETE, DELETE_RECIPIENT):
+                deleted = await execute(self._engine, statement, tenant=tenant, user_id=user_id, channel=channel.value)
+                if deleted.rowcount > 0:
+                    return True
         return False
