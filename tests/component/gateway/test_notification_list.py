@@ -5,6 +5,7 @@ from itertools import product
 from uuid import UUID
 
 import httpx
+import pytest
 from notify_common.contracts.messages import DeliveryStatus
 from notify_gateway.notifications.status import NotificationStatus, notification_status
 from sqlalchemy import text
@@ -42,6 +43,27 @@ async def test_list_pages_are_newest_first_without_gaps_or_overlaps(api: httpx.A
             break
         query["cursor"] = page["next_cursor"]
     assert collected == sorted(created, reverse=True)
+
+
+@pytest.mark.parametrize("text", ["\U0001f600", "\x01"], ids=["4 bytes", "escaped with 6 bytes"])
+async def test_page_ends_after_4_megabytes(api: httpx.AsyncClient, text: str) -> None:
+    metadata = {f"key {number}": text * 700 for number in range(50)}
+    created = [(await post(api, user_id=7, metadata=metadata))["id"] for _ in range(60)]
+    newest_first = created[::-1]
+    plain = await api.get("/api/notifications/7")
+    listed = ids(plain)
+    assert listed == newest_first[: len(listed)]
+    assert 4_000_000 < len(plain.content) < 4_300_000
+    collected: list[str] = []
+    query: Json = {"user_id": 7, "limit": 200}
+    sizes = []
+    while "cursor" not in query or query["cursor"] is not None:
+        page = await api.get("/api/notifications", params=query)
+        collected += ids(page)
+        sizes.append(len(page.content))
+        query["cursor"] = page.json()["next_cursor"]
+    assert collected == newest_first
+    assert max(sizes) < 4_300_000
 
 
 async def test_list_without_a_user_covers_the_last_24_hours(api: httpx.AsyncClient, engine: AsyncEngine) -> None:

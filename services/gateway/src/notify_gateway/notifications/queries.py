@@ -7,7 +7,7 @@ ids, so that PostgreSQL searches one partition instead of all.
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,7 @@ from notify_gateway.notifications.status import NotificationStatus, has_status_s
 
 DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
+PAGE_BYTES = 4_000_000  # of messages, subjects and metadata, as JSON; the notification that exceeds it is the last
 
 # The columns are listed, so that a new column does not change the result type of prepared statements.
 NOTIFICATION_COLUMNS = (
@@ -44,10 +45,19 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
     ORDER BY d.channel
 """  # noqa: S608 - a constant
 OF_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
+# PostgreSQL ends a page after `PAGE_BYTES`, so that the rest never takes up the gateway's memory.
 PAGE = f"""
-    SELECT {NOTIFICATION_COLUMNS}, {DELIVERY_COLUMNS}
-    FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS n
+    SELECT {NOTIFICATION_COLUMNS}, n.more, {DELIVERY_COLUMNS}
+    FROM (
+        SELECT *,
+               lead(id) OVER newest_first IS NOT NULL AS more,
+               coalesce(sum(octet_length(json_build_array(message, subject, metadata)::text))
+                   OVER (newest_first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
+        FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS limited
+        WINDOW newest_first AS (ORDER BY id DESC)
+    ) AS n
     JOIN deliveries d ON {OF_NOTIFICATION}
+    WHERE n.bytes_before < {PAGE_BYTES}
     ORDER BY n.id DESC, d.channel
 """  # noqa: S608 - the conditions are constants, too
 
@@ -76,7 +86,7 @@ class NotificationQueries:
 
     async def page(self, tenant: str, query: ListQuery) -> NotificationPage:
         """Return a page of the tenant's notifications, newest first, starting after the id `query.cursor`."""
-        values: dict[str, object] = {"limit": query.limit + 1}
+        values: dict[str, object] = {}
         conditions, window = ["n.tenant = :tenant"], ["d.notification_id = n.id"]
         created_after = query.created_after
         if query.user_id is not None:
@@ -101,28 +111,36 @@ class NotificationQueries:
             conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
         if query.status is not None:
             conditions.append(has_status_sql(query.status, join))
-        # One more notification than fits on the page was requested, to find out whether there is a next page.
-        summaries = await self._summaries(tenant, conditions, **values)
-        items = summaries[: query.limit]
-        return NotificationPage(items=items, next_cursor=items[-1].id if len(summaries) > len(items) else None)
+        items, more = await self._newest(tenant, conditions, query.limit, **values)
+        return NotificationPage(items=items, next_cursor=items[-1].id if more else None)
 
     async def list_of_user(
         self, tenant: str, user_id: int, status: NotificationStatus | None
     ) -> list[NotificationSummary]:
-        """Return the user's latest notifications, newest first; if `status` is None, with any status."""
+        """Return the user's latest notifications, newest first; if `status` is None, with any status.
+
+        There are at most `USER_LIST_LIMIT`, or fewer if they are large (`PAGE_BYTES`).
+        """
         conditions = ["n.tenant = :tenant", "n.user_id = :user_id"]
         if status is not None:
             conditions.append(has_status_sql(status, OF_NOTIFICATION))
-        return await self._summaries(tenant, conditions, user_id=user_id, limit=USER_LIST_LIMIT)
+        summaries, _ = await self._newest(tenant, conditions, USER_LIST_LIMIT, user_id=user_id)
+        return summaries
 
-    async def _summaries(self, tenant: str, conditions: Sequence[str], **values: object) -> list[NotificationSummary]:
+    async def _newest(
+        self, tenant: str, conditions: Sequence[str], limit: int, **values: object
+    ) -> tuple[list[NotificationSummary], bool]:
+        """Return the newest matching notifications, and whether there are more."""
         statement = _statement(PAGE.format(conditions=" AND ".join(conditions)))
-        summaries = []
-        for _, group in groupby(await self._reads.execute(tenant, statement, **values), key=attrgetter("id")):
+        # One more notification than fits on the page is requested, to find out whether there are more.
+        rows = await self._reads.execute(tenant, statement, limit=limit + 1, **values)
+        summaries, more = [], False
+        for _, group in islice(groupby(rows, key=attrgetter("id")), limit):
             of_notification = list(group)
             deliveries = [DeliverySummary.model_validate(row, from_attributes=True) for row in of_notification]
             summaries.append(NotificationSummary.model_validate(_notification_fields(of_notification[0], deliveries)))
-        return summaries
+            more = of_notification[0].more
+        return summaries, more
 
 
 @cache

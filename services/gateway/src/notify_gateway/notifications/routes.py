@@ -54,7 +54,8 @@ async def list_notifications(
 ) -> schemas.NotificationPage:
     """List notifications, newest first.
 
-    Filter by user, status, channel or creation time. To get the next page, pass `next_cursor` as `cursor`.
+    Filter by user, status, channel or creation time. To get the next page, pass `next_cursor` as `cursor`. A page with
+    large notifications ends after about 4 MB, before it has `limit` of them.
     """
     page = await queries.page(principal.tenant, query)
     return page.model_copy(update={"items": [_notification_visible_to(principal, item) for item in page.items]})
@@ -70,7 +71,9 @@ async def get_notification(
 ) -> schemas.NotificationView | list[schemas.NotificationSummary]:
     """Retrieve a notification with its deliveries and their attempts.
 
-    If `id` is a user id, the response is instead a list of the user's latest 1,000 notifications, newest first.
+    If `id` is a user id, the response is instead a list of the user's latest notifications, newest first:
+    at most 1,000, or as many as fit into about 4 MB.
+
     Clients of the first version of this API rely on this; new clients should list notifications by `user_id`.
     """
     if isinstance(id_, int):
