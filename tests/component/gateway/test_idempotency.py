@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 from notify_database.engine import PostgresSettings
-from notify_gateway.notifications.idempotency import clean_up
+from notify_gateway.notifications.idempotency import Claim, RecordedResponse, body_hash, clean_up, find_recorded
+from notify_gateway.notifications.schemas import NotificationRequest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.services import NOWHERE, running_gateway
@@ -60,6 +61,27 @@ async def test_same_key_with_another_body_is_rejected(api: httpx.AsyncClient, en
     assert other.status_code == 422
     assert "Idempotency-Key" in other.json()["detail"]
     assert await count(engine) == 1
+
+
+async def test_recorded_response_is_read_only_for_the_same_body(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """Otherwise, short requests with the keys of long ones could fill the gateway's memory."""
+    responses = {key: (await post(api, key)).text for key in ("a", "b")}
+    same, other = body_hash(NotificationRequest.model_validate(BODY)), bytes(32)
+    claims = [Claim(("default", "a"), other), Claim(("default", "b"), same), Claim(("default", "c"), same)]
+    async with engine.connect() as connection:
+        recorded = await find_recorded(connection, claims)
+    assert recorded == {
+        claims[0]: RecordedResponse(same, None),
+        claims[1]: RecordedResponse(same, responses["b"]),
+    }
+
+
+async def test_different_bodies_with_one_key_in_one_batch_get_their_own_outcomes(api: httpx.AsyncClient) -> None:
+    first = await post(api, "k")
+    messages = ["another", BODY["message"], "another", BODY["message"]]
+    outcomes = await asyncio.gather(*(post(api, "k", message=message) for message in messages))
+    assert [outcome.status_code for outcome in outcomes] == [422, 201, 422, 201]
+    assert outcomes[1].content == outcomes[3].content == first.content
 
 
 async def test_whitespace_and_field_order_do_not_change_the_request(api: httpx.AsyncClient) -> None:

@@ -5,7 +5,7 @@ This follows draft-ietf-httpapi-idempotency-key-header. A key belongs to a tenan
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
@@ -35,9 +35,14 @@ CLAIM = text("""
         WHERE known.created_at < now() - CAST(:lifetime AS interval)
     RETURNING tenant, key
 """)
+# A response is read only for a request with the same body. The responses that one statement returns are therefore not
+# much longer than the requests of its batch, whose length is limited.
 RECORDED = text("""
-    SELECT tenant, key, body_hash, answer FROM idempotency_keys
-    WHERE (tenant, key) IN (SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:keys AS text[])))
+    SELECT tenant, key, claim.body_hash AS claimed_hash, known.body_hash,
+           CASE WHEN known.body_hash = claim.body_hash THEN answer END AS answer
+    FROM idempotency_keys AS known
+    JOIN unnest(CAST(:tenants AS text[]), CAST(:keys AS text[]), CAST(:body_hashes AS bytea[]))
+        AS claim (tenant, key, body_hash) USING (tenant, key)
 """)
 CLEAN_UP = text("""
     DELETE FROM idempotency_keys WHERE (tenant, key) IN (
@@ -65,11 +70,12 @@ class RecordedResponse:
     """The response (JSON) to the first request with an idempotency key."""
 
     body_hash: bytes
-    response: str
+    response: str | None
+    """None if it was looked up for a request with another body."""
 
     def replay(self, claim: Claim) -> str:
         """Return the response; raise `IdempotencyKeyReused` if `claim` belongs to a different request."""
-        if claim.body_hash != self.body_hash:
+        if claim.body_hash != self.body_hash or self.response is None:
             raise IdempotencyKeyReused
         return self.response
 
@@ -86,22 +92,26 @@ def body_hash(request: NotificationRequest, *, test: bool = False) -> bytes:
     return hashlib.sha256(f"test {canonical}".encode() if test else canonical.encode()).digest()
 
 
-async def claim_keys(connection: AsyncConnection, responses: Responses) -> Responses:
-    """Record `responses` under their keys; return the earlier responses of keys already claimed."""
+async def claim_keys(connection: AsyncConnection, responses: Responses) -> set[TenantKey]:
+    """Record `responses` under their keys; return the keys that an earlier request has claimed."""
     tenants, keys = zip(*responses, strict=True)
     hashes = [recorded.body_hash for recorded in responses.values()]
     texts = [recorded.response for recorded in responses.values()]
     parameters = {"tenants": tenants, "keys": keys, "body_hashes": hashes, "responses": texts, "lifetime": LIFETIME}
     claimed = {(row.tenant, row.key) for row in await connection.execute(CLAIM, parameters)}
-    taken = [tenant_key for tenant_key in responses if tenant_key not in claimed]
-    return await find_recorded(connection, taken) if taken else {}
+    return responses.keys() - claimed
 
 
-async def find_recorded(connection: AsyncConnection, tenant_keys: Sequence[TenantKey]) -> Responses:
-    """Return the responses that are recorded under these keys."""
-    tenants, keys = zip(*tenant_keys, strict=True)
-    rows = await connection.execute(RECORDED, {"tenants": tenants, "keys": keys})
-    return {(row.tenant, row.key): RecordedResponse(bytes(row.body_hash), row.answer) for row in rows}
+async def find_recorded(connection: AsyncConnection, claims: Collection[Claim]) -> dict[Claim, RecordedResponse]:
+    """Return what is recorded under the keys of these claims."""
+    distinct = set(claims)
+    tenants, keys = zip(*(claim.tenant_key for claim in distinct), strict=True)
+    hashes = [claim.body_hash for claim in distinct]
+    rows = await connection.execute(RECORDED, {"tenants": tenants, "keys": keys, "body_hashes": hashes})
+    return {
+        Claim((row.tenant, row.key), bytes(row.claimed_hash)): RecordedResponse(bytes(row.body_hash), row.answer)
+        for row in rows
+    }
 
 
 async def clean_up(engine: AsyncEngine) -> bool:

@@ -22,7 +22,6 @@ from notify_gateway.notifications.idempotency import (
     Claim,
     RecordedResponse,
     Responses,
-    TenantKey,
     claim_keys,
     find_recorded,
 )
@@ -194,7 +193,6 @@ class NotificationIntake:
         """Resolve the recipients, claim the idempotency keys, and return the outcome of each submission."""
         outcomes: list[_Outcome] = []
         claimed: Responses = {}
-        rejected: list[TenantKey] = []
         notifications = [each.notification for each in batch]
         keys = [key for each in notifications for key in each.user_channel_keys()]
         if stored := await stored_channels(connection, keys):
@@ -202,8 +200,6 @@ class NotificationIntake:
         for submission, notification in zip(batch, notifications, strict=True):
             if reason := submission.rejection or notification.missing_recipient(self._real_channels):
                 outcomes.append(_Rejected(reason))
-                if submission.claim is not None:
-                    rejected.append(submission.claim.tenant_key)
             elif submission.claim is None:
                 outcomes.append(_Committed(notification))
             elif (first := claimed.get(submission.claim.tenant_key)) is not None:
@@ -212,16 +208,18 @@ class NotificationIntake:
                 response = created_json(notification)
                 outcomes.append(_Committed(notification, response))
                 claimed[submission.claim.tenant_key] = RecordedResponse(submission.claim.body_hash, response)
-        earlier = await claim_keys(connection, claimed) if claimed else {}
+        taken = await claim_keys(connection, claimed) if claimed else set()
         # An earlier request with the key of a rejected one may have been accepted while it was still valid.
-        recorded = await find_recorded(connection, rejected) if rejected else {}
-        if not earlier and not recorded:
+        repeats = [
+            claim if claim is not None and (isinstance(outcome, _Rejected) or claim.tenant_key in taken) else None
+            for claim, outcome in zip((each.claim for each in batch), outcomes, strict=True)
+        ]
+        if not (claims := [claim for claim in repeats if claim is not None]):
             return outcomes
+        recorded = await find_recorded(connection, claims)
         return [
-            outcome
-            if submission.claim is None
-            else (recorded if isinstance(outcome, _Rejected) else earlier).get(submission.claim.tenant_key, outcome)
-            for submission, outcome in zip(batch, outcomes, strict=True)
+            outcome if claim is None else recorded.get(claim, outcome)
+            for claim, outcome in zip(repeats, outcomes, strict=True)
         ]
 
     def _after_commit(self, new: Sequence[NewNotification]) -> None:
