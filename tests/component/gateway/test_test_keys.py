@@ -47,16 +47,18 @@ async def test_notification_of_a_test_key_is_marked_and_needs_no_recipient(
             assert (await api.get(f"/api/notifications/{id_}", headers=real_key)).json()["test"] is mark
 
 
-async def test_idempotency_key_of_a_test_request_is_not_replayed_to_a_real_one_nor_vice_versa(
+async def test_test_and_real_requests_do_not_share_idempotency_keys(
     secured_api: httpx.AsyncClient, real_key: dict[str, str], test_key: dict[str, str]
 ) -> None:
     for name, first, second in (("a", test_key, real_key), ("b", real_key, test_key)):
         responses = [
             await secured_api.post("/api/notifications", json=BODY, headers={**key, "Idempotency-Key": name})
-            for key in (first, first, second)
+            for key in (first, second, first, second)
         ]
-        assert [each.status_code for each in responses] == [201, 201, 422], name
-        assert responses[1].content == responses[0].content
+        assert [each.status_code for each in responses] == [201] * 4, name
+        assert [each.content for each in responses[2:]] == [each.content for each in responses[:2]]
+        assert responses[0].json()["id"] != responses[1].json()["id"]
+        assert [each.json()["test"] for each in responses[:2]] == [key is test_key for key in (first, second)]
 
 
 async def test_message_of_a_test_delivery_is_marked_however_it_reaches_rabbitmq(

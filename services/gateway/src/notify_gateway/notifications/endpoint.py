@@ -23,7 +23,7 @@ from notify_gateway.http.authentication import Authenticator, require_scope
 from notify_gateway.http.principal import Principal, Scope
 from notify_gateway.http.problems import response_to
 from notify_gateway.http.strict_json import parse_json
-from notify_gateway.notifications.idempotency import Claim, IdempotencyKey, body_hash
+from notify_gateway.notifications.idempotency import IdempotencyKey, claim_of
 from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.new_notification import new_notification, without_stored_recipients
 from notify_gateway.notifications.schemas import NotificationRequest
@@ -93,7 +93,7 @@ class NotificationEndpoint:
         request, size = _parse(body, _text(request_headers.get(b"content-type")) or ""), len(body)
         del body  # it would otherwise stay in memory until the notification is committed
         key = _idempotency_key(request_headers)
-        claim = None if key is None else Claim((principal.tenant, key), body_hash(request, test=principal.test))
+        claim = None if key is None else claim_of(request, principal.tenant, key, test=principal.test)
         notification = new_notification(
             request, principal.tenant, span.traceparent, api_key_id=principal.api_key_id, test=principal.test
         )

@@ -1,6 +1,7 @@
 """Idempotency keys: a repeated request gets the response to the first one, and nothing is sent twice.
 
-This follows draft-ietf-httpapi-idempotency-key-header. A key belongs to a tenant and lives for 24 hours.
+This follows draft-ietf-httpapi-idempotency-key-header. A key belongs to a tenant and lives for 24 hours. Requests with
+test keys have idempotency keys of their own, so that they neither block nor replay real ones.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from notify_gateway.errors import IdempotencyKeyReused
 from notify_gateway.notifications.schemas import NotificationRequest
 
+TEST_PREFIX = "test\t"  # precedes the stored keys of test requests; no client's key can contain a tab
 LIFETIME = timedelta(hours=24)
 ROWS_PER_CLEANUP = 1000
 
@@ -83,13 +85,15 @@ class RecordedResponse:
 Responses = dict[TenantKey, RecordedResponse]
 
 
-def body_hash(request: NotificationRequest, *, test: bool = False) -> bytes:
-    """Return a hash of the request that does not depend on whitespace or field order.
+def claim_of(request: NotificationRequest, tenant: str, key: str, *, test: bool) -> Claim:
+    """Return the request's claim to the client's `key`; `test` says whether it was posted with a test key."""
+    return Claim((tenant, TEST_PREFIX + key if test else key), body_hash(request))
 
-    A request with a test key has another hash, because its response must never replace that of a real one.
-    """
+
+def body_hash(request: NotificationRequest) -> bytes:
+    """Return a hash of the request that does not depend on whitespace or field order."""
     canonical = json.dumps(request.model_dump(mode="json", exclude_unset=True), sort_keys=True)
-    return hashlib.sha256(f"test {canonical}".encode() if test else canonical.encode()).digest()
+    return hashlib.sha256(canonical.encode()).digest()
 
 
 async def claim_keys(connection: AsyncConnection, responses: Responses) -> set[TenantKey]:
