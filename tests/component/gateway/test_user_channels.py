@@ -89,6 +89,17 @@ async def test_deleting_a_recipient_keeps_the_opt_out(api: httpx.AsyncClient) ->
     assert delivery_summaries(await post(api, "email")) == {"email": ("cancelled", "opted_out", None)}
 
 
+async def test_deleting_reveals_no_opt_out(api: httpx.AsyncClient) -> None:
+    await store(api, "email", user_id=1, opted_out=True)
+    responses = []
+    for user_id in (1, 2):
+        await store(api, "email", user_id)
+        responses.append((await api.delete(f"/api/users/{user_id}/channels/email")).status_code)
+    assert responses == [404, 404]
+    assert [each["opted_out"] for each in (await api.get("/api/users/1/channels")).json()] == [True]
+    assert (await api.get("/api/users/2/channels")).json() == []
+
+
 async def test_recipient_is_deleted_while_an_opt_out_is_stored(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """The deletion waits for the row, and must then see the opt-out that was committed in the meantime."""
     await store(api, "email", recipient="a@example.org")

@@ -29,9 +29,11 @@ STORE = text(f"""
     RETURNING {COLUMNS}
 """)  # noqa: S608 - a constant
 OF_CHANNEL = "tenant = :tenant AND user_id = :user_id AND channel = :channel"
-DELETE = text(f"DELETE FROM user_channels WHERE {OF_CHANNEL} AND NOT opted_out")  # noqa: S608 - a constant
 DELETE_RECIPIENT = text(f"""
     UPDATE user_channels SET recipient = NULL, updated_at = now() WHERE {OF_CHANNEL} AND recipient IS NOT NULL
+""")  # noqa: S608 - a constant
+DELETE_EMPTY = text(f"""
+    DELETE FROM user_channels WHERE {OF_CHANNEL} AND recipient IS NULL AND NOT opted_out
 """)  # noqa: S608 - a constant
 
 UserChannelKey = tuple[str, int, Channel]
@@ -74,10 +76,10 @@ class UserChannels:
 
     async def delete_recipient(self, tenant: str, user_id: int, channel: Channel) -> bool:
         """Delete the user's recipient for the channel, but keep an opt-out; return False if nothing was deleted."""
-        # An opt-out may be stored between the two statements, or while one waits for the row. Neither affects it.
+        # Only the recipient counts, because the deletion of an empty row would reveal that there was no opt-out. An
+        # opt-out may be stored between the two statements, or while one waits for the row. Neither affects it.
+        of_channel = {"tenant": tenant, "user_id": user_id, "channel": channel.value}
         async with self._share.slot(tenant):
-            for statement in (DELETE, DELETE_RECIPIENT):
-                deleted = await execute(self._engine, statement, tenant=tenant, user_id=user_id, channel=channel.value)
-                if deleted.rowcount > 0:
-                    return True
-        return False
+            deleted = await execute(self._engine, DELETE_RECIPIENT, **of_channel)
+            await execute(self._engine, DELETE_EMPTY, **of_channel)
+        return deleted.rowcount > 0
