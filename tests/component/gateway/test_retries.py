@@ -190,6 +190,19 @@ async def test_tenants_take_turns_however_large_or_many_their_bulk_retries_are(
     assert progress == [(1, 5), (1, 10), (2, 10), (2, 15), (3, 15), (3, 20)]
 
 
+async def test_tenant_gets_at_most_100_unfinished_bulk_retries(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    ours, theirs = [await bearer(engine, Scope.ADMIN, tenant=tenant) for tenant in ("ours", "theirs")]
+    started = [await secured_api.post("/api/deliveries/retry", json={}, headers=ours) for _ in range(101)]
+    assert [each.status_code for each in started] == [202] * 100 + [429]
+    assert started[-1].json()["detail"] == "This tenant has 100 unfinished retry jobs; wait until one has finished."
+    assert started[-1].headers["Retry-After"] == "1"
+    assert (await secured_api.post("/api/deliveries/retry", json={}, headers=theirs)).status_code == 202
+    assert await DeliveryRetries(engine).advance()
+    assert (await secured_api.post("/api/deliveries/retry", json={}, headers=ours)).status_code == 202
+
+
 async def test_bulk_retry_continues_after_its_process_is_killed(
     api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:

@@ -7,7 +7,7 @@ from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import database_errors
 from notify_database.models import RetryJob
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from notify_gateway.database import TenantReads, TenantShare
@@ -15,6 +15,7 @@ from notify_gateway.deliveries.retries import COUNT
 from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
 
 DEFAULT_WINDOW = timedelta(hours=24)
+MAX_UNFINISHED = 100  # jobs of one tenant
 
 
 class RetryJobs:
@@ -25,11 +26,16 @@ class RetryJobs:
         self._share = share
         self._reads = reads
 
-    async def start(self, job: RetryJob) -> RetryJobView:
-        """Store the job; a gateway then processes it in the background."""
+    async def start(self, job: RetryJob) -> RetryJobView | None:
+        """Store the job, which a gateway then processes in the background; return None if the tenant has too many."""
+        # Gateways choose the next chunk among all unfinished jobs, so that one tenant's jobs must not become very many.
+        # Requests at the same time may exceed the limit by one each, and a tenant has only a few slots for them.
+        unfinished = select(func.count()).where(RetryJob.tenant == job.tenant, RetryJob.finished_at.is_(None))
         async with self._share.slot(job.tenant):
             with database_errors():
                 async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+                    if (await session.execute(unfinished)).scalar_one() >= MAX_UNFINISHED:
+                        return None
                     session.add(job)
         return RetryJobView.model_validate(job)
 

@@ -7,12 +7,12 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Response
 
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.retries import DeliveryRetries
-from notify_gateway.deliveries.retry_jobs import RetryJobs, new_job
+from notify_gateway.deliveries.retry_jobs import MAX_UNFINISHED, RetryJobs, new_job
 from notify_gateway.deliveries.schemas import DeliveryOfNotification, RetryCount, RetryJobView, RetryRequest
 from notify_gateway.deliveries.visibility import visible_to
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead
 from notify_gateway.http.dependencies import provided
-from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
+from notify_gateway.http.problems import COMMON_PROBLEMS, RETRY_AFTER, documented, found
 
 router = APIRouter(
     prefix="/api/deliveries", tags=["deliveries"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute
@@ -60,11 +60,14 @@ async def retry_deliveries(
 ) -> RetryJobView | Response:
     """Start a job that retries all matching failed deliveries in the background.
 
-    With `dry_run`, the deliveries are counted but not retried.
+    With `dry_run`, the deliveries are counted but not retried. A tenant may have 100 unfinished jobs.
     """
     job = new_job(principal.tenant, body)
     if not body.dry_run:
-        return await jobs.start(job)
+        if (started := await jobs.start(job)) is None:
+            detail = f"This tenant has {MAX_UNFINISHED} unfinished retry jobs; wait until one has finished."
+            raise HTTPException(429, detail, {"Retry-After": str(RETRY_AFTER)})
+        return started
     count = RetryCount(count=await jobs.count(job))
     return Response(count.model_dump_json(), 200, dict(response.headers), "application/json")
 
