@@ -15,7 +15,9 @@ from structlog.typing import ExcInfo, Processor
 
 # C0 and C1 controls and DEL, separators of lines and paragraphs, and the controls that change the direction of text.
 # Clients and providers must not use them in a path, a name or an error to forge lines, or to control the terminal.
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+"""The inside of a character class of a regular expression."""
+CONTROLS = re.compile(f"[{CONTROL_CHARACTERS}]")
 
 
 class LogFormat(StrEnum):

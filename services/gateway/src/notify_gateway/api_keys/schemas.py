@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Self
 from uuid import UUID
 
+from notify_common.runtime.logging import CONTROL_CHARACTERS
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -18,7 +19,7 @@ class KeyRequest(RequestModel):
     """A new API key."""
 
     # Control characters could, for example, hide other keys when a terminal shows the list.
-    name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")] = Field(
+    name: Annotated[str, Field(max_length=200, pattern=f"^[^{CONTROL_CHARACTERS}]*$")] = Field(
         "", description="A note on what the key is for."
     )
     scopes: Annotated[list[Scope], Field(min_length=1)]
