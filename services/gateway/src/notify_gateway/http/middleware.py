@@ -28,6 +28,7 @@ CLOSE = b"connection", b"close"
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
 TOO_LARGE = 503, "Too many large requests are in progress."
+UNPRINTABLE = 404, "The path contains a character that is not printable."
 
 ObserveRequest = Callable[[str, str, int, float], None]
 """A callback with the method, the route, the status and the duration in seconds."""
@@ -171,6 +172,8 @@ class _LimitedRequest:
         self.refusal: Refusal | None
         if head > MAX_HEAD:
             self.refusal = 431, f"The headers are longer than {MAX_HEAD} bytes."
+        elif not scope["path"].isprintable():
+            self.refusal = UNPRINTABLE  # the routes' `$` would also match before a final line feed
         else:
             self.refusal = origin_check.refusal(scope["method"], scope["http_version"], hosts, host, origin, site)
         self._deadline = asyncio.get_running_loop().time() + timeout

@@ -1,6 +1,6 @@
 """The routes under `/api/notifications`."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query
@@ -9,7 +9,7 @@ from notify_common.contracts.messages import DeliveryStatus
 from notify_gateway.deliveries.schemas import DeliverySummary
 from notify_gateway.deliveries.visibility import visible_to
 from notify_gateway.errors import CancellationRejected
-from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, bearer
+from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, CanSend
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.fields import UserId
 from notify_gateway.http.principal import Principal, Scope
@@ -22,7 +22,10 @@ from notify_gateway.notifications.queries import NotificationQueries
 PREFIX = "/api/notifications"
 router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
 # This router only documents the route: `http_api.py` passes the requests to `endpoint.py`, bypassing FastAPI.
-bypassed_router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS)
+# It requires a key all the same, in case a request ever reaches it.
+bypassed_router = APIRouter(
+    prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute
+)
 
 Queries = Annotated[NotificationQueries, Depends(provided(NotificationQueries))]
 Canceller = Annotated[NotificationCanceller, Depends(provided(NotificationCanceller))]
@@ -33,18 +36,19 @@ Notification = TypeVar("Notification", bound=schemas.NotificationSummary)
 @bypassed_router.post("/", status_code=201, response_model=schemas.NotificationView, include_in_schema=False)
 @bypassed_router.post("", status_code=201, response_model=schemas.NotificationView, responses=documented(400, 422))
 async def create_notification(
-    body: Annotated[schemas.NotificationRequest, Body(openapi_examples=schemas.EXAMPLE_REQUESTS)],
-    _: Annotated[object, Depends(bearer)],
-    idempotency_key: Annotated[
+    body: Annotated[schemas.NotificationRequest, Body(openapi_examples=schemas.EXAMPLE_REQUESTS)],  # noqa: ARG001
+    _: CanSend,
+    idempotency_key: Annotated[  # noqa: ARG001
         IdempotencyKey | None,
         Header(description="Makes retries safe: for 24 hours, the same key gets the response to the first request."),
     ] = None,
-) -> None:
+) -> NoReturn:
     """Create a notification.
 
     The notification is stored durably before the response is returned, and is then delivered over each of its channels.
     Deliveries that fail temporarily are retried.
     """
+    raise HTTPException(404)
 
 
 @router.get("/", include_in_schema=False)
