@@ -22,7 +22,7 @@ class KeyRequest(RequestModel):
     name: Annotated[str, Field(max_length=200, pattern=f"^[^{CONTROL_CHARACTERS}]*$")] = Field(
         "", description="A note on what the key is for."
     )
-    scopes: Annotated[list[Scope], Field(min_length=1)]
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))]
     expires_at: FutureTime | None = Field(None, description="The time from which the key is rejected. Null: never.")
     test: bool = Field(False, strict=True, description="If true, everything posted with the key is only simulated.")
 

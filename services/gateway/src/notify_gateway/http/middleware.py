@@ -14,6 +14,7 @@ from notify_gateway.http.problems import problem_response
 MAX_BODY = 256 * 1024  # bytes
 MAX_BODIES = 32 * 1024 * 1024  # bytes, of all requests in progress together
 MAX_HEAD = 16 * 1024  # bytes
+MAX_PARAMETERS = 50  # in the query
 BODY_TIMEOUT = 20.0  # seconds
 REQUEST_TIMEOUT = 30.0  # seconds, including the body
 
@@ -28,6 +29,7 @@ CLOSE = b"connection", b"close"
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
 TOO_LARGE = 503, "Too many large requests are in progress."
+TOO_MANY_PARAMETERS = 400, f"The query has more than {MAX_PARAMETERS} parameters."
 UNPRINTABLE = 404, "The path contains a character that is not printable."
 
 ObserveRequest = Callable[[str, str, int, float], None]
@@ -174,6 +176,8 @@ class _LimitedRequest:
             self.refusal = 431, f"The headers are longer than {MAX_HEAD} bytes."
         elif not scope["path"].isprintable():
             self.refusal = UNPRINTABLE  # the routes' `$` would also match before a final line feed
+        elif scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+            self.refusal = TOO_MANY_PARAMETERS
         else:
             self.refusal = origin_check.refusal(scope["method"], scope["http_version"], hosts, host, origin, site)
         self._deadline = asyncio.get_running_loop().time() + timeout

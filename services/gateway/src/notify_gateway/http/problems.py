@@ -25,6 +25,8 @@ from notify_gateway.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = 1  # seconds
+MAX_ERRORS = 20  # invalid fields that one response lists
+MAX_FIELD = 100  # characters of a field's name that a response repeats
 Result = TypeVar("Result")
 
 
@@ -107,8 +109,10 @@ def problem_response(
 
 
 def _invalid_request(error: RequestValidationError) -> JSONResponse:
-    errors = [_field_problem(problem) for problem in error.errors()]
+    errors = [_field_problem(problem) for problem in error.errors()[:MAX_ERRORS]]
     detail = "; ".join(f"{problem.field}: {problem.detail}" for problem in errors)
+    if (more := len(error.errors()) - MAX_ERRORS) > 0:
+        detail += f"; and {more} more"
     return problem_response(422, detail, errors=errors)
 
 
@@ -174,4 +178,6 @@ def _field_problem(error: dict[str, Any]) -> FieldProblem:
         return FieldProblem(location="body", field="body", detail=f"not valid JSON: {error['ctx']['error']}")
     if location == "path":
         field = str(path[0])  # what follows is the name of the type that pydantic tried
+    if len(field) > MAX_FIELD:
+        field = f"{field[:MAX_FIELD]}…"
     return FieldProblem(location=str(location), field=field, detail=error["msg"])

@@ -91,7 +91,7 @@ class NotificationRequest(RequestModel):
     user_id: Annotated[UserId, Field(strict=True)]
     message: Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_readable)]
     type: Channel | None = None
-    channels: Annotated[list[Channel], Field(min_length=1)] | None = None
+    channels: Annotated[list[Channel], Field(min_length=1, max_length=len(Channel))] | None = None
     subject: Subject | None = Field(None, description="The subject, for channels that have one: email and webhook.")
     email: EmailOptions | None = None
     recipient: Recipients = Field(
