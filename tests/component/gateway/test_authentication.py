@@ -82,6 +82,15 @@ async def test_key_is_checked_before_the_body_is_read(secured_api: httpx.AsyncCl
         assert (await secured_api.post("/api/notifications", content=content)).status_code == 401
 
 
+@pytest.mark.parametrize(("method", "path", "scopes"), [route for route in ROUTES if route[0] in BODIES])
+async def test_scopes_are_checked_before_the_body_is_read(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine, method: str, path: str, scopes: set[Scope]
+) -> None:
+    headers = await bearer(engine, *set(Scope) - scopes)
+    for content in (b"{bad", b" " * (MAX_BODY + 1)):
+        assert (await secured_api.request(method, path, content=content, headers=headers)).status_code == 403
+
+
 async def test_tenant_sees_only_its_own_notifications(secured_api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     ours = await bearer(engine, *Scope, tenant="ours")
     theirs = await bearer(engine, *Scope, tenant="theirs")

@@ -1,7 +1,7 @@
 """Authenticate requests: an API key identifies a principal, whose scopes say what the principal may do."""
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, NoReturn, Protocol, cast
 
 from fastapi import Depends, HTTPException, Request, Response
@@ -155,39 +155,45 @@ class StrictRequest(Request):
 
 
 class AuthenticatedRoute(APIRoute):
-    """A route that authenticates a request before its body is read, which a FastAPI dependency cannot do."""
+    """A route that checks the key and its scopes before the body is read, which a FastAPI dependency cannot do."""
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         get_authenticator = provided(Authenticator)
+        dependencies = [dependency.call for dependency in self.dependant.dependencies]
+        required = [each.scopes for each in dependencies if isinstance(each, _PrincipalWith)]
 
         async def authenticate_and_handle(request: Request) -> Response:
             authenticator = await get_authenticator(request)
             authorization = request.headers.get("Authorization")
-            request.state.authenticated = await authenticator.authenticate(request.scope, authorization)
+            principal, headers = await authenticator.authenticate(request.scope, authorization)
+            for scopes in required:
+                require_scope(principal, *scopes)
+            request.state.authenticated = principal, headers
             return await handle(StrictRequest(request.scope, request.receive))
 
         return authenticate_and_handle
 
 
-def _principal_with(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
-    async def principal_with_scope(
-        request: Request, response: Response, _: Annotated[object, Depends(bearer)]
-    ) -> Principal:
+class _PrincipalWith:
+    """A dependency on a principal that has one of these scopes."""
+
+    def __init__(self, *scopes: Scope) -> None:
+        self.scopes = scopes
+
+    async def __call__(self, request: Request, response: Response, _: Annotated[object, Depends(bearer)]) -> Principal:
         principal, headers = request.state.authenticated
-        require_scope(principal, *scopes)
+        require_scope(principal, *self.scopes)
         response.headers.update(headers)
         return cast("Principal", principal)
 
-    return principal_with_scope
 
-
-CanSend = Annotated[Principal, Depends(_principal_with(Scope.SEND))]
-CanRead = Annotated[Principal, Depends(_principal_with(Scope.READ))]
-CanAdminister = Annotated[Principal, Depends(_principal_with(Scope.ADMIN))]
-CanOperate = Annotated[Principal, Depends(_principal_with(Scope.OPERATOR))]
-CanReadRecipients = Annotated[Principal, Depends(_principal_with(Scope.RECIPIENTS_READ))]
-CanWriteRecipients = Annotated[Principal, Depends(_principal_with(Scope.RECIPIENTS_WRITE))]
-CanCancel = Annotated[Principal, Depends(_principal_with(Scope.ADMIN, Scope.SEND))]
+CanSend = Annotated[Principal, Depends(_PrincipalWith(Scope.SEND))]
+CanRead = Annotated[Principal, Depends(_PrincipalWith(Scope.READ))]
+CanAdminister = Annotated[Principal, Depends(_PrincipalWith(Scope.ADMIN))]
+CanOperate = Annotated[Principal, Depends(_PrincipalWith(Scope.OPERATOR))]
+CanReadRecipients = Annotated[Principal, Depends(_PrincipalWith(Scope.RECIPIENTS_READ))]
+CanWriteRecipients = Annotated[Principal, Depends(_PrincipalWith(Scope.RECIPIENTS_WRITE))]
+CanCancel = Annotated[Principal, Depends(_PrincipalWith(Scope.ADMIN, Scope.SEND))]
 """With `send` alone, a key may cancel only what it posted itself."""
