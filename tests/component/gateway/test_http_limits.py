@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -16,8 +17,8 @@ from notify_gateway.http_api import create_app
 from notify_gateway.settings import GatewaySettings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.gateway import bearer
-from support.services import NOWHERE, eventually, gateway_metrics, served_gateway
+from support.gateway import bearer, rows
+from support.services import NOWHERE, TIMEOUT, eventually, gateway_metrics, served_gateway
 
 CHANNEL = "/api/users/1/channels/email"
 LARGE = b" " * 2_000
@@ -75,30 +76,66 @@ async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> As
         yield client
 
 
-async def test_bytes_of_all_bodies_in_progress_are_bounded(
+async def test_bodies_that_have_arrived_are_bounded_together(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE user_channels IN ACCESS EXCLUSIVE MODE"))
+            content, headers = b'{"opted_out": true}' + LARGE, {"Content-Type": "application/json"}
+            waiting = asyncio.create_task(api.put(CHANNEL, content=content, headers=headers))
+            await eventually(partial(_is_blocked, engine), "the first request waits for the lock")
+            for sending in (api.post("/api/notifications", content=LARGE), api.put(CHANNEL, content=LARGE)):
+                response = await sending
+                assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+                assert "large requests" in response.json()["detail"]
+            for _ in range(5):
+                assert (await api.post("/api/notifications", content=b" " * 500)).status_code == 422
+        await waiting
+        for _ in range(5):
+            assert (await api.put(CHANNEL, content=LARGE)).status_code == 422
+
+
+async def _is_blocked(engine: AsyncEngine) -> bool:
+    return bool(await rows(engine, "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'user_channels'::regclass"))
+
+
+@pytest.mark.parametrize("path", ["/api/notifications", CHANNEL])
+async def test_bodies_that_do_not_end_yield_to_newer_ones(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES", 5_000)
+    method = "POST" if path == "/api/notifications" else "PUT"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(LARGE) + 1}\r\n\r\n".encode()
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
+        stalled = []
+        for _ in range(4):
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(head + LARGE)
+            stalled.append((reader, writer))
+            assert (await api.post("/api/notifications", content=b"{}")).status_code == 422
+        assert (await api.post("/api/notifications", content=LARGE)).status_code == 422
+        async with asyncio.timeout(TIMEOUT):
+            for reader, _ in stalled[:3]:  # the oldest ones
+                assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 503")
+        stalled[3][1].write(b" ")
+        assert (await stalled[3][0].readuntil(b"\r\n")).startswith(b"HTTP/1.1 422")
+        for _, writer in stalled:
+            writer.close()
+
+
+async def test_requests_that_wait_behind_a_stream_yield_their_memory(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
-    received, stalled = asyncio.Event(), asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        yield b" " * 2_000
-        received.set()
-        await stalled.wait()
-
     async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
-        stalling = asyncio.create_task(api.post("/api/notifications", content=body()))
-        await received.wait()
-        for sending in (api.post("/api/notifications", content=LARGE), api.put(CHANNEL, content=LARGE)):
-            response = await sending
-            assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-            assert "large requests" in response.json()["detail"]
-        for _ in range(5):
-            assert (await api.post("/api/notifications", content=b" " * 500)).status_code == 422
-        stalled.set()
-        assert (await stalling).status_code == 422
-        for _ in range(5):
-            assert (await api.put(CHANNEL, content=LARGE)).status_code == 422
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        writer.write(f"PUT {CHANNEL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n".encode() + LARGE)
+        await reader.readuntil(b"retry")
+        assert (await api.put(CHANNEL, content=LARGE)).status_code == 422
+        writer.close()
 
 
 async def test_memory_of_bodies_is_freed_if_a_connection_is_lost_before_its_requests_are_handled(

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,39 +45,65 @@ UNLIMITED = "notify.unlimited"
 """The scope key of a function that lifts the time limit of the response."""
 
 
-@dataclass(slots=True)
+class BodyBuffer(Protocol):
+    """The part of a request's body that the HTTP server has not passed on yet."""
+
+    body: bytearray
+    message_event: asyncio.Event
+
+
 class BodyMemory:
     """The memory that the bodies of all requests in progress take together."""
 
-    bytes: int = 0
+    __slots__ = ("bytes", "unread")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.unread: OrderedDict[ArrivingBody, None] = OrderedDict()
+        """The bodies of which the application has not read the end, oldest first."""
 
 
 class ArrivingBody:
     """The part of a request's body that is in memory, from its arrival until the end of the request."""
 
-    __slots__ = ("_bytes", "_memory", "arrived", "refusal")
+    __slots__ = ("_buffer", "_bytes", "_memory", "arrived", "refusal")
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
         self._bytes = 0
+        self._buffer: BodyBuffer | None = None
         self.arrived = False
         """Whether the whole request has arrived."""
         self.refusal: Refusal | None = None
         """The error that the request gets instead of the rest of its body."""
 
-    def admit(self, size: int) -> bool:
-        """Count `size` bytes that have arrived; if all bodies together take too much memory, refuse this one."""
+    def admit(self, size: int, buffer: BodyBuffer) -> bool:
+        """Count `size` bytes that have arrived for `buffer`; return False if they are not to be kept.
+
+        If all bodies together take too much memory, refuse those that have been arriving for longest. So bodies that
+        do not end, or that wait behind another request, keep nobody else's requests out.
+        """
         if self.refusal is not None:
             return False
-        if self._memory.bytes + size > MAX_BODIES:
-            self.refusal = TOO_LARGE
-            return False
-        self._memory.bytes += size
+        memory = self._memory
+        if self._buffer is None:
+            self._buffer = buffer
+            memory.unread[self] = None
+        memory.bytes += size
         self._bytes += size
-        return True
+        while memory.bytes > MAX_BODIES and memory.unread:
+            next(iter(memory.unread)).give_way()
+        return self.refusal is None
+
+    def read(self) -> None:
+        """Note that the application has read the whole body, which is then kept until the end of the request."""
+        if self._buffer is not None:
+            del self._memory.unread[self]
+            self._buffer = None  # this also breaks a reference cycle
 
     def free(self) -> None:
         """Stop counting what has arrived, because it is no longer in memory."""
+        self.read()
         self._memory.bytes -= self._bytes
         self._bytes = 0
 
@@ -84,6 +111,14 @@ class ArrivingBody:
         """Free the memory, and refuse what arrives later."""
         self.free()
         self.refusal = TOO_LARGE
+
+    def give_way(self) -> None:
+        """Free the memory, and wake up the request, which then fails."""
+        buffer = self._buffer
+        self.release()
+        if buffer is not None:
+            buffer.body = bytearray()
+            buffer.message_event.set()
 
 
 class LimitsMiddleware:
@@ -197,6 +232,8 @@ class _LimitedRequest:
             self.body.free()  # a stream may never end, and it discards the body
         if not message.get("more_body", False):
             self.complete = True
+            if self.body is not None:
+                self.body.read()
             if not self.unlimited:
                 self.limit.reschedule(self._deadline)
         return message

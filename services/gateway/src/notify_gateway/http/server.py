@@ -123,7 +123,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def on_body(self, body: bytes) -> None:
         self._outside_body -= len(body)
-        if self._body.admit(len(body)):
+        if self._body.admit(len(body), self.cycle):
             super().on_body(body)
         else:
             self.cycle.message_event.set()  # wakes up the request, which then fails
