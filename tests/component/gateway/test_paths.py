@@ -5,7 +5,7 @@ from itertools import product
 import httpx
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from notify_gateway.http_api import create_api
 from notify_gateway.settings import GatewaySettings
 from sqlalchemy.ext.asyncio import AsyncEngine

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from notify_gateway.http.authentication import Scope
+from notify_gateway.http.principal import Scope
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import BODY, bearer
 
