@@ -1,6 +1,7 @@
 """Limits on what a connection may send beside request bodies, and how the gateway closes connections."""
 
 import asyncio
+import gc
 import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from notify_gateway.http import closing as http_closing
 from notify_gateway.http import server
 from notify_gateway.http.middleware import MAX_HEAD
 from notify_gateway.http.principal import Scope
-from notify_gateway.http.server import MAX_OUTSIDE_BODY, MAX_PIPELINED
+from notify_gateway.http.server import MAX_HEADERS, MAX_OUTSIDE_BODY, MAX_PIPELINED, LimitedHttpProtocol
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import bearer
 from support.services import NOWHERE, TIMEOUT, eventually, served_gateway
@@ -44,6 +45,12 @@ async def response(reader: StreamReader) -> tuple[int, dict[str, str]]:
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     await reader.readexactly(int(headers.get("content-length", 0)))
     return int(status.split()[1]), headers
+
+
+def open_protocols() -> list[LimitedHttpProtocol]:
+    """Return the gateway's side of all open connections."""
+    found = [each for each in gc.get_objects() if type(each) is LimitedHttpProtocol]
+    return [each for each in found if each in each.connections]
 
 
 async def sent_until_closed(writer: StreamWriter, part: bytes, *, at_most: int = 40_000_000) -> int:
@@ -306,3 +313,45 @@ async def test_client_that_does_not_read_its_response_is_disconnected(
                 return False
 
             await eventually(disconnected, "the gateway has closed the connection")
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b""], ids=["complete", "unfinished"])
+async def test_request_with_too_many_headers_is_refused(postgres: PostgresSettings, end: bytes) -> None:
+    head = GET.removesuffix(b"\r\n") + b"a:\r\n" * (MAX_HEADERS + 1)
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(head + end)
+        status, headers = await response(reader)
+        assert (status, headers["connection"]) == (400, "close")
+        assert await reader.read() == b""
+
+
+async def test_idle_connection_keeps_no_request_in_memory(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(GET.replace(b"\r\n\r\n", b"\r\nX-Long: x\r\nContent-Length: 2\r\n\r\n{}") * 2)
+        for _ in range(2):
+            assert (await response(reader))[0] == 200
+        (protocol,) = open_protocols()
+        assert protocol.cycle.response_complete
+        assert (dict(protocol.scope), dict(protocol.cycle.scope), protocol.url) == ({}, {}, b"")
+        assert not protocol.cycle.body
+
+
+async def test_pipelined_heads_of_all_connections_have_a_limit(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_HEADS", 20_000)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        async with connected(url) as (reader, writer):
+            writer.write(GET * (MAX_PIPELINED + 1))
+            assert (await reader.read()).count(b"HTTP/1.1 200") <= MAX_PIPELINED
+        for _ in range(10):  # the memory of the pipelined heads is free again
+            async with connected(url) as (reader, writer):
+                writer.write(GET * 5)
+                for _ in range(5):
+                    assert (await response(reader))[0] == 200

@@ -4,7 +4,7 @@ import resource
 from asyncio import TimerHandle, Transport
 from collections import Counter, deque
 from functools import cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import httptools
 from typing_extensions import override
@@ -13,8 +13,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from notify_gateway.http.closing import LingeringTransport
 from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
 
+if TYPE_CHECKING:
+    from uvicorn._types import HTTPScope
+
 HEAD_TIMEOUT = 10.0  # seconds
-MAX_HEADS = 8 * 1024 * 1024  # bytes, of all unfinished heads together
+MAX_HEADS = 8 * 1024 * 1024  # bytes, of all heads that are unfinished or wait in a pipeline together
+MAX_HEADERS = 100  # per request
+REQUEST_SIZE = 3072  # bytes of our own objects for a request that waits in a pipeline
+HEADER_SIZE = 128  # the same for each of its headers
 # All bytes of a request that are not part of its body: the head, chunk headers and trailers. This leaves room for the
 # longest body in chunks of 32 bytes.
 MAX_OUTSIDE_BODY = 64 * 1024  # bytes
@@ -23,8 +29,12 @@ MAX_PIPELINED = 16  # requests that wait on one connection
 # Each takes about 11 KiB.
 MAX_CONNECTIONS = 8_000  # per port
 RESERVED_FILES = 200  # for PostgreSQL, RabbitMQ and the health port
+TOO_MANY_HEADERS = f"There are more than {MAX_HEADERS} headers."
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # discards what is appended
+FORGOTTEN = cast("HTTPScope", {})  # replaces the scope of a request that has been answered
+HEAD_SIZE = "notify.head_size"
+"""The scope key of the bytes that are counted for a request that waits in a pipeline."""
 
 
 @cache
@@ -70,6 +80,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._release_head()
         for queued, _ in self.pipeline:  # these requests will never be handled
             queued.scope[BODY].release()  # type: ignore[literal-required]  # as below
+            self._release_queued_head(queued.scope)
         super().connection_lost(exc)
         self.transport.lost()
 
@@ -95,6 +106,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._refuse(400, f"The headers are longer than {MAX_HEAD} bytes.")
             elif self.transport.client_sends:
                 self._hold_head(len(data))
+                if len(self.headers) > MAX_HEADERS:
+                    self._refuse(400, TOO_MANY_HEADERS)
         elif self._outside_body > MAX_OUTSIDE_BODY:
             self._refuse(431, f"The headers, chunk headers and trailers are longer than {MAX_OUTSIDE_BODY} bytes.")
 
@@ -112,12 +125,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_headers_complete(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(400, TOO_MANY_HEADERS)
+            raise ValueError(TOO_MANY_HEADERS)  # ends the parser
         if self.url[:1] not in b"/*":
             self._name_target_as_host()
         super().on_headers_complete()
         self._stop_head_timer()
         self._release_head()
         self._reading_head = False
+        if self._is_queued():
+            self._hold_queued_head()
         self.headers = TRAILERS  # type: ignore[assignment]  # only `append` is called
 
     @override
@@ -136,8 +154,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
-        if self.cycle.response_complete and self.cycle.more_body:
-            self.transport.close()  # nobody is going to read the rest of the request
+        if self.cycle.response_complete:
+            if self.cycle.more_body:
+                self.transport.close()  # nobody is going to read the rest of the request
+            # An idle connection must not keep its last request in memory.
+            if self.scope is self.cycle.scope:
+                self.scope, self.url = FORGOTTEN, b""
+            self.cycle.scope = FORGOTTEN
+            self.cycle.body.clear()
+        elif not self.transport.is_closing():
+            self._release_queued_head(self.pipeline[-1][0].scope)  # uvicorn starts this request next
         super().on_response_complete()
 
     @override
@@ -184,6 +210,20 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _release_head(self) -> None:
         self._head_memory.bytes -= self._held
         self._held = 0
+
+    def _is_queued(self) -> bool:
+        """Return whether the request that is being read waits for the response to an earlier one."""
+        return bool(self.pipeline) and self.pipeline[0][0] is self.cycle
+
+    def _hold_queued_head(self) -> None:
+        size = REQUEST_SIZE + len(self.url) + sum(len(name) + len(value) + HEADER_SIZE for name, value in self.headers)
+        self.scope[HEAD_SIZE] = size  # type: ignore[literal-required]  # as above
+        self._head_memory.bytes += size
+        if self._head_memory.bytes > MAX_HEADS:
+            self.transport.close_at_once()
+
+    def _release_queued_head(self, scope: "HTTPScope") -> None:
+        self._head_memory.bytes -= scope[HEAD_SIZE]  # type: ignore[literal-required]  # as above
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._end_head)
