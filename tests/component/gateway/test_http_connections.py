@@ -4,14 +4,14 @@ import asyncio
 import gc
 import socket
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 
 import httpx
 import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.http import closing as http_closing
-from notify_gateway.http import server
+from notify_gateway.http import middleware, server
 from notify_gateway.http.middleware import MAX_HEAD
 from notify_gateway.http.principal import Scope
 from notify_gateway.http.server import MAX_HEADERS, MAX_OUTSIDE_BODY, MAX_PIPELINED, LimitedHttpProtocol
@@ -23,6 +23,8 @@ AUTHENTICATED = {"auth": "on"}
 POST = b"POST /api/notifications HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+# This response is larger than the buffers of both sockets and of the gateway together.
+BUNDLE = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
 NOTIFICATION = b'{"user_id": 1, "message": "x", "type": "telegram"}'
 CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(NOTIFICATION), NOTIFICATION)
 MORE = b"x" * 65_536
@@ -51,6 +53,40 @@ def open_protocols() -> list[LimitedHttpProtocol]:
     """Return the gateway's side of all open connections."""
     found = [each for each in gc.get_objects() if type(each) is LimitedHttpProtocol]
     return [each for each in found if each in each.connections]
+
+
+@contextmanager
+def slow_reader(url: httpx.URL) -> Iterator[socket.socket]:
+    """Connect a socket whose buffer is small."""
+    with closing(socket.socket()) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((url.host, url.port))
+        slow.setblocking(False)
+        yield slow
+
+
+def disconnected(client: socket.socket) -> Callable[[], Awaitable[bool]]:
+    """Return a condition that is true once the gateway has reset the connection."""
+
+    async def is_reset() -> bool:
+        try:
+            await asyncio.get_running_loop().sock_sendall(client, b"x")
+        except ConnectionError:
+            return True
+        return False
+
+    return is_reset
+
+
+async def paused_protocol() -> LimitedHttpProtocol:
+    """Wait until the gateway's side of the only open connection cannot write; return it."""
+
+    async def paused() -> bool:
+        return any(each.flow.write_paused for each in open_protocols())
+
+    await eventually(paused, "the gateway waits for the client to read")
+    (protocol,) = open_protocols()
+    return protocol
 
 
 async def sent_until_closed(writer: StreamWriter, part: bytes, *, at_most: int = 40_000_000) -> int:
@@ -296,23 +332,10 @@ async def test_client_that_does_not_read_its_response_is_disconnected(
 ) -> None:
     monkeypatch.setattr(http_closing, "FLUSH_TIMEOUT", 0.3)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
-        with closing(socket.socket()) as slow:
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(slow, (url.host, url.port))
-            # The response is larger than the buffers of both sockets together.
+        with slow_reader(url) as slow:
             request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            await loop.sock_sendall(slow, request)
-
-            async def disconnected() -> bool:
-                try:
-                    await loop.sock_sendall(slow, b"x")
-                except ConnectionError:
-                    return True
-                return False
-
-            await eventually(disconnected, "the gateway has closed the connection")
+            await asyncio.get_running_loop().sock_sendall(slow, request)
+            await eventually(disconnected(slow), "the gateway has closed the connection")
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b""], ids=["complete", "unfinished"])
@@ -355,3 +378,32 @@ async def test_pipelined_heads_of_all_connections_have_a_limit(
                 writer.write(GET * 5)
                 for _ in range(5):
                     assert (await response(reader))[0] == 200
+
+
+async def test_body_is_freed_when_the_response_begins(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES", 60_000)
+    body = b"Content-Length: 50000\r\n\r\n" + b" " * 50_000
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with slow_reader(url) as slow:
+            await asyncio.get_running_loop().sock_sendall(slow, BUNDLE.removesuffix(b"\r\n") + body)
+            protocol = await paused_protocol()
+            assert not protocol.cycle.body
+            async with connected(url) as (reader, writer):
+                writer.write(POST + body)
+                assert (await response(reader))[0] == 422
+
+
+async def test_body_of_a_pipelined_request_is_refused(postgres: PostgresSettings) -> None:
+    post = POST + b"Content-Length: %d\r\n\r\n" % len(NOTIFICATION) + NOTIFICATION
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(GET + post)
+        assert (await response(reader))[0] == 200
+        status, headers = await response(reader)
+        assert (status, headers["retry-after"]) == (503, "1")
+        writer.write(post)
+        assert (await response(reader))[0] == 201

@@ -64,7 +64,7 @@ class BodyMemory:
 
 
 class ArrivingBody:
-    """The part of a request's body that is in memory, from its arrival until the end of the request."""
+    """The part of a request's body that is in memory, from its arrival until the response begins."""
 
     __slots__ = ("_buffer", "_bytes", "_memory", "arrived", "refusal")
 
@@ -96,7 +96,7 @@ class ArrivingBody:
         return self.refusal is None
 
     def read(self) -> None:
-        """Note that the application has read the whole body, which is then kept until the end of the request."""
+        """Note that the application has read the whole body, which is then kept until the response begins."""
         if self._buffer is not None:
             del self._memory.unread[self]
             self._buffer = None  # this also breaks a reference cycle
@@ -109,6 +109,8 @@ class ArrivingBody:
 
     def release(self) -> None:
         """Free the memory, and refuse what arrives later."""
+        if self._buffer is not None:
+            self._buffer.body = bytearray()
         self.free()
         self.refusal = TOO_LARGE
 
@@ -117,7 +119,6 @@ class ArrivingBody:
         buffer = self._buffer
         self.release()
         if buffer is not None:
-            buffer.body = bytearray()
             buffer.message_event.set()
 
 
@@ -244,6 +245,8 @@ class _LimitedRequest:
             message["headers"] = headers = [*message.get("headers", ()), *SECURITY_HEADERS]
             if self.body is not None and not self.body.arrived:
                 headers.append(CLOSE)  # nobody may read the rest of the request
+            if self.body is not None and not self.unlimited:
+                self.body.release()  # the client may take long to read the response
         await self._send(message)
 
     def lift_time_limit(self) -> None:

@@ -31,6 +31,7 @@ MAX_CONNECTIONS = 8_000  # per port
 RESERVED_FILES = 200  # for PostgreSQL, RabbitMQ and the health port
 TOO_MANY_HEADERS = f"There are more than {MAX_HEADERS} headers."
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+PIPELINED_BODY = 503, "Send a request with a body only after the response to the request before it."
 TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # discards what is appended
 FORGOTTEN = cast("HTTPScope", {})  # replaces the scope of a request that has been answered
 HEAD_SIZE = "notify.head_size"
@@ -141,6 +142,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def on_body(self, body: bytes) -> None:
         self._outside_body -= len(body)
+        if self._is_queued():
+            self._body.refusal = PIPELINED_BODY
         if self._body.admit(len(body), self.cycle):
             super().on_body(body)
         else:
