@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 
 import httpx
@@ -65,25 +65,16 @@ def slow_reader(url: httpx.URL) -> Iterator[socket.socket]:
         yield slow
 
 
-def disconnected(client: socket.socket) -> Callable[[], Awaitable[bool]]:
-    """Return a condition that is true once the gateway has reset the connection."""
+async def all_closed() -> bool:
+    return not open_protocols()
 
-    async def is_reset() -> bool:
-        try:
-            await asyncio.get_running_loop().sock_sendall(client, b"x")
-        except ConnectionError:
-            return True
-        return False
 
-    return is_reset
+async def paused() -> bool:
+    return any(each.flow.write_paused for each in open_protocols())
 
 
 async def paused_protocol() -> LimitedHttpProtocol:
     """Wait until the gateway's side of the only open connection cannot write; return it."""
-
-    async def paused() -> bool:
-        return any(each.flow.write_paused for each in open_protocols())
-
     await eventually(paused, "the gateway waits for the client to read")
     (protocol,) = open_protocols()
     return protocol
@@ -327,15 +318,35 @@ async def test_unfinished_head_is_not_awaited_without_end(
         assert await reader.read() == b""
 
 
+@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
+@pytest.mark.parametrize("sent", [BUNDLE, BUNDLE + GET], ids=["one request", "two requests"])
 async def test_client_that_does_not_read_its_response_is_disconnected(
-    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, sent: bytes, half_closed: bool
 ) -> None:
     monkeypatch.setattr(http_closing, "FLUSH_TIMEOUT", 0.3)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         with slow_reader(url) as slow:
-            request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            await asyncio.get_running_loop().sock_sendall(slow, request)
-            await eventually(disconnected(slow), "the gateway has closed the connection")
+            await asyncio.get_running_loop().sock_sendall(slow, sent)
+            await paused_protocol()
+            if half_closed:
+                slow.shutdown(socket.SHUT_WR)
+            await eventually(all_closed, "the gateway has closed the connection")
+
+
+async def test_slow_readers_have_a_limit(postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_SLOW_READERS", 1)
+    loop = asyncio.get_running_loop()
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with slow_reader(url) as first, slow_reader(url) as second:
+            await loop.sock_sendall(first, BUNDLE)
+            await eventually(paused, "the gateway waits for the first client to read")
+            (oldest,) = [each for each in open_protocols() if each.flow.write_paused]
+            await loop.sock_sendall(second, BUNDLE)
+
+            async def replaced() -> bool:
+                return oldest not in open_protocols() and await paused()
+
+            await eventually(replaced, "the gateway has closed the connection that waited longest")
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b""], ids=["complete", "unfinished"])

@@ -29,6 +29,7 @@ class LingeringTransport:
         self._lingering = False
         self._discarded = 0
         self._timer: TimerHandle | None = None
+        self._flush_timer: TimerHandle | None = None
 
     def is_closing(self) -> bool:
         """Return whether nothing more will be sent."""
@@ -57,14 +58,26 @@ class LingeringTransport:
         if self._discarded > MAX_DISCARDED:
             self._close()
 
+    def limit_flush(self) -> None:
+        """Give the client `FLUSH_TIMEOUT` to read what was written, which may otherwise never happen."""
+        if self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(FLUSH_TIMEOUT, self._transport.abort)
+
+    def lift_flush_limit(self) -> None:
+        """Let the client take its time again, unless the connection is being closed."""
+        if self._flush_timer is not None and not self._transport.is_closing():
+            self._flush_timer.cancel()
+            self._flush_timer = None
+
     def lost(self) -> None:
-        """Stop the timer, because the connection has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Stop the timers, because the connection has ended."""
+        for timer in (self._timer, self._flush_timer):
+            if timer is not None:
+                timer.cancel()
 
     def _close(self) -> None:
-        self.lost()
+        if self._timer is not None:
+            self._timer.cancel()
         self.discarding = True
         self._transport.close()
-        # The transport waits until the client has read what was written, which may never happen.
-        self._timer = self._loop.call_later(FLUSH_TIMEOUT, self._transport.abort)
+        self.limit_flush()

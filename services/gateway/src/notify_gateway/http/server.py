@@ -28,6 +28,8 @@ MAX_PIPELINED = 16  # requests that wait on one connection
 # This leaves room for 5,000 requests that wait for their commit, 1,000 event subscribers and 2,000 idle connections.
 # Each takes about 11 KiB.
 MAX_CONNECTIONS = 8_000  # per port
+MAX_UNREAD = 16 * 1024  # bytes that we hold for a client that does not read, before its responses have to wait
+MAX_SLOW_READERS = 200  # connections whose responses wait; each can take 230 KiB
 RESERVED_FILES = 200  # for PostgreSQL, RabbitMQ and the health port
 TOO_MANY_HEADERS = f"There are more than {MAX_HEADERS} headers."
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -53,6 +55,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """
 
     _connections: ClassVar[Counter[int | None]] = Counter()  # the open connections of each port
+    _slow_readers: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # the one that has waited longest comes first
     _body_memory = BodyMemory()  # shared by all connections
     _head_memory = BodyMemory()  # as above
     transport: LingeringTransport  # type: ignore[assignment]  # it has all methods that uvicorn calls
@@ -65,6 +68,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         self._socket = transport
+        transport.set_write_buffer_limits(MAX_UNREAD)
         super().connection_made(LingeringTransport(transport, self.loop))  # type: ignore[arg-type]  # as above
         self._port = self.server[1] if self.server is not None else None
         self._connections[self._port] += 1
@@ -79,11 +83,35 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._connections[self._port] -= 1
         self._stop_head_timer()
         self._release_head()
+        self._slow_readers.pop(self, None)
         for queued, _ in self.pipeline:  # these requests will never be handled
             queued.scope[BODY].release()  # type: ignore[literal-required]  # as below
             self._release_queued_head(queued.scope)
         super().connection_lost(exc)
         self.transport.lost()
+
+    @override
+    def eof_received(self) -> None:
+        self.transport.limit_flush()  # the event loop now closes the connection after what was written is sent
+
+    @override
+    def pause_writing(self) -> None:
+        if len(self._slow_readers) >= MAX_SLOW_READERS:
+            next(iter(self._slow_readers)).give_up()
+        self._slow_readers[self] = None
+        self.transport.limit_flush()
+        super().pause_writing()
+
+    @override
+    def resume_writing(self) -> None:
+        self._slow_readers.pop(self, None)
+        self.transport.lift_flush_limit()
+        super().resume_writing()
+
+    def give_up(self) -> None:
+        """Close the connection without sending what has been written."""
+        self._slow_readers.pop(self, None)
+        self._socket.abort()
 
     @override
     def data_received(self, data: bytes) -> None:
