@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.responses import FileResponse
-from starlette.staticfiles import StaticFiles
+from fastapi.responses import HTMLResponse
 
 from notify_gateway.console.overview import Overview
 from notify_gateway.console.schemas import ConsoleLinks, OverviewView
 from notify_gateway.http.authentication import AuthenticatedRoute, CanOperate, CanRead
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented
+from notify_gateway.http.static_files import StaticFiles
 
 PAGE = Path(__file__).with_name("index.html")
 STATIC = Path(__file__).with_name("static")
@@ -42,8 +42,10 @@ async def links(_: CanRead, links: Annotated[ConsoleLinks, Depends(provided(Cons
 def install_pages(app: FastAPI) -> None:
     """Serve the console page and its static files without authentication."""
 
+    page = PAGE.read_bytes()
+
     @app.get("/", include_in_schema=False)
-    async def console() -> FileResponse:
-        return FileResponse(PAGE, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+    async def console() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     app.mount("/console", StaticFiles(directory=STATIC))

@@ -2,11 +2,14 @@
 
 import re
 from base64 import b64encode
+from functools import cache
 from hashlib import sha256
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from notify_gateway.http.static_files import StaticFiles
 
 INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 # The page shares its origin with the console, whose key is in the session storage of its tab. So only Swagger UI itself
@@ -17,14 +20,28 @@ POLICY = (
 )
 
 
-def install(app: FastAPI, assets: str) -> None:
-    """Serve the page, whose scripts and styles are served at the URL `assets`."""
+OPENAPI = "/openapi.json"
+ASSETS = "/docs/assets"
+
+
+def install(app: FastAPI) -> None:
+    """Serve the page, its assets, which come from the gateway instead of a CDN, and the OpenAPI document."""
+    app.mount(ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]))
+
+    @cache
+    def document() -> bytes:
+        return bytes(JSONResponse(app.openapi()).body)  # FastAPI would render it again for each request
+
+    @app.get(OPENAPI, include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
+
     page = get_swagger_ui_html(
-        openapi_url=str(app.openapi_url),
+        openapi_url=OPENAPI,
         title=f"{app.title} - Swagger UI",
-        swagger_js_url=f"{assets}/swagger-ui-bundle.js",
-        swagger_css_url=f"{assets}/swagger-ui.css",
-        swagger_favicon_url=f"{assets}/favicon.png",
+        swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{ASSETS}/swagger-ui.css",
+        swagger_favicon_url=f"{ASSETS}/favicon.png",
     )
     content = bytes(page.body).decode()
     hashes = [b64encode(sha256(script.encode()).digest()).decode() for script in INLINE_SCRIPT.findall(content)]

@@ -1,0 +1,34 @@
+"""Static files and documents, whose cost for the gateway has a limit."""
+
+import httpx
+import pytest
+from notify_gateway.http.static_files import MAX_PATH
+
+BUNDLE = "/docs/assets/swagger-ui-bundle.js"
+FOLDERS = ["/console", "/docs/assets"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+async def test_long_path_is_not_looked_up(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the path was looked up")
+
+    monkeypatch.setattr("starlette.staticfiles.StaticFiles.lookup_path", fail)
+    response = await api.get(f"{folder}/" + "a/" * MAX_PATH)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", [BUNDLE, "/console/main.js", "/"])
+async def test_ranges_are_ignored(api: httpx.AsyncClient, path: str) -> None:
+    response = await api.get(path, headers={"Range": "bytes=0-1,3-4,6-7"})
+    assert response.status_code == 200
+    assert len(response.content) == int(response.headers["content-length"]) > 100
+    assert response.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/asyncapi"])
+async def test_documents_are_rendered_once(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    first = await api.get(path)
+    monkeypatch.setattr("starlette.responses.JSONResponse.render", lambda *_: b"{}")
+    assert (await api.get(path)).json() == first.json() != {}
