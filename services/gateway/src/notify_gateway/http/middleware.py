@@ -21,6 +21,7 @@ REQUEST_TIMEOUT = 30.0  # seconds, including the body
 
 SECURITY_HEADERS = [
     (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
