@@ -14,6 +14,7 @@ configure_logs("INFO", {log_format})
 log = logging.getLogger("a.module")
 log.info("failed", extra={{"delivery_id": "01a2", "attempt": 3}})
 log.debug("not logged")
+logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")  # one line per request of anyone
 secret = "open-sesame"
 try:
     1 / 0

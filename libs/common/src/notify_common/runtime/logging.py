@@ -50,9 +50,10 @@ def configure_logs(level: str, log_format: LogFormat | None = None) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler])
-    # uvicorn's startup messages duplicate ours, and httpx logs every request.
-    for library in ("uvicorn.error", "httpx"):
-        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+    # uvicorn's startup messages duplicate ours, and it warns of every malformed request, so that anyone could fill the
+    # logs. httpx logs every request.
+    for library, lowest in (("uvicorn.error", logging.ERROR), ("httpx", logging.WARNING)):
+        logging.getLogger(library).setLevel(max(lowest, logging.getLogger().level))
     # These libraries log every failed reconnect with a traceback. We log only the start and the end of an outage.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
