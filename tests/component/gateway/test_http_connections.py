@@ -281,17 +281,18 @@ async def test_connections_beyond_the_limit_get_a_503(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    request = POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(NOTIFICATION)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         async with connected(url) as (first, to_first), connected(url) as (second, to_second):
             for reader, writer in ((first, to_first), (second, to_second)):
-                writer.write(GET)
-                assert (await response(reader))[0] == 200
+                writer.write(request)
+                assert (await response(reader))[0] == 100  # the request is in progress
             async with connected(url) as (third, _):
                 status, headers = await response(third)
                 assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
                 assert await third.read() == b""
-            to_first.write(GET)
-            assert (await response(first))[0] == 200
+            to_first.write(NOTIFICATION)
+            assert (await response(first))[0] == 201
 
         async def accepted() -> bool:
             async with connected(url) as (reader, writer):
@@ -299,6 +300,29 @@ async def test_connections_beyond_the_limit_get_a_503(
                 return (await response(reader))[0] == 200
 
         await eventually(accepted, "the places of the closed connections are free again")
+
+
+@pytest.mark.parametrize("part", [b"", GET[:20], GET], ids=["no request", "unfinished head", "idle"])
+async def test_connection_that_waited_longest_for_a_request_makes_room(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, part: bytes
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (first, to_first),
+        connected(url) as (second, to_second),
+    ):
+        to_first.write(part)
+        if part == GET:
+            assert (await response(first))[0] == 200
+        to_second.write(GET)
+        assert (await response(second))[0] == 200
+        async with connected(url) as (third, to_third):
+            to_third.write(GET)
+            assert (await response(third))[0] == 200
+            assert await first.read() == b""
+            to_second.write(GET)
+            assert (await response(second))[0] == 200
 
 
 @pytest.mark.parametrize("before", [b"", GET], ids=["new connection", "after a request"])

@@ -2,7 +2,7 @@
 
 import resource
 from asyncio import TimerHandle, Transport
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -55,6 +55,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """
 
     _connections: ClassVar[Counter[int | None]] = Counter()  # the open connections of each port
+    # The connections of each port that have no request in progress; the one that has waited longest comes first.
+    _waiting: ClassVar[defaultdict[int | None, dict["LimitedHttpProtocol", None]]] = defaultdict(dict)
     _slow_readers: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # the one that has waited longest comes first
     _body_memory = BodyMemory()  # shared by all connections
     _head_memory = BodyMemory()  # as above
@@ -72,11 +74,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_made(LingeringTransport(transport, self.loop))  # type: ignore[arg-type]  # as above
         self._port = self.server[1] if self.server is not None else None
         self._connections[self._port] += 1
+        self._waiting_here = self._waiting[self._port]
         if self._connections[self._port] > min(MAX_CONNECTIONS, available_connections()):
-            self.transport.write(UNAVAILABLE)
-            self.transport.close_at_once()
-        else:
-            self._start_head_timer()
+            if not self._waiting_here:
+                self.transport.write(UNAVAILABLE)
+                self.transport.close_at_once()
+                return
+            # Otherwise one client could keep all others out with connections on which it requests nothing.
+            next(iter(self._waiting_here)).give_up()
+        self._waiting_here[self] = None
+        self._start_head_timer()
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -84,6 +91,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         self._release_head()
         self._slow_readers.pop(self, None)
+        self._waiting_here.pop(self, None)
         for queued, _ in self.pipeline:  # these requests will never be handled
             queued.scope[BODY].release()  # type: ignore[literal-required]  # as below
             self._release_queued_head(queued.scope)
@@ -111,6 +119,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def give_up(self) -> None:
         """Close the connection without sending what has been written."""
         self._slow_readers.pop(self, None)
+        self._waiting_here.pop(self, None)
         self._socket.abort()
 
     @override
@@ -160,6 +169,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self.url[:1] not in b"/*":
             self._name_target_as_host()
         super().on_headers_complete()
+        self._waiting_here.pop(self, None)
         self._stop_head_timer()
         self._release_head()
         self._reading_head = False
@@ -193,6 +203,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self.scope, self.url = FORGOTTEN, b""
             self.cycle.scope = FORGOTTEN
             self.cycle.body.clear()
+            self._waiting_here[self] = None
         elif not self.transport.is_closing():
             self._release_queued_head(self.pipeline[-1][0].scope)  # uvicorn starts this request next
         super().on_response_complete()
