@@ -325,6 +325,21 @@ async def test_connection_that_waited_longest_for_a_request_makes_room(
             assert (await response(second))[0] == 200
 
 
+@pytest.mark.parametrize("follows", [True, False])
+async def test_connection_is_closed_if_the_parser_dropped_a_request(postgres: PostgresSettings, follows: bool) -> None:
+    upgrade = GET.removesuffix(b"\r\n") + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(upgrade + (GET if follows else b""))
+        status, headers = await response(reader)
+        assert (status, headers.get("connection")) == (200, "close" if follows else None)
+        if not follows:
+            writer.write(GET)
+            assert (await response(reader))[0] == 200
+
+
 @pytest.mark.parametrize("before", [b"", GET], ids=["new connection", "after a request"])
 @pytest.mark.parametrize("part", [b"\r\n", b"GET /livez"], ids=["empty line", "request line"])
 async def test_unfinished_head_is_not_awaited_without_end(

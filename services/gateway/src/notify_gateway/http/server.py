@@ -1,6 +1,7 @@
 """uvicorn's HTTP/1.1 protocol, with limits on connections, on what surrounds request bodies, and on their memory."""
 
 import resource
+import sys
 from asyncio import TimerHandle, Transport
 from collections import Counter, defaultdict, deque
 from functools import cache
@@ -137,7 +138,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         if self._head_timer is None and not self.transport.client_sends:
             self._start_head_timer()  # even empty lines must not keep a connection open
-        self._outside_body += len(data)
+        self._part_size = len(data)
+        self._outside_body += self._part_size
         super().data_received(data)
         if self._reading_head:
             if self._outside_body > MAX_HEAD:
@@ -211,6 +213,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @override
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
+
+    @override
+    def _unsupported_upgrade_warning(self) -> None:
+        # uvicorn calls this while it handles the parser's error, which names the first byte that was not parsed.
+        error = sys.exception()
+        if error is not None and error.args[0] < self._part_size:
+            self._refuse(400, "Another request follows one with `Upgrade` too early.")
 
     @override
     def _should_upgrade_to_ws(self) -> bool:
