@@ -80,7 +80,7 @@ class DeclaredTopology:
         await asyncio.shield(self._restoring)
 
     async def watch(self) -> None:
-        """Declare everything again from time to time. This never returns."""
+        """Declare everything again each minute, or every 10 s while something is missing or differs. Never return."""
         next_declaration = time.monotonic() + WATCH_INTERVAL
         while True:
             await asyncio.sleep(PROBLEM_INTERVAL)

@@ -16,7 +16,7 @@ class Quota:
 
 
 class CallSlots:
-    """Counts the calls in progress of each quota.
+    """Counts how many calls of each quota are in progress.
 
     A call gets a slot of all its quotas at the same moment. While it waits for one of them it holds none, because
     otherwise the calls that wait for a busy host would use up the quota of their tenant, or the other way round.

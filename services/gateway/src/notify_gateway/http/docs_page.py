@@ -11,17 +11,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from notify_gateway.http.static_files import StaticFiles
 
+OPENAPI = "/openapi.json"
+ASSETS = "/docs/assets"
 INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
-# The page shares its origin with the console, whose key is in the session storage of its tab. So only Swagger UI itself
-# may run, and no script that gets into the page, and nothing may be sent elsewhere. Swagger UI needs inline styles.
+# The page shares its origin with the console, whose key is in the session storage of its tab. The policy therefore
+# allows only Swagger UI's own scripts, and requests only to this origin. Swagger UI needs inline styles.
 POLICY = (
     "default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-OPENAPI = "/openapi.json"
-ASSETS = "/docs/assets"
 
 
 def install(app: FastAPI) -> None:
