@@ -6,16 +6,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, closing
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import uvicorn
 from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import Content, DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.worker import Worker
+from notify_common.runtime.clock import utc_now
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_limits import ProviderLimits
@@ -36,10 +37,11 @@ TIMEOUT = 20.0  # seconds; reached only if the test fails
 
 
 def delivery_requested(**change: object) -> DeliveryRequested:
+    now = utc_now()
     return DeliveryRequested.model_validate(
         {
-            "delivery_id": uuid4(),
-            "notification_id": uuid4(),
+            "delivery_id": new_id(now),
+            "notification_id": new_id(now),
             "user_id": 1,
             "channel": Channel.TELEGRAM,
             "content": Content(message="hello"),
