@@ -11,8 +11,8 @@ import httpx
 import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.http import closing as http_closing
-from notify_gateway.http import middleware, server
-from notify_gateway.http.middleware import MAX_HEAD
+from notify_gateway.http import middleware, server, slow_readers
+from notify_gateway.http.middleware import MAX_HEAD, LimitsMiddleware
 from notify_gateway.http.principal import Scope
 from notify_gateway.http.server import MAX_HEADERS, MAX_OUTSIDE_BODY, MAX_PIPELINED, LimitedHttpProtocol
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -67,6 +67,10 @@ def slow_reader(url: httpx.URL) -> Iterator[socket.socket]:
 
 async def all_closed() -> bool:
     return not open_protocols()
+
+
+async def has_begun(path: bytes) -> bool:
+    return any(each.url == path for each in open_protocols())
 
 
 async def paused() -> bool:
@@ -252,11 +256,13 @@ async def test_pipelined_requests_have_a_limit(postgres: PostgresSettings) -> No
         assert await reader.read() == b""
 
 
+@pytest.mark.parametrize("fields", [b"X-Long: " + b"x" * 12_000, b"a:\r\n" * 90], ids=["long", "many short headers"])
 async def test_unfinished_heads_of_all_connections_have_a_limit(
-    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, fields: bytes
 ) -> None:
     monkeypatch.setattr(server, "MAX_HEADS", 20_000)
-    part = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 12_000
+    monkeypatch.setattr(server, "HEAD_TIMEOUT", 3 * TIMEOUT)
+    part = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + fields
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         async with connected(url) as (_, first):
             first.write(part)
@@ -325,19 +331,37 @@ async def test_connection_that_waited_longest_for_a_request_makes_room(
             assert (await response(second))[0] == 200
 
 
-@pytest.mark.parametrize("follows", [True, False])
-async def test_connection_is_closed_if_the_parser_dropped_a_request(postgres: PostgresSettings, follows: bool) -> None:
-    upgrade = GET.removesuffix(b"\r\n") + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+@pytest.mark.parametrize("cut", ["one part", "body on its own", "body after a full part"])
+@pytest.mark.parametrize("upgrade", [b"Upgrade, HTTP2-Settings\r\nUpgrade: h2c", b"upgrade\r\nupgrade: websocket"])
+async def test_upgrade_is_ignored_and_the_body_is_not_taken_for_a_request(
+    postgres: PostgresSettings, upgrade: bytes, cut: str
+) -> None:
+    notification = NOTIFICATION.replace(b"x", GET.replace(b"\r\n", b"  "))
+    head = POST + b"Content-Length: %d\r\nConnection: %b\r\n" % (len(notification), upgrade)
+    if cut == "body after a full part":
+        head += b"Padding: %b\r\n" % (b"x" * (MAX_HEAD - len(head) - len(b"Padding: \r\n\r\n")))
+    head += b"\r\n"
     async with (
         served_gateway(NOWHERE, postgres, relaying=False) as url,
         connected(url) as (reader, writer),
     ):
-        writer.write(upgrade + (GET if follows else b""))
-        status, headers = await response(reader)
-        assert (status, headers.get("connection")) == (200, "close" if follows else None)
-        if not follows:
-            writer.write(GET)
-            assert (await response(reader))[0] == 200
+        if cut == "body on its own":
+            writer.write(head)
+            await eventually(lambda: has_begun(b"/api/notifications"), "the gateway has read the head")
+            writer.write(notification + GET)
+        else:
+            writer.write(head + notification + GET)
+        assert [(await response(reader))[0] for _ in range(2)] == [201, 200]
+
+
+async def test_connect_is_refused(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n" + GET)
+        assert (await response(reader))[0] == 400
+        assert await reader.read() == b""
 
 
 @pytest.mark.parametrize("before", [b"", GET], ids=["new connection", "after a request"])
@@ -372,20 +396,55 @@ async def test_client_that_does_not_read_its_response_is_disconnected(
             await eventually(all_closed, "the gateway has closed the connection")
 
 
-async def test_slow_readers_have_a_limit(postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_SLOW_READERS", 1)
+@pytest.mark.parametrize("limit", ["MAX_SLOW_READERS", "MAX_UNREAD_TOGETHER"])
+async def test_slow_readers_have_a_limit(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
     loop = asyncio.get_running_loop()
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         with slow_reader(url) as first, slow_reader(url) as second:
             await loop.sock_sendall(first, BUNDLE)
             await eventually(paused, "the gateway waits for the first client to read")
             (oldest,) = [each for each in open_protocols() if each.flow.write_paused]
+            only_one = {"MAX_SLOW_READERS": 1, "MAX_UNREAD_TOGETHER": oldest.unread_bytes}
+            monkeypatch.setattr(slow_readers, limit, only_one[limit])
             await loop.sock_sendall(second, BUNDLE)
 
             async def replaced() -> bool:
                 return oldest not in open_protocols() and await paused()
 
             await eventually(replaced, "the gateway has closed the connection that waited longest")
+
+
+@pytest.mark.parametrize(("length", "part"), [(2, b"x"), (1_000_000, MORE * 5)], ids=["short", "too long"])
+async def test_body_that_arrives_during_the_response_is_discarded(
+    postgres: PostgresSettings, caplog: pytest.LogCaptureFixture, length: int, part: bytes
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with slow_reader(url) as slow:
+            await loop.sock_sendall(slow, BUNDLE.removesuffix(b"\r\n") + b"Content-Length: %d\r\n\r\n" % length)
+            await paused_protocol()
+            await loop.sock_sendall(slow, part)
+            received = b""
+            while more := await loop.sock_recv(slow, 65_536):
+                received += more
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"content-length: %d\r\n" % len(body) in head
+    assert "Traceback" not in caplog.text
+
+
+async def test_response_that_takes_too_long_is_ended_without_a_traceback(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeouts = {"body_timeout": TIMEOUT, "request_timeout": 0.3}
+    monkeypatch.setattr(LimitsMiddleware.__init__, "__kwdefaults__", timeouts)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with slow_reader(url) as slow:
+            await asyncio.get_running_loop().sock_sendall(slow, BUNDLE)
+            await paused_protocol()
+            await eventually(all_closed, "the gateway has closed the connection")
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b""], ids=["complete", "unfinished"])

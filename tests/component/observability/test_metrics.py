@@ -51,6 +51,7 @@ async def test_gateway_exports_request_delivery_and_outbox_metrics(api: httpx.As
     created = (await api.get("/api/notifications")).json()["items"][0]["id"]
     await api.get(f"/api/notifications/{created}")
     await api.get("/nowhere")
+    await api.delete("/api/notifications")
     exported = await metrics(api)
     count = "notify_http_request_seconds_count"
     assert exported[count, "POST", "/api/notifications", "201"] == 3
@@ -58,6 +59,7 @@ async def test_gateway_exports_request_delivery_and_outbox_metrics(api: httpx.As
     # The label is the route, not the path; otherwise each ID would add a time series.
     assert exported[count, "GET", "/api/notifications/{id}", "200"] == 1
     assert exported[count, "none", "none", "404"] == 1
+    assert exported[count, "none", "/api/notifications", "405"] == 1
     assert exported["notify_deliveries_accepted_total", "email"] == 3
     assert exported["notify_deliveries_accepted_total", "webhook"] == 0
     assert exported["notify_group_size_sum", "accept"] == 3

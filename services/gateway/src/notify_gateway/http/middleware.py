@@ -28,6 +28,7 @@ SECURITY_HEADERS = [
 ]
 
 CLOSE = b"connection", b"close"
+READING = frozenset({"GET", "HEAD"})  # the methods of static files
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
 TOO_LARGE = 503, "Too many large requests are in progress."
@@ -159,7 +160,8 @@ class LimitsMiddleware:
                     await self._app(scope, request.receive, request.send)
             except TimeoutError:
                 if request.status:
-                    raise
+                    await request.disconnect()
+                    return
                 if request.complete:
                     too_slow = problem_response(503, "The request timed out. It may still have been accepted.")
                 else:
@@ -172,17 +174,21 @@ class LimitsMiddleware:
                 request.body.release()
             # Event streams are not reported, because their duration says nothing about speed.
             if not request.unlimited:
-                # Requests are labelled with their route instead of their path, because paths contain ids.
-                route = getattr(scope.get("route"), "path", None)
-                method, seconds = scope["method"] if route else UNKNOWN, time.perf_counter() - began
-                self._observe_request(method, route or UNKNOWN, request.status, seconds)
+                # Requests are labelled with their route instead of their path, because paths contain ids, and only with
+                # methods of the route, because clients could otherwise create any number of time series.
+                route = scope.get("route")
+                path = getattr(route, "path", UNKNOWN)
+                methods = frozenset() if route is None else getattr(route, "methods", READING)
+                method = scope["method"] if scope["method"] in methods else UNKNOWN
+                self._observe_request(method, path, request.status, time.perf_counter() - began)
 
 
 class _LimitedRequest:
     """The progress of one request: what its headers say, the size of its body, and the status of its response."""
 
     __slots__ = (
-        "_deadline", "_receive", "_received", "_send", "body", "complete", "limit", "refusal", "status", "unlimited"
+        "_deadline", "_receive", "_received", "_send", "_transport",
+        "body", "complete", "limit", "refusal", "status", "unlimited",
     )  # fmt: skip
     limit: asyncio.Timeout
 
@@ -190,6 +196,7 @@ class _LimitedRequest:
         self.body: ArrivingBody | None = scope.get(BODY)
         self._receive = receive
         self._send = send
+        self._transport: asyncio.Transport | None = scope.get(TRANSPORT)
         self._received = self.status = 0
         self.complete = True
         head = hosts = 0
@@ -225,13 +232,15 @@ class _LimitedRequest:
         message = await self._receive()
         if self.complete:  # after the body, the only possible message is a disconnect
             return message
+        if self.status:
+            if self.body is not None:
+                self.body.free()  # nobody reads a body after the response has begun
+            return message
         self._received += len(message.get("body", b""))
         if self._received > MAX_BODY:
             raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes.")
         if self.body is not None and self.body.refusal is not None:
             raise HTTPException(*self.body.refusal)
-        if self.body is not None and self.unlimited:
-            self.body.free()  # a stream may never end, and it discards the body
         if not message.get("more_body", False):
             self.complete = True
             if self.body is not None:
@@ -249,6 +258,14 @@ class _LimitedRequest:
             if self.body is not None and not self.unlimited:
                 self.body.release()  # the client may take long to read the response
         await self._send(message)
+
+    async def disconnect(self) -> None:
+        """Close the connection, because the client took too long to read the response."""
+        if self._transport is None:
+            raise TimeoutError
+        self._transport.abort()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     def lift_time_limit(self) -> None:
         self.unlimited = True

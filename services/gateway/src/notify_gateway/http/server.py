@@ -7,12 +7,13 @@ from collections import Counter, defaultdict, deque
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from notify_gateway.http.closing import LingeringTransport
 from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
+from notify_gateway.http.request_head import with_host_of_target, without_upgrade
+from notify_gateway.http.slow_readers import SlowReaders
 
 if TYPE_CHECKING:
     from uvicorn._types import HTTPScope
@@ -30,7 +31,6 @@ MAX_PIPELINED = 16  # requests that wait on one connection
 # Each takes about 11 KiB.
 MAX_CONNECTIONS = 8_000  # per port
 MAX_UNREAD = 16 * 1024  # bytes that we hold for a client that does not read, before its responses have to wait
-MAX_SLOW_READERS = 200  # connections whose responses wait; each can take 230 KiB
 RESERVED_FILES = 200  # for PostgreSQL, RabbitMQ and the health port
 TOO_MANY_HEADERS = f"There are more than {MAX_HEADERS} headers."
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -58,14 +58,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _connections: ClassVar[Counter[int | None]] = Counter()  # the open connections of each port
     # The connections of each port that have no request in progress; the one that has waited longest comes first.
     _waiting: ClassVar[defaultdict[int | None, dict["LimitedHttpProtocol", None]]] = defaultdict(dict)
-    _slow_readers: ClassVar[dict["LimitedHttpProtocol", None]] = {}  # the one that has waited longest comes first
-    _body_memory = BodyMemory()  # shared by all connections
+    _slow_readers = SlowReaders()  # shared by all connections
+    _body_memory = BodyMemory()  # as above
     _head_memory = BodyMemory()  # as above
     transport: LingeringTransport  # type: ignore[assignment]  # it has all methods that uvicorn calls
     _body: ArrivingBody
     _reading_head = True
     _outside_body = 0  # bytes of the request that is being read
     _held = 0  # bytes of an unfinished head, as counted in `_head_memory`
+    _part = _unparsed = b""  # what the parser is given now, and what it has to be given next
     _head_timer: TimerHandle | None = None
 
     @override
@@ -91,7 +92,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._connections[self._port] -= 1
         self._stop_head_timer()
         self._release_head()
-        self._slow_readers.pop(self, None)
+        self._slow_readers.discard(self)
         self._waiting_here.pop(self, None)
         for queued, _ in self.pipeline:  # these requests will never be handled
             queued.scope[BODY].release()  # type: ignore[literal-required]  # as below
@@ -105,21 +106,24 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def pause_writing(self) -> None:
-        if len(self._slow_readers) >= MAX_SLOW_READERS:
-            next(iter(self._slow_readers)).give_up()
-        self._slow_readers[self] = None
+        self._slow_readers.add(self, self.unread_bytes)
         self.transport.limit_flush()
         super().pause_writing()
 
     @override
     def resume_writing(self) -> None:
-        self._slow_readers.pop(self, None)
+        self._slow_readers.discard(self)
         self.transport.lift_flush_limit()
         super().resume_writing()
 
+    @property
+    def unread_bytes(self) -> int:
+        """The bytes that wait in our memory until the client reads."""
+        return self._socket.get_write_buffer_size()
+
     def give_up(self) -> None:
         """Close the connection without sending what has been written."""
-        self._slow_readers.pop(self, None)
+        self._slow_readers.discard(self)
         self._waiting_here.pop(self, None)
         self._socket.abort()
 
@@ -138,14 +142,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         if self._head_timer is None and not self.transport.client_sends:
             self._start_head_timer()  # even empty lines must not keep a connection open
-        self._part_size = len(data)
-        self._outside_body += self._part_size
-        super().data_received(data)
+        self._outside_body += len(data)
+        self._unparsed = data
+        while self._unparsed and not self.transport.discarding:
+            self._part, self._unparsed = self._unparsed, b""
+            super().data_received(self._part)
+        self._part = b""
         if self._reading_head:
             if self._outside_body > MAX_HEAD:
                 self._refuse(400, f"The headers are longer than {MAX_HEAD} bytes.")
             elif self.transport.client_sends:
-                self._hold_head(len(data))
+                self._hold_head()
                 if len(self.headers) > MAX_HEADERS:
                     self._refuse(400, TOO_MANY_HEADERS)
         elif self._outside_body > MAX_OUTSIDE_BODY:
@@ -165,11 +172,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("CONNECT")  # uvicorn then calls `send_400_response`
+            return  # the parser has stopped before the body; see `_unsupported_upgrade_warning`
         if len(self.headers) > MAX_HEADERS:
             self._refuse(400, TOO_MANY_HEADERS)
             raise ValueError(TOO_MANY_HEADERS)  # ends the parser
         if self.url[:1] not in b"/*":
-            self._name_target_as_host()
+            self.headers[:] = with_host_of_target(self.url, self.parser.get_http_version(), self.headers)
         super().on_headers_complete()
         self._waiting_here.pop(self, None)
         self._stop_head_timer()
@@ -191,6 +202,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._outside_body = 0
         self._body.arrived, self.transport.client_sends, self._reading_head = True, False, True
         super().on_message_complete()
@@ -216,10 +229,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def _unsupported_upgrade_warning(self) -> None:
-        # uvicorn calls this while it handles the parser's error, which names the first byte that was not parsed.
+        # The parser takes the body of such a request for the next one, so it parses the request again without Upgrade.
+        # uvicorn calls this method while it handles the parser's error, which says where the body begins.
         error = sys.exception()
-        if error is not None and error.args[0] < self._part_size:
-            self._refuse(400, "Another request follows one with `Upgrade` too early.")
+        assert error is not None  # noqa: S101 - see above
+        head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
+        self._unparsed = head + self._part[error.args[0] :]
 
     @override
     def _should_upgrade_to_ws(self) -> bool:
@@ -240,21 +255,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._body.refusal = status, detail
             self.cycle.message_event.set()
 
-    def _name_target_as_host(self) -> None:
-        """Replace the host by that of an absolute request target, as RFC 9112, section 3.2.2, demands."""
-        target = httptools.parse_url(self.url)
-        if target.host is None:
-            return
-        host = b"[%b]" % target.host if b":" in target.host else target.host
-        authority = host if target.port is None else b"%b:%d" % (host, target.port)
-        named = [(name, authority if name == b"host" else value) for name, value in self.headers]
-        if self.parser.get_http_version() == "1.0" and not any(name == b"host" for name, _ in named):
-            named.append((b"host", authority))
-        self.headers[:] = named
-
-    def _hold_head(self, size: int) -> None:
-        self._head_memory.bytes += size
-        self._held += size
+    def _hold_head(self) -> None:
+        size = self._outside_body + len(self.headers) * HEADER_SIZE
+        self._head_memory.bytes += size - self._held
+        self._held = size
         if self._head_memory.bytes > MAX_HEADS:
             self.transport.close_at_once()
 
