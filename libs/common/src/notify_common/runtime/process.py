@@ -30,9 +30,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], settings: ServiceSettings
     """Run a service until it ends. The exit code is 0 after SIGTERM or SIGINT; after `StartupError`, it is 1."""
     configure_logs(settings.log_level, settings.log_format)
     for variable in settings.example_secrets():
-        log.warning(
-            "ALLOW_INSECURE allows a secret that everyone can read in .env.example", extra={"variable": variable}
-        )
+        log.warning("ALLOW_INSECURE allows a secret that everyone can read in an example", extra={"variable": variable})
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

@@ -5,22 +5,38 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, HttpUrl, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from typing_extensions import override
 
 from notify_common.runtime.logging import LogFormat
+from notify_common.runtime.secret_files import SecretFiles
 from notify_common.runtime.tracing import UNTRACED, Tracing
 
 LogLevel = Annotated[
     str, BeforeValidator(lambda level: str(level).upper()), Field(pattern="^(DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
 ]
 
-EXAMPLE_SECRET = "change-me"  # noqa: S105 - every secret in .env.example contains it
+EXAMPLE_SECRET = "change-me"  # noqa: S105 - every secret in an example contains it
 
 
 class EnvironmentSettings(BaseSettings):
     """The base of all settings. The environment takes precedence over `.env`; an empty value counts as not set."""
 
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the most important first. Each of the two that have variables may name secret files."""
+        in_environment, in_dotenv = (SecretFiles(settings_cls, each) for each in (env_settings, dotenv_settings))
+        return init_settings, in_environment, env_settings, in_dotenv, dotenv_settings
 
 
 class ServiceSettings(EnvironmentSettings):
@@ -31,7 +47,7 @@ class ServiceSettings(EnvironmentSettings):
     allow_insecure: bool = False
 
     def example_secrets(self) -> list[str]:
-        """Return the variables whose secrets are still those of .env.example."""
+        """Return the variables whose secrets are those of an example."""
         return [
             name.upper()
             for name, value in self
@@ -42,8 +58,8 @@ class ServiceSettings(EnvironmentSettings):
     def _no_example_secrets(self) -> Self:
         if not self.allow_insecure and (variables := self.example_secrets()):
             raise ValueError(
-                f"{', '.join(variables)}: must not contain {EXAMPLE_SECRET}, because everyone can read .env.example; "
-                "`make env` creates a .env with random secrets, and ALLOW_INSECURE=1 allows those of the example"
+                f"{', '.join(variables)}: must not contain {EXAMPLE_SECRET}, because everyone can read examples; "
+                "`make env` creates random secrets, and ALLOW_INSECURE=1 allows those of examples"
             )
         return self
 
@@ -80,6 +96,8 @@ def load_settings(settings_class: type[Settings]) -> Settings:
     except ValidationError as error:
         # The message does not show the values, because one of them may be a secret.
         sys.exit("Invalid settings:\n  " + "\n  ".join(map(_problem, error.errors())))
+    except SettingsError as error:
+        sys.exit(f"Invalid settings:\n  {error}")
 
 
 def _problem(error: ErrorDetails) -> str:
