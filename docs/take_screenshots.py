@@ -21,7 +21,7 @@ from playwright.async_api import Page, async_playwright
 
 GATEWAY, MANAGEMENT = "http://127.0.0.1:8080", "http://127.0.0.1:15672"
 FOLDER = Path(__file__).parent / "images"
-ENV_FILE = Path(__file__).parents[1] / ".env"
+SECRETS = Path(__file__).parents[1] / "secrets"
 SIZE = {"width": 1180, "height": 800}  # pixels
 REQUEST_INTERVAL = 0.005  # seconds
 WARM_UP = 50.0  # seconds; the charts show the last minute, so the load must run before the first screenshot
@@ -60,14 +60,18 @@ async def take(page: Page, path: str, name: str, *, height: int, filter_regex: s
     print(f"docs/images/{name}.png")
 
 
+def secret(name: str) -> str:
+    """Return a secret that `make env` has created."""
+    return (SECRETS / name).read_text().strip()
+
+
 async def main() -> None:
     """Put the system under load, log in and take all screenshots."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Chromium is not on the PATH")
-    settings = dict(line.split("=", 1) for line in ENV_FILE.read_text().splitlines() if line and line[0] != "#")
-    login = ("admin", settings["RABBITMQ_ADMIN_PASSWORD"])
-    key = {"Authorization": f"Bearer {settings['BOOTSTRAP_API_KEY']}"}
+    login = ("admin", secret("rabbitmq_admin_password"))
+    key = {"Authorization": f"Bearer {secret('bootstrap_api_key')}"}
     async with httpx.AsyncClient(base_url=MANAGEMENT, auth=login) as management:
         response = await management.post("/api/exchanges/%2F/notifications/publish", json=POISON)
         response.raise_for_status()

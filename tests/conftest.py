@@ -16,6 +16,7 @@ from notify_database.engine import PostgresSettings, create_engine
 from notify_database.migrate import migrate
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
+from support.compose import LABEL, Compose, docker
 from support.servers import ALL_RIGHTS, Servers, permit, servers_for_tests
 from support.services import NOWHERE, running_gateway
 
@@ -120,3 +121,18 @@ async def _administer(settings: PostgresSettings, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@pytest.fixture(scope="session")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """Build and start the containers once for all tests that need them."""
+    compose = Compose(tmp_path_factory.mktemp("compose") / "env")
+    compose.run("down", "--volumes")  # remove anything that an interrupted run has left behind
+    try:
+        asyncio.run(compose.up("--build"))
+        yield compose
+    finally:
+        compose.run("down", "--volumes")
+    assert docker("ps", "--all", "--quiet", "--filter", LABEL) == ""
+    assert docker("volume", "ls", "--quiet", "--filter", LABEL) == ""
+    assert docker("network", "ls", "--quiet", "--filter", LABEL) == ""

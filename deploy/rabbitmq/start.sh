@@ -2,16 +2,30 @@
 # Insert the passwords into the definitions that RabbitMQ loads at startup, then start RabbitMQ the way its image does.
 set -euo pipefail
 
-filled=/run/notify/definitions.json
+# This is in memory. A tmpfs of our own would not do: some versions of runc let only root write into it after a restart.
+filled=/dev/shm/definitions.json
 cookie=/var/lib/rabbitmq/.erlang.cookie
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
 
 definitions=$(<"${0%/*}/definitions.json")
 examples=()
 for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
     password=${!variable:-}
+    file_variable=${variable}_FILE
+    file=${!file_variable:-}
+    if [[ -n $file ]]; then
+        [[ -z $password ]] || fail "$variable, $file_variable: only one of them may be set"
+        [[ -f $file && -r $file ]] || fail "$file_variable: $file cannot be read"
+        [[ -s $file ]] || fail "$file_variable: $file is empty"
+        # This strips the newline at the end.
+        password=$(<"$file")
+    fi
     if [[ -z $password || $password == *[[:cntrl:]]* || $password == *"\${"* ]]; then
-        echo "$variable must be set and must not contain control characters or \${" >&2
-        exit 1
+        fail "$variable or $file_variable must be set, and the password must not contain control characters or \${"
     fi
     [[ $password != *change-me* ]] || examples+=("$variable")
     # Escape the password for a JSON string.
@@ -19,22 +33,22 @@ for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
     password=${password//\"/\\\"}
     definitions=${definitions//"\${$variable}"/"$password"}
     # RabbitMQ would read every RABBITMQ_* variable as a setting of its own.
-    unset "$variable"
+    unset "$variable" "$file_variable"
 done
 allow_insecure=${ALLOW_INSECURE:-}
 # The services accept the same spellings.
 if ((${#examples[@]})) && [[ ! ${allow_insecure,,} =~ ^(1|t|true|y|yes|on)$ ]]; then
     printf -v variables '%s, ' "${examples[@]}"
-    echo "${variables%, }: must not contain change-me, because everyone can read .env.example;" \
-        "\`make env\` creates a .env with random secrets, and ALLOW_INSECURE=1 allows those of the example" >&2
-    exit 1
+    fail "${variables%, }: must not contain change-me, because everyone can read examples;" \
+        "\`make env\` creates random secrets, and ALLOW_INSECURE=1 allows those of examples"
 fi
 (
     umask 077
     printf '%s' "$definitions" >"$filled"
-    # The cookie is created here, because otherwise the first health check could create it as a file owned by root.
+    # The cookie is created here, because otherwise the server and the first health check could each create one.
     [[ -e $cookie ]] || head -c 24 /dev/urandom | base64 >"$cookie"
 )
 chmod 400 "$cookie"
-chown rabbitmq:rabbitmq "$filled" "$cookie"
+# Containers of older versions start as root, and run this script if they are restarted after an upgrade.
+[[ $EUID != 0 ]] || chown rabbitmq:rabbitmq "$filled" "$cookie"
 exec docker-entrypoint.sh rabbitmq-server

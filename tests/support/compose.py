@@ -18,13 +18,14 @@ HEALTHY_TIMEOUT = 180  # seconds
 
 
 class Compose:
-    """A Docker Compose project with the settings that `make env` creates, which `set` can change."""
+    """A Docker Compose project with the settings and secrets that `make env` creates; `set` changes the settings."""
 
     def __init__(self, env_file: Path) -> None:
         subprocess.run(["make", "env", f"FILE={env_file}"], cwd=PROJECT, check=True)  # noqa: S603, S607 - ours, found on PATH
         created = env_file.read_text().splitlines()
         self._settings = dict(line.split("=", 1) for line in created if line and line[0] != "#")
         self._env_file = env_file
+        self.secrets = Path(self._settings["SECRETS_DIR"])
         ports = Ports()
         self.set(TAG="test")  # so that a developer's own images are not replaced
         self.set(APP_PORT=str(ports.free(28080)), RABBITMQ_MANAGEMENT_PORT=str(ports.free(45672)))
@@ -33,6 +34,9 @@ class Compose:
         """Change settings, as an operator would by editing `.env`."""
         self._settings |= settings
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self._settings.items()))
+
+    def secret(self, name: str) -> str:
+        return (self.secrets / name).read_text().removesuffix("\n")
 
     def run(self, *arguments: str, script: str = "") -> str:
         """Run `docker compose …`, which must succeed, and return its output."""
@@ -46,10 +50,13 @@ class Compose:
     def containers(self, service: str) -> list[str]:
         return self.run("ps", "-q", service).split()
 
+    def all_containers(self) -> list[str]:
+        return self.run("ps", "-q", "--all").split()
+
     def gateway(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{self._settings['APP_PORT']}",
-            headers={"Authorization": f"Bearer {self._settings['BOOTSTRAP_API_KEY']}"},
+            headers={"Authorization": f"Bearer {self.secret('bootstrap_api_key')}"},
             timeout=60,
             trust_env=False,
         )
@@ -58,7 +65,7 @@ class Compose:
         """Return a client of RabbitMQ's management API."""
         return httpx.Client(
             base_url=f"http://127.0.0.1:{self._settings['RABBITMQ_MANAGEMENT_PORT']}",
-            auth=("admin", self._settings["RABBITMQ_ADMIN_PASSWORD"]),
+            auth=("admin", self.secret("rabbitmq_admin_password")),
             timeout=30,
             trust_env=False,
         )

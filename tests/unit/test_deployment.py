@@ -1,23 +1,21 @@
 """Values must agree between the settings, docs/settings.md, Compose, .env.example and RabbitMQ's definitions."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from importlib import import_module
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
+from notify_common.runtime.secret_files import is_secret
 from notify_common.sending.service import ACK_TIME, SenderSettings
 from notify_database.migrate import MigrationSettings
 from notify_gateway.settings import GatewaySettings
+from notify_local.env_file import DRAWN, PROVIDERS
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
 from notify_local.stack import SERVICES as RUNNING
 from notify_status_writer.settings import StatusWriterSettings
@@ -71,10 +69,43 @@ def test_settings_page_states_the_defaults() -> None:
             assert documented == "per service" or documented.lower() == str(default).removesuffix(".0").lower(), name
 
 
+def secrets_of(settings: type[BaseSettings]) -> set[str]:
+    return {name.upper() for name, field in settings.model_fields.items() if is_secret(field.annotation)}
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_compose_passes_each_service_exactly_its_settings(service: str) -> None:
     given = set(COMPOSE["services"][service]["environment"])
-    assert given == {name for name in variables(SERVICES[service]) - IN_THE_IMAGE if not name.endswith("_CA_FILE")}
+    expected = {name for name in variables(SERVICES[service]) - IN_THE_IMAGE if not name.endswith("_CA_FILE")}
+    secrets = secrets_of(SERVICES[service])
+    assert given == (expected - secrets) | {f"{name}_FILE" for name in secrets}
+
+
+def test_each_container_mounts_exactly_the_secrets_that_its_settings_name() -> None:
+    mounted: set[str] = set()
+    for service in COMPOSE["services"].values():
+        values = service.get("environment", {}).values()
+        named = {name for value in values for name in re.findall(r"/run/secrets/(\w+)", str(value))}
+        assert named == set(service.get("secrets", []))
+        mounted |= named
+    assert mounted == set(COMPOSE["secrets"]) == {*DRAWN, *PROVIDERS}
+    # Compose implements other secrets by copying them into the container, which is impossible if it is read-only.
+    assert all(set(secret) == {"file"} for secret in COMPOSE["secrets"].values())
+
+
+def test_no_secret_is_in_the_environment_of_a_container() -> None:
+    for service in COMPOSE["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|TOKEN|KEY", name):
+                assert re.fullmatch(rf"/run/secrets/\w+|\$\{{{name}:\+/run/secrets/\w+}}", value), name
+
+
+def test_a_providers_secret_is_optional_and_any_other_one_is_required() -> None:
+    for name, secret in COMPOSE["secrets"].items():
+        if name in PROVIDERS:
+            assert secret["file"] == f"${{{name.upper()}_FILE:-/dev/null}}"
+        else:
+            assert not secret["file"].endswith("/dev/null}")
 
 
 def test_env_example_lists_exactly_the_variables_that_compose_uses() -> None:
@@ -85,85 +116,20 @@ def test_env_example_lists_exactly_the_variables_that_compose_uses() -> None:
 def test_env_example_and_compose_agree_on_the_defaults() -> None:
     text = (PROJECT / "docker-compose.yml").read_text()
     for name, value in EXAMPLE.items():
-        if value and name.endswith(("PASSWORD", "API_KEY")):
-            assert f"${{{name}:?" in text
-            assert "change-me" in value
-        else:
-            assert f"${{{name}:-{value}}}" in text
-            if name in table():
-                assert table()[name] == (value or "none")
+        default = "/dev/null" if name.removesuffix("_FILE").lower() in PROVIDERS else value
+        assert f"${{{name}:-{default}}}" in text
+        if name in table():
+            assert table()[name] == (value or "none")
+
+
+def test_env_example_is_valid_and_contains_no_secret() -> None:
+    GatewaySettings.model_validate({name.lower(): value for name, value in EXAMPLE.items() if value})
+    assert not set(EXAMPLE) & {name.upper() for name in COMPOSE["secrets"]}
 
 
 def test_every_container_that_checks_secrets_gets_the_switch_that_allows_the_examples() -> None:
     for service in (*SERVICES, "rabbitmq"):
         assert COMPOSE["services"][service]["environment"]["ALLOW_INSECURE"] == "${ALLOW_INSECURE:-false}"
-
-
-def test_allowing_insecure_settings_is_all_that_the_example_file_needs() -> None:
-    """Also with the example's secrets, each value must have the form that the gateway requires of a secret."""
-    example = {name.lower(): value for name, value in EXAMPLE.items() if value}
-    assert GatewaySettings.model_validate({**example, "allow_insecure": "1"}).example_secrets() == [
-        "POSTGRES_PASSWORD",
-        "BOOTSTRAP_API_KEY",
-    ]
-
-
-def start_rabbitmq(**environment: str) -> subprocess.CompletedProcess[str]:
-    script = PROJECT / "deploy/rabbitmq/start.sh"
-    return subprocess.run(  # noqa: S603 - ours
-        ["bash", script],  # noqa: S607 - found on PATH
-        env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("allow_insecure", ["false", "0", ""])
-def test_rabbitmq_does_not_start_with_example_passwords(allow_insecure: str) -> None:
-    passwords = {name: value for name, value in EXAMPLE.items() if re.fullmatch("RABBITMQ_.*_PASSWORD", name)}
-    done = start_rabbitmq(**passwords, ALLOW_INSECURE=allow_insecure)
-    assert done.returncode == 1
-    assert set(re.findall("RABBITMQ_[A-Z_]+", done.stderr)) == set(passwords)
-    assert "make env" in done.stderr
-    [one, *others] = passwords
-    done = start_rabbitmq(**dict.fromkeys(others, "secret"), **{one: passwords[one]})
-    assert done.returncode == 1
-    assert re.findall("RABBITMQ_[A-Z_]+", done.stderr) == [one]
-
-
-def make_env(file: Path) -> subprocess.CompletedProcess[str]:
-    # The interpreter gets no virtual environment, because `make env` must not need one.
-    interpreter = Path(sys.executable).resolve()
-    return subprocess.run(  # noqa: S603 - ours
-        ["make", "--directory", PROJECT, "env", f"PYTHON={interpreter} -S", f"FILE={file}"],  # noqa: S607 - found on PATH
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_make_env_writes_a_private_file_with_random_secrets_and_never_overwrites_it(tmp_path: Path) -> None:
-    file, other = tmp_path / "one.env", tmp_path / "two.env"
-    for each in (file, other):
-        done = make_env(each)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "BOOTSTRAP_API_KEY" in done.stdout
-        assert each.stat().st_mode & 0o777 == 0o600
-    settings, others = (
-        dict(line.split("=", 1) for line in each.read_text().splitlines() if line and line[0] != "#")
-        for each in (file, other)
-    )
-    assert set(settings) == set(EXAMPLE)
-    secrets = {name for name, value in EXAMPLE.items() if "change-me" in value}
-    assert {name: value for name, value in settings.items() if name not in secrets} == {
-        name: value for name, value in EXAMPLE.items() if name not in secrets
-    }
-    # Base64url without padding: 43 characters hold 32 bytes.
-    drawn = [each[name] for each in (settings, others) for name in secrets]
-    assert all(re.fullmatch("[A-Za-z0-9_-]{43}", secret) for secret in drawn)
-    assert len(set(drawn)) == len(drawn)
-    GatewaySettings.model_validate({name.lower(): value for name, value in settings.items() if value})
-    before = file.read_text()
-    done = make_env(file)
-    assert done.returncode != 0
-    assert f"{file} exists" in done.stderr
-    assert file.read_text() == before
 
 
 @pytest.mark.parametrize("service", RUNNING)
@@ -190,14 +156,31 @@ def test_every_container_has_memory_and_log_limits() -> None:
     assert all("stop_grace_period" in COMPOSE["services"][service] for service in long_running)
 
 
-def test_service_containers_run_with_minimal_privileges() -> None:
-    for service in SERVICES:
-        definition = COMPOSE["services"][service]
-        assert definition["read_only"]
+def test_containers_run_with_minimal_privileges() -> None:
+    assert all(COMPOSE["services"][service]["read_only"] for service in SERVICES)
+    for definition in COMPOSE["services"].values():
         assert definition["cap_drop"] == ["ALL"]
+        assert "cap_add" not in definition
+        assert definition["security_opt"] == ["no-new-privileges:true"]
     published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
     assert published == {"gateway", "rabbitmq"} | OBSERVERS
-    assert COMPOSE["networks"]["backend"]["internal"]
+
+
+def members(network: str) -> set[str]:
+    return {name for name, service in COMPOSE["services"].items() if network in service["networks"]}
+
+
+def test_containers_share_a_network_only_if_they_talk_to_each_other() -> None:
+    assert members("database") == {"postgres", "migrate", "gateway", "status_writer"}
+    # Prometheus asks every service for its metrics, and every service sends traces to Jaeger.
+    assert members("broker") - OBSERVERS == {"rabbitmq", "gateway", "status_writer"}
+    for channel in Channel:
+        assert members(channel) - OBSERVERS == {"rabbitmq", f"{channel}_sender"}
+        assert COMPOSE["services"][f"{channel}_sender"]["networks"] == [channel]
+    assert members("edge") == {"gateway"}
+    assert members("observers") == OBSERVERS
+    assert {name for name, network in COMPOSE["networks"].items() if network} == {"database", "broker"}
+    assert all(COMPOSE["networks"][name]["internal"] for name in ("database", "broker"))
 
 
 def test_each_published_port_has_an_address_of_its_own_which_is_localhost_by_default() -> None:
