@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 PROJECTS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
 PACKAGES := $(patsubst %/pyproject.toml,%,$(PROJECTS))
 LOCKED := $(filter services/%,$(PACKAGES))
+TOOLS := benchmarks supply_chain website
+LOCKS := $(addsuffix requirements.lock,$(addsuffix /,$(LOCKED) $(TOOLS))) requirements.lock
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo env test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check docs format lock clean
+.PHONY: help install up demo env test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check docs sbom audit check-workflows format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: install ## run the whole system in the foreground on private servers (Ctrl-C stops it)
 	@exec $(BIN)/python -m notify_local up
@@ -20,7 +22,7 @@ up: install ## run the whole system in the foreground on private servers (Ctrl-C
 demo: install ## send examples/notifications.csv or FILE=path.csv, and follow the notifications to the end
 	@exec $(BIN)/python -m notify_local demo $(if $(FILE),"$(FILE)")
 
-env: ## create .env with random secrets, for Docker Compose
+env: ## create .env and a folder of random secrets, for Docker Compose
 	@PYTHONPATH=libs/local_stack/src $(PYTHON) -m notify_local.env_file $(if $(FILE),"$(FILE)")
 
 # The suite runs in two processes, each with its own servers, and starts with the slowest tests.
@@ -59,10 +61,22 @@ bench-pair: install benchmarks/.venv/installed ## compare CPU and latencies with
 check: install ## check lint rules, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests benchmarks
+	@$(BIN)/mypy $(addsuffix /src,$(PACKAGES)) tests benchmarks supply_chain
 
 docs: website/.venv/installed ## build the documentation site in website/site; a broken link is an error
 	@PYTHONPATH=website PYTHONDONTWRITEBYTECODE=1 website/.venv/bin/zensical build --strict --clean
+
+sbom: supply_chain/.venv/installed ## write a CycloneDX SBOM of each image into sbom/
+	@supply_chain/.venv/bin/python -m supply_chain.sbom
+
+audit: supply_chain/.venv/installed ## look for known vulnerabilities of the locked packages (needs the internet)
+	@supply_chain/.venv/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		$(addprefix --requirement ,$(LOCKS)) || { echo "The audit found vulnerabilities or could not be made; see above." >&2; exit 1; }
+
+check-workflows: supply_chain/.venv/installed ## check the GitHub workflows and Dependabot's configuration
+	@supply_chain/.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@supply_chain/.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@supply_chain/.venv/bin/zizmor --offline --no-progress .github
 
 format: install ## format the code and sort its imports
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -72,11 +86,11 @@ lock: install ## relock the dependencies with hashes (UPGRADE=1 also upgrades th
 	@for folder in $(LOCKED); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 	@$(BIN)/uv $(COMPILE) $(if $(UPGRADE),--upgrade) --group dev $(PROJECTS) -o requirements.lock
-	@for folder in benchmarks website; do \
+	@for folder in $(TOOLS); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 
 clean: ## remove the virtual environment and the data of the private servers
-	@rm -rf $(VENV) benchmarks/.venv website/.venv website/site .local
+	@rm -rf $(VENV) $(addsuffix /.venv,$(TOOLS)) website/site sbom .local
 
 install: $(VENV)/installed ## prepare the virtual environment
 
@@ -89,7 +103,7 @@ $(VENV)/installed: requirements.lock $(PROJECTS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	@touch $@
 
-# The benchmarks and the documentation site have their own environments, because the product needs none of their packages.
+# These tools have their own environments, because the product needs none of their packages.
 %/.venv/installed: %/requirements.lock
 	@echo "Preparing $*/.venv (once, and whenever its dependencies change) …"
 	@$(PYTHON) -m venv --clear $*/.venv

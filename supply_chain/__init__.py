@@ -1,0 +1,1 @@
+"""Tools for SBOMs and releases."""
