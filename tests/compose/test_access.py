@@ -141,18 +141,15 @@ REACHED = {
 
 
 def addresses(compose: Compose, service: str) -> list[str]:
-    """Return the container's address on each of its networks."""
+    """Return the name and the addresses of a service, one on each of its networks."""
     [container] = compose.containers(service)
-    return [network["IPAddress"] for network in inspect(container)["NetworkSettings"]["Networks"].values()]
+    networks = inspect(container)["NetworkSettings"]["Networks"].values()
+    return [service, *(network["IPAddress"] for network in networks)]
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_container_reaches_only_those_it_talks_to(compose: Compose, service: str) -> None:
     """A sender reaches neither the database nor any other service, not even its health port."""
-    tried = [[name, ip, port] for name in PORTS for ip in addresses(compose, name) for port in PORTS[name]]
+    tried = [[name, each, port] for name in PORTS for each in addresses(compose, name) for port in PORTS[name]]
     output = compose.run("exec", "-T", service, "python", "-", json.dumps(tried), script=TRY_ADDRESSES)
     assert {name for name, *_ in json.loads(output)} == REACHED[service] | {service}
-    resolve = "import socket, sys; socket.getaddrinfo(sys.argv[1], 0)"
-    for name in set(PORTS) - REACHED[service] - {service}:
-        with pytest.raises(AssertionError, match="gaierror"):
-            compose.run("exec", "-T", service, "python", "-c", resolve, name)

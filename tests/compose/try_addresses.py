@@ -1,6 +1,6 @@
 """A script that runs in a container, tries to connect to addresses, and prints those that accept.
 
-Its argument is a JSON list of `[name, ip, port]`.
+Its argument is a JSON list of `[service, host, port]`.
 """
 
 import json

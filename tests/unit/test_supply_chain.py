@@ -1,4 +1,4 @@
-"""Test the checks of SBOMs, the file of a release and the workflows. `make sbom` needs tools that are not installed here."""
+"""Test the checks of SBOMs, the file of a release and the workflows. `make sbom` itself needs tools of its own."""
 
 import json
 import re
