@@ -2,19 +2,25 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import asyncpg
 from notify_common.errors import StartupError
+from notify_common.runtime.networks import is_local
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.settings import EnvironmentSettings
-from pydantic import Field, SecretStr
+from notify_common.runtime.tls import ClientFiles
+from pydantic import Field, SecretStr, model_validator
 from sqlalchemy import URL, CursorResult, ExceptionContext, Executable, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from typing_extensions import override
 
 from notify_database.errors import DatabaseUnavailable, DataRejected, LoginRejected, StatementTimedOut
 
@@ -36,12 +42,26 @@ NOT_MIGRATED = "the schema is missing or older than this service: run notify-mig
 MIGRATED = text(
     "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('notifications') AND attname = 'test')"
 )
+LOGIN_VARIABLES = "POSTGRES_USER, _PASSWORD, _DATABASE, _SSLMODE or _CERT_FILE"
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 
 # SQLSTATE classes (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program
 # limit exceeded. A statement that fails with one of these will fail every time.
 REJECTION_CLASSES = frozenset({"22", "23", "54"})
 LOGIN_CLASSES = frozenset({"28", "3D"})  # invalid authorization, invalid catalog (database) name
+
+
+class SslMode(StrEnum):
+    """How connections are encrypted, as in libpq (https://www.postgresql.org/docs/current/libpq-ssl.html)."""
+
+    DISABLE = "disable"
+    PREFER = "prefer"
+    REQUIRE = "require"
+    VERIFY_CA = "verify-ca"
+    VERIFY_FULL = "verify-full"
+
+
+VERIFYING = {SslMode.VERIFY_CA, SslMode.VERIFY_FULL}
 
 
 class PostgresSettings(EnvironmentSettings):
@@ -53,6 +73,37 @@ class PostgresSettings(EnvironmentSettings):
     postgres_user: str = "postgres"
     postgres_password: SecretStr = SecretStr("postgres")
     postgres_schema: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")] = "public"
+    postgres_sslmode: SslMode | None = None
+    postgres_ca_file: Path | None = None
+    postgres_cert_file: Path | None = None
+    postgres_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _postgres_files_are_usable(self) -> Self:
+        files, mode = self.postgres_files(), self.postgres_sslmode
+        if mode is SslMode.VERIFY_CA and files.ca is None:
+            # Everyone can get a certificate for some name from one of the system's authorities.
+            raise ValueError("POSTGRES_SSLMODE: verify-ca needs POSTGRES_CA_FILE")
+        if files.ca is not None and mode not in VERIFYING:
+            raise ValueError("POSTGRES_CA_FILE: needs POSTGRES_SSLMODE=verify-full or verify-ca")
+        if (variables := files.variables("POSTGRES")) and mode not in {*VERIFYING, SslMode.REQUIRE}:
+            raise ValueError(f"{', '.join(variables)}: needs POSTGRES_SSLMODE=verify-full, verify-ca or require")
+        files.check("POSTGRES")
+        return self
+
+    def postgres_files(self) -> ClientFiles:
+        """Return the certificate files for connections to PostgreSQL."""
+        return ClientFiles(self.postgres_ca_file, self.postgres_cert_file, self.postgres_key_file)
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return the context for one connection with `require`, `verify-ca` or `verify-full`."""
+        mode = self.postgres_sslmode
+        return self.postgres_files().context(verify=mode in VERIFYING, check_hostname=mode is SslMode.VERIFY_FULL)
+
+    @override
+    def plain_text(self) -> list[str]:
+        unset = "postgres_sslmode" not in self.model_fields_set
+        return [*super().plain_text(), *(["POSTGRES_SSLMODE"] if unset and not is_local(self.postgres_host) else [])]
 
 
 def create_engine(
@@ -97,6 +148,13 @@ def create_engine(
         },
     )
     event.listen(engine.sync_engine, "handle_error", _discard_after_timeout)
+    if (mode := settings.postgres_sslmode) is not None:
+
+        @event.listens_for(engine.sync_engine, "do_connect")
+        def set_ssl(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
+            plain = mode in {SslMode.DISABLE, SslMode.PREFER}
+            parameters["ssl"] = mode.value if plain else settings.ssl_context()
+
     return engine
 
 
@@ -145,6 +203,8 @@ def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
     # asyncpg raises its own DataError, without contacting the server, if it cannot encode a value.
     rejected = sqlstate[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
     description = f"{type(error).__name__} {sqlstate}".rstrip()
+    if isinstance(error, ssl.SSLError) or type(error) is ConnectionError:
+        description = f"{description}: {error}"  # asyncpg raises a plain ConnectionError if the server refuses TLS
     return DataRejected(description) if rejected else DatabaseUnavailable(description)
 
 
@@ -165,7 +225,7 @@ async def database_problem(engine: AsyncEngine) -> str | None:
                 version = int((await connection.execute(text("SHOW server_version_num"))).scalar_one()) // 10_000
                 migrated = (await connection.execute(MIGRATED)).scalar_one()
     except LoginRejected as error:
-        raise StartupError(f"PostgreSQL refuses the login (POSTGRES_USER, _PASSWORD or _DATABASE): {error}") from error
+        raise StartupError(f"PostgreSQL refuses the login ({LOGIN_VARIABLES}): {error}") from error
     except DatabaseUnavailable as error:
         return f"not reachable ({error})"
     if version < MINIMUM_VERSION:

@@ -109,6 +109,7 @@ def as_environment(settings: BaseSettings) -> dict[str, str]:
     return {
         name.upper(): value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         for name, value in settings
+        if value is not None
     }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.runtime.networks import NetworkList, is_loopback
+from notify_common.runtime.networks import NetworkList, is_local, is_loopback
 from notify_common.runtime.settings import EnvironmentSettings, ServiceSettings, TracedSettings
 from notify_database.engine import PostgresSettings
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, model_validator
@@ -84,6 +84,15 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
             raise ValueError(
                 f"AUTH: off would admit everyone who can reach {self.app_host} (APP_HOST); "
                 "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _management_password_is_encrypted(self) -> Self:
+        url = self.rabbitmq_management_url
+        if self.rabbitmq_tls and url is not None and url.scheme == "http" and not is_local(url.host or ""):
+            raise ValueError(
+                "RABBITMQ_MANAGEMENT_URL: must begin with https:// on another machine if RABBITMQ_TLS is true"
             )
         return self
 

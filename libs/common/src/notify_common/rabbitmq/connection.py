@@ -4,8 +4,9 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from aio_pika.abc import AbstractConnection
@@ -14,11 +15,14 @@ from aio_pika.robust_connection import RobustConnection
 from aiormq.abc import AbstractConnection as TransportConnection
 from aiormq.channel import Channel
 from faststream.rabbit import RabbitBroker
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
+from typing_extensions import override
 
 from notify_common.errors import BrokerUnavailable
+from notify_common.runtime.networks import is_local
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.settings import EnvironmentSettings
+from notify_common.runtime.tls import ClientFiles
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,27 @@ class RabbitSettings(EnvironmentSettings):
     rabbitmq_user: str = "guest"
     rabbitmq_password: SecretStr = SecretStr("guest")
     rabbitmq_vhost: str = "/"
+    rabbitmq_tls: bool = False
+    rabbitmq_ca_file: Path | None = None
+    rabbitmq_cert_file: Path | None = None
+    rabbitmq_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _rabbitmq_files_are_usable(self) -> Self:
+        files = self.rabbitmq_files()
+        if not self.rabbitmq_tls and (variables := files.variables("RABBITMQ")):
+            raise ValueError(f"{', '.join(variables)}: needs RABBITMQ_TLS=true")
+        files.check("RABBITMQ")
+        return self
+
+    def rabbitmq_files(self) -> ClientFiles:
+        """Return the certificate files for connections to RabbitMQ."""
+        return ClientFiles(self.rabbitmq_ca_file, self.rabbitmq_cert_file, self.rabbitmq_key_file)
+
+    @override
+    def plain_text(self) -> list[str]:
+        unset = "rabbitmq_tls" not in self.model_fields_set
+        return [*super().plain_text(), *(["RABBITMQ_TLS"] if unset and not is_local(self.rabbitmq_host) else [])]
 
     def amqp_url(self, role: str = "") -> str:
         """Return the AMQP URI, including the password (https://www.rabbitmq.com/docs/uri-spec).
@@ -47,8 +72,14 @@ class RabbitSettings(EnvironmentSettings):
         """
         user, vhost = quote(self.rabbitmq_user, safe=""), quote(self.rabbitmq_vhost, safe="")
         password = quote(self.rabbitmq_password.get_secret_value(), safe="")
-        query = urlencode({"heartbeat": HEARTBEAT, **({"name": f"{role}@{gethostname()}"} if role else {})})
-        return f"amqp://{user}:{password}@{self.rabbitmq_host}:{self.rabbitmq_port}/{vhost}?{query}"
+        query: dict[str, object] = {"heartbeat": HEARTBEAT, **({"name": f"{role}@{gethostname()}"} if role else {})}
+        if self.rabbitmq_tls:
+            # aiormq verifies the server's certificate and host name. It reads these files again for each connection.
+            parameters = zip(("cafile", "certfile", "keyfile"), self.rabbitmq_files(), strict=True)
+            query |= {parameter: file for parameter, file in parameters if file is not None}
+        scheme = "amqps" if self.rabbitmq_tls else "amqp"
+        address = f"{self.rabbitmq_host}:{self.rabbitmq_port}"
+        return f"{scheme}://{user}:{password}@{address}/{vhost}?{urlencode(query)}"
 
 
 def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:

@@ -32,3 +32,8 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_local(host: str) -> bool:
+    """Return whether `host` is this machine, or a name without a domain, such as that of a container."""
+    return is_loopback(host) or not {".", ":"} & set(host)

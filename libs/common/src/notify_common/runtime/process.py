@@ -31,6 +31,11 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], settings: ServiceSettings
     configure_logs(settings.log_level, settings.log_format)
     for variable in settings.example_secrets():
         log.warning("ALLOW_INSECURE allows a secret that everyone can read in an example", extra={"variable": variable})
+    for variable in settings.plain_text():
+        log.warning(
+            "messages and passwords may cross the network in plain text, because this variable is not set",
+            extra={"variable": variable},
+        )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

