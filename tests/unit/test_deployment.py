@@ -41,7 +41,8 @@ COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_t
 EXAMPLE = dict(
     line.split("=", 1) for line in (PROJECT / ".env.example").read_text().splitlines() if line and line[0] != "#"
 )
-OBSERVERS = {name for name, service in COMPOSE["services"].items() if "profiles" in service}
+OBSERVERS = {name for name, service in COMPOSE["services"].items() if service.get("profiles") == ["observability"]}
+INTERNAL = {"database", "broker", "proxied"}
 DEFINITIONS: dict[str, list[dict[str, Any]]] = json.loads((PROJECT / "deploy/rabbitmq/definitions.json").read_text())
 
 
@@ -163,7 +164,7 @@ def test_containers_run_with_minimal_privileges() -> None:
         assert "cap_add" not in definition
         assert definition["security_opt"] == ["no-new-privileges:true"]
     published = {name for name, service in COMPOSE["services"].items() if "ports" in service}
-    assert published == {"gateway", "rabbitmq"} | OBSERVERS
+    assert published == {"gateway", "rabbitmq", "edge"} | OBSERVERS
 
 
 def members(network: str) -> set[str]:
@@ -177,10 +178,12 @@ def test_containers_share_a_network_only_if_they_talk_to_each_other() -> None:
     for channel in Channel:
         assert members(channel) - OBSERVERS == {"rabbitmq", f"{channel}_sender"}
         assert COMPOSE["services"][f"{channel}_sender"]["networks"] == [channel]
-    assert members("edge") == {"gateway"}
+    assert members("api") == {"gateway"}
+    assert members("proxied") == {"gateway", "edge"}
+    assert members("ingress") == {"edge"}
     assert members("observers") == OBSERVERS
-    assert {name for name, network in COMPOSE["networks"].items() if network} == {"database", "broker"}
-    assert all(COMPOSE["networks"][name]["internal"] for name in ("database", "broker"))
+    assert {name for name, network in COMPOSE["networks"].items() if network} == INTERNAL
+    assert all(COMPOSE["networks"][name]["internal"] for name in INTERNAL)
 
 
 def test_each_published_port_has_an_address_of_its_own_which_is_localhost_by_default() -> None:
