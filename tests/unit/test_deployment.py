@@ -77,7 +77,8 @@ def secrets_of(settings: type[BaseSettings]) -> set[str]:
 @pytest.mark.parametrize("service", SERVICES)
 def test_compose_passes_each_service_exactly_its_settings(service: str) -> None:
     given = set(COMPOSE["services"][service]["environment"])
-    expected = {name for name in variables(SERVICES[service]) - IN_THE_IMAGE if not name.endswith("_CA_FILE")}
+    files = ("_CA_FILE", "_CERT_FILE", "_KEY_FILE")  # these must be mounted, too
+    expected = {name for name in variables(SERVICES[service]) - IN_THE_IMAGE if not name.endswith(files)}
     secrets = secrets_of(SERVICES[service])
     assert given == (expected - secrets) | {f"{name}_FILE" for name in secrets}
 
@@ -158,7 +159,7 @@ def test_every_container_has_memory_and_log_limits() -> None:
 
 
 def test_containers_run_with_minimal_privileges() -> None:
-    assert all(COMPOSE["services"][service]["read_only"] for service in SERVICES)
+    assert all(COMPOSE["services"][service]["read_only"] for service in (*SERVICES, "edge"))
     for definition in COMPOSE["services"].values():
         assert definition["cap_drop"] == ["ALL"]
         assert "cap_add" not in definition
