@@ -141,6 +141,9 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
             "POSTGRES_DATABASE": postgres.DATABASE,
             "POSTGRES_USER": postgres.USER,
             "POSTGRES_PASSWORD": password,
+            # These servers have no certificates, whatever `.env` says about those of Compose.
+            "POSTGRES_SSLMODE": "disable",
+            "RABBITMQ_TLS": "false",
             "RABBITMQ_HOST": "127.0.0.1",
             "RABBITMQ_PORT": str(node_ports.amqp),
             "RABBITMQ_USER": rabbitmq.USER,
