@@ -217,6 +217,19 @@ async def test_new_certificate_is_served_after_a_reload_and_streams_continue(edg
                 await reader.next()
 
 
+async def test_certificate_that_cannot_be_used_leaves_the_old_one_in_use(edge: Edge) -> None:
+    (edge.folder / "tls.crt").write_text("no certificate")
+    edge.reload()
+
+    async def reported() -> bool:
+        return "tls.crt" in (edge.folder / "log").read_text()
+
+    await eventually(reported, "the log names the file")
+    async with edge.client() as client:
+        assert (await client.get("/livez")).status_code == 200
+    assert edge.process.poll() is None
+
+
 async def test_clients_get_a_problem_while_no_gateway_runs(haproxy: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     async with AsyncExitStack() as stack:
