@@ -119,7 +119,7 @@ async def test_every_connection_between_containers_is_encrypted(compose: SecureC
 
 async def test_edge_finds_a_gateway_that_was_replaced(compose: SecureCompose) -> None:
     template = "{{(index .IPAM.Config 0).Subnet}}"  # as in docs/operations.md
-    subnet = docker("network", "inspect", "--format", template, f"{NAME}_backend").strip()
+    subnet = docker("network", "inspect", "--format", template, f"{NAME}_proxied").strip()
     compose.set(TRUSTED_PROXIES=subnet)
     before = compose.containers("gateway")
     await compose.up()
