@@ -81,8 +81,7 @@ def rabbit(servers: Servers) -> Iterator[RabbitSettings]:
 @pytest.fixture
 async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
     """Declare the queues of the Telegram sender, and give the test direct access to RabbitMQ."""
-    results = topology.all_results()
-    await prepare_topology(rabbit, [*topology.dead_letters(), *results, topology.deliveries(Channel.TELEGRAM)])
+    await prepare_topology(rabbit, [*topology.status_writer(), topology.deliveries(Channel.TELEGRAM)])
     async with hand_on(rabbit) as hand:
         yield hand
 

@@ -35,12 +35,15 @@ for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
     # RabbitMQ would read every RABBITMQ_* variable as a setting of its own.
     unset "$variable" "$file_variable"
 done
-allow_insecure=${ALLOW_INSECURE:-}
-# The services accept the same spellings.
-if ((${#examples[@]})) && [[ ! ${allow_insecure,,} =~ ^(1|t|true|y|yes|on)$ ]]; then
+on() { [[ ${1,,} =~ ^(1|t|true|y|yes|on)$ ]]; } # the services accept the same spellings
+if ((${#examples[@]})) && ! on "${ALLOW_INSECURE:-}"; then
     printf -v variables '%s, ' "${examples[@]}"
     fail "${variables%, }: must not contain change-me, because everyone can read examples;" \
         "\`make env\` creates random secrets, and ALLOW_INSECURE=1 allows those of examples"
+fi
+if on "${ALLOW_OLD_SENDERS:-}"; then
+    echo "ALLOW_OLD_SENDERS: every sender can report results and dead letters for every channel" >&2
+    definitions=$(sed -E -f "${0%/*}/old_senders.sed" <<<"$definitions")
 fi
 (
     umask 077

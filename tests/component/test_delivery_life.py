@@ -4,7 +4,7 @@ Steps also run at the same time: a third session holds a lock while two steps be
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import Held, OutboxStore
+from notify_status_writer.delivery_state import Reported
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -132,9 +133,13 @@ class DeliveryLife(RuleBasedStateMachine):
                 [held] = (await self._outbox.take_due(10)).held
                 await self._outbox.release([held])
                 response = ProviderResponse(now, now, failure=PermanentFailure("blocked"))
-                await self._store.apply([decide(held.request, response, SCHEDULE).result])
+                await self._apply([decide(held.request, response, SCHEDULE).result])
 
         self._run(work())
+
+    async def _apply(self, results: Sequence[DeliveryResult]) -> None:
+        applied = await self._store.apply([Reported(result, Channel.EMAIL) for result in results])
+        assert not any(applied.refusals)
 
     async def _take_due(self) -> None:
         self._held += (await self._outbox.take_due(10)).held
@@ -172,7 +177,7 @@ class DeliveryLife(RuleBasedStateMachine):
             steps["delete"] = lambda: self._outbox.delete([confirmed])
         if self._results:
             applied = data.draw(st.lists(st.sampled_from(self._results), min_size=1, max_size=4))
-            steps["apply results"] = lambda: self._store.apply(applied)
+            steps["apply results"] = lambda: self._apply(applied)
         return steps
 
     @precondition(lambda self: self._status not in {"sent", "cancelled", "expired"})
@@ -248,7 +253,7 @@ class DeliveryLife(RuleBasedStateMachine):
     @rule(acked=st.sampled_from([True, True, True, False]), data=st.data())
     def status_writer_applies_results(self, *, acked: bool, data: st.DataObject) -> None:
         applied = data.draw(st.lists(st.sampled_from(self._results), min_size=1, max_size=4))
-        self._run(self._store.apply(applied))
+        self._run(self._apply(applied))
         if acked:
             self._results = [result for result in self._results if result not in applied]
 
@@ -316,7 +321,7 @@ class DeliveryLife(RuleBasedStateMachine):
                 self._results += [decide(each, ProviderResponse(now, now), SCHEDULE).result for each in requests]
                 results, self._results = self._results, []
                 if results:
-                    await self._store.apply(results)
+                    await self._apply(results)
             state = await self._state()
             assert DeliveryStatus(state.status).final
             assert state.outbox == 0

@@ -64,22 +64,32 @@ def test_no_container_starts_with_example_secrets(compose: Compose, service: str
     assert set(named.split(", ")) == set(variables)
 
 
-PUBLISHED_BY_SENDERS = ("notifications.results", "notifications.dead")
+SHARED = ("notifications.results", "notifications.dead")
+OF_CHANNELS = [f"{shared}.{channel}" for shared in SHARED for channel in Channel]
+
+
+def of_channel(channel: str) -> list[str]:
+    return [f"{shared}.{channel}" for shared in SHARED]
+
+
 PERMISSIONS: dict[str, dict[str, list[str]]] = {
     "gateway": {"publish": ["notifications"]},
     **{
-        sender: {"read": [queue], "publish": [f"{queue}.retry", *PUBLISHED_BY_SENDERS]}
+        sender: {"read": [queue], "publish": [f"{queue}.retry", *of_channel(sender.removesuffix("_sender"))]}
         for sender, queue in QUEUES.items()
     },
-    "status_writer": {"read": ["notifications.results"], "publish": ["notifications.dead"]},
+    "status_writer": {
+        "read": ["notifications.results", *OF_CHANNELS[: len(Channel)]],
+        "publish": ["notifications.dead", *OF_CHANNELS[len(Channel) :]],
+    },
 }
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_rabbitmq_refuses_operations_that_a_role_does_not_need(compose: Compose, service: str) -> None:
     permissions = PERMISSIONS[service]
-    read = [*QUEUES.values(), "notifications.results", "notifications.dead"]
-    publish = ["", "notifications", *PUBLISHED_BY_SENDERS, *(f"{queue}.retry" for queue in QUEUES.values())]
+    read = [*QUEUES.values(), *SHARED, *OF_CHANNELS]
+    publish = ["", "notifications", *SHARED, *OF_CHANNELS, *(f"{queue}.retry" for queue in QUEUES.values())]
     refused = [
         *(["read", name] for name in read if name not in permissions.get("read", [])),
         *(["publish", name] for name in publish if name not in permissions.get("publish", [])),

@@ -160,10 +160,10 @@ async def test_messages_recipients_and_keys_are_never_logged(system: System) -> 
     connection = await aio_pika.connect(system.amqp_url())
     async with connection:
         channel = await connection.channel()
-        for exchange, key in (("notifications", "telegram"), ("notifications.results", "telegram")):
+        for exchange, key in (("notifications", "telegram"), ("notifications.results.telegram", "telegram")):
             for body in (secret, f'{{"version": 1, "message": "{secret}", "results": [{{"outcome": "{secret}"}}]}}'):
                 await (await channel.get_exchange(exchange)).publish(aio_pika.Message(body.encode()), key)
-        archive = await channel.get_queue("notifications.dead")
+        archive = await channel.get_queue("notifications.dead.telegram")
 
         async def all_are_dead() -> bool:
             return (await archive.declare()).message_count == 4

@@ -156,7 +156,8 @@ async def test_upgrade_and_rollback_under_traffic_lose_and_repeat_nothing(
     rabbit: RabbitSettings, empty_postgres: PostgresSettings, baseline: list[Path], tmp_path: Path
 ) -> None:
     older = ("notifications.results", "notifications.dead.inbox", "notifications.dead")
-    newer = [topology.dead_letters()[2].queue.name, *(topology.results(channel).queue.name for channel in CHANNELS)]
+    inboxes = [topology.dead_letters(channel)[-1] for channel in (None, *CHANNELS)]
+    newer = [binding.queue.name for binding in (*inboxes, *map(topology.results, CHANNELS))]
     with ExitStack() as stack:
         installation = Installation(rabbit, empty_postgres, tmp_path / "ledgers", stack)
         await installation.migrate(baseline)

@@ -36,7 +36,8 @@ class Hand:
     async def report(self, *results: DeliveryResult, channel: Channel | None = Channel.TELEGRAM) -> None:
         """Report as a channel's sender does or, without a channel, as older senders do."""
         body = DeliveryResults(results=results).model_dump_json()
-        await self.publish("notifications.results", topology.results(channel).routing_key, body)
+        to = topology.results(channel)
+        await self.publish(to.exchange.name, to.routing_key, body)
 
     async def next_message(self, queue: str) -> AbstractIncomingMessage:
         """Wait for the next message in the queue, ack it and return it."""

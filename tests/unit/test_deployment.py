@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib import import_module
 from itertools import permutations
 from typing import Any
@@ -43,7 +44,8 @@ EXAMPLE = dict(
 )
 OBSERVERS = {name for name, service in COMPOSE["services"].items() if service.get("profiles") == ["observability"]}
 INTERNAL = {"database", "broker", "proxied"}
-DEFINITIONS: dict[str, list[dict[str, Any]]] = json.loads((PROJECT / "deploy/rabbitmq/definitions.json").read_text())
+RAW_DEFINITIONS = (PROJECT / "deploy/rabbitmq/definitions.json").read_text()
+DEFINITIONS: dict[str, list[dict[str, Any]]] = json.loads(RAW_DEFINITIONS)
 
 
 def variables(settings: type[BaseSettings]) -> set[str]:
@@ -212,15 +214,22 @@ def test_prometheus_scrapes_every_service_on_its_health_port() -> None:
 
 
 def test_rabbitmq_definitions_match_what_the_services_declare() -> None:
-    results = topology.all_results()
-    bindings = [*topology.dead_letters(), *results, *map(topology.deliveries, Channel)]
+    bindings = [*topology.status_writer(), *map(topology.deliveries, Channel)]
     queues = {queue["name"]: queue["arguments"] for queue in DEFINITIONS["queues"]}
     assert queues == {binding.queue.name: dict(binding.queue.arguments or {}) for binding in bindings}
     bound = {(each["source"], each["destination"], each["routing_key"]) for each in DEFINITIONS["bindings"]}
     assert bound == {(binding.exchange.name, binding.queue.name, binding.routing_key) for binding in bindings}
     exchanges = {exchange["name"]: exchange["type"] for exchange in DEFINITIONS["exchanges"]}
-    expected = (topology.NOTIFICATIONS, topology.RESULTS, topology.DEAD, topology.EVENTS)
+    expected = {topology.EVENTS, *(binding.exchange for binding in bindings)}
     assert exchanges == {exchange.name: exchange.type.value for exchange in expected}
+
+
+def test_archives_have_the_same_limits_in_compose_and_the_local_stack_and_no_other_queue_has_them() -> None:
+    [policy] = DEFINITIONS["policies"]
+    assert (policy["name"], policy["pattern"]) == (topology.ARCHIVE_POLICY, topology.ARCHIVE_PATTERN)
+    assert policy["definition"] == dict(topology.ARCHIVE_LIMITS)
+    limited = {queue["name"] for queue in DEFINITIONS["queues"] if re.search(policy["pattern"], queue["name"])}
+    assert limited == {binding.queue.name for binding in topology.archives()}
 
 
 def test_rabbitmq_has_the_same_confirm_timeout_in_compose_and_the_local_stack() -> None:
@@ -230,9 +239,9 @@ def test_rabbitmq_has_the_same_confirm_timeout_in_compose_and_the_local_stack() 
     assert mounted == ["./deploy/rabbitmq/advanced.config:/etc/rabbitmq/advanced.config:ro"]
 
 
-def may(user: str, right: str, name: str) -> bool:
+def may(user: str, right: str, name: str, definitions: Mapping[str, list[dict[str, Any]]] = DEFINITIONS) -> bool:
     """Check a permission as RabbitMQ does: a pattern matches anywhere in a name unless it is anchored."""
-    [permission] = [each for each in DEFINITIONS["permissions"] if each["user"] == user]
+    [permission] = [each for each in definitions["permissions"] if each["user"] == user]
     return re.search(permission[right], name) is not None
 
 
@@ -258,15 +267,36 @@ def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:
             f"notifications.{other}",
             f"notifications.{other}.retry",
             f"notifications.{other}.retry.1000",
-            "notifications.results",
-        ):
-            assert not may(sender, "read", name)
-            assert not may(sender, "configure", name)
+            "notifications.results", "notifications.dead",
+            f"notifications.results.{other}", f"notifications.dead.{other}", f"notifications.dead.{other}.failed",
+        ):  # fmt: skip
+            assert not any(may(sender, right, name) for right in ("configure", "write", "read"))
         # Access to this exchange would let a sender read or forge the deliveries of other channels.
         assert not may(sender, "read", "notifications")
         assert not may(sender, "write", "notifications")
-        assert may(sender, "write", "notifications.results")
+        for name in (f"notifications.results.{channel}", f"notifications.dead.{channel}"):
+            assert may(sender, "write", name)
+            assert not may(sender, "configure", name)
+            assert not may(sender, "read", name)
         assert not may(sender, "configure", "notifications.events")
-    for binding in (*topology.all_results(), *topology.dead_letters()[1:]):
-        assert may("status_writer", "read", binding.queue.name)
+    for binding in (*topology.all_results(), *topology.all_dead_letters()):
+        is_archive = binding.queue.name in {each.queue.name for each in topology.archives()}
+        assert may("status_writer", "read", binding.queue.name) != is_archive
     assert not may("status_writer", "read", "notifications.telegram")
+
+
+def test_older_senders_get_their_former_rights_only_if_they_are_allowed() -> None:
+    script = PROJECT / "deploy/rabbitmq/old_senders.sed"
+    command = ["sed", "-E", "-f", str(script), str(PROJECT / "deploy/rabbitmq/definitions.json")]
+    changed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603 - constants
+    for channel, other in permutations(Channel, 2):
+        sender = f"{channel}_sender"
+        for name in ("notifications.results", "notifications.dead"):
+            assert may(sender, "write", name, changed)
+            assert not may(sender, "write", name)
+            assert may(sender, "write", f"{name}.{channel}", changed)
+            assert not may(sender, "write", f"{name}.{other}", changed)
+    patterns = [[each.pop("write") for each in file["permissions"]] for file in (changed, json.loads(RAW_DEFINITIONS))]
+    assert [one == two for one, two in zip(*patterns, strict=True)].count(False) == len(Channel)
+    mounted = {volume.split(":")[0] for volume in COMPOSE["services"]["rabbitmq"]["volumes"]}
+    assert "./deploy/rabbitmq/old_senders.sed" in mounted

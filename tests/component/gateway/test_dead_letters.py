@@ -17,6 +17,7 @@ from support.amqp import Hand, hand_on
 from support.fakes import FakeProvider
 from support.processes import gateway_command
 from support.services import eventually, running_gateway, running_sender, running_status_writer
+from support.stored import Stored
 
 
 def request() -> DeliveryRequested:
@@ -32,7 +33,7 @@ async def run(rabbit: RabbitSettings, postgres: PostgresSettings, *arguments: st
 
 async def wait_for_dead_letters(hand: Hand, count: int) -> None:
     async def all_arrived() -> bool:
-        return await hand.depth("notifications.dead") == count
+        return await hand.depth("notifications.dead.telegram") == count
 
     await eventually(all_arrived, f"there are {count} dead letters")
 
@@ -41,9 +42,9 @@ async def test_dead_letter_states_its_reason_and_queue(rabbit: RabbitSettings, h
     wrong_channel = request().model_copy(update={"channel": Channel.EMAIL})
     async with running_sender(rabbit, FakeProvider()):
         await hand.publish("notifications", "telegram", b"no json", {"delivery_id": "d", "x-custom": "dropped"})
-        unreadable = await hand.next_message("notifications.dead")
+        unreadable = await hand.next_message("notifications.dead.telegram")
         await hand.publish("notifications", "telegram", wrong_channel.model_dump_json())
-        misrouted = await hand.next_message("notifications.dead")
+        misrouted = await hand.next_message("notifications.dead.telegram")
     assert unreadable.body == b"no json"
     assert {name: value for name, value in unreadable.headers.items() if not name.startswith("x-")} == {
         "delivery_id": "d", "dead_reason": "unreadable: invalid JSON", "dead_queue": "notifications.telegram"
@@ -57,7 +58,7 @@ async def test_handler_exception_is_recorded_as_the_dead_letter_reason(rabbit: R
 
     async with running_sender(rabbit, FakeProvider(bug)):
         await hand.request(request())
-        dead = await hand.next_message("notifications.dead")
+        dead = await hand.next_message("notifications.dead.telegram")
     assert dead.headers["dead_reason"] == "bug: ZeroDivisionError"
 
 
@@ -122,10 +123,10 @@ async def test_operator_lists_shows_requeues_and_drops_dead_letters(
 
 
 async def test_dead_letter_survives_being_read_many_times(rabbit: RabbitSettings, hand: Hand) -> None:
-    await hand.publish("notifications.dead", "", b"kept")
+    await hand.publish("notifications.dead.telegram", "", b"kept")
     for _ in range(150):
         async with hand_on(rabbit) as another:
-            queue = await another.channel.get_queue("notifications.dead", ensure=False)
+            queue = await another.channel.get_queue("notifications.dead.telegram", ensure=False)
             await queue.get(fail=False)
     await wait_for_dead_letters(hand, 1)
 
@@ -163,7 +164,27 @@ async def test_dead_lettered_delivery_is_requeued_once_as_a_new_round(
         await wait_for_dead_letters(hand, 0)
         dead = DeliveryRequested.model_validate(fixed_provider.calls[0].model_dump() | {"round": 1, "attempt": 1})
         queue = {"dead_queue": "notifications.telegram"}
-        await hand.publish("notifications.dead", "", dead.model_dump_json(), {**dead.headers(), **queue})
+        await hand.publish("notifications.dead.telegram", "", dead.model_dump_json(), {**dead.headers(), **queue})
         await wait_for_dead_letters(hand, 1)
         assert await run(rabbit, postgres, "requeue", "--all") == "0 message(s)\n"
         await wait_for_dead_letters(hand, 1)
+
+
+async def test_requeueing_a_forged_dead_letter_restarts_no_delivery_of_another_channel(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    stored = Stored(engine)
+    other, own = await stored.add(Channel.EMAIL), await stored.add(Channel.TELEGRAM)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET status = 'failed'"))
+    for queue, delivery_id in (
+        ("notifications.email", other),
+        ("notifications.telegram", other),
+        ("notifications.results.email", other),
+        ("notifications.telegram", own),
+    ):
+        headers = {"delivery_id": str(delivery_id), "round": 1, "dead_queue": queue}
+        await hand.publish("notifications.dead.telegram", "", b"forged", headers)
+    assert await run(rabbit, postgres, "requeue", "--all") == "1 message(s)\n"
+    assert [await stored.state(each) for each in (other, own)] == [("failed", 1, 0, 0), ("pending", 2, 0, 0)]
+    assert await hand.depth("notifications.results.email") == 0

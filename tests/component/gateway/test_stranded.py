@@ -13,6 +13,7 @@ from notify_database.engine import PostgresSettings
 from notify_database.partitions import drop_partitions, first_end
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.outbox.store import OutboxStore
+from notify_status_writer.delivery_state import Reported
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -122,7 +123,7 @@ async def test_delivery_that_may_still_be_sent_or_is_final_is_left_alone(engine:
 async def test_every_stranded_delivery_is_repaired_once_by_concurrent_gateways(engine: AsyncEngine) -> None:
     added = [await add(engine) for _ in range(11)]
     passes = await asyncio.gather(*(repaired_in_a_pass(engine, chunk_size=3) for _ in range(3)))
-    assert sorted(change.delivery_id for repaired in passes for change in repaired) == added
+    assert sorted(change.delivery_id for repaired in passes for change in repaired) == sorted(added)
     assert [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox ORDER BY 1")] == added
     assert await repaired_in_a_pass(engine) == []
 
@@ -144,7 +145,7 @@ async def test_result_that_arrives_after_the_repair_counts_and_nothing_is_publis
     late = DeliveryResult(
         delivery_id=delivery_id, round=1, attempt=1, failures=0, outcome=Outcome.SENT, started_at=now, finished_at=now
     )
-    await ResultStore(engine).apply([late])
+    await ResultStore(engine).apply([Reported(late, None)])
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE outbox SET due_at = now()"))
     due = await OutboxStore(engine).take_due(10)

@@ -35,7 +35,7 @@ async def test_retry_is_published_again_until_the_broker_accepts_it(rabbit: Rabb
         await queue.bind(RETRY_EXCHANGE, DELAY)
         [second] = await hand.results(1)
     assert (first.outcome, second.outcome) == (Outcome.RETRYING, Outcome.SENT)
-    assert await hand.depth("notifications.dead") == 0
+    assert await hand.depth("notifications.dead.telegram") == 0
 
 
 async def test_early_message_is_published_again_until_the_broker_accepts_it(rabbit: RabbitSettings, hand: Hand) -> None:
@@ -49,7 +49,7 @@ async def test_early_message_is_published_again_until_the_broker_accepts_it(rabb
         await queue.bind(RETRY_EXCHANGE, DELAY)
         [result] = await hand.results(1)
     assert result.outcome is Outcome.SENT
-    assert await hand.depth("notifications.dead") == 0
+    assert await hand.depth("notifications.dead.telegram") == 0
 
 
 async def test_retry_queue_that_never_confirms_delays_no_other_retry(rabbit: RabbitSettings, hand: Hand) -> None:

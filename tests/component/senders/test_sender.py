@@ -49,7 +49,7 @@ async def test_delivery_is_sent_and_its_result_is_published(rabbit: RabbitSettin
     assert provider.calls == [requested]
     assert (result.delivery_id, result.outcome) == (requested.delivery_id, Outcome.SENT)
     assert result.provider_message_id == "message-1"
-    await assert_empty(hand, "notifications.telegram", "notifications.dead")
+    await assert_empty(hand, "notifications.telegram", "notifications.dead", "notifications.dead.telegram")
 
 
 async def test_failed_attempt_is_retried_after_its_delay(rabbit: RabbitSettings, hand: Hand) -> None:
@@ -69,7 +69,7 @@ async def test_delivery_fails_when_its_retry_budget_is_used_up(rabbit: RabbitSet
         results = await hand.results(3)
     assert outcomes(results) == [(Outcome.RETRYING, 1, 1), (Outcome.RETRYING, 2, 2), (Outcome.FAILED, 3, 3)]
     assert len(provider.calls) == 3
-    await assert_empty(hand, "notifications.telegram", "notifications.dead")
+    await assert_empty(hand, "notifications.telegram", "notifications.dead", "notifications.dead.telegram")
 
 
 async def test_permanent_failure_is_not_retried(rabbit: RabbitSettings, hand: Hand) -> None:
@@ -135,17 +135,17 @@ async def test_poison_message_is_dead_lettered_without_delaying_other_messages(
         await hand.publish("notifications", "telegram", body)
         await hand.request(request())
         [result] = await hand.results(1)
-        dead = await hand.next_message("notifications.dead")
+        dead = await hand.next_message("notifications.dead.telegram")
     assert result.outcome is Outcome.SENT
     assert dead.body == body
-    assert (await hand.next_message("notifications.dead.inbox")).body == body
+    assert (await hand.next_message("notifications.dead.telegram.failed")).body == body
 
 
 async def test_message_that_triggers_a_bug_is_dead_lettered_and_not_retried(rabbit: RabbitSettings, hand: Hand) -> None:
     provider, requested = failing(ZeroDivisionError()), request()
     async with running_sender(rabbit, provider):
         await hand.request(requested)
-        dead = await hand.next_message("notifications.dead")
+        dead = await hand.next_message("notifications.dead.telegram")
     assert DeliveryRequested.model_validate_json(dead.body) == requested
     assert len(provider.calls) == 1
 
@@ -215,7 +215,7 @@ async def test_no_call_begins_while_results_cannot_be_reported(
         await eventually(calls_are_held, "the sender has noticed that results are not confirmed")
         await hand.request(held)
         await hand.publish("notifications", "telegram", b"poison")
-        await hand.next_message("notifications.dead")  # the sender has received everything
+        await hand.next_message("notifications.dead.telegram")  # the sender has received everything
         assert provider.calls == [reported]
         permit(servers, rabbit, ALL_RIGHTS)
         await prepare_topology(rabbit, [topology.results(Channel.TELEGRAM)])
@@ -264,7 +264,7 @@ async def test_lost_connection_neither_cancels_nor_repeats_the_provider_call(
     assert (result.outcome, result.provider_message_id) == (Outcome.SENT, "sent once")
     assert [call.delivery_id for call in provider.calls].count(requested.delivery_id) == 1
     # The sender has stopped, so any unacked message would be back in its queue.
-    await assert_empty(hand, "notifications.telegram", "notifications.dead")
+    await assert_empty(hand, "notifications.telegram", "notifications.dead", "notifications.dead.telegram")
     await network.close()
 
 
@@ -297,7 +297,7 @@ async def test_frozen_connection_loses_no_result_and_repeats_no_provider_call(
         await hand.results(1)
     assert (result.outcome, result.provider_message_id) == (Outcome.SENT, "sent once")
     assert [call.delivery_id for call in provider.calls].count(requested.delivery_id) == 1
-    await assert_empty(hand, "notifications.telegram", "notifications.dead")
+    await assert_empty(hand, "notifications.telegram", "notifications.dead", "notifications.dead.telegram")
     await network.close()
 
 

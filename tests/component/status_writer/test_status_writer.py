@@ -27,6 +27,7 @@ from notify_common.runtime.clock import utc_now
 from notify_database.engine import ROWS_BY_KEY, PostgresSettings, create_engine
 from notify_database.errors import DataRejected
 from notify_status_writer.application import RESULTS_PREFETCH
+from notify_status_writer.delivery_state import Reported
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -34,6 +35,7 @@ from support.amqp import Hand, hand_on, prepare_topology
 from support.fakes import FakeProvider
 from support.services import eventually, running_sender, running_status_writer
 
+ARCHIVE = "notifications.dead.telegram"
 INBOXES = ("notifications.dead.inbox", "notifications.dead.failed")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ADD = text("""
@@ -49,11 +51,15 @@ SCANNED = text("SELECT relname FROM pg_stat_user_tables WHERE relname LIKE 'deli
 
 @pytest.fixture
 async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
-    results = [topology.results(), topology.results(Channel.TELEGRAM)]
-    bindings = [*topology.dead_letters(), *results, topology.deliveries(Channel.TELEGRAM)]
+    bindings = [*topology.status_writer(), topology.deliveries(Channel.TELEGRAM)]
     await prepare_topology(rabbit, bindings, [topology.EVENTS])
     async with hand_on(rabbit) as hand:
         yield hand
+
+
+async def apply(engine: AsyncEngine, *results: DeliveryResult) -> None:
+    """Apply results that telegram senders reported."""
+    await ResultStore(engine).apply([Reported(each, Channel.TELEGRAM) for each in results])
 
 
 async def add_delivery(engine: AsyncEngine) -> UUID:
@@ -76,6 +82,12 @@ async def attempt_rows(engine: AsyncEngine, delivery_id: UUID) -> list[tuple[Any
 async def change(engine: AsyncEngine, delivery_id: UUID, columns: str) -> None:
     async with engine.begin() as connection:
         await connection.execute(text(f"UPDATE deliveries SET {columns} WHERE id = :id"), {"id": delivery_id})  # noqa: S608
+
+
+async def forbid_ninth_attempts(engine: AsyncEngine) -> None:
+    """Add a constraint, because no other rejects a result that the status writer accepts."""
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE deliveries ADD CONSTRAINT of_this_test CHECK (attempt <> 9)"))
 
 
 async def has_status(engine: AsyncEngine, delivery_id: UUID, status: DeliveryStatus) -> None:
@@ -107,7 +119,7 @@ async def test_results_touch_only_the_partitions_of_their_deliveries(
     """Force a generic plan, which PostgreSQL may choose for a prepared statement."""
     generic = create_engine(postgres, pool_size=1, planner={**ROWS_BY_KEY, "plan_cache_mode": "force_generic_plan"})
     ids = [await add_delivery(engine) for _ in range(3)]
-    await ResultStore(generic).apply([result(each) for each in ids])
+    await apply(generic, *(result(each) for each in ids))
     async with generic.connect() as connection:
         await connection.execute(text("SELECT pg_stat_force_next_flush()"))
         await connection.commit()
@@ -134,8 +146,10 @@ async def test_results_of_every_channel_and_of_older_senders_are_read(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     reports = {channel: await add_delivery(engine) for channel in (None, *Channel)}
+    for channel in Channel:
+        await change(engine, reports[channel], f"channel = '{channel}'")
     async with running_status_writer(rabbit, postgres) as writer:
-        assert len({subscription.queue for subscription in writer.subscriptions}) == len(reports) + 2
+        assert len({subscription.queue for subscription in writer.subscriptions}) == len(reports) + 2 + len(Channel)
         for channel, delivery_id in reports.items():
             await hand.report(result(delivery_id), channel=channel)
         for delivery_id in reports.values():
@@ -196,18 +210,19 @@ results_of_one = st.lists(
 async def test_final_rows_do_not_depend_on_the_order_or_batching_of_results(
     engine: AsyncEngine, reported: list[tuple[Outcome, int, int]], random: Any
 ) -> None:
-    store = ResultStore(engine)
     at_once, shuffled = await add_delivery(engine), await add_delivery(engine)
+    for delivery_id in (at_once, shuffled):
+        await change(engine, delivery_id, "round = 3")  # no result may be ahead of the stored round
 
     def results_for(delivery_id: UUID) -> list[DeliveryResult]:
         return [result(delivery_id, outcome, attempt, round_, 1) for outcome, attempt, round_ in reported]
 
-    await store.apply(results_for(at_once))
+    await apply(engine, *results_for(at_once))
     one_by_one = results_for(shuffled)
     one_by_one += random.sample(one_by_one, k=random.randint(0, len(one_by_one)))
     random.shuffle(one_by_one)
     for single in one_by_one:
-        await store.apply([single])
+        await apply(engine, single)
     assert await delivery_row(engine, at_once) == await delivery_row(engine, shuffled)
     # Retrying and throttled share a rank, so the one that arrives first is kept.
     assert by_rank(await attempt_rows(engine, at_once)) == by_rank(await attempt_rows(engine, shuffled))
@@ -218,7 +233,7 @@ def by_rank(attempts: list[tuple[Any, ...]]) -> list[tuple[int, str]]:
 
 
 async def test_attempt_is_replaced_only_by_an_outcome_of_higher_rank(engine: AsyncEngine) -> None:
-    store, delivery_id = ResultStore(engine), await add_delivery(engine)
+    delivery_id = await add_delivery(engine)
     for outcome, stored in (
         (Outcome.THROTTLED, "throttled"),
         (Outcome.RETRYING, "throttled"),
@@ -227,24 +242,24 @@ async def test_attempt_is_replaced_only_by_an_outcome_of_higher_rank(engine: Asy
         (Outcome.SENT, "sent"),
         (Outcome.FAILED, "sent"),
     ):
-        await store.apply([result(delivery_id, outcome, failures=1)])
+        await apply(engine, result(delivery_id, outcome, failures=1))
         assert [outcome for _, outcome, _ in await attempt_rows(engine, delivery_id)] == [stored]
 
 
 async def test_result_from_an_earlier_round_only_adds_an_attempt_unless_sent(engine: AsyncEngine) -> None:
-    store, delivery_id = ResultStore(engine), await add_delivery(engine)
+    delivery_id = await add_delivery(engine)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET round = 2, attempt = 1"))
-    await store.apply([result(delivery_id, Outcome.FAILED, attempt=2)])
+    await apply(engine, result(delivery_id, Outcome.FAILED, attempt=2))
     assert await delivery_row(engine, delivery_id) == ("pending", 2, 2, 0)
-    await store.apply([result(delivery_id, Outcome.SENT, attempt=3)])
+    await apply(engine, result(delivery_id, Outcome.SENT, attempt=3))
     assert (await delivery_row(engine, delivery_id))[:3] == ("sent", 2, 3)
     assert [row[:2] for row in await attempt_rows(engine, delivery_id)] == [(2, "failed"), (3, "sent")]
 
 
 async def test_expiry_adds_no_attempt(engine: AsyncEngine) -> None:
-    store, delivery_id = ResultStore(engine), await add_delivery(engine)
-    await store.apply([result(delivery_id, Outcome.EXPIRED, attempt=0)])
+    delivery_id = await add_delivery(engine)
+    await apply(engine, result(delivery_id, Outcome.EXPIRED, attempt=0))
     assert await delivery_row(engine, delivery_id) == ("expired", 1, 0, 0)
     assert await attempt_rows(engine, delivery_id) == []
 
@@ -255,22 +270,22 @@ async def test_cancellation_reason_is_cleared_if_the_delivery_was_sent(engine: A
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET status = 'cancelled', reason = 'opted_out'"))
     # A relay had published the delivery before it was cancelled, but died before it deleted the outbox row.
-    await ResultStore(engine).apply([result(delivery_id)])
+    await apply(engine, result(delivery_id))
     async with engine.connect() as connection:
         assert tuple((await connection.execute(reason)).one()) == ("sent", None)
 
 
 async def test_concurrent_updates_of_the_same_deliveries_do_not_deadlock(engine: AsyncEngine) -> None:
-    store, deliveries = ResultStore(engine), [await add_delivery(engine) for _ in range(20)]
+    deliveries = [await add_delivery(engine) for _ in range(20)]
     forwards = [result(delivery_id) for delivery_id in deliveries]
-    await asyncio.gather(*(store.apply(forwards[:: 1 if number % 2 else -1]) for number in range(20)))
+    await asyncio.gather(*(apply(engine, *forwards[:: 1 if number % 2 else -1]) for number in range(20)))
     assert {(await delivery_row(engine, delivery_id))[0] for delivery_id in deliveries} == {"sent"}
 
 
 async def test_status_update_touches_no_index(engine: AsyncEngine) -> None:
-    store, deliveries = ResultStore(engine), [await add_delivery(engine) for _ in range(50)]
+    deliveries = [await add_delivery(engine) for _ in range(50)]
     for delivery_id in deliveries:
-        await store.apply([result(delivery_id)])
+        await apply(engine, result(delivery_id))
     counts = text("""
         SELECT sum(n_tup_upd), sum(n_tup_hot_upd) FROM pg_stat_user_tables WHERE relname LIKE 'deliveries%'
     """)
@@ -292,15 +307,15 @@ async def test_bad_result_does_not_affect_the_others_in_its_message(
         result(good).model_dump(mode="json"),
         {"delivery_id": "not an id"},
         result(uuid4()).model_dump(mode="json"),  # unknown delivery
-        # This result has more failures than attempts, which only a table constraint rejects.
-        result(another, Outcome.RETRYING, failures=9).model_dump(mode="json"),
+        result(another, Outcome.RETRYING, attempt=9).model_dump(mode="json"),
         result(another).model_dump(mode="json"),
     ]
+    await forbid_ninth_attempts(engine)
     async with running_status_writer(rabbit, postgres):
-        await hand.publish("notifications.results", "telegram", json.dumps({"version": 1, "results": items}))
+        await hand.publish("notifications.results.telegram", "telegram", json.dumps({"version": 1, "results": items}))
         await has_status(engine, good, DeliveryStatus.SENT)
         await has_status(engine, another, DeliveryStatus.SENT)
-        reasons = [(await hand.next_message("notifications.dead")).headers["dead_reason"] for _ in range(3)]
+        reasons = [(await hand.next_message(ARCHIVE)).headers["dead_reason"] for _ in range(3)]
     assert {str(reason).split()[0] for reason in reasons} == {"unreadable", "unknown", "CheckViolationError"}
 
 
@@ -311,8 +326,8 @@ async def test_messages_without_a_readable_result_do_not_hold_up_the_others(
     queue = topology.results(Channel.TELEGRAM)
     async with running_status_writer(rabbit, postgres):
         for _ in range(RESULTS_PREFETCH):
-            await hand.publish("notifications.results", queue.routing_key, '{"version": 1, "results": []}')
-            await hand.publish("notifications.results", queue.routing_key, '{"version": 1, "results": [{}]}')
+            await hand.publish(queue.exchange.name, queue.routing_key, '{"version": 1, "results": []}')
+            await hand.publish(queue.exchange.name, queue.routing_key, '{"version": 1, "results": [{}]}')
         await hand.report(result(delivery_id, Outcome.SENT))
 
         async def is_sent() -> bool:
@@ -320,7 +335,7 @@ async def test_messages_without_a_readable_result_do_not_hold_up_the_others(
 
         await eventually(is_sent, "the result is applied")
         for _ in range(RESULTS_PREFETCH):
-            await hand.next_message("notifications.dead")
+            await hand.next_message(ARCHIVE)
     assert await hand.depth(queue.queue.name) == 0
 
 
@@ -332,12 +347,13 @@ async def test_result_is_applied_to_a_delivery_whose_channel_this_version_does_n
     events = await hand.listen("notifications.events", "#")
     await change(engine, newer, "channel = 'carrier_pigeon'")
     async with running_status_writer(rabbit, postgres):
-        await hand.report(result(newer), result(known))
+        # It came to the shared queue, because this version does not read that of the newer channel.
+        await hand.report(result(newer), result(known), channel=None)
         await has_status(engine, newer, DeliveryStatus.SENT)
         await has_status(engine, known, DeliveryStatus.SENT)
         message = await asyncio.wait_for(events.get(), 20)
     assert [each.delivery_id for each in StatusChanges.model_validate_json(message.body).changes] == [known]
-    assert await hand.depth("notifications.dead") == 0
+    assert await hand.depth(ARCHIVE) == await hand.depth("notifications.dead") == 0
 
 
 async def test_result_that_fails_unexpectedly_is_dead_lettered_without_its_neighbours(
@@ -352,19 +368,20 @@ async def test_result_that_fails_unexpectedly_is_dead_lettered_without_its_neigh
         await hand.report(result(delivery_id))
     await hand.report(*map(result, deliveries[4:]))
     async with running_status_writer(rabbit, postgres):
-        dead = await hand.next_message("notifications.dead")
+        dead = await hand.next_message(ARCHIVE)
         for delivery_id in deliveries:
             if delivery_id != newer:
                 await has_status(engine, delivery_id, DeliveryStatus.SENT)
     assert DeliveryResults.model_validate_json(dead.body).results == (result(newer),)
     assert dead.headers["dead_reason"] == "bug: ValueError"
-    assert await hand.depth("notifications.dead") == 0
+    assert await hand.depth(ARCHIVE) == 0
 
 
 async def test_batch_that_violates_a_constraint_is_rejected_as_a_whole(engine: AsyncEngine) -> None:
     good, bad = await add_delivery(engine), await add_delivery(engine)
+    await forbid_ninth_attempts(engine)
     with pytest.raises(DataRejected, match="23514"):
-        await ResultStore(engine).apply([result(good), result(bad, Outcome.RETRYING, failures=9)])
+        await apply(engine, result(good), result(bad, Outcome.RETRYING, attempt=9))
     assert (await delivery_row(engine, good))[0] == "pending"
 
 
@@ -373,13 +390,13 @@ async def test_unreadable_message_is_dead_lettered_and_changes_nothing(
 ) -> None:
     delivery_id, last = await add_delivery(engine), await add_delivery(engine)
     async with running_status_writer(rabbit, postgres):
-        await hand.publish("notifications.results", "telegram", b"\xff", {"delivery_id": str(delivery_id)})
-        assert (await hand.next_message("notifications.dead")).body == b"\xff"
+        await hand.publish("notifications.results.telegram", "telegram", b"\xff", {"delivery_id": str(delivery_id)})
+        assert (await hand.next_message(ARCHIVE)).body == b"\xff"
         await hand.report(result(last))
         await has_status(engine, last, DeliveryStatus.SENT)
 
         async def inbox_is_empty() -> bool:
-            return await hand.depth("notifications.dead.inbox") == 0
+            return await hand.depth("notifications.dead.telegram.failed") == 0
 
         await eventually(inbox_is_empty, "the status writer has handled the dead letter")
     assert await delivery_row(engine, delivery_id) == ("pending", 1, 0, 0)
@@ -417,7 +434,7 @@ async def test_dead_lettered_delivery_is_marked_as_failed(
     assert await attempt_rows(engine, delivery_id) == [(1, "failed", "poison")]
     assert await hand.depth("notifications.dead") == 1
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert errors == ["delivery failed: its message was dead-lettered"]  # once, although there are two inboxes
+    assert errors == ["the message of a delivery was dead-lettered"]  # once, although there are two inboxes
 
 
 async def test_delivery_dead_lettered_after_a_retry_is_marked_as_failed(
@@ -438,7 +455,7 @@ async def test_dead_letter_from_an_earlier_round_or_for_a_final_delivery_changes
     second_round, sent = await add_delivery(engine), await add_delivery(engine)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE deliveries SET round = 2 WHERE id = :id"), {"id": second_round})
-    await ResultStore(engine).apply([result(sent)])
+    await apply(engine, result(sent))
     queue = await hand.channel.get_queue("notifications.telegram")
     for delivery_id in (second_round, sent):
         await hand.publish("notifications", "telegram", b"\xff", {"delivery_id": str(delivery_id), "round": 1})

@@ -44,7 +44,10 @@ def test_golden_messages_match_their_schemas(path: Any) -> None:
 
 def test_every_exchange_between_services_is_documented() -> None:
     documented = {channel["bindings"]["amqp"]["exchange"]["name"] for channel in DOCUMENT["channels"].values()}
-    retries = {topology.retry_exchange(channel).name for channel in Channel}
-    assert documented == {"notifications", "notifications.results", "notifications.events", *retries}
+    retries, results = (
+        {exchange(channel).name for channel in Channel}
+        for exchange in (topology.retry_exchange, topology.results_exchange)
+    )
+    assert documented == {"notifications", "notifications.events", *retries, *results}
     operations = {f"send_{channel}{kind}" for channel in Channel for kind in ("", "_retry", "_results")}
     assert operations < set(DOCUMENT["operations"])

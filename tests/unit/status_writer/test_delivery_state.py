@@ -4,11 +4,21 @@ from datetime import UTC, datetime
 from functools import reduce
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
-from notify_status_writer.delivery_state import ATTEMPT_RANK, DeliveryState, advance, best_attempts
+from notify_common.contracts.messages import LARGEST_COUNTER, DeliveryResult, DeliveryStatus, Outcome
+from notify_status_writer.delivery_state import (
+    ATTEMPT_RANK,
+    MAX_ATTEMPTS_AHEAD,
+    DeliveryState,
+    Refusal,
+    Reported,
+    advance,
+    best_attempts,
+    refusal,
+)
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 ID = UUID(int=1)
@@ -100,3 +110,34 @@ def test_each_attempt_is_written_once_with_its_highest_ranked_outcome(reported: 
     for (_, attempt), chosen in best.items():
         ranks = [ATTEMPT_RANK[each.outcome] for each in attempted if each.attempt == attempt]
         assert ATTEMPT_RANK[chosen.outcome] == max(ranks)
+
+
+@pytest.mark.parametrize("channel", [Channel.EMAIL, None])
+def test_result_of_the_deliverys_channel_or_of_an_older_sender_is_accepted(channel: Channel | None) -> None:
+    stored = state(DeliveryStatus.FAILED, round_=2, attempt=3)
+    for reported in (result(Outcome.SENT, attempt=4, round_=2), result(Outcome.SENT, attempt=1, round_=1)):
+        assert refusal(stored, Reported(reported, channel)) is None
+    late = result(Outcome.SENT, attempt=3 + MAX_ATTEMPTS_AHEAD)
+    assert refusal(stored, Reported(late, channel)) is None
+
+
+@pytest.mark.parametrize(
+    ("reported", "channel", "reason"),
+    [
+        (result(Outcome.SENT), Channel.TELEGRAM, Refusal.OTHER_CHANNEL),
+        (result(Outcome.SENT, round_=3), Channel.EMAIL, Refusal.FUTURE_ROUND),
+        (result(Outcome.SENT, round_=LARGEST_COUNTER), None, Refusal.FUTURE_ROUND),
+        (result(Outcome.SENT, attempt=4 + MAX_ATTEMPTS_AHEAD), Channel.EMAIL, Refusal.ATTEMPT_TOO_HIGH),
+        (result(Outcome.SENT, attempt=LARGEST_COUNTER), None, Refusal.ATTEMPT_TOO_HIGH),
+        (result(Outcome.FAILED, attempt=1, failures=2), Channel.EMAIL, Refusal.CONTRADICTION),
+        (result(Outcome.SENT, attempt=0), Channel.EMAIL, Refusal.CONTRADICTION),
+    ],
+)
+def test_result_that_no_sender_of_the_channel_can_have_is_refused(
+    reported: DeliveryResult, channel: Channel | None, reason: Refusal
+) -> None:
+    assert refusal(state(round_=2, attempt=3), Reported(reported, channel)) is reason
+
+
+def test_result_of_an_unknown_delivery_is_refused() -> None:
+    assert refusal(None, Reported(result(Outcome.SENT), Channel.EMAIL)) is Refusal.UNKNOWN_DELIVERY

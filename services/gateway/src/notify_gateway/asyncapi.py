@@ -51,9 +51,8 @@ def _message_flows() -> Iterable[MessageFlow]:
         sender, retries = f"{channel}_sender", topology.retry_exchange(channel)
         yield MessageFlow(f"{channel}", topology.NOTIFICATIONS, channel, request, "gateway", sender)
         yield MessageFlow(f"{channel}_retry", retries, "{delay_ms}", request, sender, sender)
-        key = topology.results(channel).routing_key
-        results = messages.DeliveryResults
-        yield MessageFlow(f"{channel}_results", topology.RESULTS, key, results, sender, "status_writer")
+        to, results = topology.results(channel), messages.DeliveryResults
+        yield MessageFlow(f"{channel}_results", to.exchange, to.routing_key, results, sender, "status_writer")
     key, subscribers = "{channel}.{status}", "any subscriber, such as GET /api/events"
     publishers = "status_writer, gateway"
     yield MessageFlow("events", topology.EVENTS, key, messages.StatusChanges, publishers, subscribers, persistent=False)

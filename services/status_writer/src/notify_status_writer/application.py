@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.events import EventPublisher
@@ -39,11 +40,11 @@ def create_status_writer(
     broker, registry = create_broker(settings, f"{ROLE}.publish"), process_registry()
     engine = create_engine(settings, pool_size=POOL_SIZE, planner=ROWS_BY_KEY)
     events, tracing = events or EventPublisher(settings, ROLE), tracing or settings.tracing(ROLE)
-    results, dead_letters = topology.all_results(), topology.dead_letters()
+    results = topology.all_results()
     declared = DeclaredTopology(settings, topology.status_writer(), [topology.EVENTS], role=ROLE)
     publisher, store = ConfirmedPublisher(broker, declared.restore), ResultStore(engine)
     writer = ResultWriter(publisher, store, events, StatusWriterMetrics(registry), tracing)
-    _, older_inbox, inbox = (binding.queue.name for binding in dead_letters)
+    _, older_inbox, inbox = (binding.queue.name for binding in topology.dead_letters())
     subscribe = partial(FastStreamSubscription, settings, ROLE, publisher=publisher, graceful_timeout=GRACEFUL_TIMEOUT)
     read_results = partial(subscribe, decode=decode_results, prefetch=RESULTS_PREFETCH)
     read_inbox = partial(subscribe, decode=decode_dead_letter, prefetch=DEAD_LETTERS_PREFETCH)
@@ -54,7 +55,11 @@ def create_status_writer(
         ),
         read_inbox(inbox, handle=DeadLetterHandler(store, writer).handle),
         # Both inboxes get every dead letter, and only the older one is read by older versions.
-        read_inbox(older_inbox, handle=DeadLetterHandler(store, writer, logging.DEBUG).handle),
+        read_inbox(older_inbox, handle=DeadLetterHandler(store, writer, log_level=logging.DEBUG).handle),
+        *(
+            read_inbox(topology.dead_letters(channel)[1].queue.name, handle=handler.handle)
+            for channel, handler in ((each, DeadLetterHandler(store, writer, each)) for each in Channel)
+        ),
     ]
     return Worker(
         topology=declared,

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
+from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 
 # `WRITE` in result_store.py implements the same order in SQL.
@@ -17,6 +20,27 @@ STATUS_RANK = {
     DeliveryStatus.RETRYING: 1,
     DeliveryStatus.PENDING: 0,
 }
+
+# A sender counts on by one, and results wait for a few days at most. Without a bound, one forged result could use up
+# all numbers, and later results would be worth nothing.
+MAX_ATTEMPTS_AHEAD = 100_000
+
+
+class Reported(NamedTuple):
+    """A result, and the only channel whose senders can write to the queue that it came from, if there is only one."""
+
+    result: DeliveryResult
+    channel: Channel | None
+
+
+class Refusal(StrEnum):
+    """Why a result is not applied."""
+
+    UNKNOWN_DELIVERY = "unknown delivery"
+    OTHER_CHANNEL = "delivery of another channel"
+    FUTURE_ROUND = "round that has not begun"
+    ATTEMPT_TOO_HIGH = "attempt number too high"
+    CONTRADICTION = "counters that contradict each other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +64,24 @@ class DeliveryState:
         `sent` always wins, because the user has the message.
         """
         return (self.status is DeliveryStatus.SENT, self.round, STATUS_RANK[self.status])
+
+
+def refusal(delivery: DeliveryState | None, reported: Reported) -> Refusal | None:
+    """Return why `reported` must not change the stored `delivery`, or None if it may."""
+    result, channel = reported
+    if delivery is None:
+        return Refusal.UNKNOWN_DELIVERY
+    if channel is not None and channel != delivery.channel:
+        return Refusal.OTHER_CHANNEL
+    # An operator's retry stores the new round before it is requested.
+    if result.round > delivery.round:
+        return Refusal.FUTURE_ROUND
+    if result.attempt > delivery.attempt + MAX_ATTEMPTS_AHEAD:
+        return Refusal.ATTEMPT_TOO_HIGH
+    # PostgreSQL would reject the whole batch.
+    if result.failures > result.attempt or (result.attempt == 0 and result.outcome is not Outcome.EXPIRED):
+        return Refusal.CONTRADICTION
+    return None
 
 
 def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:

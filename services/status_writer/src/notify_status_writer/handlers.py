@@ -1,7 +1,7 @@
 """The handlers for results and dead letters; `application.py` connects them to their queues."""
 
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from uuid import UUID
@@ -11,7 +11,7 @@ from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent
 from notify_common.errors import PoisonMessage
-from notify_common.rabbitmq.dead_letters import queues_of_death
+from notify_common.rabbitmq.dead_letters import queue_of_death
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import Tracing
@@ -24,7 +24,7 @@ from notify_status_writer.result_writer import ResultWriter
 
 log = logging.getLogger(__name__)
 
-DELIVERY_QUEUES = frozenset(topology.delivery_queue_name(channel) for channel in Channel)
+DELIVERY_QUEUES = {topology.delivery_queue_name(channel): channel for channel in Channel}
 
 
 async def decode_results(message: RabbitMessage) -> messages.DeliveryResults | messages.ResultsEnvelope:
@@ -75,8 +75,8 @@ class DeadLetter:
     """The readable parts of a dead letter."""
 
     message_id: str | None
-    queues: Set[str]
-    """The queue that dead-lettered it, and any retry queues in which it waited before that."""
+    queue: str | None
+    """The queue in which the message died."""
     request: messages.DeliveryRequested | None
     delivery_id: UUID | None
     """Taken from the headers, but only if the body is unreadable; `round` is always taken from the headers."""
@@ -96,7 +96,7 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
     named_round = headers.get(messages.ROUND_HEADER)
     return DeadLetter(
         message_id=message.raw_message.message_id,
-        queues=queues_of_death(headers),
+        queue=queue_of_death(headers),
         request=request,
         delivery_id=delivery_id,
         round=named_round if isinstance(named_round, int) else None,
@@ -107,11 +107,21 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
 class DeadLetterHandler:
     """Marks the deliveries of dead letters as failed, because they would otherwise stay open forever.
 
+    Dead letters of deliveries of other channels than `channel` are refused. If it is None, the queue in which the
+    message died says the channel.
+
     The archive keeps a copy of each dead letter, and each inbox gets one. Marking a delivery twice changes nothing, but
     only one inbox should be handled with `log_level` ERROR.
     """
 
-    def __init__(self, store: ResultStore, writer: ResultWriter, log_level: int = logging.ERROR) -> None:
+    def __init__(
+        self,
+        store: ResultStore,
+        writer: ResultWriter,
+        channel: Channel | None = None,
+        log_level: int = logging.ERROR,
+    ) -> None:
+        self._channel = channel
         self._store = store
         self._writer = writer
         self._log_level = log_level
@@ -119,29 +129,34 @@ class DeadLetterHandler:
 
     async def handle(self, letter: DeadLetter) -> None:
         """Mark the delivery as failed (class `poison`). Ignore a dead result, because its delivery may be fine."""
-        if not letter.queues & DELIVERY_QUEUES:
+        channel = DELIVERY_QUEUES.get(letter.queue or "")
+        if channel is None:
             return
+        channel = self._channel or channel
         result = await self._result_of(letter)
         if result is None:
             ids = {"message_id": letter.message_id}
             log.log(self._log_level, "dead letter does not identify an open delivery", extra=ids)
         else:
             ids = {"delivery_id": str(result.delivery_id)}
-            log.log(self._log_level, "delivery failed: its message was dead-lettered", extra=ids)
+            log.log(self._log_level, "the message of a delivery was dead-lettered", extra=ids)
             result = result.model_copy(update={"traceparent": letter.traceparent})
-            await self._writer.write([result], queue=topology.results().queue.name)
+            # The result is refused if the delivery belongs to another channel.
+            await self._writer.write([result], queue=topology.results(channel).queue.name)
 
     async def _result_of(self, letter: DeadLetter) -> messages.DeliveryResult | None:
         request, delivery_id = letter.request, letter.delivery_id
         if request is not None:
             # The request contains the number of the attempt that was due, which follows the last one that was made.
-            return _poison(request.delivery_id, request.round, request.attempt, request.failures + 1)
+            failures = messages.following(request.failures)
+            return _poison(request.delivery_id, request.round, request.attempt, failures)
         if delivery_id is None:
             return None
         delivery = await self._database_outage.retry(lambda: self._store.read(delivery_id), DatabaseUnavailable)
         if delivery is None or delivery.status.final or letter.round not in {None, delivery.round}:
             return None
-        return _poison(delivery_id, delivery.round, delivery.attempt + 1, delivery.failures + 1)
+        following = messages.following
+        return _poison(delivery_id, delivery.round, following(delivery.attempt), following(delivery.failures))
 
 
 def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> messages.DeliveryResult:

@@ -2,11 +2,14 @@
 
 import time
 
+from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import accepted_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_common.runtime.metrics import batch_sizes
 from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from notify_status_writer.delivery_state import Refusal
 
 FINAL_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86_400)  # seconds
 
@@ -16,6 +19,15 @@ class StatusWriterMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.results = Counter("notify_results_written", "Results applied, including duplicates.", registry=registry)
+        refused = Counter(
+            "notify_results_refused", "Results that were not applied, by the queue that they came from.",
+            ["queue", "reason"], registry=registry,
+        )  # fmt: skip
+        self.refused = {
+            (queue, reason): refused.labels(queue, reason)
+            for queue in (binding.queue.name for binding in topology.all_results())
+            for reason in Refusal
+        }
         self.observe_results_batch = batch_sizes(registry).labels("result messages").observe
         final = Histogram(
             "notify_accepted_to_final_seconds",

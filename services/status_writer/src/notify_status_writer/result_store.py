@@ -1,6 +1,6 @@
 """Apply any number of results with two statements: one locks the deliveries, and one writes."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -13,7 +13,14 @@ from notify_database.engine import database_errors, execute
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_status_writer.delivery_state import DeliveryState, advance, best_attempts
+from notify_status_writer.delivery_state import (
+    DeliveryState,
+    Refusal,
+    Reported,
+    advance,
+    best_attempts,
+    refusal,
+)
 
 COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
 # The statements name the range of ids, because PostgreSQL does not prune partitions by `ANY` or by a join.
@@ -71,8 +78,8 @@ class Applied:
     """The effect of a batch of results."""
 
     changes: Sequence[StatusChange]
-    unknown: Set[UUID]
-    """The deliveries that are not in the database."""
+    refusals: Sequence[Refusal | None]
+    """For each result, None or why it was not applied."""
 
 
 class ResultStore:
@@ -81,25 +88,26 @@ class ResultStore:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def apply(self, results: Sequence[DeliveryResult]) -> Applied:
+    async def apply(self, reports: Sequence[Reported]) -> Applied:
         """Apply all results in one transaction. If that fails, raise `DatabaseUnavailable` or `DataRejected`."""
-        ids = sorted({result.delivery_id for result in results})
+        ids = sorted({result.delivery_id for result, _ in reports})
         id_range = {"first_id": ids[0], "last_id": ids[-1]}
         with database_errors():
             async with self._engine.begin() as connection:
                 rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
                 before = {row.id: _state(row) for row in rows}
-                known = [result for result in results if result.delivery_id in before]
+                refusals = [refusal(before.get(each.result.delivery_id), each) for each in reports]
+                accepted = [result for (result, _), refused in zip(reports, refusals, strict=True) if refused is None]
                 after = dict(before)
-                for result in known:
+                for result in accepted:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
                 changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
                 changed_at = max((row.locked_at for row in rows), default=None)
                 # PostgreSQL locks conflicting rows in the order of the insert, so attempts are in id order, too.
-                attempts = sorted(best_attempts(known).values(), key=attrgetter("delivery_id", "attempt"))
+                attempts = sorted(best_attempts(accepted).values(), key=attrgetter("delivery_id", "attempt"))
                 columns = _columns("changed", CHANGED_COLUMNS, changed) | _columns("attempt", ATTEMPT_COLUMNS, attempts)
                 await connection.execute(WRITE, {**columns, **id_range, "changed_at": changed_at})
-        errors = {(each.delivery_id, each.attempt): each for each in known if each.error_class is not None}
+        errors = {(each.delivery_id, each.attempt): each for each in accepted if each.error_class is not None}
         return Applied(
             changes=[
                 _change(state, errors.get((state.id, state.attempt)), changed_at)
@@ -108,7 +116,7 @@ class ResultStore:
                 if (state.status is not before[state.id].status or not state.status.final)
                 and state.channel in KNOWN_CHANNELS  # no subscriber of this version could read the event
             ],
-            unknown=set(ids) - before.keys(),
+            refusals=refusals,
         )
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:

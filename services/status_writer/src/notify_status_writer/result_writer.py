@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from notify_common.contracts import topology
 from notify_common.contracts.messages import DeliveryResult, ResultsEnvelope
 from notify_common.rabbitmq.dead_letters import bury
 from notify_common.rabbitmq.events import EventPublisher
@@ -14,6 +15,7 @@ from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.errors import DatabaseUnavailable, DataRejected
 from pydantic_core import to_json
 
+from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
 from notify_status_writer.result_store import ResultStore
 
@@ -21,7 +23,6 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FLUSH_INTERVAL = 0.01  # seconds
-UNKNOWN = "unknown delivery"
 
 
 class ResultWriter:
@@ -53,28 +54,30 @@ class ResultWriter:
 
     async def write(self, results: Sequence[DeliveryResult], *, queue: str) -> None:
         """Return once every result is committed, or dead-lettered if it can never be; the results are from `queue`."""
-        outcomes = await self._batcher.submit_all(results)
+        channel = topology.channel_of(queue)
+        outcomes = await self._batcher.submit_all([Reported(result, channel) for result in results])
         for result, outcome in zip(results, outcomes, strict=True):
             if isinstance(outcome, Failed):
                 await self.bury(result, _reason(outcome.error, result), queue=queue)
             elif outcome is not None:
+                self._metrics.refused[queue, outcome].inc()
                 await self.bury(result, outcome, queue=queue)
 
-    async def _flush(self, results: Sequence[DeliveryResult]) -> Sequence[str | None]:
+    async def _flush(self, reports: Sequence[Reported]) -> Sequence[Refusal | None]:
         """Commit the results; return for each of them None, or why it has no effect."""
-        with self._tracing.group("commit results", (result.traceparent for result in results)):
+        with self._tracing.group("commit results", (result.traceparent for result, _ in reports)):
             # This retries until the results are committed, because giving up would dead-letter valid results.
-            applied = await self._database_outage.retry(lambda: self._store.apply(results), DatabaseUnavailable)
+            applied = await self._database_outage.retry(lambda: self._store.apply(reports), DatabaseUnavailable)
         self._events.publish(applied.changes)
-        self._metrics.results.inc(len(results))
+        self._metrics.results.inc(len(reports))
         for change in applied.changes:
             self._metrics.changed(change)
-        # The callers dead-letter results for unknown deliveries, so that no other result waits for that.
-        return [UNKNOWN if result.delivery_id in applied.unknown else None for result in results]
+        # The callers dead-letter refused results, so that no other result waits for that.
+        return applied.refusals
 
     async def bury(self, result: Any, reason: str, *, queue: str) -> None:  # noqa: ANN401 - a result, or an unreadable item
         """Publish the result as a dead letter, and return once that is confirmed."""
-        log.error("dead-lettering a result", extra={"reason": reason})
+        log.error("dead-lettering a result", extra={"reason": reason, "queue": queue})
         # The result becomes a complete message, which can be requeued unchanged once the cause is fixed.
         body = to_json(ResultsEnvelope(version=1, results=(result,)))
         await bury(self._publisher, body, queue=queue, reason=reason)

@@ -7,7 +7,7 @@ from notify_common.contracts.topology import Binding
 
 LADDER = (timedelta(seconds=1), timedelta(seconds=2))
 ALL = [
-    *topology.dead_letters(),
+    *topology.all_dead_letters(),
     *topology.all_results(),
     *(topology.deliveries(channel) for channel in Channel),
     *topology.retries(Channel.EMAIL, LADDER),
@@ -28,7 +28,8 @@ def test_every_queue_is_durable_and_drops_no_messages(binding: Binding) -> None:
 
 def test_redelivery_limits_of_results_and_dead_letters_are_out_of_reach() -> None:
     archive, _, inbox = topology.dead_letters()
-    for binding in (archive, inbox, *map(topology.results, Channel)):
+    of_channels = [each for channel in Channel for each in (topology.results(channel), *topology.dead_letters(channel))]
+    for binding in (archive, inbox, *of_channels):
         assert dict(binding.queue.arguments or {})["x-delivery-limit"] >= 1_000_000
 
 

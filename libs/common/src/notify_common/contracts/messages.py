@@ -13,8 +13,9 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 
 # PostgreSQL stores the counters as 32-bit integers, and its text values cannot contain NUL.
-Counter = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Ordinal = Annotated[int, Field(ge=1, le=2**31 - 1)]
+LARGEST_COUNTER = 2**31 - 1
+Counter = Annotated[int, Field(ge=0, le=LARGEST_COUNTER)]
+Ordinal = Annotated[int, Field(ge=1, le=LARGEST_COUNTER)]
 SHORT_TEXT_LENGTH = 500
 ShortText = Annotated[str, StringConstraints(max_length=SHORT_TEXT_LENGTH, pattern=r"^[^\x00]*$")]
 
@@ -22,6 +23,11 @@ ShortText = Annotated[str, StringConstraints(max_length=SHORT_TEXT_LENGTH, patte
 DELIVERY_ID_HEADER = "delivery_id"
 NOTIFICATION_ID_HEADER = "notification_id"
 ROUND_HEADER = "round"
+
+
+def following(counter: int) -> int:
+    """Return the next value of a counter, which stops at the largest one: a message with a larger one is unreadable."""
+    return min(counter + 1, LARGEST_COUNTER)
 
 
 class DeliveryStatus(StrEnum):

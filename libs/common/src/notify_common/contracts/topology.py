@@ -2,14 +2,18 @@
 
 exchange `notifications` -> `notifications.<channel>`;
 `notifications.<channel>.retry` -> `notifications.<channel>.retry.<delay-ms>`, and from there back to the channel;
-`notifications.results` -> `notifications.results.<channel>`; `notifications.dead` -> an archive and the status writer's
-inboxes;
+`notifications.results.<channel>` -> a queue of the same name;
+`notifications.dead.<channel>` -> an archive of the same name and the status writer's inbox; `notifications.dead` -> the
+same for what RabbitMQ dead-letters itself;
 `notifications.events` (topic, routing key `<channel>.<status>`, or `dropped`) -> the subscribers of events.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import chain
+from types import MappingProxyType
 
 from faststream.rabbit import ExchangeType, QueueType, RabbitExchange, RabbitQueue
 from faststream.rabbit.schemas.queue import QuorumQueueArgs
@@ -40,6 +44,19 @@ class Binding:
     routing_key: str = ""
 
 
+# RabbitMQ applies this policy to the archives, so that dead letters cannot fill the disk. It is a policy, because the
+# arguments of an existing queue cannot change. The oldest messages leave first, and publishers never wait.
+ARCHIVE_POLICY = "notifications.dead"
+ARCHIVE_PATTERN = rf"^notifications\.dead(\.({'|'.join(Channel)}))?$"
+ARCHIVE_LIMITS = MappingProxyType(
+    {
+        "max-length": 100_000,
+        "max-length-bytes": 256 * 2**20,
+        "message-ttl": 30 * 24 * 3600 * 1000,  # milliseconds
+    }
+)
+
+
 def delivery_queue_name(channel: Channel) -> str:
     """Return the name of the queue that a channel's senders consume from."""
     return f"notifications.{channel}"
@@ -60,22 +77,59 @@ def retry_queue_name(channel: Channel, delay: timedelta) -> str:
     return f"{retry_exchange(channel).name}.{_milliseconds(delay)}"
 
 
-def dead_letters() -> list[Binding]:
-    """Return the archive, and then the inboxes from which the status writer learns which deliveries have failed.
+def results_exchange(channel: Channel) -> RabbitExchange:
+    """Return the exchange to which a channel's senders report; with a shared one, they could report for others."""
+    return RabbitExchange(f"{RESULTS.name}.{channel}", type=ExchangeType.DIRECT, durable=True)
 
-    Older status writers read only the first inbox, whose redelivery limit a long database outage may reach. Each inbox
-    gets every dead letter, so that none is lost in an upgrade or a rollback.
+
+def dead_letter_exchange(queue: str) -> RabbitExchange:
+    """Return the exchange to which the consumers of `queue` publish its dead letters.
+
+    Each channel has its own, so that the status writer knows which channel a dead letter belongs to, and so that one
+    channel's dead letters cannot push those of another out of an archive.
     """
-    return [
-        # Listing the archive requeues every message, and RabbitMQ counts each time as a redelivery.
-        Binding(DEAD, _quorum_queue("notifications.dead", {"x-delivery-limit": NO_REDELIVERY_LIMIT})),
-        Binding(DEAD, _quorum_queue("notifications.dead.inbox", {})),
-        Binding(DEAD, _quorum_queue("notifications.dead.failed", {"x-delivery-limit": NO_REDELIVERY_LIMIT})),
-    ]
+    channel = channel_of(queue)
+    return DEAD if channel is None else _dead_letter_exchange(channel)
+
+
+def channel_of(queue: str) -> Channel | None:
+    """Return the only channel whose senders can write to `queue`; None if it is shared, or not ours."""
+    return _channels_of_queues().get(queue)
+
+
+def dead_letters(channel: Channel | None = None) -> list[Binding]:
+    """Return a channel's archive, and then the inbox from which the status writer learns what has failed.
+
+    Without a channel, return those of the messages that RabbitMQ dead-letters itself, which have one more inbox: older
+    status writers read only the first one, whose redelivery limit a long database outage may reach. Each inbox gets
+    every dead letter, so that none is lost in an upgrade or a rollback.
+    """
+    exchange = DEAD if channel is None else _dead_letter_exchange(channel)
+    # Listing the archive requeues every message, and RabbitMQ counts each time as a redelivery.
+    archive, inbox = (
+        Binding(exchange, _quorum_queue(name, {"x-delivery-limit": NO_REDELIVERY_LIMIT}))
+        for name in (exchange.name, f"{exchange.name}.failed")
+    )
+    if channel is not None:
+        return [archive, inbox]
+    return [archive, Binding(DEAD, _quorum_queue(f"{DEAD.name}.inbox", {})), inbox]
+
+
+def archives() -> list[Binding]:
+    """Return all archives: the shared one, and then one per channel."""
+    return [dead_letters()[0], *(dead_letters(channel)[0] for channel in Channel)]
+
+
+def all_dead_letters() -> list[Binding]:
+    """Return all archives and inboxes."""
+    return [*dead_letters(), *chain.from_iterable(map(dead_letters, Channel))]
 
 
 def deliveries(channel: Channel) -> Binding:
-    """Return the queue that a channel's senders consume from; its dead letters go to `notifications.dead`."""
+    """Return the queue that a channel's senders consume from; what RabbitMQ dead-letters goes to `notifications.dead`.
+
+    The arguments of an existing queue cannot change, so RabbitMQ's own dead letters still share one exchange.
+    """
     queue = _quorum_queue(delivery_queue_name(channel), _dead_lettering(DEAD))
     return Binding(NOTIFICATIONS, queue, channel.value)
 
@@ -100,8 +154,8 @@ def results(channel: Channel | None = None) -> Binding:
     if channel is None:
         queue = _quorum_queue("notifications.results", _dead_lettering(DEAD))
         return Binding(RESULTS, queue, SHARED_RESULTS_ROUTING_KEY)
-    arguments = _dead_lettering(DEAD) | {"x-delivery-limit": NO_REDELIVERY_LIMIT}
-    return Binding(RESULTS, _quorum_queue(f"notifications.results.{channel}", arguments), channel.value)
+    exchange, arguments = results_exchange(channel), _dead_lettering(DEAD) | {"x-delivery-limit": NO_REDELIVERY_LIMIT}
+    return Binding(exchange, _quorum_queue(exchange.name, arguments), channel.value)
 
 
 def all_results() -> list[Binding]:
@@ -109,19 +163,38 @@ def all_results() -> list[Binding]:
     return [*map(results, Channel), results()]
 
 
+def results_of_older_senders() -> list[Binding]:
+    """Return the bindings of the exchange to which older senders report the results of all channels."""
+    return [Binding(RESULTS, results(channel).queue, channel.value) for channel in Channel]
+
+
 def gateway() -> list[Binding]:
     """Return what a gateway declares."""
-    return [*dead_letters(), *map(deliveries, Channel)]
+    return [*all_dead_letters(), *map(deliveries, Channel)]
 
 
 def sender(channel: Channel, delays: Iterable[timedelta]) -> list[Binding]:
     """Return what a channel's senders declare."""
-    return [*dead_letters(), results(channel), deliveries(channel), *retries(channel, delays)]
+    ends = [*dead_letters(), *dead_letters(channel), results(channel)]
+    return [*ends, deliveries(channel), *retries(channel, delays)]
 
 
 def status_writer() -> list[Binding]:
     """Return what a status writer declares."""
-    return [*dead_letters(), *all_results()]
+    return [*all_dead_letters(), *all_results(), *results_of_older_senders()]
+
+
+@cache
+def _channels_of_queues() -> Mapping[str, Channel]:
+    return {
+        binding.queue.name: channel
+        for channel in Channel
+        for binding in (deliveries(channel), results(channel), *dead_letters(channel))
+    }
+
+
+def _dead_letter_exchange(channel: Channel) -> RabbitExchange:
+    return RabbitExchange(f"{DEAD.name}.{channel}", type=ExchangeType.FANOUT, durable=True)
 
 
 def _milliseconds(delay: timedelta) -> int:

@@ -1,4 +1,4 @@
-"""Dead letters: messages that can never be handled, stored in `notifications.dead` with the reason."""
+"""Dead letters: messages that can never be handled, archived with the reason."""
 
 import logging
 from collections.abc import Mapping
@@ -60,7 +60,8 @@ async def bury(
 ) -> None:
     """Publish a message that came from `queue` as a dead letter, and return once the broker has confirmed it."""
     dead_headers = {**original_headers(headers or {}), REASON_HEADER: reason, QUEUE_HEADER: queue}
-    await publisher.publish_until_confirmed([OutgoingMessage(topology.DEAD, "", body, dead_headers)])
+    exchange = topology.dead_letter_exchange(queue)
+    await publisher.publish_until_confirmed([OutgoingMessage(exchange, "", body, dead_headers)])
 
 
 def original_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,8 +70,13 @@ def original_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if name not in ours and not name.startswith("x-")}
 
 
-def queues_of_death(headers: Mapping[str, Any]) -> set[str]:
-    """Return the queue that dead-lettered the message, and any retry queues in which it waited before that."""
-    deaths = headers.get(DEATHS_HEADER) or []
-    queues = {str(death.get("queue")) for death in deaths}
-    return queues | {str(headers[QUEUE_HEADER])} if QUEUE_HEADER in headers else queues
+def queue_of_death(headers: Mapping[str, Any]) -> str | None:
+    """Return the queue in which the message died.
+
+    RabbitMQ puts the last queue first. Only the first entry is believed, and before our own header: a sender can write
+    headers, but not the entry of the queue from which RabbitMQ takes its message.
+    """
+    deaths: object = headers.get(DEATHS_HEADER)
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping):
+        return str(deaths[0].get("queue"))
+    return str(headers[QUEUE_HEADER]) if QUEUE_HEADER in headers else None

@@ -5,7 +5,14 @@ import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from notify_common.contracts.messages import SHORT_TEXT_LENGTH, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
+from notify_common.contracts.messages import (
+    SHORT_TEXT_LENGTH,
+    DeliveryRequested,
+    DeliveryResult,
+    ErrorClass,
+    Outcome,
+    following,
+)
 from notify_common.runtime.clock import utc_now
 from notify_common.sending import errors
 from notify_common.sending.provider import Provider
@@ -78,7 +85,7 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
         return Decision(_result(request, response, Outcome.SENT, failures=request.failures))
     if isinstance(failure, errors.Throttled | errors.Unreachable):
         return _retry_without_failure(request, response, failure, schedule)
-    failures = request.failures + 1
+    failures = following(request.failures)
     if isinstance(failure, errors.PermanentFailure):
         return Decision(_result(request, response, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
     error_class = ErrorClass.TEMPORARY
@@ -133,7 +140,7 @@ def _retry(
         # A delivery that expires before its next attempt is reported as soon as it expires.
         not_before = min(not_before, max(request.expires_at, response.finished_at))
     changes = {
-        "attempt": request.attempt + 1, "failures": failures, "not_before": not_before,
+        "attempt": following(request.attempt), "failures": failures, "not_before": not_before,
         "waiting_since": waiting_since, "reserved": False,
     }  # fmt: skip
     return Decision(

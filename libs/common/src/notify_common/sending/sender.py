@@ -59,7 +59,7 @@ class Sender:
         self._publisher = publisher
         self._channel = channel
         self._retry_exchange = topology.retry_exchange(channel)
-        self._results_routing_key = topology.results(channel).routing_key
+        self._results_to = topology.results(channel)
         self._provider = provider
         self._provider_timeout = provider_timeout
         self._retry_schedule = schedule
@@ -250,7 +250,7 @@ class Sender:
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
         body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
-        message = OutgoingMessage(topology.RESULTS, self._results_routing_key, body)
+        message = OutgoingMessage(self._results_to.exchange, self._results_to.routing_key, body)
         overdue = asyncio.get_running_loop().call_later(REPORT_TIMEOUT, self._hold_calls)
         try:
             with self._tracing.group("publish results", (result.traceparent for result in results)):

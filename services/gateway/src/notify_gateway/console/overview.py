@@ -11,7 +11,7 @@ from typing import Any
 from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.contracts.ids import accepted_at, first_id_at
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_common.contracts.topology import all_results, delivery_queue_name, retry_exchange
+from notify_common.contracts.topology import all_results, archives, delivery_queue_name, retry_exchange
 from sqlalchemy import Row, text
 
 from notify_gateway.console.queue_statistics import QueueStatistics, QueueStatisticsClient
@@ -22,6 +22,7 @@ from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 
 RESULTS_QUEUES = [binding.queue.name for binding in all_results()]
+ARCHIVES = [binding.queue.name for binding in archives()]
 SECONDS = 120  # the time that the charts cover
 INTERVAL = 1.0  # seconds for which an overview is cached, so that more readers do not mean more load
 SETTLING = 1.0  # seconds; by then, all notifications accepted in a given second are committed
@@ -123,7 +124,7 @@ class Overview:
             outbox_rows=int(backlog.rows),
             outbox_oldest_seconds=backlog.oldest,
             results_waiting=_ready(queues, *RESULTS_QUEUES),
-            dead_letters=_ready(queues, "notifications.dead"),
+            dead_letters=_ready(queues, *ARCHIVES),
             channels=[self._channel(channel, range(begin, end), queues) for channel in Channel],
             failures=[Failures.model_validate(row, from_attributes=True) for row in failures],
         )

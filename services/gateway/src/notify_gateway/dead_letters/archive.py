@@ -1,4 +1,4 @@
-"""Read and requeue dead letters, which are archived in the queue `notifications.dead`."""
+"""Read and requeue dead letters, which are archived in `notifications.dead` and `notifications.dead.<channel>`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +11,10 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DELIVERY_ID_HEADER
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queues_of_death
+from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queue_of_death
 
-ARCHIVE = topology.dead_letters()[0].queue.name
+# The shared archive, and then each channel's, with the only channel whose dead letters it can have.
+ARCHIVES = {binding.queue.name: topology.channel_of(binding.queue.name) for binding in topology.archives()}
 RESULTS_QUEUES = frozenset(binding.queue.name for binding in topology.all_results())
 # Maps each queue to the exchange and routing key that return a message to it.
 ORIGINS = {
@@ -27,6 +28,7 @@ class DeadLetter:
     """A message in the archive. Unless it is acknowledged, it returns to the archive on disconnect."""
 
     message: AbstractIncomingMessage
+    archive: str
 
     @property
     def id(self) -> str:
@@ -42,8 +44,14 @@ class DeadLetter:
 
     @property
     def origin(self) -> str | None:
-        """The queue in which the message died; None if that is unknown."""
-        return next(iter(sorted(queues_of_death(self.message.headers) & ORIGINS.keys())), None)
+        """The queue in which the message died; None if that is unknown, or not a queue of the archive's channel."""
+        queue, owner = queue_of_death(self.message.headers), ARCHIVES[self.archive]
+        return queue if queue in ORIGINS and owner in {None, topology.channel_of(queue)} else None
+
+    @property
+    def channel(self) -> Channel | None:
+        """The channel whose senders can have written this message; None if several can have."""
+        return None if self.origin is None else topology.channel_of(self.origin)
 
     @property
     def delivery_id(self) -> UUID | None:
@@ -57,20 +65,21 @@ class DeadLetter:
 
 
 class DeadLetterArchive:
-    """The archive of dead letters. Messages that are neither requeued nor dropped return to it on disconnect."""
+    """The archives of dead letters. Messages that are neither requeued nor dropped return to them on disconnect."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
 
     async def letters(self) -> AsyncIterator[DeadLetter]:
-        """Yield each message once, oldest first."""
-        queue = await self._channel.get_queue(ARCHIVE)
+        """Yield each message once: one archive after the other, and the oldest of each first."""
         # Read only the messages that are there now, because a requeued one may be dead-lettered again at once.
-        for _ in range(queue.declaration_result.message_count or 0):
-            message = await queue.get(fail=False)
-            if message is None:
-                return
-            yield DeadLetter(message)
+        queues = [await self._channel.get_queue(name) for name in ARCHIVES]
+        for queue in queues:
+            for _ in range(queue.declaration_result.message_count or 0):
+                message = await queue.get(fail=False)
+                if message is None:
+                    break
+                yield DeadLetter(message, queue.name)
 
     async def requeue(self, letter: DeadLetter) -> bool:
         """Move a message back to its original queue; return False if that queue is unknown."""
@@ -92,6 +101,6 @@ class DeadLetterArchive:
 
 @asynccontextmanager
 async def open_archive(settings: RabbitSettings) -> AsyncIterator[DeadLetterArchive]:
-    """Keep a connection to the archive open until the context ends."""
+    """Keep a connection to the archives open until the context ends."""
     async with await aio_pika.connect(settings.amqp_url("operator")) as connection:
         yield DeadLetterArchive(await connection.channel(on_return_raises=True))

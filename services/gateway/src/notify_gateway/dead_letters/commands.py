@@ -14,7 +14,7 @@ DEFAULT_LIMIT = 100
 
 
 class DeadLetterSettings(PostgresSettings, RabbitSettings):
-    """Connection settings. The RabbitMQ user needs read access to the archive and write access to every exchange."""
+    """Connection settings. The RabbitMQ user needs read access to the archives and write access to every exchange."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         which = actions.add_parser(action, help=help_text).add_mutually_exclusive_group(required=True)
         which.add_argument("id", nargs="?", help="the id of the message")
-        which.add_argument("--all", action="store_true", help="apply to all messages in the archive")
+        which.add_argument("--all", action="store_true", help="apply to all messages in all archives")
 
 
 async def run(settings: DeadLetterSettings, options: argparse.Namespace) -> bool:
@@ -82,8 +82,12 @@ async def _requeue(archive: DeadLetterArchive, retries: DeliveryRetries, letter:
     if letter.delivery_id is None:
         return await archive.requeue(letter)
     # Start a new round, as the API does: requeueing the old message could send the notification twice.
-    if not await retries.retry(None, letter.delivery_id):
-        print(f"{letter.id}: delivery {letter.delivery_id} has not failed, so it is not retried", file=sys.stderr)
+    # The message may be forged, so it must not restart a delivery of another channel.
+    if not await retries.retry(None, letter.delivery_id, channel=letter.channel):
+        print(
+            f"{letter.id}: no delivery {letter.delivery_id} of this channel has failed, so it is not retried",
+            file=sys.stderr,
+        )
         return False
     await letter.message.ack()
     return True

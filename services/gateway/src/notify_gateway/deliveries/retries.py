@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from uuid import UUID
 
-from notify_common.contracts.channels import KNOWN_CHANNELS
+from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_database.engine import execute
 from sqlalchemy import text
@@ -48,7 +48,8 @@ START_ROUND = """
 RETRY_ONE = text(f"""
     WITH chosen AS (
         SELECT d.id FROM deliveries d JOIN notifications n ON n.id = d.notification_id
-        WHERE d.id = :id AND (CAST(:tenant AS text) IS NULL OR n.tenant = :tenant) AND {ON_KNOWN_CHANNEL}
+        WHERE d.id = :id AND (CAST(:tenant AS text) IS NULL OR n.tenant = :tenant)
+          AND (CAST(:channel AS text) IS NULL OR d.channel = :channel) AND {ON_KNOWN_CHANNEL}
     ), {START_ROUND}
     SELECT * FROM restarted
 """)  # noqa: S608 - a constant
@@ -111,13 +112,13 @@ class DeliveryRetries:
         self._publish_changes = publish_changes
         self._chunk_size = chunk_size
 
-    async def retry(self, tenant: str | None, delivery_id: UUID) -> bool:
-        """Retry one delivery; return False unless it has failed and belongs to `tenant` (None means any tenant)."""
+    async def retry(self, tenant: str | None, delivery_id: UUID, *, channel: Channel | None = None) -> bool:
+        """Retry one delivery; return False unless it has failed and belongs to `tenant` and `channel` (None: any)."""
         slot: AbstractAsyncContextManager[None] = nullcontext()
         if self._share is not None and tenant is not None:
             slot = self._share.slot(tenant)
         async with slot:
-            rows = await execute(self._engine, RETRY_ONE, id=delivery_id, tenant=tenant)
+            rows = await execute(self._engine, RETRY_ONE, id=delivery_id, tenant=tenant, channel=channel)
         changes = status_changes(rows, DeliveryStatus.PENDING)
         for change in changes:
             log.info("delivery retried", extra=change.model_dump(mode="json", exclude={"status"}))
