@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+from notify_common.contracts import topology
 
 from notify_local.console import CannotRun
 from notify_local.folder import StackFolder
@@ -100,3 +101,15 @@ async def rabbitmq_ready(management_port: int, password: str) -> bool:
         except httpx.TransportError:
             return False
     return response.status_code == httpx.codes.OK
+
+
+async def limit_archives(management_port: int, password: str) -> None:
+    """Limit the archives of dead letters, as RabbitMQ's definitions do in containers."""
+    policy = {
+        "pattern": topology.ARCHIVE_PATTERN,
+        "apply-to": "queues",
+        "definition": dict(topology.ARCHIVE_LIMITS),
+    }
+    async with httpx.AsyncClient(auth=(USER, password), timeout=30, trust_env=False) as client:
+        url = f"http://127.0.0.1:{management_port}/api/policies/%2F/{topology.ARCHIVE_POLICY}"
+        (await client.put(url, json=policy)).raise_for_status()

@@ -128,6 +128,7 @@ async def _start_servers(supervisor: Supervisor, folder: StackFolder, ports: Por
     await supervisor.start(rabbitmq.prepare_epmd(node_ports.epmd), _at_once, SERVER_START_TIMEOUT)
     node = rabbitmq.prepare_rabbitmq(folder, server, node_ports)
     await supervisor.start(node, lambda: rabbitmq.rabbitmq_ready(node_ports.management, password), SERVER_START_TIMEOUT)
+    await rabbitmq.limit_archives(node_ports.management, password)
     secret = quote(password, safe="")
     return Stack(
         addresses={
