@@ -517,3 +517,17 @@ async def test_unpublishable_events_do_not_delay_results(
             await hand.report(result(delivery_id))
             await has_status(engine, delivery_id, DeliveryStatus.SENT)
     assert await hand.depth("notifications.results.telegram") == 0  # the results were acked
+
+
+async def test_results_of_a_locked_delivery_wait_without_delaying_others(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    locked, other = await add_delivery(engine), await add_delivery(engine)
+    async with running_status_writer(rabbit, postgres):
+        async with engine.begin() as operator:
+            await operator.execute(text("SELECT FROM deliveries WHERE id = :id FOR UPDATE"), {"id": locked})
+            await hand.report(result(locked, Outcome.SENT), result(other, Outcome.SENT))
+            await has_status(engine, other, DeliveryStatus.SENT)
+            assert (await delivery_row(engine, locked))[0] == DeliveryStatus.PENDING
+        await has_status(engine, locked, DeliveryStatus.SENT)
+    assert await hand.depth("notifications.results.telegram") == 0

@@ -1,6 +1,6 @@
 """Apply any number of results with two statements: one locks the deliveries, and one writes."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -24,15 +24,19 @@ from notify_status_writer.delivery_state import (
 
 COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
 # The statements name the range of ids, because PostgreSQL does not prune partitions by `ANY` or by a join.
-# Rows are locked in id order, so that two writers with results for the same deliveries cannot deadlock.
+# Rows that others have locked are left out, so that an open transaction of an operator delays only their results.
 # The time is taken after all locks are held, so that no change gets a time that a subscriber has already passed.
 LOCK = text(f"""
     WITH locked AS (
         SELECT {COLUMNS} FROM deliveries
-        WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id ORDER BY id FOR NO KEY UPDATE
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id ORDER BY id
+        FOR NO KEY UPDATE SKIP LOCKED
     )
     SELECT *, clock_timestamp() AS locked_at FROM locked ORDER BY id
 """)  # noqa: S608 - the columns are a constant
+EXISTING = text("""
+    SELECT id FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
+""")
 READ = text(f"SELECT {COLUMNS} FROM deliveries WHERE id = :id")  # noqa: S608 - the columns are a constant
 WRITE = text("""
     WITH changed AS (
@@ -79,7 +83,9 @@ class Applied:
 
     changes: Sequence[StatusChange]
     refusals: Sequence[Refusal | None]
-    """For each result, None or why it was not applied."""
+    """For each result, None or why it must never be applied."""
+    locked: Set[UUID]
+    """The deliveries whose results were left out, because another transaction has locked their rows."""
 
 
 class ResultStore:
@@ -96,8 +102,18 @@ class ResultStore:
             async with self._engine.begin() as connection:
                 rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
                 before = {row.id: _state(row) for row in rows}
-                refusals = [refusal(before.get(each.result.delivery_id), each) for each in reports]
-                accepted = [result for (result, _), refused in zip(reports, refusals, strict=True) if refused is None]
+                locked: Set[UUID] = frozenset()
+                if missing := set(ids) - before.keys():
+                    locked = set((await connection.execute(EXISTING, {"ids": list(missing), **id_range})).scalars())
+                refusals = [
+                    None if each.result.delivery_id in locked else refusal(before.get(each.result.delivery_id), each)
+                    for each in reports
+                ]
+                accepted = [
+                    result
+                    for (result, _), refused in zip(reports, refusals, strict=True)
+                    if refused is None and result.delivery_id not in locked
+                ]
                 after = dict(before)
                 for result in accepted:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
@@ -117,6 +133,7 @@ class ResultStore:
                 and state.channel in KNOWN_CHANNELS  # no subscriber of this version could read the event
             ],
             refusals=refusals,
+            locked=locked,
         )
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:

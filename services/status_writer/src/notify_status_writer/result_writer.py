@@ -1,7 +1,9 @@
 """Write results in batches: one transaction for the results of several messages."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import Any
 
 from notify_common.contracts import topology
@@ -23,6 +25,16 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FLUSH_INTERVAL = 0.01  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results of a locked delivery are tried again
+
+
+class Locked(Enum):
+    """The outcome of a result whose delivery another transaction has locked."""
+
+    LOCKED = auto()
+
+
+LOCKED = Locked.LOCKED
 
 
 class ResultWriter:
@@ -55,25 +67,41 @@ class ResultWriter:
     async def write(self, results: Sequence[DeliveryResult], *, queue: str) -> None:
         """Return once every result is committed, or dead-lettered if it can never be; the results are from `queue`."""
         channel = topology.channel_of(queue)
-        outcomes = await self._batcher.submit_all([Reported(result, channel) for result in results])
-        for result, outcome in zip(results, outcomes, strict=True):
-            if isinstance(outcome, Failed):
-                await self.bury(result, _reason(outcome.error, result), queue=queue)
-            elif outcome is not None:
-                self._metrics.refused[queue, outcome].inc()
-                await self.bury(result, outcome, queue=queue)
+        pause = FIRST_PAUSE
+        while results:
+            outcomes = await self._batcher.submit_all([Reported(result, channel) for result in results])
+            locked = []
+            for result, outcome in zip(results, outcomes, strict=True):
+                if outcome is LOCKED:
+                    locked.append(result)
+                elif isinstance(outcome, Failed):
+                    await self.bury(result, _reason(outcome.error, result), queue=queue)
+                elif outcome is not None:
+                    self._metrics.refused[queue, outcome].inc()
+                    await self.bury(result, outcome, queue=queue)
+            results = locked
+            if results:
+                if pause == LONGEST_PAUSE / 2:
+                    ids = {"delivery_id": str(results[0].delivery_id), "results": len(results)}
+                    log.warning("results wait until another transaction unlocks their deliveries", extra=ids)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _flush(self, reports: Sequence[Reported]) -> Sequence[Refusal | None]:
+    async def _flush(self, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
         """Commit the results; return for each of them None, or why it has no effect."""
         with self._tracing.group("commit results", (result.traceparent for result, _ in reports)):
             # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await self._database_outage.retry(lambda: self._store.apply(reports), DatabaseUnavailable)
         self._events.publish(applied.changes)
-        self._metrics.results.inc(len(reports))
+        outcomes = [
+            LOCKED if result.delivery_id in applied.locked else refused
+            for (result, _), refused in zip(reports, applied.refusals, strict=True)
+        ]
+        self._metrics.results.inc(len(reports) - outcomes.count(LOCKED))
         for change in applied.changes:
             self._metrics.changed(change)
         # The callers dead-letter refused results, so that no other result waits for that.
-        return applied.refusals
+        return outcomes
 
     async def bury(self, result: Any, reason: str, *, queue: str) -> None:  # noqa: ANN401 - a result, or an unreadable item
         """Publish the result as a dead letter, and return once that is confirmed."""
