@@ -13,10 +13,11 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings, create_engine
-from notify_database.migrate import migrate
+from notify_database.migrate import prepare_database
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
 from support.compose import LABEL, Compose, docker
+from support.roles import migration_settings
 from support.servers import ALL_RIGHTS, Servers, permit, servers_for_tests
 from support.services import NOWHERE, running_gateway
 
@@ -43,7 +44,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture
 async def postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
-    """Create a migrated database for the test."""
+    """Create a migrated database for the test, and yield the administrator's settings."""
     name = f"test_{uuid4().hex}"
     await _administer(servers.postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield servers.postgres.model_copy(update={"postgres_database": name})
@@ -57,6 +58,13 @@ async def empty_postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
     await _administer(servers.postgres, f"CREATE DATABASE {name}")
     yield servers.postgres.model_copy(update={"postgres_database": name})
     await _administer(servers.postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def with_roles(empty_postgres: PostgresSettings) -> PostgresSettings:
+    """Install into an empty database, as Compose does, and return the administrator's settings."""
+    await prepare_database(migration_settings(empty_postgres))
+    return empty_postgres
 
 
 @pytest.fixture
@@ -103,9 +111,8 @@ async def secured_api(postgres: PostgresSettings) -> AsyncIterator[httpx.AsyncCl
 async def _make_template(settings: PostgresSettings) -> None:
     await _administer(settings, f"DROP DATABASE IF EXISTS {TEMPLATE}")
     await _administer(settings, f"CREATE DATABASE {TEMPLATE}")
-    engine = create_engine(settings.model_copy(update={"postgres_database": TEMPLATE}), pool_size=1)
-    await migrate(engine, "public")
-    await engine.dispose()
+    template = settings.model_copy(update={"postgres_database": TEMPLATE})
+    await prepare_database(migration_settings(template))
 
 
 async def _administer(settings: PostgresSettings, statement: str) -> None:

@@ -46,7 +46,13 @@ def test_sender_image_contains_neither_database_driver_nor_fastapi(compose: Comp
 EXAMPLE_SECRET = "change-me-0123456789abcdef0123456789abcdef012345"
 CHECKED = {
     "rabbitmq": ["RABBITMQ_ADMIN_PASSWORD", "RABBITMQ_GATEWAY_PASSWORD"],
-    "migrate": ["POSTGRES_PASSWORD"],
+    "migrate": [
+        "POSTGRES_PASSWORD",
+        "POSTGRES_ADMIN_PASSWORD",
+        "POSTGRES_GATEWAY_PASSWORD",
+        "POSTGRES_STATUS_WRITER_PASSWORD",
+    ],
+    "maintenance": ["POSTGRES_PASSWORD"],
     "gateway": ["POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "BOOTSTRAP_API_KEY"],
     "status_writer": ["POSTGRES_PASSWORD", "RABBITMQ_PASSWORD"],
     **{sender: ["RABBITMQ_PASSWORD"] for sender in SENDERS},
@@ -130,7 +136,7 @@ def test_no_process_has_a_secret_in_its_environment_or_arguments(compose: Compos
 def test_container_cannot_read_the_secrets_of_others(compose: Compose, service: str) -> None:
     mounted = set(compose.run("exec", "-T", service, "ls", "/run/secrets").split())
     assert not {name for name in mounted if name.startswith("rabbitmq_")} - {f"rabbitmq_{service}_password"}
-    assert ("postgres_password" in mounted) == (service in ("gateway", "status_writer"))
+    assert not {name for name in mounted if name.startswith("postgres_")} - {f"postgres_{service}_password"}
     assert ("bootstrap_api_key" in mounted) == (service == "gateway")
 
 

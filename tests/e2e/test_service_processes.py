@@ -16,9 +16,10 @@ from notify_common.contracts.messages import Content, DeliveryRequested, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
-from notify_local.stack import SENDERS
+from notify_local.stack import OWNER_USER, SENDERS
 from support.amqp import hand_on, prepare_topology
 from support.processes import STOP_TIMEOUT, answers, running_service
+from support.roles import as_user, session
 from support.servers import PROJECT
 from support.services import NOWHERE, eventually
 
@@ -138,6 +139,25 @@ async def test_fifty_repeats_across_two_gateways_create_one_notification(
     assert [item["id"] for item in listed] == [responses[0].json()["id"]]
 
 
+LAST_WEEK = "SELECT max(relname) FROM pg_class WHERE relname ~ '^attempts_until_[0-9]+$'"
+
+
+async def test_maintenance_creates_a_missing_week_as_the_owner_and_stops_cleanly(with_roles: PostgresSettings) -> None:
+    owner = as_user(with_roles, OWNER_USER)
+    async with session(owner) as connection:
+        missing = await connection.fetchval(LAST_WEEK)
+        await connection.execute(f"DROP TABLE {missing}")
+
+        async def exists() -> bool:
+            return bool(await connection.fetchval(LAST_WEEK) == missing)
+
+        with running_service("database.maintenance", owner, LOG_LEVEL="WARNING") as maintenance:
+            await eventually(exists, "the week is created again")
+            maintenance.send_signal(signal.SIGTERM)
+            _, errors = await asyncio.to_thread(maintenance.communicate, timeout=STOP_TIMEOUT)
+    assert (maintenance.returncode, errors) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("name", "variable", "value"),
     [
@@ -156,7 +176,9 @@ def test_invalid_setting_stops_the_service_and_names_the_variable(name: str, var
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["notify_gateway", "notify_status_writer", "notify_database.migrate"])
+@pytest.mark.parametrize(
+    "command", ["notify_gateway", "notify_status_writer", "notify_database.migrate", "notify_database.maintenance"]
+)
 def test_rejected_postgresql_login_stops_the_service_with_a_message(
     command: str, postgres: PostgresSettings, port: int
 ) -> None:

@@ -23,6 +23,7 @@ from notify_local.ports import Ports
 from notify_local.stack import as_environment
 from support.amqp import hand_on
 from support.processes import START_TIMEOUT, STOP_TIMEOUT, all_final, answers, running_service
+from support.roles import migration_settings
 from support.servers import PROJECT
 from support.services import eventually
 
@@ -58,17 +59,19 @@ class Installation:
         self._running: dict[tuple[str, bool], subprocess.Popen[str]] = {}
         self.gateways: dict[bool, str] = {}
 
-    async def migrate(self, sources: Sequence[Path] = ()) -> None:
-        environment = {**os.environ, **as_environment(self._servers[0]), **as_environment(self._servers[1])}
-        environment |= _path(sources)
+    async def migrate(self, postgres: PostgresSettings, sources: Sequence[Path] = ()) -> None:
+        environment = {**os.environ, **as_environment(postgres), **_path(sources)}
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "notify_database.migrate", env=environment, stderr=subprocess.PIPE
         )
         _, errors = await process.communicate()
         assert process.returncode == 0, errors.decode()
 
-    async def start(self, *services: str, sources: Sequence[Path] = ()) -> None:
-        """Start the services, of this version or from `sources`, and return when all are ready."""
+    async def start(self, *services: str, sources: Sequence[Path] = (), **postgres: str) -> None:
+        """Start the services, of this version or from `sources`, and return when all are ready.
+
+        `postgres` overrides the PostgreSQL settings.
+        """
         urls = []
         for service in services:
             port, health_port = self._ports.free(18_700), self._ports.free(18_900)
@@ -76,7 +79,7 @@ class Installation:
                 "APP_PORT": str(port), "HEALTH_PORT": str(health_port), "SIMULATOR_FOLDER": str(self._ledgers),
                 "TELEGRAM_SLEEP": "0.2", "EMAIL_SLEEP": "0.2", "ERROR_PROBABILITY": "0", "LOG_LEVEL": "ERROR",
                 "RETRY_DELAY": "3600",  # nothing is retried, and fewer retry queues are declared in less time
-                **_path(sources),
+                **_path(sources), **postgres,
             }  # fmt: skip
             process = running_service(service, *self._servers, **settings)
             self._running[service, bool(sources)] = self._stack.enter_context(process)
@@ -160,8 +163,11 @@ async def test_upgrade_and_rollback_under_traffic_lose_and_repeat_nothing(
     newer = [binding.queue.name for binding in (*inboxes, *map(topology.results, CHANNELS))]
     with ExitStack() as stack:
         installation = Installation(rabbit, empty_postgres, tmp_path / "ledgers", stack)
-        await installation.migrate(baseline)
-        await installation.start("status_writer", *SENDERS, "gateway", sources=baseline)
+        await installation.migrate(empty_postgres, baseline)
+        # Before the upgrade, a superuser owns everything, and all services log in as this user.
+        superuser = empty_postgres.postgres_user
+        services = ("status_writer", *SENDERS, "gateway")
+        await installation.start(*services, sources=baseline, POSTGRES_USER=superuser)
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
             traffic = Traffic(installation, client)
             async with traffic.running():
@@ -170,7 +176,7 @@ async def test_upgrade_and_rollback_under_traffic_lose_and_repeat_nothing(
                     await depths(rabbit, *newer)  # these processes are indeed of the baseline
 
                 # The upgrade: the database, status writers, senders, gateways.
-                await installation.migrate()
+                await installation.migrate(migration_settings(empty_postgres))
                 await installation.start("status_writer")
                 await traffic.flow()
                 await installation.stop("status_writer", baseline=True)

@@ -16,7 +16,7 @@ import httpx
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
-from notify_local.stack import as_environment
+from notify_local.stack import as_environment, as_user_of
 
 from support.containers import ServerContainers, running_containers
 from support.servers import PROJECT, in_containers
@@ -160,7 +160,7 @@ async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | 
     """Run `notify-gateway …`, which must exit with `code`, and return its output, or its errors if it has failed."""
     environment = dict(os.environ)
     for server in servers:
-        environment |= as_environment(server)
+        environment |= as_user_of("gateway", as_environment(server))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "notify_gateway", *arguments,
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -174,10 +174,11 @@ async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | 
 def running_service(
     name: str, *servers: PostgresSettings | RabbitSettings, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run one service as a process; kill it at the end if it is still running."""
-    environment = {**os.environ, "AUTH": "off", "HEALTH_PORT": str(Ports().free(18_800)), **settings}
+    """Run one service as a process, with its own PostgreSQL user; kill it at the end if it is still running."""
+    environment = {**os.environ, "AUTH": "off", "HEALTH_PORT": str(Ports().free(18_800))}
     for server in servers:
-        environment |= as_environment(server)
+        environment |= as_user_of(name, as_environment(server))
+    environment |= settings
     process = subprocess.Popen(  # noqa: S603 - ours
         [sys.executable, "-m", f"notify_{name}"], env=environment, stderr=subprocess.PIPE, text=True
     )

@@ -31,6 +31,8 @@ from notify_status_writer.application import create_status_writer
 from notify_status_writer.settings import StatusWriterSettings
 from prometheus_client import CollectorRegistry
 
+from support.roles import as_service
+
 NOWHERE = RabbitSettings.model_validate({"rabbitmq_host": "127.0.0.1", "rabbitmq_port": 1})
 FIRST_DELAY = timedelta(milliseconds=50)
 TIMEOUT = 20.0  # seconds; reached only if the test fails
@@ -103,7 +105,8 @@ async def running_status_writer(
     events_to: RabbitSettings | None = None,
     tracing: Tracing = UNTRACED,
 ) -> AsyncIterator[Worker]:
-    """Run a status writer."""
+    """Run a status writer with its own PostgreSQL user."""
+    postgres = as_service(postgres, "status_writer")
     settings = StatusWriterSettings.model_validate({**postgres.model_dump(), **rabbit.model_dump()})
     events = None if events_to is None else EventPublisher(events_to, "status_writer")
     status_writer = create_status_writer(settings, events=events, tracing=tracing)
@@ -120,10 +123,12 @@ async def working_gateway(
     tracing: Tracing = UNTRACED,
     **settings: object,
 ) -> AsyncIterator[Gateway]:
-    """Run a gateway without an HTTP server; if `relaying` is false, it accepts notifications but publishes none."""
-    gateway_settings = GatewaySettings.model_validate(
-        {**postgres.model_dump(), **rabbit.model_dump(), "auth": "off", **settings}
-    )
+    """Run a gateway with its own PostgreSQL user, and without an HTTP server.
+
+    If `relaying` is false, it accepts notifications but publishes none.
+    """
+    servers = {**as_service(postgres, "gateway").model_dump(), **rabbit.model_dump()}
+    gateway_settings = GatewaySettings.model_validate({**servers, "auth": "off", **settings})
     stop = asyncio.Event()
     async with aclosing(Gateway(gateway_settings, tracing)) as gateway:
         working = asyncio.create_task(gateway.work(stop)) if relaying else None

@@ -15,6 +15,7 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.secret_files import is_secret
 from notify_common.sending.service import ACK_TIME, SenderSettings
+from notify_database.maintenance import MaintenanceSettings
 from notify_database.migrate import MigrationSettings
 from notify_gateway.settings import GatewaySettings
 from notify_local.env_file import DRAWN, PROVIDERS
@@ -36,6 +37,7 @@ SERVICES: dict[str, type[BaseSettings]] = {
     **{f"{channel}_sender": settings_of(channel) for channel in Channel},
     "status_writer": StatusWriterSettings,
     "migrate": MigrationSettings,
+    "maintenance": MaintenanceSettings,
 }
 # Compose does not pass these: images set the address and port, and containers do not store simulated messages.
 IN_THE_IMAGE = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT", "SIMULATOR_FOLDER"}
@@ -176,7 +178,7 @@ def members(network: str) -> set[str]:
 
 
 def test_containers_share_a_network_only_if_they_talk_to_each_other() -> None:
-    assert members("database") == {"postgres", "migrate", "gateway", "status_writer"}
+    assert members("database") == {"postgres", "migrate", "maintenance", "gateway", "status_writer"}
     # Prometheus asks every service for its metrics, and every service sends traces to Jaeger.
     assert members("broker") - OBSERVERS == {"rabbitmq", "gateway", "status_writer"}
     for channel in Channel:

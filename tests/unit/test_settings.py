@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from notify_common.runtime.settings import ServiceSettings, load_settings
+from notify_database.maintenance import MaintenanceSettings
 from notify_database.migrate import MigrationSettings
 from notify_email_sender.settings import EmailSenderSettings
 from notify_gateway.cli import OperatorSettings
@@ -67,6 +68,7 @@ def test_error_probability_may_be_0_or_1(probability: str, monkeypatch: pytest.M
         (GatewaySettings, "ALLOWED_HOSTS", "a.example.org,b.example.org"),
         (GatewaySettings, "POSTGRES_SCHEMA", 'x"; DROP'),
         (StatusWriterSettings, "LOG_LEVEL", "loud"),
+        (MigrationSettings, "POSTGRES_GATEWAY_USER", 'x"; DROP'),
     ],
 )
 def test_invalid_value_stops_the_service_with_an_error_that_names_the_variable(
@@ -133,7 +135,16 @@ SECRETS: list[tuple[type[ServiceSettings], list[str]]] = [
     (GatewaySettings, [*BOTH_PASSWORDS, "BOOTSTRAP_API_KEY"]),
     (OperatorSettings, BOTH_PASSWORDS),
     (StatusWriterSettings, BOTH_PASSWORDS),
-    (MigrationSettings, ["POSTGRES_PASSWORD"]),
+    (
+        MigrationSettings,
+        [
+            "POSTGRES_PASSWORD",
+            "POSTGRES_ADMIN_PASSWORD",
+            "POSTGRES_GATEWAY_PASSWORD",
+            "POSTGRES_STATUS_WRITER_PASSWORD",
+        ],
+    ),
+    (MaintenanceSettings, ["POSTGRES_PASSWORD"]),
     (TelegramSenderSettings, ["RABBITMQ_PASSWORD"]),
     (EmailSenderSettings, ["RABBITMQ_PASSWORD", "SMTP_PASSWORD"]),
     (WebhookSenderSettings, ["RABBITMQ_PASSWORD"]),
@@ -197,3 +208,14 @@ def test_bot_api_server_on_this_machine_needs_no_encryption(host: str, monkeypat
     monkeypatch.setenv("TELEGRAM_BOT_TOKEN", "123456:ABC-DEF")
     monkeypatch.setenv("TELEGRAM_API_URL", f"http://{host}:8081/")
     assert load_settings(TelegramSenderSettings).telegram_api_url.port == 8081
+
+
+@pytest.mark.parametrize("same", ["POSTGRES_USER", "POSTGRES_GATEWAY_USER", "POSTGRES_STATUS_WRITER_USER"])
+@pytest.mark.parametrize("name", ["boss", "notify_owner", "reader"])
+def test_postgresql_logins_must_differ(same: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {"POSTGRES_USER", "POSTGRES_GATEWAY_USER", "POSTGRES_STATUS_WRITER_USER"} - {same}
+    users = {"POSTGRES_ADMIN_USER": "boss", **dict(zip(sorted(others), ("reader", "another"), strict=True))}
+    for variable, user in {**users, same: name}.items():
+        monkeypatch.setenv(variable, user)
+    with pytest.raises(SystemExit, match="must differ"):
+        load_settings(MigrationSettings)

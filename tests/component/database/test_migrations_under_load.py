@@ -16,10 +16,11 @@ from alembic.script import ScriptDirectory
 from notify_common.contracts.ids import new_id
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings, autocommitting, create_engine
-from notify_database.migrate import alembic_config, migrate
+from notify_database.migrate import alembic_config, migrate, prepare_database
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from support.roles import migration_settings
 from support.servers import PROJECT
 from support.services import eventually
 
@@ -160,6 +161,13 @@ async def test_all_pending_migrations_run_under_load(empty_postgres: PostgresSet
     async with migrated(empty_postgres, revision) as engine, load(empty_postgres) as clients:
         await clients.goes_on()
         await migrate(engine, "public")
+        await clients.goes_on()
+
+
+async def test_tables_are_handed_over_to_their_owner_under_load(empty_postgres: PostgresSettings) -> None:
+    async with migrated(empty_postgres, "head"), load(empty_postgres) as clients:
+        await clients.goes_on()
+        await prepare_database(migration_settings(empty_postgres))
         await clients.goes_on()
 
 

@@ -14,6 +14,7 @@ from notify_database.engine import (
     database_errors,
 )
 from notify_database.errors import DatabaseUnavailable
+from notify_database.maintenance import PartitionMaintenance
 from notify_database.migrate import migrate
 from notify_database.partitions import (
     AHEAD,
@@ -24,8 +25,8 @@ from notify_database.partitions import (
     gaps,
     make_partitions,
     partition_name,
+    partitions_ahead,
 )
-from notify_gateway.maintenance import PartitionMaintenance
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -181,21 +182,26 @@ async def test_detached_week_that_is_not_over_is_attached_again_with_its_rows(
 
 
 @pytest.mark.parametrize("ahead", [20 * WIDTH, timedelta(seconds=61), -timedelta(seconds=61), -20 * WIDTH])
-async def test_gateway_with_a_wrong_clock_maintains_no_partitions(engine: AsyncEngine, ahead: timedelta) -> None:
+async def test_process_with_a_wrong_clock_maintains_no_partitions(engine: AsyncEngine, ahead: timedelta) -> None:
     await past_weeks(engine, 4)
     old, *_, missing = await partitions(engine, "attempts")
     await run(engine, f"DROP TABLE {missing}")
     before = await partitions(engine, "attempts")
-    offsets: list[float] = []
-    wrong = PartitionMaintenance(engine, 2 * WIDTH, offsets.append, clock=lambda: utc_now() + ahead)
+    wrong = PartitionMaintenance(engine, 2 * WIDTH, clock=lambda: utc_now() + ahead)
     await wrong.advance()
-    assert offsets == [pytest.approx(ahead.total_seconds(), abs=10)]
     assert await partitions(engine, "attempts") == before
-    right = PartitionMaintenance(engine, 2 * WIDTH, offsets.append)
-    await right.advance()
-    assert offsets[1:] == [pytest.approx(0, abs=10)]
+    await PartitionMaintenance(engine, 2 * WIDTH).advance()
     after = await partitions(engine, "attempts")
     assert (old in after, missing in after) == (False, True)
+
+
+async def test_time_until_the_first_missing_week_is_known(engine: AsyncEngine) -> None:
+    assert await partitions_ahead(engine) == AHEAD
+    first, second, *_ = await partitions(engine, "attempts")
+    await run(engine, f"DROP TABLE {second}")
+    assert first_end(utc_now()) - utc_now() == pytest.approx(await partitions_ahead(engine), abs=timedelta(seconds=10))
+    await run(engine, f"DROP TABLE {first}")
+    assert await partitions_ahead(engine) == timedelta(0)
 
 
 async def test_only_weeks_that_ended_before_the_retention_are_dropped(engine: AsyncEngine) -> None:

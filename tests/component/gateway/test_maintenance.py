@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
+from notify_common.runtime.clock import utc_now
+from notify_database.partitions import AHEAD
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.stranded import StrandedDeliveries
-from notify_gateway.maintenance import PartitionMaintenance, run_maintenance
+from notify_gateway.maintenance import DatabaseWatch, run_maintenance
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import all_channels_idle, rows
@@ -27,15 +29,15 @@ ADD_EXPIRED_KEY = """
 """
 
 
-class StuckPartitions(PartitionMaintenance):
-    """Partition maintenance that never returns, like one that drops a very large partition."""
+class StuckWatch(DatabaseWatch):
+    """A watch that never returns, like one whose statement waits for a lock."""
 
     @override
     async def advance(self) -> None:
         await asyncio.Event().wait()
 
 
-class FailingPartitions(PartitionMaintenance):
+class FailingWatch(DatabaseWatch):
     @override
     async def advance(self) -> None:
         raise ZeroDivisionError
@@ -47,11 +49,15 @@ async def prepare(engine: AsyncEngine, *statements: str) -> None:
             await connection.execute(text(statement))
 
 
+def ignore(_: float) -> None:
+    pass
+
+
 @asynccontextmanager
-async def maintaining(engine: AsyncEngine, partitions: PartitionMaintenance) -> AsyncIterator[asyncio.Task[None]]:
+async def maintaining(engine: AsyncEngine, watch: DatabaseWatch) -> AsyncIterator[asyncio.Task[None]]:
     """Maintain until the context ends."""
     stranded = StrandedDeliveries(engine, lambda _: None, lambda _: None, all_channels_idle, silence=timedelta(hours=1))
-    task = asyncio.create_task(run_maintenance(engine, DeliveryRetries(engine), stranded, partitions, asyncio.Event()))
+    task = asyncio.create_task(run_maintenance(engine, DeliveryRetries(engine), stranded, watch, asyncio.Event()))
     try:
         yield task
     finally:
@@ -65,14 +71,14 @@ async def is_clean(engine: AsyncEngine) -> bool:
 
 async def test_rejected_retry_job_does_not_stop_the_other_maintenance(engine: AsyncEngine) -> None:
     await prepare(engine, ADD_JOB, REJECT_JOBS, ADD_EXPIRED_KEY)
-    async with maintaining(engine, PartitionMaintenance(engine, None)) as task:
+    async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)) as task:
         await eventually(lambda: is_clean(engine), "the expired key is deleted")
         assert not task.done()
 
 
-async def test_long_partition_maintenance_does_not_delay_retry_jobs(engine: AsyncEngine) -> None:
+async def test_stuck_watch_does_not_delay_retry_jobs(engine: AsyncEngine) -> None:
     await prepare(engine, ADD_EXPIRED_KEY)
-    async with maintaining(engine, StuckPartitions(engine, None)):
+    async with maintaining(engine, StuckWatch(engine, ignore, ignore)):
         await eventually(lambda: is_clean(engine), "the first round is over")
         await prepare(engine, ADD_JOB)
 
@@ -83,8 +89,25 @@ async def test_long_partition_maintenance_does_not_delay_retry_jobs(engine: Asyn
 
 
 async def test_unexpected_error_ends_all_maintenance(engine: AsyncEngine) -> None:
-    async with maintaining(engine, FailingPartitions(engine, None)) as task:
+    async with maintaining(engine, FailingWatch(engine, ignore, ignore)) as task:
         await asyncio.wait({task}, timeout=TIMEOUT)
         with pytest.raises(ExceptionGroup) as caught:
             task.result()
     assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_watch_reports_a_wrong_clock_and_missing_partitions(
+    engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    offsets: list[float] = []
+    ahead: list[float] = []
+    shift = timedelta(days=20)
+    await DatabaseWatch(engine, offsets.append, ahead.append).advance()
+    assert caplog.text == ""
+    await prepare(engine, "DROP TABLE attempts")
+    await prepare(engine, "CREATE TABLE attempts (delivery_id uuid) PARTITION BY RANGE (delivery_id)")
+    await DatabaseWatch(engine, offsets.append, ahead.append, clock=lambda: utc_now() + shift).advance()
+    assert offsets == [pytest.approx(0, abs=10), pytest.approx(shift.total_seconds(), abs=10)]
+    assert ahead == [AHEAD.total_seconds(), 0]
+    assert "a clock is wrong" in caplog.text
+    assert "is their maintenance running?" in caplog.text

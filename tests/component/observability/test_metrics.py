@@ -13,8 +13,9 @@ from notify_common.sending.errors import TemporaryFailure
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
+from notify_database.clock import MAX_CLOCK_OFFSET
 from notify_database.engine import PostgresSettings
-from notify_gateway.maintenance import MAX_CLOCK_OFFSET
+from notify_gateway.maintenance import MIN_PARTITIONS_AHEAD
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from support.amqp import Hand
@@ -68,14 +69,16 @@ async def test_gateway_exports_request_delivery_and_outbox_metrics(api: httpx.As
     assert exported["notify_relay_connected",] == 0
 
 
-async def test_gateway_exports_how_far_its_clock_is_ahead_of_postgresql(postgres: PostgresSettings) -> None:
+async def test_gateway_exports_how_far_its_clock_and_the_partitions_are_ahead(postgres: PostgresSettings) -> None:
     async with running_gateway(NOWHERE, postgres) as api:
 
         async def is_measured() -> bool:
             return not math.isnan((await metrics(api))["notify_clock_offset_seconds",])
 
         await eventually(is_measured, "the clocks have been compared")
-        assert abs((await metrics(api))["notify_clock_offset_seconds",]) < MAX_CLOCK_OFFSET.total_seconds()
+        exported = await metrics(api)
+        assert abs(exported["notify_clock_offset_seconds",]) < MAX_CLOCK_OFFSET.total_seconds()
+        assert exported["notify_partitions_ahead_seconds",] > MIN_PARTITIONS_AHEAD.total_seconds()
 
 
 async def test_metrics_are_not_served_on_the_public_port(api: httpx.AsyncClient) -> None:
@@ -88,6 +91,7 @@ async def test_gateway_exports_metrics_while_its_database_is_unavailable() -> No
         exported = await metrics(api)
     assert math.isnan(exported["notify_outbox_rows",])
     assert math.isnan(exported["notify_clock_offset_seconds",])
+    assert math.isnan(exported["notify_partitions_ahead_seconds",])
 
 
 async def test_published_deliveries_are_counted(rabbit: RabbitSettings, postgres: PostgresSettings) -> None:

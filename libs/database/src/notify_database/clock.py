@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_database.engine import autocommitting, database_errors
 
+MAX_CLOCK_OFFSET = timedelta(seconds=60)  # beyond this, one of the two clocks is wrong
 DATABASE_TIME = text("SELECT clock_timestamp()")
 
 

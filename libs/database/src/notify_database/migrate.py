@@ -1,37 +1,84 @@
 """`notify-migrate` upgrades the schema to the newest revision while services keep working.
 
-Several processes may run it at the same time. Each migration commits on its own, and a migration that fails because it
-did not get a lock in time, or for any other reason, runs again.
+With an administrator's login, it first creates the roles that the services log in with. Several processes may run it at
+the same time. Each migration commits on its own, and a migration that fails because it did not get a lock in time, or
+for any other reason, runs again.
 """
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Self
 
 from alembic import command
 from alembic.config import Config
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import ServiceSettings, load_settings
-from sqlalchemy import Connection, event, text
-from sqlalchemy.exc import DBAPIError
+from pydantic import Field, SecretStr, model_validator
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_database.engine import PostgresSettings, await_database, create_engine
 from notify_database.errors import DatabaseUnavailable
-from notify_database.online_schema_change import LOCK_TIMEOUT
+from notify_database.migration_locks import (
+    POLL_INTERVAL,
+    become_the_only_migrator,
+    limit_lock_waits,
+    repeat_after_lock_conflicts,
+)
 from notify_database.partitions import make_partitions
+from notify_database.rights import GATEWAY, OWNER, ROLES, STATUS_WRITER, grant_rights
+from notify_database.roles import Login, set_up_roles
 
 log = logging.getLogger(__name__)
 
-ADVISORY_LOCK = 0x6E6F74696679  # an arbitrary key that nothing else in this database uses
-LOCK_CONFLICTS = frozenset({"55P03", "40P01"})  # SQLSTATE: lock_not_available, deadlock_detected
-POLL_INTERVAL = 0.2  # seconds
-RETRY_INTERVAL = 1.0  # seconds, so that the statements that waited behind the migration can run
+UserName = Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,62}$")]
 
 
 class MigrationSettings(ServiceSettings, PostgresSettings):
-    """The settings for `notify-migrate`."""
+    """The settings for `notify-migrate`. `postgres_user` is the owner's login if there is an administrator's."""
+
+    postgres_admin_user: str | None = None
+    postgres_admin_password: SecretStr | None = None
+    postgres_gateway_user: UserName = "gateway"
+    postgres_gateway_password: SecretStr | None = None
+    postgres_status_writer_user: UserName = "status_writer"
+    postgres_status_writer_password: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.postgres_admin_user is None:
+            return self
+        users = (self.postgres_user, self.postgres_gateway_user, self.postgres_status_writer_user)
+        if len({*users, self.postgres_admin_user, *ROLES}) < len(users) + 1 + len(ROLES):
+            raise ValueError(
+                "POSTGRES_USER, POSTGRES_ADMIN_USER, POSTGRES_GATEWAY_USER and POSTGRES_STATUS_WRITER_USER: "
+                f"must differ from each other and from {', '.join(ROLES)}"
+            )
+        return self
+
+    def admin(self) -> PostgresSettings | None:
+        """Return the connection settings of the administrator, or None if there is no such login."""
+        if self.postgres_admin_user is None:
+            return None
+        return self.model_copy(
+            update={
+                "postgres_user": self.postgres_admin_user,
+                "postgres_password": self.postgres_admin_password or SecretStr(""),
+                "postgres_schema": "pg_catalog",
+            }
+        )
+
+    def logins(self) -> Sequence[Login]:
+        """Return the logins whose passwords are known; the others are left as they are."""
+        known = (
+            (self.postgres_user, self.postgres_password, OWNER),
+            (self.postgres_gateway_user, self.postgres_gateway_password, GATEWAY),
+            (self.postgres_status_writer_user, self.postgres_status_writer_password, STATUS_WRITER),
+        )
+        return [Login(user, password.get_secret_value(), role) for user, password, role in known if password]
 
 
 def alembic_config() -> Config:
@@ -42,15 +89,21 @@ def alembic_config() -> Config:
 
 
 async def migrate(engine: AsyncEngine, schema: str, revision: str = "head") -> None:
-    """Create a missing `schema` and run the pending migrations; after the newest, create missing partitions."""
+    """Create a missing `schema` and run the pending migrations; after the newest, grant rights and make partitions."""
     async with engine.connect() as connection:
         try:
-            await _become_the_only_migrator(connection)
+            await become_the_only_migrator(connection)
             await connection.execute(text("SET statement_timeout = 0"))  # an index of a large table takes long
-            await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
-            await connection.commit()
-            await connection.run_sync(_limit_lock_waits)
-            await _upgrade(connection, revision)
+            await _create_schema(connection, schema)
+            await connection.run_sync(limit_lock_waits)
+
+            async def upgrade() -> None:
+                await connection.run_sync(_run_migrations, revision)
+
+            # After a conflict, it continues with the migration that met it.
+            await repeat_after_lock_conflicts(connection, upgrade, "a migration did not get a lock")
+            if revision == "head" and not await grant_rights(connection):
+                log.warning("all services need the owner's login, because the other roles do not exist")
         finally:
             # Ending the session releases the lock and resets the settings, even after an error.
             await connection.invalidate()
@@ -61,42 +114,12 @@ async def migrate(engine: AsyncEngine, schema: str, revision: str = "head") -> N
             await asyncio.sleep(POLL_INTERVAL)
 
 
-async def _become_the_only_migrator(connection: AsyncConnection) -> None:
-    # CREATE INDEX CONCURRENTLY waits for all running statements, including one that waits for this lock.
-    lock = text("SELECT pg_try_advisory_lock(:key)")
-    while not (await connection.execute(lock, {"key": ADVISORY_LOCK})).scalar_one():
-        await connection.commit()
-        await asyncio.sleep(POLL_INTERVAL)
-
-
-def _limit_lock_waits(connection: Connection) -> None:
-    """Limit how long each later transaction waits for a lock.
-
-    Statements in Alembic's `autocommit_block` are not limited: those that must run outside a transaction block nothing
-    while they wait, but have to start from the beginning after a timeout.
-    """
-
-    @event.listens_for(connection, "begin")
-    def set_timeout(beginning: Connection) -> None:
-        if beginning.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            beginning.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-
-
-async def _upgrade(connection: AsyncConnection, revision: str) -> None:
-    """Run the pending migrations; after a lock conflict, continue with the migration that met it."""
-    outage = Outage(log, "a migration did not get a lock")
-    while True:
-        try:
-            await connection.run_sync(_run_migrations, revision)
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in LOCK_CONFLICTS:
-                raise
-            await connection.rollback()
-            outage.failed(error.orig)
-            await asyncio.sleep(RETRY_INTERVAL)
-        else:
-            outage.ended()
-            return
+async def _create_schema(connection: AsyncConnection, schema: str) -> None:
+    # The owner must not create schemas, so PostgreSQL would refuse the statement even if the schema exists.
+    missing = text("SELECT to_regnamespace(:schema) IS NULL")
+    if (await connection.execute(missing, {"schema": schema})).scalar_one():
+        await connection.execute(text(f'CREATE SCHEMA "{schema}"'))
+    await connection.commit()
 
 
 def _run_migrations(connection: Connection, revision: str) -> None:
@@ -105,7 +128,19 @@ def _run_migrations(connection: Connection, revision: str) -> None:
     command.upgrade(config, revision)
 
 
-async def _main(settings: MigrationSettings) -> None:
+async def _set_up_roles(admin: PostgresSettings, settings: MigrationSettings) -> None:
+    engine = create_engine(admin, pool_size=1, statement_timeout=0)
+    try:
+        await await_database(engine, migrated=False)
+        await set_up_roles(engine, settings.postgres_schema, settings.logins())
+    finally:
+        await engine.dispose()
+
+
+async def prepare_database(settings: MigrationSettings) -> None:
+    """Set up the roles, if there is an administrator's login, and migrate the schema as its owner."""
+    if (admin := settings.admin()) is not None:
+        await _set_up_roles(admin, settings)
     engine = create_engine(settings, pool_size=1, statement_timeout=0)
     try:
         await await_database(engine, migrated=False)
@@ -118,7 +153,7 @@ async def _main(settings: MigrationSettings) -> None:
 def main() -> None:
     """Run the migrations."""
     settings = load_settings(MigrationSettings)
-    run(lambda: _main(settings), settings)
+    run(lambda: prepare_database(settings), settings)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,16 @@ async def drop_partitions(engine: AsyncEngine, retention: timedelta) -> list[dat
     return dropped
 
 
+async def partitions_ahead(engine: AsyncEngine) -> timedelta:
+    """Return for how long every table has partitions without a gap, from now on, but not more than `AHEAD`."""
+    with database_errors():
+        async with autocommitting(engine).connect() as connection:
+            now: datetime = (await connection.execute(NOW)).scalar_one()
+            until = now + AHEAD
+            missing = [gap for table in STORAGE for gap in gaps(await _covered(connection, table), now, until)]
+            return min((begin for begin, _ in missing), default=until) - now
+
+
 async def _make(connection: AsyncConnection, table: str, storage: str, begin: datetime, end: datetime) -> None:
     partition = partition_name(table, end)
     copied = "INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES"

@@ -19,6 +19,9 @@ SECRET_BYTES = 32  # 43 characters of base64url
 # Each secret is a file of that name. docker-compose.yml mounts it into the containers that need it.
 DRAWN = (
     "postgres_password",
+    "postgres_owner_password",
+    "postgres_gateway_password",
+    "postgres_status_writer_password",
     "rabbitmq_admin_password",
     "rabbitmq_gateway_password",
     "rabbitmq_telegram_sender_password",

@@ -33,6 +33,9 @@ SENDERS = tuple(f"{channel}_sender" for channel in Channel)
 # Services start in this order, consumers before producers, and stop in the reverse order.
 SERVICES = ("status_writer", *SENDERS, "gateway")
 GATEWAY_HEALTH_PORT = 8090
+# The users that `notify-migrate` creates in PostgreSQL are named after their services.
+OWNER_USER = "owner"
+SERVICE_USERS = frozenset({"gateway", "status_writer"})
 FIRST_HEALTH_PORT = 8081
 
 
@@ -162,12 +165,16 @@ async def _start_services(
 ) -> Stack:
     settings = servers.server_settings
     say("Migrating the database …")
-    await supervisor.run(Program("migrate", [sys.executable, "-m", "notify_database.migrate"], settings))
+    await supervisor.run(Program("migrate", [sys.executable, "-m", "notify_database.migrate"], _migration(settings)))
     say("Starting the services …")
+    maintenance = [sys.executable, "-m", "notify_database.maintenance"]
+    await supervisor.start(
+        Program("maintenance", maintenance, {**settings, "POSTGRES_USER": OWNER_USER}), _at_once, SERVICE_START_TIMEOUT
+    )
     for number, service in enumerate(service for service in SERVICES if service != "gateway"):
         for replica in range(scale.get(service, 1)):
             port = ports.free(FIRST_HEALTH_PORT + number + replica * REPLICA_PORT_STEP)
-            environment = {**settings, "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}
+            environment = {**as_user_of(service, settings), "HEALTH_HOST": LOCALHOST, "HEALTH_PORT": str(port)}
             program = _service(service, replica, environment, shown=show_logs)
             await supervisor.start(program, _ready_at(port), SERVICE_START_TIMEOUT)
     options, gateways = load_settings(GatewayOptions), {}
@@ -175,11 +182,34 @@ async def _start_services(
     for replica in range(scale.get("gateway", 1)):
         port = ports.free(options.app_port + replica * REPLICA_PORT_STEP)
         health_port = ports.free(GATEWAY_HEALTH_PORT + replica * REPLICA_PORT_STEP)
-        environment = {**settings, "APP_PORT": str(port), "AUTH": options.auth, "HEALTH_PORT": str(health_port)}
+        environment = {
+            **as_user_of("gateway", settings),
+            "APP_PORT": str(port),
+            "AUTH": options.auth,
+            "HEALTH_PORT": str(health_port),
+        }
         program = _service("gateway", replica, environment, shown=show_logs)
         await supervisor.start(program, _ready_at(port, host), SERVICE_START_TIMEOUT)
         gateways[f"GATEWAY_{replica + 1}_URL" if replica else "GATEWAY_URL"] = f"http://{host}:{port}"
     return Stack({**gateways, **servers.addresses}, settings)
+
+
+def _migration(settings: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the settings of `notify-migrate`. On one developer's machine, all users have the same password."""
+    password = settings["POSTGRES_PASSWORD"]
+    return {
+        **settings,
+        "POSTGRES_USER": OWNER_USER,
+        "POSTGRES_ADMIN_USER": settings["POSTGRES_USER"],
+        "POSTGRES_ADMIN_PASSWORD": password,
+        "POSTGRES_GATEWAY_PASSWORD": password,
+        "POSTGRES_STATUS_WRITER_PASSWORD": password,
+    }
+
+
+def as_user_of(service: str, settings: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the settings of a service, with the PostgreSQL user that `notify-migrate` creates for it."""
+    return {**settings, "POSTGRES_USER": service} if service in SERVICE_USERS else settings
 
 
 def _service(service: str, replica: int, environment: Mapping[str, str], *, shown: bool) -> Program:

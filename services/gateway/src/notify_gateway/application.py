@@ -37,7 +37,7 @@ from notify_gateway.health import MetricsExposition, Readiness
 from notify_gateway.http.authentication import Authenticator
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.rate_limit import RequestRateLimiter
-from notify_gateway.maintenance import PartitionMaintenance, run_maintenance
+from notify_gateway.maintenance import DatabaseWatch, run_maintenance
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.endpoint import NotificationEndpoint
@@ -194,8 +194,6 @@ class Gateway:
             token = bootstrap_key.get_secret_value()
             outage = Outage(log, "the bootstrap API key cannot be stored")
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
-        days = self.settings.retention_days
-        retention = timedelta(days=days) if days else None
         engine, publish_changes = self._engines.maintenance, self._events.publish
         retries = DeliveryRetries(engine, publish_changes)
         silence = timedelta(seconds=self.settings.repair_after)
@@ -203,5 +201,5 @@ class Gateway:
         stranded = StrandedDeliveries(
             engine, publish_changes, self.metrics.repaired.inc, idle_channels, silence=silence
         )
-        partitions = PartitionMaintenance(self._engines.partitions, retention, self.metrics.clock_offset.set)
-        await run_maintenance(engine, retries, stranded, partitions, stop)
+        watch = DatabaseWatch(self._engines.control, self.metrics.clock_offset.set, self.metrics.partitions_ahead.set)
+        await run_maintenance(engine, retries, stranded, watch, stop)

@@ -15,8 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_gateway.errors import ReadTimedOut, TooManyInProgress
 
 MAINTENANCE_CONNECTIONS = 1  # it runs one statement at a time
-PARTITIONS_CONNECTIONS = 1
-PARTITIONS_TIMEOUT = 3600.0  # seconds; without one, a connection to a vanished host would be waited for forever
 # The relay, intake, and what every request needs run short statements. Each has a spare connection unless the total is
 # small, so that a statement that waits for a lock does not delay the next one, such as the renewal of a lease.
 SPARE_FROM = 10  # connections in total
@@ -49,10 +47,6 @@ class Engines:
         sizes = PoolSizes.of(total)
         self.relay = create_engine(settings, pool_size=sizes.relay, planner=ROWS_BY_KEY)
         self.maintenance = create_engine(settings, pool_size=sizes.maintenance)
-        self.partitions = create_engine(
-            settings, pool_size=PARTITIONS_CONNECTIONS, statement_timeout=PARTITIONS_TIMEOUT
-        )
-        """For partitions, which take long to drop. These connections are not part of `total`."""
         self.control = create_engine(settings, pool_size=sizes.control)
         """For API keys, readiness and metrics, which every request or operator depends on.
 
@@ -66,7 +60,7 @@ class Engines:
 
     async def dispose(self) -> None:
         """Close all connections."""
-        for engine in (self.relay, self.maintenance, self.partitions, self.control, self.intake, self.reads):
+        for engine in (self.relay, self.maintenance, self.control, self.intake, self.reads):
             await engine.dispose()
 
 

@@ -1,4 +1,4 @@
-"""Background maintenance: retry jobs, stranded deliveries, expired idempotency keys, and partitions."""
+"""Background maintenance of rows: retry jobs, stranded deliveries and expired idempotency keys."""
 
 import asyncio
 import logging
@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
-from notify_database.clock import clock_offset
+from notify_database.clock import MAX_CLOCK_OFFSET, clock_offset
 from notify_database.errors import DatabaseUnavailable, DataRejected
-from notify_database.partitions import drop_partitions, make_partitions
+from notify_database.partitions import partitions_ahead
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.deliveries.retries import DeliveryRetries
@@ -21,78 +21,70 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 1.0  # seconds between polls for a retry job
 CLEANUP_INTERVAL = 60.0  # seconds
-CLOCK_INTERVAL = 60.0  # seconds
-PARTITIONS_INTERVAL = 3600.0  # seconds
-MAX_CLOCK_OFFSET = timedelta(seconds=60)
+WATCH_INTERVAL = 60.0  # seconds
+MIN_PARTITIONS_AHEAD = timedelta(weeks=4)  # the maintenance process, which has other rights, creates one week more
 
 
-class PartitionMaintenance:
-    """Creates and drops partitions, unless this process's clock and PostgreSQL's differ, because one of them is wrong.
+class DatabaseWatch:
+    """Compares this clock with PostgreSQL's, and looks how far ahead partitions exist, once a minute.
 
-    Partitions are dropped after `retention`; None keeps them all. `observe_offset` is called with the seconds by which
-    `clock` is ahead of PostgreSQL's.
+    `observe_offset` is called with the seconds by which `clock` is ahead, and `observe_partitions` with the seconds for
+    which there are partitions.
     """
 
     def __init__(
         self,
         engine: AsyncEngine,
-        retention: timedelta | None,
-        observe_offset: Callable[[float], None] = lambda _: None,
+        observe_offset: Callable[[float], None],
+        observe_partitions: Callable[[float], None],
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._engine = engine
-        self._retention = retention
         self._observe_offset = observe_offset
+        self._observe_partitions = observe_partitions
         self._clock = clock
-        self._clock_outage = Outage(log, "partitions are not maintained, because a clock is wrong")
-        self._next_check = self._next_partitions = time.monotonic()
+        self._clock_outage = Outage(log, "new notifications get the wrong time, because a clock is wrong")
+        self._partitions_outage = Outage(log, "partitions are not created in time; is their maintenance running?")
+        self._next_look = time.monotonic()
 
     async def advance(self) -> None:
-        """Compare the clocks every minute, and maintain the partitions every hour.
-
-        If something fails, only log it, so that other maintenance continues, and try again in a minute.
-        """
-        if time.monotonic() < self._next_check:
+        """Look once a minute. If PostgreSQL is unavailable, try again in a minute."""
+        if time.monotonic() < self._next_look:
             return
-        self._next_check = time.monotonic() + CLOCK_INTERVAL
+        self._next_look = time.monotonic() + WATCH_INTERVAL
         try:
-            if await self._clocks_agree() and time.monotonic() >= self._next_partitions and await self._maintain():
-                self._next_partitions = time.monotonic() + PARTITIONS_INTERVAL
+            offset = await clock_offset(self._engine, self._clock)
+            ahead = await partitions_ahead(self._engine)
         except (DatabaseUnavailable, DataRejected) as error:
-            log.warning("partition maintenance failed; trying again in a minute", extra={"error": str(error)})
-
-    async def _clocks_agree(self) -> bool:
-        offset = await clock_offset(self._engine, self._clock)
+            log.warning("PostgreSQL's clock and partitions are unknown", extra={"error": str(error)})
+            return
         self._observe_offset(offset.total_seconds())
+        self._observe_partitions(ahead.total_seconds())
         if abs(offset) > MAX_CLOCK_OFFSET:
             self._clock_outage.failed(f"this clock is {offset.total_seconds():+.0f} s ahead of PostgreSQL's")
-            return False
-        self._clock_outage.ended()
-        return True
-
-    async def _maintain(self) -> bool:
-        if not await make_partitions(self._engine):
-            return False
-        if self._retention is not None:
-            await drop_partitions(self._engine, self._retention)
-        return True
+        else:
+            self._clock_outage.ended()
+        if ahead < MIN_PARTITIONS_AHEAD:
+            self._partitions_outage.failed(f"there are partitions for only {ahead.days} more days")
+        else:
+            self._partitions_outage.ended()
 
 
 async def run_maintenance(
     engine: AsyncEngine,
     retries: DeliveryRetries,
     stranded: StrandedDeliveries,
-    partitions: PartitionMaintenance,
+    watch: DatabaseWatch,
     stop: asyncio.Event,
 ) -> None:
     """Maintain the database until `stop` is set; several gateways share the work.
 
-    Partitions are maintained by a task of their own, because dropping one takes long.
+    The watch is a task of its own, so that it does not wait for long statements.
     """
     stopping = asyncio.create_task(stop.wait())
     async with asyncio.TaskGroup() as group:
         group.create_task(_maintain_rows(engine, retries, stranded, stopping))
-        group.create_task(_maintain_partitions(partitions, stopping))
+        group.create_task(_watch(watch, stopping))
 
 
 async def _maintain_rows(
@@ -145,7 +137,7 @@ async def _run(steps: Sequence[tuple[Callable[[], Awaitable[bool]], Outage]]) ->
     return more
 
 
-async def _maintain_partitions(partitions: PartitionMaintenance, stopping: "asyncio.Task[bool]") -> None:
+async def _watch(watch: DatabaseWatch, stopping: "asyncio.Task[bool]") -> None:
     while not stopping.done():
-        await partitions.advance()
+        await watch.advance()
         await asyncio.wait({stopping}, timeout=INTERVAL)

@@ -55,7 +55,11 @@ class GatewayMetrics:
         )
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self.clock_offset = gauge("notify_clock_offset_seconds", "How far this clock is ahead of PostgreSQL's.")
-        self.clock_offset.set(math.nan)  # until the clocks have been compared, because 0 means that they agree
+        self.partitions_ahead = gauge(
+            "notify_partitions_ahead_seconds", "For how long there are partitions, five weeks if all is well."
+        )
+        for unknown in (self.clock_offset, self.partitions_ahead):
+            unknown.set(math.nan)  # until the first look, because 0 has a meaning
         failures = Counter(
             "notify_authentication_failures", "Requests without a valid API key.", ["reason"], registry=registry
         )

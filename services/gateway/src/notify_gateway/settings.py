@@ -70,7 +70,6 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
     rate_limit: int = Field(1000, ge=0)
     trusted_proxies: NetworkList | None = None
-    retention_days: int = Field(0, ge=0, le=36500)
     repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)
     rabbitmq_management_url: HttpUrl | None = None
     rabbitmq_ui_url: HttpUrl | None = None

@@ -1,0 +1,144 @@
+"""Create the roles and the logins, and hand the tables over to their owner.
+
+An administrator's login does this, and nothing else. It looks up names only in `pg_catalog` and never reads a table,
+because code that the owner has put there, such as a trigger, would run with the administrator's rights.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from notify_common.errors import StartupError
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from notify_database.migration_locks import become_the_only_migrator, limit_lock_waits, repeat_after_lock_conflicts
+from notify_database.partitions import STORAGE
+from notify_database.rights import OWNER, ROLES, TABLES
+from notify_database.scram import scram_verifier
+
+log = logging.getLogger(__name__)
+
+ME = text("SELECT rolsuper, rolcreaterole FROM pg_roles WHERE rolname = current_user")
+FOUND = text("""
+    SELECT rolname, rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls AS powerful
+    FROM pg_roles WHERE rolname = ANY(CAST(:names AS text[]))
+""")
+INHERITS_OWNER = text("SELECT pg_has_role(current_user, :owner, 'USAGE')")
+DATABASE = text("SELECT quote_ident(current_database())")
+# Each partition has an owner of its own. Versions without roles create them as their own user.
+NOT_HANDED_OVER = text("""
+    SELECT relname FROM pg_class
+    WHERE relnamespace = to_regnamespace(:schema) AND relkind IN ('r', 'p') AND relowner <> to_regrole(:owner)
+      AND (relname = ANY(CAST(:tables AS text[])) OR relname ~ :partition)
+    ORDER BY relkind DESC, relname
+""")
+PARTITION = f"^({'|'.join(STORAGE)})_until_[0-9]{{8}}$"
+# By default, everybody may call these functions. Advisory locks could stop migrations and maintenance for good, and
+# nothing here uses large objects.
+ADVISORY_LOCKS, LARGE_OBJECTS = "^pg_(try_)?advisory_", "^lo_(creat|create|from_bytea)$"
+FUNCTIONS = text("""
+    SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc
+    WHERE pronamespace = 'pg_catalog'::regnamespace AND proname ~ :pattern
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A user name and a password that a service logs in with. It has the rights of `role`, and none of its own."""
+
+    user: str
+    password: str
+    role: str
+
+
+async def set_up_roles(engine: AsyncEngine, schema: str, logins: Sequence[Login]) -> None:
+    """Bring the roles, the rights to the database and the tables' owner up to date; services keep working.
+
+    The engine's user needs the attributes SUPERUSER or CREATEROLE; without SUPERUSER, it must also own the database
+    and the tables.
+    """
+    async with engine.connect() as connection:
+        try:
+            await become_the_only_migrator(connection)
+            is_superuser, may_create = (await connection.execute(ME)).one()
+            if not (is_superuser or may_create):
+                raise StartupError("POSTGRES_ADMIN_USER: must have the attribute SUPERUSER or CREATEROLE")
+            await _create_roles(connection)
+            for login in logins:
+                await _set_up_login(connection, login)
+            if not is_superuser and not (await connection.execute(INHERITS_OWNER, {"owner": OWNER})).scalar_one():
+                # Services that still log in as this user keep their rights to the tables that are handed over.
+                await connection.execute(text(f"GRANT {OWNER} TO CURRENT_USER"))
+            await _close_database(connection, schema)
+            if is_superuser:
+                await _close_functions(connection)
+            await connection.commit()
+            await connection.run_sync(limit_lock_waits)
+            await _hand_over(connection, schema)
+        finally:
+            await connection.invalidate()
+
+
+async def _create_roles(connection: AsyncConnection) -> None:
+    found = {row.rolname for row in await connection.execute(FOUND, {"names": list(ROLES)})}
+    for role in ROLES:
+        if role not in found:
+            await connection.execute(text(f"CREATE ROLE {role} NOLOGIN"))
+
+
+async def _set_up_login(connection: AsyncConnection, login: Login) -> None:
+    """Create the login or set its password; connections that exist keep working."""
+    found = (await connection.execute(FOUND, {"names": [login.user]})).one_or_none()
+    if found is not None and found.powerful:
+        raise StartupError(f"the PostgreSQL role {login.user} has rights that no service should have; use another name")
+    verb = "CREATE" if found is None else "ALTER"
+    # The server's log must not contain the password, so only its verifier is sent.
+    password = scram_verifier(login.password)
+    await connection.exec_driver_sql(f"{verb} ROLE \"{login.user}\" LOGIN INHERIT PASSWORD '{password}'")
+    await connection.execute(text(f'GRANT {login.role} TO "{login.user}"'))
+    if login.role == OWNER:
+        # Tables then belong to the role, whichever login creates them.
+        await connection.execute(text(f'ALTER ROLE "{login.user}" SET role TO {OWNER}'))
+
+
+async def _close_database(connection: AsyncConnection, schema: str) -> None:
+    """Let only our roles connect to the database and use the schema, and only the owner create anything in it."""
+    database = (await connection.execute(DATABASE)).scalar_one()
+    roles = ", ".join(ROLES)
+    for statement in (
+        f"REVOKE ALL ON DATABASE {database} FROM PUBLIC, {roles}",
+        f"GRANT CONNECT ON DATABASE {database} TO {roles}",
+        f'CREATE SCHEMA IF NOT EXISTS "{schema}"',
+        f'REVOKE ALL ON SCHEMA "{schema}" FROM PUBLIC, {roles}',
+        f'GRANT USAGE ON SCHEMA "{schema}" TO {roles}',
+        f'GRANT CREATE ON SCHEMA "{schema}" TO {OWNER}',
+    ):
+        await connection.exec_driver_sql(statement)
+
+
+async def _close_functions(connection: AsyncConnection) -> None:
+    for pattern in (ADVISORY_LOCKS, LARGE_OBJECTS):
+        functions = (await connection.execute(FUNCTIONS, {"pattern": pattern})).scalar_one()
+        await connection.exec_driver_sql(f"REVOKE EXECUTE ON FUNCTION {functions} FROM PUBLIC")
+        if pattern == ADVISORY_LOCKS:
+            await connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {functions} TO {OWNER}")
+
+
+async def _hand_over(connection: AsyncConnection, schema: str) -> None:
+    """Make the owner the owner of all tables, one transaction each, with short waits for locks."""
+    tables = [*TABLES, "alembic_version"]
+    values = {"schema": schema, "owner": OWNER, "tables": tables, "partition": PARTITION}
+    names = (await connection.execute(NOT_HANDED_OVER, values)).scalars().all()
+    await connection.commit()
+
+    async def hand_over(name: str) -> None:
+        await connection.execute(text(f'ALTER TABLE IF EXISTS "{schema}"."{name}" OWNER TO {OWNER}'))
+        await connection.commit()
+
+    for name in names:
+        problem = "a table cannot be handed over to its owner yet, because it is locked"
+        await repeat_after_lock_conflicts(connection, partial(hand_over, name), problem)
+    if names:
+        log.info("tables were handed over to their owner", extra={"tables": len(names), "owner": OWNER})
