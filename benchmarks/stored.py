@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.contenders import SERVICE, Running, service_program
+from benchmarks.contenders import SERVICE, Running, maintenance_program, service_program
 from benchmarks.measure import failures, generate, percentiles, warm_up
 from benchmarks.progress import say
 from benchmarks.servers import Servers
@@ -175,8 +175,7 @@ def _drop(running: Running) -> Json:
         loading = pool.submit(generate, running.url, POST_RATE, 2 * STEP)
         time.sleep(STEP / 2)
         began = time.time()
-        # Start a second gateway with a retention period, so that it drops old partitions on startup.
-        running.launch(service_program("gateway", 2, RETENTION_DAYS=str(RETENTION_DAYS)))
+        running.launch(maintenance_program(RETENTION_DAYS))  # it drops old partitions at its start
         while _old_partitions(running):
             time.sleep(0.01)
         ended = time.time()

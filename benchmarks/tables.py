@@ -228,7 +228,7 @@ def _stored(stored: Json) -> str:
         table([f"`GET` at {stored['read_rate']:.0f}/s, {stored['stored']:,} stored", "p50 ms", "p99 ms"], reads)
         + "\n"
         + table(["stored", f"`POST` at {rate}, p50 ms", "p99 ms", "accepted/s, senders stopped"], inserts)
-        + f"\nA gateway with `RETENTION_DAYS={drop['retention_days']}` dropped {drop['partitions']} tables with "
+        + f"\nMaintenance with `RETENTION_DAYS={drop['retention_days']}` dropped {drop['partitions']} tables with "
         f"{drop['before'] - drop['after']:,} of {drop['before']:,} notifications within {drop['seconds']:.1f} s of its "
         f"start. During that time `POST` at {rate} took {drop['post']['p50']:.1f} ms (p50) and "
         f"{drop['post']['p99']:.1f} ms (p99), and {drop['failed']} requests were not accepted.\n"

@@ -230,6 +230,12 @@ def service_program(service: str, number: int = 1, *, port: int | None = None, *
     )
 
 
+def maintenance_program(retention_days: int) -> Program:
+    """Return the program that drops our partitions that are older than `retention_days`."""
+    command = ["env", f"RETENTION_DAYS={retention_days}", str(PRODUCT_PYTHON), "-m", "notify_database.maintenance"]
+    return Program("maintenance", command)
+
+
 SERVICE = Contender(
     name="this service",
     programs=lambda port: [

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 
-import asyncpg
 import httpx
 import psutil
 from notify_local.ports import Ports
@@ -18,22 +17,15 @@ from support.servers import PROJECT
 from chaos.load import Kind
 from chaos.scene import Act, Fault, Scene
 
-RETENTION_DAYS = 7
-# Far enough for the gateway to consider the next week too old, and near enough to find a partition for its ids.
-SHIFT = timedelta(days=20)
+SHIFT = timedelta(days=20)  # near enough to find a partition for the ids of the gateway
 STOP_TIMEOUT = 60.0  # seconds
 POST_INTERVAL = 0.05  # seconds
-WEEKS = """
-    SELECT inhrelid::regclass::text AS partition FROM pg_inherits
-    WHERE inhparent IN ('notifications'::regclass, 'deliveries'::regclass, 'attempts'::regclass)
-"""
 
 
 def skewing(shift: timedelta) -> Act:
-    """Return a fault that runs a gateway whose clock is wrong by `shift`, with a short retention."""
+    """Return a fault that runs a gateway whose clock is wrong by `shift`."""
 
     async def act(scene: Scene, fault: Fault) -> None:
-        weeks = await _weeks(scene.system)
         async with _skewed_gateway(scene.system, shift, fault) as gateway:
             # An even number selects the gateway with the wrong clock; only a repeated request goes to the others.
             load = replace(scene.load, gateways=[gateway, scene.load.gateways[0]], answered=0, repeats=0)
@@ -45,19 +37,8 @@ def skewing(shift: timedelta) -> Act:
         scene.load.answered += load.answered
         if load.repeats:
             fault.complaints.append(f"a gateway with a wrong clock refused {load.repeats} of {posted // 2} requests")
-        # Nothing in this run is older than the retention, so no week may be dropped.
-        if dropped := sorted(weeks - await _weeks(scene.system)):
-            fault.complaints.append(f"a gateway with a wrong clock dropped {', '.join(dropped)}")
 
     return act
-
-
-async def _weeks(system: System) -> set[str]:
-    connection = await asyncpg.connect(system.addresses()["POSTGRES_URL"])
-    try:
-        return {row["partition"] for row in await connection.fetch(WEEKS)}
-    finally:
-        await connection.close()
 
 
 @asynccontextmanager
@@ -69,7 +50,6 @@ async def _skewed_gateway(system: System, shift: timedelta, fault: Fault) -> Asy
         **await _gateway_environment(system),
         "APP_PORT": str(port),
         "HEALTH_PORT": str(health_port),
-        "RETENTION_DAYS": str(RETENTION_DAYS),
         "PYTHONPATH": str(PROJECT / "tests"),
     }
     with (system.folder / "log" / "skewed_gateway.log").open("ab") as log:
