@@ -22,7 +22,8 @@ def pinned(
         image = service["image"]
         if image.startswith(OWN):
             own = image.removeprefix(OWN).partition(":")[0].replace("-", "_")
-            services[name] = {"image": published[own]}
+            if own in published:  # the others are built where they run
+                services[name] = {"image": published[own]}
         else:
             services[name] = {"image": f"{image}@{resolve(image)}"}
     return json.dumps({"services": services}, indent=2) + "\n"

@@ -18,6 +18,9 @@ from support.servers import PROJECT
 VALUES = {
     "RABBITMQ_PASSWORD": "p$ss wörd",
     "POSTGRES_PASSWORD": " surrounded by spaces ",
+    "POSTGRES_ADMIN_PASSWORD": "of the administrator",
+    "POSTGRES_GATEWAY_PASSWORD": "of the gateway",
+    "POSTGRES_STATUS_WRITER_PASSWORD": "of the status writer",
     "BOOTSTRAP_API_KEY": "k" * 43,
     "TELEGRAM_BOT_TOKEN": "123456:ABC-DEF",
     "SMTP_PASSWORD": "two\nlines",

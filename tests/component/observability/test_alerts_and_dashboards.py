@@ -46,8 +46,12 @@ FIRES: dict[str, set[str]] = {
 }
 # No recorded fault makes these alerts fire. The examples in rules_test.yml do.
 NOT_RECORDED = {
-    "NotifyQueueDiffers", "NotifyDeadLettersWait", "NotifyResultsRefused", "NotifyClockIsWrong", "NotifyPartitionsRunOut",
-}  # fmt: skip
+    "NotifyQueueDiffers",
+    "NotifyDeadLettersWait",
+    "NotifyResultsRefused",
+    "NotifyClockIsWrong",
+    "NotifyPartitionsRunOut",
+}
 FIRED = """group by (alertname, channel, queue) (count_over_time(ALERTS{alertstate="firing"}[1h]))"""
 
 
