@@ -1,4 +1,4 @@
-"""A name server for tests. It knows every name as 127.0.0.1, but never responds to queries for some names."""
+"""A name server for tests. It knows every name as 127.0.0.1, but some as many addresses, and some it never looks up."""
 
 import asyncio
 import socket
@@ -7,9 +7,11 @@ from collections import Counter
 from typing_extensions import override
 
 HEADER = 12  # bytes
-A_RECORD = 1
+A_RECORD, TRUNCATED = 1, b"\x83\x80"
+MANY, THAT_FIT = "many.example", 30  # a name with more addresses than fit into a UDP packet
 # A pointer to the name in the question, type A, class IN, a TTL of zero, and four bytes of address (RFC 1035, 4.1.3).
-LOCALHOST = bytes.fromhex("c00c00010001000000000004") + socket.inet_aton("127.0.0.1")
+RECORD = bytes.fromhex("c00c00010001000000000004")
+LOCALHOST = RECORD + socket.inet_aton("127.0.0.1")
 
 
 class DnsPeer(asyncio.DatagramProtocol):
@@ -20,6 +22,8 @@ class DnsPeer(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self.queries: Counter[str] = Counter()
         """How often each name was asked for its IPv4 address."""
+        self.tcp_connections = 0
+        self._tcp: asyncio.Server | None = None
 
     async def open(self) -> str:
         """Start listening, and return the address and port."""
@@ -28,11 +32,14 @@ class DnsPeer(asyncio.DatagramProtocol):
         # Many queries may arrive together, and those that do not fit into the buffer would be lost.
         self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
         host, port = self._transport.get_extra_info("sockname")
+        self._tcp = await asyncio.start_server(self._refuse, host, port)
         return f"{host}:{port}"
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+        if self._tcp is not None:
+            self._tcp.close()
 
     @override
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
@@ -42,10 +49,19 @@ class DnsPeer(asyncio.DatagramProtocol):
             self.queries[name] += 1
         if name.endswith(self._silent) or self._transport is None:
             return
-        answer = LOCALHOST if is_ipv4 else b""
+        answers, flags = [LOCALHOST] if is_ipv4 else [], b"\x81\x80"
+        if name.endswith(MANY):
+            answers, flags = (
+                [RECORD + bytes((127, 0, 0, 1 + number)) for number in range(THAT_FIT * is_ipv4)],
+                TRUNCATED,
+            )
         # The id, the flags of a response, one question, the answers, and no further records.
-        header = data[:2] + b"\x81\x80" + b"\x00\x01" + (b"\x00\x01" if answer else b"\x00\x00") + b"\x00" * 4
-        self._transport.sendto(header + data[HEADER : end + 4] + answer, addr)
+        header = data[:2] + flags + b"\x00\x01" + len(answers).to_bytes(2, "big") + b"\x00" * 4
+        self._transport.sendto(header + data[HEADER : end + 4] + b"".join(answers), addr)
+
+    def _refuse(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tcp_connections += 1
+        writer.close()
 
 
 def _name_at(data: bytes, start: int) -> tuple[str, int]:

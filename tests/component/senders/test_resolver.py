@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pycares
 import pytest
 from notify_webhook_sender.addresses import HostUnknown
-from notify_webhook_sender.resolver import Resolver
+from notify_webhook_sender.resolver import MAX_ADDRESSES, Resolver
 from support.dns_peer import DnsPeer
 
 MANY = 100  # lookups
@@ -49,6 +49,12 @@ async def test_cancelled_caller_does_not_cancel_the_lookup_of_others(names: DnsP
     first.cancel()
     assert await second == LOCALHOST
     assert names.queries["hooks.example"] == 1
+
+
+async def test_name_with_thousands_of_addresses_costs_no_more_than_a_packet(names: DnsPeer, resolver: Resolver) -> None:
+    # A response over TCP can hold 4,000 addresses, whose conversion blocks everything for a tenth of a second.
+    assert len(await resolver.addresses("many.example")) == MAX_ADDRESSES
+    assert names.tcp_connections == 0
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])

@@ -13,7 +13,11 @@ from notify_webhook_sender.addresses import HostUnknown
 
 LOOKUP_TIMEOUT = 5.0  # seconds, a hard limit for a lookup with all its repetitions
 QUERY_TIMEOUT, QUERY_TRIES = 2.0, 2  # seconds until a query is repeated, and how often it is made
-LOOKUPS_PER_CACHE = 10_000  # c-ares caches responses for their TTL, in a cache that has no limit of its own
+MAX_ADDRESSES = 8  # of a name; each may have to be tried
+LOOKUPS_PER_CACHE = 1000  # c-ares caches responses for their TTL, in a cache that has no limit of its own
+# A truncated response is used as it is. Over TCP, the owner of a name could send thousands of addresses, and converting
+# these blocks the event loop. EDNS lets a response over UDP have 1,232 bytes, and with that about 70 addresses.
+FLAGS = pycares.ARES_FLAG_IGNTC | pycares.ARES_FLAG_EDNS
 
 _Lookup = asyncio.Future[list[Address]]
 
@@ -25,7 +29,7 @@ class Resolver:
     """
 
     def __init__(self, servers: Sequence[str] | None = None) -> None:
-        self._channel = pycares.Channel(timeout=QUERY_TIMEOUT, tries=QUERY_TRIES, servers=servers)
+        self._channel = pycares.Channel(flags=FLAGS, timeout=QUERY_TIMEOUT, tries=QUERY_TRIES, servers=servers)
         self._lookups: dict[str, _Lookup] = {}
         self._cached = 0
 
@@ -53,7 +57,7 @@ class Resolver:
                 response.set_exception(HostUnknown(pycares.errno.strerror(error)))
             else:
                 nodes = found.nodes if found is not None else []
-                response.set_result([ip_address(node.addr[0].decode()) for node in nodes])
+                response.set_result([ip_address(node.addr[0].decode()) for node in nodes[:MAX_ADDRESSES]])
 
         def call_back(found: pycares.AddrInfoResult | None, error: int | None) -> None:
             with suppress(RuntimeError):  # the process may have ended its event loop
