@@ -1,4 +1,4 @@
-"""A name server for tests. It knows every name as 127.0.0.1, but some as many addresses, and some it never looks up."""
+"""A name server for tests. It knows every name as 127.0.0.1, but one as many addresses, and leaves some unanswered."""
 
 import asyncio
 import socket
@@ -22,8 +22,6 @@ class DnsPeer(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
         self.queries: Counter[str] = Counter()
         """How often each name was asked for its IPv4 address."""
-        self.tcp_connections = 0
-        self._tcp: asyncio.Server | None = None
 
     async def open(self) -> str:
         """Start listening, and return the address and port."""
@@ -32,14 +30,11 @@ class DnsPeer(asyncio.DatagramProtocol):
         # Many queries may arrive together, and those that do not fit into the buffer would be lost.
         self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
         host, port = self._transport.get_extra_info("sockname")
-        self._tcp = await asyncio.start_server(self._refuse, host, port)
         return f"{host}:{port}"
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
-        if self._tcp is not None:
-            self._tcp.close()
 
     @override
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
@@ -58,10 +53,6 @@ class DnsPeer(asyncio.DatagramProtocol):
         # The id, the flags of a response, one question, the answers, and no further records.
         header = data[:2] + flags + b"\x00\x01" + len(answers).to_bytes(2, "big") + b"\x00" * 4
         self._transport.sendto(header + data[HEADER : end + 4] + b"".join(answers), addr)
-
-    def _refuse(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.tcp_connections += 1
-        writer.close()
 
 
 def _name_at(data: bytes, start: int) -> tuple[str, int]:

@@ -9,6 +9,8 @@ import httpcore
 from notify_common.runtime.networks import Address, Network
 from typing_extensions import override
 
+from notify_webhook_sender.bounded_stream import BoundedStream
+
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291, 2.4: all public IPv6 addresses are in this range
 # The `ipaddress` module takes addresses in these networks for public. RFC 6890 makes exceptions within the first. Only
@@ -81,7 +83,7 @@ class AddressLookup(Protocol):
 
 
 class GuardedBackend(httpcore.AnyIOBackend):
-    """A network backend that opens TCP connections only to addresses that `may_connect` allows.
+    """A network backend that opens TCP connections only to addresses that `may_connect` allows, and bounds responses.
 
     It connects to exactly the addresses that it has checked, because a second lookup of the name could return others.
     """
@@ -118,7 +120,8 @@ class GuardedBackend(httpcore.AnyIOBackend):
             # The remaining addresses share the remaining time equally.
             share = None if deadline is None else max(0.0, deadline - loop.time()) / len(addresses)
             try:
-                return await super().connect_tcp(str(address), port, share, local_address, socket_options)
+                stream = await super().connect_tcp(str(address), port, share, local_address, socket_options)
+                return BoundedStream(stream)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if not others:
                     raise

@@ -13,7 +13,7 @@ from notify_webhook_sender.addresses import HostUnknown
 
 LOOKUP_TIMEOUT = 5.0  # seconds, a hard limit for a lookup with all its repetitions
 QUERY_TIMEOUT, QUERY_TRIES = 2.0, 2  # seconds until a query is repeated, and how often it is made
-MAX_ADDRESSES = 8  # of a name; each may have to be tried
+MAX_ADDRESSES = 8  # for each name, because each address may have to be tried
 LOOKUPS_PER_CACHE = 1000  # c-ares caches responses for their TTL, in a cache that has no limit of its own
 # A truncated response is used as it is. Over TCP, the owner of a name could send thousands of addresses, and converting
 # these blocks the event loop. EDNS lets a response over UDP have 1,232 bytes, and with that about 70 addresses.

@@ -8,10 +8,11 @@ import logging
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -25,12 +26,16 @@ from notify_common.sending import errors
 from pydantic import TypeAdapter, ValidationError
 
 from notify_webhook_sender import addresses
+from notify_webhook_sender.bounded_stream import ResponseTooLarge
+from notify_webhook_sender.connections import IdleConnections
 from notify_webhook_sender.resolver import Resolver
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
 CONNECT_TIMEOUT = 10.0  # seconds for the lookup, connection and TLS; never more than half of an attempt's time
 KEEPALIVE = 20.0  # seconds
-READ_LENGTH, READ_TIMEOUT = 10_000, 1.0  # bytes and seconds; limits for reading the body of a response
+# Limits for reading the body of a response: bytes, parts (a hostile receiver may send single bytes) and seconds.
+READ_LENGTH, MAX_PARTS, READ_TIMEOUT = 10_000, 100, 1.0
+MAX_FINISHING = 100  # successful responses that are still being read
 MAX_WAIT = timedelta(hours=1)  # an upper limit for the response's Retry-After
 RECIPIENT = TypeAdapter(WebhookRecipient)
 
@@ -46,7 +51,7 @@ class Webhook:
         connect_timeout = min(CONNECT_TIMEOUT, settings.provider_timeout / 2)
         # httpcore applies this timeout to the connection and to TLS separately, so each gets half of the time.
         self._extensions = {"timeout": {"connect": connect_timeout / 2}}
-        self._finishing: set[asyncio.Task[bytes]] = set()
+        self._finishing: dict[asyncio.Task[bytes], None] = {}  # in the order in which they began
         self._resolver = Resolver()
         allowed_networks = networks(settings.webhook_allowed_networks or "")
         may_connect: dict[str, Callable[[Address], bool]] = {
@@ -54,16 +59,15 @@ class Webhook:
             # Plain HTTP is limited to the allowed networks, because anyone on the path could read it.
             "http": lambda address: addresses.is_in(address, allowed_networks),
         }
-        self._pools = {
-            scheme: httpcore.AsyncConnectionPool(
-                ssl_context=context,
-                max_connections=settings.concurrency,
-                max_keepalive_connections=settings.concurrency,
-                keepalive_expiry=KEEPALIVE,
-                network_backend=addresses.GuardedBackend(self._resolver, allowed),
-            )
-            for scheme, allowed in may_connect.items()
+        backends = {
+            scheme: addresses.GuardedBackend(self._resolver, allowed) for scheme, allowed in may_connect.items()
         }
+
+        def connect(origin: httpcore.Origin) -> httpcore.AsyncHTTPConnection:
+            backend = backends[origin.scheme.decode()]
+            return httpcore.AsyncHTTPConnection(origin, context, KEEPALIVE, network_backend=backend)
+
+        self._connections = IdleConnections(connect, settings.concurrency)
 
     async def send(self, request: DeliveryRequested) -> str:
         """Post the message and return its `webhook-id`. A retry has the same id, so receivers can recognize it."""
@@ -93,19 +97,22 @@ class Webhook:
         if self._finishing:
             await asyncio.wait(self._finishing)
         self._resolver.close()
-        for pool in self._pools.values():
-            await pool.aclose()
+        await self._connections.aclose()
 
     async def _post(self, url: str, headers: dict[str, str], content: bytes) -> None:
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
         request = httpcore.Request("POST", url, headers=fields, content=content, extensions=self._extensions)
         try:
-            response = await self._pools[urlsplit(url).scheme].handle_async_request(request)
+            connection = await self._connections.take(request.url.origin)
+            response = await connection.handle_async_request(request)
             response_headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-            if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                await self._finish_accepted(response, response_headers.get(b"content-length"))
+            finish = partial(self._finish, response, connection, request.url.origin)
+            if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+                raise refusal(response.status, response_headers.get(b"retry-after", ""), await finish())
+            if response.status == HTTPStatus.NO_CONTENT or response_headers.get(b"content-length") == "0":
+                await finish()  # there is no body to wait for, and the connection becomes reusable at once
             else:
-                raise refusal(response.status, response_headers.get(b"retry-after", ""), await _finish(response))
+                await self._finish_later(finish())
         except TimeoutError:
             raise  # the caller handles an attempt's timeout
         except addresses.AddressRefused:
@@ -115,14 +122,36 @@ class Webhook:
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise broken(error) from None
 
-    async def _finish_accepted(self, response: httpcore.Response, length: str | None) -> None:
+    async def _finish_later(self, finish: Coroutine[None, None, bytes]) -> None:
         """Read the rest of a successful response in the background, because it cannot change the outcome."""
-        finishing = asyncio.create_task(_finish(response))
-        self._finishing.add(finishing)
-        finishing.add_done_callback(self._finishing.discard)
-        if response.status == HTTPStatus.NO_CONTENT or length == "0":
-            # There is no body to wait for, and the connection becomes reusable at once.
-            await asyncio.shield(finishing)
+        task = asyncio.create_task(finish)
+        self._finishing[task] = None
+        task.add_done_callback(lambda _: self._finishing.pop(task, None))
+        await asyncio.sleep(
+            0
+        )  # the task begins, because otherwise it could be cancelled without closing the connection
+        if len(self._finishing) > MAX_FINISHING:
+            # Receivers that hold back a body must not occupy ever more connections. Others have long sent theirs.
+            oldest = next(iter(self._finishing))
+            del self._finishing[oldest]
+            oldest.cancel()
+
+    async def _finish(
+        self, response: httpcore.Response, connection: httpcore.AsyncConnectionInterface, origin: httpcore.Origin
+    ) -> bytes:
+        """Return the start of the body. The connection is reusable only if this was the whole body."""
+        body, parts = b"", 0
+        async with aclosing(response):
+            # `OSError` includes `TimeoutError`.
+            with suppress(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
+                async with asyncio.timeout(READ_TIMEOUT):
+                    async for part in response.aiter_stream():
+                        body += part
+                        parts += 1
+                        if len(body) >= READ_LENGTH or parts >= MAX_PARTS:
+                            break
+        await self._connections.put(origin, connection)
+        return body
 
 
 def payload(request: DeliveryRequested) -> bytes:
@@ -160,15 +189,16 @@ def refusal(status: int, retry_after: str, body: bytes) -> errors.ProviderFailur
 
 
 def broken(error: Exception) -> errors.ProviderFailure:
-    """Classify a call that ended without a response."""
+    """Classify a call that ended without a complete response."""
     text = str(error) or None
     if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout):
-        # The connection pool removes the error's cause but keeps its context.
-        return errors.Unreachable("tls" if isinstance(error.__context__, ssl.SSLError) else "connect", text)
+        return errors.Unreachable("tls" if isinstance(error.__cause__, ssl.SSLError) else "connect", text)
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         # In TLS 1.3, a server can reject the client only after the client has finished the handshake.
         return errors.Unreachable("tls", text)
-    return errors.UnknownOutcome("connection_lost", text)
+    return errors.UnknownOutcome(
+        "response_too_large" if isinstance(error, ResponseTooLarge) else "connection_lost", text
+    )
 
 
 def _wait(retry_after: str) -> timedelta | None:
@@ -179,17 +209,3 @@ def _wait(retry_after: str) -> timedelta | None:
         wait = parsedate_to_datetime(retry_after).astimezone(UTC) - utc_now()
         return min(max(wait, timedelta()), MAX_WAIT)
     return None
-
-
-async def _finish(response: httpcore.Response) -> bytes:
-    """Read the start of the body and release the connection, which is reusable only if the whole body was read."""
-    body = b""
-    async with aclosing(response):
-        # `OSError` includes `TimeoutError`.
-        with suppress(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
-            async with asyncio.timeout(READ_TIMEOUT):
-                async for part in response.aiter_stream():
-                    body += part
-                    if len(body) >= READ_LENGTH:
-                        break
-    return body
