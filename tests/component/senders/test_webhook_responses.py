@@ -98,8 +98,7 @@ async def test_only_so_many_connections_wait_for_response_bodies(
     monkeypatch.setattr(webhook, "READ_TIMEOUT", 60)
     monkeypatch.setattr(webhook, "MAX_FINISHING", 2)
     receiver.response = [HELD]
-    for number in range(ENOUGH):
-        await provider.send(request(receiver.url(f"h{number}.evil")))
+    await asyncio.gather(*(provider.send(request(receiver.url(f"h{number}.evil"))) for number in range(ENOUGH)))
 
     async def closed() -> bool:
         return len(receiver.open_connections) == 2

@@ -23,7 +23,7 @@ class PermanentFailure(ProviderFailure):
 
 
 class UnknownOutcome(ProviderFailure):
-    """The connection broke after the request was sent. The message may have been sent, so a retry may send it again."""
+    """The request was sent, but no complete response was read. A retry may send the message a second time."""
 
 
 class Unreachable(ProviderFailure):
