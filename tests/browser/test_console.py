@@ -26,6 +26,7 @@ from notify_common.sending.errors import PermanentFailure, TemporaryFailure
 from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.http.principal import Scope
+from notify_gateway.notifications.queries import LISTED_ATTEMPTS
 from playwright.async_api import Browser, Page, expect
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -50,6 +51,10 @@ STORE = text("""
     INSERT INTO deliveries (id, notification_id, channel, status, round, attempt, failures, updated_at)
     SELECT id, notification_id, 'telegram', 'sent', 1, 1, 0, now()
     FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:ids AS uuid[])) AS d (id, notification_id)
+""")
+ADD_ATTEMPTS = text("""
+    INSERT INTO attempts (delivery_id, attempt, round, outcome, started_at, finished_at)
+    SELECT id, number, 1, 'sent', now(), now() FROM deliveries, generate_series(1, CAST(:count AS int)) AS number
 """)
 
 
@@ -353,6 +358,21 @@ async def test_markup_in_messages_is_escaped(
         await expect(page.locator(".message")).to_have_text(MARKUP)
         await expect(page.locator("q")).to_have_text(" ".join(MARKUP.split()))
         assert await page.locator("main img, main script").count() == 0
+
+
+async def test_console_says_how_many_attempts_are_not_shown(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, browser: Browser
+) -> None:
+    async with running_services(servers, rabbit, postgres, Providers()) as api:
+        now = utc_now()
+        id_, delivery_id = new_id(now), new_id(now)
+        async with engine.begin() as connection:
+            await connection.execute(STORE, {"ids": [id_], "delivery_ids": [delivery_id]})
+            await connection.execute(ADD_ATTEMPTS, {"count": LISTED_ATTEMPTS + 23})
+        async with opened(browser, f"{api.base_url}#/notifications/{id_}") as page:
+            steps = page.get_by_role("region", name="telegram delivery").get_by_role("listitem")
+            await expect(steps.nth(1)).to_contain_text("23 earlier attempts are not shown")
+            await expect(steps.nth(2)).to_contain_text("Attempt 24")
 
 
 async def test_ten_thousand_notifications_are_paginated_and_searchable(

@@ -84,10 +84,8 @@ async def _requeue(archive: DeadLetterArchive, retries: DeliveryRetries, letter:
     # Start a new round, as the API does: requeueing the old message could send the notification twice.
     # The message may be forged, so it must not restart a delivery of another channel.
     if not await retries.retry(None, letter.delivery_id, channel=letter.channel):
-        print(
-            f"{letter.id}: no delivery {letter.delivery_id} of this channel has failed, so it is not retried",
-            file=sys.stderr,
-        )
+        reason = "of this channel has not failed, or has been retried too often"
+        print(f"{letter.id}: delivery {letter.delivery_id} {reason}, so it is not retried", file=sys.stderr)
         return False
     await letter.message.ack()
     return True

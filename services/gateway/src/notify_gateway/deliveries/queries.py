@@ -9,7 +9,7 @@ from notify_gateway.deliveries.schemas import DeliveryOfNotification
 
 DELIVERY_COLUMNS = "d.id AS delivery_id, d.channel, d.recipient, d.status, d.reason, d.updated_at"
 DELIVERY = text(f"""
-    SELECT {DELIVERY_COLUMNS}, d.notification_id
+    SELECT {DELIVERY_COLUMNS}, d.notification_id, d.round
     FROM deliveries d JOIN notifications n ON n.id = d.notification_id
     WHERE d.id = :id AND n.tenant = :tenant
 """)  # noqa: S608 - the columns are a constant

@@ -20,17 +20,19 @@ from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
 
+MAX_ROUNDS = 1_000  # of a delivery, whose history could otherwise grow forever
 DELIVERIES_PER_TRANSACTION = 5_000  # deliveries examined; only the failed ones are retried
 
 # Deliveries over other channels wait for the version that knows them.
 ON_KNOWN_CHANNEL = f"d.channel IN ({', '.join(repr(channel.value) for channel in KNOWN_CHANNELS)})"
-# Starts a new round for each failed delivery in `chosen (id)`. The failure count is reset to 0, but the attempt numbers
-# continue, so that the history of earlier rounds is kept. Deliveries are locked in id order, as the status writer does,
-# so that the two cannot deadlock.
-START_ROUND = """
+RETRYABLE = f"d.status = 'failed' AND d.round < {MAX_ROUNDS}"
+# Starts a new round for each retryable delivery in `chosen (id)`. The failure count is reset to 0, but the attempt
+# numbers continue, so that the history of earlier rounds is kept. Deliveries are locked in id order, as the status
+# writer does, so that the two cannot deadlock.
+START_ROUND = f"""
     locked AS (
         SELECT d.id FROM deliveries d JOIN chosen ON chosen.id = d.id
-        WHERE d.status = 'failed' ORDER BY d.id FOR NO KEY UPDATE OF d
+        WHERE {RETRYABLE} ORDER BY d.id FOR NO KEY UPDATE OF d
     ), restarted AS (
         UPDATE deliveries
         SET status = 'pending', reason = NULL, round = round + 1, failures = 0, updated_at = clock_timestamp()
@@ -44,7 +46,7 @@ START_ROUND = """
         ON CONFLICT (delivery_id) DO UPDATE
             SET due_at = excluded.due_at, due_since = NULL, leased_until = NULL, round = excluded.round
     )
-"""
+"""  # noqa: S608 - a constant
 RETRY_ONE = text(f"""
     WITH chosen AS (
         SELECT d.id FROM deliveries d JOIN notifications n ON n.id = d.notification_id
@@ -57,7 +59,7 @@ RETRY_ONE = text(f"""
 MATCHING = f"""
     JOIN notifications n ON n.id = d.notification_id
     LEFT JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempt
-    WHERE d.status = 'failed' AND n.tenant = f.tenant AND {ON_KNOWN_CHANNEL}
+    WHERE {RETRYABLE} AND n.tenant = f.tenant AND {ON_KNOWN_CHANNEL}
       AND (f.channel IS NULL OR d.channel = f.channel)
       AND (f.error_class IS NULL OR a.error_class = f.error_class)
 """
@@ -113,7 +115,10 @@ class DeliveryRetries:
         self._chunk_size = chunk_size
 
     async def retry(self, tenant: str | None, delivery_id: UUID, *, channel: Channel | None = None) -> bool:
-        """Retry one delivery; return False unless it has failed and belongs to `tenant` and `channel` (None: any)."""
+        """Retry one delivery, and return True.
+
+        Return False unless it can be retried and belongs to `tenant` and `channel` (None means any).
+        """
         slot: AbstractAsyncContextManager[None] = nullcontext()
         if self._share is not None and tenant is not None:
             slot = self._share.slot(tenant)

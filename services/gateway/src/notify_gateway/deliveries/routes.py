@@ -4,9 +4,10 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Response
+from notify_common.contracts.messages import DeliveryStatus
 
 from notify_gateway.deliveries.queries import DeliveryQueries
-from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.retries import MAX_ROUNDS, DeliveryRetries
 from notify_gateway.deliveries.retry_jobs import MAX_UNFINISHED, RetryJobs, new_job
 from notify_gateway.deliveries.schemas import DeliveryOfNotification, RetryCount, RetryJobView, RetryRequest
 from notify_gateway.deliveries.visibility import visible_to
@@ -43,11 +44,14 @@ async def retry_delivery(
 ) -> DeliveryOfNotification:
     """Retry a failed delivery.
 
-    The delivery starts a new round with a full budget of attempts. Earlier attempts stay in its history.
+    The delivery starts a new round with a full budget of attempts. Earlier attempts stay in its history. A delivery
+    can be retried 999 times.
     """
     retried = await retries.retry(principal.tenant, id_)
     delivery = found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}.")
     if not retried:
+        if delivery.status is DeliveryStatus.FAILED and delivery.round >= MAX_ROUNDS:
+            raise HTTPException(409, f"This delivery has been retried {MAX_ROUNDS - 1} times, which is the maximum.")
         raise HTTPException(409, f"Only a failed delivery can be retried; this one is {delivery.status}.")
     return visible_to(principal, delivery)
 

@@ -48,12 +48,14 @@ class DeliveryOfNotification(DeliverySummary):
     """A delivery with the id of its notification."""
 
     notification_id: UUID
+    round: int = Field(description="The current round. Each retry by an operator starts a new one.")
 
 
 class DeliveryView(DeliverySummary):
-    """A delivery with all its attempts."""
+    """A delivery with its latest attempts."""
 
-    attempts: list[AttemptView]
+    attempts: list[AttemptView] = Field(description="The last 100 attempts, in order.")
+    earlier_attempts: int = Field(0, description="The number of attempts before the first of `attempts`.")
 
 
 class RetryRequest(RequestModel):

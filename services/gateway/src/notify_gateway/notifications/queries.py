@@ -26,6 +26,7 @@ from notify_gateway.notifications.status import NotificationStatus, has_status_s
 
 DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
+LISTED_ATTEMPTS = 100  # of each delivery
 PAGE_BYTES = 4_000_000  # of messages, subjects and metadata, as JSON; the notification that exceeds it is the last
 
 # The columns are listed, so that a new column does not change the result type of prepared statements.
@@ -33,12 +34,18 @@ NOTIFICATION_COLUMNS = (
     "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at, n.test"
 )
 NOTIFICATION_WITH_ATTEMPTS = f"""
-    SELECT {NOTIFICATION_COLUMNS}, n.email, n.traceparent, {DELIVERY_COLUMNS}, history.attempts
+    SELECT {NOTIFICATION_COLUMNS}, n.email, n.traceparent, {DELIVERY_COLUMNS}, history.attempts,
+           history.earlier_attempts
     FROM notifications n
     JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN :first_id AND :last_id
     CROSS JOIN LATERAL (
-        SELECT coalesce(json_agg(a ORDER BY a.attempt), '[]') AS attempts
-        FROM attempts a WHERE a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
+        SELECT coalesce(json_agg(a ORDER BY a.attempt), '[]') AS attempts,
+               -- Attempts are numbered consecutively, so that the earlier ones need not be counted.
+               CASE count(*) WHEN {LISTED_ATTEMPTS} THEN min(a.attempt) - 1 ELSE 0 END AS earlier_attempts
+        FROM (
+            SELECT * FROM attempts a WHERE a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
+            ORDER BY a.attempt DESC LIMIT {LISTED_ATTEMPTS}
+        ) AS a
     ) AS history
     WHERE n.id = :id AND n.tenant = :tenant
       AND (CAST(:posted_with AS uuid) IS NULL OR n.api_key_id = CAST(:posted_with AS uuid))
@@ -71,7 +78,7 @@ class NotificationQueries:
     async def get(
         self, tenant: str, notification_id: UUID, *, posted_with: str | None = None
     ) -> NotificationView | None:
-        """Return the notification with all its attempts, or None if the tenant has no notification with this id.
+        """Return the notification with its latest attempts, or None if the tenant has no notification with this id.
 
         If `posted_with` is the id of an API key, a notification that was not posted with that key counts as unknown.
         """

@@ -93,6 +93,8 @@ function deliveryHistory(notification, delivery, signal) {
 
 function steps(notification, delivery) {
   const accepted = step(notification.created_at, "accepted", "Accepted and stored in the outbox");
+  const earlier = delivery.earlier_attempts > 0
+    && h("li", {}, h("span"), h("span", { className: "note" }, `${delivery.earlier_attempts.toLocaleString()} earlier attempts are not shown`));
   const attempts = delivery.attempts.map((each) => step(each.started_at, each.outcome, h("strong", {},
     `Attempt ${each.number}`), each.round > 1 ? ` (round ${each.round})` : "", " ", badge(each.outcome),
     ` in ${duration((new Date(each.finished_at) - new Date(each.started_at)) / 1000)}`,
@@ -100,7 +102,7 @@ function steps(notification, delivery) {
     each.error_text ? h("q", {}, each.error_text) : "",
     each.provider_message_id ? h("span", { className: "note" }, ` · provider message ID ${each.provider_message_id}`) : "",
     each.next_attempt_at ? h("span", { className: "note" }, " · next attempt after ", time(each.next_attempt_at)) : ""));
-  return [accepted, ...attempts, currentStep(notification, delivery)];
+  return [accepted, earlier, ...attempts, currentStep(notification, delivery)];
 }
 
 function currentStep(notification, delivery) {
