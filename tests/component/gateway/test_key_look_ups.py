@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import httpx
@@ -13,13 +13,13 @@ from notify_database.engine import PostgresSettings
 from notify_database.errors import DatabaseUnavailable
 from notify_gateway.api_keys.look_up import CACHE_SECONDS, CACHED_KEYS, REJECTED_SECONDS, ApiKeyLookUp
 from notify_gateway.api_keys.shared_rate_limits import SharedRateLimits
-from notify_gateway.api_keys.store import PREFIX, ApiKeyStore
+from notify_gateway.api_keys.store import PREFIX, ApiKeyStore, key_hash
 from notify_gateway.api_keys.upkeep import UPKEEP_INTERVAL, KeyUpkeep
 from notify_gateway.application import Gateway
 from notify_gateway.http.authentication import Authenticator
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.failure_limit import BURST
-from notify_gateway.http.principal import Scope
+from notify_gateway.http.principal import Principal, Scope
 from notify_gateway.http.rate_limit import RequestRateLimiter
 from notify_gateway.http_api import create_app
 from sqlalchemy import event, text
@@ -109,6 +109,25 @@ async def test_flood_of_unknown_keys_does_not_evict_valid_ones(engine: AsyncEngi
     for _ in range(CACHED_KEYS // 500 + 1):
         await asyncio.gather(*(look_up.look_up(unknown_token()) for _ in range(500)))
     assert look_up.cached(token) is not None
+
+
+async def test_keys_of_one_tenant_do_not_evict_those_of_another() -> None:
+    """A tenant can use and revoke any number of keys, although only 1,000 may be valid at a time."""
+
+    async def find(hashes: Sequence[bytes]) -> dict[bytes, Principal]:
+        return {hashed: Principal("key", "small" if hashed in small else "large", READ) for hashed in hashes}
+
+    tokens = [unknown_token() for _ in range(10)]
+    small = {key_hash(token) for token in tokens}
+    look_up = ApiKeyLookUp(find)
+    await asyncio.gather(*(look_up.look_up(token) for token in tokens))
+    newest = [unknown_token() for _ in range(CACHED_KEYS + 100)]
+    for start in range(0, len(newest), 100):
+        await asyncio.gather(*(look_up.look_up(token) for token in newest[start : start + 100]))
+    assert not any(look_up.is_new(token) for token in tokens)
+    assert sum(look_up.is_new(token) for token in newest) == 100 + len(tokens)
+    assert look_up.is_new(newest[0])
+    assert not look_up.is_new(newest[-1])
 
 
 async def test_concurrent_requests_with_the_same_key_share_one_look_up(engine: AsyncEngine) -> None:
@@ -229,11 +248,33 @@ async def test_key_that_a_new_gateway_has_read_is_looked_up_before_it_is_accepte
     keys = ApiKeyStore(engine)
     key_id, token = await keys.create("default", "", READ)
     look_up = ApiKeyLookUp(keys.principals)
-    look_up.remember(await keys.valid(CACHED_KEYS))
+    look_up.remember(await keys.valid(CACHED_KEYS), 0)
     assert not look_up.is_new(token)
     await keys.revoke(key_id)
     assert look_up.cached(token) is None
     assert await look_up.look_up(token) is None
+
+
+async def test_upkeep_forgets_revoked_keys_but_not_those_that_were_used_meanwhile(engine: AsyncEngine) -> None:
+    keys, clock = ApiKeyStore(engine), Clock()
+    look_up = ApiKeyLookUp(keys.principals, clock)
+    keeper = KeyUpkeep(SharedRateLimits(engine, RequestRateLimiter(10)), keys, look_up, clock)
+    (kept, _), (revoked, _) = created = [await keys.create("default", "", READ) for _ in range(2)]
+    tokens = dict(created)
+    for token in tokens.values():
+        assert await look_up.look_up(token) is not None
+    await keys.revoke(revoked)
+    clock.now += 1
+    await keeper.upkeep()
+    assert look_up.is_new(tokens[revoked])
+    assert not look_up.is_new(tokens[kept])
+    since = clock.now
+    clock.now += 1
+    assert await look_up.look_up(tokens[kept]) is not None
+    look_up.remember({}, since)
+    assert not look_up.is_new(tokens[kept])
+    look_up.remember({}, clock.now + 1)
+    assert look_up.is_new(tokens[kept])
 
 
 async def test_time_of_last_use_is_stored_without_a_write_per_request(engine: AsyncEngine) -> None:

@@ -7,12 +7,12 @@ separately from keys that were rejected. A flood of made-up keys therefore neith
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from cachetools import TTLCache
 from notify_common.runtime.batcher import Batcher
 
 from notify_gateway.api_keys.store import key_hash
+from notify_gateway.api_keys.valid_keys import ValidKey, ValidKeys
 from notify_gateway.http.principal import Principal
 
 CACHE_SECONDS = 5.0  # a revoked key may still be accepted for this long
@@ -23,17 +23,6 @@ MAX_UNKNOWN = 1_000  # unknown keys that wait for their look-up; more requests w
 
 Principals = Mapping[bytes, Principal]
 """The owners of valid keys by the hashes of the keys."""
-
-
-@dataclass(slots=True)
-class _Valid:
-    """A key that was valid when it was last looked up."""
-
-    principal: Principal
-    looked_up_at: float
-    """When the look-up began. What it found may be as old."""
-    used_at: float
-    """When the look-up ended."""
 
 
 class ApiKeyLookUp:
@@ -49,7 +38,7 @@ class ApiKeyLookUp:
     ) -> None:
         self._find = find
         self._clock = clock
-        self._valid: dict[bytes, _Valid] = {}  # oldest entry first
+        self._valid = ValidKeys(CACHED_KEYS)
         self._rejected: TTLCache[bytes, bool] = TTLCache(CACHED_KEYS, REJECTED_SECONDS, clock)
         self._in_progress: dict[bytes, asyncio.Task[Principal | None]] = {}
         self._valid_keys = Batcher(self._find_all, max_batch=KEYS_PER_STATEMENT)
@@ -82,27 +71,29 @@ class ApiKeyLookUp:
         # A caller that is cancelled must not cancel the look-up for the others.
         return await asyncio.shield(task)
 
-    def remember(self, principals: Principals) -> None:
-        """Remember that these keys are valid. Each is looked up, as a known key, before it is accepted."""
+    def remember(self, principals: Principals, since: float) -> None:
+        """Remember that only these keys, which were read after `since`, and those used after `since` are valid.
+
+        Each is looked up, as a known key, before it is accepted.
+        """
+        self._valid.forget_unused(since, keep=frozenset(principals))
         for hashed, principal in principals.items():
             if hashed not in self._valid and len(self._valid) < CACHED_KEYS:
-                self._valid[hashed] = _Valid(principal, looked_up_at=float("-inf"), used_at=float("-inf"))
+                self._valid.add(hashed, ValidKey(principal, looked_up_at=float("-inf"), used_at=float("-inf")))
 
     def used(self, since: float) -> dict[str, float]:
         """Return when keys were last looked up, and therefore used, by the ids of those that were since then."""
-        return {valid.principal.key_id: valid.used_at for valid in self._valid.values() if valid.used_at >= since}
+        return {valid.principal.key_id: valid.used_at for valid in self._valid if valid.used_at >= since}
 
     async def _look_up(self, hashed: bytes) -> Principal | None:
         lane = self._valid_keys if hashed in self._valid else self._unknown_keys
         looked_up_at = self._clock()
         principal = await lane.submit(hashed)
-        self._valid.pop(hashed, None)
         if principal is None:
+            self._valid.discard(hashed)
             self._rejected[hashed] = True
         else:
-            self._valid[hashed] = _Valid(principal, looked_up_at, used_at=self._clock())
-            if len(self._valid) > CACHED_KEYS:
-                del self._valid[next(iter(self._valid))]
+            self._valid.add(hashed, ValidKey(principal, looked_up_at, used_at=self._clock()))
         return principal
 
     async def _find_all(self, hashes: Sequence[bytes]) -> Sequence[Principal | None]:

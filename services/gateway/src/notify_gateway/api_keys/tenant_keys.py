@@ -19,7 +19,7 @@ from notify_gateway.http.principal import Principal
 log = logging.getLogger(__name__)
 
 MAX_VALID_KEYS = 1_000
-"""A tenant with more could displace the keys of all others from the memory of the gateways."""
+"""A tenant with more takes up space that the gateways need to remember the keys of other tenants."""
 TOO_MANY_KEYS = f"The tenant already has {MAX_VALID_KEYS} valid keys, the maximum; revoke keys that are no longer used."
 
 PAGE = text("""

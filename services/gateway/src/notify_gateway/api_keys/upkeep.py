@@ -61,8 +61,9 @@ class KeyUpkeep:
         A gateway that has just started therefore knows the valid keys, and does not count them as failures of an
         address from which an attacker tries others.
         """
+        started_at = self._clock()
         await self._store_uses()
-        self._look_up.remember(await self._keys.valid(CACHED_KEYS))
+        self._look_up.remember(await self._keys.valid(CACHED_KEYS), started_at)
         await self._shared.delete_unused()
 
     async def _store_uses(self) -> None:
