@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.rabbitmq.subscription import Subscription
 from notify_common.runtime.health import health_app
+from notify_common.runtime.health_protocol import HealthProtocol
 from notify_common.runtime.process import serve
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Worker:
     async def serve(self, host: str, port: int) -> None:
         """Consume until SIGTERM, and serve health checks and metrics in the meantime."""
         app = health_app(self.subscriptions, self.registry, before_scrape=self.before_scrape)
-        await serve(app, host=host, port=port, work=self.work)
+        await serve(app, host=host, port=port, work=self.work, http=HealthProtocol)
 
     async def work(self, stop: asyncio.Event) -> None:
         """Consume until `stop` is set, then finish the messages in flight."""

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -49,7 +49,7 @@ async def serve(
     host: str,
     port: int,
     work: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
-    http: type[asyncio.Protocol] | Literal["auto"] = "auto",
+    http: type[asyncio.Protocol],
     also: tuple[str, int] | None = None,
     stopping: Callable[[], None] | None = None,
 ) -> None:
@@ -98,7 +98,7 @@ def _allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _server(app: Any, http: type[asyncio.Protocol] | Literal["auto"]) -> uvicorn.Server:  # noqa: ANN401 - as above
+def _server(app: Any, http: type[asyncio.Protocol]) -> uvicorn.Server:  # noqa: ANN401 - as above
     return uvicorn.Server(
         uvicorn.Config(
             app,
