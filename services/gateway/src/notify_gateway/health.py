@@ -1,6 +1,7 @@
 """Health checks and metrics: `/livez` and `/readyz` on both ports, `/metrics` on the health port only."""
 
 import asyncio
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from notify_common.errors import StartupError
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.runtime.metrics import exposition
+from notify_common.runtime.outage import Outage
 from notify_common.version import VERSION
 from notify_database.engine import database_problem
 from notify_database.errors import DatabaseUnavailable, DataRejected
@@ -21,6 +23,8 @@ from notify_gateway.http.dependencies import provided
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import Backlog, OutboxStore
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 2.0  # seconds
 CHECK_INTERVAL = 1.0  # seconds
@@ -36,6 +40,7 @@ class Readiness:
         self._checking = asyncio.Lock()
         self._next_check = 0.0
         self._problem: str | None = None
+        self._outage = Outage(log, "PostgreSQL cannot be used")
 
     @property
     def rabbitmq(self) -> str:
@@ -61,11 +66,16 @@ class Readiness:
     async def _check_database(self) -> str | None:
         try:
             async with asyncio.timeout(TIMEOUT):
-                return await database_problem(self._engine)
+                problem = await database_problem(self._engine)
         except TimeoutError:
             return "does not respond"
         except StartupError as error:
-            return str(error)
+            # The error quotes PostgreSQL, which names the user and the database.
+            self._outage.failed(error)
+            return "cannot be used; the log says why"
+        if problem is None:
+            self._outage.ended()
+        return problem
 
 
 @dataclass(frozen=True)
