@@ -11,9 +11,12 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.sending.errors import PermanentFailure
 from notify_database.engine import PostgresSettings
 from notify_gateway.console import overview
+from notify_gateway.http.principal import Scope
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support.fakes import FakeProvider
+from support.gateway import bearer
 from support.servers import Servers
-from support.services import eventually, running_gateway, running_sender, running_status_writer
+from support.services import NOWHERE, eventually, running_gateway, running_sender, running_status_writer
 
 
 async def reject(_: DeliveryRequested) -> str:
@@ -94,6 +97,18 @@ async def test_overview_works_without_rabbitmq(api: httpx.AsyncClient) -> None:
     assert (snapshot["live"], snapshot["rabbitmq_connected"], snapshot["outbox_rows"]) == (False, False, 1)
     assert {each["waiting"] for each in snapshot["channels"]} == {None}
     assert (await api.get("/api/links")).json() == {"rabbitmq": None, "trace": None}
+
+
+async def test_only_operators_learn_the_address_of_rabbitmqs_management_ui(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    ui, trace = "http://rabbitmq.example.org/", "http://traces.example.org/{trace_id}"
+    async with running_gateway(
+        NOWHERE, postgres, relaying=False, auth="on", rabbitmq_ui_url=ui, trace_url=trace
+    ) as api:
+        for scopes, expected in (((Scope.READ,), None), ((Scope.READ, Scope.OPERATOR), ui)):
+            links = await api.get("/api/links", headers=await bearer(engine, *scopes))
+            assert links.json() == {"rabbitmq": expected, "trace": trace}
 
 
 async def test_console_page_needs_no_key_and_loads_nothing_from_other_hosts(secured_api: httpx.AsyncClient) -> None:

@@ -13,6 +13,7 @@ from notify_gateway.console.overview import Overview
 from notify_gateway.console.schemas import ConsoleLinks, OverviewView
 from notify_gateway.http.authentication import AuthenticatedRoute, CanOperate, CanRead
 from notify_gateway.http.dependencies import provided
+from notify_gateway.http.principal import Scope
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented
 from notify_gateway.http.static_files import StaticFiles
 
@@ -34,9 +35,12 @@ async def overview(_: CanOperate, overview: Annotated[Overview, Depends(provided
 
 
 @router.get("/links")
-async def links(_: CanRead, links: Annotated[ConsoleLinks, Depends(provided(ConsoleLinks))]) -> ConsoleLinks:
-    """Return the URLs of traces and of RabbitMQ's management UI; a URL that is not configured is null."""
-    return links
+async def links(principal: CanRead, links: Annotated[ConsoleLinks, Depends(provided(ConsoleLinks))]) -> ConsoleLinks:
+    """Return the URLs of traces and, for keys with the scope `operator`, of RabbitMQ's management UI.
+
+    A URL that is not configured is null.
+    """
+    return links if Scope.OPERATOR in principal.scopes else links.model_copy(update={"rabbitmq": None})
 
 
 def install_pages(app: FastAPI) -> None:
