@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from notify_common.runtime.clock import utc_now
 from notify_database.partitions import AHEAD
+from notify_gateway.api_keys.store import BOOTSTRAP_ID
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.maintenance import DatabaseWatch, run_maintenance
@@ -27,6 +28,22 @@ ADD_EXPIRED_KEY = """
     INSERT INTO idempotency_keys (tenant, key, body_hash, answer, created_at)
     VALUES ('default', 'old', '', '', now() - interval '1 year')
 """
+
+
+ADD_FINISHED_JOBS = """
+    INSERT INTO retry_jobs (id, tenant, last_id, end_id, retried, created_at, finished_at)
+    SELECT gen_random_uuid(), 'default', gen_random_uuid(), gen_random_uuid(), days, now(),
+           now() - days * interval '1 day'
+    FROM unnest(ARRAY[29, 31]) AS days
+"""
+ADD_KEYS = f"""
+    INSERT INTO api_keys (id, tenant, name, hash, scopes, created_at, expires_at, revoked_at)
+    VALUES ('{BOOTSTRAP_ID}', 'default', 'bootstrap', '1', '{{read}}', now(), NULL, now() - interval '91 days'),
+           (gen_random_uuid(), 'default', 'revoked lately', '2', '{{read}}', now(), NULL, now() - interval '89 days'),
+           (gen_random_uuid(), 'default', 'revoked long ago', '3', '{{read}}', now(), NULL, now() - interval '91 days'),
+           (gen_random_uuid(), 'default', 'expired', '4', '{{read}}', now(), now() - interval '1 year', NULL),
+           (gen_random_uuid(), 'default', 'valid', '5', '{{read}}', now(), NULL, NULL)
+"""  # noqa: S608 - a constant
 
 
 class StuckWatch(DatabaseWatch):
@@ -74,6 +91,25 @@ async def test_rejected_retry_job_does_not_stop_the_other_maintenance(engine: As
     async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)) as task:
         await eventually(lambda: is_clean(engine), "the expired key is deleted")
         assert not task.done()
+
+
+async def test_old_rows_are_deleted(engine: AsyncEngine) -> None:
+    await prepare(engine, ADD_FINISHED_JOBS, ADD_KEYS)
+
+    async def old_rows_are_gone() -> bool:
+        jobs = await rows(engine, "SELECT retried FROM retry_jobs")
+        keys = await rows(engine, "SELECT name FROM api_keys")
+        return {job.retried for job in jobs} == {29} and {key.name for key in keys} == {
+            # If it were forgotten that the bootstrap key was revoked, the next start would make it valid again.
+            "bootstrap",
+            "revoked lately",
+            # Expired keys are kept, because a wrong clock must not delete valid ones.
+            "expired",
+            "valid",
+        }
+
+    async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)):
+        await eventually(old_rows_are_gone, "finished retry jobs and revoked keys are deleted")
 
 
 async def test_stuck_watch_does_not_delay_retry_jobs(engine: AsyncEngine) -> None:

@@ -22,9 +22,9 @@ RIGHTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "outbox": ("SELECT", "INSERT", "UPDATE (due_at, due_since, leased_until, round, channel)", "DELETE"),
         "user_channels": ("SELECT", "INSERT", "UPDATE (recipient, opted_out, updated_at)", "DELETE"),
         "idempotency_keys": ("SELECT", "INSERT", "UPDATE (body_hash, answer, created_at)", "DELETE"),
-        "api_keys": ("SELECT", "INSERT", "UPDATE (hash, scopes, created_at, revoked_at, last_used_at)"),
+        "api_keys": ("SELECT", "INSERT", "UPDATE (hash, scopes, created_at, revoked_at, last_used_at)", "DELETE"),
         "api_key_buckets": ("SELECT", "INSERT", "UPDATE (tokens, admitted, requests, updated_at)", "DELETE"),
-        "retry_jobs": ("SELECT", "INSERT", "UPDATE (last_id, retried, advanced_at, finished_at)"),
+        "retry_jobs": ("SELECT", "INSERT", "UPDATE (last_id, retried, advanced_at, finished_at)", "DELETE"),
     },
     # The status writer sees neither messages nor recipients nor API keys.
     STATUS_WRITER: {

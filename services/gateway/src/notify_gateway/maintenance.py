@@ -1,4 +1,4 @@
-"""Background maintenance of rows: retry jobs, stranded deliveries and expired idempotency keys."""
+"""Background maintenance of rows: retry jobs, stranded deliveries, and rows that are no longer needed."""
 
 import asyncio
 import logging
@@ -13,7 +13,9 @@ from notify_database.errors import DatabaseUnavailable, DataRejected
 from notify_database.partitions import partitions_ahead
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.api_keys.store import delete_revoked_keys
 from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.retry_jobs import delete_finished_jobs
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.notifications import idempotency
 
@@ -92,25 +94,17 @@ async def _maintain_rows(
 ) -> None:
     """Retry, repair and delete rows in short transactions. A step that PostgreSQL rejects does not stop the others."""
     outage = Outage(log, "database maintenance is interrupted")
-    next_cleanup = time.monotonic()
 
     async def repair() -> bool:
         await stranded.step()
         return False
 
-    async def clean_up() -> bool:
-        nonlocal next_cleanup
-        if time.monotonic() <= next_cleanup:
-            return False
-        more = await idempotency.clean_up(engine)
-        if not more:
-            next_cleanup = time.monotonic() + CLEANUP_INTERVAL
-        return more
-
     steps = [
         (retries.advance, Outage(log, "retry jobs fail")),
         (repair, Outage(log, "stranded deliveries are not repaired")),
-        (clean_up, Outage(log, "expired idempotency keys are not deleted")),
+        (_paced(engine, idempotency.clean_up), Outage(log, "expired idempotency keys are not deleted")),
+        (_paced(engine, delete_finished_jobs), Outage(log, "finished retry jobs are not deleted")),
+        (_paced(engine, delete_revoked_keys), Outage(log, "revoked API keys are not deleted")),
     ]
     while not stopping.done():
         more = False
@@ -122,6 +116,22 @@ async def _maintain_rows(
             outage.ended()
         if not more:
             await asyncio.wait({stopping}, timeout=INTERVAL)
+
+
+def _paced(engine: AsyncEngine, clean_up: Callable[[AsyncEngine], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
+    """Return a step that calls `clean_up` until it has nothing more to do, and again `CLEANUP_INTERVAL` later."""
+    next_cleanup = time.monotonic()
+
+    async def step() -> bool:
+        nonlocal next_cleanup
+        if time.monotonic() <= next_cleanup:
+            return False
+        more = await clean_up(engine)
+        if not more:
+            next_cleanup = time.monotonic() + CLEANUP_INTERVAL
+        return more
+
+    return step
 
 
 async def _run(steps: Sequence[tuple[Callable[[], Awaitable[bool]], Outage]]) -> bool:

@@ -7,7 +7,7 @@ plain hash cannot be reversed by guessing.
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -38,6 +38,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from notify_gateway.http.principal import DEFAULT_TENANT, Principal, Scope
 
 BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
+REVOKED_LIFETIME = timedelta(days=90)  # for operators who ask when a key was revoked
+KEYS_PER_CLEANUP = 1_000
 PREFIX = "ntf_"  # lets secret scanners recognise a key
 TEST_PREFIX = "ntf_test_"  # lets people recognise a test key
 
@@ -50,6 +52,14 @@ TOUCH = text("""
     UPDATE api_keys AS key SET last_used_at = GREATEST(key.last_used_at, now() - make_interval(secs => used.age))
     FROM locked JOIN unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[])) AS used (id, age) USING (id)
     WHERE key.id = locked.id
+""")
+# Expired keys are kept, because this would delete valid ones while PostgreSQL's clock is wrong. If the bootstrap key
+# were deleted, the next start of a gateway would make it valid again.
+DELETE_REVOKED = text("""
+    DELETE FROM api_keys WHERE id IN (
+        SELECT id FROM api_keys WHERE revoked_at < now() - CAST(:lifetime AS interval) AND id <> :bootstrap_id
+        LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
 """)
 
 
@@ -143,6 +153,12 @@ async def insert_key(
     values = {**_values(key_id, token, tenant, name, scopes), "expires_at": expires_at, "test": test}
     await connection.execute(insert(ApiKey).values(values))
     return key_id, token
+
+
+async def delete_revoked_keys(engine: AsyncEngine) -> bool:
+    """Delete up to `KEYS_PER_CLEANUP` keys that were revoked long ago; return True if there may be more."""
+    values = {"lifetime": REVOKED_LIFETIME, "bootstrap_id": BOOTSTRAP_ID, "limit": KEYS_PER_CLEANUP}
+    return (await execute(engine, DELETE_REVOKED, **values)).rowcount == KEYS_PER_CLEANUP
 
 
 async def lock_valid(connection: AsyncConnection, key_id: str) -> Row[Any] | None:

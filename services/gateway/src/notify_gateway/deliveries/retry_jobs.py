@@ -5,9 +5,9 @@ from uuid import UUID
 
 from notify_common.contracts.ids import first_id_at, new_id, to_millisecond
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import database_errors
+from notify_database.engine import database_errors, execute
 from notify_database.models import RetryJob
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from notify_gateway.database import TenantReads, TenantShare
@@ -16,6 +16,15 @@ from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
 
 DEFAULT_WINDOW = timedelta(hours=24)
 MAX_UNFINISHED = 100  # jobs of one tenant
+LIFETIME = timedelta(days=30)  # of a finished job
+JOBS_PER_CLEANUP = 1_000
+
+DELETE_FINISHED = text("""
+    DELETE FROM retry_jobs WHERE id IN (
+        SELECT id FROM retry_jobs WHERE finished_at < now() - CAST(:lifetime AS interval)
+        LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+""")
 
 
 class RetryJobs:
@@ -50,6 +59,12 @@ class RetryJobs:
         condition = {"channel": job.channel, "error_class": job.error_class}
         counted = await self._reads.execute(job.tenant, COUNT, last_id=job.last_id, end_id=job.end_id, **condition)
         return int(counted.scalar_one())
+
+
+async def delete_finished_jobs(engine: AsyncEngine) -> bool:
+    """Delete up to `JOBS_PER_CLEANUP` jobs that finished long ago; return True if there may be more."""
+    deleted = await execute(engine, DELETE_FINISHED, lifetime=LIFETIME, limit=JOBS_PER_CLEANUP)
+    return deleted.rowcount == JOBS_PER_CLEANUP
 
 
 def new_job(tenant: str, request: RetryRequest) -> RetryJob:
