@@ -67,7 +67,7 @@ CHANGE_THE_SCHEMA = (
     "SELECT pg_try_advisory_xact_lock_shared(1, 1)",
     "UPDATE alembic_version SET version_num = '0001'",
     *(f"TRUNCATE {table}" for table in ("notifications", "deliveries", "attempts", "outbox", "api_keys")),
-    *(f"DELETE FROM {table}" for table in ("notifications", "deliveries", "attempts", "api_keys", "retry_jobs")),
+    *(f"DELETE FROM {table}" for table in ("notifications", "deliveries", "attempts")),
     *(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE" for table in ("notifications", "deliveries", "attempts")),
     # A partition is used only through its table.
     *(f"{verb} FROM {WEEK}" for verb in ("SELECT", "DELETE")),
