@@ -20,10 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import hand_on
 from support.gateway import rows
 from support.outbox import add_row, outbox_is_empty, outbox_rows, published, running_relay
-from support.services import eventually
+from support.services import TIMEOUT, eventually
 from typing_extensions import override
 
 END_LEASES = text("UPDATE outbox SET leased_until = now() - interval '1 second'")
+TAKE_BY_ANOTHER = text("UPDATE outbox SET leased_until = now() + interval '31 seconds' RETURNING leased_until")
 LEASES = "SELECT delivery_id, leased_until FROM outbox ORDER BY 1"
 
 
@@ -181,3 +182,39 @@ async def test_confirmed_row_is_deleted_although_the_response_to_its_renewal_was
         resume.set()
         assert await published(hand, Channel.TELEGRAM, 1) == [row]
         await outbox_is_empty(engine)
+
+
+class CountedRenewals(OutboxStore):
+    """An outbox that puts the number of renewed rows into a queue after each renewal."""
+
+    renewals: asyncio.Queue[int]
+
+    @override
+    async def renew(self, held: Sequence[Held]) -> set[UUID]:
+        renewed = await super().renew(held)
+        self.renewals.put_nowait(len(renewed))
+        return renewed
+
+
+async def test_lost_lease_is_not_renewed_and_does_not_end_the_relay(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_gateway.outbox.lane.RENEW_INTERVAL", 0.05)
+    began, resume = asyncio.Event(), asyncio.Event()
+    renewals: asyncio.Queue[int] = asyncio.Queue()
+    paused = type("PausedOnce", (Paused,), {"began": began, "resume": resume, "may_write": []})
+    counted = type("Counted", (CountedRenewals,), {"renewals": renewals})
+    lost = await add_row(engine)
+    async with running_relay(rabbit, postgres, paused, counted), hand_on(rabbit) as hand:
+        await began.wait()
+        async with engine.begin() as connection:
+            by_another = (await connection.execute(TAKE_BY_ANOTHER)).scalar_one()
+        async with asyncio.timeout(TIMEOUT):
+            while await renewals.get():
+                pass  # renewed before the lease ended
+            assert [await renewals.get() for _ in range(2)] == [0, 0]
+        resume.set()
+        marker = await add_row(engine)
+        assert await published(hand, Channel.TELEGRAM, 1) == [marker]
+        assert await hand.depth("notifications.telegram") == 0
+    assert await rows(engine, LEASES) == [(lost, by_another)]

@@ -41,7 +41,12 @@ class Lease:
         return cls(until, began + LEASE_SECONDS)
 
     def renewed(self) -> "Lease":
-        """Return the lease that a renewal takes. A renewal that is repeated takes the same one."""
+        """Return the lease that a renewal takes. A renewal that is repeated takes the same one.
+
+        A lost lease cannot be renewed, because no row has it, so it remains as it is.
+        """
+        if self.ends == -math.inf:
+            return self
         if self.renewal is not None:
             return Lease(self.renewal, self.ends + (self.renewal - self.until).total_seconds())
         ends = lease_clock() + LEASE_SECONDS
