@@ -9,8 +9,9 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from notify_common.errors import Overloaded
 
@@ -25,7 +26,8 @@ class Failed:
     error: Exception
 
 
-class Submission(NamedTuple, Generic[Item, Result]):
+@dataclass(slots=True, eq=False)  # compared by identity, so that a withdrawn one is found quickly
+class Submission(Generic[Item, Result]):
     """Items that wait to be flushed together, and how many bytes they take."""
 
     items: Sequence[Item]
@@ -69,7 +71,12 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, item: Item, *, size: int = 0) -> Result:
         """Flush `item` of `size` bytes and return its result; raise the error of its flush, or `Overloaded`."""
-        (outcome,) = await self._enqueue((item,), size)
+        submission = self._enqueue((item,), size)
+        try:
+            (outcome,) = await submission.flushed
+        except asyncio.CancelledError:
+            self._withdraw(submission)
+            raise
         if isinstance(outcome, Failed):
             raise outcome.error
         return outcome
@@ -80,17 +87,31 @@ class Batcher(Generic[Item, Result]):
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
         """Flush `items` in one batch; return a result or `Failed` for each item."""
-        return await self._enqueue(items, 0) if items else []
+        if not items:
+            return []
+        submission = self._enqueue(items, 0)
+        try:
+            return await submission.flushed
+        except asyncio.CancelledError:
+            self._withdraw(submission)
+            raise
 
-    def _enqueue(self, items: Sequence[Item], size: int) -> "asyncio.Future[list[Result | Failed]]":
+    def _enqueue(self, items: Sequence[Item], size: int) -> Submission[Item, Result]:
         if len(self._waiting) >= self._max_waiting or self._waiting_bytes + size > self._max_waiting_bytes:
             raise Overloaded
         flushed: asyncio.Future[list[Result | Failed]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Submission(items, flushed, size))
+        submission = Submission(items, flushed, size)
+        self._waiting.append(submission)
         self._waiting_bytes += size
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._drain())
-        return flushed
+        return submission
+
+    def _withdraw(self, submission: Submission[Item, Result]) -> None:
+        # A flush may take hours during an outage. Meanwhile the same item may be submitted again and again.
+        with suppress(ValueError):  # raised if its batch has begun
+            self._waiting.remove(submission)
+            self._waiting_bytes -= submission.size
 
     async def drained(self) -> None:
         """Wait until no item is waiting or being flushed."""
@@ -130,10 +151,11 @@ class Batcher(Generic[Item, Result]):
             self._waiting_bytes = 0
             raise
         first = 0
-        for items, flushed, _ in batch:
-            if not flushed.done():
-                flushed.set_result(outcomes[first : first + len(items)])
-            first += len(items)
+        for submission in batch:
+            end = first + len(submission.items)
+            if not submission.flushed.done():
+                submission.flushed.set_result(outcomes[first:end])
+            first = end
 
     async def _flush_or_bisect(self, items: Sequence[Item]) -> list[Result | Failed]:
         try:
