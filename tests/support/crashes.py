@@ -16,7 +16,7 @@ from notify_common.sending.service import create_sender
 from notify_database.engine import create_engine
 from notify_gateway.application import Gateway
 from notify_gateway.cli import OperatorSettings
-from notify_gateway.deliveries.retries import RETRY_CHUNK, DeliveryRetries
+from notify_gateway.deliveries.retries import RETRY_CHUNK, TAKE_TURN, DeliveryRetries
 from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.lease import Lease
@@ -124,7 +124,8 @@ async def retry() -> None:
     engine = create_engine(load_settings(OperatorSettings), pool_size=2)
     await DeliveryRetries(engine, chunk_size=10).advance()
     async with engine.begin() as connection:
-        await connection.execute(RETRY_CHUNK, {"size": 10})
+        job = (await connection.execute(TAKE_TURN)).scalar_one()
+        await connection.execute(RETRY_CHUNK, {"job": job, "size": 10})
         die()
 
 

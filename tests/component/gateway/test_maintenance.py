@@ -15,6 +15,7 @@ from notify_gateway.maintenance import DatabaseWatch, run_maintenance
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import all_channels_idle, rows
+from support.outbox import add_row
 from support.services import TIMEOUT, eventually
 from typing_extensions import override
 
@@ -23,7 +24,8 @@ ADD_JOB = """
     VALUES (gen_random_uuid(), 'default', '00000000-0000-0000-0000-000000000000',
             'ffffffff-ffff-ffff-ffff-ffffffffffff', 0, now())
 """
-REJECT_JOBS = "ALTER TABLE retry_jobs ADD CONSTRAINT no_progress CHECK (advanced_at IS NULL)"
+REJECT_JOBS = "ALTER TABLE retry_jobs ADD CONSTRAINT no_progress CHECK (tenant <> 'default' OR finished_at IS NULL)"
+ADD_LATER_JOB = ADD_JOB.replace("'default'", "'other'").replace("now()", "now() + interval '1 minute'")
 ADD_EXPIRED_KEY = """
     INSERT INTO idempotency_keys (tenant, key, body_hash, answer, created_at)
     VALUES ('default', 'old', '', '', now() - interval '1 year')
@@ -110,6 +112,44 @@ async def test_old_rows_are_deleted(engine: AsyncEngine) -> None:
 
     async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)):
         await eventually(old_rows_are_gone, "finished retry jobs and revoked keys are deleted")
+
+
+async def other_job_is_finished(engine: AsyncEngine) -> None:
+    async def is_finished() -> bool:
+        return bool(await rows(engine, "SELECT 1 FROM retry_jobs WHERE finished_at IS NOT NULL AND tenant = 'other'"))
+
+    await eventually(is_finished, "the later job is finished")
+
+
+async def test_rejected_retry_job_does_not_stop_later_ones(engine: AsyncEngine) -> None:
+    await prepare(engine, ADD_JOB, REJECT_JOBS, ADD_LATER_JOB)
+    async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)):
+        await other_job_is_finished(engine)
+    assert await rows(engine, "SELECT 1 FROM retry_jobs WHERE tenant = 'default' AND finished_at IS NULL")
+
+
+async def test_retry_job_that_waits_for_a_lock_stops_no_other_maintenance(engine: AsyncEngine) -> None:
+    locked = await add_row(engine)
+    await prepare(
+        engine,
+        "DELETE FROM outbox",
+        "UPDATE deliveries SET status = 'failed'",
+        ADD_JOB,
+        ADD_LATER_JOB,
+        ADD_EXPIRED_KEY,
+    )
+    async with engine.connect() as operator:
+        await operator.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        await operator.execute(text("SELECT FROM deliveries WHERE id = :id FOR UPDATE"), {"id": locked})
+        async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)):
+            await eventually(lambda: is_clean(engine), "the expired key is deleted")
+            await other_job_is_finished(engine)
+            await operator.rollback()
+            await eventually(lambda: is_pending(engine), "the delivery is retried")
+
+
+async def is_pending(engine: AsyncEngine) -> bool:
+    return await rows(engine, "SELECT status FROM deliveries") == [("pending",)]
 
 
 async def test_stuck_watch_does_not_delay_retry_jobs(engine: AsyncEngine) -> None:

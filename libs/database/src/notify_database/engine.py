@@ -198,7 +198,7 @@ def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
     if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
         # No partition exists for the row yet; the gateway's maintenance will create one soon (partitions.py).
         return DatabaseUnavailable("no partition exists for this time")
-    if isinstance(error, asyncpg.QueryCanceledError):
+    if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
         return StatementTimedOut(f"{type(error).__name__} {sqlstate}")
     # asyncpg raises its own DataError, without contacting the server, if it cannot encode a value.
     rejected = sqlstate[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)

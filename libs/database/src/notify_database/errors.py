@@ -6,7 +6,7 @@ class DatabaseUnavailable(Exception):
 
 
 class StatementTimedOut(DatabaseUnavailable):
-    """A statement took longer than its engine allows."""
+    """A statement, or its wait for a lock, took longer than is allowed."""
 
 
 class LoginRejected(DatabaseUnavailable):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
 from notify_database.clock import MAX_CLOCK_OFFSET, clock_offset
-from notify_database.errors import DatabaseUnavailable, DataRejected
+from notify_database.errors import DatabaseUnavailable, DataRejected, StatementTimedOut
 from notify_database.partitions import partitions_ahead
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -92,7 +92,7 @@ async def run_maintenance(
 async def _maintain_rows(
     engine: AsyncEngine, retries: DeliveryRetries, stranded: StrandedDeliveries, stopping: "asyncio.Task[bool]"
 ) -> None:
-    """Retry, repair and delete rows in short transactions. A step that PostgreSQL rejects does not stop the others."""
+    """Retry, repair and delete rows in short transactions. A step that fails does not stop the others."""
     outage = Outage(log, "database maintenance is interrupted")
 
     async def repair() -> bool:
@@ -135,15 +135,18 @@ def _paced(engine: AsyncEngine, clean_up: Callable[[AsyncEngine], Awaitable[bool
 
 
 async def _run(steps: Sequence[tuple[Callable[[], Awaitable[bool]], Outage]]) -> bool:
-    """Run each step once, even if an earlier one is rejected; return True if one of them has more to do."""
+    """Run each step once, even if an earlier one fails; return True if one of them has more to do.
+
+    Only while PostgreSQL is unavailable, the remaining steps are skipped.
+    """
     more = False
-    for step, rejections in steps:
+    for step, failures in steps:
         try:
             more |= await step()
-        except DataRejected as error:
-            rejections.failed(error)
+        except (DataRejected, StatementTimedOut) as error:
+            failures.failed(error)
         else:
-            rejections.ended()
+            failures.ended()
     return more
 
 

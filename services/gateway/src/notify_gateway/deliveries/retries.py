@@ -11,7 +11,7 @@ from uuid import UUID
 
 from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
-from notify_database.engine import execute
+from notify_database.engine import database_errors, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -70,15 +70,25 @@ COUNT = text(f"""
     JOIN deliveries d ON d.id > CAST(:last_id AS uuid) AND d.id < CAST(:end_id AS uuid)
     {MATCHING}
 """)  # noqa: S608 - a constant
-# One statement retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery. Tenants take
-# turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The turns of finished
-# jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a single job.
-RETRY_CHUNK = text(f"""
-    WITH f AS MATERIALIZED (
-        SELECT * FROM retry_jobs AS job WHERE finished_at IS NULL
+# Tenants take turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The
+# turns of finished jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a
+# single job. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
+TAKE_TURN = text("""
+    UPDATE retry_jobs SET advanced_at = clock_timestamp()
+    WHERE id = (
+        SELECT id FROM retry_jobs AS job WHERE finished_at IS NULL
         ORDER BY (SELECT max(advanced_at) FROM retry_jobs WHERE tenant = job.tenant) NULLS FIRST,
                  coalesce(advanced_at, created_at), id
         LIMIT 1 FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id
+""")
+# Somebody may hold the lock on a delivery for hours. Meanwhile the other jobs have their turns.
+LIMIT_LOCK_WAIT = text("SET LOCAL lock_timeout = '1s'")
+# One statement retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery.
+RETRY_CHUNK = text(f"""
+    WITH f AS MATERIALIZED (
+        SELECT * FROM retry_jobs WHERE id = :job AND finished_at IS NULL FOR UPDATE SKIP LOCKED
     ), chunk AS MATERIALIZED (
         -- The bounds are scalar subqueries, so that PostgreSQL scans only this range of the index.
         SELECT * FROM deliveries
@@ -89,7 +99,6 @@ RETRY_CHUNK = text(f"""
         UPDATE retry_jobs
         SET retried = retry_jobs.retried + (SELECT count(*) FROM restarted),
             last_id = coalesce((SELECT id FROM chunk ORDER BY id DESC LIMIT 1), retry_jobs.last_id),
-            advanced_at = clock_timestamp(),
             finished_at = CASE WHEN (SELECT count(*) FROM chunk) < :size THEN now() END
         FROM f WHERE retry_jobs.id = f.id
         RETURNING retry_jobs.id
@@ -132,7 +141,13 @@ class DeliveryRetries:
 
     async def advance(self) -> bool:
         """Process one chunk of the next job that no other gateway is processing; return False if there is no job."""
-        rows = (await execute(self._engine, RETRY_CHUNK, size=self._chunk_size)).all()
+        job = (await execute(self._engine, TAKE_TURN)).scalar_one_or_none()
+        if job is None:
+            return False
+        with database_errors():
+            async with self._engine.begin() as connection:
+                await connection.execute(LIMIT_LOCK_WAIT)
+                rows = (await connection.execute(RETRY_CHUNK, {"job": job, "size": self._chunk_size})).all()
         # A chunk in which nothing was retried yields a single row without an id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
         return bool(rows)
