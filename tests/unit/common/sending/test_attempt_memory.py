@@ -133,3 +133,43 @@ async def test_only_the_last_postponements_are_remembered(postponing: Postponing
         with memory.join(each) as attempt:
             await publish(attempt)
     assert [memory.was_postponed(each) for each in requests] == [False, True, True]
+
+
+class Waiting:
+    """A memory of attempts that wait until `admitted` is set before they make their calls."""
+
+    def __init__(self) -> None:
+        self.admitted = asyncio.Event()
+        self.calls: list[DeliveryRequested] = []
+        self.memory = AttemptMemory(self._attempt, keep=KEEP)
+
+    async def _attempt(self, request: DeliveryRequested) -> Postponed:
+        await self.admitted.wait()
+        self.memory.calling(request)
+        self.calls.append(request)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_attempt_that_no_handler_waits_for_begins_no_call() -> None:
+    waiting, first = Waiting(), request()
+    with waiting.memory.join(first) as attempt, waiting.memory.join(first) as again:
+        assert again is attempt
+    assert not waiting.memory.remembers(first)
+    waiting.admitted.set()
+    await asyncio.wait({attempt.decision})
+    assert attempt.decision.cancelled()
+    assert waiting.calls == []
+
+
+async def test_attempt_goes_on_while_one_handler_waits_for_it() -> None:
+    waiting, first = Waiting(), request()
+    with waiting.memory.join(first) as attempt:
+        with waiting.memory.join(first):
+            pass
+        waiting.admitted.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert waiting.calls == [first]
+    assert waiting.memory.remembers(first)  # its call has begun
+    attempt.decision.cancel()

@@ -27,6 +27,8 @@ class RememberedAttempt:
     scheduling: asyncio.Task[bool] | None = None
     """Publishes the next request. Handlers share this task, so that the next attempt is not scheduled twice."""
     handlers: int = 0
+    calling: bool = False
+    """True once its call may have reached the provider. Then it goes on, even if no handler waits for it."""
 
     @property
     def postponed(self) -> bool:
@@ -76,11 +78,12 @@ class AttemptMemory:
             yield remembered
         finally:
             remembered.handlers -= 1
-            if remembered.handlers == 0 and remembered.postponed:
-                self._forget_postponed(key, remembered)
-            elif remembered.handlers == 0:
-                self._idle[key] = None
-                self._forget()
+            if remembered.handlers == 0:
+                self._leave(key, remembered)
+
+    def calling(self, request: DeliveryRequested) -> None:
+        """Note that the call of the attempt is about to begin."""
+        self._attempts[_key(request)].calling = True
 
     def was_postponed(self, request: DeliveryRequested) -> bool:
         """Return True if `request` was received before and postponed to a time that has not come yet.
@@ -110,6 +113,18 @@ class AttemptMemory:
         if remembered is not None and remembered.postponed and remembered.not_before != request.not_before:
             return None
         return remembered
+
+    def _leave(self, key: AttemptKey, remembered: RememberedAttempt) -> None:
+        """Keep or forget an attempt whose last handler has left."""
+        if remembered.postponed:
+            self._forget_postponed(key, remembered)
+        elif remembered.calling:
+            self._idle[key] = None
+            self._forget()
+        else:
+            # The connection was lost before the call began. RabbitMQ may give the message to another sender.
+            remembered.decision.cancel()
+            del self._attempts[key]
 
     def _forget_postponed(self, key: AttemptKey, remembered: RememberedAttempt) -> None:
         if remembered.handlers:

@@ -162,6 +162,7 @@ class Sender:
             return decision
 
     async def _call_provider(self, request: DeliveryRequested) -> Decision:
+        self._attempts.calling(request)
         with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
             decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._retry_schedule)
             if decision.failure is not None:
