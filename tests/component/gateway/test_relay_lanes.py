@@ -10,8 +10,9 @@ from notify_common.errors import PublishFailed
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_database.engine import PostgresSettings
-from notify_gateway.outbox.lane import MAX_HANDED_OVER, MAX_HANDED_OVER_BYTES
+from notify_gateway.outbox.lane import BATCH_SIZE, MAX_HANDED_OVER, MAX_HANDED_OVER_BYTES
 from notify_gateway.outbox.store import OutboxStore
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import hand_on
 from support.gateway import rows
@@ -104,6 +105,19 @@ async def test_hand_over_is_bounded_in_deliveries_and_in_bytes_for_each_channel(
         assert relay.channels_with_room([small, large]) == {Channel.TELEGRAM, Channel.EMAIL}
         assert relay.channels_with_room([small, *[large] * (MAX_HANDED_OVER_BYTES // len(html))]) == {Channel.TELEGRAM}
         assert relay.channels_with_room([large, *[small] * (MAX_HANDED_OVER + 1)]) == {Channel.EMAIL}
+
+
+async def test_rows_without_a_notification_delay_no_others(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    detached = [await add_row(engine, due=timedelta(minutes=-1)) for _ in range(BATCH_SIZE)]
+    async with engine.begin() as connection:
+        await connection.execute(text("DELETE FROM notifications"))  # as if their partition were detached
+    other = await add_row(engine)
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+        assert await published(hand, Channel.TELEGRAM, 1) == [other]
+    assert await outbox_rows(engine) == len(detached)
+    assert caplog.text.count("without a notification") == 1
 
 
 async def test_defect_in_a_lane_ends_the_relay(

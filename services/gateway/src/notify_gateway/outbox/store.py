@@ -26,9 +26,15 @@ log = logging.getLogger(__name__)
 
 MAX_TAKEN_BYTES = 4 * 1024 * 1024  # per channel and statement
 FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(seconds=30)
+BACKOFF_LIMITS = {"first": FIRST_BACKOFF, "longest": LONGEST_BACKOFF}
 MAX_ADOPTED = 5_000  # rows per statement
 
-TAKE_DUE = text("""
+# A row that is refused again and again waits about as long as it has been due, within bounds.
+BACKOFF = """
+    due_since = coalesce(outbox.due_since, outbox.due_at),
+    due_at = now() + least(greatest(now() - outbox.due_since, CAST(:first AS interval)), CAST(:longest AS interval))
+"""
+TAKE_DUE = text(f"""
     WITH adopted AS (
         -- Versions without the column `channel` leave it NULL. The next statement finds the rows that are adopted here.
         UPDATE outbox SET channel = adoptable.channel
@@ -64,6 +70,14 @@ TAKE_DUE = text("""
         JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
         JOIN notifications n ON n.id = d.notification_id
         LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.user_id = n.user_id AND u.channel = d.channel
+    ), incomplete AS (
+        -- Rows without a notification, for example because an operator has detached its partition, back off. Otherwise
+        -- `limit` of them would keep all others of their channel from being taken.
+        UPDATE outbox SET {BACKOFF}
+        FROM due
+        WHERE outbox.delivery_id = due.delivery_id AND outbox.round = due.round
+          AND due.delivery_id NOT IN (SELECT id FROM found)
+        RETURNING outbox.delivery_id
     ), candidates AS MATERIALIZED (
         -- Bodies can be large, so a channel's rows are taken until they reach a number of bytes, but at least one is.
         SELECT * FROM (
@@ -94,9 +108,12 @@ TAKE_DUE = text("""
         WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
           AND candidates.status = 'pending' AND end_status IS NULL
     )
-    SELECT *, now() + CAST(:lease AS interval) AS leased_until FROM candidates
-    WHERE status = 'pending' AND (end_status IS NULL OR id IN (SELECT id FROM ended)) ORDER BY due_at
-""").columns(email=JSONB)
+    -- If no row is taken, ended or deleted, this yields a single row without an id.
+    SELECT candidates.*, now() + CAST(:lease AS interval) AS leased_until, counted.incomplete
+    FROM (SELECT count(*) AS incomplete FROM incomplete) AS counted
+    LEFT JOIN candidates ON status <> 'pending' OR end_status IS NULL OR id IN (SELECT id FROM ended)
+    ORDER BY due_at
+""").columns(email=JSONB)  # noqa: S608 - a constant
 # A relay must not touch a row that another relay has leased since, or that a retry has moved to a new round.
 HELD = """
     unnest(
@@ -108,14 +125,7 @@ HELD = """
 """
 RENEW = text(f"UPDATE outbox SET leased_until = held.renewal FROM {HELD} RETURNING outbox.delivery_id")  # noqa: S608 - a constant
 RELEASE = text(f"UPDATE outbox SET leased_until = NULL FROM {HELD}")  # noqa: S608 - as above
-# A row that is refused again and again waits about as long as it has been due, within bounds.
-POSTPONE = text(f"""
-    UPDATE outbox
-    SET leased_until = NULL,
-        due_since = coalesce(due_since, due_at),
-        due_at = now() + least(greatest(now() - due_since, CAST(:first AS interval)), CAST(:longest AS interval))
-    FROM {HELD}
-""")  # noqa: S608 - as above
+POSTPONE = text(f"UPDATE outbox SET leased_until = NULL, {BACKOFF} FROM {HELD}")  # noqa: S608 - as above
 DELETE = text(f"DELETE FROM outbox USING {HELD}")  # noqa: S608 - as above
 # Rows that back off are due, too. The count is capped, because an exact count of a large backlog is not worth the scan.
 BACKLOG = text("""
@@ -174,7 +184,7 @@ class OutboxStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = autocommitting(engine)
-        self._warned_of_unknown = False
+        self._warned_of_unknown = self._warned_of_incomplete = False
 
     async def take_due(
         self, limit: int, channels: Sequence[str] = KNOWN_CHANNELS, *, max_bytes: int = MAX_TAKEN_BYTES
@@ -184,18 +194,23 @@ class OutboxStore:
         For each channel, this takes at most `limit` rows, and no further row once their bodies have `max_bytes`.
         """
         began = lease_clock()
-        limits = {"limit": limit, "max_bytes": max_bytes, "max_adopted": MAX_ADOPTED}
-        rows = (await execute(self._engine, TAKE_DUE, channels=channels, lease=LEASE, **limits)).all()
-        lease = Lease.beginning(began, rows[0].leased_until) if rows else None
+        limits = {"limit": limit, "max_bytes": max_bytes, "max_adopted": MAX_ADOPTED, **BACKOFF_LIMITS}
+        found = (await execute(self._engine, TAKE_DUE, channels=channels, lease=LEASE, **limits)).all()
+        if found[0].incomplete and not self._warned_of_incomplete:
+            self._warned_of_incomplete = True
+            log.warning("outbox rows without a notification wait for it", extra={"count": found[0].incomplete})
+        lease = Lease.beginning(began, found[0].leased_until)
+        rows = [row for row in found if row.id]
+        pending = [row for row in rows if row.status == DeliveryStatus.PENDING]  # the others have been deleted
         counts = Counter(row.channel for row in rows)
         full = {row.channel for row in rows if row.bytes_before + row.bytes >= max_bytes}
         full |= {channel for channel, count in counts.items() if count >= limit}
         return DueDeliveries(
-            held=[Held(_request(row), lease) for row in rows if lease and row.end_status is None],
+            held=[Held(_request(row), lease) for row in pending if row.end_status is None],
             ended=[
                 change
                 for status in (DeliveryStatus.EXPIRED, DeliveryStatus.CANCELLED)
-                for change in status_changes([row for row in rows if row.end_status == status], status)
+                for change in status_changes([row for row in pending if row.end_status == status], status)
             ],
             more={Channel(channel) for channel in full},
         )
@@ -222,7 +237,7 @@ class OutboxStore:
 
     async def postpone(self, held: Sequence[Held]) -> None:
         """End the leases of rows that the broker refused, so that any relay may take them after a backoff."""
-        await execute(self._engine, POSTPONE, **_columns(held), first=FIRST_BACKOFF, longest=LONGEST_BACKOFF)
+        await execute(self._engine, POSTPONE, **_columns(held), **BACKOFF_LIMITS)
 
     async def delete(self, held: Sequence[Held]) -> None:
         """Delete the rows of deliveries that the broker has confirmed."""
