@@ -38,8 +38,11 @@ class BatchingConsumer(Subscription):
         prefetch: int,
         publisher: ConfirmedPublisher,
         graceful_timeout: float,
+        ready: asyncio.Event,
     ) -> None:
+        """Create the consumer, which does not start, or start again, while `ready` is not set."""
         super().__init__(queue, publisher, graceful_timeout=graceful_timeout)
+        self._ready = ready
         self._broker = broker
         self._handle = handle
         self._prefetch = prefetch
@@ -50,6 +53,9 @@ class BatchingConsumer(Subscription):
 
     @override
     async def _start(self) -> Channel:
+        # Messages that cannot be handled yet would be redelivered at each lost connection, until RabbitMQ's delivery
+        # limit dead-letters them.
+        await self._ready.wait()
         await (await self._broker.connect()).connected.wait()
         self._channel = channel = await open_channel(self._broker, publisher_confirms=False)
         await channel.basic_qos(prefetch_count=self._prefetch)

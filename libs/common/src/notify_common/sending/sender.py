@@ -68,8 +68,9 @@ class Sender:
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
-        self._reporting = asyncio.Event()
-        self._reporting.set()
+        self.reporting = asyncio.Event()
+        """Set while results can be reported."""
+        self.reporting.set()
         self._reporting_outage = Outage(log, "results cannot be reported, so no further calls begin")
         self._results = Batcher(
             self._publish_result_batch,
@@ -89,9 +90,9 @@ class Sender:
             return
         if self._attempts.was_postponed(request):
             return
-        if not self._reporting.is_set() and not self._attempts.remembers(request):
+        if not self.reporting.is_set() and not self._attempts.remembers(request):
             # No attempt has begun yet, so RabbitMQ may still give the message to another sender.
-            await self._reporting.wait()
+            await self.reporting.wait()
         # A redelivered message joins its earlier attempt, running or finished. The decision is there once its result is
         # confirmed. The shield keeps the provider call alive if this handler is cancelled.
         with self._attempts.join(request) as attempt:
@@ -187,7 +188,7 @@ class Sender:
             even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
             quotas=breakers.limits.quotas_of(request),
             # Results may become unreportable while the call waits.
-            ready=self._reporting,
+            ready=self.reporting,
         )
         async with breaker.admission(call) as admission:
             if isinstance(admission, Admission):
@@ -258,7 +259,7 @@ class Sender:
                 await self._publisher.publish_until_confirmed([message])
         finally:
             overdue.cancel()
-            self._reporting.set()
+            self.reporting.set()
         self._reporting_outage.ended()
         return [None for _ in results]
 
@@ -268,7 +269,7 @@ class Sender:
         A message whose result is not reported is redelivered after RabbitMQ's consumer timeout. Another sender would
         then send it a second time.
         """
-        self._reporting.clear()
+        self.reporting.clear()
         self._reporting_outage.failed(f"not confirmed within {REPORT_TIMEOUT:g} s")
 
     def _log_result(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:

@@ -89,6 +89,7 @@ def create_sender(
         prefetch=limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency,
         publisher=publisher,
         graceful_timeout=graceful_timeout,
+        ready=sender.reporting,
     )
     return Worker(
         topology=declared,
