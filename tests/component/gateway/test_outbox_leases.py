@@ -113,6 +113,20 @@ async def test_poll_takes_a_bounded_number_of_bytes_and_at_least_one_row(engine:
     assert [due.more for due in taken] == [{Channel.EMAIL}, {Channel.EMAIL}]
 
 
+async def test_rows_that_are_only_deleted_count_towards_the_limit(engine: AsyncEngine) -> None:
+    # A relay that dies between the confirm and the delete leaves such rows behind.
+    for _ in range(5):
+        await add_row(engine, due=timedelta(minutes=-1))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET status = 'sent'"))
+    pending = await add_row(engine)
+    outbox = OutboxStore(engine)
+    first, second = await outbox.take_due(5), await outbox.take_due(5)
+    assert (first.held, first.ended, first.more) == ([], [], {Channel.TELEGRAM})
+    assert [held.request.delivery_id for held in second.held] == [pending]
+    assert await outbox_rows(engine) == 1
+
+
 class Paused(ConfirmedPublisher):
     """A publisher whose first call is delayed, as if the process were stopped for a while."""
 

@@ -27,6 +27,7 @@ from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttemp
 from notify_common.sending.call import Call
 from notify_common.sending.circuit_breaker import Admission, CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
+from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_schedule import RetrySchedule, due_at, is_early
 from notify_common.sending.simulator import is_simulated
@@ -68,6 +69,7 @@ class Sender:
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
+        self.pauses = ProcessPauses()
         self.reporting = asyncio.Event()
         """Set while results can be reported."""
         self.reporting.set()
@@ -163,6 +165,8 @@ class Sender:
             return decision
 
     async def _call_provider(self, request: DeliveryRequested) -> Decision:
+        # If RabbitMQ has closed the connection during a pause, this attempt is now cancelled.
+        await self.pauses.over.wait()
         self._attempts.calling(request)
         with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
             decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._retry_schedule)

@@ -97,7 +97,7 @@ def create_sender(
         consuming=consuming,
         subscriptions=[subscription],
         registry=registry,
-        resources=[aclosing(provider)],
+        resources=[aclosing(provider), sender.pauses.watching()],
         stopping=breakers.stop if breakers else lambda: None,
         drained=sender.drained,
         before_scrape=WaitingRetries(subscription, channel, schedule.delays, registry).count,
