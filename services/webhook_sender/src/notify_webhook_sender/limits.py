@@ -23,6 +23,8 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
     # https://publicsuffix.org: the list is part of the package, and is never fetched.
     suffixes = PublicSuffixList()
     calls_per_tenant = settings.webhook_calls_per_tenant or (settings.concurrency + 1) // 2
+    # Calls in progress and waiting ones must leave places for the messages of other tenants.
+    waiting_per_tenant = max(settings.concurrency - calls_per_tenant, 0) // 2
 
     @lru_cache(MAX_DOMAINS)
     def domain_of(host: str) -> str:
@@ -36,7 +38,7 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
     def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
         host = host_of(request.recipient or "").rpartition(":")[0]
         return (
-            Quota(f"tenant {request.tenant or ''}", calls_per_tenant),
+            Quota(f"tenant {request.tenant or ''}", calls_per_tenant, waiting_per_tenant),
             Quota(f"domain {domain_of(host)}", settings.webhook_calls_per_domain),
         )
 

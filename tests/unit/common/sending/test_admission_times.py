@@ -10,9 +10,10 @@ import pytest
 from notify_common.contracts.messages import DeliveryResult, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call
-from notify_common.sending.call_slots import Quota
+from notify_common.sending.call_slots import CallSlots, Quota
 from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, CircuitBreakers
 from notify_common.sending.provider_limits import ProviderLimits
+from notify_common.sending.return_times import LONGEST_WAIT
 from support.virtual_clock import VirtualLoop, run_virtually
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -127,6 +128,61 @@ def test_calls_that_wait_for_a_trial_hold_no_slot_of_their_tenant() -> None:
             to_well = calls.create_task(call("well"))
         assert [each.result() for each in to_down] == [0, None, None, 0, None, None]
         assert to_well.result() == 0
+
+    run_virtually(main())
+
+
+def test_calls_that_cannot_wait_are_refused_at_once_and_others_of_their_tenant_are_admitted() -> None:
+    tenant = Quota("tenant", 4, waiting=2)
+    breakers = CircuitBreakers("host", ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient))
+    refused: list[tuple[str, float]] = []
+
+    async def call(recipient: str, seconds: float = 0.4) -> None:
+        async with breakers.for_recipient(recipient).admission(Call(recipient, 1, quotas=(tenant,))) as admission:
+            if not isinstance(admission, Admission):
+                refused.append((recipient, now()))
+                return
+            await asyncio.sleep(seconds)
+            admission.record(SENT)
+
+    async def main() -> None:
+        breakers.for_recipient("down").open_until = 0.5
+        async with asyncio.TaskGroup() as calls:
+            for recipient in ("busy", "busy", "down", "busy", "down", "well"):
+                calls.create_task(call(recipient))
+            await asyncio.sleep(0.1)
+            # Only two may wait: a second one for the busy host, and one for the host that is down.
+            assert refused == [("busy", 0), ("down", 0)]
+            await asyncio.sleep(10)
+            for _ in range(2):
+                calls.create_task(call("hangs", seconds=60))
+            await asyncio.sleep(5)
+            assert refused[2:] == [("hangs", 11.1)]
+            calls.create_task(call("hangs"))
+            await asyncio.sleep(0.1)
+            # The call in progress has taken so long that the next slot is not expected in time.
+            assert refused[3:] == [("hangs", 15.1)]
+
+    run_virtually(main())
+
+
+def test_refused_calls_return_one_by_one_as_fast_as_slots_become_free() -> None:
+    async def main() -> None:
+        slots, quota = CallSlots(), Quota("host", 2)
+
+        async def call() -> None:
+            acquired_at = await slots.acquire((quota,))
+            await asyncio.sleep(10)
+            slots.release((quota,), acquired_at)
+
+        async with asyncio.TaskGroup() as calls:
+            for _ in range(2):
+                calls.create_task(call())
+            await asyncio.sleep(6)
+            # A slot becomes free every three seconds or more, as far as is known now; half as many again return.
+            assert [slots.return_in((quota,)) for _ in range(4)] == [1, 3, 5, 7]
+            # None of them waits for hours if the host works again.
+            assert max(slots.return_in((quota,)) for _ in range(100)) == LONGEST_WAIT
 
     run_virtually(main())
 

@@ -30,6 +30,6 @@ class NotAdmitted:
     """The call may not be made now."""
 
     turn_in: float | None = None
-    """Seconds until the call's turn, which is too far ahead to wait for; None if it has waited too long."""
+    """Seconds until the call's turn, or until it may find a free slot; None if the circuit is open or stopped."""
     reserved: bool = False
     """True if the call has a reservation, and so needs no other one."""

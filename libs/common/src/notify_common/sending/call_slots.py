@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+
+from notify_common.sending.return_times import SHORTEST_WAIT, ReturnTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +15,8 @@ class Quota:
 
     name: str
     calls: int
+    waiting: int | None = None
+    """How many calls may wait at once, for this quota or another one of theirs; None if there is no limit."""
 
 
 class CallSlots:
@@ -26,27 +30,72 @@ class CallSlots:
         self._used: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """The waiting calls, each in the queue of a quota that it found exhausted."""
+        self._waiting_calls: Counter[str] = Counter()
+        self._return_times = ReturnTimes()
 
-    async def acquire(self, quotas: Sequence[Quota]) -> None:
-        """Wait until no quota is exhausted, and take a slot of each."""
+    def exhausted(self, quotas: Sequence[Quota]) -> bool:
+        """Return True if a call would have to wait for a slot."""
+        return self._exhausted(quotas, new=True) is not None
+
+    def crowded(self, quotas: Sequence[Quota], timeout: float) -> bool:
+        """Return True if a call that must wait should not, because others of its tenant wait, or it would time out."""
+        if all(quota.waiting is None for quota in quotas):
+            return False
+        if any(quota.waiting is not None and self._waiting_calls[quota.name] >= quota.waiting for quota in quotas):
+            return True
+        return any(self._expected_wait(quota) > timeout for quota in quotas)
+
+    @contextmanager
+    def waiting(self, quotas: Sequence[Quota]) -> Iterator[None]:
+        """Count a call that waits, until the context ends."""
+        names = [quota.name for quota in quotas if quota.waiting is not None]
+        self._waiting_calls.update(names)
+        try:
+            yield
+        finally:
+            for name in names:
+                self._waiting_calls[name] -= 1
+                if not self._waiting_calls[name]:
+                    del self._waiting_calls[name]
+
+    def return_in(self, quotas: Sequence[Quota]) -> float:
+        """Return how many seconds a call that got no slot should wait until it tries again."""
+        now = _now()
+        exhausted = [quota for quota in quotas if self.exhausted((quota,))]
+        waits = [self._return_times.reserve(quota.name, quota.calls, now) for quota in exhausted]
+        return max(waits, default=SHORTEST_WAIT)
+
+    async def acquire(self, quotas: Sequence[Quota]) -> float:
+        """Wait until no quota is exhausted, and take a slot of each; return the time."""
         woken_by: str | None = None
         while (exhausted := self._exhausted(quotas, new=woken_by is None)) is not None:
             if woken_by is not None and woken_by != exhausted:
                 self._wake(woken_by)  # this call leaves the slot for which it was woken to the next one
             await self._wait(exhausted, first=woken_by == exhausted)
             woken_by = exhausted
+        now = _now()
         for quota in quotas:
             self._used[quota.name] += 1
+            self._return_times.taken(quota.name, now)
             if self._used[quota.name] < quota.calls:
                 self._wake(quota.name)  # several slots may have become free while only this call was waiting
+        return now
 
-    def release(self, quotas: Sequence[Quota]) -> None:
+    def release(self, quotas: Sequence[Quota], acquired_at: float) -> None:
         """Return the slots."""
+        now = _now()
         for quota in quotas:
+            self._return_times.returned(quota.name, now, now - acquired_at)
             self._used[quota.name] -= 1
             if not self._used[quota.name]:
                 del self._used[quota.name]
             self._wake(quota.name)
+
+    def _expected_wait(self, quota: Quota) -> float:
+        if not self.exhausted((quota,)):
+            return 0.0
+        turn = len(self._waiting.get(quota.name, ())) + 1
+        return turn * self._return_times.seconds_per_slot(quota.name, quota.calls, _now())
 
     def _exhausted(self, quotas: Sequence[Quota], *, new: bool) -> str | None:
         """Return the name of a quota that has no slot for this call, or None if all have one."""
@@ -83,3 +132,7 @@ class CallSlots:
                 return
         # Otherwise the next call would wait behind calls that have given up.
         self._waiting.pop(name, None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

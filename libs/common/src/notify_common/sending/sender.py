@@ -206,11 +206,10 @@ class Sender:
         # too long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
         if admission.turn_in is not None:
             wait = timedelta(seconds=admission.turn_in)
-            # Waiting for a turn is not part of an outage, unless there is one.
+            # Waiting for a turn or for a busy provider is not part of an outage, unless there is one.
             since = (since or now) if breaker.open else since and since + wait
         else:
-            wait = breakers.limits.retry_after if breaker.open else breakers.limits.admission_timeout
-            wait = timedelta() if breaker.stopped else wait
+            wait = timedelta() if breaker.stopped else breakers.limits.retry_after
             since = since or (now if breaker.open else None)
         not_before = now + wait
         if request.expires_at is not None:

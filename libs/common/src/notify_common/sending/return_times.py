@@ -1,0 +1,64 @@
+"""Decide when a call that found no free slot should try again, depending only on the given times."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+MAX_QUOTAS = 10_000
+SHORTEST_WAIT = 1.0  # seconds
+# This bounds the time that a receiver's backlog takes to notice that the receiver works again. A power of two fits one
+# retry queue if the first of them delays messages by a second.
+LONGEST_WAIT = 64.0  # seconds
+SMOOTHING = 20  # calls
+# More calls return than slots become free, because a slot must not stay free while others wait.
+OVERBOOKING = 1.5
+
+
+@dataclass(slots=True)
+class _Times:
+    changed: float
+    """When a slot was last taken or returned."""
+    duration: float = 0.0
+    """How long a call takes, on average; too short for a quota that was not used before."""
+    next_return: float = 0.0
+
+
+class ReturnTimes:
+    """Lets the calls that wait for a quota return one by one, about as fast as its slots become free.
+
+    If all of them returned every second, thousands of messages for one busy receiver would delay all other messages.
+    """
+
+    def __init__(self) -> None:
+        self._quotas: OrderedDict[str, _Times] = OrderedDict()
+
+    def taken(self, quota: str, now: float) -> None:
+        """Note that a call took a slot of the quota."""
+        self._times(quota, now).changed = now
+
+    def returned(self, quota: str, now: float, duration: float) -> None:
+        """Note that a call that took `duration` seconds returned its slot."""
+        times = self._times(quota, now)
+        times.changed = now
+        times.duration += (duration - times.duration) / SMOOTHING
+
+    def seconds_per_slot(self, quota: str, calls: int, now: float) -> float:
+        """Return the average time until one of the quota's slots becomes free, while all `calls` slots are taken."""
+        times = self._times(quota, now)
+        # The second term covers calls that hang, and so have no duration yet.
+        return max(times.duration, now - times.changed) / calls
+
+    def reserve(self, quota: str, calls: int, now: float) -> float:
+        """Return how many seconds, a whole number, a call should wait until it tries again."""
+        times = self._times(quota, now)
+        at = min(max(now + SHORTEST_WAIT, times.next_return), now + LONGEST_WAIT)
+        times.next_return = at + self.seconds_per_slot(quota, calls, now) / OVERBOOKING
+        return float(int(at - now))  # a fraction would need one more retry queue
+
+    def _times(self, quota: str, now: float) -> _Times:
+        times = self._quotas.get(quota)
+        if times is None:
+            times = self._quotas[quota] = _Times(now)
+            if len(self._quotas) > MAX_QUOTAS:
+                self._quotas.popitem(last=False)
+        self._quotas.move_to_end(quota)
+        return times
