@@ -13,6 +13,7 @@ from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.runtime.settings import load_settings
 from notify_common.sending.service import create_sender
+from notify_common.sending.simulator import WithSimulation
 from notify_database.engine import create_engine
 from notify_gateway.application import Gateway
 from notify_gateway.cli import OperatorSettings
@@ -105,8 +106,7 @@ async def sender(
     sender = create_sender(
         load_settings(TelegramSenderSettings),
         channel=Channel.TELEGRAM,
-        provider=provider,
-        simulator=provider,
+        provider=WithSimulation(provider, provider),
         publisher_class=publisher_class,
     )
     await sender.work(asyncio.Event())

@@ -21,6 +21,7 @@ from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.service import SenderSettings, create_sender
+from notify_common.sending.simulator import Simulator, WithSimulation
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
 from notify_gateway.http.server import LimitedHttpProtocol
@@ -81,14 +82,12 @@ async def running_sender(
             "retry_delay": first_delay.total_seconds(),
             "concurrency": concurrency,
             "provider_timeout": provider_timeout,
-            "error_probability": 0,
         }
     )
     sender = create_sender(
         settings,
         channel=channel,
-        provider=provider,
-        simulator=simulator or settings.simulator(0),
+        provider=WithSimulation(provider, simulator or Simulator(latency=0, error_probability=0)),
         limits=limits,
         tracing=tracing,
         publisher_class=publisher_class,

@@ -13,10 +13,9 @@ from notify_email_sender.smtp import Smtp
 def main() -> None:
     """Run the email sender."""
     settings = load_settings(EmailSenderSettings)
-    simulator = settings.simulator(settings.email_sleep)
-    provider: Provider = simulator
-    limits = None
+    provider: Provider | None = None
+    limits: ProviderLimits | None = None
     if settings.email_provider is EmailProvider.SMTP:
         provider = Smtp(settings)
         limits = ProviderLimits(concurrency=settings.smtp_connections, rate=settings.email_rate)
-    run_sender(settings, Channel.EMAIL, provider, simulator, limits)
+    run_sender(settings, Channel.EMAIL, settings.with_simulation(provider, latency=settings.email_sleep), limits)

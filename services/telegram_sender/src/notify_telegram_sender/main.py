@@ -13,9 +13,8 @@ from notify_telegram_sender.settings import TelegramProvider, TelegramSenderSett
 def main() -> None:
     """Run the telegram sender."""
     settings = load_settings(TelegramSenderSettings)
-    simulator = settings.simulator(settings.telegram_sleep)
-    provider: Provider = simulator
-    limits = None
+    provider: Provider | None = None
+    limits: ProviderLimits | None = None
     if settings.telegram_provider is TelegramProvider.BOT_API:
         provider = BotApi(settings)
         limits = ProviderLimits(
@@ -23,4 +22,4 @@ def main() -> None:
             rate=settings.telegram_rate,
             rate_per_recipient=settings.telegram_rate_per_chat,
         )
-    run_sender(settings, Channel.TELEGRAM, provider, simulator, limits)
+    run_sender(settings, Channel.TELEGRAM, settings.with_simulation(provider, latency=settings.telegram_sleep), limits)

@@ -143,6 +143,8 @@ class CircuitBreaker:
                 return NotAdmitted(self._reserve(call) if wait > self._turns.interval else wait, reserved=True)
             if wait > 0:
                 await asyncio.sleep(wait)
+            if self._must_wait(call) and self._slots.crowded(self._quotas(call), deadline - _now()):
+                return self._busy(call, reserved=self._turns.interval > 0)
             with ExitStack() as acquired:
                 admission = await self._try_to_admit(acquired, call, deadline)
                 if admission is not None:
@@ -151,15 +153,7 @@ class CircuitBreaker:
 
     async def _try_to_admit(self, acquired: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted | None":
         """Acquire what the call needs; return None if the call may not be made after all, and must start again."""
-        quotas = (self._quota, *call.quotas)
-        if self._must_wait(call) and self._slots.crowded(quotas, deadline - _now()):
-            return self._busy(call, reserved=self._turns.interval > 0)
-        with self._slots.waiting(quotas):
-            if not call.even_if_open:
-                # A call waits for the circuit before it takes slots, which others of its tenant can use meanwhile.
-                await self._closed_or_trial_due()
-            acquired_at = await self._slots.acquire(quotas)
-        acquired.callback(self._slots.release, quotas, acquired_at)
+        await self._acquire_slots(acquired, call)
         trial = self.open and not call.even_if_open
         if trial:
             if not self._trial_due():
@@ -187,16 +181,28 @@ class CircuitBreaker:
             return None  # the recipient has been throttled in the meantime
         return Admission(self, call.recipient, trial)
 
+    def _quotas(self, call: Call) -> tuple[Quota, ...]:
+        return (self._quota, *call.quotas)
+
     def _must_wait(self, call: Call) -> bool:
         """Return True if the call must wait for the circuit or for a slot."""
         waits_for_circuit = self.open and not self._trial_due() and not call.even_if_open
-        return waits_for_circuit or self._slots.exhausted((self._quota, *call.quotas))
+        return waits_for_circuit or self._slots.exhausted(self._quotas(call))
+
+    async def _acquire_slots(self, acquired: ExitStack, call: Call) -> None:
+        quotas = self._quotas(call)
+        with self._slots.waiting(quotas):
+            if not call.even_if_open:
+                # A call waits for the circuit before it takes slots, which others of its tenant can use meanwhile.
+                await self._closed_or_trial_due()
+            acquired_at = await self._slots.acquire(quotas)
+        acquired.callback(self._slots.release, quotas, acquired_at)
 
     def _busy(self, call: Call, *, reserved: bool) -> NotAdmitted:
         """Return the refusal of a call that has waited too long, or would."""
         if self.open or self.stopped:
             return NotAdmitted(reserved=reserved)
-        return NotAdmitted(self._slots.return_in((self._quota, *call.quotas)), reserved=reserved)
+        return NotAdmitted(self._slots.return_in(self._quotas(call)), reserved=reserved)
 
     def _holds_back(self, call: Call, *, trial: bool) -> bool:
         if call.ready is not None and not call.ready.is_set():

@@ -40,9 +40,11 @@ class SenderSettings(WorkerSettings, RabbitSettings):
     concurrency: int = Field(500, ge=1, le=65535)
     provider_timeout: float = Field(30.0, gt=0, le=600)
 
-    def simulator(self, latency: float) -> Simulator:
-        """Return a provider that sends nothing."""
-        return Simulator(latency=latency, error_probability=self.error_probability, folder=self.simulator_folder)
+    def with_simulation(self, provider: Provider | None, *, latency: float) -> WithSimulation:
+        """Return `provider` with simulated test deliveries. Without it, every call is simulated, and takes `latency`."""
+        latency = latency if provider is None else 0  # simulated calls must not delay those to the provider
+        simulator = Simulator(latency=latency, error_probability=self.error_probability, folder=self.simulator_folder)
+        return WithSimulation(provider or simulator, simulator)
 
     def schedule(self) -> RetrySchedule:
         """Return the schedule for retrying failed attempts."""
@@ -57,13 +59,12 @@ def create_sender(
     settings: SenderSettings,
     *,
     channel: Channel,
-    provider: Provider,
-    simulator: Provider,
+    provider: WithSimulation,
     limits: ProviderLimits | None = None,
     tracing: Tracing | None = None,
     publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
 ) -> Worker:
-    """Wire up the sender for `channel`, whose test deliveries go to `simulator`. The calls of others have `limits`."""
+    """Wire up the sender for `channel`. Calls have `limits`, except for those that are simulated."""
     role = f"{channel}_sender"
     registry, schedule = process_registry(), settings.schedule()
     # During an alarm, RabbitMQ reads nothing from a connection that publishes, so acks need a connection of their own.
@@ -75,7 +76,7 @@ def create_sender(
     sender = Sender(
         publisher,
         channel=channel,
-        provider=WithSimulation(provider, simulator),
+        provider=provider,
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
         metrics=SenderMetrics(registry, channel),
@@ -106,16 +107,12 @@ def create_sender(
 
 
 def run_sender(
-    settings: SenderSettings,
-    channel: Channel,
-    provider: Provider,
-    simulator: Provider,
-    limits: ProviderLimits | None = None,
+    settings: SenderSettings, channel: Channel, provider: WithSimulation, limits: ProviderLimits | None = None
 ) -> None:
     """Run the sender for `channel` until SIGTERM."""
 
     async def serve() -> None:
-        sender = create_sender(settings, channel=channel, provider=provider, simulator=simulator, limits=limits)
+        sender = create_sender(settings, channel=channel, provider=provider, limits=limits)
         await sender.serve(settings.health_host, settings.health_port)
 
     run(serve, settings)
