@@ -23,8 +23,8 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
     # https://publicsuffix.org: the list is part of the package, and is never fetched.
     suffixes = PublicSuffixList()
     calls_per_tenant = settings.webhook_calls_per_tenant or (settings.concurrency + 1) // 2
-    # Calls in progress and waiting ones must leave places for the messages of other tenants.
-    waiting_per_tenant = max(settings.concurrency - calls_per_tenant, 0) // 2
+    # The calls in progress and the waiting ones of a tenant must leave places for the messages of other tenants.
+    waiting_per_tenant = settings.concurrency // 4
 
     @lru_cache(MAX_DOMAINS)
     def domain_of(host: str) -> str:

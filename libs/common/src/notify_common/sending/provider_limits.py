@@ -34,8 +34,8 @@ class ProviderLimits:
     """Calls per second to one recipient."""
     admission_timeout: timedelta = timedelta(minutes=2)
     """How long a message may occupy a worker while it waits to be admitted."""
-    retry_after: timedelta = timedelta(seconds=30)
-    """How long the message then waits in a retry queue if the circuit is open."""
+    retry_after: timedelta = timedelta(seconds=32)
+    """How long the message then waits if the circuit is open. A power of two needs only one retry queue by default."""
     provider_of: Callable[[str], str] = one_provider
     """Returns the name of a recipient's provider, for channels with many providers."""
     quotas_of: Callable[[DeliveryRequested], tuple[Quota, ...]] = no_quotas

@@ -41,7 +41,7 @@ class SenderSettings(WorkerSettings, RabbitSettings):
     provider_timeout: float = Field(30.0, gt=0, le=600)
 
     def with_simulation(self, provider: Provider | None, *, latency: float) -> WithSimulation:
-        """Return `provider` with simulated test deliveries. Without it, every call is simulated, and takes `latency`."""
+        """Return `provider` with simulated test deliveries. Without it, all calls are simulated, and take `latency`."""
         latency = latency if provider is None else 0  # simulated calls must not delay those to the provider
         simulator = Simulator(latency=latency, error_probability=self.error_probability, folder=self.simulator_folder)
         return WithSimulation(provider or simulator, simulator)
