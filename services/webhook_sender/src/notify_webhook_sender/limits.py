@@ -24,7 +24,7 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
     suffixes = PublicSuffixList()
     calls_per_tenant = settings.webhook_calls_per_tenant or (settings.concurrency + 1) // 2
     # The calls in progress and the waiting ones of a tenant must leave places for the messages of other tenants.
-    waiting_per_tenant = settings.concurrency // 4
+    waiting_per_tenant = settings.concurrency // 3
 
     @lru_cache(MAX_DOMAINS)
     def domain_of(host: str) -> str:

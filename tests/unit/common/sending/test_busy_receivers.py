@@ -73,7 +73,7 @@ class Sender:
                 self._delay(webhook)
 
     async def _call(self, webhook: Webhook) -> None:
-        quotas = (Quota(webhook.tenant, CALLS_PER_TENANT, waiting=PREFETCH // 4),)
+        quotas = (Quota(webhook.tenant, CALLS_PER_TENANT, waiting=PREFETCH // 3),)
         breaker = self._breakers.for_recipient(webhook.host)
         async with breaker.admission(Call(webhook.host, 1, quotas=quotas)) as admission:
             if isinstance(admission, Admission):

@@ -1,12 +1,12 @@
 """Decide when a call that found no free slot should try again, depending only on the given times."""
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
 MAX_QUOTAS = 10_000
 SHORTEST_WAIT = 1.0  # seconds
-# This bounds the time that a receiver's backlog takes to notice that the receiver works again. A power of two fits one
-# retry queue if the first of them delays messages by a second.
+# This bounds the time that a receiver's backlog takes to notice that the receiver works again.
 LONGEST_WAIT = 64.0  # seconds
 SMOOTHING = 20  # calls
 # More calls return than slots become free, because a slot must not stay free while others wait.
@@ -48,11 +48,12 @@ class ReturnTimes:
         return max(times.duration, now - times.changed) / calls
 
     def reserve(self, quota: str, calls: int, now: float) -> float:
-        """Return how many seconds, a whole number, a call should wait until it tries again."""
+        """Return how many seconds a call should wait until it tries again."""
         times = self._times(quota, now)
         at = min(max(now + SHORTEST_WAIT, times.next_return), now + LONGEST_WAIT)
         times.next_return = at + self.seconds_per_slot(quota, calls, now) / OVERBOOKING
-        return float(int(at - now))  # a fraction would need one more retry queue
+        # A power of two, rounded down, because a message would pass through several retry queues for other times.
+        return 2.0 ** math.floor(math.log2(at - now))
 
     def _times(self, quota: str, now: float) -> _Times:
         times = self._quotas.get(quota)
