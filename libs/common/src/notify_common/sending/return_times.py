@@ -10,7 +10,7 @@ SHORTEST_WAIT = 1.0  # seconds
 LONGEST_WAIT = 64.0  # seconds
 SMOOTHING = 20  # calls
 # More calls return than slots become free, because a slot must not stay free while others wait.
-OVERBOOKING = 1.5
+OVERBOOKING = 2.0
 
 
 @dataclass(slots=True)
