@@ -37,6 +37,36 @@ async def test_unfinished_head_is_refused() -> None:
         await answers(f"http://127.0.0.1:{port}/livez", 200)
 
 
+async def test_endless_body_is_refused() -> None:
+    port = Ports().free(18_850)
+    with running_service("webhook_sender", NOWHERE, HEALTH_PORT=str(port)):
+        await answers(f"http://127.0.0.1:{port}/livez", 200)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        async with asyncio.timeout(TIMEOUT):
+            with suppress(ConnectionError):
+                await reader.readuntil(b"\r\n\r\n")
+                while not reader.at_eof():
+                    writer.write(b"1\r\nx\r\n" * 100)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+        writer.close()
+        await answers(f"http://127.0.0.1:{port}/livez", 200)
+
+
+async def test_connection_may_serve_any_number_of_checks() -> None:
+    port = Ports().free(18_850)
+    with running_service("webhook_sender", NOWHERE, HEALTH_PORT=str(port)):
+        await answers(f"http://127.0.0.1:{port}/livez", 200)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(3):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nPadding: %b\r\n\r\n" % (b"x" * 15_000))
+            async with asyncio.timeout(TIMEOUT):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                await reader.readuntil(b"}")
+        writer.close()
+
+
 async def test_idle_connections_keep_no_check_out() -> None:
     port = Ports().free(18_850)
     with running_service("webhook_sender", NOWHERE, HEALTH_PORT=str(port)):

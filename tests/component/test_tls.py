@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,13 +19,14 @@ from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
 from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_database.engine import PostgresSettings, create_engine, database_problem, execute
 from notify_database.errors import DatabaseUnavailable
-from notify_database.migrate import migrate
+from notify_database.migrate import prepare_database
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from pydantic import HttpUrl
 from sqlalchemy import text
 from support.event_stream import BODY, post, reading
 from support.fakes import FakeProvider
 from support.processes import gateway_command
+from support.roles import migration_settings
 from support.servers import Servers
 from support.services import TIMEOUT, eventually, running_sender, running_status_writer, served_gateway
 from support.tls_servers import CERTIFIED, Certificates, TlsPostgres, TlsRabbit, running_postgres, running_rabbitmq
@@ -53,11 +54,9 @@ def postgres_server(certificates: Certificates, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-async def migrated(postgres_server: TlsPostgres) -> AsyncIterator[PostgresSettings]:
-    engine = create_engine(postgres_server.settings, pool_size=1)
-    await migrate(engine, "public")
-    yield postgres_server.settings
-    await engine.dispose()
+async def migrated(postgres_server: TlsPostgres) -> PostgresSettings:
+    await prepare_database(migration_settings(postgres_server.settings))
+    return postgres_server.settings
 
 
 @contextmanager
@@ -246,6 +245,7 @@ async def test_postgresql_can_require_a_client_certificate(
     engine = create_engine(migrated, pool_size=1)
     password = migrated.postgres_password.get_secret_value()
     await execute(engine, text(f"CREATE ROLE {CERTIFIED} LOGIN PASSWORD '{password}'"))
+    await execute(engine, text(f"GRANT CONNECT ON DATABASE {migrated.postgres_database} TO {CERTIFIED}"))
     await engine.dispose()
     user = migrated.model_copy(update={"postgres_user": CERTIFIED})
     assert "connection requires a valid client certificate" in await postgres_refusal(user)

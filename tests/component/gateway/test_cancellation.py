@@ -76,7 +76,7 @@ async def test_cancellation_that_waits_for_a_retry_leaves_the_new_round_in_the_o
         await connection.execute(text("UPDATE outbox SET leased_until = NULL"))
         await connection.execute(text("UPDATE deliveries SET status = 'failed', attempt = 1, failures = 1"))
     async with engine.begin() as retrying:
-        await retrying.execute(RETRY_ONE, {"id": delivery_id, "tenant": None})
+        await retrying.execute(RETRY_ONE, {"id": delivery_id, "tenant": None, "channel": None})
         canceller = NotificationCanceller(engine, TenantShare(1), lambda _: None)
         cancelling = asyncio.create_task(canceller.cancel("default", UUID(created["id"])))
         await blocked_or_done(engine, cancelling)

@@ -396,6 +396,19 @@ async def test_client_that_does_not_read_its_response_is_disconnected(
             await eventually(all_closed, "the gateway has closed the connection")
 
 
+async def test_request_is_told_that_its_client_left_although_another_one_waits_behind_it(
+    postgres: PostgresSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with slow_reader(url) as slow:
+            await asyncio.get_running_loop().sock_sendall(slow, BUNDLE + GET)
+            protocol = await paused_protocol()
+        await eventually(all_closed, "the gateway has noticed that the client left")
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.gather(*protocol.tasks)
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize("limit", ["MAX_SLOW_READERS", "MAX_UNREAD_TOGETHER"])
 async def test_slow_readers_have_a_limit(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, limit: str
@@ -437,7 +450,7 @@ async def test_body_that_arrives_during_the_response_is_discarded(
 async def test_response_that_takes_too_long_is_ended_without_a_traceback(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    timeouts = {"body_timeout": TIMEOUT, "request_timeout": 0.3}
+    timeouts = {"body_timeout": TIMEOUT, "request_timeout": 2.0}
     monkeypatch.setattr(LimitsMiddleware.__init__, "__kwdefaults__", timeouts)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         with slow_reader(url) as slow:

@@ -79,7 +79,7 @@ class Unreporting(ConfirmedPublisher):
     async def publish(
         self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
     ) -> list[PublishFailed | None]:
-        if messages[0].exchange.name == topology.RESULTS.name:
+        if messages[0].exchange == topology.results(Channel.TELEGRAM).exchange:
             await self.resume.wait()
         return await super().publish(messages, may_write=may_write)
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from notify_gateway.http.closing import LingeringTransport
 from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
@@ -63,6 +63,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _head_memory = BodyMemory()  # as above
     transport: LingeringTransport  # type: ignore[assignment]  # it has all methods that uvicorn calls
     _body: ArrivingBody
+    _handled: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last request, which may still be queued
     _reading_head = True
     _outside_body = 0  # bytes of the request that is being read
     _held = 0  # bytes of an unfinished head, as counted in `_head_memory`
@@ -98,6 +99,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             queued.scope[BODY].release()  # type: ignore[literal-required]  # as below
             self._release_queued_head(queued.scope)
         super().connection_lost(exc)
+        if self._handled is not None and not self._handled.response_complete:
+            self._handled.disconnected = True
+            self._handled.message_event.set()
         self.transport.lost()
 
     @override
@@ -188,6 +192,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._reading_head = False
         if self._is_queued():
             self._hold_queued_head()
+        else:
+            self._handled = self.cycle
         self.headers = TRAILERS  # type: ignore[assignment]  # only `append` is called
 
     @override
@@ -220,7 +226,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.cycle.body.clear()
             self._waiting_here[self] = None
         elif not self.transport.is_closing():
-            self._release_queued_head(self.pipeline[-1][0].scope)  # uvicorn starts this request next
+            self._handled, _ = self.pipeline[-1]  # uvicorn starts this request next
+            self._release_queued_head(self._handled.scope)
         super().on_response_complete()
 
     @override
