@@ -11,13 +11,15 @@ from notify_gateway.events.subscriber import Backlog, Chunk, Subscriber
 class Connections:
     """Subscribers that share a backlog, and those of them that were disconnected."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *others: str) -> None:
+        """Connect `count` subscribers of one tenant, then one of each of the `others`."""
         self.backlog = Backlog()
         self.disconnected: list[int] = []
-        self.subscribers = [self._subscriber(number) for number in range(count)]
+        tenants = ["ours"] * count + list(others)
+        self.subscribers = [self._subscriber(number, tenant) for number, tenant in enumerate(tenants)]
 
-    def _subscriber(self, number: int) -> Subscriber:
-        subscriber = Subscriber(EventFilter("ours"), lambda: self.disconnected.append(number), self.backlog)
+    def _subscriber(self, number: int, tenant: str) -> Subscriber:
+        subscriber = Subscriber(EventFilter(tenant), lambda: self.disconnected.append(number), self.backlog)
         self.backlog.subscribers.add(subscriber)
         return subscriber
 
@@ -40,6 +42,26 @@ async def test_subscriber_with_the_most_waiting_bytes_is_dropped_when_all_togeth
     connections.subscribers[2].written()
     connections.subscribers[0].push(Chunk(b"x" * 700))
     assert connections.disconnected == [1]
+
+
+async def test_slow_subscribers_of_one_tenant_do_not_stop_the_replay_of_another() -> None:
+    connections = Connections(9, "theirs")
+    *slow, reconnected = connections.subscribers
+    for number, subscriber in enumerate(slow):
+        subscriber.push(Chunk(b"x" * (100 + number)))
+    reconnected.replay([b"x" * 300])
+    assert connections.disconnected == [8, 7, 6]  # the largest subscribers of the tenant with the most waiting bytes
+    assert await reconnected.next() == b"x" * 300
+
+
+async def test_event_that_waits_for_many_subscribers_of_a_tenant_counts_once_for_the_tenant() -> None:
+    connections = Connections(50, "theirs")
+    *many, other = connections.subscribers
+    chunk = Chunk(b"x" * 100)
+    for subscriber in many:
+        subscriber.push(chunk)
+    other.push(Chunk(b"x" * 901))
+    assert connections.disconnected == [50]
 
 
 async def test_event_that_waits_for_many_subscribers_counts_once() -> None:

@@ -126,15 +126,15 @@ class EventHub:
 
     def _lost(self) -> None:
         self._live.clear()
-        chunk = Chunk(live_chunk(live=False))
-        for subscriber in self._admitted:
-            subscriber.push(chunk)
+        self._push_to_all(live_chunk(live=False))
 
     def _missed(self) -> None:
         # Clients must reload: a replay needs a start time, but the time of the first dropped change is unknown.
-        chunk = Chunk(RESET)
+        self._push_to_all(RESET)
+
+    def _push_to_all(self, data: bytes) -> None:
         for subscriber in self._admitted:
-            subscriber.push(chunk)
+            subscriber.push(Chunk(data))  # a chunk counts for one tenant, so tenants cannot share one
 
     def _end_all(self) -> None:
         for subscriber in self._admitted:

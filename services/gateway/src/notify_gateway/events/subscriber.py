@@ -18,7 +18,7 @@ BYTES_PER_WRITE = 4 * 1024  # small, because each connection holds two copies of
 
 
 class Chunk:
-    """Bytes to write, which may wait for several subscribers."""
+    """Bytes to write, which may wait for several subscribers of one tenant."""
 
     __slots__ = ("data", "waits_for")
 
@@ -34,25 +34,35 @@ class Backlog:
     def __init__(self) -> None:
         self.subscribers: set[Subscriber] = set()
         self._bytes = 0
+        self._tenants: dict[str, int] = {}  # the part of `_bytes` that each tenant takes
 
-    def add(self, chunk: Chunk) -> None:
-        """Count a chunk that waits for one more subscriber."""
-        if not chunk.waits_for:
-            self._bytes += len(chunk.data) + CHUNK_OVERHEAD
-        self._bytes += QUEUE_OVERHEAD
+    def add(self, chunk: Chunk, tenant: str) -> None:
+        """Count a chunk that waits for one more subscriber of `tenant`."""
+        self._count(tenant, QUEUE_OVERHEAD + (0 if chunk.waits_for else CHUNK_OVERHEAD + len(chunk.data)))
         chunk.waits_for += 1
 
-    def remove(self, chunk: Chunk) -> None:
-        """Count a chunk that waits for one fewer subscriber."""
+    def remove(self, chunk: Chunk, tenant: str) -> None:
+        """Count a chunk that waits for one fewer subscriber of `tenant`."""
         chunk.waits_for -= 1
-        self._bytes -= QUEUE_OVERHEAD
-        if not chunk.waits_for:
-            self._bytes -= len(chunk.data) + CHUNK_OVERHEAD
+        self._count(tenant, -QUEUE_OVERHEAD - (0 if chunk.waits_for else CHUNK_OVERHEAD + len(chunk.data)))
 
     def shrink(self) -> None:
-        """Drop the subscribers with the most waiting bytes until the backlog is small enough."""
-        while self._bytes > MAX_BACKLOG_BYTES and self.subscribers:
-            max(self.subscribers, key=lambda subscriber: subscriber.waiting_bytes).drop()
+        """Drop the largest subscribers of the largest tenant until the backlog is small enough.
+
+        A replay counts in full before its first byte is written. It is often larger than what waits for each of many
+        slow subscribers, so that they would make the gateway drop the replays of other tenants.
+        """
+        while self._bytes > MAX_BACKLOG_BYTES:
+            largest = max(self._tenants, key=self._tenants.__getitem__)
+            candidates = (each for each in self.subscribers if each.event_filter.tenant == largest)
+            max(candidates, key=lambda subscriber: subscriber.waiting_bytes).drop()
+
+    def _count(self, tenant: str, size: int) -> None:
+        self._bytes += size
+        if left := self._tenants.get(tenant, 0) + size:
+            self._tenants[tenant] = left
+        else:
+            self._tenants.pop(tenant, None)
 
 
 class Subscriber:
@@ -101,7 +111,7 @@ class Subscriber:
             else:
                 chunk = self._chunks.popleft()
                 self._live_bytes -= len(chunk.data)
-            self._backlog.remove(chunk)
+            self._backlog.remove(chunk, self.event_filter.tenant)
         self._writing = 0
 
     def replay(self, chunks: Iterable[bytes]) -> None:
@@ -110,7 +120,7 @@ class Subscriber:
             chunk = Chunk(data)
             self._replay_bytes += len(data)
             self._replay.append(chunk)
-            self._backlog.add(chunk)
+            self._backlog.add(chunk, self.event_filter.tenant)
         self._changed.set()
         self._backlog.shrink()
 
@@ -123,7 +133,7 @@ class Subscriber:
             return
         self._live_bytes += len(chunk.data)
         self._chunks.append(chunk)
-        self._backlog.add(chunk)
+        self._backlog.add(chunk, self.event_filter.tenant)
         self._changed.set()
         self._backlog.shrink()
 
@@ -137,7 +147,7 @@ class Subscriber:
     def discard(self) -> None:
         """Discard the waiting chunks."""
         for chunk in chain(self._replay, self._chunks):
-            self._backlog.remove(chunk)
+            self._backlog.remove(chunk, self.event_filter.tenant)
         self._replay.clear()
         self._chunks.clear()
         self._replay_bytes = self._live_bytes = self._writing = 0
