@@ -77,6 +77,10 @@ async def paused() -> bool:
     return any(each.flow.write_paused for each in open_protocols())
 
 
+async def two_wait() -> bool:
+    return [each.flow.write_paused for each in open_protocols()] == [True, True]
+
+
 async def paused_protocol() -> LimitedHttpProtocol:
     """Wait until the gateway's side of the only open connection cannot write; return it."""
     await eventually(paused, "the gateway waits for the client to read")
@@ -427,6 +431,49 @@ async def test_slow_readers_have_a_limit(
                 return oldest not in open_protocols() and await paused()
 
             await eventually(replaced, "the gateway has closed the connection that waited longest")
+
+
+async def test_unread_responses_of_one_tenant_do_not_cut_off_that_of_another(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = [await bearer(engine, Scope.SEND, Scope.READ, tenant=tenant) for tenant in ("ours", "theirs")]
+    long = {"user_id": 1, "message": "\N{GRINNING FACE}" * 16_000, "type": "email"}
+
+    async def request_page(slow: socket.socket, key: dict[str, str]) -> None:
+        head = f"GET /api/notifications HTTP/1.1\r\nHost: localhost\r\nAuthorization: {key['Authorization']}\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(slow, head.encode())
+
+    async with served_gateway(NOWHERE, postgres, relaying=False, settings=AUTHENTICATED) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            for _ in range(40):
+                for key in (ours, theirs):
+                    assert (await client.post("/api/notifications", json=long, headers=key)).status_code == 201
+        await eventually(all_closed, "only slow readers are connected")
+        with slow_reader(url) as download:
+            await request_page(download, ours)
+            oldest = await paused_protocol()
+            monkeypatch.setattr(slow_readers, "MAX_UNREAD_TOGETHER", oldest.unread_bytes * 5 // 2)
+            with slow_reader(url) as first, slow_reader(url) as second:
+                for page in (first, second):
+                    await request_page(page, theirs)
+                await eventually(two_wait, "one of the three connections is closed")
+                assert oldest in open_protocols()
+
+
+async def test_unread_responses_to_pipelined_requests_do_not_cut_off_others(
+    postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with slow_reader(url) as download:
+            await loop.sock_sendall(download, BUNDLE)
+            oldest = await paused_protocol()
+            monkeypatch.setattr(slow_readers, "MAX_UNREAD_TOGETHER", oldest.unread_bytes * 5 // 2)
+            with slow_reader(url) as first, slow_reader(url) as second:
+                for pipelining in (first, second):
+                    await loop.sock_sendall(pipelining, BUNDLE + GET)
+                await eventually(two_wait, "one of the three connections is closed")
+                assert oldest in open_protocols()
 
 
 @pytest.mark.parametrize(("length", "part"), [(2, b"x"), (1_000_000, MORE * 5)], ids=["short", "too long"])

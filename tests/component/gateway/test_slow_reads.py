@@ -69,6 +69,26 @@ async def test_slow_reads_of_one_tenant_leave_connections_for_the_others(
     assert (await secured_api.get("/api/notifications", headers=ours)).status_code == 200
 
 
+async def test_keys_can_be_revoked_while_the_tenant_has_slow_reads(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stolen key must not be able to delay its own revocation."""
+    monkeypatch.setattr(database, "READ_WAIT", 0.1)
+    admin, stolen = await bearer(engine, *Scope), await bearer(engine, Scope.READ, Scope.SEND)
+    notification = (await secured_api.post("/api/notifications", json=BODY, headers=stolen)).json()
+    async with attempts_locked(engine):
+        path = f"/api/notifications/{notification['id']}"
+        reads = [asyncio.create_task(secured_api.get(path, headers=stolen)) for _ in range(30)]
+        await blocked(engine, 2)
+        listed = await secured_api.get("/v1/keys", headers=admin)
+        assert listed.status_code == 200
+        revoked = await secured_api.delete(f"/v1/keys/{listed.json()['items'][0]['id']}", headers=admin)
+        assert revoked.status_code == 204
+        created = await secured_api.post("/v1/keys", json={"scopes": ["read"]}, headers=admin)
+        assert created.status_code == 201
+    await asyncio.gather(*reads)
+
+
 @pytest.mark.parametrize(
     ("table", "method", "path"),
     [
@@ -94,7 +114,7 @@ async def test_slow_writes_of_one_tenant_leave_connections_for_the_others(
     async with engine.begin() as lock:
         await lock.execute(text(f"LOCK TABLE {table} IN SHARE MODE"))  # it blocks writes, but no reads
         writes = [asyncio.create_task(write()) for _ in range(30)]
-        await blocked(engine, 2)
+        await blocked(engine, 1 if table == "api_keys" else 2)
         for _ in range(3):
             assert (await secured_api.get("/api/notifications", headers=theirs)).status_code == 200
     assert {response.status_code for response in await asyncio.gather(*writes)} <= {200, 201, 202, 204, 404}

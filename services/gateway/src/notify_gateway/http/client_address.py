@@ -1,11 +1,11 @@
 """Find the address of the client behind trusted reverse proxies."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 from notify_common.runtime.networks import Address, Network
-from starlette.types import Scope
 
 UNKNOWN = "unknown"
 IPV6_PREFIX = 64  # one customer usually has a whole /64 (RFC 6177), so its addresses are counted together
@@ -30,14 +30,14 @@ class ClientAddresses:
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = trusted
 
-    def group(self, scope: Scope) -> str:
+    def group(self, scope: Mapping[str, Any]) -> str:
         """Return the client's IPv4 address, or the network of its IPv6 address, for limits that apply to each."""
         address = self._client(scope)
         if isinstance(address, IPv6Address):
             return str(IPv6Network((address, IPV6_PREFIX), strict=False))
         return UNKNOWN if address is None else str(address)
 
-    def _client(self, scope: Scope) -> Address | None:
+    def _client(self, scope: Mapping[str, Any]) -> Address | None:
         peer = _parse((scope.get("client") or ("",))[0])
         if peer is None or not self._is_trusted(peer):
             return peer

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from notify_gateway.http.closing import LingeringTransport
 from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
 from notify_gateway.http.request_head import with_host_of_target, without_upgrade
-from notify_gateway.http.slow_readers import SlowReaders
+from notify_gateway.http.slow_readers import PIPELINING, SlowReaders, group_of
 
 if TYPE_CHECKING:
     from uvicorn._types import HTTPScope
@@ -110,7 +110,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def pause_writing(self) -> None:
-        self._slow_readers.add(self, self.unread_bytes)
+        scope = FORGOTTEN if self.cycle is None else self.cycle.scope
+        self._slow_readers.add(self, self.unread_bytes, PIPELINING if self.pipeline else group_of(scope))
         self.transport.limit_flush()
         super().pause_writing()
 
