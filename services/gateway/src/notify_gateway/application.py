@@ -130,7 +130,7 @@ class Gateway:
             DeliveryRetries(writes, self._events.publish, share=share),
             RetryJobs(writes, share, self._reads),
             UserChannels(writes, share, self._reads),
-            TenantKeys(writes, share, self._reads),
+            TenantKeys(writes),
             self._history,
             self.event_hub,
             self._overview,

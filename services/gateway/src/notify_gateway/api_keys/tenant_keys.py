@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 MAX_VALID_KEYS = 1_000
 """A tenant with more takes up space that the gateways need to remember the keys of other tenants."""
 TOO_MANY_KEYS = f"The tenant already has {MAX_VALID_KEYS} valid keys, the maximum; revoke keys that are no longer used."
+CONCURRENT = 1  # requests of a tenant on each gateway
 
 PAGE = text("""
     SELECT id, name, scopes, test, created_at, expires_at, last_used_at, revoked_at FROM api_keys
@@ -32,11 +33,12 @@ PAGE = text("""
 class TenantKeys:
     """Creates, lists and revokes keys of one tenant."""
 
-    def __init__(self, engine: AsyncEngine, share: TenantShare, reads: TenantReads) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._store = ApiKeyStore(engine)
-        self._share = share
-        self._reads = reads
+        # Not part of the share for other requests: a stolen key could use that up, and so delay its own revocation.
+        self._share = TenantShare(CONCURRENT)
+        self._reads = TenantReads(engine, self._share)
 
     async def create(self, creator: Principal, request: KeyRequest) -> CreatedKey:
         """Create a key that can do no more than `creator`, and for no longer; raise 403 if the request asks for more.
