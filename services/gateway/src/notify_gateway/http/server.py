@@ -1,10 +1,8 @@
 """uvicorn's HTTP/1.1 protocol, with limits on connections, on what surrounds request bodies, and on their memory."""
 
-import resource
 import sys
 from asyncio import TimerHandle, Transport
 from collections import Counter, defaultdict, deque
-from functools import cache
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from typing_extensions import override
@@ -12,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from notify_gateway.http.closing import LingeringTransport
 from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
+from notify_gateway.http.open_files import available_files
 from notify_gateway.http.request_head import with_host_of_target, without_upgrade
 from notify_gateway.http.slow_readers import PIPELINING, SlowReaders, group_of
 
@@ -31,7 +30,6 @@ MAX_PIPELINED = 16  # requests that wait on one connection
 # Each takes about 11 KiB.
 MAX_CONNECTIONS = 8_000  # per port
 MAX_UNREAD = 16 * 1024  # bytes that we hold for a client that does not read, before its responses have to wait
-RESERVED_FILES = 200  # for PostgreSQL, RabbitMQ and the health port
 TOO_MANY_HEADERS = f"There are more than {MAX_HEADERS} headers."
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 PIPELINED_BODY = 503, "Send a request with a body only after the response to the request before it."
@@ -39,13 +37,6 @@ TRAILERS: deque[tuple[bytes, bytes]] = deque(maxlen=0)  # discards what is appen
 FORGOTTEN = cast("HTTPScope", {})  # replaces the scope of a request that has been answered
 HEAD_SIZE = "notify.head_size"
 """The scope key of the bytes that are counted for a request that waits in a pipeline."""
-
-
-@cache
-def available_connections() -> int:
-    """Return how many connections the limit of open files allows."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if limit == resource.RLIM_INFINITY else max(limit - RESERVED_FILES, 1)
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -78,7 +69,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._port = self.server[1] if self.server is not None else None
         self._connections[self._port] += 1
         self._waiting_here = self._waiting[self._port]
-        if self._connections[self._port] > min(MAX_CONNECTIONS, available_connections()):
+        if self._connections[self._port] > min(MAX_CONNECTIONS, available_files()):
             if not self._waiting_here:
                 self.transport.write(UNAVAILABLE)
                 self.transport.close_at_once()
