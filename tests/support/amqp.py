@@ -25,9 +25,15 @@ class Hand:
         self.channel = channel
 
     async def publish(
-        self, exchange: str, routing_key: str, body: bytes | str, headers: Mapping[str, Any] | None = None
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes | str,
+        headers: Mapping[str, Any] | None = None,
+        message_id: str | None = None,
     ) -> None:
-        message = aio_pika.Message(body if isinstance(body, bytes) else body.encode(), headers=dict(headers or {}))
+        encoded = body if isinstance(body, bytes) else body.encode()
+        message = aio_pika.Message(encoded, headers=dict(headers or {}), message_id=message_id)
         await (await self.channel.get_exchange(exchange)).publish(message, routing_key)
 
     async def request(self, request: DeliveryRequested) -> None:

@@ -122,6 +122,26 @@ async def test_operator_lists_shows_requeues_and_drops_dead_letters(
     assert await run(rabbit, postgres, "list") == ""
 
 
+async def test_headers_and_bodies_that_anyone_may_write_do_not_control_the_terminal(
+    rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand
+) -> None:
+    headers = {"delivery_id": "d\nforged", "dead_reason": "\x1b[2Jcleared", "x\x1b": ["\x1b"], "x-death": ["no table"]}
+    await hand.publish(
+        "notifications.dead.telegram", "", b"\x1b[31mred\ntext", headers, message_id="\x1b]0;title\x07\nid"
+    )
+    await hand.publish("notifications.dead.telegram", "", b"x", {"x-death": ["no table"]})
+    await wait_for_dead_letters(hand, 2)
+    first, second = (await run(rabbit, postgres, "list")).splitlines()
+    shown_id = r"\x1b]0;title\x07\nid"
+    assert first == rf"{shown_id}  {'-':<23} delivery d\nforged  \x1b[2Jcleared"
+    assert second.endswith("delivery -  unknown")
+    shown = await run(rabbit, postgres, "show", shown_id)
+    assert "\x1b" not in shown
+    assert rf"x\x1b: ['\x1b']" in shown.splitlines()
+    assert shown.splitlines()[-2:] == [r"\x1b[31mred", "text"]
+    assert await run(rabbit, postgres, "drop", shown_id) == "1 message(s)\n"
+
+
 async def test_dead_letter_survives_being_read_many_times(rabbit: RabbitSettings, hand: Hand) -> None:
     await hand.publish("notifications.dead.telegram", "", b"kept")
     for _ in range(150):

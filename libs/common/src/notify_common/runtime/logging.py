@@ -59,7 +59,8 @@ def configure_logs(level: str, log_format: LogFormat | None = None) -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
-def _escape(text: str) -> str:
+def escape_controls(text: str) -> str:
+    """Return the text with its control characters escaped, as `\\n` for example."""
     # This check is fast, and almost every text passes it.
     return text if text.isprintable() else CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
@@ -67,7 +68,7 @@ def _escape(text: str) -> str:
 def _escape_texts(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Escape the control characters in the names and texts of an event. Other values are shown with `repr`."""
     return {
-        _escape(name): _escape(value) if isinstance(value, str) and name != "exception" else value
+        escape_controls(name): escape_controls(value) if isinstance(value, str) and name != "exception" else value
         for name, value in event.items()
     }
 
@@ -84,4 +85,4 @@ def _write_traceback(output: TextIO, exc_info: ExcInfo) -> None:
     It is indented, so that an error's text cannot look like a line of the log.
     """
     lines = "".join(format_exception(*exc_info)).splitlines()
-    output.write("\n" + indent("\n".join(map(_escape, lines)), "    "))
+    output.write("\n" + indent("\n".join(map(escape_controls, lines)), "    "))

@@ -1,6 +1,6 @@
 """Read and requeue dead letters, which are archived in `notifications.dead` and `notifications.dead.<channel>`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -12,6 +12,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DELIVERY_ID_HEADER
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queue_of_death
+from notify_common.runtime.logging import escape_controls
 
 # The shared archive, and then each channel's, with the only channel whose dead letters it can have.
 ARCHIVES = {binding.queue.name: topology.channel_of(binding.queue.name) for binding in topology.archives()}
@@ -32,14 +33,15 @@ class DeadLetter:
 
     @property
     def id(self) -> str:
-        """The message id, or `-` if the message has none."""
-        return self.message.message_id or "-"
+        """The message id as it is shown, or `-` if the message has none."""
+        return escape_controls(self.message.message_id or "-")
 
     @property
     def reason(self) -> str:
         """The reason that our services gave or, if they gave none, RabbitMQ's reason."""
         deaths: object = self.message.headers.get(DEATHS_HEADER)
-        by_broker = deaths[0].get("reason") if isinstance(deaths, list) and deaths else "unknown"
+        last = deaths[0] if isinstance(deaths, list) and deaths else None
+        by_broker = last.get("reason") if isinstance(last, Mapping) else "unknown"
         return str(self.message.headers.get(REASON_HEADER, by_broker))
 
     @property

@@ -5,6 +5,7 @@ import sys
 
 from notify_common.contracts.messages import DELIVERY_ID_HEADER
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.logging import escape_controls
 from notify_database.engine import PostgresSettings, create_engine
 
 from notify_gateway.dead_letters.archive import DeadLetter, DeadLetterArchive, open_archive
@@ -52,7 +53,8 @@ async def _list(archive: DeadLetterArchive, limit: int) -> None:
             print("There are more messages; raise --limit to see them.")
             break
         delivery = str(letter.message.headers.get(DELIVERY_ID_HEADER, "-"))
-        print(f"{letter.id}  {letter.origin or '-':<23} delivery {delivery}  {letter.reason}")
+        shown_line = f"{letter.id}  {letter.origin or '-':<23} delivery {delivery}  {letter.reason}"
+        print(escape_controls(shown_line))
         shown += 1
 
 
@@ -93,6 +95,7 @@ async def _requeue(archive: DeadLetterArchive, retries: DeliveryRetries, letter:
 
 def _show(letter: DeadLetter) -> None:
     for name, value in sorted(letter.message.headers.items()):
-        print(f"{name}: {value!s}")
+        print(escape_controls(f"{name}: {value!s}"))
     print()
-    print(letter.message.body.decode(errors="backslashreplace"))
+    for line in letter.message.body.decode(errors="backslashreplace").split("\n"):
+        print(escape_controls(line))
