@@ -19,7 +19,7 @@ from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from notify_gateway.database import TenantReads
-from notify_gateway.deliveries.queries import DELIVERY_COLUMNS
+from notify_gateway.deliveries.queries import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
 from notify_gateway.notifications.schemas import ListQuery, NotificationPage, NotificationSummary, NotificationView
 from notify_gateway.notifications.status import NotificationStatus, has_status_sql, notification_status
@@ -43,7 +43,8 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
                -- Attempts are numbered consecutively, so that the earlier ones need not be counted.
                CASE count(*) WHEN {LISTED_ATTEMPTS} THEN min(a.attempt) - 1 ELSE 0 END AS earlier_attempts
         FROM (
-            SELECT * FROM attempts a WHERE a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
+            SELECT {ATTEMPT_COLUMNS}
+            FROM attempts a WHERE a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
             ORDER BY a.attempt DESC LIMIT {LISTED_ATTEMPTS}
         ) AS a
     ) AS history
