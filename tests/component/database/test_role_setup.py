@@ -95,6 +95,20 @@ async def test_password_is_replaced_under_a_new_name_without_a_refused_login(wit
         await connection.execute(f"DROP ROLE {name}")
 
 
+async def test_settings_that_a_stolen_login_left_behind_are_removed(with_roles: PostgresSettings) -> None:
+    database = with_roles.postgres_database
+    for user in USERS:
+        async with session(with_roles, user) as stolen:
+            await stolen.execute("SET ROLE NONE; ALTER ROLE SESSION_USER SET work_mem = '99MB'")
+            await stolen.execute(f"ALTER ROLE SESSION_USER IN DATABASE {database} SET temp_buffers = '99MB'")
+    await prepare_database(migration_settings(with_roles))
+    for user in USERS:
+        async with session(with_roles, user) as connection:
+            assert await connection.fetchval("SHOW work_mem") != "99MB"
+            assert await connection.fetchval("SHOW temp_buffers") != "99MB"
+            assert await connection.fetchval("SELECT current_user = session_user") == (user != OWNER_USER)
+
+
 async def test_existing_powerful_role_is_not_made_a_login(with_roles: PostgresSettings) -> None:
     powerful = f"powerful_{uuid4().hex}"
     async with session(with_roles) as connection:

@@ -1,6 +1,7 @@
 """Each service has a PostgreSQL user with the rights that it needs, and no others."""
 # ruff: noqa: S608 - the statements are constants
 
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from uuid import uuid4
 
@@ -128,6 +129,26 @@ async def test_stolen_login_does_no_more_than_the_service(with_roles: PostgresSe
                 allowed.append(statement)
             await connection.execute("ROLLBACK")
     assert allowed == []
+
+
+async def test_stolen_login_leaves_connections_to_the_other_services(with_roles: PostgresSettings) -> None:
+    async with AsyncExitStack() as sessions:
+        with pytest.raises(asyncpg.TooManyConnectionsError, match="status_writer"):
+            while True:
+                await sessions.enter_async_context(session(with_roles, "status_writer"))
+        for user in ("gateway", OWNER_USER):
+            await sessions.enter_async_context(session(with_roles, user))
+
+
+async def test_connection_limits_of_all_logins_leave_some_to_the_administrator(with_roles: PostgresSettings) -> None:
+    async with session(with_roles) as connection:
+        limits = [
+            await connection.fetchval("SELECT rolconnlimit FROM pg_roles WHERE rolname = $1", user)
+            for user in ("gateway", "status_writer", OWNER_USER)
+        ]
+        # Three connections are for superusers.
+        connections = await connection.fetchval("SELECT current_setting('max_connections')::int - 3")
+        assert limits == [connections * share // 100 for share in (70, 18, 10)]
 
 
 async def test_only_the_owner_creates_tables_and_they_belong_to_its_role(with_roles: PostgresSettings) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_database.migration_locks import become_the_only_migrator, limit_lock_waits, repeat_after_lock_conflicts
 from notify_database.partitions import STORAGE
-from notify_database.rights import OWNER, ROLES, TABLES
+from notify_database.rights import GATEWAY, OWNER, ROLES, STATUS_WRITER, TABLES
 from notify_database.scram import scram_verifier
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,13 @@ NOT_HANDED_OVER = text("""
     ORDER BY relkind DESC, relname
 """)
 PARTITION = f"^({'|'.join(STORAGE)})_until_[0-9]{{8}}$"
+# The percentage of the server's connections that each login may use, so that a stolen one does not keep others out. The
+# rest is for the administrator and monitoring.
+CONNECTION_SHARES = {GATEWAY: 70, STATUS_WRITER: 18, OWNER: 10}
+CONNECTIONS = text("""
+    SELECT sum(setting::int * CASE name WHEN 'max_connections' THEN 1 ELSE -1 END) FROM pg_settings
+    WHERE name IN ('max_connections', 'superuser_reserved_connections', 'reserved_connections')
+""")
 # By default, everybody may call these functions. Advisory locks could stop migrations and maintenance for good, and
 # nothing here uses large objects.
 ADVISORY_LOCKS, LARGE_OBJECTS = "^pg_(try_)?advisory_", "^lo_(creat|create|from_bytea)$"
@@ -89,14 +96,22 @@ async def _create_roles(connection: AsyncConnection) -> None:
 
 
 async def _set_up_login(connection: AsyncConnection, login: Login) -> None:
-    """Create the login or set its password; connections that exist keep working."""
+    """Create the login, or set its password, connection limit and settings; connections that exist keep working."""
     found = (await connection.execute(FOUND, {"names": [login.user]})).one_or_none()
     if found is not None and found.powerful:
         raise StartupError(f"the PostgreSQL role {login.user} has rights that no service should have; use another name")
     verb = "CREATE" if found is None else "ALTER"
     # The server's log must not contain the password, so only its verifier is sent.
     password = scram_verifier(login.password)
-    await connection.exec_driver_sql(f"{verb} ROLE \"{login.user}\" LOGIN INHERIT PASSWORD '{password}'")
+    connections = (await connection.execute(CONNECTIONS)).scalar_one()
+    limit = max(1, connections * CONNECTION_SHARES[login.role] // 100)
+    await connection.exec_driver_sql(
+        f"{verb} ROLE \"{login.user}\" LOGIN INHERIT CONNECTION LIMIT {limit} PASSWORD '{password}'"
+    )
+    # A stolen login can change its own settings, which would outlast the change of its password.
+    database = (await connection.execute(DATABASE)).scalar_one()
+    for scope in ("", f"IN DATABASE {database}"):
+        await connection.exec_driver_sql(f'ALTER ROLE "{login.user}" {scope} RESET ALL')
     await connection.execute(text(f'GRANT {login.role} TO "{login.user}"'))
     if login.role == OWNER:
         # Tables then belong to the role, whichever login creates them.
