@@ -25,7 +25,7 @@ GATEWAY_LAYERS = (
     {"api_keys", "outbox"},
     "http",
     "database",
-    {"errors", "metrics", "settings"},
+    {"errors", "metrics", "settings", "stored_values"},
 )
 SUBJECTS = {
     "api_keys", "console", "dead_letters", "deliveries", "events", "notifications", "outbox", "users",

@@ -131,11 +131,16 @@ async def test_stolen_login_does_no_more_than_the_service(with_roles: PostgresSe
     assert allowed == []
 
 
+async def open_sessions(sessions: AsyncExitStack, postgres: PostgresSettings, user: str) -> None:
+    """Open sessions until PostgreSQL refuses one."""
+    while True:
+        await sessions.enter_async_context(session(postgres, user))
+
+
 async def test_stolen_login_leaves_connections_to_the_other_services(with_roles: PostgresSettings) -> None:
     async with AsyncExitStack() as sessions:
         with pytest.raises(asyncpg.TooManyConnectionsError, match="status_writer"):
-            while True:
-                await sessions.enter_async_context(session(with_roles, "status_writer"))
+            await open_sessions(sessions, with_roles, "status_writer")
         for user in ("gateway", OWNER_USER):
             await sessions.enter_async_context(session(with_roles, user))
 

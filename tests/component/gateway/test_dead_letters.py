@@ -137,7 +137,7 @@ async def test_headers_and_bodies_that_anyone_may_write_do_not_control_the_termi
     assert second.endswith("delivery -  unknown")
     shown = await run(rabbit, postgres, "show", shown_id)
     assert "\x1b" not in shown
-    assert rf"x\x1b: ['\x1b']" in shown.splitlines()
+    assert r"x\x1b: ['\x1b']" in shown.splitlines()
     assert shown.splitlines()[-2:] == [r"\x1b[31mred", "text"]
     assert await run(rabbit, postgres, "drop", shown_id) == "1 message(s)\n"
 
