@@ -44,8 +44,9 @@ async def run(command: Sequence[str], postgres: PostgresSettings, dump: bytes = 
     if "postgres" not in command:
         return b""
     program, *arguments = command[command.index("postgres") + 1 :]
-    if files := ({"<", ">"} & set(arguments)):
-        arguments = arguments[: arguments.index(*files)]
+    restoring = "<" in arguments
+    for redirection in {"<", ">"} & set(arguments):
+        arguments = arguments[: arguments.index(redirection)]
     environment = {
         **os.environ,
         "PGHOST": postgres.postgres_host,
@@ -59,7 +60,7 @@ async def run(command: Sequence[str], postgres: PostgresSettings, dump: bytes = 
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    output, _ = await process.communicate(dump if files == {"<"} else None)
+    output, _ = await process.communicate(dump if restoring else None)
     assert process.returncode == 0, command
     return output
 
