@@ -17,6 +17,16 @@ from support.services import NOWHERE, TIMEOUT, eventually, running_sender, runni
 
 RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
+# HTTP/2, RFC 9113
+HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
+END_STREAM, END_HEADERS = 1, 4
+REFUSED_STREAM = b"\0\0\0\x07"
+GET_ROOT = b"\x82\x87\x84\x41\x09localhost"  # HPACK: GET, https, /, and the authority
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, content: bytes = b"") -> bytes:
+    return len(content).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + content
+
 
 @pytest.fixture(scope="module")
 def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,8 +45,9 @@ async def edge(haproxy: Path, tmp_path: Path, postgres: PostgresSettings) -> Asy
 class Recorder:
     """A server that records every request as it arrives, and answers it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, answers: bool = True) -> None:
         self.requests: list[bytes] = []
+        self._answers = answers
         self.url = httpx.URL()
         self._writers: list[asyncio.StreamWriter] = []
 
@@ -58,6 +69,8 @@ class Recorder:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if not head.startswith(b"GET /livez"):
                     self.requests.append(head)
+                    if not self._answers:
+                        continue
                 writer.write(RESPONSE)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -192,6 +205,51 @@ async def test_connections_of_one_address_are_limited(haproxy: Path, tmp_path: P
         await eventually(accepted, "connections are accepted again")
         for _, writer in connections:
             writer.close()
+
+
+async def test_requests_of_one_http2_connection_are_limited(haproxy: Path, tmp_path: Path) -> None:
+    async with (
+        Recorder(answers=False).running() as recorder,
+        running_edge(haproxy, tmp_path, recorder.url) as edge,
+    ):
+        reader, writer = await edge.connect("h2")
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
+        for stream in range(1, 60, 2):
+            writer.write(frame(HEADERS, END_STREAM | END_HEADERS, stream, GET_ROOT))
+        refused = 0
+        async with asyncio.timeout(TIMEOUT):
+            while refused < 20:
+                head = await reader.readexactly(9)
+                content = await reader.readexactly(int.from_bytes(head[:3]))
+                refused += head[3] == RST_STREAM and content == REFUSED_STREAM
+        assert len(recorder.requests) <= 10
+        writer.transport.abort()
+
+
+async def test_requests_of_one_address_are_limited(haproxy: Path, tmp_path: Path) -> None:
+    async with (
+        Recorder().running() as recorder,
+        running_edge(haproxy, tmp_path, recorder.url, requests_per_address=30) as edge,
+        edge.client() as client,
+    ):
+        responses = [await client.get("/") for _ in range(31)]
+    assert responses[0].status_code == 200
+    assert responses[-1].status_code == 429
+    assert responses[-1].headers["content-type"] == "application/problem+json"
+    assert responses[-1].headers["retry-after"] == "10"
+    assert len(recorder.requests) <= 30
+
+
+async def test_tunnels_are_refused(haproxy: Path, tmp_path: Path) -> None:
+    async with Recorder().running() as recorder, running_edge(haproxy, tmp_path, recorder.url) as edge:
+        reader, writer = await edge.connect()
+        writer.write(b"CONNECT localhost:443 HTTP/1.1\r\nhost: localhost:443\r\n\r\n")
+        async with asyncio.timeout(TIMEOUT):
+            head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 405 ")
+    assert b"\r\nallow: " in head.lower()
+    assert recorder.requests == []
 
 
 async def test_new_certificate_is_served_after_a_reload_and_streams_continue(edge: Edge) -> None:

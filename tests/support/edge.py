@@ -44,8 +44,10 @@ class Edge:
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.url, verify=self.context(), timeout=20, trust_env=False)
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("localhost", self.https_port, ssl=self.context())
+    async def connect(self, protocol: str = "http/1.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        context = self.context()
+        context.set_alpn_protocols([protocol])
+        return await asyncio.open_connection("localhost", self.https_port, ssl=context)
 
     def reload(self) -> None:
         self.process.send_signal(signal.SIGUSR2)
@@ -63,7 +65,7 @@ def issue_certificate(authority: trustme.CA, folder: Path) -> None:
 
 @asynccontextmanager
 async def running_edge(
-    haproxy: Path, folder: Path, gateway: httpx.URL, *, per_address: int = 200
+    haproxy: Path, folder: Path, gateway: httpx.URL, *, per_address: int = 200, requests_per_address: int = 20_000
 ) -> AsyncIterator[Edge]:
     """Run the proxy in front of `gateway` until the context ends."""
     ports = Ports()
@@ -77,6 +79,7 @@ async def running_edge(
         "CERTIFICATES": str(folder),
         "GATEWAY": f"{gateway.host}:{gateway.port}",
         "CONNECTIONS_PER_ADDRESS": str(per_address),
+        "REQUESTS_PER_ADDRESS": str(requests_per_address),
     }
     command = [str(haproxy), "-W", "-db", "-f", str(CONFIGURATION)]
     with (folder / "log").open("wb") as log:
