@@ -208,10 +208,7 @@ async def test_connections_of_one_address_are_limited(haproxy: Path, tmp_path: P
 
 
 async def test_requests_of_one_http2_connection_are_limited(haproxy: Path, tmp_path: Path) -> None:
-    async with (
-        Recorder(answers=False).running() as recorder,
-        running_edge(haproxy, tmp_path, recorder.url) as edge,
-    ):
+    async with Recorder(answers=False).running() as recorder, running_edge(haproxy, tmp_path, recorder.url) as edge:
         reader, writer = await edge.connect("h2")
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
         for stream in range(1, 60, 2):

@@ -8,16 +8,14 @@ from typing import Any
 import httpcore
 from typing_extensions import override
 
+from notify_webhook_sender.bounded_tls import BoundedTLS, ResponseTooLarge
+
 MAX_RESPONSE = 32 * 1024  # bytes
 # Parsing blocks the event loop, and the smallest headers and chunks have 5 or 6 bytes each.
 READ_SIZE = 4 * 1024  # bytes
 MAX_READS = 100  # for each response
 MAX_INFORMATIONAL = 10  # for each response
 INFORMATIONAL = re.compile(rb"^HTTP/1\.\d 1\d\d\b", re.MULTILINE)
-
-
-class ResponseTooLarge(httpcore.RemoteProtocolError):
-    """The response exceeds a limit."""
 
 
 class BoundedStream(httpcore.AsyncNetworkStream):
@@ -63,7 +61,7 @@ class BoundedStream(httpcore.AsyncNetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
         """Return the connection with TLS, which has the same limits."""
-        return BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        return BoundedStream(await BoundedTLS.start(self._stream, ssl_context, server_hostname, timeout))
 
     @override
     def get_extra_info(self, info: str) -> Any:

@@ -26,7 +26,7 @@ from notify_common.sending import errors
 from pydantic import TypeAdapter, ValidationError
 
 from notify_webhook_sender import addresses
-from notify_webhook_sender.bounded_stream import ResponseTooLarge
+from notify_webhook_sender.bounded_tls import ResponseTooLarge
 from notify_webhook_sender.connections import IdleConnections
 from notify_webhook_sender.resolver import Resolver
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
