@@ -122,4 +122,6 @@ class BoundedTLS(httpcore.AsyncNetworkStream):
     @override
     def get_extra_info(self, info: str) -> Any:
         """Return what the stream knows about the connection."""
-        return self._tls.extra(TLSAttribute.ssl_object) if info == "ssl_object" else self._tcp.get_extra_info(info)
+        if info == "ssl_object":
+            return self._tls.extra(TLSAttribute.ssl_object)  # noqa: S610 - this is not Django's
+        return self._tcp.get_extra_info(info)
