@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from notify_common.contracts import topology
+from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
 from notify_common.runtime.secret_files import is_secret
 from notify_common.sending.service import ACK_TIME, SenderSettings
@@ -19,7 +19,7 @@ from notify_database.maintenance import MaintenanceSettings
 from notify_database.migrate import MigrationSettings
 from notify_gateway.settings import GatewaySettings
 from notify_local.env_file import DRAWN, PROVIDERS
-from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT
+from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT, MAX_MESSAGE_SIZE
 from notify_local.stack import SERVICES as RUNNING
 from notify_status_writer.settings import StatusWriterSettings
 from pydantic_settings import BaseSettings
@@ -246,6 +246,12 @@ def may(user: str, right: str, name: str, definitions: Mapping[str, list[dict[st
     """Check a permission as RabbitMQ does: a pattern matches anywhere in a name unless it is anchored."""
     [permission] = [each for each in definitions["permissions"] if each["user"] == user]
     return re.search(permission[right], name) is not None
+
+
+def test_rabbitmq_accepts_the_largest_message_everywhere() -> None:
+    [size] = re.findall(r"\nmax_message_size = (\d+)\n", (PROJECT / "deploy/rabbitmq/rabbitmq.conf").read_text())
+    assert int(size) == MAX_MESSAGE_SIZE
+    assert int(size) >= max(messages.MAX_REQUEST_BYTES, messages.MAX_RESULTS_BYTES, messages.MAX_CHANGES_BYTES)
 
 
 def test_rabbitmq_roles_have_only_the_permissions_they_need() -> None:

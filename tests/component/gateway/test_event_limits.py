@@ -11,7 +11,12 @@ import httpx
 import pytest
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryStatus, StatusChange
+from notify_common.contracts.messages import (
+    MAX_CHANGES,
+    DeliveryStatus,
+    StatusChange,
+    StatusChanges,
+)
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.runtime.clock import utc_now
@@ -30,7 +35,7 @@ from notify_gateway.events.stream import EventStream
 from notify_gateway.http.middleware import UNLIMITED
 from notify_gateway.http.principal import Scope
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import prepare_topology
+from support.amqp import hand_on, prepare_topology
 from support.event_stream import BODY, reading
 from support.fakes import FakeProvider
 from support.services import (
@@ -149,6 +154,46 @@ async def test_many_changes_at_once_are_published_and_handled_in_small_parts(
     feeding.cancel()
     await asyncio.wait({feeding})
     assert batches == [500, 500, 200]
+
+
+async def test_events_that_no_service_publishes_are_not_read(
+    rabbit: RabbitSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepare_topology(rabbit, [], [topology.EVENTS])
+    # RabbitMQ refuses a message that is too long for the feed, unless it has other settings than ours.
+    monkeypatch.setattr(event_feed, "MAX_CHANGES_BYTES", 500_000)
+    change = StatusChange(
+        delivery_id=uuid7(), notification_id=uuid7(), channel=Channel.EMAIL, status=DeliveryStatus.SENT, round=1,
+        attempt=1, changed_at=utc_now(),
+    )  # fmt: skip
+    item = change.model_dump_json()
+    connected, complete, received, missed = asyncio.Event(), asyncio.Event(), list[StatusChange](), list[bool]()
+
+    async def receive(changes: Sequence[StatusChange]) -> None:
+        received.extend(changes)
+        if changes:
+            complete.set()
+
+    feed = EventFeed(
+        rabbit, "test", receive, connected=connected.set, lost=connected.clear, missed=lambda: missed.append(True)
+    )
+    feeding = asyncio.create_task(feed.run())
+    async with asyncio.timeout(TIMEOUT), hand_on(rabbit) as hand:
+        await connected.wait()
+        for forged in (
+            f'{{"version":1,"changes":[{",".join([item] * (MAX_CHANGES + 1))}]}}',
+            f'{{"version":1,"changes":[{item}]}}'.ljust(500_001),
+            f'{{"version":1,"changes":[{",".join(["0"] * MAX_CHANGES)}]}}',
+        ):
+            await hand.publish(topology.EVENTS.name, "email.sent", forged)
+        await hand.publish(topology.EVENTS.name, "email.sent", StatusChanges(changes=(change,)).model_dump_json())
+        await complete.wait()
+    feeding.cancel()
+    await asyncio.wait({feeding})
+    assert received == [change]
+    assert missed
+    warnings = [record.getMessage() for record in caplog.records if record.name == event_feed.__name__]
+    assert warnings == ["received an unreadable event message"] * 3
 
 
 async def test_slow_subscriber_is_dropped_and_does_not_delay_others(

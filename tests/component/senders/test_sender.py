@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, ErrorClass, Outcome
+from notify_common.contracts.messages import MAX_REQUEST_BYTES, DeliveryRequested, DeliveryResult, ErrorClass, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.sending.errors import PermanentFailure, TemporaryFailure, Throttled
 from support.amqp import Hand, prepare_topology
@@ -125,8 +125,16 @@ async def test_expired_delivery_is_not_sent(rabbit: RabbitSettings, hand: Hand) 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\xff", b"{}", b"[]", b"null", request(channel=Channel.EMAIL).model_dump_json().encode()],
-    ids=["empty", "bytes", "object", "list", "null", "other channel"],
+    [
+        b"",
+        b"\xff",
+        b"{}",
+        b"[]",
+        b"null",
+        request(channel=Channel.EMAIL).model_dump_json().encode(),
+        request().model_dump_json().encode() + b" " * MAX_REQUEST_BYTES,
+    ],
+    ids=["empty", "bytes", "object", "list", "null", "other channel", "too long"],
 )
 async def test_poison_message_is_dead_lettered_without_delaying_other_messages(
     rabbit: RabbitSettings, hand: Hand, body: bytes

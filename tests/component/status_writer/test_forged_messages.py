@@ -1,14 +1,20 @@
 """Forged results and dead letters: what the user of a telegram sender can change, and what it cannot."""
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
+import aiormq
 import pytest
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import (
     LARGEST_COUNTER,
+    MAX_CHANGES_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_RESULTS,
+    MAX_RESULTS_BYTES,
     Content,
     DeliveryRequested,
     DeliveryResult,
@@ -195,6 +201,60 @@ async def test_dead_letter_with_the_largest_counters_fails_its_delivery_once(
     await stored.becomes(delivery_id, "failed")
     await is_refused(writer, Refusal.ATTEMPT_TOO_HIGH, 1)
     assert await stored.state(delivery_id) == ("failed", 1, 1, 1)
+
+
+@pytest.mark.usefixtures("writer")
+@pytest.mark.parametrize("field", ["started_at", "finished_at", "next_attempt_at"])
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+async def test_results_with_times_that_cannot_be_stored_are_dead_lettered_in_one_message(
+    thief: Hand, stored: Stored, hand: Hand, field: str, time: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If they reached the database, each one would have to be found among its valid neighbours."""
+    forged, valid = await stored.add(Channel.TELEGRAM), await stored.add(Channel.TELEGRAM)
+    bad = [
+        {**result(forged, Outcome.RETRYING, attempt=number + 1).model_dump(mode="json"), field: time}
+        for number in range(MAX_RESULTS - 1)
+    ]
+    body = json.dumps({"version": 1, "results": [*bad, result(valid).model_dump(mode="json")]}).encode()
+    await thief.publish(RESULTS, "telegram", body)
+    dead = await hand.next_message(DEAD)
+    assert (dead.body, dead.headers["dead_reason"]) == (body, f"unreadable results: {MAX_RESULTS - 1}")
+    assert await stored.state(valid) == ("sent", 1, 1, 0)
+    assert await stored.state(forged) == ("pending", 1, 0, 0)
+    assert await hand.depth(DEAD) == 0
+    assert "cannot be applied" not in caplog.text
+
+
+@pytest.mark.usefixtures("writer")
+@pytest.mark.parametrize("padding", [b"", b" " * MAX_RESULTS_BYTES], ids=["too many results", "too long"])
+async def test_results_that_no_sender_publishes_in_one_message_are_dead_lettered_unread(
+    thief: Hand, stored: Stored, hand: Hand, padding: bytes
+) -> None:
+    forged, valid = await stored.add(Channel.TELEGRAM), await stored.add(Channel.TELEGRAM)
+    many = (result(forged),) if padding else (result(forged),) * (MAX_RESULTS + 1)
+    body = json.dumps({"version": 1, "results": [each.model_dump(mode="json") for each in many]}).encode() + padding
+    await thief.publish(RESULTS, "telegram", body)
+    assert (await hand.next_message(DEAD)).body == body
+    await report(thief, result(valid))
+    await stored.becomes(valid, "sent")
+    assert await stored.state(forged) == ("pending", 1, 0, 0)
+    assert await hand.depth(DEAD) == 0
+
+
+@pytest.mark.usefixtures("writer")
+async def test_dead_letter_that_is_too_long_is_known_only_by_its_headers(thief: Hand, stored: Stored) -> None:
+    in_body, in_headers, valid = [await stored.add(Channel.TELEGRAM) for _ in range(3)]
+    body = request(in_body, Channel.TELEGRAM).body() + b" " * MAX_REQUEST_BYTES
+    await thief.publish(DEAD, "", body, {"delivery_id": str(in_headers), "dead_queue": QUEUE})
+    await thief.publish(DEAD, "", request(valid, Channel.TELEGRAM).body(), {"dead_queue": QUEUE})
+    await stored.becomes(in_headers, "failed")
+    await stored.becomes(valid, "failed")
+    assert await stored.state(in_body) == ("pending", 1, 0, 0)
+
+
+async def test_rabbitmq_refuses_messages_that_are_longer_than_any_of_the_services(thief: Hand) -> None:
+    with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed, match="max size"):
+        await thief.publish(RESULTS, "telegram", b" " * (MAX_CHANGES_BYTES + 1))
 
 
 @pytest.mark.usefixtures("writer")

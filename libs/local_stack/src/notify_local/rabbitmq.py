@@ -18,6 +18,7 @@ STOP_TIMEOUT = 30.0  # seconds
 # If RabbitMQ is killed while it moves messages out of a retry queue, it moves them again only after this time. Its
 # default of 3 minutes would delay those retries too much.
 DEAD_LETTER_TIMEOUT = 20_000  # milliseconds
+MAX_MESSAGE_SIZE = 2 * 1024 * 1024  # bytes, as in the containers
 
 
 class NodePorts(NamedTuple):
@@ -84,6 +85,7 @@ distribution.listener.port_range.max = {ports.distribution}
 management.tcp.ip = 127.0.0.1
 management.tcp.port = {ports.management}
 cluster_name = notifications
+max_message_size = {MAX_MESSAGE_SIZE}
 default_user = {USER}
 default_pass = {password}
 default_user_tags.administrator = true

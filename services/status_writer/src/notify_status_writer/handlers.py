@@ -29,6 +29,8 @@ DELIVERY_QUEUES = {topology.delivery_queue_name(channel): channel for channel in
 
 async def decode_results(message: RabbitMessage) -> messages.DeliveryResults | messages.ResultsEnvelope:
     """Return the results, or unparsed items if one is unreadable; raise `PoisonMessage` if the envelope is."""
+    if len(message.body) > messages.MAX_RESULTS_BYTES:
+        raise PoisonMessage(f"longer than {messages.MAX_RESULTS_BYTES} bytes")
     with suppress(ValidationError):
         return messages.DeliveryResults.model_validate_json(message.body)
     try:
@@ -46,28 +48,33 @@ class ResultsHandler:
         self._queue = queue
 
     async def handle(self, message: messages.DeliveryResults | messages.ResultsEnvelope) -> None:
-        """Return only once every result is committed or dead-lettered, because the message is then acked."""
+        """Return only once every result is committed or dead-lettered, because the message is then acked.
+
+        If some results are unreadable, raise `PoisonMessage` once the others are committed. The message is then
+        dead-lettered as it came, because a dead letter for each result would let one message fill the archive. It can
+        still be requeued, because results that were written before change nothing.
+        """
         if isinstance(message, messages.DeliveryResults):
             results: Sequence[messages.DeliveryResult] = message.results
         else:
-            results = await self._readable(message.results)
+            results = _readable(message.results)
         with ExitStack() as spans:
             if self._tracing.on:
                 for result in results:
                     written = {"notify.delivery_id": result.delivery_id, "notify.outcome": result.outcome}
                     spans.enter_context(self._tracing.begin("write status", result.traceparent, "consumer", written))
             await self._writer.write(results, queue=self._queue)
+        if unreadable := len(message.results) - len(results):
+            raise PoisonMessage(f"unreadable results: {unreadable}")
 
-    async def _readable(self, items: Iterable[object]) -> Sequence[messages.DeliveryResult]:
-        """Return the readable items, and dead-letter the others."""
-        results = []
-        for item in items:
-            try:
-                # Each item is validated as JSON, where values such as UUIDs are strings.
-                results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
-            except ValidationError:
-                await self._writer.bury(item, "unreadable result", queue=self._queue)
-        return results
+
+def _readable(items: Iterable[object]) -> Sequence[messages.DeliveryResult]:
+    results = []
+    for item in items:
+        with suppress(ValidationError):
+            # Each item is validated as JSON, where values such as UUIDs are strings.
+            results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
+    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +92,13 @@ class DeadLetter:
 
 
 async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
-    """Parse the body of a dead letter; if it is unreadable, take the delivery id from the headers."""
+    """Parse the body of a dead letter; if it is unreadable or too long, take the delivery id from the headers."""
     headers = message.headers
     request = delivery_id = None
-    try:
-        request = messages.DeliveryRequested.model_validate_json(message.body)
-    except ValidationError:
+    if len(message.body) <= messages.MAX_REQUEST_BYTES:
+        with suppress(ValidationError):
+            request = messages.DeliveryRequested.model_validate_json(message.body)
+    if request is None:
         with suppress(ValueError):
             delivery_id = UUID(str(headers.get(messages.DELIVERY_ID_HEADER)))
     named_round = headers.get(messages.ROUND_HEADER)

@@ -4,10 +4,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Any
 
 from notify_common.contracts import topology
-from notify_common.contracts.messages import DeliveryResult, ResultsEnvelope
+from notify_common.contracts.messages import DeliveryResult, DeliveryResults
 from notify_common.rabbitmq.dead_letters import bury
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
@@ -15,7 +14,6 @@ from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.errors import DatabaseUnavailable, DataRejected
-from pydantic_core import to_json
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
@@ -75,10 +73,10 @@ class ResultWriter:
                 if outcome is LOCKED:
                     locked.append(result)
                 elif isinstance(outcome, Failed):
-                    await self.bury(result, _reason(outcome.error, result), queue=queue)
+                    await self._bury(result, _reason(outcome.error, result), queue=queue)
                 elif outcome is not None:
                     self._metrics.refused[queue, outcome].inc()
-                    await self.bury(result, outcome, queue=queue)
+                    await self._bury(result, outcome, queue=queue)
             results = locked
             if results:
                 if pause == LONGEST_PAUSE / 2:
@@ -103,11 +101,11 @@ class ResultWriter:
         # The callers dead-letter refused results, so that no other result waits for that.
         return outcomes
 
-    async def bury(self, result: Any, reason: str, *, queue: str) -> None:  # noqa: ANN401 - a result, or an unreadable item
+    async def _bury(self, result: DeliveryResult, reason: str, *, queue: str) -> None:
         """Publish the result as a dead letter, and return once that is confirmed."""
         log.error("dead-lettering a result", extra={"reason": reason, "queue": queue})
         # The result becomes a complete message, which can be requeued unchanged once the cause is fixed.
-        body = to_json(ResultsEnvelope(version=1, results=(result,)))
+        body = DeliveryResults(results=(result,)).model_dump_json().encode()
         await bury(self._publisher, body, queue=queue, reason=reason)
 
 

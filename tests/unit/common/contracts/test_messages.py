@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notify_common.contracts.messages import DeliveryRequested, DeliveryResults, ResultsEnvelope, StatusChanges
+from notify_common.contracts.messages import (
+    LATEST_TIME,
+    MAX_CHANGES,
+    MAX_CHANGES_BYTES,
+    MAX_RESULTS,
+    MAX_RESULTS_BYTES,
+    SHORT_TEXT_LENGTH,
+    DeliveryRequested,
+    DeliveryResults,
+    ResultsEnvelope,
+    StatusChanges,
+)
 from pydantic import BaseModel, ValidationError
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -55,3 +66,42 @@ def test_headers_returns_a_new_dictionary_on_each_call() -> None:
     request = DeliveryRequested.model_validate_json((GOLDEN / "DeliveryRequested.json").read_text())
     assert request.headers() == request.headers()
     assert request.headers() is not request.headers()
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59-14:00"])
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        *((DeliveryRequested, field) for field in ("not_before", "expires_at", "waiting_since")),
+        *((DeliveryResults, field) for field in ("started_at", "finished_at", "next_attempt_at")),
+        (StatusChanges, "changed_at"),
+    ],
+)
+def test_time_that_some_time_zone_cannot_represent_is_rejected(model: type[BaseModel], field: str, time: str) -> None:
+    golden = json.loads((GOLDEN / f"{model.__name__}.json").read_text())
+    [changed] = golden.get("results") or golden.get("changes") or [golden]
+    changed[field] = time
+    with pytest.raises(ValidationError, match=field):
+        model.model_validate_json(json.dumps(golden))
+    changed[field] = LATEST_TIME.isoformat()
+    model.model_validate_json(json.dumps(golden))
+
+
+@pytest.mark.parametrize(("model", "items"), [(DeliveryResults, "results"), (StatusChanges, "changes")])
+def test_message_with_many_unreadable_items_has_one_error(model: type[BaseModel], items: str) -> None:
+    with pytest.raises(ValidationError) as rejected:
+        model.model_validate_json(json.dumps({"version": 1, items: [0] * 1000}))
+    assert rejected.value.error_count() == 1
+
+
+def test_largest_messages_are_read() -> None:
+    """In JSON, a control character takes six bytes. Senders write it only to one text of a result."""
+    longest, ascii_text = "\x01" * SHORT_TEXT_LENGTH, "x" * SHORT_TEXT_LENGTH
+    [result] = json.loads((GOLDEN / "DeliveryResults.json").read_text())["results"]
+    result |= {"error_text": longest, "error_code": ascii_text, "provider_message_id": None, "traceparent": "x" * 55}
+    results = DeliveryResults.model_validate_json(json.dumps({"version": 1, "results": [result] * MAX_RESULTS}))
+    assert len(results.model_dump_json()) < MAX_RESULTS_BYTES
+    [change] = json.loads((GOLDEN / "StatusChanges.json").read_text())["changes"]
+    change |= {"error_code": longest, "error_class": "unreachable", "channel": "telegram", "status": "cancelled"}
+    changes = StatusChanges.model_validate_json(json.dumps({"version": 1, "changes": [change] * MAX_CHANGES}))
+    assert len(changes.model_dump_json()) < MAX_CHANGES_BYTES

@@ -3,13 +3,15 @@
 New fields need defaults, and existing fields are never renamed or reused. Golden files in the tests enforce this.
 """
 
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
 from notify_common.contracts.channels import Channel
+from notify_common.contracts.ids import EPOCH
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 
 # PostgreSQL stores the counters as 32-bit integers, and its text values cannot contain NUL.
@@ -18,6 +20,16 @@ Counter = Annotated[int, Field(ge=0, le=LARGEST_COUNTER)]
 Ordinal = Annotated[int, Field(ge=1, le=LARGEST_COUNTER)]
 SHORT_TEXT_LENGTH = 500
 ShortText = Annotated[str, StringConstraints(max_length=SHORT_TEXT_LENGTH, pattern=r"^[^\x00]*$")]
+# Python and the database driver can convert such a time to every time zone. `expires_at` may be the latest one.
+LATEST_TIME = datetime(9000, 1, 1, tzinfo=UTC)
+Time = Annotated[AwareDatetime, Field(ge=EPOCH, le=LATEST_TIME)]
+
+# Larger messages are not parsed, because a parsed message takes many times the memory of its body.
+MAX_REQUEST_BYTES = 1024 * 1024  # the gateway accepts bodies of 256 KiB
+MAX_RESULTS = 200
+MAX_RESULTS_BYTES = 1024 * 1024  # with the longest error texts, the senders' largest message has 0.8 MiB
+MAX_CHANGES = 500  # a bulk retry publishes thousands at once
+MAX_CHANGES_BYTES = 2 * 1024 * 1024  # with the longest error codes, the largest message has 1.6 MiB
 
 # AMQP headers, which identify a message even if its body cannot be read.
 DELIVERY_ID_HEADER = "delivery_id"
@@ -117,9 +129,9 @@ class DeliveryRequested(_Frozen):
     """The number of this attempt, counted across all rounds."""
     failures: Counter = 0
     """The number of failures in this round before this attempt."""
-    not_before: AwareDatetime | None = None
-    expires_at: AwareDatetime | None = None
-    waiting_since: AwareDatetime | None = None
+    not_before: Time | None = None
+    expires_at: Time | None = None
+    waiting_since: Time | None = None
     """When the provider started to throttle us or became unreachable; None if it did neither."""
     reserved: bool = False
     """True if a sender has reserved a turn under a rate limit for this attempt, at `not_before` or earlier."""
@@ -163,9 +175,9 @@ class DeliveryResult(_Frozen):
     error_code: ShortText | None = None
     error_text: ShortText | None = None
     provider_message_id: ShortText | None = None
-    started_at: AwareDatetime
-    finished_at: AwareDatetime
-    next_attempt_at: AwareDatetime | None = None
+    started_at: Time
+    finished_at: Time
+    next_attempt_at: Time | None = None
     traceparent: ShortText | None = None
     """The attempt's span."""
 
@@ -174,14 +186,14 @@ class DeliveryResults(_Frozen):
     """Results from one sender, in the order in which they occurred."""
 
     version: Literal[1] = 1
-    results: tuple[DeliveryResult, ...]
+    results: Annotated[tuple[DeliveryResult, ...], Field(max_length=MAX_RESULTS), FailFast()]
 
 
 class ResultsEnvelope(_Frozen):
     """`DeliveryResults` with unparsed items, so that one bad item does not affect the others."""
 
     version: Literal[1]
-    results: tuple[Any, ...]
+    results: Annotated[tuple[Any, ...], Field(max_length=MAX_RESULTS)]
 
 
 class StatusChange(_Frozen):
@@ -193,7 +205,7 @@ class StatusChange(_Frozen):
     status: DeliveryStatus
     round: Ordinal
     attempt: Counter
-    changed_at: AwareDatetime
+    changed_at: Time
     """The time according to PostgreSQL's clock."""
     error_class: ErrorClass | None = None
     error_code: ShortText | None = None
@@ -206,4 +218,4 @@ class StatusChanges(_Frozen):
     """
 
     version: Literal[1] = 1
-    changes: tuple[StatusChange, ...]
+    changes: Annotated[tuple[StatusChange, ...], Field(max_length=MAX_CHANGES), FailFast()]

@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractConnection, AbstractExchange
 
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryStatus, StatusChange, StatusChanges
+from notify_common.contracts.messages import MAX_CHANGES, DeliveryStatus, StatusChange, StatusChanges
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
 from notify_common.runtime.outage import Outage
@@ -25,7 +25,6 @@ STOP_TIMEOUT = 1.0  # seconds to publish the waiting changes when the process st
 # Changes that may wait to be published; further ones are dropped. A change usually takes 1.4 KB of memory, and at
 # most 3.5 KB, because the contract limits its texts.
 MAX_WAITING = 10_000
-CHANGES_PER_MESSAGE = 500  # a bulk retry publishes thousands at once, which would make messages of megabytes
 
 
 class EventPublisher:
@@ -92,8 +91,8 @@ class EventPublisher:
             by_kind[change.channel, change.status].append(change)
         exchange = self._exchange or await self._connect()
         for (channel, status), alike in by_kind.items():
-            for first in range(0, len(alike), CHANGES_PER_MESSAGE):
-                message = _message(alike[first : first + CHANGES_PER_MESSAGE])
+            for first in range(0, len(alike), MAX_CHANGES):
+                message = _message(alike[first : first + MAX_CHANGES])
                 await exchange.publish(message, f"{channel}.{status}", mandatory=False)
         if (dropped := self._dropped) > self._dropped_reported:
             await exchange.publish(_message(()), topology.DROPPED_ROUTING_KEY, mandatory=False)

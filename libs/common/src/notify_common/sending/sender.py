@@ -10,7 +10,7 @@ from functools import partial
 
 from pydantic import ValidationError
 
-from notify_common.contracts import topology
+from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
@@ -34,7 +34,6 @@ from notify_common.sending.simulator import is_simulated
 
 log = logging.getLogger(__name__)
 
-MAX_RESULTS_PER_MESSAGE = 200
 MAX_RETRIES_PER_PUBLISH = 200
 FLUSH_INTERVAL = 0.01  # seconds
 REPORT_TIMEOUT = 1.0  # seconds until calls are held back because results are not confirmed
@@ -76,7 +75,7 @@ class Sender:
         self._reporting_outage = Outage(log, "results cannot be reported, so no further calls begin")
         self._results = Batcher(
             self._publish_result_batch,
-            max_batch=MAX_RESULTS_PER_MESSAGE,
+            max_batch=messages.MAX_RESULTS,
             flush_interval=FLUSH_INTERVAL,
             observe=metrics.observe_results_batch,
         )
@@ -111,6 +110,8 @@ class Sender:
                     attempt.forget_next_request(decision)
 
     def _parse(self, message: Message) -> DeliveryRequested:
+        if len(message.body) > messages.MAX_REQUEST_BYTES:
+            raise PoisonMessage(f"longer than {messages.MAX_REQUEST_BYTES} bytes")
         try:
             request = DeliveryRequested.model_validate_json(message.body)
         except ValidationError as error:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from notify_common.contracts import topology
-from notify_common.contracts.messages import StatusChange, StatusChanges
+from notify_common.contracts.messages import MAX_CHANGES_BYTES, StatusChange, StatusChanges
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
 from notify_common.runtime.outage import Outage
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 100  # messages; each carries up to `events.CHANGES_PER_MESSAGE` changes
+PREFETCH = 100  # messages; each carries up to `MAX_CHANGES` changes
 MAX_BATCH_BYTES = 1024 * 1024  # one batch of messages; the changes that they carry take six times as much memory
 MAX_QUEUED_MESSAGES = 10_000  # beyond this, RabbitMQ drops the oldest messages
 TIMEOUT = 5.0  # seconds
@@ -126,8 +126,8 @@ async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") 
 
 
 def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:
-    try:
-        return StatusChanges.model_validate_json(message.body).changes
-    except ValidationError:
-        log.warning("received an unreadable event message", extra={"message_id": message.message_id})
-        return ()  # the caller then reports dropped changes
+    if len(message.body) <= MAX_CHANGES_BYTES:
+        with suppress(ValidationError):
+            return StatusChanges.model_validate_json(message.body).changes
+    log.warning("received an unreadable event message", extra={"message_id": message.message_id})
+    return ()  # the caller then reports dropped changes

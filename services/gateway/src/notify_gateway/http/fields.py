@@ -1,10 +1,11 @@
 """Models and field types that several packages share."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from typing import Annotated
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import EPOCH
+from notify_common.contracts.messages import LATEST_TIME
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
@@ -40,7 +41,4 @@ StoredChannel = Annotated[
 ]
 # Ids cannot carry a time before `EPOCH`. The margin leaves room for time zones and for default periods of 24 hours.
 Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
-# The upper bound ensures that Python can represent the time in every time zone.
-FutureTime = Annotated[
-    Time, Field(le=datetime(9000, 1, 1, tzinfo=UTC)), AfterValidator(lambda time: time.astimezone(UTC))
-]
+FutureTime = Annotated[Time, Field(le=LATEST_TIME), AfterValidator(lambda time: time.astimezone(UTC))]
