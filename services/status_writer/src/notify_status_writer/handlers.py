@@ -17,7 +17,6 @@ from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import Tracing
 from notify_database.errors import DatabaseUnavailable
 from pydantic import ValidationError
-from pydantic_core import to_json
 
 from notify_status_writer.result_store import ResultStore
 from notify_status_writer.result_writer import ResultWriter
@@ -31,11 +30,11 @@ async def decode_results(message: RabbitMessage) -> messages.DeliveryResults | m
     """Return the results, or unparsed items if one is unreadable; raise `PoisonMessage` if the envelope is."""
     if len(message.body) > messages.MAX_RESULTS_BYTES:
         raise PoisonMessage(f"longer than {messages.MAX_RESULTS_BYTES} bytes")
-    with suppress(ValidationError):
-        return messages.DeliveryResults.model_validate_json(message.body)
+    with suppress(ValueError):
+        return messages.DeliveryResults.from_body(message.body)
     try:
-        return messages.ResultsEnvelope.model_validate_json(message.body)
-    except ValidationError:
+        return messages.ResultsEnvelope.from_body(message.body)
+    except ValueError:
         raise PoisonMessage("unreadable") from None
 
 
@@ -72,8 +71,7 @@ def _readable(items: Iterable[object]) -> Sequence[messages.DeliveryResult]:
     results = []
     for item in items:
         with suppress(ValidationError):
-            # Each item is validated as JSON, where values such as UUIDs are strings.
-            results.append(messages.DeliveryResult.model_validate_json(to_json(item)))
+            results.append(messages.DeliveryResult.model_validate(item))
     return results
 
 
@@ -96,8 +94,8 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
     headers = message.headers
     request = delivery_id = None
     if len(message.body) <= messages.MAX_REQUEST_BYTES:
-        with suppress(ValidationError):
-            request = messages.DeliveryRequested.model_validate_json(message.body)
+        with suppress(ValueError):
+            request = messages.DeliveryRequested.from_body(message.body)
     if request is None:
         with suppress(ValueError):
             delivery_id = UUID(str(headers.get(messages.DELIVERY_ID_HEADER)))

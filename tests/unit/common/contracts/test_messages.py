@@ -9,6 +9,8 @@ from notify_common.contracts.messages import (
     LATEST_TIME,
     MAX_CHANGES,
     MAX_CHANGES_BYTES,
+    MAX_ONE_STEP_BYTES,
+    MAX_REQUEST_BYTES,
     MAX_RESULTS,
     MAX_RESULTS_BYTES,
     SHORT_TEXT_LENGTH,
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 GOLDEN = Path(__file__).with_name("golden")
 MESSAGES = (DeliveryRequested, DeliveryResults, StatusChanges)
+Message = DeliveryRequested | DeliveryResults | StatusChanges
 
 
 def _only_golden_fields(written: Any, golden: Any) -> Any:
@@ -105,3 +108,32 @@ def test_largest_messages_are_read() -> None:
     change |= {"error_code": longest, "error_class": "unreachable", "channel": "telegram", "status": "cancelled"}
     changes = StatusChanges.model_validate_json(json.dumps({"version": 1, "changes": [change] * MAX_CHANGES}))
     assert len(changes.model_dump_json()) < MAX_CHANGES_BYTES
+
+
+@pytest.mark.parametrize("model", MESSAGES)
+def test_long_message_is_read_like_a_short_one(
+    model: type[Message],
+) -> None:
+    golden = (GOLDEN / f"{model.__name__}.json").read_bytes()
+    assert model.from_body(golden + b" " * MAX_ONE_STEP_BYTES) == model.from_body(golden)
+    for unreadable in (golden[:-3], b"[" * 1000, b"\xff", b'{"version": 1}'):
+        with pytest.raises(ValueError, match=r"JSON|valid|found|expected|EOF|recursion"):
+            model.from_body(unreadable.ljust(MAX_ONE_STEP_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "items", "size"),
+    [
+        (DeliveryRequested, None, MAX_REQUEST_BYTES),
+        (DeliveryResults, "results", MAX_RESULTS_BYTES),
+        (StatusChanges, "changes", MAX_CHANGES_BYTES),
+    ],
+)
+def test_errors_of_a_long_message_do_not_copy_its_content(model: type[Message], items: str | None, size: int) -> None:
+    item: dict[str, Any] = {"unknown": [{}] * (size // 4 - 100)}
+    body = json.dumps({"version": 1, items: [item]} if items else item, separators=(",", ":")).encode()
+    with pytest.raises(ValidationError) as rejected:
+        model.from_body(body)
+    inputs = [error["input"] for error in rejected.value.errors()]
+    assert len(inputs) > 1
+    assert len({id(each) for each in inputs}) == 1

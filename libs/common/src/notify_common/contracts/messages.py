@@ -5,10 +5,11 @@ New fields need defaults, and existing fields are never renamed or reused. Golde
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, FailFast, Field, StringConstraints
+from pydantic_core import from_json
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import EPOCH
@@ -25,7 +26,9 @@ LATEST_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 Time = Annotated[AwareDatetime, Field(ge=EPOCH, le=LATEST_TIME)]
 
 # Larger messages are not parsed, because a parsed message takes many times the memory of its body.
-MAX_REQUEST_BYTES = 1024 * 1024  # the gateway accepts bodies of 256 KiB
+# Validating JSON in one step is twice as fast, but each error copies its whole input: one error per missing field.
+MAX_ONE_STEP_BYTES = 128 * 1024
+MAX_REQUEST_BYTES = 512 * 1024  # the gateway accepts bodies of 256 KiB
 MAX_RESULTS = 200
 MAX_RESULTS_BYTES = 1024 * 1024  # with the longest error texts, the senders' largest message has 0.8 MiB
 MAX_CHANGES = 500  # a bulk retry publishes thousands at once
@@ -88,6 +91,13 @@ class ErrorClass(StrEnum):
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Self:
+        """Return the message with this body; raise a `ValueError`, usually a `ValidationError`, if it is unreadable."""
+        if len(body) <= MAX_ONE_STEP_BYTES:
+            return cls.model_validate_json(body)
+        return cls.model_validate(from_json(body))
 
 
 class EmailContent(_Frozen):

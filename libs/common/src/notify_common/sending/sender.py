@@ -113,10 +113,12 @@ class Sender:
         if len(message.body) > messages.MAX_REQUEST_BYTES:
             raise PoisonMessage(f"longer than {messages.MAX_REQUEST_BYTES} bytes")
         try:
-            request = DeliveryRequested.model_validate_json(message.body)
+            request = DeliveryRequested.from_body(message.body)
         except ValidationError as error:
             where = [".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)]
             raise PoisonMessage(f"unreadable: {', '.join(where) or 'invalid JSON'}") from None
+        except ValueError:
+            raise PoisonMessage("unreadable: invalid JSON") from None
         if request.channel is not self._channel:
             raise PoisonMessage(f"belongs to channel {request.channel}")
         traceparent = read_traceparent(message.headers.get(TRACEPARENT_HEADER))

@@ -17,7 +17,6 @@ from notify_common.contracts.messages import MAX_CHANGES_BYTES, StatusChange, St
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
 from notify_common.runtime.outage import Outage
-from pydantic import ValidationError
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ async def _next_batch(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") 
 
 def _changes(message: AbstractIncomingMessage) -> Sequence[StatusChange]:
     if len(message.body) <= MAX_CHANGES_BYTES:
-        with suppress(ValidationError):
-            return StatusChanges.model_validate_json(message.body).changes
+        with suppress(ValueError):
+            return StatusChanges.from_body(message.body).changes
     log.warning("received an unreadable event message", extra={"message_id": message.message_id})
     return ()  # the caller then reports dropped changes
