@@ -25,8 +25,8 @@ demo: install ## send examples/notifications.csv or FILE=path.csv, and follow th
 env: ## create .env and a folder of random secrets, for Docker Compose
 	@PYTHONPATH=libs/local_stack/src $(PYTHON) -m notify_local.env_file $(if $(FILE),"$(FILE)")
 
-# The suite runs in two processes, each with its own servers, and starts with the slowest tests.
-WHOLE_SUITE := -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/browser tests/component tests/unit
+# The suite runs in three processes, each with its own servers, because tests often wait. It starts with the slowest ones.
+WHOLE_SUITE := -n 3 --dist loadfile --no-loadscope-reorder tests/e2e tests/browser tests/component tests/unit
 
 test: install ## run the whole suite; ARGS="-k relay" narrows it
 	@$(BIN)/python -m pytest $(or $(ARGS),$(WHOLE_SUITE))
