@@ -34,7 +34,7 @@ class Reported(NamedTuple):
 
 
 class Refusal(StrEnum):
-    """Why a result is not applied."""
+    """The reason for which a result is not applied."""
 
     UNKNOWN_DELIVERY = "unknown delivery"
     OTHER_CHANNEL = "delivery of another channel"

@@ -127,9 +127,8 @@ class Webhook:
         task = asyncio.create_task(finish)
         self._finishing[task] = None
         task.add_done_callback(lambda _: self._finishing.pop(task, None))
-        await asyncio.sleep(
-            0
-        )  # the task begins, because otherwise it could be cancelled without closing the connection
+        # The task must begin, because otherwise it could be cancelled without closing the connection.
+        await asyncio.sleep(0)
         if len(self._finishing) > MAX_FINISHING:
             # Receivers that hold back a body must not occupy ever more connections. Others have long sent theirs.
             oldest = next(iter(self._finishing))
@@ -196,9 +195,8 @@ def broken(error: Exception) -> errors.ProviderFailure:
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         # In TLS 1.3, a server can reject the client only after the client has finished the handshake.
         return errors.Unreachable("tls", text)
-    return errors.UnknownOutcome(
-        "response_too_large" if isinstance(error, ResponseTooLarge) else "connection_lost", text
-    )
+    code = "response_too_large" if isinstance(error, ResponseTooLarge) else "connection_lost"
+    return errors.UnknownOutcome(code, text)
 
 
 def _wait(retry_after: str) -> timedelta | None:
