@@ -9,6 +9,7 @@ from socket import gethostname
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
+import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from aio_pika.robust_connection import RobustConnection
@@ -19,6 +20,7 @@ from pydantic import Field, SecretStr, model_validator
 from typing_extensions import override
 
 from notify_common.errors import BrokerUnavailable
+from notify_common.rabbitmq.properties import accept_any_properties
 from notify_common.runtime.networks import is_local
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.settings import EnvironmentSettings
@@ -82,8 +84,15 @@ class RabbitSettings(EnvironmentSettings):
         return f"{scheme}://{user}:{password}@{address}/{vhost}?{urlencode(query)}"
 
 
+async def connect(url: str) -> AbstractConnection:
+    """Return a new connection, which is not restored if it is lost."""
+    accept_any_properties()
+    return await aio_pika.connect(url)
+
+
 def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
     """Return a broker that keeps a connection open and reconnects automatically."""
+    accept_any_properties()
     outage = Outage(log, "the connection to RabbitMQ is down")
 
     def lost(connection: AbstractConnection | None, error: BaseException | None) -> None:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
@@ -16,7 +15,7 @@ from faststream.rabbit import RabbitExchange
 
 from notify_common.contracts.topology import Binding
 from notify_common.errors import BrokerUnavailable, StartupError
-from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
+from notify_common.rabbitmq.connection import RabbitSettings, broker_errors, connect
 from notify_common.runtime.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ class DeclaredTopology:
         with broker_errors():
             async with (
                 asyncio.timeout(DECLARE_TIMEOUT),
-                await aio_pika.connect(self._settings.amqp_url(self._role)) as connection,
+                await connect(self._settings.amqp_url(self._role)) as connection,
             ):
                 if connection.transport is not None:
                     _check_version(connection.transport.connection.server_properties)

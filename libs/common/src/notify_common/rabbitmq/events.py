@@ -15,7 +15,7 @@ from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import MAX_CHANGES, DeliveryStatus, StatusChange, StatusChanges
 from notify_common.errors import BrokerUnavailable
-from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
+from notify_common.rabbitmq.connection import RabbitSettings, broker_errors, connect
 from notify_common.runtime.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class EventPublisher:
             self._dropped_reported = dropped
 
     async def _connect(self) -> AbstractExchange:
-        self._connection = await aio_pika.connect(self._url)
+        self._connection = await connect(self._url)
         channel = await self._connection.channel(publisher_confirms=False)
         self._exchange = await channel.get_exchange(topology.EVENTS.name, ensure=False)
         return self._exchange

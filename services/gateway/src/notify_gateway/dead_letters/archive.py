@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DELIVERY_ID_HEADER
-from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.connection import RabbitSettings, connect
 from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queue_of_death
 from notify_common.runtime.logging import escape_controls
 
@@ -104,5 +104,5 @@ class DeadLetterArchive:
 @asynccontextmanager
 async def open_archive(settings: RabbitSettings) -> AsyncIterator[DeadLetterArchive]:
     """Keep a connection to the archives open until the context ends."""
-    async with await aio_pika.connect(settings.amqp_url("operator")) as connection:
+    async with await connect(settings.amqp_url("operator")) as connection:
         yield DeadLetterArchive(await connection.channel(on_return_raises=True))

@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from uuid import uuid4
 
-import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from notify_common.contracts import topology
 from notify_common.contracts.messages import MAX_CHANGES_BYTES, StatusChange, StatusChanges
 from notify_common.errors import BrokerUnavailable
-from notify_common.rabbitmq.connection import RabbitSettings, broker_errors
+from notify_common.rabbitmq.connection import RabbitSettings, broker_errors, connect
 from notify_common.runtime.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ class EventFeed:
     async def _consume(self, outage: Outage) -> None:
         arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
         async with asyncio.timeout(TIMEOUT):
-            connection = await aio_pika.connect(self._url)
+            connection = await connect(self._url)
         try:
             async with asyncio.timeout(TIMEOUT):
                 channel = await connection.channel(publisher_confirms=False)
