@@ -17,6 +17,10 @@ class PublishRefused(PublishFailed):
     """The broker refused the message, because its queue is full or missing. The message may be published again."""
 
 
+class PublishImpossible(PublishFailed):
+    """The broker does not accept the message, or another one that was published on the same channel."""
+
+
 class NotWritten(PublishFailed):
     """The message was not written to the connection, because its publisher no longer allowed it."""
 

@@ -2,11 +2,10 @@
 
 RabbitMQ checks neither texts nor times, and tables may be nested thousands of levels deep. pamqp raises an error for
 such properties, upon which aiormq closes the connection. RabbitMQ then redelivers the message, so each of its readers
-would reconnect forever. pamqp also copies the rest of a table for each of its entries, so that a message with 128 KB of
-headers would stop its reader for seconds. See `docs/decisions/0022-properties-that-cannot-be-decoded.md`.
+would reconnect forever: see `docs/decisions/0022-properties-that-cannot-be-decoded.md`.
 
-pamqp has no other way to change this than to replace its decoders, for the whole process. Its version is locked, tests
-compare the decoders with pamqp's own, and others send such messages to every consumer.
+pamqp's decoders can only be replaced for the whole process. Its version is locked, a test compares these decoders with
+pamqp's own, and another sends such messages to every consumer.
 """
 
 import logging
@@ -136,10 +135,10 @@ _PROPERTIES = tuple(
 )
 
 
-def _read_header(header: ContentHeader, data: bytes) -> None:
+def _read_header(self: ContentHeader, data: bytes) -> None:
     # RabbitMQ ignores the two lowest flags. One of them means that more flags follow, but there are no more properties.
-    header.class_id, header.weight, header.body_size, flags = _START.unpack_from(data)
-    properties, values = header.properties, _Values(data, _START.size)
+    self.class_id, self.weight, self.body_size, flags = _START.unpack_from(data)
+    properties, values = self.properties, _Values(data, _START.size)
     try:
         for flag, name, decoder in _PROPERTIES:
             if flags & flag:

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 from aiormq import spec
 from aiormq.channel import Channel
-from aiormq.exceptions import DeliveryError, PublishError
+from aiormq.exceptions import ChannelPreconditionFailed, DeliveryError, PublishError
 from faststream.rabbit import RabbitBroker, RabbitExchange
 
-from notify_common.errors import BrokerUnavailable, NotWritten, PublishFailed, PublishRefused
+from notify_common.errors import BrokerUnavailable, NotWritten, PublishFailed, PublishImpossible, PublishRefused
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL, broker_errors, open_channel, wait_unless_closed
 from notify_common.rabbitmq.raw_channel import Publish, forget_publishes, write_publishes
 
@@ -77,12 +77,20 @@ class ConfirmedPublisher:
             forget_publishes(channel, publishes)
         if self._restore_topology is not None and _is_incomplete(channel, confirmations):
             await self._restore_topology()
-        return [_failure(confirmation) for confirmation in confirmations]
+        return [_failure(channel, confirmation) for confirmation in confirmations]
 
-    async def publish_until_confirmed(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Publish until the broker has confirmed every message, however long an outage lasts."""
+    async def publish_until_confirmed(
+        self, messages: Sequence[OutgoingMessage], *, raise_if_impossible: bool = False
+    ) -> None:
+        """Publish until the broker has confirmed every message, however long an outage lasts.
+
+        With `raise_if_impossible`, raise `PublishImpossible` if the broker may not accept such messages.
+        """
         while True:
             failures = await self.publish(messages)
+            impossible = next((failure for failure in failures if isinstance(failure, PublishImpossible)), None)
+            if raise_if_impossible and impossible is not None:
+                raise impossible
             messages = [message for message, failure in zip(messages, failures, strict=True) if failure is not None]
             if not messages:
                 return
@@ -118,12 +126,19 @@ def _is_incomplete(channel: Channel, confirmations: "Sequence[asyncio.Future[Any
     return any(isinstance(confirmation.exception(), PublishError) for confirmation in confirmations)
 
 
-def _failure(confirmation: "asyncio.Future[Any]") -> PublishFailed | None:
+def _failure(channel: Channel, confirmation: "asyncio.Future[Any]") -> PublishFailed | None:
     if not confirmation.done():
         confirmation.cancel()
+        if channel.is_closed and isinstance(reason := _reason_of_close(channel), ChannelPreconditionFailed):
+            return PublishImpossible(str(reason))
         return PublishFailed("the channel closed before the confirm arrived")
     error = confirmation.exception()
     if error is None:
         return None
     # Any other error means that the connection was lost; a lost channel's confirms get no exception at all.
     return PublishRefused(repr(error)) if isinstance(error, DeliveryError) else PublishFailed(repr(error))
+
+
+def _reason_of_close(channel: Channel) -> BaseException | None:
+    closing = channel.closing
+    return None if closing.cancelled() else closing.exception()

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.exceptions import ChannelPreconditionFailed
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DELIVERY_ID_HEADER
+from notify_common.errors import PublishImpossible
 from notify_common.rabbitmq.connection import RabbitSettings, connect
 from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queue_of_death
 from notify_common.runtime.logging import escape_controls
@@ -69,7 +71,8 @@ class DeadLetter:
 class DeadLetterArchive:
     """The archives of dead letters. Messages that are neither requeued nor dropped return to them on disconnect."""
 
-    def __init__(self, channel: AbstractChannel) -> None:
+    def __init__(self, connection: AbstractConnection, channel: AbstractChannel) -> None:
+        self._connection = connection
         self._channel = channel
 
     async def letters(self) -> AsyncIterator[DeadLetter]:
@@ -84,11 +87,13 @@ class DeadLetterArchive:
                 yield DeadLetter(message, queue.name)
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Move a message back to its original queue; return False if that queue is unknown."""
+        """Move a message back to its original queue; return False if that queue is unknown.
+
+        Raise `PublishImpossible` if RabbitMQ does not accept the message any more, because it now has a lower limit.
+        """
         if letter.origin is None:
             return False
         exchange_name, routing_key = ORIGINS[letter.origin]
-        exchange = await self._channel.get_exchange(exchange_name, ensure=False)
         copy = aio_pika.Message(
             letter.message.body,
             headers=original_headers(letter.message.headers),
@@ -96,7 +101,12 @@ class DeadLetterArchive:
             message_id=letter.message.message_id,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
-        await exchange.publish(copy, routing_key)
+        try:
+            # RabbitMQ closes the channel on which it does not accept a message.
+            async with self._connection.channel(on_return_raises=True) as channel:
+                await (await channel.get_exchange(exchange_name, ensure=False)).publish(copy, routing_key)
+        except ChannelPreconditionFailed as error:
+            raise PublishImpossible(str(error)) from error
         await letter.message.ack()
         return True
 
@@ -105,4 +115,4 @@ class DeadLetterArchive:
 async def open_archive(settings: RabbitSettings) -> AsyncIterator[DeadLetterArchive]:
     """Keep a connection to the archives open until the context ends."""
     async with await connect(settings.amqp_url("operator")) as connection:
-        yield DeadLetterArchive(await connection.channel(on_return_raises=True))
+        yield DeadLetterArchive(connection, await connection.channel())

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from notify_common.contracts.messages import DELIVERY_ID_HEADER
+from notify_common.errors import PublishImpossible
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.logging import escape_controls
 from notify_database.engine import PostgresSettings, create_engine
@@ -82,7 +83,11 @@ async def _apply(archive: DeadLetterArchive, retries: DeliveryRetries, options: 
 
 async def _requeue(archive: DeadLetterArchive, retries: DeliveryRetries, letter: DeadLetter) -> bool:
     if letter.delivery_id is None:
-        return await archive.requeue(letter)
+        try:
+            return await archive.requeue(letter)
+        except PublishImpossible as error:
+            print(f"{letter.id}: {error}", file=sys.stderr)
+            return False
     # Start a new round, as the API does: requeueing the old message could send the notification twice.
     # The message may be forged, so it must not restart a delivery of another channel.
     if not await retries.retry(None, letter.delivery_id, channel=letter.channel):
