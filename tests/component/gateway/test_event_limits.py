@@ -38,9 +38,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import hand_on, prepare_topology
 from support.event_stream import BODY, reading
 from support.fakes import FakeProvider
+from support.servers import Servers
 from support.services import (
     NOWHERE,
     TIMEOUT,
+    eventually,
     running_sender,
     running_status_writer,
     served_gateway,
@@ -194,6 +196,20 @@ async def test_events_that_no_service_publishes_are_not_read(
     assert missed
     warnings = [record.getMessage() for record in caplog.records if record.name == event_feed.__name__]
     assert warnings == ["received an unreadable event message"] * 3
+
+
+async def test_event_queue_is_limited_by_messages_and_bytes(
+    servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings
+) -> None:
+    async def limited() -> bool:
+        # The management API takes a few seconds to show a new queue.
+        with servers.management() as management:
+            queues = management.get(f"/api/queues/{rabbit.rabbitmq_vhost}").raise_for_status().json()
+        limits = [queue["arguments"] for queue in queues if queue["name"].startswith("notifications.events.gateway.")]
+        return limits == [{"x-max-length": 10_000, "x-max-length-bytes": 64 * 2**20}]
+
+    async with served_gateway(rabbit, postgres) as url, reading(url):
+        await eventually(limited, "the gateway's event queue is limited")
 
 
 async def test_slow_subscriber_is_dropped_and_does_not_delay_others(

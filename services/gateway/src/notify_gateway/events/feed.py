@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Any
 from uuid import uuid4
 
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
@@ -21,7 +22,9 @@ log = logging.getLogger(__name__)
 
 PREFETCH = 100  # messages; each carries up to `MAX_CHANGES` changes
 MAX_BATCH_BYTES = 1024 * 1024  # one batch of messages; the changes that they carry take six times as much memory
-MAX_QUEUED_MESSAGES = 10_000  # beyond this, RabbitMQ drops the oldest messages
+# Beyond these limits, RabbitMQ drops the oldest messages. A message of 500 changes usually has 0.1 MiB, and at most 2.
+MAX_QUEUED_MESSAGES = 10_000
+MAX_QUEUED_BYTES = 64 * 1024 * 1024
 TIMEOUT = 5.0  # seconds
 BATCH_INTERVAL = 0.02  # seconds between batches; one database query serves all changes in a batch
 BIND_INTERVAL = 10.0  # seconds; if the exchange was deleted, binding the queue again closes the channel
@@ -76,9 +79,8 @@ class EventFeed:
                 underlay.closing.add_done_callback(lambda _: arrived.put_nowait(None))
                 underlay.on_consumer_cancel_callbacks.add(lambda _: arrived.put_nowait(None))
                 name = f"{self._queue}.{uuid4()}"
-                queue = await channel.declare_queue(
-                    name, exclusive=True, auto_delete=True, arguments={"x-max-length": MAX_QUEUED_MESSAGES}
-                )
+                limits: Any = {"x-max-length": MAX_QUEUED_MESSAGES, "x-max-length-bytes": MAX_QUEUED_BYTES}
+                queue = await channel.declare_queue(name, exclusive=True, auto_delete=True, arguments=limits)
                 await queue.bind(topology.EVENTS.name, "#")
                 await queue.consume(arrived.put)
             outage.ended()
