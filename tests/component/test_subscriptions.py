@@ -154,10 +154,10 @@ async def test_subscription_resumes_when_its_deleted_queue_is_declared_again(
 
 @pytest.mark.parametrize("frozen", [False, True])
 async def test_message_is_redelivered_after_its_connection_is_lost(
-    rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand, monkeypatch: pytest.MonkeyPatch, frozen: bool
+    rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand, frozen: bool
 ) -> None:
     # It takes about three heartbeats to notice a frozen connection, so a short heartbeat keeps the test fast.
-    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
+    rabbit = rabbit.model_copy(update={"rabbitmq_heartbeat": 1})
     handler = Handler()
     handler.open.clear()
     async with CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:

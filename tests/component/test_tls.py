@@ -119,13 +119,13 @@ async def test_everything_works_with_servers_that_accept_only_tls(
 async def test_queue_statistics_are_read_over_https(rabbit_node: TlsRabbit, certificates: Certificates) -> None:
     declared = DeclaredTopology(rabbit_node.settings, topology.gateway(), [topology.EVENTS], role="test")
     await declared.declare()
-    client = QueueStatisticsClient(rabbit_node.settings, HttpUrl(rabbit_node.management_url))
+    client = QueueStatisticsClient(rabbit_node.settings, [HttpUrl(rabbit_node.management_url)])
     queues = await client.read()
     await client.aclose()
     assert queues is not None
     assert topology.delivery_queue_name(Channel.TELEGRAM) in queues
     with server_certificate(certificates, rabbit_node, not_after=datetime.now(UTC) - timedelta(minutes=1)):
-        client = QueueStatisticsClient(rabbit_node.settings, HttpUrl(rabbit_node.management_url))
+        client = QueueStatisticsClient(rabbit_node.settings, [HttpUrl(rabbit_node.management_url)])
         assert await client.read() is None
     assert await client.read() is not None
     await client.aclose()

@@ -30,7 +30,7 @@ def migration_settings(admin: PostgresSettings, **change: object) -> MigrationSe
     password = admin.postgres_password
     return MigrationSettings.model_validate(
         {
-            **admin.model_dump(),
+            **admin.model_dump(exclude_unset=True),
             "postgres_user": OWNER_USER,
             "postgres_admin_user": admin.postgres_user,
             "postgres_admin_password": password,

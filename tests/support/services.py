@@ -76,7 +76,7 @@ async def running_sender(
     """Run a sender for one channel. Without a `simulator`, test deliveries are simulated without errors."""
     settings = SenderSettings.model_validate(
         {
-            **rabbit.model_dump(),
+            **rabbit.model_dump(exclude_unset=True),
             "health_port": 8081,  # not served here
             "max_retries": max_attempts,
             "retry_delay": first_delay.total_seconds(),
@@ -106,7 +106,9 @@ async def running_status_writer(
 ) -> AsyncIterator[Worker]:
     """Run a status writer with its own PostgreSQL user."""
     postgres = as_service(postgres, "status_writer")
-    settings = StatusWriterSettings.model_validate({**postgres.model_dump(), **rabbit.model_dump()})
+    settings = StatusWriterSettings.model_validate(
+        {**postgres.model_dump(exclude_unset=True), **rabbit.model_dump(exclude_unset=True)}
+    )
     events = None if events_to is None else EventPublisher(events_to, "status_writer")
     status_writer = create_status_writer(settings, events=events, tracing=tracing)
     async with status_writer.running():
@@ -126,7 +128,10 @@ async def working_gateway(
 
     If `relaying` is false, it accepts notifications but publishes none.
     """
-    servers = {**as_service(postgres, "gateway").model_dump(), **rabbit.model_dump()}
+    servers = {
+        **as_service(postgres, "gateway").model_dump(exclude_unset=True),
+        **rabbit.model_dump(exclude_unset=True),
+    }
     gateway_settings = GatewaySettings.model_validate({**servers, "auth": "off", **settings})
     stop = asyncio.Event()
     async with aclosing(Gateway(gateway_settings, tracing)) as gateway:

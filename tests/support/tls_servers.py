@@ -165,7 +165,7 @@ def running_rabbitmq(path: Path, certificates: Certificates, *, client_certifica
         except httpx.TransportError:
             return False
 
-    with _running(rabbitmq.prepare_epmd(ports.epmd), folder), _running(program, folder) as process:
+    with running_program(rabbitmq.prepare_epmd(ports.epmd), folder), running_program(program, folder) as process:
         _await(ready, process, folder.log / "rabbitmq.log")
         yield rabbit
 
@@ -200,7 +200,7 @@ def running_postgres(path: Path, certificates: Certificates) -> Iterator[TlsPost
         "postgres_ca_file": certificates.ca,
     }
     tls = PostgresSettings.model_validate(settings)
-    with _running(Program("postgres", command, environment, stop_signal=signal.SIGINT), folder) as process:
+    with running_program(Program("postgres", command, environment, stop_signal=signal.SIGINT), folder) as process:
         _await(lambda: asyncio.run(_accepts(tls)), process, folder.log / "postgres.log")
         yield TlsPostgres(tls, process)
 
@@ -231,7 +231,8 @@ def _environment(program: Program) -> dict[str, str]:
 
 
 @contextmanager
-def _running(program: Program, folder: StackFolder) -> Iterator[subprocess.Popen[bytes]]:
+def running_program(program: Program, folder: StackFolder) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server, and stop it when the context ends; its log is in the folder."""
     with (folder.log / f"{program.name}.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - ours
             list(map(str, program.command)), env=_environment(program), cwd=program.folder, stdout=log, stderr=log
@@ -239,7 +240,7 @@ def _running(program: Program, folder: StackFolder) -> Iterator[subprocess.Popen
         try:
             yield process
         finally:
-            process.send_signal(program.stop_signal)
+            process.send_signal(program.stop_signal)  # no error if the test has killed it
             process.wait(program.stop_timeout)
 
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -219,3 +220,51 @@ def test_postgresql_logins_must_differ(same: str, name: str, monkeypatch: pytest
         monkeypatch.setenv(variable, user)
     with pytest.raises(SystemExit, match="must differ"):
         load_settings(MigrationSettings)
+
+
+def test_rabbitmq_nodes_come_from_either_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(GatewaySettings().rabbitmq_nodes()) == "localhost:5672"
+    monkeypatch.setenv("RABBITMQ_HOSTS", "rabbit-1,rabbit-2:5673")
+    monkeypatch.setenv("RABBITMQ_PORT", "5671")
+    monkeypatch.setenv("RABBITMQ_HOST", "")  # as Compose passes a variable that is not set
+    nodes = load_settings(GatewaySettings).rabbitmq_nodes()
+    assert sorted(map(str, nodes.in_turn())) == ["rabbit-1:5671", "rabbit-2:5673"]
+
+
+def test_amqp_url_names_the_node_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_HOSTS", "rabbit-1:5672,[::1]:5673")
+    monkeypatch.setenv("RABBITMQ_HEARTBEAT", "7")
+    settings = GatewaySettings()
+    nodes = settings.rabbitmq_nodes()
+    for node in nodes.in_turn():
+        assert settings.amqp_url() == f"amqp://guest:guest@{node}/%2F?heartbeat=7"
+        assert settings.amqp_url(node=node) == settings.amqp_url()
+        nodes.failed(node)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"RABBITMQ_HOST": "a", "RABBITMQ_HOSTS": "a:5672,b:5672"},
+            "RABBITMQ_HOST and RABBITMQ_HOSTS: set only one of them",
+        ),
+        (
+            {"RABBITMQ_MANAGEMENT_URL": "http://a:15672", "RABBITMQ_MANAGEMENT_HOSTS": "a,b"},
+            "RABBITMQ_MANAGEMENT_URL and RABBITMQ_MANAGEMENT_HOSTS: set only one of them",
+        ),
+        ({"RABBITMQ_HOSTS": "a:5672;b:5672"}, "RABBITMQ_HOSTS: must be addresses such as"),
+    ],
+)
+def test_unclear_hosts_are_refused(given: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        load_settings(GatewaySettings)
+
+
+def test_management_hosts_are_asked_as_rabbitmq_tls_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_MANAGEMENT_HOSTS", "a,b:1")
+    assert list(map(str, GatewaySettings().management_urls())) == ["http://a:15672/", "http://b:1/"]
+    monkeypatch.setenv("RABBITMQ_TLS", "true")
+    assert list(map(str, GatewaySettings().management_urls())) == ["https://a:15671/", "https://b:1/"]

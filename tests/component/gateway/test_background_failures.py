@@ -26,7 +26,9 @@ class FailingRelay(OutboxRelay):
 async def test_dead_relay_ends_its_gateway_although_requests_keep_arriving(
     rabbit: RabbitSettings, postgres: PostgresSettings
 ) -> None:
-    settings = GatewaySettings.model_validate({**postgres.model_dump(), **rabbit.model_dump(), "auth": "off"})
+    settings = GatewaySettings.model_validate(
+        {**postgres.model_dump(exclude_unset=True), **rabbit.model_dump(exclude_unset=True), "auth": "off"}
+    )
     gateway = Gateway(settings, relay_class=FailingRelay)
 
     async def post_for_ever() -> None:

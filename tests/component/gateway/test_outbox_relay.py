@@ -121,10 +121,10 @@ async def test_broker_outage_loses_no_deliveries(
 
 
 async def test_relay_survives_a_frozen_connection(
-    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
     # It takes about three heartbeats to notice a frozen connection, so a short heartbeat keeps the test fast.
-    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
+    rabbit = rabbit.model_copy(update={"rabbitmq_heartbeat": 1})
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
     through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})

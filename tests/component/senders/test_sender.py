@@ -277,10 +277,10 @@ async def test_lost_connection_neither_cancels_nor_repeats_the_provider_call(
 
 
 async def test_frozen_connection_loses_no_result_and_repeats_no_provider_call(
-    rabbit: RabbitSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    rabbit: RabbitSettings, hand: Hand
 ) -> None:
     # It takes about three heartbeats to notice a frozen connection, so a short heartbeat keeps the test fast.
-    monkeypatch.setattr("notify_common.rabbitmq.connection.HEARTBEAT", 1)
+    rabbit = rabbit.model_copy(update={"rabbitmq_heartbeat": 1})
     network = CuttableNetwork(rabbit.rabbitmq_host, rabbit.rabbitmq_port)
     await network.open()
     through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})

@@ -109,10 +109,11 @@ async def running_services(folder: StackFolder) -> AsyncIterator[Stack]:
 
 def as_environment(settings: BaseSettings) -> dict[str, str]:
     """Return the environment variables that produce these settings."""
+    given = {name: value for name, value in settings if value is not None}
     return {
         name.upper(): value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-        for name, value in settings
-        if value is not None
+        for name, value in given.items()
+        if f"{name}s" not in given  # RABBITMQ_HOST is refused beside RABBITMQ_HOSTS
     }
 
 

@@ -101,7 +101,7 @@ class Gateway:
         self._rate_limiter = RequestRateLimiter(settings.rate_limit)
         self.authenticator = self._create_authenticator()
         self.notification_endpoint = NotificationEndpoint(self.authenticator, self.intake, tracing)
-        self._queues = QueueStatisticsClient(settings, settings.rabbitmq_management_url)
+        self._queues = QueueStatisticsClient(settings, settings.management_urls())
         self._overview = Overview(
             self._reads, OutboxStore(self._engines.reads), self.relay, self.event_hub, self._queues
         )

@@ -1,11 +1,13 @@
 """The gateway's settings."""
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.runtime.hosts import AddressList, addresses
 from notify_common.runtime.networks import NetworkList, is_local, is_loopback
 from notify_common.runtime.settings import EnvironmentSettings, ServiceSettings, TracedSettings
 from notify_database.engine import PostgresSettings
@@ -72,6 +74,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     trusted_proxies: NetworkList | None = None
     repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)
     rabbitmq_management_url: HttpUrl | None = None
+    rabbitmq_management_hosts: AddressList | None = None
     rabbitmq_ui_url: HttpUrl | None = None
     trace_url: Annotated[str, Field(pattern=r"^https?://.*\{trace_id\}")] | None = None
 
@@ -89,11 +92,20 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     @model_validator(mode="after")
     def _management_password_is_encrypted(self) -> Self:
         url = self.rabbitmq_management_url
+        if url is not None and self.rabbitmq_management_hosts is not None:
+            raise ValueError("RABBITMQ_MANAGEMENT_URL and RABBITMQ_MANAGEMENT_HOSTS: set only one of them")
         if self.rabbitmq_tls and url is not None and url.scheme == "http" and not is_local(url.host or ""):
             raise ValueError(
                 "RABBITMQ_MANAGEMENT_URL: must begin with https:// on another machine if RABBITMQ_TLS is true"
             )
         return self
+
+    def management_urls(self) -> Sequence[HttpUrl]:
+        """Return the URLs of RabbitMQ's management API; with `RABBITMQ_MANAGEMENT_HOSTS`, one for each node."""
+        if self.rabbitmq_management_hosts is None:
+            return [] if self.rabbitmq_management_url is None else [self.rabbitmq_management_url]
+        scheme, port = ("https", 15671) if self.rabbitmq_tls else ("http", 15672)
+        return [HttpUrl(f"{scheme}://{address}") for address in addresses(self.rabbitmq_management_hosts, port)]
 
     def allowed_host_names(self) -> frozenset[str]:
         """Return the hosts in `ALLOWED_HOSTS`, in lower case and without ports."""

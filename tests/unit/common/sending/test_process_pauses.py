@@ -1,9 +1,10 @@
 import asyncio
 
 import pytest
-from notify_common.rabbitmq.connection import HEARTBEAT
 from notify_common.sending import process_pauses
 from notify_common.sending.process_pauses import ProcessPauses
+
+HEARTBEAT = 10.0
 
 
 class Clock:
@@ -26,7 +27,7 @@ async def run_loop() -> None:
 
 
 async def test_calls_are_held_back_for_a_moment_after_a_pause(clock: Clock) -> None:
-    pauses = ProcessPauses(clock)
+    pauses = ProcessPauses(HEARTBEAT, clock)
     async with pauses.watching():
         await run_loop()
         assert pauses.over.is_set()
@@ -37,7 +38,7 @@ async def test_calls_are_held_back_for_a_moment_after_a_pause(clock: Clock) -> N
 
 
 async def test_short_delays_hold_back_nothing(clock: Clock) -> None:
-    pauses = ProcessPauses(clock)
+    pauses = ProcessPauses(HEARTBEAT, clock)
     async with pauses.watching():
         for _ in range(5):
             clock.now += HEARTBEAT - 1

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Self
@@ -11,16 +12,18 @@ from urllib.parse import quote, urlencode
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPError, ChannelInvalidStateError
 from aio_pika.robust_connection import RobustConnection
 from aiormq.abc import AbstractConnection as TransportConnection
 from aiormq.channel import Channel
 from faststream.rabbit import RabbitBroker
 from pydantic import Field, SecretStr, model_validator
 from typing_extensions import override
+from yarl import URL
 
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.properties import accept_any_properties
+from notify_common.runtime.hosts import Address, AddressList, Hosts, addresses, shared_hosts
 from notify_common.runtime.networks import is_local
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.settings import EnvironmentSettings
@@ -29,7 +32,6 @@ from notify_common.runtime.tls import ClientFiles
 log = logging.getLogger(__name__)
 
 RECONNECT_INTERVAL = 1.0  # seconds
-HEARTBEAT = 10  # seconds; a dead connection is detected after about three heartbeats
 
 # Errors that mean that the broker is unavailable. ChannelInvalidStateError is listed, as it is not an AMQPError.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
@@ -42,6 +44,9 @@ class RabbitSettings(EnvironmentSettings):
 
     rabbitmq_host: str = "localhost"
     rabbitmq_port: int = Field(5672, ge=1, le=65535)
+    rabbitmq_hosts: AddressList | None = None
+    rabbitmq_connect_timeout: float = Field(5.0, gt=0, le=60)
+    rabbitmq_heartbeat: int = Field(10, ge=1, le=600)
     rabbitmq_user: str = "guest"
     rabbitmq_password: SecretStr = SecretStr("guest")
     rabbitmq_vhost: str = "/"
@@ -49,6 +54,12 @@ class RabbitSettings(EnvironmentSettings):
     rabbitmq_ca_file: Path | None = None
     rabbitmq_cert_file: Path | None = None
     rabbitmq_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _rabbitmq_hosts_are_unambiguous(self) -> Self:
+        if self.rabbitmq_hosts is not None and "rabbitmq_host" in self.model_fields_set:
+            raise ValueError("RABBITMQ_HOST and RABBITMQ_HOSTS: set only one of them")
+        return self
 
     @model_validator(mode="after")
     def _rabbitmq_files_are_usable(self) -> Self:
@@ -65,52 +76,112 @@ class RabbitSettings(EnvironmentSettings):
     @override
     def plain_text(self) -> list[str]:
         unset = "rabbitmq_tls" not in self.model_fields_set
-        return [*super().plain_text(), *(["RABBITMQ_TLS"] if unset and not is_local(self.rabbitmq_host) else [])]
+        remote = any(not is_local(address.host) for address in self._rabbitmq_addresses())
+        return [*super().plain_text(), *(["RABBITMQ_TLS"] if unset and remote else [])]
 
-    def amqp_url(self, role: str = "") -> str:
+    def _rabbitmq_addresses(self) -> tuple[Address, ...]:
+        if self.rabbitmq_hosts is None:
+            return (Address(self.rabbitmq_host, self.rabbitmq_port),)
+        return addresses(self.rabbitmq_hosts, self.rabbitmq_port)
+
+    def rabbitmq_nodes(self) -> Hosts:
+        """Return the nodes, which all connections of this process share.
+
+        Each process draws its own order, so that the processes spread over the nodes.
+        """
+        return shared_hosts(self._rabbitmq_addresses(), shuffled=True)
+
+    def amqp_url(self, role: str = "", node: Address | None = None) -> str:
         """Return the AMQP URI, including the password (https://www.rabbitmq.com/docs/uri-spec).
 
-        If a `role` is given, the management UI shows the connection as `role@host`.
+        If a `role` is given, the management UI shows the connection as `role@host`. Without a `node`, the URI is of the
+        one to try first.
         """
         user, vhost = quote(self.rabbitmq_user, safe=""), quote(self.rabbitmq_vhost, safe="")
         password = quote(self.rabbitmq_password.get_secret_value(), safe="")
-        query: dict[str, object] = {"heartbeat": HEARTBEAT, **({"name": f"{role}@{gethostname()}"} if role else {})}
+        name = {"name": f"{role}@{gethostname()}"} if role else {}
+        query: dict[str, object] = {"heartbeat": self.rabbitmq_heartbeat, **name}
         if self.rabbitmq_tls:
             # aiormq verifies the server's certificate and host name. It reads these files again for each connection.
             parameters = zip(("cafile", "certfile", "keyfile"), self.rabbitmq_files(), strict=True)
             query |= {parameter: file for parameter, file in parameters if file is not None}
         scheme = "amqps" if self.rabbitmq_tls else "amqp"
-        address = f"{self.rabbitmq_host}:{self.rabbitmq_port}"
-        return f"{scheme}://{user}:{password}@{address}/{vhost}?{urlencode(query)}"
+        return f"{scheme}://{user}:{password}@{node or self.rabbitmq_nodes().first}/{vhost}?{urlencode(query)}"
 
 
-async def connect(url: str) -> AbstractConnection:
-    """Return a new connection, which is not restored if it is lost."""
+async def connect(settings: RabbitSettings, role: str) -> AbstractConnection:
+    """Return a connection to the first node that accepts one; if it is lost, it is not opened again."""
     accept_any_properties()
-    return await aio_pika.connect(url)
+    nodes, errors = settings.rabbitmq_nodes(), []
+    for node in nodes.in_turn():
+        try:
+            # Without a timeout, a node that accepts the connection and then stays silent would be waited for forever.
+            return await aio_pika.connect(settings.amqp_url(role, node), timeout=settings.rabbitmq_connect_timeout)
+        except CONNECTION_EXCEPTIONS as error:
+            nodes.failed(node)
+            if len(nodes) == 1:
+                raise
+            errors.append(f"{node}: {error!r}")
+    raise ConnectionError("; ".join(errors))
+
+
+class FailoverConnection(RobustConnection):
+    """A connection that is opened again after a loss, to the next node.
+
+    aio-pika knows only one URL. It calls `_on_connection_close` after a loss and after a failed attempt, in both cases
+    before the next attempt, which reads `url`.
+    """
+
+    def __init__(self, url: URL, *, nodes: Hosts, **options: Any) -> None:  # noqa: ANN401 - those of `RobustConnection`
+        super().__init__(url, **options)
+        self._nodes = nodes
+        self.lost_node: Address | None = None
+        """The node of the last loss or failed attempt."""
+        self._choose_node()
+
+    @override
+    async def _on_connection_close(self, closing: "asyncio.Future[Any]") -> None:
+        if not self.close_called:
+            self.lost_node = self._node
+            self._nodes.failed(self._node)
+            self._choose_node()
+        await super()._on_connection_close(closing)
+
+    def _choose_node(self) -> None:
+        self._node = self._nodes.first
+        self.url = self.url.with_host(self._node.host).with_port(self._node.port)
+
+
+class FailoverBroker(RabbitBroker):
+    """A FastStream broker that connects to the nodes in turn."""
+
+    def __init__(self, settings: RabbitSettings, role: str, *, timeout: float | None = None, **options: Any) -> None:  # noqa: ANN401 - those of `RabbitBroker`
+        """Create the broker. An attempt to connect may take `timeout` seconds, or else `RABBITMQ_CONNECT_TIMEOUT`."""
+        accept_any_properties()
+        timeout = settings.rabbitmq_connect_timeout if timeout is None else timeout
+        super().__init__(settings.amqp_url(role), timeout=timeout, apply_types=False, logger=None, **options)
+        # FastStream passes these to `connect_robust`, but has no parameter for the class of the connection.
+        self._connection_kwargs["connection_class"] = partial(FailoverConnection, nodes=settings.rabbitmq_nodes())
 
 
 def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
     """Return a broker that keeps a connection open and reconnects automatically."""
-    accept_any_properties()
     outage = Outage(log, "the connection to RabbitMQ is down")
 
     def lost(connection: AbstractConnection | None, error: BaseException | None) -> None:
         """Handle the loss of the connection, and then each failed attempt to reconnect."""
         if error is None or isinstance(error, asyncio.CancelledError):
             return
-        wait = outage.failed(repr(error))
-        if isinstance(connection, RobustConnection):
-            connection.reconnect_interval = wait
+        if isinstance(connection, FailoverConnection):
+            connection.reconnect_interval = outage.failed(f"{connection.lost_node}: {error!r}")
 
-    return RabbitBroker(
-        settings.amqp_url(role),
+    return FailoverBroker(
+        settings,
+        role,
         fail_fast=False,
         reconnect_interval=RECONNECT_INTERVAL,
         on_close=[lost],
         on_reconnected=[lambda _: outage.ended()],
-        apply_types=False,
-        logger=None,
     )
 
 

@@ -45,7 +45,7 @@ class DeclaredTopology:
         self._bindings = bindings
         self._exchanges = exchanges
         self._role = role
-        self._start_outage = Outage(log, f"RabbitMQ at {settings.rabbitmq_host}:{settings.rabbitmq_port} is not ready")
+        self._start_outage = Outage(log, f"RabbitMQ at {settings.rabbitmq_nodes()} is not ready")
         self._restore_outage = Outage(log, "queues or exchanges in RabbitMQ may be missing and could not be declared")
         self._restoring: asyncio.Task[None] | None = None
         self._restore_delay = RESTORE_DELAY
@@ -106,10 +106,7 @@ class DeclaredTopology:
 
     async def _declare(self) -> None:
         with broker_errors():
-            async with (
-                asyncio.timeout(DECLARE_TIMEOUT),
-                await connect(self._settings.amqp_url(self._role)) as connection,
-            ):
+            async with await connect(self._settings, self._role) as connection, asyncio.timeout(DECLARE_TIMEOUT):
                 if connection.transport is not None:
                     _check_version(connection.transport.connection.server_properties)
                 mismatches, self.missing = await declare(connection, self._bindings, self._exchanges)

@@ -36,7 +36,8 @@ class EventPublisher:
     """
 
     def __init__(self, settings: RabbitSettings, role: str) -> None:
-        self._url = settings.amqp_url(f"{role}.events")
+        self._settings = settings
+        self._role = f"{role}.events"
         self._waiting: asyncio.Queue[Sequence[StatusChange]] = asyncio.Queue()
         self._waiting_count = 0
         self._dropped = self._dropped_reported = 0
@@ -79,17 +80,19 @@ class EventPublisher:
     async def _publish_or_disconnect(self, changes: Sequence[StatusChange]) -> None:
         try:
             with broker_errors():
+                if self._connection is None:
+                    self._connection = await connect(self._settings, self._role)
                 async with asyncio.timeout(TIMEOUT):
-                    await self._publish_by_routing_key(changes)
+                    await self._publish_by_routing_key(self._connection, changes)
         except BrokerUnavailable:
             await self._disconnect()
             raise
 
-    async def _publish_by_routing_key(self, changes: Sequence[StatusChange]) -> None:
+    async def _publish_by_routing_key(self, connection: AbstractConnection, changes: Sequence[StatusChange]) -> None:
         by_kind: defaultdict[tuple[Channel, DeliveryStatus], list[StatusChange]] = defaultdict(list)
         for change in changes:
             by_kind[change.channel, change.status].append(change)
-        exchange = self._exchange or await self._connect()
+        exchange = self._exchange or await self._open_exchange(connection)
         for (channel, status), alike in by_kind.items():
             for first in range(0, len(alike), MAX_CHANGES):
                 message = _message(alike[first : first + MAX_CHANGES])
@@ -98,9 +101,8 @@ class EventPublisher:
             await exchange.publish(_message(()), topology.DROPPED_ROUTING_KEY, mandatory=False)
             self._dropped_reported = dropped
 
-    async def _connect(self) -> AbstractExchange:
-        self._connection = await connect(self._url)
-        channel = await self._connection.channel(publisher_confirms=False)
+    async def _open_exchange(self, connection: AbstractConnection) -> AbstractExchange:
+        channel = await connection.channel(publisher_confirms=False)
         self._exchange = await channel.get_exchange(topology.EVENTS.name, ensure=False)
         return self._exchange
 

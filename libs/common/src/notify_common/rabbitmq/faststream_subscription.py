@@ -14,11 +14,11 @@ from aio_pika import RobustConnection
 from aiormq.channel import Channel as AmqpChannel
 from faststream import AckPolicy, BaseMiddleware, ContextRepo
 from faststream.exceptions import RejectMessage
-from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
+from faststream.rabbit import Channel, RabbitMessage, RabbitQueue
 from faststream.rabbit.subscriber import RabbitSubscriber
 from typing_extensions import override
 
-from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.connection import FailoverBroker, RabbitSettings
 from notify_common.rabbitmq.dead_letters import bury_failed
 from notify_common.rabbitmq.properties import accept_any_properties
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
@@ -49,7 +49,8 @@ class FastStreamSubscription(Subscription):
         graceful_timeout: float,
     ) -> None:
         super().__init__(queue, publisher, graceful_timeout=graceful_timeout)
-        self._url = settings.amqp_url(role)
+        self._settings = settings
+        self._role = role
         # `Subscription` restarts the consumer after a loss. If aio-pika restored it as well, there would be two.
         self._queue = RabbitQueue(queue, declare=False, robust=False)
         self._decode = decode
@@ -62,13 +63,12 @@ class FastStreamSubscription(Subscription):
     async def _start(self) -> AmqpChannel:
         accept_any_properties()
         # Each start uses a new broker, because one that did not stop in time cannot be started again.
-        broker = RabbitBroker(
-            self._url,
-            timeout=CONNECT_TIMEOUT,
+        broker = FailoverBroker(
+            self._settings,
+            self._role,
+            timeout=min(self._settings.rabbitmq_connect_timeout, CONNECT_TIMEOUT),
             graceful_timeout=self._graceful_timeout,
             middlewares=[partial(BuryPoison, queue=self.queue, publisher=self._publisher)],
-            apply_types=False,
-            logger=None,
         )
         self._subscriber = broker.subscriber(
             self._queue,

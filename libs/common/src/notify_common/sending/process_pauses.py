@@ -9,8 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from notify_common.rabbitmq.connection import HEARTBEAT
-
 CHECK_INTERVAL = 1.0  # seconds
 HOLD = 1.0  # seconds in which this process finds out whether its connection is closed
 # CLOCK_MONOTONIC stops while a machine is suspended.
@@ -18,9 +16,10 @@ CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class ProcessPauses:
-    """Notices pauses that are longer than a heartbeat."""
+    """Notices pauses that are longer than `heartbeat` seconds."""
 
-    def __init__(self, clock: Callable[[], float] = lambda: time.clock_gettime(CLOCK)) -> None:
+    def __init__(self, heartbeat: float, clock: Callable[[], float] = lambda: time.clock_gettime(CLOCK)) -> None:
+        self._longest = max(heartbeat, 2 * CHECK_INTERVAL)  # the timer itself may be a little late
         self._clock = clock
         self.over = asyncio.Event()
         """Not set in the first moment after a pause."""
@@ -38,7 +37,7 @@ class ProcessPauses:
 
     def _check(self) -> None:
         now, loop = self._clock(), asyncio.get_running_loop()
-        if now - self._checked_at > HEARTBEAT:
+        if now - self._checked_at > self._longest:
             self.over.clear()
             loop.call_later(HOLD, self.over.set)
         self._checked_at = now

@@ -53,6 +53,7 @@ class Sender:
         provider_timeout: float,
         schedule: RetrySchedule,
         metrics: SenderMetrics,
+        pauses: ProcessPauses,
         breakers: CircuitBreakers | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
@@ -68,7 +69,7 @@ class Sender:
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
-        self.pauses = ProcessPauses()
+        self.pauses = pauses
         self.reporting = asyncio.Event()
         """Set while results can be reported."""
         self.reporting.set()

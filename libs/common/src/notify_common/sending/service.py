@@ -19,6 +19,7 @@ from notify_common.runtime.settings import WorkerSettings
 from notify_common.runtime.tracing import Tracing
 from notify_common.sending.circuit_breaker import CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
+from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_queue_depth import WaitingRetries
@@ -46,6 +47,10 @@ class SenderSettings(WorkerSettings, RabbitSettings):
         simulator = Simulator(latency=latency, error_probability=self.error_probability, folder=self.simulator_folder)
         return WithSimulation(provider or simulator, simulator)
 
+    def graceful_timeout(self) -> float:
+        """Return the seconds in which a sender that stops can finish its calls and report their results."""
+        return self.provider_timeout + ACK_TIME
+
     def schedule(self) -> RetrySchedule:
         """Return the schedule for retrying failed attempts."""
         return RetrySchedule(
@@ -71,7 +76,6 @@ def create_sender(
     consuming, broker = create_broker(settings, role), create_broker(settings, f"{role}.publish")
     declared = DeclaredTopology(settings, topology.sender(channel, schedule.delays), role=role)
     publisher = publisher_class(broker, declared.restore)
-    graceful_timeout = settings.provider_timeout + ACK_TIME
     breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
     sender = Sender(
         publisher,
@@ -80,6 +84,7 @@ def create_sender(
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
         metrics=SenderMetrics(registry, channel),
+        pauses=ProcessPauses(settings.rabbitmq_heartbeat),
         breakers=breakers,
         tracing=tracing or settings.tracing(role),
     )
@@ -89,7 +94,7 @@ def create_sender(
         handle=sender.handle,
         prefetch=limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency,
         publisher=publisher,
-        graceful_timeout=graceful_timeout,
+        graceful_timeout=settings.graceful_timeout(),
         ready=sender.reporting,
     )
     return Worker(
@@ -102,7 +107,7 @@ def create_sender(
         stopping=breakers.stop if breakers else lambda: None,
         drained=sender.drained,
         before_scrape=WaitingRetries(subscription, channel, schedule.delays, registry).count,
-        graceful_timeout=graceful_timeout,
+        graceful_timeout=settings.graceful_timeout(),
     )
 
 

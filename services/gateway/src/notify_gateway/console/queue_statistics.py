@@ -2,7 +2,8 @@
 
 import logging
 import ssl
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 import httpx
@@ -29,40 +30,45 @@ ALL_QUEUES = TypeAdapter(list[QueueStatistics])
 
 
 class QueueStatisticsClient:
-    """Reads the statistics of all queues in the virtual host with one request."""
+    """Reads the statistics of all queues in the virtual host with one request, to any node that responds."""
 
-    def __init__(self, settings: RabbitSettings, management_url: HttpUrl | None) -> None:
-        self._url = None
-        if management_url is not None:
-            vhost = quote(settings.rabbitmq_vhost, safe="")
-            self._url = httpx.URL(f"{str(management_url).rstrip('/')}/api/queues/{vhost}", params={"columns": COLUMNS})
+    def __init__(self, settings: RabbitSettings, management_urls: Sequence[HttpUrl]) -> None:
+        path = f"/api/queues/{quote(settings.rabbitmq_vhost, safe='')}"
+        self._urls = deque(
+            httpx.URL(f"{str(url).rstrip('/')}{path}", params={"columns": COLUMNS}) for url in management_urls
+        )
         # Without RABBITMQ_TLS, httpx verifies an HTTPS server with its own list of authorities.
         self._files = settings.rabbitmq_files() if settings.rabbitmq_tls else None
         self._login = (settings.rabbitmq_user, settings.rabbitmq_password.get_secret_value())
         self._client: httpx.AsyncClient | None = None
-        self._outage = Outage(log, "the RabbitMQ management API (RABBITMQ_MANAGEMENT_URL) is unavailable")
+        variable = "RABBITMQ_MANAGEMENT_HOSTS" if len(self._urls) > 1 else "RABBITMQ_MANAGEMENT_URL"
+        self._outage = Outage(log, f"the RabbitMQ management API ({variable}) is unavailable")
 
     async def read(self) -> Mapping[str, QueueStatistics] | None:
         """Return the statistics by queue name; None if the management API is not configured or is unavailable."""
-        if self._url is None:
-            return None
-        try:
-            if self._client is None:
-                auth, files = None if self._url.username else self._login, self._files
-                verify = files.context() if files is not None and self._url.scheme == "https" else True
-                self._client = httpx.AsyncClient(auth=auth, timeout=TIMEOUT, trust_env=False, verify=verify)
-            response = await self._client.get(self._url)
-            if not response.is_success:
-                self._outage.failed(f"status {response.status_code}")
-                return None
-            queues = ALL_QUEUES.validate_json(response.content)
-        except (httpx.HTTPError, ValueError, OSError) as error:
-            self._outage.failed(_reason(error))
-            if self._files is not None:
-                await self.aclose()  # the next client reads the certificate files again
-            return None
-        self._outage.ended()
-        return {queue.name: queue for queue in queues}
+        problems = []
+        for url in list(self._urls):
+            try:
+                queues = await self._read(url)
+            except (httpx.HTTPError, ValueError, OSError) as error:
+                problems.append(_reason(error))
+                self._urls.rotate(-1)  # the next read begins with the next node
+                if self._files is not None:
+                    await self.aclose()  # the next client reads the certificate files again
+            else:
+                self._outage.ended()
+                return {queue.name: queue for queue in queues}
+        if problems:
+            self._outage.failed("; ".join(problems))
+        return None
+
+    async def _read(self, url: httpx.URL) -> Sequence[QueueStatistics]:
+        if self._client is None:
+            auth, files = None if url.username else self._login, self._files
+            verify = files.context() if files is not None and url.scheme == "https" else True
+            self._client = httpx.AsyncClient(auth=auth, timeout=TIMEOUT, trust_env=False, verify=verify)
+        response = await self._client.get(url)
+        return ALL_QUEUES.validate_json(response.raise_for_status().content)
 
     async def aclose(self) -> None:
         """Close the HTTP client."""
@@ -72,7 +78,9 @@ class QueueStatisticsClient:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the type of the error, and what TLS says. Other texts may contain the URL and its password."""
+    """Return the type of the error, and the status or what TLS says. Other texts may contain the URL's password."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"status {error.response.status_code}"
     cause = error.__cause__ or error.__context__
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__

@@ -114,5 +114,5 @@ class DeadLetterArchive:
 @asynccontextmanager
 async def open_archive(settings: RabbitSettings) -> AsyncIterator[DeadLetterArchive]:
     """Keep a connection to the archives open until the context ends."""
-    async with await connect(settings.amqp_url("operator")) as connection:
+    async with await connect(settings, "operator") as connection:
         yield DeadLetterArchive(connection, await connection.channel())

@@ -47,7 +47,8 @@ class EventFeed:
         lost: Callable[[], None],
         missed: Callable[[], None],
     ) -> None:
-        self._url = settings.amqp_url(f"{role}.live")
+        self._settings = settings
+        self._role = f"{role}.live"
         self._queue = f"{topology.EVENTS.name}.{role}"
         self._receive = receive
         self._connected = connected
@@ -68,8 +69,7 @@ class EventFeed:
 
     async def _consume(self, outage: Outage) -> None:
         arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
-        async with asyncio.timeout(TIMEOUT):
-            connection = await connect(self._url)
+        connection = await connect(self._settings, self._role)
         try:
             async with asyncio.timeout(TIMEOUT):
                 channel = await connection.channel(publisher_confirms=False)

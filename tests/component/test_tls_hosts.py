@@ -1,0 +1,44 @@
+"""TLS to servers with several addresses: each address is checked against the server's certificate."""
+
+from collections.abc import Iterator
+
+import pytest
+from notify_common.errors import BrokerUnavailable
+from notify_common.rabbitmq.connection import RabbitSettings, broker_errors, connect, create_broker
+from support.rabbitmq_nodes import try_first
+from support.tls_servers import HOST, Certificates, TlsRabbit, running_rabbitmq
+
+UNCERTIFIED = "127.0.0.1"  # the servers listen here, but their certificates name only `HOST`
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def rabbit_node(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsRabbit]:
+    with running_rabbitmq(tmp_path_factory.mktemp("rabbit"), certificates, client_certificates=False) as node:
+        yield node
+
+
+def with_hosts(rabbit: RabbitSettings, *hosts: str) -> RabbitSettings:
+    """Return settings with these hosts, of which the first is tried first."""
+    given = rabbit.model_dump(exclude_unset=True, exclude={"rabbitmq_host"})
+    settings = RabbitSettings.model_validate({**given, "rabbitmq_hosts": ",".join(hosts)})
+    try_first(settings.rabbitmq_nodes(), f"{hosts[0]}:{rabbit.rabbitmq_port}")
+    return settings
+
+
+async def test_certificate_of_each_rabbitmq_node_must_name_that_node(rabbit_node: TlsRabbit) -> None:
+    right = f"{HOST}:{rabbit_node.settings.rabbitmq_port}"
+    settings = with_hosts(rabbit_node.settings, UNCERTIFIED, HOST)
+    async with await connect(settings, "test"):
+        assert str(settings.rabbitmq_nodes().first) == right
+    settings = with_hosts(rabbit_node.settings, UNCERTIFIED, HOST)
+    broker = create_broker(settings, "test")
+    await broker.connect()
+    assert str(settings.rabbitmq_nodes().first) == right
+    await broker.stop()
+    with pytest.raises(BrokerUnavailable, match="IP address mismatch"), broker_errors():
+        await connect(with_hosts(rabbit_node.settings, UNCERTIFIED), "test")
