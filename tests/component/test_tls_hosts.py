@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.connection import RabbitSettings, broker_errors, connect, create_broker
+from notify_database.engine import NOT_MIGRATED, PostgresSettings, create_engine, database_problem
 from support.rabbitmq_nodes import try_first
-from support.tls_servers import HOST, Certificates, TlsRabbit, running_rabbitmq
+from support.tls_servers import HOST, Certificates, TlsPostgres, TlsRabbit, running_postgres, running_rabbitmq
 
 UNCERTIFIED = "127.0.0.1"  # the servers listen here, but their certificates name only `HOST`
 
@@ -20,6 +21,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def rabbit_node(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsRabbit]:
     with running_rabbitmq(tmp_path_factory.mktemp("rabbit"), certificates, client_certificates=False) as node:
         yield node
+
+
+@pytest.fixture(scope="module")
+def postgres_server(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsPostgres]:
+    with running_postgres(tmp_path_factory.mktemp("postgres"), certificates) as server:
+        yield server
 
 
 def with_hosts(rabbit: RabbitSettings, *hosts: str) -> RabbitSettings:
@@ -42,3 +49,21 @@ async def test_certificate_of_each_rabbitmq_node_must_name_that_node(rabbit_node
     await broker.stop()
     with pytest.raises(BrokerUnavailable, match="IP address mismatch"), broker_errors():
         await connect(with_hosts(rabbit_node.settings, UNCERTIFIED), "test")
+
+
+@pytest.mark.parametrize(
+    ("mode", "hosts", "problem"),
+    [
+        ("verify-full", [UNCERTIFIED, HOST], NOT_MIGRATED),
+        ("verify-full", [UNCERTIFIED], "IP address mismatch"),
+        ("verify-ca", [UNCERTIFIED], NOT_MIGRATED),
+    ],
+)
+async def test_certificate_of_each_postgresql_server_must_name_that_server(
+    postgres_server: TlsPostgres, mode: str, hosts: list[str], problem: str
+) -> None:
+    given = postgres_server.settings.model_dump(exclude_unset=True, exclude={"postgres_host"})
+    settings = PostgresSettings.model_validate({**given, "postgres_sslmode": mode, "postgres_hosts": ",".join(hosts)})
+    engine = create_engine(settings, pool_size=1)
+    assert problem in str(await database_problem(engine))
+    await engine.dispose()

@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,9 +16,8 @@ from notify_local.ports import Ports
 from notify_local.rabbitmq import NodePorts
 from notify_local.rabbitmq_install import rabbitmq_server
 
-from support.tls_servers import running_program
+from support.tls_servers import await_server, running_program
 
-START_TIMEOUT = 60.0  # seconds
 PASSWORD = "the same for all nodes"
 
 
@@ -60,12 +58,8 @@ def running_node(path: Path, allocated: Ports) -> Iterator[Node]:
         running_program(rabbitmq.prepare_epmd(ports.epmd), folder),
         running_program(program, folder) as process,
     ):
-        deadline = time.monotonic() + START_TIMEOUT
         url = f"http://127.0.0.1:{ports.management}/api/health/checks/protocol-listener/amqp"
-        while not _responds(url):
-            assert process.poll() is None, (folder.log / "rabbitmq.log").read_text()
-            assert time.monotonic() < deadline, (folder.log / "rabbitmq.log").read_text()
-            time.sleep(0.1)
+        await_server(lambda: _responds(url), process, folder.log / "rabbitmq.log")
         yield Node(ports, process)
         process.kill()  # a node takes long to stop
 

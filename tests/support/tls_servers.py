@@ -166,7 +166,7 @@ def running_rabbitmq(path: Path, certificates: Certificates, *, client_certifica
             return False
 
     with running_program(rabbitmq.prepare_epmd(ports.epmd), folder), running_program(program, folder) as process:
-        _await(ready, process, folder.log / "rabbitmq.log")
+        await_server(ready, process, folder.log / "rabbitmq.log")
         yield rabbit
 
 
@@ -201,7 +201,7 @@ def running_postgres(path: Path, certificates: Certificates) -> Iterator[TlsPost
     }
     tls = PostgresSettings.model_validate(settings)
     with running_program(Program("postgres", command, environment, stop_signal=signal.SIGINT), folder) as process:
-        _await(lambda: asyncio.run(_accepts(tls)), process, folder.log / "postgres.log")
+        await_server(lambda: asyncio.run(_accepts(tls)), process, folder.log / "postgres.log")
         yield TlsPostgres(tls, process)
 
 
@@ -244,7 +244,8 @@ def running_program(program: Program, folder: StackFolder) -> Iterator[subproces
             process.wait(program.stop_timeout)
 
 
-def _await(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def await_server(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server is ready; fail with its log if it ends before."""
     deadline = time.monotonic() + START_TIMEOUT
     while not ready():
         assert process.poll() is None, log.read_text()

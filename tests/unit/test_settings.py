@@ -231,6 +231,13 @@ def test_rabbitmq_nodes_come_from_either_setting(monkeypatch: pytest.MonkeyPatch
     assert sorted(map(str, nodes.in_turn())) == ["rabbit-1:5671", "rabbit-2:5673"]
 
 
+def test_postgresql_servers_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(MigrationSettings().postgres_servers()) == "localhost:5432"
+    monkeypatch.setenv("POSTGRES_HOSTS", "pg-2,pg-1:5433,pg-3")
+    monkeypatch.setenv("POSTGRES_PORT", "6432")
+    assert str(load_settings(MigrationSettings).postgres_servers()) == "pg-2:6432, pg-1:5433, pg-3:6432"
+
+
 def test_amqp_url_names_the_node_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RABBITMQ_HOSTS", "rabbit-1:5672,[::1]:5673")
     monkeypatch.setenv("RABBITMQ_HEARTBEAT", "7")
@@ -254,6 +261,11 @@ def test_amqp_url_names_the_node_to_try(monkeypatch: pytest.MonkeyPatch) -> None
             "RABBITMQ_MANAGEMENT_URL and RABBITMQ_MANAGEMENT_HOSTS: set only one of them",
         ),
         ({"RABBITMQ_HOSTS": "a:5672;b:5672"}, "RABBITMQ_HOSTS: must be addresses such as"),
+        (
+            {"POSTGRES_HOST": "a", "POSTGRES_HOSTS": "a:5432,b:5432"},
+            "POSTGRES_HOST and POSTGRES_HOSTS: set only one of them",
+        ),
+        ({"POSTGRES_HOSTS": "/run/postgresql"}, "POSTGRES_HOSTS: must be addresses such as"),
     ],
 )
 def test_unclear_hosts_are_refused(given: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,11 @@ REMOTE = {"RABBITMQ_HOST": "rabbit.example.org", "POSTGRES_HOST": "10.1.2.3"}
         ({**REMOTE, "RABBITMQ_TLS": "false", "POSTGRES_SSLMODE": "disable"}, []),  # it was chosen
         ({**REMOTE, "RABBITMQ_TLS": "true", "POSTGRES_SSLMODE": "verify-full"}, []),
         ({"RABBITMQ_HOST": "rabbitmq", "POSTGRES_HOST": "/run/postgresql"}, []),
+        ({"RABBITMQ_HOSTS": "a,b", "POSTGRES_HOSTS": "a,[::1]:1"}, []),
+        (
+            {"RABBITMQ_HOSTS": "a,b.example.org", "POSTGRES_HOSTS": "a,10.1.2.3:1"},
+            ["POSTGRES_SSLMODE", "RABBITMQ_TLS"],
+        ),
         ({"RABBITMQ_HOST": "127.0.0.1", "POSTGRES_HOST": "::1"}, []),
         ({}, []),
     ],

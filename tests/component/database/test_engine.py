@@ -9,7 +9,7 @@ from notify_database.errors import DatabaseUnavailable
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.fakes import CuttableNetwork
-from support.services import TIMEOUT
+from support.services import TIMEOUT, eventually
 
 BACKEND = text("SELECT pg_backend_pid()")
 
@@ -24,6 +24,14 @@ async def test_sessions_have_idle_transaction_and_statement_timeouts(engine: Asy
     async with engine.connect() as connection:
         for setting, value in (("idle_in_transaction_session_timeout", "10s"), ("statement_timeout", "30s")):
             assert (await connection.execute(text(f"SHOW {setting}"))).scalar_one() == value
+
+
+async def test_commits_are_durable_whatever_the_database_says(postgres: PostgresSettings) -> None:
+    engine = create_engine(postgres, pool_size=1)
+    await execute(engine, text(f'ALTER DATABASE "{postgres.postgres_database}" SET synchronous_commit = off'))
+    await engine.dispose()
+    assert (await execute(engine, text("SHOW synchronous_commit"))).scalar_one() == "on"
+    await engine.dispose()
 
 
 async def test_vanished_database_is_unavailable_and_its_connection_is_not_used_again(
@@ -53,6 +61,25 @@ async def test_vanished_database_is_unavailable_and_its_connection_is_not_used_a
     await network.thaw()
     await execute(engine, BACKEND)
     await engine.dispose()
+
+
+async def test_statement_of_a_cancelled_task_ends(postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    """Its connection is closed, because a request to cancel it might cancel a commit instead."""
+    other = create_engine(postgres, pool_size=1)
+    sleeping = asyncio.create_task(execute(engine, text("SELECT pg_sleep(3600)")))
+    count = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()")
+
+    async def runs() -> bool:
+        return bool((await execute(other, count)).scalar_one())
+
+    async def has_ended() -> bool:
+        return not await runs()
+
+    await eventually(runs, "the statement runs")
+    sleeping.cancel()
+    await asyncio.wait({sleeping})
+    await eventually(has_ended, "the server ends the statement")
+    await other.dispose()
 
 
 async def test_engine_without_a_statement_timeout_waits_for_long_statements(

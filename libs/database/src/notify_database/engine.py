@@ -11,29 +11,32 @@ from typing import Annotated, Any, Self
 
 import asyncpg
 from notify_common.errors import StartupError
+from notify_common.runtime.hosts import Address, AddressList, Hosts, addresses, shared_hosts
 from notify_common.runtime.networks import is_local
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.settings import EnvironmentSettings
 from notify_common.runtime.tls import ClientFiles
 from pydantic import Field, SecretStr, model_validator
-from sqlalchemy import URL, CursorResult, ExceptionContext, Executable, event, text
+from sqlalchemy import CursorResult, ExceptionContext, Executable, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from typing_extensions import override
 
+from notify_database.connection import LOGIN_CLASSES, Connector, describe, sqlstate
 from notify_database.errors import DatabaseUnavailable, DataRejected, LoginRejected, StatementTimedOut
 
 log = logging.getLogger(__name__)
 
 MINIMUM_VERSION = 15
-CONNECT_TIMEOUT = 5.0  # seconds
 # A session that hangs in a transaction or waits for a lock must not block other sessions forever.
 STATEMENT_TIMEOUT = 30.0  # seconds
 IDLE_IN_TRANSACTION_TIMEOUT = 10.0  # seconds
 # If PostgreSQL has not ended a statement this long after its timeout, its host has vanished. Without this limit,
 # statements would wait until TCP gives up, which takes a quarter of an hour.
 ANSWER_TIME = 5.0  # seconds
+# How soon PostgreSQL ends a statement whose connection was closed. It never ends a commit that waits for a standby.
+CLIENT_CHECK_INTERVAL = 2.0  # seconds
 # Planner settings for clients that look up rows only by key. PostgreSQL may keep a prepared statement's plan forever,
 # and a plan made while a table was empty would scan the whole table for every batch of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
@@ -48,7 +51,9 @@ POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 # SQLSTATE classes (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program
 # limit exceeded. A statement that fails with one of these will fail every time.
 REJECTION_CLASSES = frozenset({"22", "23", "54"})
-LOGIN_CLASSES = frozenset({"28", "3D"})  # invalid authorization, invalid catalog (database) name
+# read-only transaction, admin shutdown, crash shutdown, cannot connect now: the server is no longer the primary, or is
+# about to end its connections.
+LOST_SERVER_CODES = frozenset({"25006", "57P01", "57P02", "57P03"})
 
 
 class SslMode(StrEnum):
@@ -69,6 +74,8 @@ class PostgresSettings(EnvironmentSettings):
 
     postgres_host: str = "localhost"
     postgres_port: int = Field(5432, ge=1, le=65535)
+    postgres_hosts: AddressList | None = None
+    postgres_connect_timeout: float = Field(5.0, gt=0, le=60)
     postgres_database: str = "notifications"
     postgres_user: str = "postgres"
     postgres_password: SecretStr = SecretStr("postgres")
@@ -77,6 +84,12 @@ class PostgresSettings(EnvironmentSettings):
     postgres_ca_file: Path | None = None
     postgres_cert_file: Path | None = None
     postgres_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _postgres_hosts_are_unambiguous(self) -> Self:
+        if self.postgres_hosts is not None and "postgres_host" in self.model_fields_set:
+            raise ValueError("POSTGRES_HOST and POSTGRES_HOSTS: set only one of them")
+        return self
 
     @model_validator(mode="after")
     def _postgres_files_are_usable(self) -> Self:
@@ -103,7 +116,29 @@ class PostgresSettings(EnvironmentSettings):
     @override
     def plain_text(self) -> list[str]:
         unset = "postgres_sslmode" not in self.model_fields_set
-        return [*super().plain_text(), *(["POSTGRES_SSLMODE"] if unset and not is_local(self.postgres_host) else [])]
+        remote = any(not is_local(address.host) for address in self._postgres_addresses())
+        return [*super().plain_text(), *(["POSTGRES_SSLMODE"] if unset and remote else [])]
+
+    def _postgres_addresses(self) -> tuple[Address, ...]:
+        if self.postgres_hosts is None:
+            return (Address(self.postgres_host, self.postgres_port),)
+        return addresses(self.postgres_hosts, self.postgres_port)
+
+    def postgres_servers(self) -> Hosts:
+        """Return the primary and its standbys, which all connections of this process share."""
+        return shared_hosts(self._postgres_addresses(), shuffled=False)
+
+    def postgres_arguments(self) -> dict[str, Any]:
+        """Return asyncpg's arguments for the login and the encryption of one connection."""
+        arguments: dict[str, Any] = {
+            "user": self.postgres_user,
+            "password": self.postgres_password.get_secret_value(),
+            "database": self.postgres_database,
+        }
+        if (mode := self.postgres_sslmode) is not None:
+            plain = mode in {SslMode.DISABLE, SslMode.PREFER}
+            arguments["ssl"] = mode.value if plain else self.ssl_context()
+        return arguments
 
 
 def create_engine(
@@ -118,52 +153,44 @@ def create_engine(
     `statement_timeout` is in seconds; 0 means that a statement may take any time. `planner`
     overrides settings of PostgreSQL's query planner.
     """
-    url = URL.create(
-        "postgresql+asyncpg",
-        settings.postgres_user,
-        settings.postgres_password.get_secret_value(),
-        settings.postgres_host,
-        settings.postgres_port,
-        settings.postgres_database,
-    )
+    session = {
+        "command_timeout": statement_timeout + ANSWER_TIME if statement_timeout else None,
+        "server_settings": {
+            "search_path": settings.postgres_schema,
+            "timezone": "UTC",
+            "jit": "off",  # for short statements, JIT compilation costs more than it saves
+            # What is accepted or recorded must be on the disk, and on that of a synchronous standby if there is one.
+            "synchronous_commit": "on",
+            "statement_timeout": f"{statement_timeout * 1000:.0f}ms",
+            "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT:.0f}s",
+            "client_connection_check_interval": f"{CLIENT_CHECK_INTERVAL:.0f}s",
+            **(planner or {}),
+        },
+    }
     engine = create_async_engine(
-        url,
+        "postgresql+asyncpg://",
+        async_creator=Connector(
+            settings.postgres_servers(),
+            lambda: {**settings.postgres_arguments(), **session},
+            timeout=settings.postgres_connect_timeout,
+            read_write=settings.postgres_hosts is not None,
+        ),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
         # Parameters contain messages and recipients, which must not appear in errors.
         hide_parameters=True,
-        connect_args={
-            "timeout": CONNECT_TIMEOUT,
-            "command_timeout": statement_timeout + ANSWER_TIME if statement_timeout else None,
-            # For short statements, JIT compilation costs more than it saves.
-            "server_settings": {
-                "search_path": settings.postgres_schema,
-                "jit": "off",
-                "timezone": "UTC",
-                "statement_timeout": f"{statement_timeout * 1000:.0f}ms",
-                "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT:.0f}s",
-                **(planner or {}),
-            },
-        },
     )
-    event.listen(engine.sync_engine, "handle_error", _discard_after_timeout)
-    if (mode := settings.postgres_sslmode) is not None:
-
-        @event.listens_for(engine.sync_engine, "do_connect")
-        def set_ssl(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
-            plain = mode in {SslMode.DISABLE, SslMode.PREFER}
-            parameters["ssl"] = mode.value if plain else settings.ssl_context()
-
+    event.listen(engine.sync_engine, "handle_error", _discard_if_lost)
     return engine
 
 
-def _discard_after_timeout(context: ExceptionContext) -> None:
-    """Close a connection that did not respond; asyncpg would first wait until its statement is cancelled."""
-    if isinstance(context.original_exception, TimeoutError) and context.connection is not None:
-        driver_connection = context.connection.connection.driver_connection
-        if driver_connection is not None:
-            driver_connection.terminate()
+def _discard_if_lost(context: ExceptionContext) -> None:
+    """Close a connection to a server that did not respond or is no primary, and make the pool replace all others."""
+    error = context.original_exception
+    if isinstance(error, TimeoutError) or sqlstate(error) in LOST_SERVER_CODES:
+        if context.connection is not None and (lost := context.connection.connection.driver_connection) is not None:
+            lost.terminate()
         context.is_disconnect = True
 
 
@@ -180,7 +207,14 @@ def database_errors() -> Iterator[None]:
     except DBAPIError as error:
         driver_error = error.orig.__cause__ if error.orig else None
         raise _translated(driver_error or error) from error
-    except (PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (
+        PoolTimeout,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+        TimeoutError,
+    ) as error:
         raise _translated(error) from error
 
 
@@ -192,20 +226,17 @@ async def execute(engine: AsyncEngine, statement: Executable, **parameters: obje
 
 
 def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
-    sqlstate = str(getattr(error, "sqlstate", None) or "")
-    if sqlstate[:2] in LOGIN_CLASSES:
+    code = sqlstate(error)
+    if code[:2] in LOGIN_CLASSES:
         return LoginRejected(str(error))
     if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
         # No partition exists for the row yet; the gateway's maintenance will create one soon (partitions.py).
         return DatabaseUnavailable("no partition exists for this time")
     if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
-        return StatementTimedOut(f"{type(error).__name__} {sqlstate}")
+        return StatementTimedOut(describe(error))
     # asyncpg raises its own DataError, without contacting the server, if it cannot encode a value.
-    rejected = sqlstate[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
-    description = f"{type(error).__name__} {sqlstate}".rstrip()
-    if isinstance(error, ssl.SSLError) or type(error) is ConnectionError:
-        description = f"{description}: {error}"  # asyncpg raises a plain ConnectionError if the server refuses TLS
-    return DataRejected(description) if rejected else DatabaseUnavailable(description)
+    rejected = code[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
+    return DataRejected(describe(error)) if rejected else DatabaseUnavailable(describe(error))
 
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:

@@ -38,13 +38,15 @@ CLAIM = text("""
     RETURNING tenant, key
 """)
 # A response is read only for a request with the same body. The responses that one statement returns are therefore not
-# much longer than the requests of its batch, whose length is limited.
+# much longer than the requests of its batch, whose length is limited. The lock makes the commit wait for a synchronous
+# standby, and thereby until the standby has the response: it would otherwise be replayed, and then lost in a failover.
 RECORDED = text("""
     SELECT tenant, key, claim.body_hash AS claimed_hash, known.body_hash,
            CASE WHEN known.body_hash = claim.body_hash THEN answer END AS answer
     FROM idempotency_keys AS known
     JOIN unnest(CAST(:tenants AS text[]), CAST(:keys AS text[]), CAST(:body_hashes AS bytea[]))
         AS claim (tenant, key, body_hash) USING (tenant, key)
+    FOR KEY SHARE OF known
 """)
 CLEAN_UP = text("""
     DELETE FROM idempotency_keys WHERE (tenant, key) IN (
