@@ -20,7 +20,6 @@ from typing_extensions import override
 
 from notify_common.rabbitmq.connection import FailoverBroker, RabbitSettings
 from notify_common.rabbitmq.dead_letters import bury_failed
-from notify_common.rabbitmq.properties import accept_any_properties
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.subscription import CLOSE_TIMEOUT, Subscription
 
@@ -61,7 +60,6 @@ class FastStreamSubscription(Subscription):
 
     @override
     async def _start(self) -> AmqpChannel:
-        accept_any_properties()
         # Each start uses a new broker, because one that did not stop in time cannot be started again.
         broker = FailoverBroker(
             self._settings,
