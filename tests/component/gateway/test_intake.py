@@ -1,7 +1,7 @@
 """Batches of requests that share a transaction, and the limit on waiting requests."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -15,6 +15,7 @@ from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings, create_engine
 from notify_database.errors import DataRejected
 from notify_gateway.errors import RequestRejected
+from notify_gateway.http.principal import Scope
 from notify_gateway.notifications import intake
 from notify_gateway.notifications.idempotency import Claim
 from notify_gateway.notifications.intake import NotificationIntake, Receipt
@@ -24,7 +25,8 @@ from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.gateway import BODY, post
+from support.database import blocked_or_done
+from support.gateway import BODY, Json, bearer, post
 from support.services import NOWHERE, gateway_metrics, running_gateway
 
 GOOD = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
@@ -136,3 +138,48 @@ async def test_too_many_waiting_bytes_return_503_and_are_committed_in_small_tran
     async with engine.connect() as connection:
         sizes = await connection.execute(text("SELECT count(*) FROM notifications GROUP BY xmin::text"))
     assert set(sizes.scalars()) <= {1, 2}
+
+
+async def first_done(
+    requests: Collection[asyncio.Task[httpx.Response]], count: int
+) -> tuple[set[asyncio.Task[httpx.Response]], set[asyncio.Task[httpx.Response]]]:
+    """Wait until `count` of the requests have a response; return those that have one, and the others."""
+    done, waiting = set[asyncio.Task[httpx.Response]](), set(requests)
+    while len(done) < count:
+        more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done |= more
+    return done, waiting
+
+
+@pytest.mark.parametrize(
+    ("body", "settings"),
+    [({"message": "x" * 9_900}, {}), ({}, {"max_waiting_requests": 20})],
+    ids=["large requests", "many requests"],
+)
+async def test_tenant_that_fills_the_queue_neither_keeps_others_out_nor_delays_them(
+    body: Json, settings: Json, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "NOTIFICATIONS_PER_TRANSACTION", 2)
+    monkeypatch.setattr(intake, "MAX_WAITING_BYTES", 200_000)
+    many, few = [await bearer(engine, Scope.SEND, tenant=tenant) for tenant in ("many", "few")]
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on", rate_limit=0, **settings) as api:
+
+        def send(headers: dict[str, str], **change: object) -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(api.post("/api/notifications", json={**BODY, **change}, headers=headers))
+
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE notifications IN ACCESS EXCLUSIVE MODE"))
+            in_flight = send(many, **body)
+            await blocked_or_done(engine, in_flight)
+            _, waiting = await first_done([send(many, **body) for _ in range(60)], 60 - 20)
+            late = [send(few, **body) for _ in range(4)]
+            # Each of them takes the place of another.
+            refused, waiting = await first_done([*waiting, *late], len(late))
+            assert refused.isdisjoint(late)
+            assert {request.result().status_code for request in refused} == {503}
+        assert {request.status_code for request in await asyncio.gather(in_flight, *waiting)} == {201}
+    async with engine.connect() as connection:
+        commits = await connection.execute(text("SELECT tenant FROM notifications ORDER BY xmin::text::bigint, tenant"))
+    order = commits.scalars().all()
+    assert order.count("many") >= 15
+    assert order[:14].count("few") == 4, order

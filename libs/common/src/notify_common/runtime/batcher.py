@@ -7,13 +7,13 @@ after a flush waits a little for others to join it.
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from notify_common.errors import Overloaded
+from notify_common.runtime.waiting_queue import FairQueue, FifoQueue, WaitingQueue
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,17 +28,19 @@ class Failed:
 
 @dataclass(slots=True, eq=False)  # compared by identity, so that a withdrawn one is found quickly
 class Submission(Generic[Item, Result]):
-    """Items that wait to be flushed together, and how many bytes they take."""
+    """Items of a tenant that wait to be flushed together, and how many bytes they take."""
 
     items: Sequence[Item]
     flushed: "asyncio.Future[list[Result | Failed]]"
     size: int
+    tenant: str
 
 
 class Batcher(Generic[Item, Result]):
     """Flushes one batch at a time, of at most `max_batch` submissions; `flush` returns one result per item.
 
-    The bounds in bytes apply to the sizes that callers pass. A single submission may exceed `max_batch_bytes`.
+    The bounds in bytes apply to the sizes that callers pass. A single submission may exceed `max_batch_bytes`. If the
+    batcher is `fair`, tenants share its batches and its room, and otherwise all submissions count as those of one.
 
     If `flush` raises one of `rejections`, it must not have written any of the batch. The batch is then bisected until
     the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller.
@@ -52,6 +54,7 @@ class Batcher(Generic[Item, Result]):
         max_batch_bytes: float = math.inf,
         max_waiting: float = math.inf,
         max_waiting_bytes: float = math.inf,
+        fair: bool = False,
         flush_interval: float = 0.0,
         rejections: tuple[type[Exception], ...] = (),
         observe: Callable[[int], object] | None = None,
@@ -59,19 +62,21 @@ class Batcher(Generic[Item, Result]):
         self._flush = flush
         self._max_batch = max_batch
         self._max_batch_bytes = max_batch_bytes
-        self._max_waiting = max_waiting
-        self._max_waiting_bytes = max_waiting_bytes
         self._flush_interval = flush_interval  # seconds
         self._next_flush_at = 0.0
         self._rejections = rejections
         self._observe = observe  # the number of submissions in each batch
-        self._waiting: deque[Submission[Item, Result]] = deque()
-        self._waiting_bytes = 0
+        queue_class = FairQueue if fair else FifoQueue
+        self._waiting: WaitingQueue[Submission[Item, Result]] = queue_class(max_waiting, max_waiting_bytes)
         self._worker: asyncio.Task[None] | None = None
 
-    async def submit(self, item: Item, *, size: int = 0) -> Result:
+    def has_room(self, size: int, tenant: str = "") -> bool:
+        """Return whether an item of `size` bytes may be submitted now."""
+        return self._waiting.has_room(tenant, size)
+
+    async def submit(self, item: Item, *, size: int = 0, tenant: str = "") -> Result:
         """Flush `item` of `size` bytes and return its result; raise the error of its flush, or `Overloaded`."""
-        submission = self._enqueue((item,), size)
+        submission = self._enqueue((item,), size, tenant)
         try:
             (outcome,) = await submission.flushed
         except asyncio.CancelledError:
@@ -83,26 +88,25 @@ class Batcher(Generic[Item, Result]):
 
     def submit_soon(self, item: Item) -> None:
         """Flush `item` without waiting for it, for callers that need neither its result nor its error."""
-        self._enqueue((item,), 0)
+        self._enqueue((item,))
 
     async def submit_all(self, items: Sequence[Item]) -> list[Result | Failed]:
         """Flush `items` in one batch; return a result or `Failed` for each item."""
         if not items:
             return []
-        submission = self._enqueue(items, 0)
+        submission = self._enqueue(items)
         try:
             return await submission.flushed
         except asyncio.CancelledError:
             self._withdraw(submission)
             raise
 
-    def _enqueue(self, items: Sequence[Item], size: int) -> Submission[Item, Result]:
-        if len(self._waiting) >= self._max_waiting or self._waiting_bytes + size > self._max_waiting_bytes:
-            raise Overloaded
+    def _enqueue(self, items: Sequence[Item], size: int = 0, tenant: str = "") -> Submission[Item, Result]:
         flushed: asyncio.Future[list[Result | Failed]] = asyncio.get_running_loop().create_future()
-        submission = Submission(items, flushed, size)
-        self._waiting.append(submission)
-        self._waiting_bytes += size
+        submission = Submission(items, flushed, size, tenant)
+        for dropped in self._waiting.add(submission):
+            if not dropped.flushed.done():
+                dropped.flushed.set_result([Failed(Overloaded()) for _ in dropped.items])
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._drain())
         return submission
@@ -111,7 +115,6 @@ class Batcher(Generic[Item, Result]):
         # A flush may take hours during an outage. Meanwhile the same item may be submitted again and again.
         with suppress(ValueError):  # raised if its batch has begun
             self._waiting.remove(submission)
-            self._waiting_bytes -= submission.size
 
     async def drained(self) -> None:
         """Wait until no item is waiting or being flushed."""
@@ -124,31 +127,19 @@ class Batcher(Generic[Item, Result]):
             if (wait := self._next_flush_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
             self._next_flush_at = loop.time() + self._flush_interval
-            if batch := self._take_batch():
+            # The items of callers that were cancelled before the flush began are not flushed.
+            batch = [each for each in self._waiting.take(self._max_batch, self._max_batch_bytes) if not each.flushed.done()]
+            if batch:
                 if self._observe is not None:
                     self._observe(len(batch))
                 await self._flush_batch(batch)
-
-    def _take_batch(self) -> list[Submission[Item, Result]]:
-        batch: list[Submission[Item, Result]] = []
-        room = self._max_batch_bytes
-        while self._waiting and len(batch) < self._max_batch and (not batch or self._waiting[0].size <= room):
-            submission = self._waiting.popleft()
-            self._waiting_bytes -= submission.size
-            # The items of callers that were cancelled before the flush began are not flushed.
-            if not submission.flushed.done():
-                batch.append(submission)
-                room -= submission.size
-        return batch
 
     async def _flush_batch(self, batch: Sequence[Submission[Item, Result]]) -> None:
         try:
             outcomes = await self._flush_or_bisect([item for submission in batch for item in submission.items])
         except BaseException:
-            for submission in (*batch, *self._waiting):
+            for submission in (*batch, *self._waiting.clear()):
                 submission.flushed.cancel()
-            self._waiting.clear()
-            self._waiting_bytes = 0
             raise
         first = 0
         for submission in batch:

@@ -90,6 +90,8 @@ class NotificationEndpoint:
         """Store the notification durably; return further headers and the body of the 201 response."""
         require_scope(principal, Scope.SEND)
         body = await _read_body(receive)
+        # Parsing a large body takes long. A tenant whose requests are refused must not delay others with that.
+        self._intake.require_room(principal.tenant, len(body))
         request, size = _parse(body, _text(request_headers.get(b"content-type")) or ""), len(body)
         del body  # it would otherwise stay in memory until the notification is committed
         key = _idempotency_key(request_headers)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import StatusChange
 from notify_common.contracts.trace_context import trace_id
+from notify_common.errors import Overloaded
 from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.engine import autocommitting, database_errors
@@ -113,7 +114,7 @@ _Outcome = _Committed | _Rejected | RecordedResponse
 
 
 class NotificationIntake:
-    """Commits notifications in batches."""
+    """Commits notifications in batches, which the tenants share fairly."""
 
     def __init__(
         self,
@@ -139,10 +140,16 @@ class NotificationIntake:
             max_batch_bytes=BYTES_PER_TRANSACTION,
             max_waiting=max_waiting,
             max_waiting_bytes=MAX_WAITING_BYTES,
+            fair=True,
             flush_interval=FLUSH_INTERVAL,
             rejections=(DataRejected,),
             observe=metrics.observe_accepted_batch,
         )
+
+    def require_room(self, tenant: str, size: int) -> None:
+        """Raise `Overloaded` if a request of the tenant with `size` bytes would be refused now."""
+        if not self._batcher.has_room(size, tenant):
+            raise Overloaded
 
     async def accept(self, notification: NewNotification, claim: Claim | None = None, *, size: int = 0) -> Receipt:
         """Return once the notification, or an earlier one with the same idempotency key, is committed.
@@ -155,7 +162,8 @@ class NotificationIntake:
         rejection = notification.request.rejection_at(notification.created_at)
         if rejection and claim is None:
             raise RequestRejected(rejection)
-        outcome = await self._batcher.submit(_Submission(notification, claim, rejection), size=size)
+        submission = _Submission(notification, claim, rejection)
+        outcome = await self._batcher.submit(submission, size=size, tenant=notification.tenant)
         if isinstance(outcome, _Rejected):
             raise RequestRejected(outcome.reason)
         if isinstance(outcome, _Committed):
