@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence, Set
+from datetime import timedelta
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, StatusChange
@@ -125,7 +126,7 @@ async def retry() -> None:
     await DeliveryRetries(engine, chunk_size=10).advance()
     async with engine.begin() as connection:
         job = (await connection.execute(TAKE_TURN)).scalar_one()
-        await connection.execute(RETRY_CHUNK, {"job": job, "size": 10})
+        await connection.execute(RETRY_CHUNK, {"job": job, "size": 10, "pace": timedelta(0)})
         die()
 
 

@@ -1,6 +1,7 @@
 """Operator retries of single deliveries, and bulk retries."""
 
 import asyncio
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import httpx
@@ -188,6 +189,38 @@ async def test_tenants_take_turns_however_large_or_many_their_bulk_retries_are(
             retried = (await api.get(large_job, headers=large)).json()["retried"]
             progress.append((sum(time is not None for time in finished), retried))
     assert progress == [(1, 5), (1, 10), (2, 10), (2, 15), (3, 15), (3, 20)]
+
+
+async def test_tenant_pauses_for_each_delivery_that_its_bulk_retries_have_restarted(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    large, small = [await bearer(engine, *Scope, tenant=tenant) for tenant in ("large", "small")]
+    async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
+        for headers, count in ((large, 12), (small, 1)):
+            between = soon()
+            posts = (api.post("/api/notifications", json=BODY, headers=headers) for _ in range(count))
+            await fail(engine, *(response.json() for response in await asyncio.gather(*posts)))
+        for headers, window in (
+            (large, {"created_before": between}), (large, {"created_before": between}), (small, {"created_after": between}),
+        ):  # fmt: skip
+            assert (await api.post("/api/deliveries/retry", json=window, headers=headers)).status_code == 202
+    chunks: list[int] = []
+    retries = DeliveryRetries(
+        engine, lambda changes: chunks.append(len(changes)), chunk_size=5, pace=timedelta(hours=1)
+    )
+    # The other job of the same tenant pauses, too, but the other tenant does not.
+    assert [await retries.advance() for _ in range(3)] == [True, True, False]
+    assert sorted(chunks) == [1, 5]
+
+    async def pass_time(interval: str) -> None:
+        async with engine.begin() as connection:
+            statement = "UPDATE retry_jobs SET advanced_at = advanced_at - CAST(CAST(:interval AS text) AS interval)"
+            await connection.execute(text(statement), {"interval": interval})
+
+    await pass_time("4.9 hours")
+    assert not await retries.advance()
+    await pass_time("0.1 hours")
+    assert await retries.advance()
 
 
 async def test_tenant_gets_at_most_100_unfinished_bulk_retries(

@@ -28,7 +28,7 @@ from notify_gateway.console.schemas import ConsoleLinks
 from notify_gateway.database import Engines, TenantReads, TenantShare
 from notify_gateway.deliveries.idle_channels import IdleChannels
 from notify_gateway.deliveries.queries import DeliveryQueries
-from notify_gateway.deliveries.retries import DeliveryRetries
+from notify_gateway.deliveries.retries import PACE, DeliveryRetries
 from notify_gateway.deliveries.retry_jobs import RetryJobs
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.events.history import EventHistory
@@ -195,7 +195,7 @@ class Gateway:
             outage = Outage(log, "the bootstrap API key cannot be stored")
             await outage.retry(lambda: self.api_keys.ensure_bootstrap_key(token), DatabaseUnavailable)
         engine, publish_changes = self._engines.maintenance, self._events.publish
-        retries = DeliveryRetries(engine, publish_changes)
+        retries = DeliveryRetries(engine, publish_changes, pace=PACE)
         silence = timedelta(seconds=self.settings.repair_after)
         idle_channels = IdleChannels(lambda: self.relay.connection)
         stranded = StrandedDeliveries(

@@ -7,6 +7,7 @@ stored in PostgreSQL, so that any gateway can continue it.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import timedelta
 from uuid import UUID
 
 from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 1_000  # of a delivery, whose history could otherwise grow forever
 DELIVERIES_PER_TRANSACTION = 5_000  # deliveries examined; only the failed ones are retried
+# The queue of a channel is shared. Without a pause, the retry job of one tenant would put everything into it at once,
+# and all other deliveries would wait until a sender has handled that, which takes about a millisecond each.
+PACE = timedelta(milliseconds=1)
 
 # Deliveries over other channels wait for the version that knows them.
 ON_KNOWN_CHANNEL = f"d.channel IN ({', '.join(repr(channel.value) for channel in KNOWN_CHANNELS)})"
@@ -72,11 +76,12 @@ COUNT = text(f"""
 """)  # noqa: S608 - a constant
 # Tenants take turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The
 # turns of finished jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a
-# single job. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
+# single job. A turn in the future is a pause, which `RETRY_CHUNK` sets. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
 TAKE_TURN = text("""
     UPDATE retry_jobs SET advanced_at = clock_timestamp()
     WHERE id = (
         SELECT id FROM retry_jobs AS job WHERE finished_at IS NULL
+            AND NOT EXISTS (SELECT FROM retry_jobs WHERE tenant = job.tenant AND advanced_at > clock_timestamp())
         ORDER BY (SELECT max(advanced_at) FROM retry_jobs WHERE tenant = job.tenant) NULLS FIRST,
                  coalesce(advanced_at, created_at), id
         LIMIT 1 FOR UPDATE SKIP LOCKED
@@ -98,6 +103,7 @@ RETRY_CHUNK = text(f"""
     ), {START_ROUND}, advanced AS (
         UPDATE retry_jobs
         SET retried = retry_jobs.retried + (SELECT count(*) FROM restarted),
+            advanced_at = clock_timestamp() + CAST(:pace AS interval) * (SELECT count(*) FROM restarted),
             last_id = coalesce((SELECT id FROM chunk ORDER BY id DESC LIMIT 1), retry_jobs.last_id),
             finished_at = CASE WHEN (SELECT count(*) FROM chunk) < :size THEN now() END
         FROM f WHERE retry_jobs.id = f.id
@@ -108,7 +114,10 @@ RETRY_CHUNK = text(f"""
 
 
 class DeliveryRetries:
-    """Retries failed deliveries, one by one or in retry jobs, and publishes the status changes."""
+    """Retries failed deliveries, one by one or in retry jobs, and publishes the status changes.
+
+    The jobs of a tenant pause for `pace` after each delivery that one of them has retried.
+    """
 
     def __init__(
         self,
@@ -117,11 +126,13 @@ class DeliveryRetries:
         *,
         share: TenantShare | None = None,
         chunk_size: int = DELIVERIES_PER_TRANSACTION,
+        pace: timedelta = timedelta(0),
     ) -> None:
         self._engine = engine
         self._share = share
         self._publish_changes = publish_changes
         self._chunk_size = chunk_size
+        self._pace = pace
 
     async def retry(self, tenant: str | None, delivery_id: UUID, *, channel: Channel | None = None) -> bool:
         """Retry one delivery, and return True.
@@ -140,14 +151,15 @@ class DeliveryRetries:
         return bool(changes)
 
     async def advance(self) -> bool:
-        """Process one chunk of the next job that no other gateway is processing; return False if there is no job."""
+        """Process one chunk of the next job that no other gateway is processing; return False if no job can go on."""
         job = (await execute(self._engine, TAKE_TURN)).scalar_one_or_none()
         if job is None:
             return False
         with database_errors():
             async with self._engine.begin() as connection:
                 await connection.execute(LIMIT_LOCK_WAIT)
-                rows = (await connection.execute(RETRY_CHUNK, {"job": job, "size": self._chunk_size})).all()
+                parameters = {"job": job, "size": self._chunk_size, "pace": self._pace}
+                rows = (await connection.execute(RETRY_CHUNK, parameters)).all()
         # A chunk in which nothing was retried yields a single row without an id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
         return bool(rows)
