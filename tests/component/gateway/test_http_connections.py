@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, closing, contextmanager
 import httpx
 import pytest
 from notify_database.engine import PostgresSettings
+from notify_gateway.http import arriving_body, server, slow_readers
 from notify_gateway.http import closing as http_closing
-from notify_gateway.http import middleware, server, slow_readers
 from notify_gateway.http.middleware import MAX_HEAD, LimitsMiddleware
 from notify_gateway.http.principal import Scope
 from notify_gateway.http.server import MAX_HEADERS, MAX_OUTSIDE_BODY, MAX_PIPELINED, LimitedHttpProtocol
@@ -552,7 +552,7 @@ async def test_pipelined_heads_of_all_connections_have_a_limit(
 async def test_body_is_freed_when_the_response_begins(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "MAX_BODIES", 60_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 60_000)
     body = b"Content-Length: 50000\r\n\r\n" + b" " * 50_000
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         with slow_reader(url) as slow:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
-from notify_gateway.http import middleware
+from notify_gateway.http import arriving_body
 from notify_gateway.http.middleware import MAX_BODY, MAX_HEAD, LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
 from notify_gateway.http.principal import Scope
@@ -79,7 +79,7 @@ async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> As
 async def test_bodies_that_have_arrived_are_bounded_together(
     postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 3_000)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
         async with engine.begin() as lock:
             await lock.execute(text("LOCK TABLE user_channels IN ACCESS EXCLUSIVE MODE"))
@@ -105,7 +105,7 @@ async def _is_blocked(engine: AsyncEngine) -> bool:
 async def test_bodies_that_do_not_end_yield_to_newer_ones(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(middleware, "MAX_BODIES", 5_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 5_000)
     method = "POST" if path == "/api/notifications" else "PUT"
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(LARGE) + 1}\r\n\r\n".encode()
     async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
@@ -125,10 +125,40 @@ async def test_bodies_that_do_not_end_yield_to_newer_ones(
             writer.close()
 
 
+@pytest.mark.parametrize("path", ["/api/notifications", CHANNEL])
+async def test_body_does_not_yield_to_the_many_bodies_of_another_tenant(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 9_000)
+    method = "POST" if path == "/api/notifications" else "PUT"
+    many, few = [(await bearer(engine, *Scope, tenant=tenant))["Authorization"] for tenant in ("many", "few")]
+    async with served_gateway(NOWHERE, postgres, relaying=False, settings={"auth": "on"}) as url:
+
+        async def begin(authorization: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            """Send a request except for its last byte; return once the gateway has authenticated it."""
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(LARGE) + 1}\r\n"
+            expect = f"Expect: 100-continue\r\nAuthorization: {authorization}\r\n\r\n"
+            writer.write((head + expect).encode())
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(LARGE)
+            return reader, writer
+
+        slow, *others = [await begin(few), *[await begin(many) for _ in range(8)]]
+        async with asyncio.timeout(TIMEOUT):
+            for reader, _ in others[:5]:  # the oldest ones
+                assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 503")
+            for reader, writer in (slow, *others[5:]):
+                writer.write(b" ")
+                assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 422")
+        for _, writer in (slow, *others):
+            writer.close()
+
+
 async def test_requests_that_wait_behind_a_stream_yield_their_memory(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 3_000)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -141,7 +171,7 @@ async def test_requests_that_wait_behind_a_stream_yield_their_memory(
 async def test_memory_of_bodies_is_freed_if_a_connection_is_lost_before_its_requests_are_handled(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 3_000)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
         for path in ("/api/notifications", CHANNEL):
             reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -162,7 +192,7 @@ async def test_memory_of_bodies_is_freed_if_a_connection_is_lost_before_its_requ
 async def test_body_that_an_event_stream_discards_takes_no_memory(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "MAX_BODIES", 3_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 3_000)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
         streaming = api.build_request("GET", "/api/events", content=LARGE)
         response = await api.send(streaming, stream=True)

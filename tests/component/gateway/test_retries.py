@@ -200,9 +200,8 @@ async def test_tenant_pauses_for_each_delivery_that_its_bulk_retries_have_restar
             between = soon()
             posts = (api.post("/api/notifications", json=BODY, headers=headers) for _ in range(count))
             await fail(engine, *(response.json() for response in await asyncio.gather(*posts)))
-        for headers, window in (
-            (large, {"created_before": between}), (large, {"created_before": between}), (small, {"created_after": between}),
-        ):  # fmt: skip
+        before, after = {"created_before": between}, {"created_after": between}
+        for headers, window in ((large, before), (large, before), (small, after)):
             assert (await api.post("/api/deliveries/retry", json=window, headers=headers)).status_code == 202
     chunks: list[int] = []
     retries = DeliveryRetries(

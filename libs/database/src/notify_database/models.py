@@ -36,7 +36,7 @@ class Notification(Base):
         CheckConstraint("message <> ''", name="message"),
         # This index serves lists of a user's notifications, newest first. The ids are UUIDv7, so they sort by time.
         Index("notifications_tenant_user_id_id_idx", "tenant", "user_id", "id"),
-        # This one serves lists of a tenant's notifications. It is cheap, because new entries are added at the tenant's end.
+        # This one serves lists of all notifications of a tenant.
         Index("notifications_tenant_id_idx", "tenant", "id"),
         {"postgresql_partition_by": "RANGE (id)"},
     )

@@ -17,8 +17,9 @@ from notify_gateway.deliveries import routes as deliveries
 from notify_gateway.events import routes as events
 from notify_gateway.health import health_router, metrics_router
 from notify_gateway.http import docs_page, problems
+from notify_gateway.http.arriving_body import BODY
 from notify_gateway.http.dependencies import provide
-from notify_gateway.http.middleware import BODY, LimitsMiddleware
+from notify_gateway.http.middleware import LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
 from notify_gateway.notifications import routes as notifications
 from notify_gateway.notifications.endpoint import NotificationEndpoint

@@ -127,9 +127,9 @@ class Batcher(Generic[Item, Result]):
             if (wait := self._next_flush_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
             self._next_flush_at = loop.time() + self._flush_interval
+            taken = self._waiting.take(self._max_batch, self._max_batch_bytes)
             # The items of callers that were cancelled before the flush began are not flushed.
-            batch = [each for each in self._waiting.take(self._max_batch, self._max_batch_bytes) if not each.flushed.done()]
-            if batch:
+            if batch := [submission for submission in taken if not submission.flushed.done()]:
                 if self._observe is not None:
                     self._observe(len(batch))
                 await self._flush_batch(batch)

@@ -100,12 +100,12 @@ class FifoQueue(Generic[Entry]):
         return entries
 
 
-def can_make_room(needed: float, amount: float, *, own: float, held: Iterable[float]) -> bool:
-    """Return whether `needed` can be taken from tenants that hold more than the `amount` and what the tenant has of its `own`.
+def can_make_room(needed: float, share: float, held: Iterable[float]) -> bool:
+    """Return whether `needed` can be taken from tenants without leaving any of them less than `share`.
 
-    `held` is what each tenant holds. If only equal shares are left, nobody has to make room.
+    `held` is what each tenant holds.
     """
-    return sum(max(0, each - own - amount) for each in held) >= needed
+    return sum(max(0, each - share) for each in held) >= needed
 
 
 @dataclass(slots=True)
@@ -139,12 +139,13 @@ class FairQueue(Generic[Entry]):
         """Return whether an entry of `size` bytes may be added for the tenant."""
         if self._count < self._max_entries and self._bytes + size <= self._max_bytes:
             return True
-        own, lines = self._lines.get(tenant, _Line[Entry]()), self._lines.values()
+        # Nobody makes room for a tenant that would then hold more.
+        line = self._lines.get(tenant)
+        entries, bytes_ = (1, size) if line is None else (len(line.entries) + 1, line.bytes + size)
+        lines = self._lines.values()
         return can_make_room(
-            self._count + 1 - self._max_entries, 1, own=len(own.entries), held=(len(line.entries) for line in lines)
-        ) and can_make_room(
-            self._bytes + size - self._max_bytes, size, own=own.bytes, held=(line.bytes for line in lines)
-        )
+            self._count + 1 - self._max_entries, entries, (len(each.entries) for each in lines)
+        ) and can_make_room(self._bytes + size - self._max_bytes, bytes_, (each.bytes for each in lines))
 
     def add(self, entry: Entry) -> Sequence[Entry]:
         """Add an entry; return the entries that had to leave for it. Raise `Overloaded` if there is no room for it."""

@@ -76,7 +76,8 @@ COUNT = text(f"""
 """)  # noqa: S608 - a constant
 # Tenants take turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The
 # turns of finished jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a
-# single job. A turn in the future is a pause, which `RETRY_CHUNK` sets. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
+# single job. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
+# A turn in the future is the end of a pause.
 TAKE_TURN = text("""
     UPDATE retry_jobs SET advanced_at = clock_timestamp()
     WHERE id = (

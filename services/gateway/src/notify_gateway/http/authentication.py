@@ -12,6 +12,7 @@ from notify_database.errors import DatabaseUnavailable
 from starlette.types import Scope as AsgiScope
 from typing_extensions import override
 
+from notify_gateway.http.arriving_body import BODY
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.failure_limit import FailureLimiter
@@ -89,6 +90,8 @@ class Authenticator:
         headers = self._rate_limiter.count(principal.key_id, time.monotonic())
         if "Retry-After" in headers:
             raise HTTPException(429, "Too many requests were made with this key.", headers)
+        if (body := scope.get(BODY)) is not None:
+            body.belongs_to(principal.tenant)
         return principal, headers
 
     async def is_still(self, principal: Principal, authorization: str | None) -> bool:

@@ -2,18 +2,16 @@
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from notify_gateway.http.arriving_body import BODY, ArrivingBody
 from notify_gateway.http.origin import OriginCheck, Refusal
 from notify_gateway.http.problems import problem_response
 
 MAX_BODY = 256 * 1024  # bytes
-MAX_BODIES = 32 * 1024 * 1024  # bytes, of all requests in progress together
 MAX_HEAD = 16 * 1024  # bytes
 MAX_PARAMETERS = 50  # in the query
 BODY_TIMEOUT = 20.0  # seconds
@@ -31,7 +29,6 @@ CLOSE = b"connection", b"close"
 READING = frozenset({"GET", "HEAD"})  # the methods of static files
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
-TOO_LARGE = 503, "Too many large requests are in progress."
 TOO_MANY_PARAMETERS = 400, f"The query has more than {MAX_PARAMETERS} parameters."
 UNPRINTABLE = 404, "The path contains a character that is not printable."
 
@@ -41,87 +38,8 @@ UNKNOWN = "none"
 """The method and route that are reported for a request that matched no route."""
 TRANSPORT = "notify.transport"
 """The scope key of the connection's transport. Only our own HTTP server sets it."""
-BODY = "notify.body"
-"""The scope key of the request's `ArrivingBody`. Only our own HTTP server sets it."""
 UNLIMITED = "notify.unlimited"
 """The scope key of a function that lifts the time limit of the response."""
-
-
-class BodyBuffer(Protocol):
-    """The part of a request's body that the HTTP server has not passed on yet."""
-
-    body: bytearray
-    message_event: asyncio.Event
-
-
-class BodyMemory:
-    """The memory that the bodies of all requests in progress take together."""
-
-    __slots__ = ("bytes", "unread")
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.unread: OrderedDict[ArrivingBody, None] = OrderedDict()
-        """The bodies of which the application has not read the end, oldest first."""
-
-
-class ArrivingBody:
-    """The part of a request's body that is in memory, from its arrival until the response begins."""
-
-    __slots__ = ("_buffer", "_bytes", "_memory", "arrived", "refusal")
-
-    def __init__(self, memory: BodyMemory) -> None:
-        self._memory = memory
-        self._bytes = 0
-        self._buffer: BodyBuffer | None = None
-        self.arrived = False
-        """Whether the whole request has arrived."""
-        self.refusal: Refusal | None = None
-        """The error that the request gets instead of the rest of its body."""
-
-    def admit(self, size: int, buffer: BodyBuffer) -> bool:
-        """Count `size` bytes that have arrived for `buffer`; return False if they are not to be kept.
-
-        If all bodies together take too much memory, refuse those that have been arriving for longest. So bodies that
-        do not end, or that wait behind another request, keep nobody else's requests out.
-        """
-        if self.refusal is not None:
-            return False
-        memory = self._memory
-        if self._buffer is None:
-            self._buffer = buffer
-            memory.unread[self] = None
-        memory.bytes += size
-        self._bytes += size
-        while memory.bytes > MAX_BODIES and memory.unread:
-            next(iter(memory.unread)).give_way()
-        return self.refusal is None
-
-    def read(self) -> None:
-        """Note that the application has read the whole body, which is then kept until the response begins."""
-        if self._buffer is not None:
-            del self._memory.unread[self]
-            self._buffer = None  # this also breaks a reference cycle
-
-    def free(self) -> None:
-        """Stop counting what has arrived, because it is no longer in memory."""
-        self.read()
-        self._memory.bytes -= self._bytes
-        self._bytes = 0
-
-    def release(self) -> None:
-        """Free the memory, and refuse what arrives later."""
-        if self._buffer is not None:
-            self._buffer.body = bytearray()
-        self.free()
-        self.refusal = TOO_LARGE
-
-    def give_way(self) -> None:
-        """Free the memory, and wake up the request, which then fails."""
-        buffer = self._buffer
-        self.release()
-        if buffer is not None:
-            buffer.message_event.set()
 
 
 class LimitsMiddleware:

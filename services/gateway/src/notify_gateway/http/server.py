@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from notify_gateway.http.arriving_body import BODY, ArrivingBody, BodyMemory
 from notify_gateway.http.closing import LingeringTransport
-from notify_gateway.http.middleware import BODY, MAX_HEAD, TRANSPORT, ArrivingBody, BodyMemory
+from notify_gateway.http.middleware import MAX_HEAD, TRANSPORT
 from notify_gateway.http.open_files import available_files
 from notify_gateway.http.request_head import with_host_of_target, without_upgrade
 from notify_gateway.http.slow_readers import PIPELINING, SlowReaders, group_of
