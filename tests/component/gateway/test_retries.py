@@ -196,10 +196,14 @@ async def test_tenant_pauses_for_each_delivery_that_its_bulk_retries_have_restar
 ) -> None:
     large, small = [await bearer(engine, *Scope, tenant=tenant) for tenant in ("large", "small")]
     async with running_gateway(NOWHERE, postgres, relaying=False, auth="on") as api:
-        for headers, count in ((large, 12), (small, 1)):
-            between = soon()
+
+        async def post_failed(headers: dict[str, str], count: int) -> None:
             posts = (api.post("/api/notifications", json=BODY, headers=headers) for _ in range(count))
             await fail(engine, *(response.json() for response in await asyncio.gather(*posts)))
+
+        await post_failed(large, 12)
+        between = soon()
+        await post_failed(small, 1)
         before, after = {"created_before": between}, {"created_after": between}
         for headers, window in ((large, before), (large, before), (small, after)):
             assert (await api.post("/api/deliveries/retry", json=window, headers=headers)).status_code == 202

@@ -198,3 +198,20 @@ async def test_exception_can_be_returned_as_a_result() -> None:
     batcher = Batcher(flush, max_batch=10)
     assert await batcher.submit(0) is None
     assert isinstance(await batcher.submit(1), Rejection)
+
+
+async def test_tenant_with_most_items_makes_room_in_a_fair_batcher() -> None:
+    store = Store()
+    store.open.clear()
+    batcher = Batcher(store.flush, max_batch=10, max_waiting=2, fair=True)
+    in_flight = asyncio.create_task(batcher.submit(0, tenant="many"))
+    await store.began.wait()
+    first, second = (asyncio.create_task(batcher.submit(item, tenant="many")) for item in (1, 2))
+    await asyncio.sleep(0)
+    assert (batcher.has_room(0, "many"), batcher.has_room(0, "few")) == (False, True)
+    few = asyncio.create_task(batcher.submit(3, tenant="few"))
+    with pytest.raises(Overloaded):
+        await second
+    store.open.set()
+    await asyncio.gather(in_flight, first, few)
+    assert store.committed == [0, 1, 3]

@@ -7,24 +7,20 @@ from typing import Generic, Protocol, TypeVar
 
 from notify_common.errors import Overloaded
 
-TURN_BYTES = 8 * 1024  # of a tenant's turn
+TURN_BYTES = 8 * 1024  # bytes per turn of a tenant; an entry that is larger takes several turns
 ENTRY_BYTES = 1024  # counted for each entry besides its size, because small ones take time, too
 
 
-class Sized(Protocol):
-    """Something that takes `size` bytes."""
+class OfTenant(Protocol):
+    """Something that takes `size` bytes, which count for its tenant."""
 
     @property
     def size(self) -> int:
         """The bytes that count towards the bounds."""
 
-
-class OfTenant(Sized, Protocol):
-    """Something of a tenant that takes `size` bytes."""
-
     @property
     def tenant(self) -> str:
-        """The tenant; it may be empty for work that belongs to none."""
+        """The tenant."""
 
 
 Entry = TypeVar("Entry", bound=OfTenant)
@@ -129,7 +125,7 @@ class FairQueue(Generic[Entry]):
     def __init__(self, max_entries: float, max_bytes: float) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._lines: dict[str, _Line[Entry]] = {}  # only tenants with entries, in the order of their turns
+        self._lines: dict[str, _Line[Entry]] = {}  # tenants without entries have no line; the first one has the turn
         self._count = self._bytes = 0
 
     def __len__(self) -> int:
