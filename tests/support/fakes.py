@@ -35,6 +35,8 @@ class CuttableNetwork:
         self._connections: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self.holds_data = asyncio.Event()
+        """Set when a frozen connection has received something since `freeze`."""
         self.port = 0
 
     @classmethod
@@ -54,7 +56,13 @@ class CuttableNetwork:
 
     def freeze(self) -> None:
         """Stop forwarding data without closing any connection."""
+        self.holds_data.clear()
         self._flowing.clear()
+
+    def replace_host(self) -> None:
+        """Forward data on new connections again. Frozen ones stay open, as if their host had vanished."""
+        self._flowing = asyncio.Event()
+        self._flowing.set()
 
     async def thaw(self) -> None:
         """Close the frozen connections, and forward data on new ones again."""
@@ -92,9 +100,14 @@ class CuttableNetwork:
             self._connections.discard(task)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        flowing = self._flowing
         with suppress(ConnectionError):
             while data := await reader.read(65536):
-                await self._flowing.wait()
+                if not flowing.is_set():
+                    self.holds_data.set()
+                    await flowing.wait()
                 writer.write(data)
                 await writer.drain()
+        if flowing is not self._flowing:
+            await flowing.wait()  # a vanished host closes nothing
         writer.transport.abort()

@@ -145,6 +145,21 @@ async def test_relay_survives_a_frozen_connection(
     await network.close()
 
 
+async def test_relay_gives_up_a_connection_attempt_whose_host_vanished(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_common.rabbitmq.connection.CONNECT_TIMEOUT", 0.5)
+    async with CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:
+        through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+        async with running_relay(through_network, postgres), hand_on(rabbit) as hand:
+            await network.cut()
+            network.freeze()
+            accepted = await add_row(engine)
+            await network.holds_data.wait()  # the relay's next connection attempt
+            network.replace_host()
+            assert await published(hand, Channel.TELEGRAM, 1) == [accepted]
+
+
 async def test_unroutable_delivery_stays_in_the_outbox(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
