@@ -120,6 +120,25 @@ async def test_rows_without_a_notification_delay_no_others(
     assert caplog.text.count("without a notification") == 1
 
 
+async def test_expired_deliveries_that_another_transaction_has_locked_delay_no_others(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    for _ in range(BATCH_SIZE):
+        await add_row(engine, due=timedelta(minutes=-1))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE notifications SET expires_at = now()"))
+    other = await add_row(engine)
+    async with engine.begin() as operator:
+        await operator.execute(text("SELECT FROM deliveries WHERE id <> :other FOR UPDATE"), {"other": other})
+        async with running_relay(rabbit, postgres), hand_on(rabbit) as hand:
+            assert await published(hand, Channel.TELEGRAM, 1) == [other]
+            assert await outbox_rows(engine) >= BATCH_SIZE
+    async with running_relay(rabbit, postgres):
+        await outbox_is_empty(engine)
+    [ended] = await rows(engine, "SELECT count(*) AS count FROM deliveries WHERE status = 'expired'")
+    assert ended.count == BATCH_SIZE
+
+
 async def test_defect_in_a_lane_ends_the_relay(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:

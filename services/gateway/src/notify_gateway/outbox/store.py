@@ -85,7 +85,7 @@ TAKE_DUE = text(f"""
         ) AS summed
         WHERE bytes_before < :max_bytes
     ), endable AS MATERIALIZED (
-        -- A locked delivery is about to change, so a later poll looks at it again. Waiting for its lock could deadlock.
+        -- Waiting for the lock of a locked delivery could deadlock.
         SELECT d.id FROM candidates JOIN deliveries d ON d.id = candidates.id AND d.round = candidates.round
         WHERE end_status IS NOT NULL AND d.status = 'pending'
         FOR NO KEY UPDATE OF d SKIP LOCKED
@@ -96,6 +96,13 @@ TAKE_DUE = text(f"""
         FROM candidates JOIN endable USING (id)
         WHERE deliveries.id = endable.id
         RETURNING deliveries.id
+    ), locked AS (
+        -- A locked delivery is about to change, so a later poll looks at it again. Meanwhile its row backs off, for the
+        -- same reason as those without a notification.
+        UPDATE outbox SET {BACKOFF}
+        FROM candidates
+        WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
+          AND candidates.status = 'pending' AND end_status IS NOT NULL AND candidates.id NOT IN (SELECT id FROM ended)
     ), deleted AS (
         -- This removes the rows of deliveries that end here, and rows that a relay left behind because it died between
         -- the confirm and the delete.
