@@ -6,7 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from notify_common.contracts.channels import Channel
+from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.errors import PublishFailed
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
@@ -14,7 +14,7 @@ from notify_database.engine import PostgresSettings
 from notify_database.errors import DatabaseUnavailable
 from notify_gateway.outbox import lease
 from notify_gateway.outbox.lease import Lease
-from notify_gateway.outbox.store import Held, OutboxStore
+from notify_gateway.outbox.store import MAX_TAKEN_BYTES, DueDeliveries, Held, OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import hand_on
@@ -196,6 +196,50 @@ async def test_confirmed_row_is_deleted_although_the_response_to_its_renewal_was
         resume.set()
         assert await published(hand, Channel.TELEGRAM, 1) == [row]
         await outbox_is_empty(engine)
+
+
+class Undeletable(OutboxStore):
+    """An outbox that counts its polls, and from which nothing can be deleted until `deletable` is set."""
+
+    deletable: asyncio.Event
+    polls: asyncio.Queue[None]
+
+    @override
+    async def delete(self, held: Sequence[Held]) -> None:
+        if not self.deletable.is_set():
+            raise DatabaseUnavailable("the connection was lost")
+        await super().delete(held)
+
+    @override
+    async def take_due(
+        self, limit: int, channels: Sequence[str] = KNOWN_CHANNELS, *, max_bytes: int = MAX_TAKEN_BYTES
+    ) -> DueDeliveries:
+        self.polls.put_nowait(None)
+        return await super().take_due(limit, channels, max_bytes=max_bytes)
+
+
+async def test_relay_does_not_repeat_confirmed_deliveries_whose_rows_it_has_yet_to_delete(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_gateway.outbox.store.LEASE", timedelta(seconds=1))  # as if the outage were longer
+    deletable, polls = asyncio.Event(), asyncio.Queue[None]()
+    undeletable = type("UndeletableOnce", (Undeletable,), {"deletable": deletable, "polls": polls})
+    row = await add_row(engine)
+    async with running_relay(rabbit, postgres, outbox_class=undeletable), hand_on(rabbit) as hand:
+        assert await published(hand, Channel.TELEGRAM, 1) == [row]
+
+        async def lease_has_ended() -> bool:
+            return bool(await rows(engine, "SELECT 1 FROM outbox WHERE leased_until < now()"))
+
+        await eventually(lease_has_ended, "the lease has ended")
+        while not polls.empty():
+            polls.get_nowait()
+        for _ in range(2):
+            await polls.get()
+        deletable.set()
+        await outbox_is_empty(engine)
+        marker = await add_row(engine)
+        assert await published(hand, Channel.TELEGRAM, 1) == [marker]
 
 
 class CountedRenewals(OutboxStore):

@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
@@ -66,6 +67,7 @@ class Lane:
         self._wake = asyncio.Event()
         self._unconfirmed = False  # the broker has not confirmed the current batch for a while
         self._refusing = False  # the broker confirmed nothing of the last batch
+        self._undeleted = False  # PostgreSQL did not delete the rows of the last batch at once
         self._finished = False
         self._last_refusal = 0.0
         self._database_outage = Outage(log, f"the outbox is unavailable to the channel {channel}")
@@ -75,8 +77,11 @@ class Lane:
 
     @property
     def has_room_for_due(self) -> bool:
-        """True if the lane has begun to publish all due deliveries that it got before, and the broker is not slow."""
-        return not (self._due or self._unconfirmed or self._finished) and self._may_publish()
+        """True if the lane has begun to publish all due deliveries that it got before, and no server is slow.
+
+        While confirmed rows wait to be deleted, their leases may end. Then the next poll would find them.
+        """
+        return not (self._due or self._unconfirmed or self._undeleted or self._finished) and self._may_publish()
 
     def has_room_for(self, count: int, size: int) -> bool:
         """Return whether `count` deliveries of `size` bytes may be handed over; while the broker is slow, none may."""
@@ -167,9 +172,8 @@ class Lane:
         confirmed = [held for held, failure in outcomes if failure is None]
         if confirmed:
             self._metrics.published[self.channel].inc(len(confirmed))
-            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none. The
-            # delete is retried until it succeeds, because giving up would repeat messages, too.
-            await self._database_outage.retry(lambda: self._outbox.delete(confirmed), DatabaseUnavailable)
+            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none.
+            await self._delete(confirmed)
         self._refusing = not confirmed
         failures = [failure for _, failure in outcomes if failure is not None]
         if not failures:
@@ -193,6 +197,20 @@ class Lane:
         if interrupted:
             return wait
         return 0.0 if confirmed else REFUSED_INTERVAL
+
+    async def _delete(self, confirmed: Sequence[Held]) -> None:
+        """Delete the rows. This is retried until it succeeds, because giving up would repeat their messages."""
+        try:
+            await self._database_outage.retry(partial(self._delete_once, confirmed), DatabaseUnavailable)
+        finally:
+            self._undeleted = False
+
+    async def _delete_once(self, confirmed: Sequence[Held]) -> None:
+        try:
+            await self._outbox.delete(confirmed)
+        except DatabaseUnavailable:
+            self._undeleted = True
+            raise
 
     async def _publish_together(
         self, messages: Sequence[OutgoingMessage], spans: Sequence[Span], may_write: Callable[[], bool]
