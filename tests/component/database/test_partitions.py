@@ -71,6 +71,21 @@ def week_sql(table: str, end: datetime, begin: str | None = None) -> str:
     return f"CREATE TABLE {partition_name(table, end)} PARTITION OF {table} FOR VALUES {bounds}"
 
 
+async def detach(engine: AsyncEngine, partition: str, *, interrupted: bool = False) -> None:
+    table = partition.partition("_until_")[0]
+    statement = text(f"ALTER TABLE {table} DETACH PARTITION {partition} CONCURRENTLY")
+    async with engine.connect() as reader, autocommitting(engine).connect() as connection:
+        if interrupted:
+            # The detach waits for this transaction, so it is interrupted half-way.
+            await reader.execute(text(f"SELECT FROM {table}"))
+            await connection.execute(text("SET lock_timeout = '50ms'"))
+            with pytest.raises(DBAPIError):
+                await connection.execute(statement)
+            await connection.execute(text("RESET lock_timeout"))
+        else:
+            await connection.execute(statement)
+
+
 async def past_weeks(engine: AsyncEngine, number: int) -> list[datetime]:
     """Replace the first partition, which covers the past, with one that ends earlier and `number` weekly ones.
 
@@ -164,17 +179,7 @@ async def test_detached_week_that_is_not_over_is_attached_again_with_its_rows(
     engine: AsyncEngine, interrupted: bool
 ) -> None:
     await add(engine, utc_now(), "pending")
-    detach = f"ALTER TABLE notifications DETACH PARTITION {(await partitions(engine, 'notifications'))[0]} CONCURRENTLY"
-    async with engine.connect() as reader, autocommitting(engine).connect() as connection:
-        if interrupted:
-            # The detach waits for this transaction, so it is interrupted half-way.
-            await reader.execute(text("SELECT FROM notifications"))
-            await connection.execute(text("SET lock_timeout = '50ms'"))
-            with pytest.raises(DBAPIError):
-                await connection.execute(text(detach))
-            await connection.execute(text("RESET lock_timeout"))
-        else:
-            await connection.execute(text(detach))
+    await detach(engine, (await partitions(engine, "notifications"))[0], interrupted=interrupted)
     assert await count(engine, "notifications") == 0
     assert await make_partitions(engine)
     assert await count(engine, "notifications") == 1
@@ -235,6 +240,28 @@ async def test_partition_drop_interrupted_by_a_crash_is_completed_next_time(engi
         detached = partition_name("deliveries", old)
         await connection.execute(text(f"ALTER TABLE deliveries DETACH PARTITION {detached} CONCURRENTLY"))
     assert await drop_partitions(engine, utc_now() - old - timedelta(hours=1)) == [old]
+    assert await count(engine, "notifications") == 0
+
+
+@pytest.mark.parametrize("retention", [None, timedelta(days=365)])
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_interrupted_drop_is_reverted_if_the_week_is_to_be_kept(
+    engine: AsyncEngine, interrupted: bool, retention: timedelta | None
+) -> None:
+    [old, *_] = await past_weeks(engine, 2)
+    await add(engine, old - WIDTH / 2, "sent")
+    await detach(engine, partition_name("notifications", old), interrupted=interrupted)
+    assert await count(engine, "notifications") == 0
+    assert await drop_partitions(engine, retention) == []
+    assert await count(engine, "notifications") == 1
+
+
+async def test_week_that_an_operator_has_detached_is_left_alone(engine: AsyncEngine) -> None:
+    [old, *_] = await past_weeks(engine, 2)
+    await add(engine, old - WIDTH / 2, "sent")
+    for table in ("attempts", "deliveries", "notifications"):
+        await detach(engine, partition_name(table, old))
+    assert await drop_partitions(engine, None) == []
     assert await count(engine, "notifications") == 0
 
 

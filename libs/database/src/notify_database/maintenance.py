@@ -72,8 +72,7 @@ class PartitionMaintenance:
     async def _maintain(self) -> bool:
         if not await make_partitions(self._engine):
             return False
-        if self._retention is not None:
-            await drop_partitions(self._engine, self._retention)
+        await drop_partitions(self._engine, self._retention)
         return True
 
 

@@ -94,10 +94,10 @@ async def make_partitions(engine: AsyncEngine) -> bool:
     return True
 
 
-async def drop_partitions(engine: AsyncEngine, retention: timedelta) -> list[datetime]:
+async def drop_partitions(engine: AsyncEngine, retention: timedelta | None) -> list[datetime]:
     """Drop partitions that are older than `retention` and have only final deliveries; return the dropped ends.
 
-    The engine needs a long statement timeout, because reading a week of deliveries is slow.
+    None keeps all weeks. The engine needs a long statement timeout, because reading a week of deliveries is slow.
     """
     dropped: list[datetime] = []
     with database_errors():
@@ -109,7 +109,9 @@ async def drop_partitions(engine: AsyncEngine, retention: timedelta) -> list[dat
                 await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
                 for end in sorted({end for table in STORAGE for end in await _ends(connection, table)}):
                     is_old = await connection.execute(IS_OLD, {"end": end, "retention": retention})
-                    if is_old.scalar_one() and await _drop(connection, end):
+                    if not is_old.scalar_one():
+                        await _revert_interrupted_drop(connection, end)
+                    elif await _drop(connection, end):
                         log.info("partitions dropped", extra={"end": str(end.date())})
                         dropped.append(end)
             finally:
@@ -158,6 +160,20 @@ async def _drop(connection: AsyncConnection, end: datetime) -> bool:
     for table in STORAGE:
         await connection.execute(text(f"DROP TABLE IF EXISTS {partition_name(table, end)}"))
     return True
+
+
+async def _revert_interrupted_drop(connection: AsyncConnection, end: datetime) -> None:
+    """Attach the partitions of a week that is not old any more, for example because the retention is longer now.
+
+    If none of them is attached, an operator may have detached the week.
+    """
+    partitions = {table: partition_name(table, end) for table in STORAGE}
+    attached = [(await _children(connection, table)).get(partition) for table, partition in partitions.items()]
+    if all(is_detaching is None for is_detaching in attached):
+        return
+    for table, partition in partitions.items():
+        if (await connection.execute(EXISTS, {"partition": partition})).scalar_one():
+            await _attach_again(connection, table, end)
 
 
 async def _attach_again(connection: AsyncConnection, table: str, end: datetime) -> None:
