@@ -146,11 +146,11 @@ async def test_relay_survives_a_frozen_connection(
 
 
 async def test_relay_gives_up_a_connection_attempt_whose_host_vanished(
-    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    monkeypatch.setattr("notify_common.rabbitmq.connection.CONNECT_TIMEOUT", 0.5)
     async with CuttableNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:
-        through_network = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+        changes = {"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port, "rabbitmq_connect_timeout": 0.5}
+        through_network = rabbit.model_copy(update=changes)
         async with running_relay(through_network, postgres), hand_on(rabbit) as hand:
             await network.cut()
             network.freeze()
