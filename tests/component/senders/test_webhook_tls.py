@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from notify_common.sending.errors import UnknownOutcome
+from notify_common.sending.errors import UnknownOutcome, Unreachable
 from notify_webhook_sender.settings import WebhookSenderSettings
 from notify_webhook_sender.webhook import Webhook
+from notify_local.ports import Ports
 from support.conformance import SECRET, request
 from support.services import TIMEOUT
 from support.webhook_peer import key
@@ -46,6 +47,45 @@ class Receiver:
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.transport.abort()
+
+
+class OldReceiver:
+    """An HTTPS receiver on `localhost` with TLS 1.2, run by `openssl s_server`, which answers one request."""
+
+    def __init__(self, authority: trustme.CA, folder: Path, *options: str) -> None:
+        self._certificate = folder / "old.pem"
+        issued = authority.issue_cert("localhost", key_type=trustme.KeyType.RSA)
+        issued.private_key_and_cert_chain_pem.write_to_path(self._certificate)
+        self._options = options
+        self._port = Ports().free(18_543)
+        self.url = f"https://localhost:{self._port}/"
+
+    @asynccontextmanager
+    async def running(self, *, renegotiates: bool = False) -> AsyncIterator[None]:
+        command = ["openssl", "s_server", "-accept", f"127.0.0.1:{self._port}", "-cert", str(self._certificate)]
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *command, "-tls1_2", "-crlf", *self._options, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        await process.stdout.readuntil(b"ACCEPT")
+        serving = asyncio.create_task(self._serve(process, renegotiates=renegotiates))
+        try:
+            yield
+        finally:
+            serving.cancel()
+            process.kill()
+            await process.wait()
+
+    async def _serve(self, process: asyncio.subprocess.Process, *, renegotiates: bool) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdout.readuntil(b"webhook-signature")
+        if renegotiates:
+            process.stdin.write(b"r\n")  # a command to the program
+            await process.stdout.readuntil(b"SSL_do_handshake -> 1")
+        process.stdin.write(b"HTTP/1.1 204 No Content\n\n")
+        await process.stdout.read()
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +124,29 @@ async def test_limit_of_encrypted_bytes_is_for_each_response(authority: trustme.
         for _ in range(500):
             await provider.send(request(receiver.url))
         assert receiver.connections == 1
+
+
+async def test_receiver_with_an_old_tls_version_is_served(
+    authority: trustme.CA, provider: Webhook, tmp_path: Path
+) -> None:
+    receiver = OldReceiver(authority, tmp_path)
+    async with receiver.running(), asyncio.timeout(TIMEOUT):
+        assert await provider.send(request(receiver.url))
+
+
+async def test_receiver_cannot_repeat_the_handshake(authority: trustme.CA, provider: Webhook, tmp_path: Path) -> None:
+    """Each handshake costs the sender more CPU time than the receiver."""
+    receiver = OldReceiver(authority, tmp_path)
+    async with receiver.running(renegotiates=True), asyncio.timeout(TIMEOUT):
+        with pytest.raises(Unreachable, match="tls"):
+            await provider.send(request(receiver.url))
+
+
+async def test_receiver_cannot_choose_the_group_of_the_key_exchange(
+    authority: trustme.CA, provider: Webhook, tmp_path: Path
+) -> None:
+    """With a large group, each handshake would block the sender."""
+    receiver = OldReceiver(authority, tmp_path, "-cipher", "DHE")
+    async with receiver.running(), asyncio.timeout(TIMEOUT):
+        with pytest.raises(Unreachable, match="tls"):
+            await provider.send(request(receiver.url))

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from pathlib import Path
 from typing import Any, Self
 
 import httpcore
@@ -13,6 +14,17 @@ from typing_extensions import override
 MAX_HANDSHAKE = 128 * 1024  # bytes; OpenSSL accepts 100 KiB of certificates
 MAX_ENCRYPTED = 48 * 1024  # bytes for each response: 32 KiB of it, the overhead of TLS, and some session tickets
 READ_SIZE = 4 * 1024  # bytes
+# For TLS 1.2, this is Python's default without DHE, because there the receiver chooses the group: a handshake with 8,192
+# bits blocked the event loop for 180 ms, and OpenSSL accepts 10,000 bits.
+CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!SHA1:!AESCCM"
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return a context for receivers, with which a receiver cannot make handshakes expensive or repeat them."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
 
 
 class ResponseTooLarge(httpcore.RemoteProtocolError):

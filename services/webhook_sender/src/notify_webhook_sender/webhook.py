@@ -26,7 +26,7 @@ from notify_common.sending import errors
 from pydantic import TypeAdapter, ValidationError
 
 from notify_webhook_sender import addresses
-from notify_webhook_sender.bounded_tls import ResponseTooLarge
+from notify_webhook_sender.bounded_tls import ResponseTooLarge, tls_context
 from notify_webhook_sender.connections import IdleConnections
 from notify_webhook_sender.resolver import Resolver
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
@@ -47,7 +47,7 @@ class Webhook:
         for library in ("httpcore.connection", "httpcore.http11"):
             logging.getLogger(library).setLevel(logging.WARNING)  # because they log headers
         self._keys = keys(settings.webhook_secrets) if settings.webhook_secrets else []
-        context = ssl.create_default_context(cafile=settings.webhook_ca_file)
+        context = tls_context(settings.webhook_ca_file)
         connect_timeout = min(CONNECT_TIMEOUT, settings.provider_timeout / 2)
         # httpcore applies this timeout to the connection and to TLS separately, so each gets half of the time.
         self._extensions = {"timeout": {"connect": connect_timeout / 2}}
