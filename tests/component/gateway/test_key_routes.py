@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from notify_gateway.api_keys.store import BOOTSTRAP_ID, ApiKeyStore
-from notify_gateway.api_keys.tenant_keys import MAX_VALID_KEYS
+from notify_gateway.api_keys.tenant_keys import MAX_VALID_KEYS, PAGE
 from notify_gateway.http.principal import Scope
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -242,3 +242,12 @@ async def test_operation_ids_of_the_key_routes_are_their_names(api: httpx.AsyncC
         if path.startswith("/v1/keys")
         for operation in operations.values()
     } == {"create_key", "list_keys", "revoke_key"}
+
+
+async def test_keys_of_other_tenants_do_not_slow_down_a_page(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(ADD_KEYS, {"tenant": "large", "number": 10_000})
+        await connection.execute(text("ANALYZE api_keys"))
+        values = {"tenant": "small", "cursor": None, "limit": 51}
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {PAGE.text}"), values)).scalars())
+    assert "api_keys_tenant_id_idx" in plan

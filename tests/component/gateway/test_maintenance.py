@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
+from itertools import repeat
 
 import pytest
 from notify_common.runtime.clock import utc_now
 from notify_database.partitions import AHEAD
-from notify_gateway.api_keys.store import BOOTSTRAP_ID
+from notify_gateway.api_keys.store import BOOTSTRAP_ID, delete_former_keys
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.maintenance import DatabaseWatch, run_maintenance
@@ -43,9 +45,17 @@ ADD_KEYS = f"""
     VALUES ('{BOOTSTRAP_ID}', 'default', 'bootstrap', '1', '{{read}}', now(), NULL, now() - interval '91 days'),
            (gen_random_uuid(), 'default', 'revoked lately', '2', '{{read}}', now(), NULL, now() - interval '89 days'),
            (gen_random_uuid(), 'default', 'revoked long ago', '3', '{{read}}', now(), NULL, now() - interval '91 days'),
-           (gen_random_uuid(), 'default', 'expired', '4', '{{read}}', now(), now() - interval '1 year', NULL),
-           (gen_random_uuid(), 'default', 'valid', '5', '{{read}}', now(), NULL, NULL)
+           (gen_random_uuid(), 'default', 'expired lately', '4', '{{read}}', now(), now() - interval '89 days', NULL),
+           (gen_random_uuid(), 'default', 'expired long ago', '5', '{{read}}', now(), now() - interval '91 days', NULL),
+           (gen_random_uuid(), 'default', 'valid', '6', '{{read}}', now(), now() + interval '1 day', NULL)
 """  # noqa: S608 - a constant
+# A later key has a greater id.
+ADD_FORMER_KEYS = """
+    INSERT INTO api_keys (id, tenant, name, hash, scopes, created_at, expires_at)
+    SELECT CAST(lpad(to_hex(number), 32, '0') AS uuid), '{tenant}', number, CAST('{tenant}' || number AS bytea),
+           '{{read}}', now(), now() - interval '1 second'
+    FROM generate_series({first}, {last}) AS number
+"""
 
 
 class StuckWatch(DatabaseWatch):
@@ -105,13 +115,34 @@ async def test_old_rows_are_deleted(engine: AsyncEngine) -> None:
             # If it were forgotten that the bootstrap key was revoked, the next start would make it valid again.
             "bootstrap",
             "revoked lately",
-            # Expired keys are kept, because a wrong clock must not delete valid ones.
-            "expired",
+            "expired lately",
             "valid",
         }
 
     async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)):
-        await eventually(old_rows_are_gone, "finished retry jobs and revoked keys are deleted")
+        await eventually(old_rows_are_gone, "finished retry jobs and old keys are deleted")
+
+
+async def test_keys_that_expired_by_only_one_of_two_clocks_are_kept(engine: AsyncEngine) -> None:
+    """Otherwise, a clock that is wrong would delete valid keys."""
+    await prepare(engine, ADD_KEYS)
+    for error, expired in ((timedelta(days=-10), True), (timedelta(days=10), False)):
+        now = utc_now() + error
+        assert not await delete_former_keys(engine, partial(next, repeat(now)))
+        names = {key.name for key in await rows(engine, "SELECT name FROM api_keys")}
+        assert {"bootstrap", "revoked lately", "expired lately", "valid"} <= names
+        assert ("expired long ago" in names) == expired
+
+
+async def test_tenant_that_creates_keys_again_and_again_does_not_fill_the_database(engine: AsyncEngine) -> None:
+    await prepare(
+        engine,
+        ADD_FORMER_KEYS.format(tenant="busy", first=2, last=10_004),
+        ADD_FORMER_KEYS.format(tenant="other", first=20_001, last=20_005),
+    )
+    assert not await delete_former_keys(engine)
+    oldest = await rows(engine, "SELECT tenant, count(*), min(CAST(name AS int)) FROM api_keys GROUP BY 1 ORDER BY 1")
+    assert oldest == [("busy", 10_000, 5), ("other", 5, 20_001)]
 
 
 async def other_job_is_finished(engine: AsyncEngine) -> None:

@@ -41,8 +41,10 @@ CLIENT_CHECK_INTERVAL = 2.0  # seconds
 # and a plan made while a table was empty would scan the whole table for every batch of results.
 ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
-# This query returns true once the newest migration has run or, if it builds an index, has begun to.
-MIGRATED = text("SELECT to_regclass('notifications_tenant_id_idx') IS NOT NULL")
+# This query returns true once the newest migration has run.
+MIGRATED = text(
+    "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('api_keys_tenant_id_idx') AND indisvalid)"
+)
 LOGIN_VARIABLES = "POSTGRES_USER, _PASSWORD, _DATABASE, _SSLMODE or _CERT_FILE"
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 

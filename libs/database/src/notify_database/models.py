@@ -171,6 +171,7 @@ class ApiKey(Base):
             name="scopes",
         ),
         UniqueConstraint("hash"),
+        Index("api_keys_tenant_id_idx", "tenant", "id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

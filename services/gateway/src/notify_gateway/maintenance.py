@@ -13,7 +13,7 @@ from notify_database.errors import DatabaseUnavailable, DataRejected, StatementT
 from notify_database.partitions import partitions_ahead
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from notify_gateway.api_keys.store import delete_revoked_keys
+from notify_gateway.api_keys.store import delete_former_keys
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.retry_jobs import delete_finished_jobs
 from notify_gateway.deliveries.stranded import StrandedDeliveries
@@ -104,7 +104,7 @@ async def _maintain_rows(
         (repair, Outage(log, "stranded deliveries are not repaired")),
         (_paced(engine, idempotency.clean_up), Outage(log, "expired idempotency keys are not deleted")),
         (_paced(engine, delete_finished_jobs), Outage(log, "finished retry jobs are not deleted")),
-        (_paced(engine, delete_revoked_keys), Outage(log, "revoked API keys are not deleted")),
+        (_paced(engine, delete_former_keys), Outage(log, "revoked and expired API keys are not deleted")),
     ]
     while not stopping.done():
         more = False

@@ -6,7 +6,7 @@ plain hash cannot be reversed by guessing.
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -38,7 +38,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from notify_gateway.http.principal import DEFAULT_TENANT, Principal, Scope
 
 BOOTSTRAP_ID = UUID(int=1)  # a fixed id, because there is only one bootstrap key
-REVOKED_LIFETIME = timedelta(days=90)  # for operators who ask when a key was revoked
+FORMER_LIFETIME = timedelta(days=90)  # for operators who ask when a key was revoked or expired
+FORMER_KEYS = 10_000  # of a tenant; one that creates and revokes keys again and again must not fill the database
 KEYS_PER_CLEANUP = 1_000
 PREFIX = "ntf_"  # lets secret scanners recognise a key
 TEST_PREFIX = "ntf_test_"  # lets people recognise a test key
@@ -53,13 +54,21 @@ TOUCH = text("""
     FROM locked JOIN unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[])) AS used (id, age) USING (id)
     WHERE key.id = locked.id
 """)
-# Expired keys are kept, because this would delete valid ones while PostgreSQL's clock is wrong. If the bootstrap key
-# were deleted, the next start of a gateway would make it valid again.
-DELETE_REVOKED = text("""
-    DELETE FROM api_keys WHERE id IN (
-        SELECT id FROM api_keys WHERE revoked_at < now() - CAST(:lifetime AS interval) AND id <> :bootstrap_id
-        LIMIT :limit FOR UPDATE SKIP LOCKED
+# A key is deleted only if it is no longer valid by both clocks, because one that is wrong must not delete valid keys. If
+# the bootstrap key were deleted, the next start of a gateway would make it valid again.
+DELETE_FORMER = text("""
+    WITH clock AS (SELECT LEAST(now(), CAST(:now AS timestamptz)) AS now),
+    former AS (
+        SELECT id, LEAST(revoked_at, expires_at) AS ended_at,
+               row_number() OVER (PARTITION BY tenant ORDER BY id DESC) AS position
+        FROM api_keys, clock WHERE LEAST(revoked_at, expires_at) <= clock.now AND id <> :bootstrap_id
+    ),
+    deleted AS (
+        SELECT key.id FROM api_keys AS key JOIN former USING (id), clock
+        WHERE former.ended_at < clock.now - CAST(:lifetime AS interval) OR former.position > :kept
+        LIMIT :limit FOR UPDATE OF key SKIP LOCKED
     )
+    DELETE FROM api_keys USING deleted WHERE api_keys.id = deleted.id
 """)
 
 
@@ -155,10 +164,19 @@ async def insert_key(
     return key_id, token
 
 
-async def delete_revoked_keys(engine: AsyncEngine) -> bool:
-    """Delete up to `KEYS_PER_CLEANUP` keys that were revoked long ago; return True if there may be more."""
-    values = {"lifetime": REVOKED_LIFETIME, "bootstrap_id": BOOTSTRAP_ID, "limit": KEYS_PER_CLEANUP}
-    return (await execute(engine, DELETE_REVOKED, **values)).rowcount == KEYS_PER_CLEANUP
+async def delete_former_keys(engine: AsyncEngine, clock: Callable[[], datetime] = utc_now) -> bool:
+    """Delete up to `KEYS_PER_CLEANUP` keys that were revoked or expired long ago; return True if there may be more.
+
+    Of each tenant, only the latest `FORMER_KEYS` are kept.
+    """
+    values = {
+        "now": clock(),
+        "lifetime": FORMER_LIFETIME,
+        "kept": FORMER_KEYS,
+        "bootstrap_id": BOOTSTRAP_ID,
+        "limit": KEYS_PER_CLEANUP,
+    }
+    return (await execute(engine, DELETE_FORMER, **values)).rowcount == KEYS_PER_CLEANUP
 
 
 async def lock_valid(connection: AsyncConnection, key_id: str) -> Row[Any] | None:
