@@ -215,6 +215,17 @@ async def test_login_cannot_read_another_database(with_roles: PostgresSettings) 
             await connection.execute(f"DROP DATABASE {other} WITH (FORCE)")
 
 
+@pytest.mark.parametrize("database", ["postgres", "template1"])
+async def test_login_cannot_connect_to_the_databases_of_every_cluster(
+    with_roles: PostgresSettings, database: str
+) -> None:
+    """There, it could fill the disk with large objects, and create temporary tables."""
+    for user in USERS:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f'permission denied for database "{database}"'):
+            async with session(with_roles.model_copy(update={"postgres_database": database}), user):
+                pass
+
+
 async def test_owner_makes_and_drops_weeks_that_services_use(with_roles: PostgresSettings) -> None:
     first = first_end(utc_now())
     async with session(with_roles, OWNER_USER) as owner:

@@ -27,6 +27,11 @@ FOUND = text("""
 """)
 INHERITS_OWNER = text("SELECT pg_has_role(current_user, :owner, 'USAGE')")
 DATABASE = text("SELECT quote_ident(current_database())")
+OPEN_DATABASES = text("""
+    SELECT datname FROM pg_database
+    WHERE datname IN ('postgres', 'template1')
+        AND (has_database_privilege('public', oid, 'CONNECT') OR has_database_privilege('public', oid, 'TEMPORARY'))
+""")
 # Each partition has an owner of its own. Versions without roles create them as their own user.
 NOT_HANDED_OVER = text("""
     SELECT relname FROM pg_class
@@ -81,6 +86,7 @@ async def set_up_roles(engine: AsyncEngine, schema: str, logins: Sequence[Login]
             await _close_database(connection, schema)
             if is_superuser:
                 await _close_functions(connection)
+                await _close_other_databases(connection)
             await connection.commit()
             await connection.run_sync(limit_lock_waits)
             await _hand_over(connection, schema)
@@ -139,6 +145,12 @@ async def _close_functions(connection: AsyncConnection) -> None:
         await connection.exec_driver_sql(f"REVOKE EXECUTE ON FUNCTION {functions} FROM PUBLIC")
         if pattern == ADVISORY_LOCKS:
             await connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {functions} TO {OWNER}")
+
+
+async def _close_other_databases(connection: AsyncConnection) -> None:
+    """Let only administrators connect to the databases that every cluster has, in which functions are still open."""
+    for database in (await connection.execute(OPEN_DATABASES)).scalars().all():
+        await connection.exec_driver_sql(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
 
 
 async def _hand_over(connection: AsyncConnection, schema: str) -> None:
