@@ -1,18 +1,21 @@
 """The HTTPS reverse proxy of deploy/edge in front of a gateway."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
-from support.edge import Edge, haproxy_for_tests, issue_certificate, running_edge
+from support.edge import CONFIGURATION, Edge, haproxy_for_tests, issue_certificate, running_edge
 from support.event_stream import BODY, Reader
 from support.fakes import FakeProvider
+from support.servers import PROJECT
 from support.services import NOWHERE, TIMEOUT, eventually, running_sender, running_status_writer, served_gateway
 
 RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -221,6 +224,42 @@ async def test_requests_of_one_http2_connection_are_limited(haproxy: Path, tmp_p
                 refused += head[3] == RST_STREAM and content == REFUSED_STREAM
         assert len(recorder.requests) <= 10
         writer.transport.abort()
+
+
+async def test_sockets_suffice_for_all_that_is_allowed() -> None:
+    """Otherwise, a few clients with HTTP/2 could take all sockets, and new connections of others would be refused."""
+    configuration = CONFIGURATION.read_text()
+    total, *clients = map(int, re.findall(r"^ +maxconn (\d+)$", configuration, re.MULTILINE))
+    assert len(clients) == 2
+    [in_progress] = re.findall(r"be_conn\(gateway\) ge (\d+)", configuration)
+    # Listeners, health checks, the resolver and the log have sockets or files, too.
+    assert 2 * total >= sum(clients) + int(in_progress) + 200
+    [files] = re.findall(r"nofile: (\d+)", (PROJECT / "docker-compose.yml").read_text())
+    assert int(files) >= 2 * total + 100
+
+
+async def test_requests_in_progress_are_limited(haproxy: Path, tmp_path: Path) -> None:
+    configuration = CONFIGURATION.read_text().replace("ge 12000", "ge 5")
+    (tmp_path / "haproxy.cfg").write_text(configuration)
+    async with (
+        Recorder(answers=False).running() as recorder,
+        running_edge(haproxy, tmp_path, recorder.url, configuration=tmp_path / "haproxy.cfg") as edge,
+        edge.client() as client,
+    ):
+        waiting = [asyncio.create_task(client.get(f"/{number}")) for number in range(5)]
+        await eventually(partial(has_requests, recorder, 5), "the gateway has five requests")
+        response = await client.get("/another")
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+    assert response.status_code == 503
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["detail"] == "The proxy has too many requests in progress."
+
+
+async def has_requests(recorder: Recorder, number: int) -> bool:
+    return len(recorder.requests) == number
 
 
 async def test_requests_of_one_address_are_limited(haproxy: Path, tmp_path: Path) -> None:

@@ -65,7 +65,13 @@ def issue_certificate(authority: trustme.CA, folder: Path) -> None:
 
 @asynccontextmanager
 async def running_edge(
-    haproxy: Path, folder: Path, gateway: httpx.URL, *, per_address: int = 200, requests_per_address: int = 20_000
+    haproxy: Path,
+    folder: Path,
+    gateway: httpx.URL,
+    *,
+    per_address: int = 200,
+    requests_per_address: int = 20_000,
+    configuration: Path = CONFIGURATION,
 ) -> AsyncIterator[Edge]:
     """Run the proxy in front of `gateway` until the context ends."""
     ports = Ports()
@@ -81,7 +87,7 @@ async def running_edge(
         "CONNECTIONS_PER_ADDRESS": str(per_address),
         "REQUESTS_PER_ADDRESS": str(requests_per_address),
     }
-    command = [str(haproxy), "-W", "-db", "-f", str(CONFIGURATION)]
+    command = [str(haproxy), "-W", "-db", "-f", str(configuration)]
     with (folder / "log").open("wb") as log:
         authority = trustme.CA()
         issue_certificate(authority, folder)
