@@ -1,7 +1,9 @@
 """What each user of `deploy/rabbitmq/definitions.json` can do on a real broker, also if its password is stolen."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -9,19 +11,21 @@ from uuid import UUID
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import AMQPError, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.declaration import DeclaredTopology
 from notify_common.sending import errors
 from notify_database.engine import PostgresSettings
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import prepare_topology
-from support.broker_users import installed_definitions
+from support.broker_users import DEFINITIONS, installed_definitions
 from support.fakes import FakeProvider
 from support.servers import Servers
-from support.services import running_gateway, running_sender, running_status_writer
+from support.services import TIMEOUT, eventually, running_gateway, running_sender, running_status_writer
 from support.stored import Stored
 
 Attempt = Callable[..., Awaitable[None]]
@@ -29,6 +33,7 @@ Users = Mapping[str, RabbitSettings]
 
 DELAY = timedelta(seconds=1)
 SENDERS = {f"{channel}_sender": channel for channel in Channel}
+MAX_QUEUES = 500
 EVENT_QUEUE = "notifications.events.gateway.1"
 EXCHANGES = {
     "notifications", "notifications.results", "notifications.dead", "notifications.events",
@@ -181,6 +186,70 @@ async def test_sender_cannot_reach_others_through_arguments_or_bindings(users: U
             assert not await thief.may(bind_queue, f"{own}.1000", target), target
         for queue in sorted(QUEUES - MAY_READ[role] - MAY_PUBLISH_TO[role]):
             assert not await thief.may(bind_queue, queue, own), queue
+
+
+LIMITS = {user["name"]: user["limits"] for user in json.loads(DEFINITIONS.read_text())["users"] if "limits" in user}
+
+
+@asynccontextmanager
+async def all_connections(user: RabbitSettings, role: str) -> AsyncIterator[None]:
+    """Open all connections that RabbitMQ allows the user."""
+    async with AsyncExitStack() as connections:
+        for _ in range(LIMITS[role]["max-connections"]):
+            await connections.enter_async_context(await aio_pika.connect(user.amqp_url()))
+        yield
+
+
+@pytest.mark.parametrize("role", MAY_READ)
+async def test_user_can_open_only_so_many_connections(users: Users, role: str) -> None:
+    """Otherwise, a stolen password could take RabbitMQ's memory and files from the other services."""
+    async with all_connections(users[role], role):
+        with pytest.raises(AMQPError, match=r"Connection\.Close"):
+            await aio_pika.connect(users[role].amqp_url())
+        other = next(each for each in MAY_READ if each != role)
+        async with attacker(users[other]):
+            pass
+
+
+async def test_service_waits_for_a_connection_if_all_are_taken(users: Users, caplog: pytest.LogCaptureFixture) -> None:
+    user = users["email_sender"]
+    async with all_connections(user, "email_sender"):
+        declared = DeclaredTopology(user, topology.sender(Channel.EMAIL, [DELAY]), role="email_sender")
+        starting = asyncio.create_task(declared.declare())
+
+        async def refused() -> bool:
+            return "is not ready" in caplog.text
+
+        await eventually(refused, "the connection is refused")
+        assert not starting.done()
+    async with asyncio.timeout(TIMEOUT):
+        await starting
+
+
+async def test_user_can_open_only_so_many_channels(users: Users) -> None:
+    limit = LIMITS["email_sender"]["max-channels"]
+    async with await aio_pika.connect(users["email_sender"].amqp_url()) as connection:
+        for _ in range(limit):
+            await connection.channel(publisher_confirms=False)
+        with pytest.raises(AMQPError, match="limit"):
+            await connection.channel(publisher_confirms=False)
+
+
+async def test_sender_can_declare_only_so_many_queues(users: Users) -> None:
+    """Otherwise, a stolen password could fill RabbitMQ's memory with empty queues."""
+    user = users["email_sender"]
+    async with await aio_pika.connect(user.amqp_url()) as connection, connection.channel() as channel:
+
+        async def declare_all() -> None:
+            for number in range(MAX_QUEUES):
+                await channel.declare_queue(f"notifications.email.retry.{number}", durable=True)
+
+        with pytest.raises(ChannelPreconditionFailed, match="queue limit"):
+            await declare_all()
+    declared = DeclaredTopology(user, topology.sender(Channel.EMAIL, [DELAY, 1_000 * DELAY]), role="email_sender")
+    await declared.declare()
+    # This queue could not be declared. The sender works without it, and declares it once there are fewer queues.
+    assert declared.missing == {"notifications.email.retry.1000000"}
 
 
 @pytest.mark.parametrize("channel", Channel)

@@ -30,7 +30,7 @@ def installed_definitions(servers: Servers, rabbit: RabbitSettings) -> Iterator[
         user["name"] += suffix
     for each in definitions["permissions"]:
         each["user"] += suffix
-    for kind in ("permissions", "policies", "exchanges", "queues", "bindings"):
+    for kind in ("permissions", "parameters", "policies", "exchanges", "queues", "bindings"):
         for each in definitions[kind]:
             each["vhost"] = rabbit.rabbitmq_vhost
     with servers.management() as management:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trustme
 from notify_common.sending.errors import UnknownOutcome, Unreachable
+from notify_local.ports import Ports
 from notify_webhook_sender.settings import WebhookSenderSettings
 from notify_webhook_sender.webhook import Webhook
-from notify_local.ports import Ports
 from support.conformance import SECRET, request
 from support.services import TIMEOUT
 from support.webhook_peer import key

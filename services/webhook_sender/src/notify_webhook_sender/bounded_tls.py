@@ -14,8 +14,8 @@ from typing_extensions import override
 MAX_HANDSHAKE = 128 * 1024  # bytes; OpenSSL accepts 100 KiB of certificates
 MAX_ENCRYPTED = 48 * 1024  # bytes for each response: 32 KiB of it, the overhead of TLS, and some session tickets
 READ_SIZE = 4 * 1024  # bytes
-# For TLS 1.2, this is Python's default without DHE, because there the receiver chooses the group: a handshake with 8,192
-# bits blocked the event loop for 180 ms, and OpenSSL accepts 10,000 bits.
+# For TLS 1.2, this is Python's default without DHE, because there the receiver chooses the group: a handshake with
+# 8,192 bits blocked the event loop for 180 ms, and OpenSSL accepts 10,000 bits.
 CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!SHA1:!AESCCM"
 
 

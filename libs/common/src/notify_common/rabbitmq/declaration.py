@@ -27,6 +27,8 @@ RESTORE_DELAY = 1.0
 DECLARE_TIMEOUT = 30.0  # seconds
 WATCH_INTERVAL = 60.0  # seconds; a message that cannot be routed shows most losses earlier, but not all of them
 PROBLEM_INTERVAL = 10.0  # seconds between attempts to declare missing or mismatched queues again
+# RabbitMQ refuses both other arguments and one queue too many with the code `precondition_failed`.
+TOO_MANY_QUEUES = "queue limit"
 MISMATCH_ADVICE = "Another version declared it. Delete it once it is empty; this service then declares it again."
 
 
@@ -52,7 +54,7 @@ class DeclaredTopology:
         self.mismatches: Set[str] = frozenset()
         """The queues and exchanges that exist with different arguments. They are left as they are."""
         self.missing: Set[str] = frozenset()
-        """The queues and exchanges that do not exist and that this user may not declare."""
+        """The queues and exchanges that do not exist, and that RabbitMQ does not let this user declare."""
 
     async def declare(self) -> None:
         """Wait for RabbitMQ, and declare everything that this user may declare.
@@ -98,7 +100,8 @@ class DeclaredTopology:
 
     def _check_missing(self) -> None:
         if self.missing:
-            problem = f"this user may not declare {', '.join(sorted(self.missing))}"
+            names = ", ".join(sorted(self.missing))
+            problem = f"this user may not declare {names}, or there are too many queues"
             self._restore_delay = max(RESTORE_DELAY, self._restore_outage.failed(problem))
         else:
             self._restore_delay = RESTORE_DELAY
@@ -129,9 +132,9 @@ async def declare(
     """Declare everything in the given order.
 
     Dead-letter targets must come first, or the first dead letters are late. Return the names of the queues and
-    exchanges that have different arguments, and of the missing ones that this user may not declare.
+    exchanges that have different arguments, and of the missing ones that RabbitMQ does not let this user declare.
     """
-    mismatches, missing = set(), set()
+    mismatches, missing = set[str](), set[str]()
     declarations = [
         (exchange.name, partial(_declare_exchange, connection, exchange))
         for exchange in dict.fromkeys([*exchanges, *(binding.exchange for binding in bindings)])
@@ -139,8 +142,8 @@ async def declare(
     for name, declare_it in declarations:
         try:
             await declare_it()
-        except ChannelPreconditionFailed:
-            mismatches.add(name)
+        except ChannelPreconditionFailed as error:
+            (missing if TOO_MANY_QUEUES in str(error) else mismatches).add(name)
         except ChannelNotFoundEntity:
             missing.add(name)
     return mismatches, missing

@@ -54,8 +54,8 @@ TOUCH = text("""
     FROM locked JOIN unnest(CAST(:ids AS uuid[]), CAST(:ages AS float8[])) AS used (id, age) USING (id)
     WHERE key.id = locked.id
 """)
-# A key is deleted only if it is no longer valid by both clocks, because one that is wrong must not delete valid keys. If
-# the bootstrap key were deleted, the next start of a gateway would make it valid again.
+# A key is deleted only if it is no longer valid by both clocks, because one that is wrong must not delete valid keys.
+# If the bootstrap key were deleted, the next start of a gateway would make it valid again.
 DELETE_FORMER = text("""
     WITH clock AS (SELECT LEAST(now(), CAST(:now AS timestamptz)) AS now),
     former AS (
