@@ -3,6 +3,7 @@
 import asyncio
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from notify_common.errors import StartupError
 from notify_database.engine import PostgresSettings, create_engine, database_problem
@@ -93,6 +94,22 @@ async def test_password_is_replaced_under_a_new_name_without_a_refused_login(wit
             await another.execute("SELECT FROM api_keys")
     async with session(with_roles) as connection:
         await connection.execute(f"DROP ROLE {name}")
+
+
+async def test_stolen_login_is_closed_before_it_is_dropped(with_roles: PostgresSettings) -> None:
+    """These are the statements of docs/operations.md."""
+    name = f"gateway_{uuid4().hex}"
+    await prepare_database(migration_settings(with_roles, postgres_gateway_user=name))
+    async with session(with_roles, name) as stolen, session(with_roles) as administrator:
+        await administrator.execute(f"ALTER ROLE {name} NOLOGIN")
+        ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = $1"
+        assert await administrator.fetchval(ended, name) == 1
+        with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+            async with session(with_roles, name):
+                pass
+        with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError)):
+            await stolen.execute("SELECT FROM api_keys")
+        await administrator.execute(f"DROP ROLE {name}")
 
 
 async def test_settings_that_a_stolen_login_left_behind_are_removed(with_roles: PostgresSettings) -> None:
