@@ -1,14 +1,17 @@
 """TLS to servers with several addresses: each address is checked against the server's certificate."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.connection import RabbitSettings, broker_errors, connect, create_broker
 from notify_database.engine import NOT_MIGRATED, PostgresSettings, create_engine, database_problem
-from support.rabbitmq_nodes import try_first
+from support.rabbitmq_nodes import silent_address, try_first
+from support.services import TIMEOUT
 from support.tls_servers import HOST, Certificates, TlsPostgres, TlsRabbit, running_postgres, running_rabbitmq
 
+CONNECT_TIMEOUT = 1.0  # seconds
 UNCERTIFIED = "127.0.0.1"  # the servers listen here, but their certificates name only `HOST`
 
 
@@ -32,9 +35,27 @@ def postgres_server(certificates: Certificates, tmp_path_factory: pytest.TempPat
 def with_hosts(rabbit: RabbitSettings, *hosts: str) -> RabbitSettings:
     """Return settings with these hosts, of which the first is tried first."""
     given = rabbit.model_dump(exclude_unset=True, exclude={"rabbitmq_host"})
-    settings = RabbitSettings.model_validate({**given, "rabbitmq_hosts": ",".join(hosts)})
-    try_first(settings.rabbitmq_nodes(), f"{hosts[0]}:{rabbit.rabbitmq_port}")
+    timeout = {"rabbitmq_connect_timeout": CONNECT_TIMEOUT}
+    settings = RabbitSettings.model_validate({**given, **timeout, "rabbitmq_hosts": ",".join(hosts)})
+    try_first(settings.rabbitmq_nodes(), hosts[0] if ":" in hosts[0] else f"{hosts[0]}:{rabbit.rabbitmq_port}")
     return settings
+
+
+async def test_servers_that_stay_silent_in_the_tls_handshake_are_left(
+    rabbit_node: TlsRabbit, postgres_server: TlsPostgres
+) -> None:
+    given = postgres_server.settings.model_dump(exclude_unset=True, exclude={"postgres_host"})
+    timeout = {"postgres_connect_timeout": CONNECT_TIMEOUT}
+    async with silent_address() as silent, asyncio.timeout(TIMEOUT):
+        async with await connect(with_hosts(rabbit_node.settings, silent, HOST), "test"):
+            pass
+        broker = create_broker(with_hosts(rabbit_node.settings, silent, HOST), "test")
+        await broker.connect()
+        await broker.stop()
+        settings = PostgresSettings.model_validate({**given, **timeout, "postgres_hosts": f"{silent},{HOST}"})
+        engine = create_engine(settings, pool_size=1)
+        assert await database_problem(engine) == NOT_MIGRATED
+        await engine.dispose()
 
 
 async def test_certificate_of_each_rabbitmq_node_must_name_that_node(rabbit_node: TlsRabbit) -> None:

@@ -100,7 +100,7 @@ def _running(path: Path, ports: Ports) -> Iterator[Server]:
     # Commits of the tests need not survive a crash of the machine.
     program = Program("postgres", [*program.command, "--fsync=off"], stop_signal=signal.SIGQUIT)
     with running_program(program, folder) as process:
-        ready = [postgres.binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-d", DATABASE]
+        ready = [str(postgres.binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port), "-d", DATABASE]
         await_server(lambda: not subprocess.run(ready, check=False).returncode, process, folder.log / "postgres.log")  # noqa: S603 - ours
         yield Server(port, process)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import asyncpg
 from notify_common.runtime.hosts import Address, Hosts
-from typing_extensions import override
 
 CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 LOGIN_CLASSES = frozenset({"28", "3D"})  # SQLSTATE: invalid authorization, invalid catalog (database) name
@@ -19,9 +18,10 @@ class Connection(asyncpg.Connection):
     asyncpg would ask the server to cancel the statement. If that is a commit that waits for a standby, PostgreSQL stops
     waiting: the transaction becomes visible, although a failover would lose it. If only the connection is closed, the
     commit goes on waiting. Other statements end at the next `client_connection_check_interval`.
+
+    The overridden method is private. `test_replication.py` fails if asyncpg no longer calls it.
     """
 
-    @override
     def _cancel_current_command(self, *_waiters: "asyncio.Future[None] | None") -> None:
         # The caller, which is asyncpg's protocol, still needs the state that `terminate` would remove.
         asyncio.get_running_loop().call_soon(self.terminate)
