@@ -1,6 +1,7 @@
 """TLS to servers with several addresses: each address is checked against the server's certificate."""
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 
 import pytest
@@ -56,6 +57,21 @@ async def test_servers_that_stay_silent_in_the_tls_handshake_are_left(
         engine = create_engine(settings, pool_size=1)
         assert await database_problem(engine) == NOT_MIGRATED
         await engine.dispose()
+
+
+async def test_rabbitmq_node_that_falls_silent_after_the_tls_handshake_is_left_in_time(
+    rabbit_node: TlsRabbit, certificates: Certificates
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificates.cert, certificates.key)
+    async with silent_address(tls) as address:
+        silent = address.replace(UNCERTIFIED, HOST)
+        async with asyncio.timeout(TIMEOUT):  # without a limit, closing the connection takes 30 s
+            async with await connect(with_hosts(rabbit_node.settings, silent, HOST), "test"):
+                pass
+            broker = create_broker(with_hosts(rabbit_node.settings, silent, HOST), "test")
+            await broker.connect()
+            await broker.stop()
 
 
 async def test_certificate_of_each_rabbitmq_node_must_name_that_node(rabbit_node: TlsRabbit) -> None:

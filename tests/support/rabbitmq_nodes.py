@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -92,14 +93,16 @@ def try_first(hosts: Hosts, address: str) -> None:
 
 
 @asynccontextmanager
-async def silent_address() -> AsyncIterator[str]:
-    """Yield an address that accepts connections, and then neither sends nor reads anything."""
+async def silent_address(tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """Yield an address that accepts connections, with `tls` also the handshake, and neither sends nor reads more."""
     writers: list[asyncio.StreamWriter] = []
 
     def keep(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
+        if tls is not None:
+            writer.transport.pause_reading()  # type: ignore[attr-defined] # otherwise asyncio would close TLS properly
 
-    server = await asyncio.start_server(keep, "127.0.0.1", 0)
+    server = await asyncio.start_server(keep, "127.0.0.1", 0, ssl=tls)
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:

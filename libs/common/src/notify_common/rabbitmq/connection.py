@@ -32,6 +32,7 @@ from notify_common.runtime.tls import ClientFiles
 log = logging.getLogger(__name__)
 
 RECONNECT_INTERVAL = 1.0  # seconds
+TLS_CLOSE_TIMEOUT = 1.0  # seconds; a silent node would otherwise delay the end of its connection by 30 s
 
 # Errors that mean that the broker is unavailable. ChannelInvalidStateError is listed, as it is not an AMQPError.
 BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
@@ -116,13 +117,30 @@ async def connect(settings: RabbitSettings, role: str) -> AbstractConnection:
     for node in nodes.in_turn():
         try:
             # Without a timeout, a node that accepts the connection and then stays silent would be waited for forever.
-            return await aio_pika.connect(settings.amqp_url(role, node), timeout=settings.rabbitmq_connect_timeout)
+            return await aio_pika.connect(
+                settings.amqp_url(role, node),
+                timeout=settings.rabbitmq_connect_timeout,
+                connection_class=SingleConnection,
+            )
         except CONNECTION_EXCEPTIONS as error:
             nodes.failed(node)
             if len(nodes) == 1:
                 raise
             errors.append(f"{node}: {error!r}")
     raise ConnectionError("; ".join(errors))
+
+
+def _limit_tls_close(connection: aio_pika.Connection) -> None:
+    if connection.url.scheme == "amqps":
+        connection.kwargs["ssl_shutdown_timeout"] = TLS_CLOSE_TIMEOUT  # an argument of asyncio.open_connection
+
+
+class SingleConnection(aio_pika.Connection):
+    """A connection that is not opened again after a loss."""
+
+    def __init__(self, url: URL, **options: Any) -> None:  # noqa: ANN401 - those of `aio_pika.Connection`
+        super().__init__(url, **options)
+        _limit_tls_close(self)
 
 
 class FailoverConnection(RobustConnection):
@@ -134,6 +152,7 @@ class FailoverConnection(RobustConnection):
 
     def __init__(self, url: URL, *, nodes: Hosts, **options: Any) -> None:  # noqa: ANN401 - those of `RobustConnection`
         super().__init__(url, **options)
+        _limit_tls_close(self)
         self._nodes = nodes
         self.lost_node: Address | None = None
         """The node of the last loss or failed attempt."""
