@@ -111,4 +111,4 @@ def test_connections_are_opened_only_where_any_properties_are_accepted() -> None
         for path in (PROJECT / folder).rglob("src/**/*.py")
         if any(call in path.read_text() for call in ("aio_pika.connect", "RabbitBroker("))
     }
-    assert openers == {"connection.py", "faststream_subscription.py"}
+    assert openers == {"connection.py"}
