@@ -20,6 +20,7 @@ from notify_gateway.notifications.schemas import NotificationRequest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.postgres_nodes import CANCEL, Server, hosts_settings, running_pair, wait_for_standby, waiting_commits
+from support.processes import gateway_command
 from support.roles import migration_settings
 from support.services import NOWHERE, TIMEOUT, eventually, running_gateway, working_gateway
 
@@ -69,6 +70,10 @@ async def insert(engine: AsyncEngine) -> None:
     with database_errors():
         async with engine.begin() as connection:
             await connection.execute(INSERT)
+
+
+async def test_commands_find_the_primary_behind_its_standby(settings: PostgresSettings) -> None:
+    await gateway_command("keys", "create", "--tenant", "a", "--scope", "send", servers=[settings])
 
 
 @pytest.mark.parametrize("in_one_statement", [True, False], ids=["statement", "transaction"])
