@@ -209,7 +209,7 @@ def _uvicorn(app: str, port: int) -> Program:
 def _service_settings(servers: Servers, latency: float) -> Environment:
     return {
         **servers.service_settings(), "AUTH": "off", "ERROR_PROBABILITY": "0", "TELEGRAM_SLEEP": str(latency),
-        "LOG_LEVEL": "WARNING",
+        "LOG_LEVEL": "WARNING", "SHUTDOWN_DELAY": "0",
     }  # fmt: skip
 
 

@@ -6,18 +6,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
-from notify_common.contracts import topology
-from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import Content, DeliveryRequested, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_local.ports import Ports
 from notify_local.stack import OWNER_USER, SENDERS
-from support.amqp import hand_on, prepare_topology
 from support.processes import STOP_TIMEOUT, answers, running_service
 from support.roles import as_user, session
 from support.servers import PROJECT
@@ -30,35 +25,6 @@ def port() -> int:
     return Ports().free(18_900)
 
 
-async def test_sender_finishes_in_flight_deliveries_on_sigterm(rabbit: RabbitSettings, port: int) -> None:
-    await prepare_topology(rabbit, [*topology.status_writer(), topology.deliveries(Channel.TELEGRAM)])
-    settings = {"TELEGRAM_SLEEP": "5", "ERROR_PROBABILITY": "0", "CONCURRENCY": "20", "HEALTH_PORT": str(port)}
-    with running_service("telegram_sender", rabbit, **settings) as sender:
-        await answers(f"http://127.0.0.1:{port}/readyz", 200)
-        async with hand_on(rabbit) as hand:
-            for _ in range(50):
-                await hand.request(
-                    DeliveryRequested(
-                        delivery_id=uuid4(),
-                        notification_id=uuid4(),
-                        user_id=1,
-                        channel=Channel.TELEGRAM,
-                        content=Content(message="x"),
-                    )
-                )
-
-            async def twenty_in_flight() -> bool:
-                return await hand.depth("notifications.telegram") == 30
-
-            await eventually(twenty_in_flight, "20 deliveries are in flight")
-            sender.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(sender.wait, STOP_TIMEOUT) == 0
-            results = await hand.results(20)
-            assert {result.outcome for result in results} == {Outcome.SENT}
-            assert await hand.depth("notifications.results.telegram") == 0
-            assert await hand.depth("notifications.telegram") == 30
-
-
 @pytest.mark.parametrize("name", [*SENDERS, "status_writer"])
 async def test_worker_without_a_broker_is_live_but_not_ready_and_stops_cleanly(
     name: str, postgres: PostgresSettings, port: int
@@ -69,26 +35,6 @@ async def test_worker_without_a_broker_is_live_but_not_ready_and_stops_cleanly(
         assert "not connected to RabbitMQ" in response.text
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, STOP_TIMEOUT) == 0
-
-
-async def test_gateway_finishes_and_publishes_accepted_requests_on_sigterm(
-    rabbit: RabbitSettings, postgres: PostgresSettings, port: int
-) -> None:
-    with running_service("gateway", rabbit, postgres, APP_PORT=str(port)) as gateway:
-        url = f"http://127.0.0.1:{port}"
-        await answers(f"{url}/readyz", 200)
-        body = {"user_id": 1, "message": "x", "type": "email"}
-        limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, limits=limits) as client:
-            posting = [asyncio.create_task(client.post("/api/notifications", json=body)) for _ in range(100)]
-            await asyncio.wait(posting, return_when=asyncio.FIRST_COMPLETED)
-            gateway.send_signal(signal.SIGTERM)
-            outcomes = await asyncio.gather(*posting, return_exceptions=True)
-        assert await asyncio.to_thread(gateway.wait, STOP_TIMEOUT) == 0
-    accepted = [each for each in outcomes if isinstance(each, httpx.Response) and each.status_code == 201]
-    assert accepted
-    async with hand_on(rabbit) as hand:
-        assert await hand.depth("notifications.email") >= len(accepted)
 
 
 async def test_gateway_serves_metrics_on_the_health_port(

@@ -175,7 +175,7 @@ def running_service(
     name: str, *servers: PostgresSettings | RabbitSettings, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
     """Run one service as a process, with its own PostgreSQL user; kill it at the end if it is still running."""
-    environment = {**os.environ, "AUTH": "off", "HEALTH_PORT": str(Ports().free(18_800))}
+    environment = {**os.environ, "AUTH": "off", "SHUTDOWN_DELAY": "0", "HEALTH_PORT": str(Ports().free(18_800))}
     for server in servers:
         environment |= as_user_of(name, as_environment(server))
     environment |= settings

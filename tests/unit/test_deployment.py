@@ -13,10 +13,12 @@ import pytest
 import yaml
 from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
+from notify_common.runtime.process import GRACEFUL_TIMEOUT
 from notify_common.runtime.secret_files import is_secret
 from notify_common.sending.service import ACK_TIME, SenderSettings
 from notify_database.maintenance import MaintenanceSettings
 from notify_database.migrate import MigrationSettings
+from notify_gateway.application import MAINTENANCE_STOP_TIMEOUT, RELAY_STOP_TIMEOUT
 from notify_gateway.settings import GatewaySettings
 from notify_local.env_file import DRAWN, PROVIDERS
 from notify_local.rabbitmq import DEAD_LETTER_TIMEOUT, MAX_MESSAGE_SIZE
@@ -153,6 +155,11 @@ def test_image_declares_its_services_version_and_ports(service: str) -> None:
 def test_sender_grace_period_is_longer_than_a_provider_call() -> None:
     longest = SenderSettings.model_fields["provider_timeout"].default + ACK_TIME
     assert int(EXAMPLE["SENDER_STOP_GRACE_PERIOD"].removesuffix("s")) > longest
+
+
+def test_gateway_grace_period_is_longer_than_its_shutdown() -> None:
+    longest = float(EXAMPLE["SHUTDOWN_DELAY"]) + GRACEFUL_TIMEOUT + RELAY_STOP_TIMEOUT + MAINTENANCE_STOP_TIMEOUT
+    assert int(EXAMPLE["GATEWAY_STOP_GRACE_PERIOD"].removesuffix("s")) > longest
 
 
 def test_every_container_has_memory_and_log_limits() -> None:

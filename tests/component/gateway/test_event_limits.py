@@ -128,6 +128,8 @@ async def test_stream_opened_during_shutdown_ends(engine: AsyncEngine) -> None:
     hub.close()
     async with asyncio.timeout(TIMEOUT):
         assert await subscription is None
+        # `EventSource` would not reconnect after a refusal.
+        assert await listen() is None
 
 
 async def test_many_changes_at_once_are_published_and_handled_in_small_parts(

@@ -40,12 +40,13 @@ FIRST_HEALTH_PORT = 8081
 
 
 class GatewayOptions(ServiceSettings):
-    """The gateway settings that the local stack reads. Authentication is off by default here."""
+    """The gateway settings that the local stack reads, with its own defaults: on one machine, nobody balances load."""
 
     auth: str = "off"
     bootstrap_api_key: SecretStr | None = None
     app_host: str = LOCALHOST
     app_port: int = Field(8080, ge=1, le=65535)
+    shutdown_delay: float = 0.0
 
 
 class ExternalServers(PostgresSettings, RabbitSettings):
@@ -188,6 +189,7 @@ async def _start_services(
             "APP_PORT": str(port),
             "AUTH": options.auth,
             "HEALTH_PORT": str(health_port),
+            "SHUTDOWN_DELAY": str(options.shutdown_delay),
         }
         program = _service("gateway", replica, environment, shown=show_logs)
         await supervisor.start(program, _ready_at(port, host), SERVICE_START_TIMEOUT)

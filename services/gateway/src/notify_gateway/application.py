@@ -105,6 +105,7 @@ class Gateway:
         self._overview = Overview(
             self._reads, OutboxStore(self._engines.reads), self.relay, self.event_hub, self._queues
         )
+        self.readiness = Readiness(self._engines.control, self.relay, self._topology)
         self._exposition = MetricsExposition(
             registry, self.metrics, OutboxStore(self._engines.control), self.relay, self._topology, self.event_hub
         )
@@ -135,7 +136,7 @@ class Gateway:
             self.event_hub,
             self._overview,
             ConsoleLinks(rabbitmq=None if ui is None else str(ui), trace=self.settings.trace_url),
-            Readiness(self._engines.control, self.relay, self._topology),
+            self.readiness,
             self._exposition,
         ]
 

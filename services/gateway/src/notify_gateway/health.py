@@ -41,6 +41,23 @@ class Readiness:
         self._next_check = 0.0
         self._problem: str | None = None
         self._outage = Outage(log, "PostgreSQL cannot be used")
+        self._draining = False
+
+    def drain(self) -> None:
+        """Report from now on that the gateway is not ready, so that load balancers send no more requests to it."""
+        self._draining = True
+
+    async def report(self) -> tuple[bool, dict[str, str]]:
+        """Return whether the gateway is ready, and the body of `/readyz`."""
+        # The state of PostgreSQL no longer matters then, and must not delay the response.
+        postgresql = None if self._draining else await self.database_problem()
+        ready = postgresql is None and not self._draining
+        return ready, {
+            "status": "draining" if self._draining else "ready" if ready else "not ready",
+            "version": VERSION,
+            "postgresql": "not checked" if self._draining else postgresql or "ready",
+            "rabbitmq": self.rabbitmq,
+        }
 
     @property
     def rabbitmq(self) -> str:
@@ -115,21 +132,19 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@health_router.get("/readyz", responses={503: {"description": "PostgreSQL is unavailable."}})
+@health_router.get(
+    "/readyz", responses={503: {"description": "PostgreSQL is unavailable, or the gateway is stopping."}}
+)
 async def readyz(response: Response, readiness: Annotated[Readiness, Depends(provided(Readiness))]) -> dict[str, str]:
     """Check that the gateway can accept notifications.
 
-    Only PostgreSQL is required. While RabbitMQ is unavailable, accepted notifications wait in the outbox.
+    Only PostgreSQL is required. While RabbitMQ is unavailable, accepted notifications wait in the outbox. A gateway
+    that is about to stop is not ready, although it still answers requests.
     """
-    postgresql = await readiness.database_problem()
-    if postgresql is not None:
+    ready, report = await readiness.report()
+    if not ready:
         response.status_code = 503
-    return {
-        "status": "ready" if postgresql is None else "not ready",
-        "version": VERSION,
-        "postgresql": postgresql or "ready",
-        "rabbitmq": readiness.rabbitmq,
-    }
+    return report
 
 
 @metrics_router.get("/metrics")

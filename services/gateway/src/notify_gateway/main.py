@@ -23,6 +23,8 @@ async def run_gateway(settings: GatewaySettings) -> None:
             work=gateway.work,
             http=LimitedHttpProtocol,
             also=(settings.health_host, settings.health_port),
+            draining=gateway.readiness.drain,
+            drain_for=settings.shutdown_delay,
             stopping=gateway.event_hub.close,
         )
 

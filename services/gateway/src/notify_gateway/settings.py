@@ -65,6 +65,7 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
     app_port: int = Field(8080, ge=1, le=65535)
     health_host: str = "127.0.0.1"
     health_port: int = Field(8085, ge=1, le=65535)
+    shutdown_delay: float = Field(5.0, ge=0, le=600)
     max_waiting_requests: int = Field(5000, ge=1)
     postgres_pool_size: int = Field(10, ge=5, le=200)
     auth: Auth = Auth.ON

@@ -7,12 +7,13 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
 import uvloop
+from typing_extensions import override
 
 from notify_common.errors import StartupError
 from notify_common.runtime.logging import configure_logs
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 GRACEFUL_TIMEOUT = 15  # seconds for requests in progress after SIGTERM
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 OPEN_FILES = 16_384  # each connection is one; many systems allow a process only 1,024 by default
+CLOSE = b"connection", b"close"
 GC_THRESHOLDS = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
 
 
@@ -51,12 +53,17 @@ async def serve(
     work: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     http: type[asyncio.Protocol],
     also: tuple[str, int] | None = None,
+    draining: Callable[[], None] | None = None,
+    drain_for: float = 0.0,
     stopping: Callable[[], None] | None = None,
 ) -> None:
     """Serve `app` and run `work` until SIGTERM or SIGINT, then set the event passed to `work` and wait until it ends.
 
     `also` is a second address, for private endpoints; the ASGI scope tells `app` which address received the request.
-    `stopping` is called to end responses that would never end by themselves.
+
+    After the signal, `draining` is called, and requests are served for another `drain_for` seconds, in which load
+    balancers notice that this process is about to stop. A second signal ends that time. `stopping` is then called to
+    end responses that would never end by themselves.
 
     HTTP stops first, so that `work` can finish all accepted requests. If `work` fails, the process ends with its error.
     """
@@ -70,23 +77,78 @@ async def serve(
     addresses = [(host, port)] if also is None else [(host, port), also]
     sockets = [bound for address in addresses for bound in _bound(*address)]
 
-    def end_serving(*_: object) -> None:
-        server.should_exit = True
-        if stopping is not None:
-            stopping()
-
-    # uvicorn's own signal handlers raise the signal again at the end, which makes a clean stop look like a kill.
+    shutdown = _Shutdown(server, draining, drain_for, stopping)
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, end_serving)
+        asyncio.get_running_loop().add_signal_handler(number, shutdown.signalled)
     log.info("listening", extra={"url": f"http://{host}:{port}"})
     working = asyncio.create_task(work(stop))
-    working.add_done_callback(end_serving)
+    working.add_done_callback(lambda _: shutdown.end())
     try:
         await server.serve(sockets)
     finally:
+        shutdown.ended()
         stop.set()
         await working
     log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    @override
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own signal handlers would stop the server at once.
+        yield
+
+
+class _Shutdown:
+    """The end of serving in two steps: first, clients are asked to leave, and after a while, the server stops."""
+
+    def __init__(
+        self,
+        server: uvicorn.Server,
+        draining: Callable[[], None] | None,
+        drain_for: float,
+        stopping: Callable[[], None] | None,
+    ) -> None:
+        self._server = server
+        self._draining = draining
+        self._drain_for = drain_for
+        self._stopping = stopping
+        self._timer: asyncio.TimerHandle | None = None
+
+    def signalled(self) -> None:
+        """Begin to drain, or stop at once if that has begun."""
+        if self._timer is not None or not self._drain_for:
+            self.end()
+            return
+        log.info("draining", extra={"seconds": self._drain_for})
+        self._drain()
+        self._timer = asyncio.get_running_loop().call_later(self._drain_for, self.end)
+
+    def end(self) -> None:
+        """Stop accepting connections, and end the responses in progress."""
+        if self._server.should_exit:
+            return
+        self._drain()
+        self._server.should_exit = True
+        if self._stopping is not None:
+            self._stopping()
+
+    def ended(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _drain(self) -> None:
+        if self._draining is not None:
+            self._draining()
+        # A client that keeps its connection open would send requests to this process until it stops, and one of them
+        # may be on its way when the connection is closed. So each connection is closed after a response that says so.
+        # uvicorn copies `encoded_headers` into new `default_headers` once a second.
+        headers = self._server.config.encoded_headers
+        if CLOSE not in headers:
+            headers.append(CLOSE)
+            self._server.server_state.default_headers.append(CLOSE)  # requests in progress refer to this list
 
 
 def _allow_open_files() -> None:
@@ -99,7 +161,7 @@ def _allow_open_files() -> None:
 
 
 def _server(app: Any, http: type[asyncio.Protocol]) -> uvicorn.Server:  # noqa: ANN401 - as above
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             http=http,

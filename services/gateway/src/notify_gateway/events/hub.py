@@ -62,17 +62,18 @@ class EventHub:
     async def subscribe(self, event_filter: EventFilter, abort: Callable[[], None]) -> AsyncIterator[Subscriber]:
         """Subscribe until the context ends; `abort` disconnects a slow client. May raise `TooManySubscribers`."""
         tenant = event_filter.tenant
-        if self._closed or self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
+        if self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
             raise TooManySubscribers
         subscriber, key = Subscriber(event_filter, abort, self._backlog), _key(event_filter)
         self._backlog.subscribers.add(subscriber)
         self._tenants[tenant] += 1
         self._subscribers[key].add(subscriber)
         try:
-            await self._start_feed()
+            if not self._closed:
+                await self._start_feed()
             self._admitted.add(subscriber)
             if self._closed:
-                subscriber.end()
+                subscriber.end()  # a refusal would end `EventSource` for good; so it reconnects, to another gateway
             yield subscriber
         finally:
             self._tenants[tenant] -= 1

@@ -224,6 +224,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
 
     @override
+    def shutdown(self) -> None:
+        """Close the connection, unless the head of a request is arriving on it, whose response will close it."""
+        if not self.transport.client_sends or self.transport.discarding or not self._reading_head:
+            super().shutdown()
+
+    @override
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
