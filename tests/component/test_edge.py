@@ -70,7 +70,7 @@ class Recorder:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                if not head.startswith(b"GET /livez"):
+                if not head.startswith((b"GET /livez", b"GET /readyz")):
                     self.requests.append(head)
                     if not self._answers:
                         continue

@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import re
 import signal
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,23 @@ class Edge:
         self.authority.configure_trust(context)
         return context
 
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, verify=self.context(), timeout=20, trust_env=False)
+    def client(self, context: ssl.SSLContext | None = None) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, verify=context or self.context(), timeout=20, trust_env=False)
 
     async def connect(self, protocol: str = "http/1.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         context = self.context()
         context.set_alpn_protocols([protocol])
         return await asyncio.open_connection("localhost", self.https_port, ssl=context)
+
+    async def notices(self, gateway: httpx.URL, *, ready: bool) -> None:
+        """Wait until the proxy has noticed that one of several gateways is no longer ready, or ready again."""
+        name = f"Server gateway/gateway{gateway.port} is "
+
+        async def noticed() -> bool:
+            changes = (self.folder / "log").read_text().split(name)[1:]
+            return bool(changes) and changes[-1].startswith("UP") is ready
+
+        await eventually(noticed, f"the proxy notices that {gateway} is {'ready' if ready else 'not ready'}")
 
     def reload(self) -> None:
         self.process.send_signal(signal.SIGUSR2)
@@ -67,13 +78,12 @@ def issue_certificate(authority: trustme.CA, folder: Path) -> None:
 async def running_edge(
     haproxy: Path,
     folder: Path,
-    gateway: httpx.URL,
-    *,
+    *gateways: httpx.URL,
     per_address: int = 200,
     requests_per_address: int = 20_000,
     configuration: Path = CONFIGURATION,
 ) -> AsyncIterator[Edge]:
-    """Run the proxy in front of `gateway` until the context ends."""
+    """Run the proxy in front of `gateways` until the context ends."""
     ports = Ports()
     http_port, https_port = ports.free(18_080), ports.free(18_443)
     environment = {
@@ -83,11 +93,11 @@ async def running_edge(
         "HTTPS_ADDRESS": f"127.0.0.1:{https_port}",
         "HTTPS_PORT": str(https_port),
         "CERTIFICATES": str(folder),
-        "GATEWAY": f"{gateway.host}:{gateway.port}",
+        "GATEWAY": f"{gateways[0].host}:{gateways[0].port}",
         "CONNECTIONS_PER_ADDRESS": str(per_address),
         "REQUESTS_PER_ADDRESS": str(requests_per_address),
     }
-    command = [str(haproxy), "-W", "-db", "-f", str(configuration)]
+    command = [str(haproxy), "-W", "-db", "-f", str(_configuration(folder, gateways, configuration))]
     with (folder / "log").open("wb") as log:
         authority = trustme.CA()
         issue_certificate(authority, folder)
@@ -99,6 +109,21 @@ async def running_edge(
         finally:
             process.terminate()
             process.wait(30)
+
+
+def _configuration(folder: Path, gateways: Sequence[httpx.URL], template: Path) -> Path:
+    """Return a configuration for these gateways: a template serves any number, but all on the same port."""
+    if len(gateways) == 1:
+        return template
+    text, templates = re.subn(
+        r"server-template gateway 4 \S+(.*)",
+        lambda line: "\n    ".join(f"server gateway{each.port} {each.host}:{each.port}{line[1]}" for each in gateways),
+        template.read_text(),
+    )
+    assert templates == 1
+    configuration = folder / "haproxy.cfg"
+    configuration.write_text(text)
+    return configuration
 
 
 async def _ready(edge: Edge) -> bool:
