@@ -105,7 +105,6 @@ class Gateway:
         self._overview = Overview(
             self._reads, OutboxStore(self._engines.reads), self.relay, self.event_hub, self._queues
         )
-        self.readiness = Readiness(self._engines.control, self.relay, self._topology)
         self._exposition = MetricsExposition(
             registry, self.metrics, OutboxStore(self._engines.control), self.relay, self._topology, self.event_hub
         )
@@ -118,6 +117,11 @@ class Gateway:
             self.metrics.count_authentication_failure,
             enabled=self.settings.auth is Auth.ON,
         )
+
+    @cached_property
+    def readiness(self) -> Readiness:
+        """What `/readyz` reports."""
+        return Readiness(self._engines.control, self.relay, self._topology)
 
     @cached_property
     def services(self) -> list[object]:
