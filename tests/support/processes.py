@@ -156,9 +156,11 @@ async def crash(point: str, *servers: PostgresSettings | RabbitSettings) -> None
     assert process.returncode == -signal.SIGKILL, errors.decode()
 
 
-async def gateway_command(*arguments: str, servers: Sequence[PostgresSettings | RabbitSettings], code: int = 0) -> str:
+async def gateway_command(
+    *arguments: str, servers: Sequence[PostgresSettings | RabbitSettings], code: int = 0, **settings: str
+) -> str:
     """Run `notify-gateway …`, which must exit with `code`, and return its output, or its errors if it has failed."""
-    environment = dict(os.environ)
+    environment = os.environ | settings
     for server in servers:
         environment |= as_user_of("gateway", as_environment(server))
     process = await asyncio.create_subprocess_exec(

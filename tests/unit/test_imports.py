@@ -20,6 +20,7 @@ GATEWAY_LAYERS = (
     {"http_api", "cli"},
     "application",
     {"health", "maintenance", "asyncapi"},
+    "reconciliation",
     {"console", "dead_letters", "notifications"},
     {"deliveries", "events", "users"},
     {"api_keys", "outbox"},
@@ -28,7 +29,7 @@ GATEWAY_LAYERS = (
     {"errors", "metrics", "settings", "stored_values"},
 )
 SUBJECTS = {
-    "api_keys", "console", "dead_letters", "deliveries", "events", "notifications", "outbox", "users",
+    "api_keys", "console", "dead_letters", "deliveries", "events", "notifications", "outbox", "reconciliation", "users",
 }  # fmt: skip
 HTTP_LAYER = {"routes", "endpoint"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 50  # lines

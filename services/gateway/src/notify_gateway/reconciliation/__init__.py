@@ -1,0 +1,1 @@
+"""Reconcile PostgreSQL with RabbitMQ after one of them was restored from a backup or has lost its data."""
