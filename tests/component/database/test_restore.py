@@ -33,7 +33,7 @@ def documented() -> Sequence[Sequence[str]]:
     """Return the words of the documented commands."""
     _, found, rest = OPERATIONS.read_text().partition("\n## Back up and restore\n")
     assert found
-    commands = re.findall(r"^\$ docker compose (.*)$", rest.partition("\n## ")[0], re.MULTILINE)
+    commands = re.findall(r"^\$ docker compose (.*)$", rest.partition("\n### ")[0], re.MULTILINE)
     return [shlex.split(command, comments=True) for command in commands]
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import uuid4
 
+import pytest
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
@@ -14,9 +15,12 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
 from notify_common.sending.errors import TemporaryFailure
 from notify_database.engine import PostgresSettings, create_engine
-from notify_gateway.reconciliation.broker_contents import BrokerContents, DeliveryRound
+from notify_gateway.reconciliation import broker_contents
+from notify_gateway.reconciliation.broker_contents import BrokerContents, DeliveryRound, read_contents
 from notify_gateway.reconciliation.commands import compare
-from notify_gateway.reconciliation.open_deliveries import OpenDelivery
+from notify_gateway.reconciliation.open_deliveries import OpenDeliveries, OpenDelivery
+from pydantic import HttpUrl
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
 from support.fakes import FakeProvider
@@ -24,7 +28,7 @@ from support.gateway import post, rows
 from support.processes import gateway_command
 from support.roles import session
 from support.servers import Servers
-from support.services import eventually, running_gateway, running_sender, running_status_writer
+from support.services import delivery_requested, eventually, running_gateway, running_sender, running_status_writer
 from support.stored import Stored
 
 LONG = timedelta(hours=1)
@@ -169,6 +173,39 @@ async def test_all_open_deliveries_are_published_again_if_rabbitmq_is_empty(
     ids = [await Stored(engine).add(channel) for channel in Channel]
     assert "3 deliveries were put back" in await reconcile(servers, rabbit, postgres, "--apply")
     assert [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox ORDER BY 1")] == ids
+
+
+async def test_messages_stay_in_their_queue_however_many_there_are(
+    servers: Servers, rabbit: RabbitSettings, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_contents, "MAX_PREFETCH", 2)
+    requests = [delivery_requested() for _ in range(5)]
+    for request in requests:
+        await hand.request(request)
+    await hand.publish("notifications", "telegram", b"no json")
+    contents = await read_contents(rabbit, HttpUrl(servers.management_url))
+    assert contents.requests.keys() == {DeliveryRound(request.delivery_id, 1) for request in requests}
+    assert contents.unreadable == 1
+
+    async def returned() -> bool:
+        return await hand.depth("notifications.telegram") == 6
+
+    await eventually(returned, "all messages are back in their queue")
+
+
+async def test_delivery_that_changes_meanwhile_is_left_alone(engine: AsyncEngine) -> None:
+    deliveries = OpenDeliveries(engine, chunk_size=2)
+    ids = [await Stored(engine).add(Channel.TELEGRAM) for _ in range(5)]
+    found = await deliveries.without_outbox_row()
+    assert [each.id for each in found] == ids
+    newer = DeliveryRound(ids[0], 2)
+    assert await deliveries.unknown([newer, *(DeliveryRound(each, 1) for each in ids)]) == {newer}
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET updated_at = now() WHERE id = :id"), {"id": ids[1]})
+        await connection.execute(text("UPDATE deliveries SET status = 'sent' WHERE id = :id"), {"id": ids[2]})
+    assert await deliveries.put_back(found) == 3
+    assert [each.id for each in await deliveries.without_outbox_row()] == [ids[1]]
+    assert await deliveries.outbox_rows() == 3
 
 
 async def test_reconcile_needs_the_management_api(rabbit: RabbitSettings, postgres: PostgresSettings) -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import (
@@ -32,6 +32,8 @@ ARCHIVES = {binding.queue.name for binding in topology.archives()}
 INBOXES = [name for each in topology.all_dead_letters() if (name := each.queue.name) not in ARCHIVES]
 # A message on its way from a retry queue to its channel's queue is in neither of them for a moment.
 SETTLE_TIME = 1.0  # seconds
+MAX_PREFETCH = 65_535  # the largest that AMQP allows
+POLL_INTERVAL = 0.5  # seconds
 
 
 class DeliveryRound(NamedTuple):
@@ -106,14 +108,19 @@ async def read_contents(settings: RabbitSettings, management_url: HttpUrl) -> Br
     contents = BrokerContents()
     # All messages return when the connection closes. Until then, none is read twice, and none leaves its retry queue.
     async with await aio_pika.connect(settings.amqp_url("operator")) as connection:
-        channel = await connection.channel()
-        await _require_no_consumers(channel, read_last)
+        await _require_no_consumers(await connection.channel(), read_last)
         for name in existing:
             if RETRY_QUEUE.fullmatch(name):
-                await _read(channel, name, contents)
+                await _read(connection, name, contents.add_request)
         await asyncio.sleep(SETTLE_TIME)
-        for name in read_last:
-            await _read(channel, name, contents)
+        for names, note in (
+            (DELIVERY_QUEUES, contents.add_request),
+            (RESULT_QUEUES, contents.add_results),
+            (INBOXES, contents.add_dead_letter),
+        ):
+            for name in names:
+                if name in existing:
+                    await _read(connection, name, note)
     return contents
 
 
@@ -135,12 +142,27 @@ async def _require_no_consumers(channel: AbstractChannel, names: Iterable[str]) 
         raise StillConsuming(f"{', '.join(consumed)}: stop the senders and status writers first")
 
 
-async def _read(channel: AbstractChannel, name: str, contents: BrokerContents) -> None:
-    queue = await channel.get_queue(name)
-    while (message := await queue.get(fail=False)) is not None:
-        if name in RESULT_QUEUES:
-            contents.add_results(message)
-        elif name in INBOXES:
-            contents.add_dead_letter(message)
-        else:
-            contents.add_request(message)
+async def _read(connection: AbstractConnection, name: str, note: Callable[[AbstractIncomingMessage], None]) -> None:
+    """Take the messages of a queue, and keep them until the connection closes."""
+    received = 0
+
+    async def receive(message: AbstractIncomingMessage) -> None:
+        nonlocal received
+        received += 1
+        note(message)
+
+    limit = 0
+    while True:
+        if received == limit:  # a channel can hold no more messages
+            channel = await connection.channel()
+            await channel.set_qos(prefetch_count=MAX_PREFETCH)
+            queue = await channel.get_queue(name)
+            if not queue.declaration_result.message_count:
+                return
+            limit += MAX_PREFETCH
+            await queue.consume(receive)
+        before = received
+        await asyncio.sleep(POLL_INTERVAL)
+        ready = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
+        if not ready and received == before:
+            return

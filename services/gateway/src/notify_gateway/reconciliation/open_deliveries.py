@@ -63,13 +63,14 @@ class OpenDelivery:
 class OpenDeliveries:
     """Reads and repairs deliveries. Each method may raise `DatabaseUnavailable`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, chunk_size: int = DELIVERIES_PER_STATEMENT) -> None:
         self._engine = engine
+        self._chunk_size = chunk_size
 
     async def without_outbox_row(self) -> list[OpenDelivery]:
         """Return all open deliveries without an outbox row."""
         found: list[OpenDelivery] = []
-        last_id, size, channels = FIRST_ID, DELIVERIES_PER_STATEMENT, KNOWN_CHANNELS
+        last_id, size, channels = FIRST_ID, self._chunk_size, KNOWN_CHANNELS
         while rows := (await execute(self._engine, OPEN_CHUNK, last_id=last_id, size=size, channels=channels)).all():
             last_id = rows[0].last_id
             found += [
@@ -86,7 +87,7 @@ class OpenDeliveries:
     async def unknown(self, messages: Collection[DeliveryRound]) -> set[DeliveryRound]:
         """Return those whose delivery does not exist, or has not begun that round."""
         rounds: dict[UUID, int] = {}
-        for ids in _chunks(sorted({message.delivery_id for message in messages})):
+        for ids in self._chunks(sorted({message.delivery_id for message in messages})):
             rows = await execute(self._engine, ROUNDS, ids=ids, first=ids[0], last=ids[-1])
             rounds.update((row.id, row.round) for row in rows)
         return {message for message in messages if message.round > rounds.get(message.delivery_id, 0)}
@@ -94,13 +95,12 @@ class OpenDeliveries:
     async def put_back(self, deliveries: Sequence[OpenDelivery]) -> int:
         """Put deliveries back into the outbox, in a transaction per chunk; return how many were put back."""
         count = 0
-        for chunk in _chunks(deliveries):
+        for chunk in self._chunks(deliveries):
             ids, times = [each.id for each in chunk], [each.updated_at for each in chunk]
             rows = await execute(self._engine, PUT_BACK, ids=ids, times=times, first=ids[0], last=ids[-1])
             count += len(rows.all())
         return count
 
-
-def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), DELIVERIES_PER_STATEMENT):
-        yield items[start : start + DELIVERIES_PER_STATEMENT]
+    def _chunks(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        for start in range(0, len(items), self._chunk_size):
+            yield items[start : start + self._chunk_size]
