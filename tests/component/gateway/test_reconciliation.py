@@ -183,7 +183,7 @@ async def test_messages_stay_in_their_queue_however_many_there_are(
     for request in requests:
         await hand.request(request)
     await hand.publish("notifications", "telegram", b"no json")
-    contents = await read_contents(rabbit, HttpUrl(servers.management_url))
+    contents = await read_contents(rabbit, [HttpUrl(servers.management_url)])
     assert contents.requests.keys() == {DeliveryRound(request.delivery_id, 1) for request in requests}
     assert contents.unreadable == 1
 

@@ -58,37 +58,11 @@ class ProviderSettings(EnvironmentSettings):
         return frozenset(channel for channel in Channel if getattr(self, f"{channel}_provider") != "simulator")
 
 
-class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitSettings, ProviderSettings):
-    """All settings of the gateway."""
+class ManagementSettings(RabbitSettings):
+    """RabbitMQ, and the addresses of its management API."""
 
-    app_host: str = "127.0.0.1"
-    app_port: int = Field(8080, ge=1, le=65535)
-    health_host: str = "127.0.0.1"
-    health_port: int = Field(8085, ge=1, le=65535)
-    shutdown_delay: float = Field(5.0, ge=0, le=600)
-    max_waiting_requests: int = Field(5000, ge=1)
-    postgres_pool_size: int = Field(10, ge=5, le=200)
-    auth: Auth = Auth.ON
-    allowed_hosts: Annotated[str, AfterValidator(_hosts)] | None = None
-    bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
-    rate_limit: int = Field(1000, ge=0)
-    trusted_proxies: NetworkList | None = None
-    repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)
     rabbitmq_management_url: HttpUrl | None = None
     rabbitmq_management_hosts: AddressList | None = None
-    rabbitmq_ui_url: HttpUrl | None = None
-    trace_url: Annotated[str, Field(pattern=r"^https?://.*\{trace_id\}")] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.app_port == self.health_port:
-            raise ValueError("HEALTH_PORT: must differ from APP_PORT")
-        if self.auth is Auth.OFF and not is_loopback(self.app_host) and not self.allow_insecure:
-            raise ValueError(
-                f"AUTH: off would admit everyone who can reach {self.app_host} (APP_HOST); "
-                "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
-            )
-        return self
 
     @model_validator(mode="after")
     def _management_password_is_encrypted(self) -> Self:
@@ -107,6 +81,37 @@ class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, RabbitS
             return [] if self.rabbitmq_management_url is None else [self.rabbitmq_management_url]
         scheme, port = ("https", 15671) if self.rabbitmq_tls else ("http", 15672)
         return [HttpUrl(f"{scheme}://{address}") for address in addresses(self.rabbitmq_management_hosts, port)]
+
+
+class GatewaySettings(ServiceSettings, TracedSettings, PostgresSettings, ManagementSettings, ProviderSettings):
+    """All settings of the gateway."""
+
+    app_host: str = "127.0.0.1"
+    app_port: int = Field(8080, ge=1, le=65535)
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(8085, ge=1, le=65535)
+    shutdown_delay: float = Field(5.0, ge=0, le=600)
+    max_waiting_requests: int = Field(5000, ge=1)
+    postgres_pool_size: int = Field(10, ge=5, le=200)
+    auth: Auth = Auth.ON
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] | None = None
+    bootstrap_api_key: Annotated[SecretStr, AfterValidator(_bootstrap_key)] | None = None
+    rate_limit: int = Field(1000, ge=0)
+    trusted_proxies: NetworkList | None = None
+    repair_after: float = Field(129_600.0, ge=1, le=365 * 86_400)
+    rabbitmq_ui_url: HttpUrl | None = None
+    trace_url: Annotated[str, Field(pattern=r"^https?://.*\{trace_id\}")] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.app_port == self.health_port:
+            raise ValueError("HEALTH_PORT: must differ from APP_PORT")
+        if self.auth is Auth.OFF and not is_loopback(self.app_host) and not self.allow_insecure:
+            raise ValueError(
+                f"AUTH: off would admit everyone who can reach {self.app_host} (APP_HOST); "
+                "turn it on, listen on 127.0.0.1, or set ALLOW_INSECURE=1"
+            )
+        return self
 
     def allowed_host_names(self) -> frozenset[str]:
         """Return the hosts in `ALLOWED_HOSTS`, in lower case and without ports."""

@@ -2,13 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
@@ -19,7 +18,7 @@ from notify_common.contracts.messages import (
     DeliveryResult,
     ResultsEnvelope,
 )
-from notify_common.rabbitmq.connection import RabbitSettings
+from notify_common.rabbitmq.connection import RabbitSettings, connect
 from notify_common.rabbitmq.dead_letters import queue_of_death
 from pydantic import HttpUrl, ValidationError
 
@@ -98,16 +97,16 @@ def _round(message: AbstractIncomingMessage) -> DeliveryRound | None:
     return None
 
 
-async def read_contents(settings: RabbitSettings, management_url: HttpUrl) -> BrokerContents:
+async def read_contents(settings: RabbitSettings, management_urls: Sequence[HttpUrl]) -> BrokerContents:
     """Take all messages from their queues, note what they are, and let them return.
 
     Raise `StillConsuming` if a service may hold some of them.
     """
-    existing = await _existing_queues(settings, management_url)
+    existing = await _existing_queues(settings, management_urls)
     read_last = [name for name in (*DELIVERY_QUEUES, *RESULT_QUEUES, *INBOXES) if name in existing]
     contents = BrokerContents()
     # All messages return when the connection closes. Until then, none is read twice, and none leaves its retry queue.
-    async with await aio_pika.connect(settings.amqp_url("operator")) as connection:
+    async with await connect(settings, "operator") as connection:
         await _require_no_consumers(await connection.channel(), read_last)
         for name in existing:
             if RETRY_QUEUE.fullmatch(name):
@@ -124,9 +123,9 @@ async def read_contents(settings: RabbitSettings, management_url: HttpUrl) -> Br
     return contents
 
 
-async def _existing_queues(settings: RabbitSettings, management_url: HttpUrl) -> Collection[str]:
+async def _existing_queues(settings: RabbitSettings, management_urls: Sequence[HttpUrl]) -> Collection[str]:
     """Return the names of all queues. Retry queues of earlier values of `RETRY_DELAY` may still have messages."""
-    client = QueueStatisticsClient(settings, management_url)
+    client = QueueStatisticsClient(settings, management_urls)
     try:
         queues = await client.read()
     finally:
@@ -152,17 +151,16 @@ async def _read(connection: AbstractConnection, name: str, note: Callable[[Abstr
         note(message)
 
     limit = 0
-    while True:
-        if received == limit:  # a channel can hold no more messages
-            channel = await connection.channel()
-            await channel.set_qos(prefetch_count=MAX_PREFETCH)
-            queue = await channel.get_queue(name)
-            if not queue.declaration_result.message_count:
-                return
-            limit += MAX_PREFETCH
-            await queue.consume(receive)
-        before = received
-        await asyncio.sleep(POLL_INTERVAL)
-        ready = (await channel.declare_queue(name, passive=True)).declaration_result.message_count
-        if not ready and received == before:
+    while received == limit:  # a channel can hold no more messages, so the next ones need another channel
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=MAX_PREFETCH)
+        queue = await channel.get_queue(name)
+        if not queue.declaration_result.message_count:
             return
+        limit += MAX_PREFETCH
+        await queue.consume(receive)
+        ready, before = 1, -1
+        while received < limit and (ready or received != before):
+            before = received
+            await asyncio.sleep(POLL_INTERVAL)
+            ready = (await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0

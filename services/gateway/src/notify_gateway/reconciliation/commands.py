@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from notify_common.contracts.ids import accepted_at
-from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.logging import escape_controls
 from notify_database.engine import PostgresSettings, create_engine
-from pydantic import HttpUrl
 
 from notify_gateway.reconciliation.broker_contents import (
     BrokerContents,
@@ -20,12 +18,11 @@ from notify_gateway.reconciliation.broker_contents import (
     read_contents,
 )
 from notify_gateway.reconciliation.open_deliveries import OpenDeliveries, OpenDelivery
+from notify_gateway.settings import ManagementSettings
 
 
-class ReconcileSettings(PostgresSettings, RabbitSettings):
+class ReconcileSettings(PostgresSettings, ManagementSettings):
     """Connection settings. The RabbitMQ user needs read access to all queues, and the management API."""
-
-    rabbitmq_management_url: HttpUrl | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +58,7 @@ def compare(
 
 async def run(settings: ReconcileSettings, options: argparse.Namespace) -> bool:
     """Compare both, and with `--apply` put stranded deliveries back into the outbox; return whether it succeeded."""
-    if settings.rabbitmq_management_url is None:
+    if not (management := settings.management_urls()):
         print("Set RABBITMQ_MANAGEMENT_URL: only the management API lists all retry queues.", file=sys.stderr)
         return False
     engine = create_engine(settings, pool_size=1, statement_timeout=0)
@@ -70,7 +67,7 @@ async def run(settings: ReconcileSettings, options: argparse.Namespace) -> bool:
         # PostgreSQL is read first: a delivery that a relay publishes meanwhile has an outbox row, or is in RabbitMQ.
         outbox_rows, found = await deliveries.outbox_rows(), await deliveries.without_outbox_row()
         try:
-            contents = await read_contents(settings, settings.rabbitmq_management_url)
+            contents = await read_contents(settings, management)
         except StillConsuming as error:
             print(error, file=sys.stderr)
             return False
