@@ -12,7 +12,7 @@ from notify_gateway.http.arriving_body import BODY, ArrivingBody, BodyMemory
 from notify_gateway.http.closing import LingeringTransport
 from notify_gateway.http.middleware import MAX_HEAD, TRANSPORT
 from notify_gateway.http.open_files import available_files
-from notify_gateway.http.request_head import with_host_of_target, without_upgrade
+from notify_gateway.http.request_head import HEADER_SIZE, memory_of, with_host_of_target, without_upgrade
 from notify_gateway.http.slow_readers import PIPELINING, SlowReaders, group_of
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT = 10.0  # seconds
 MAX_HEADS = 8 * 1024 * 1024  # bytes, of all heads that are unfinished or wait in a pipeline together
 MAX_HEADERS = 100  # per request
-REQUEST_SIZE = 3072  # bytes of our own objects for a request that waits in a pipeline
-HEADER_SIZE = 128  # the same for each of its headers
 # All bytes of a request that are not part of its body: the head, chunk headers and trailers. This leaves room for the
 # longest body in chunks of 32 bytes.
 MAX_OUTSIDE_BODY = 64 * 1024  # bytes
@@ -277,7 +275,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return bool(self.pipeline) and self.pipeline[0][0] is self.cycle
 
     def _hold_queued_head(self) -> None:
-        size = REQUEST_SIZE + len(self.url) + sum(len(name) + len(value) + HEADER_SIZE for name, value in self.headers)
+        size = memory_of(self.url, self.headers)
         self.scope[HEAD_SIZE] = size  # type: ignore[literal-required]  # as above
         self._head_memory.bytes += size
         if self._head_memory.bytes > MAX_HEADS:
