@@ -11,7 +11,20 @@ fail() {
     exit 1
 }
 
+# Print what a file of a secret contains, without the newline at its end.
+secret() {
+    [[ -f $2 && -r $2 ]] || fail "$1: $2 cannot be read"
+    [[ -s $2 ]] || fail "$1: $2 is empty"
+    printf '%s' "$(<"$2")"
+}
+
 definitions=$(<"${0%/*}/definitions.json")
+# The nodes of a cluster must share one cookie. Without this file, each volume gets a random one.
+shared_cookie=
+if [[ -n ${RABBITMQ_ERLANG_COOKIE_FILE:-} ]]; then
+    shared_cookie=$(secret RABBITMQ_ERLANG_COOKIE_FILE "$RABBITMQ_ERLANG_COOKIE_FILE")
+fi
+unset RABBITMQ_ERLANG_COOKIE_FILE
 examples=()
 for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
     password=${!variable:-}
@@ -19,10 +32,7 @@ for variable in $(grep -o 'RABBITMQ_[A-Z_]*_PASSWORD' <<<"$definitions"); do
     file=${!file_variable:-}
     if [[ -n $file ]]; then
         [[ -z $password ]] || fail "$variable, $file_variable: only one of them may be set"
-        [[ -f $file && -r $file ]] || fail "$file_variable: $file cannot be read"
-        [[ -s $file ]] || fail "$file_variable: $file is empty"
-        # This strips the newline at the end.
-        password=$(<"$file")
+        password=$(secret "$file_variable" "$file")
     fi
     if [[ -z $password || $password == *[[:cntrl:]]* || $password == *"\${"* ]]; then
         fail "$variable or $file_variable must be set, and the password must not contain control characters or \${"
@@ -49,6 +59,10 @@ fi
     umask 077
     printf '%s' "$definitions" >"$filled"
     # The cookie is created here, because otherwise the server and the first health check could each create one.
+    if [[ -n $shared_cookie ]]; then
+        rm -f "$cookie"
+        printf '%s' "$shared_cookie" >"$cookie"
+    fi
     [[ -e $cookie ]] || head -c 24 /dev/urandom | base64 >"$cookie"
 )
 chmod 400 "$cookie"

@@ -242,6 +242,18 @@ def test_archives_have_the_same_limits_in_compose_and_the_local_stack_and_no_oth
     assert limited == {binding.queue.name for binding in topology.archives()}
 
 
+def test_rabbitmq_cluster_settings_agree() -> None:
+    cluster = (PROJECT / "deploy/rabbitmq/cluster.conf").read_text()
+    nodes = re.findall(r"^cluster_formation[.]classic_config[.]nodes[.]\d = (\S+)$", cluster, re.MULTILINE)
+    [hint] = re.findall(r"^cluster_formation[.]target_cluster_size_hint = (\d+)$", cluster, re.MULTILINE)
+    alone, clustered = (
+        (PROJECT / f"deploy/rabbitmq/{name}").read_text() for name in ("advanced.config", "cluster_advanced.config")
+    )
+    assert re.findall(r"target_group_size, (\d+)", clustered) == [hint] == [str(len(set(nodes)))]
+    [timeout] = re.findall(r"confirm_timeout, \d+", alone)
+    assert timeout in clustered
+
+
 def test_rabbitmq_has_the_same_confirm_timeout_in_compose_and_the_local_stack() -> None:
     [timeout] = re.findall(r"confirm_timeout, (\d+)", (PROJECT / "deploy/rabbitmq/advanced.config").read_text())
     assert int(timeout) == DEAD_LETTER_TIMEOUT

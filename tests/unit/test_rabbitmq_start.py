@@ -51,3 +51,10 @@ def test_rabbitmq_does_not_start_with_an_unusable_password_file(tmp_path: Path) 
     assert f"{one} or {one}_FILE must be set" in start_rabbitmq(**given)
     (secret).write_text("two\nlines\n")
     assert "control characters" in start_rabbitmq(**given, **{f"{one}_FILE": str(secret)})
+
+
+def test_rabbitmq_does_not_start_with_an_unusable_cookie_file(tmp_path: Path) -> None:
+    (empty := tmp_path / "empty").touch()
+    for file, problem in {tmp_path / "missing": "cannot be read", empty: "is empty"}.items():
+        refusal = start_rabbitmq(**dict.fromkeys(PASSWORDS, "secret"), RABBITMQ_ERLANG_COOKIE_FILE=str(file))
+        assert refusal == f"RABBITMQ_ERLANG_COOKIE_FILE: {file} {problem}\n"
