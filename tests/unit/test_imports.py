@@ -19,7 +19,7 @@ GATEWAY_LAYERS = (
     "main",
     {"http_api", "cli"},
     "application",
-    {"health", "maintenance", "asyncapi"},
+    {"health", "maintenance", "queue_members", "asyncapi"},
     "reconciliation",
     {"console", "dead_letters", "notifications"},
     {"deliveries", "events", "users"},

@@ -47,6 +47,7 @@ FIRES: dict[str, set[str]] = {
 # No recorded fault makes these alerts fire. The examples in rules_test.yml do.
 NOT_RECORDED = {
     "NotifyQueueDiffers",
+    "NotifyQueueLacksMembers",
     "NotifyDeadLettersWait",
     "NotifyResultsRefused",
     "NotifyClockIsWrong",

@@ -45,6 +45,7 @@ from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.queries import NotificationQueries
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
+from notify_gateway.queue_members import QueueMembers
 from notify_gateway.settings import Auth, GatewaySettings
 from notify_gateway.users.channels import UserChannels
 
@@ -158,6 +159,9 @@ class Gateway:
             if self.settings.auth is Auth.ON:
                 finishing.add(asyncio.create_task(self._report_key_usage(stopping)))
             background = [relaying, *finishing, asyncio.create_task(self._topology.watch())]
+            if (nodes := len(self.settings.rabbitmq_nodes())) > 1:
+                members = QueueMembers(self._queues, nodes, self.metrics.queues_lacking_members.set)
+                background.append(asyncio.create_task(members.watch()))
             try:
                 await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set():

@@ -53,12 +53,15 @@ class GatewayMetrics:
         self.topology_mismatches = gauge(
             "notify_topology_mismatches", "Queues and exchanges in RabbitMQ with other arguments than expected."
         )
+        self.queues_lacking_members = gauge(
+            "notify_queues_lacking_members", "Queues with fewer members than RabbitMQ has nodes, or than three."
+        )
         self.subscribers = gauge("notify_listeners", "Subscribers of GET /api/events on this gateway.")
         self.clock_offset = gauge("notify_clock_offset_seconds", "How far this clock is ahead of PostgreSQL's.")
         self.partitions_ahead = gauge(
             "notify_partitions_ahead_seconds", "For how long there are partitions, five weeks if all is well."
         )
-        for unknown in (self.clock_offset, self.partitions_ahead):
+        for unknown in (self.clock_offset, self.partitions_ahead, self.queues_lacking_members):
             unknown.set(math.nan)  # until the first look, because 0 has a meaning
         failures = Counter(
             "notify_authentication_failures", "Requests without a valid API key.", ["reason"], registry=registry

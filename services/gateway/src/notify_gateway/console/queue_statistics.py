@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, HttpUrl, TypeAdapter
 log = logging.getLogger(__name__)
 
 TIMEOUT = 2.0  # seconds
-COLUMNS = "name,messages_ready,messages_unacknowledged,consumers"
+COLUMNS = "name,messages_ready,messages_unacknowledged,consumers,members"
 
 
 class QueueStatistics(BaseModel):
@@ -24,6 +24,8 @@ class QueueStatistics(BaseModel):
     ready: int = Field(0, alias="messages_ready")
     unacked: int = Field(0, alias="messages_unacknowledged")
     consumers: int = 0
+    members: Sequence[str] = ()
+    """The nodes with a replica of a quorum queue."""
 
 
 ALL_QUEUES = TypeAdapter(list[QueueStatistics])
