@@ -77,9 +77,20 @@ def running_system(
             with _running("services", folder, {**settings, **servers}, containers=containers) as system:
                 yield system
     else:
-        replicas = [f"{service}={number}" for service, number in (scale or {}).items()]
-        with _running("up", folder, settings, *(["--scale", *replicas] if replicas else [])) as system:
+        with _running("up", folder, settings, *_scaled(scale or {})) as system:
             yield system
+
+
+@contextmanager
+def running_services(folder: Path, settings: Mapping[str, str], scale: Mapping[str, int]) -> Iterator[System]:
+    """Run all services, with the servers in `settings`, until the context ends."""
+    with _running("services", folder, settings, *_scaled(scale)) as system:
+        yield system
+
+
+def _scaled(scale: Mapping[str, int]) -> list[str]:
+    replicas = [f"{service}={number}" for service, number in scale.items()]
+    return ["--scale", *replicas] if replicas else []
 
 
 @contextmanager

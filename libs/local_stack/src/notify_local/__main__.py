@@ -48,8 +48,8 @@ async def _servers(folder: StackFolder) -> None:
         await asyncio.Event().wait()
 
 
-async def _services(folder: StackFolder) -> None:
-    async with running_services(folder) as stack:
+async def _services(folder: StackFolder, scale: dict[str, int]) -> None:
+    async with running_services(folder, scale=scale) as stack:
         say(f"Ready: {stack.addresses['GATEWAY_URL']}/api/notifications. Ctrl-C stops the services.")
         await asyncio.Event().wait()
 
@@ -88,11 +88,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".local"), help="the folder for data, logs and addresses")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="run the whole system in the foreground")
-    up.add_argument(
-        "--scale", type=_scale, nargs="+", default=[], metavar="SERVICE=NUMBER", help="run NUMBER replicas of SERVICE"
-    )
     commands.add_parser("servers", help="run only PostgreSQL and RabbitMQ")
-    commands.add_parser("services", help="run only the services, with the servers set in POSTGRES_* and RABBITMQ_*")
+    services = commands.add_parser(
+        "services", help="run only the services, with the servers set in POSTGRES_* and RABBITMQ_*"
+    )
+    for command in (up, services):
+        command.add_argument(
+            "--scale", type=_scale, nargs="+", default=[], metavar="SERVICE=NUMBER", help="run replicas of SERVICE"
+        )
     demo = commands.add_parser("demo", help="send a CSV file of notifications and follow each one until it is final")
     demo.add_argument("file", type=Path, nargs="?", default=DEFAULT_FILE)
     arguments = parser.parse_args()
@@ -100,7 +103,7 @@ def main() -> None:
     commands_by_name: dict[str, Callable[[], Coroutine[Any, Any, int | None]]] = {
         "up": lambda: _up(folder, dict(arguments.scale)),
         "servers": lambda: _servers(folder),
-        "services": lambda: _services(folder),
+        "services": lambda: _services(folder, dict(arguments.scale)),
         "demo": lambda: run_demo(folder, arguments.file),
     }
     try:

@@ -21,7 +21,7 @@ AS_NOBODY_IN_NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=
 
 def prepare_postgres(folder: StackFolder, port: int) -> Program:
     """Create the cluster if it is missing, and return the program that runs it."""
-    prefix = _unprivileged_prefix()
+    prefix = unprivileged_prefix()
     cluster = folder.data / "postgres"
     if not cluster.exists():
         _init(prefix, cluster, folder.data / "password", folder)
@@ -70,7 +70,7 @@ def _init(prefix: Sequence[str], cluster: Path, password_file: Path, folder: Sta
     draft.rename(cluster)
 
 
-def _unprivileged_prefix() -> Sequence[str]:
+def unprivileged_prefix() -> Sequence[str]:
     """Return a command prefix that hides root from PostgreSQL, which refuses to run as root; return () for others.
 
     In a user namespace, root appears as another user but can still access its own files, so no folder's permissions

@@ -99,11 +99,11 @@ async def running_system(
 
 
 @asynccontextmanager
-async def running_services(folder: StackFolder) -> AsyncIterator[Stack]:
+async def running_services(folder: StackFolder, *, scale: Mapping[str, int] | None = None) -> AsyncIterator[Stack]:
     """Run all services with the servers that `POSTGRES_*` and `RABBITMQ_*` specify, until the context ends."""
     servers = Stack({}, as_environment(load_settings(ExternalServers)))
     async with _supervisor(folder) as supervisor:
-        stack = await _start_services(supervisor, servers, Ports(), show_logs=True, scale={})
+        stack = await _start_services(supervisor, servers, Ports(), show_logs=True, scale=scale or {})
         folder.publish(stack.addresses)
         yield stack
 
