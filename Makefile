@@ -34,7 +34,7 @@ test: install ## run the whole suite; ARGS="-k relay" narrows it
 screenshots: install ## run the console's tests and retake its screenshots in docs/images
 	@SCREENSHOTS="$(CURDIR)/docs/images" $(BIN)/python -m pytest tests/browser
 
-chaos: install ## send 50,000 notifications through 42 faults in 20 minutes; ARGS="--short --seed 7"
+chaos: install ## send 50,000 notifications through 42 faults in 20 minutes; ARGS="--short --seed 7"; ARGS=--ha fails nodes of clusters
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 record: install ## record metrics during long faults again, for the tests of the alert rules (takes 20 minutes)

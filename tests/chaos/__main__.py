@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from chaos.faults import fault_names
+from chaos.ha.cost import compare_cost
+from chaos.ha.faults import FAULTS
+from chaos.ha.plans import CONTROLS, run_cluster
 from chaos.pacing import check_pacing
 from chaos.run import Plan, run_chaos
 
@@ -26,10 +29,28 @@ def main() -> None:
     parser.add_argument("--smtp", action="store_true", help="send e-mail to a mail server, and inject faults into it")
     parser.add_argument("--pacing", action="store_true", help="only check that e-mails are sent at the configured rate")
     parser.add_argument(
-        "--only", nargs="+", default=[], choices=names, metavar="FAULT", help=f"inject only these: {'; '.join(names)}"
+        "--only",
+        nargs="+",
+        default=[],
+        choices=[*names, *FAULTS],
+        metavar="FAULT",
+        help=f"inject only these: {'; '.join(names)}; with --ha: {'; '.join(FAULTS)}",
+    )
+    parser.add_argument("--ha", action="store_true", help="fail nodes of a RabbitMQ and a PostgreSQL cluster")
+    parser.add_argument(
+        "--control", choices=CONTROLS, help="with --ha: weaken the cluster, so that the run must find losses"
+    )
+    parser.add_argument(
+        "--cost", action="store_true", help="with --ha: only compare the CPU of three nodes with that of one"
     )
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    if options.ha and options.cost:
+        asyncio.run(compare_cost(folder))
+        return
+    if options.ha:
+        passed = run_cluster(folder, short=options.short, control=options.control, only=options.only)
+        sys.exit(None if passed else f"The logs and ledgers are in {folder}.")
     passed = True
     if options.pacing or not (options.short or options.only):
         passed = asyncio.run(check_pacing(folder))

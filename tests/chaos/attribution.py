@@ -44,7 +44,7 @@ def explains(fault: Fault, sent: Sent, sends: Sequence[Sent], accepted_at: float
 
     It may have interrupted this send or an earlier publish of its message.
     """
-    if "rabbitmq" in fault.killed.values() or fault.name == QUEUE_STOPPED:
+    if "rabbitmq" in fault.killed.values() or fault.of_broker_node or fault.name == QUEUE_STOPPED:
         # If RabbitMQ dies before it has recorded a move out of a retry queue, it repeats the move after its restart.
         # It also repeats a move that the target queue has not confirmed in time.
         back = fault.ended + fault.recovered_after + IN_FLIGHT
@@ -56,6 +56,10 @@ def explains(fault: Fault, sent: Sent, sends: Sequence[Sent], accepted_at: float
     if _in_flight(fault, sent) and any(each.sender_paused_by(fault) and _in_flight(fault, each) for each in sends):
         # The sender was paused during its attempt. RabbitMQ closed its connection and gave the delivery to another.
         return True
+    if fault.of_database:
+        # The relay could not delete the rows of what it had published. If that lasts longer than their leases, another
+        # relay publishes those deliveries again.
+        return accepted_at <= fault.ended and _in_flight(fault, sent)
     if any(name.startswith("gateway") for name in fault.paused.values()):
         # The gateway was paused after the publish and before it deleted the row, which was published again once its
         # lease had ended. A row that was not yet published must be left to the gateway that has taken it.

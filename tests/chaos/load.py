@@ -60,6 +60,8 @@ class Accepted:
     """The notification's `send_at` or `expires_at`, or None if it has neither."""
     channels: int = len(CHANNELS)
     """The number of its channels."""
+    posted_at: float = 0.0
+    """When the client first posted it."""
 
 
 @dataclass
@@ -120,7 +122,7 @@ class Load:
 
     async def post(self, user_id: int, kind: Kind = Kind.PLAIN) -> str | None:
         """Post a notification, cancel it if its kind is `CANCELLED`, and return its id, or None if it was rejected."""
-        due, body = self._time_of(kind), self._body(user_id, kind)
+        posted_at, due, body = time.time(), self._time_of(kind), self._body(user_id, kind)
         if due is not None:
             body["expires_at" if kind is Kind.EXPIRING else "send_at"] = datetime.fromtimestamp(due, UTC).isoformat()
         response = await self._post(user_id, PATH, json=body, headers={"Idempotency-Key": uuid4().hex})
@@ -130,7 +132,7 @@ class Load:
                 self.refusals.append(f"{response.status_code} {response.text}")
             return None
         notification_id: str = response.json()["id"]
-        self.accepted[notification_id] = Accepted(time.time(), kind, due, len(body["channels"]))
+        self.accepted[notification_id] = Accepted(time.time(), kind, due, len(body["channels"]), posted_at)
         self.answered += 1
         if kind is Kind.CANCELLED:
             response = await self._post(user_id, f"{PATH}/{notification_id}/cancel")

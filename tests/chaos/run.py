@@ -85,7 +85,7 @@ async def run_chaos(folder: Path, plan: Plan) -> Report:
         urls = addresses["POSTGRES_URL"], addresses["RABBITMQ_MANAGEMENT_URL"]
         await await_quiet(*urls, broker_died=any("rabbitmq" in fault.killed.values() for fault in faults))
         report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
-        report.complaints += _floods(system.folder / "log", len(faults))
+        report.complaints += floods(system.folder / "log", len(faults))
     if mail_server is not None:
         await mail_server.close()
     if load.answered != len(load.accepted):
@@ -104,7 +104,7 @@ async def _inject_faults(scene: Scene, plan: Plan) -> list[Fault]:
         accepted = len(load.accepted)
         async with watched_memory(scene.system) as peaks:
             fault = await inject(scene, name)
-            fault.recovered_after = await _recovery(load)
+            fault.recovered_after = await recovery(load)
         fault.accepted = len(load.accepted) - accepted
         if name == LARGE_BODIES:
             fault.peaks = dict(peaks)
@@ -117,7 +117,7 @@ async def _inject_faults(scene: Scene, plan: Plan) -> list[Fault]:
     return done
 
 
-async def _recovery(load: Load) -> float:
+async def recovery(load: Load) -> float:
     """Return how many seconds a notification posted now takes to reach a final status, or `PROBE_TIMEOUT` at most."""
     began = time.monotonic()
     notification_id = await load.post(1)
@@ -133,7 +133,7 @@ async def _recovery(load: Load) -> float:
     return PROBE_TIMEOUT
 
 
-def _floods(logs: Path, faults: int) -> list[str]:
+def floods(logs: Path, faults: int) -> list[str]:
     """Return a complaint about each service that logged more lines than the faults explain."""
     lines = {name: _own_lines((logs / f"{name}.log").read_text()) for name in PROGRAMS}
     say("lines logged: " + ", ".join(f"{count} {name}" for name, count in lines.items()))

@@ -30,6 +30,10 @@ class Fault:
     """The names of the processes killed by SIGKILL, by process id; those stopped by SIGTERM are not included."""
     paused: dict[int, str] = field(default_factory=dict)
     """The names of the processes that were paused until they had lost their connections and leases, by process id."""
+    of_broker_node: bool = False
+    """True if nodes of a RabbitMQ cluster failed, which moves consumers and queue leaders to other nodes."""
+    of_database: bool = False
+    """True if the primary of a PostgreSQL cluster failed, and another member took over."""
     refused: Channel | None = None
     """The channel whose queue accepted nothing. The other channels must not wait for it."""
     ended: float = 0.0
