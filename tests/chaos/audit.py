@@ -71,10 +71,12 @@ class Report:
         return not (self.lost or self.stranded or self.complaints)
 
 
-async def await_quiet(postgres_url: str, management_url: str, *, broker_died: bool) -> None:
-    """Wait until nothing is in flight, but no longer than `QUIET_TIMEOUT`; the audit reports anything that is left."""
+async def await_quiet(
+    postgres_url: str, management_url: str, *, broker_died: bool, timeout: float = QUIET_TIMEOUT
+) -> None:
+    """Wait until nothing is in flight, but no longer than `timeout`; the audit reports anything that is left."""
     quiet_for = MOVED_AGAIN if broker_died else 0.0
-    deadline, quiet_since = time.monotonic() + QUIET_TIMEOUT, time.monotonic()
+    deadline, quiet_since = time.monotonic() + timeout, time.monotonic()
     while time.monotonic() < deadline:
         try:
             quiet = await _nothing_open(postgres_url, management_url)

@@ -15,9 +15,11 @@ RATE = 32.0  # notifications a second
 FULL = HaPlan(full_series(), notifications=30_000, rate=RATE)
 # A node that is silent for so long counts as down.
 SHORT_PLAN = HaPlan(SHORT, notifications=5_000, rate=20, hold=4, silence=24)
+# What they lose stays in flight forever.
+CONTROL = HaPlan([], notifications=400, rate=20, hold=2, patience=45)
 CONTROLS = {
-    "queues": HaPlan([EMPTY_BROKER], notifications=400, rate=20, hold=2, one_member=True),
-    "standby": HaPlan([AHEAD], notifications=400, rate=20, hold=2, replication=ASYNCHRONOUS),
+    "queues": replace(CONTROL, faults=[EMPTY_BROKER], one_member=True),
+    "standby": replace(CONTROL, faults=[AHEAD], replication=ASYNCHRONOUS),
 }
 
 

@@ -17,7 +17,7 @@ from support.cluster.brokers import USER, BrokerCluster, running_brokers
 from support.cluster.databases import QUORUM, DatabaseCluster, running_databases
 from support.processes import running_services
 
-from chaos.audit import Report, audit, await_quiet
+from chaos.audit import QUIET_TIMEOUT, Report, audit, await_quiet
 from chaos.ha.faults import inject
 from chaos.ha.figures import Delay, delays
 from chaos.ha.scene import HaScene
@@ -38,6 +38,8 @@ class HaPlan:
     hold: float = 6.0
     silence: float = 30.0
     replication: Mapping[str, Any] = field(default_factory=lambda: QUORUM)
+    patience: float = QUIET_TIMEOUT
+    """How long to wait until nothing is in flight, in seconds."""
     one_member: bool = False
     """True if queues have only one member, as a negative control."""
 
@@ -90,7 +92,8 @@ async def run_ha(folder: Path, plan: HaPlan) -> Report:
                 await loading
             say("load finished: waiting until nothing is in flight")
             urls = databases.url(), brokers.management_url(brokers.nodes[0])
-            await await_quiet(*urls, broker_died=any(fault.of_broker_node for fault in faults))
+            broker_died = any(fault.of_broker_node for fault in faults)
+            await await_quiet(*urls, broker_died=broker_died, timeout=plan.patience)
             report = await audit(*urls, ledgers, load.accepted, faults, max_retries=int(SETTINGS["MAX_RETRIES"]))
             figures = await delays(databases.url(), faults, load.accepted)
     if load.answered != len(load.accepted):
