@@ -86,10 +86,10 @@ async def run_ha(folder: Path, plan: HaPlan) -> Report:
                 load = Load([first, second], plan.rate, ahead=20)
                 scene = HaScene(system, brokers, databases, load, plan.hold, plan.silence)
                 enough = asyncio.Event()
-                loading = asyncio.create_task(load.run(plan.notifications, enough))
-                faults = [await _inject(scene, number, name) for number, name in enumerate(plan.faults, start=1)]
-                enough.set()
-                await loading
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(load.run(plan.notifications, enough))
+                    faults = [await _inject(scene, number, name) for number, name in enumerate(plan.faults, start=1)]
+                    enough.set()
             say("load finished: waiting until nothing is in flight")
             urls = databases.url(), brokers.management_url(brokers.nodes[0])
             broker_died = any(fault.of_broker_node for fault in faults)
