@@ -1,6 +1,10 @@
-"""Faults of PostgreSQL's members and of the machines on which they run."""
+"""Faults of PostgreSQL's members and of the machines on which they run.
+
+A fault begins when the members have failed: finding the primary takes a moment, in which requests are still accepted.
+"""
 
 import asyncio
+import time
 
 from support.cluster.databases import Member
 from support.cluster.process import freeze, kill
@@ -13,7 +17,9 @@ LAG = 3.0  # seconds
 
 async def kill_primary(scene: HaScene, fault: Fault) -> None:
     """Kill the primary's PostgreSQL, and leave its Patroni alive."""
-    (await scene.databases.primary()).kill_postgres()
+    primary = await scene.databases.primary()
+    primary.kill_postgres()
+    fault.began = time.time()
     await asyncio.sleep(scene.hold)
     await repaired(scene, fault)
 
@@ -25,6 +31,7 @@ def killing(*, primary: bool, standbys: int) -> Act:
         members = await _members(scene, primary=primary, standbys=standbys)
         for member in members:
             member.kill()
+        fault.began = time.time()
         await asyncio.sleep(scene.hold)
         for member in members:
             member.start()
@@ -37,6 +44,7 @@ async def down_until_replaced(scene: HaScene, fault: Fault) -> None:
     """Kill the primary's machine, and start it again once another member has taken over."""
     (primary,) = await _members(scene, primary=True, standbys=0)
     primary.kill()
+    fault.began = time.time()
     await asyncio.sleep(scene.silence)
     primary.start()
     await repaired(scene, fault)
@@ -49,6 +57,7 @@ def freezing(*, primary: bool, standbys: int) -> Act:
         members = await _members(scene, primary=primary, standbys=standbys)
         for member in members:
             member.freeze()
+        fault.began = time.time()
         await asyncio.sleep(scene.silence)
         for member in members:
             member.thaw()
@@ -83,8 +92,9 @@ async def lose_primary_ahead_of_standbys(scene: HaScene, fault: Fault) -> None:
     freeze(receivers)
     await asyncio.sleep(LAG)
     primary.kill()
+    fault.began = time.time()
     primary.wipe()
-    # What was sent to them is still in their buffers, so they must not continue.
+    # The receivers' buffers hold what the primary has sent last, so they must not continue.
     kill(receivers)
     await asyncio.sleep(scene.hold)
     primary.start()
