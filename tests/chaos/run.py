@@ -117,20 +117,20 @@ async def _inject_faults(scene: Scene, plan: Plan) -> list[Fault]:
     return done
 
 
-async def recovery(load: Load) -> float:
-    """Return how many seconds a notification posted now takes to reach a final status, or `PROBE_TIMEOUT` at most."""
+async def recovery(load: Load, timeout: float = PROBE_TIMEOUT) -> float:
+    """Return how many seconds a notification posted now takes to reach a final status, or `timeout` at most."""
     began = time.monotonic()
     notification_id = await load.post(1)
     for gateway in cycle(load.gateways):
-        if time.monotonic() - began >= PROBE_TIMEOUT:
+        if time.monotonic() - began >= timeout:
             break
         with suppress(httpx.TransportError):
             response = await gateway.get(f"/api/notifications/{notification_id}")
             if response.is_success and all(each["status"] in FINAL for each in response.json()["deliveries"]):
                 return time.monotonic() - began
         await asyncio.sleep(POLL_INTERVAL)
-    load.refusals.append(f"a notification was still not final {PROBE_TIMEOUT:.0f} s after a fault: {notification_id}")
-    return PROBE_TIMEOUT
+    load.refusals.append(f"a notification was still not final {timeout:.0f} s after a fault: {notification_id}")
+    return timeout
 
 
 def floods(logs: Path, faults: int) -> list[str]:

@@ -39,7 +39,7 @@ class HaPlan:
     silence: float = 30.0
     replication: Mapping[str, Any] = field(default_factory=lambda: QUORUM)
     patience: float = QUIET_TIMEOUT
-    """How long to wait until nothing is in flight, in seconds."""
+    """How long to wait until the clusters are complete again, and until nothing is in flight, in seconds."""
     one_member: bool = False
     """True if queues have only one member, as a negative control."""
 
@@ -84,7 +84,7 @@ async def run_ha(folder: Path, plan: HaPlan) -> Report:
         with running_services(folder / "stack", settings, REPLICAS) as system:
             async with system.client() as first, system.client("GATEWAY_2_URL") as second:
                 load = Load([first, second], plan.rate, ahead=20)
-                scene = HaScene(system, brokers, databases, load, plan.hold, plan.silence)
+                scene = HaScene(system, brokers, databases, load, plan.hold, plan.silence, plan.patience)
                 enough = asyncio.Event()
                 async with asyncio.TaskGroup() as group:
                     group.create_task(load.run(plan.notifications, enough))
@@ -106,7 +106,7 @@ async def run_ha(folder: Path, plan: HaPlan) -> Report:
 async def _inject(scene: HaScene, number: int, name: str) -> Fault:
     began, accepted = time.monotonic(), len(scene.load.accepted)
     fault = await inject(scene, name)
-    fault.recovered_after = await recovery(scene.load)
+    fault.recovered_after = await recovery(scene.load, scene.patience)
     fault.accepted = len(scene.load.accepted) - accepted
     say(
         f"{number:>3}  {name:<38} {time.monotonic() - began:5.1f} s; "

@@ -1,5 +1,6 @@
 """The clusters that faults act on."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class HaScene:
     """How long killed nodes stay down, in seconds."""
     silence: float
     """How long nodes stay frozen or cut off, in seconds: long enough for the others to take over."""
+    patience: float
+    """How long to wait until the clusters are complete again, in seconds."""
     turns: Counter[str] = field(default_factory=Counter)
 
     def some_brokers(self, fault: Fault, number: int) -> Sequence[Broker]:
@@ -45,6 +48,7 @@ async def repaired(scene: HaScene, fault: Fault) -> None:
     """Wait until both clusters are complete."""
     for name, cluster in (("RabbitMQ", scene.brokers), ("PostgreSQL", scene.databases)):
         try:
-            await cluster.complete()
+            async with asyncio.timeout(scene.patience):
+                await cluster.complete()
         except TimeoutError:
             fault.complaints.append(f"{name}'s cluster did not become complete after: {fault.name}")
