@@ -20,6 +20,7 @@ from support.debian import unpacked
 from support.servers import PROJECT
 from support.services import eventually
 
+INSTALLED = Path("/usr/sbin/haproxy")
 CONFIGURATION = PROJECT / "deploy/edge/haproxy.cfg"
 
 
@@ -58,7 +59,8 @@ class Edge:
             changes = (self.folder / "log").read_text().split(name)[1:]
             return bool(changes) and changes[-1].startswith("UP") is ready
 
-        await eventually(noticed, f"the proxy notices that {gateway} is {'ready' if ready else 'not ready'}")
+        description = f"the proxy notices that {gateway} is {'ready' if ready else 'not ready'}"
+        await eventually(noticed, description, timeout=60)  # a gateway may have to start first
 
     def reload(self) -> None:
         self.process.send_signal(signal.SIGUSR2)
@@ -86,9 +88,10 @@ async def running_edge(
     """Run the proxy in front of `gateways` until the context ends."""
     ports = Ports()
     http_port, https_port = ports.free(18_080), ports.free(18_443)
+    libraries = () if haproxy == INSTALLED else haproxy.parents[2].rglob("*.so*")
     environment = {
         **os.environ,
-        "LD_LIBRARY_PATH": ":".join({str(library.parent) for library in haproxy.parents[2].rglob("*.so*")}),
+        "LD_LIBRARY_PATH": ":".join({str(library.parent) for library in libraries}),
         "HTTP_ADDRESS": f"127.0.0.1:{http_port}",
         "HTTPS_ADDRESS": f"127.0.0.1:{https_port}",
         "HTTPS_PORT": str(https_port),
@@ -137,6 +140,8 @@ async def _ready(edge: Edge) -> bool:
 
 def haproxy_for_tests(folder: Path) -> Path:
     """Return the path of HAProxy, or skip the test if it cannot be had."""
+    if INSTALLED.exists():
+        return INSTALLED  # apt-get then downloads nothing
     program = unpacked("haproxy", folder=folder, with_libraries=True) / "usr/sbin/haproxy"
     if not program.exists():
         pytest.skip("HAProxy could not be unpacked.")
