@@ -150,17 +150,17 @@ async def _read(connection: AbstractConnection, name: str, note: Callable[[Abstr
         received += 1
         note(message)
 
-    limit = 0
-    while received == limit:  # a channel can hold no more messages, so the next ones need another channel
+    limit = before = 0
+    while True:
         channel = await connection.channel()
-        await channel.set_qos(prefetch_count=MAX_PREFETCH)
-        queue = await channel.get_queue(name)
-        if not queue.declaration_result.message_count:
+        queue = await channel.declare_queue(name, passive=True)
+        if not queue.declaration_result.message_count and received == before:
             return
-        limit += MAX_PREFETCH
-        await queue.consume(receive)
-        ready, before = 1, -1
-        while received < limit and (ready or received != before):
-            before = received
-            await asyncio.sleep(POLL_INTERVAL)
-            ready = (await channel.declare_queue(name, passive=True)).declaration_result.message_count or 0
+        before = received
+        if received == limit:  # the channels so far can hold no more messages
+            limit += MAX_PREFETCH
+            await channel.set_qos(prefetch_count=MAX_PREFETCH)
+            await queue.consume(receive)
+        else:
+            await channel.close()
+        await asyncio.sleep(POLL_INTERVAL)
