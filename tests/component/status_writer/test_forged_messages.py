@@ -1,6 +1,7 @@
 """Forged results and dead letters: what the user of a telegram sender can change, and what it cannot."""
 
 import json
+import struct
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -30,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
 from support.broker_users import installed_definitions
 from support.fakes import FakeProvider
+from support.raw_messages import Undecodable, header, long, publish_raw, table
 from support.servers import Servers
 from support.services import eventually, running_gateway, running_sender, running_status_writer
 from support.stored import Stored
@@ -80,6 +82,10 @@ def request(delivery_id: UUID, channel: Channel, **change: int) -> DeliveryReque
             "content": Content(message="x"), **change,
         }
     )  # fmt: skip
+
+
+def x_death(entry: bytes) -> bytes:
+    return header(b"x-death", b"A", long(b"F" + table(entry)))
 
 
 async def report(thief: Hand, *results: DeliveryResult) -> None:
@@ -181,6 +187,34 @@ async def test_dead_letter_that_rabbitmq_makes_of_a_forged_message_fails_no_deli
         message = await source.get()
         assert message is not None
         await message.reject(requeue=False)
+    await stored.becomes(own, "failed")
+
+    async def handled() -> bool:
+        return [await hand.depth(f"notifications.dead.{inbox}") for inbox in ("failed", "inbox")] == [0, 0]
+
+    await eventually(handled, "every copy has been handled")
+    await is_refused(writer, Refusal.OTHER_CHANNEL, 2)  # one for each of the shared inboxes
+    assert await stored.state(other) == ("pending", 1, 0, 0)
+
+
+@pytest.mark.parametrize("place", ["headers", "entry"])
+async def test_header_that_is_there_twice_fails_no_delivery_of_another_channel(
+    thief: Hand, writer: Worker, stored: Stored, hand: Hand, place: str
+) -> None:
+    """RabbitMQ adds its entry to the first `x-death`, and to the first entry that names its queue and its reason."""
+    other, own = await stored.add(Channel.EMAIL), await stored.add(Channel.TELEGRAM)
+    real, forged = [header(b"queue", b"S", long(queue)) for queue in (QUEUE.encode(), b"notifications.email")]
+    rejected = header(b"reason", b"S", long(b"rejected"))
+    if place == "headers":
+        headers = x_death(real + rejected) + x_death(forged + rejected)
+    else:
+        headers = x_death(real + rejected + header(b"count", b"l", struct.pack(">q", 1)) + forged)
+    for delivery_id, channel in ((other, Channel.EMAIL), (own, Channel.TELEGRAM)):
+        body, message = request(delivery_id, channel).body(), Undecodable("header that is there twice")
+        await publish_raw(thief.channel, f"{QUEUE}.retry", topology.DUE_ROUTING_KEY, body, message, headers)
+        received = await (await thief.channel.get_queue(QUEUE, ensure=False)).get()
+        assert received is not None
+        await received.reject(requeue=False)
     await stored.becomes(own, "failed")
 
     async def handled() -> bool:

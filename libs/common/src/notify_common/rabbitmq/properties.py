@@ -72,12 +72,13 @@ class _Values:
 
     def table(self, depth: int = 0) -> "dict[str, object]":
         end = self._end()
-        table = {}
+        table: dict[str, object] = {}
         while self.at < end:
             name = self.short_string()
             value = self._value(end, depth)
             if name is not None:
-                table[name] = value
+                # RabbitMQ reads and writes the first of several entries with one name, so a forged one must not win.
+                table.setdefault(name, value)
         self.at = end
         return table
 
