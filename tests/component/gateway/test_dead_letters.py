@@ -5,6 +5,7 @@ from uuid import uuid4
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
@@ -13,7 +14,7 @@ from notify_database.engine import PostgresSettings
 from pydantic import ValidationError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.amqp import Hand, hand_on
+from support.amqp import Hand, hand_on, prepare_topology
 from support.fakes import FakeProvider
 from support.processes import gateway_command
 from support.services import eventually, running_gateway, running_sender, running_status_writer
@@ -208,3 +209,19 @@ async def test_requeueing_a_forged_dead_letter_restarts_no_delivery_of_another_c
     assert await run(rabbit, postgres, "requeue", "--all") == "1 message(s)\n"
     assert [await stored.state(each) for each in (other, own)] == [("failed", 1, 0, 0), ("pending", 2, 0, 0)]
     assert await hand.depth("notifications.results.email") == 0
+
+
+async def test_requeueing_a_forged_dead_letter_sends_nothing_on_another_channel(
+    rabbit: RabbitSettings, postgres: PostgresSettings, hand: Hand
+) -> None:
+    """RabbitMQ also routes a message by the keys in its headers `CC` and `BCC`."""
+    await prepare_topology(rabbit, topology.gateway())
+    forged = request().model_copy(update={"channel": Channel.EMAIL})
+    for name in ("CC", "BCC"):
+        headers = {name: ["email", "webhook"], "dead_queue": "notifications.telegram"}
+        await hand.publish("notifications.dead.telegram", "", forged.body(), headers)
+    await wait_for_dead_letters(hand, 2)
+    assert await run(rabbit, postgres, "requeue", "--all") == "2 message(s)\n"
+    assert [await hand.depth(f"notifications.{channel}") for channel in Channel] == [
+        2 if channel is Channel.TELEGRAM else 0 for channel in Channel
+    ]

@@ -25,6 +25,9 @@ QUEUE_HEADER = "dead_queue"
 # RabbitMQ writes this header when it dead-letters a message; it has one entry per queue, including retry queues:
 # https://www.rabbitmq.com/docs/dlx#effects
 DEATHS_HEADER = "x-death"
+# RabbitMQ also routes a message by the keys in these headers. A sender may have written them, and must not choose where
+# an operator requeues its message: https://www.rabbitmq.com/docs/sender-selected
+ROUTING_HEADERS = ("CC", "BCC")
 IDENTIFYING_HEADERS = (DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER, ROUND_HEADER, TRACEPARENT_HEADER)
 
 # The services publish no longer messages, and RabbitMQ is configured to accept none. It had no such limit before.
@@ -89,12 +92,12 @@ async def bury(
 
 
 def original_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the original publisher's headers, without those that dead-lettering added.
+    """Return the original publisher's headers, without those that dead-lettering added, and those that route.
 
     If they cannot be published again, return only those that identify the message.
     """
-    ours = (REASON_HEADER, QUEUE_HEADER)
-    original = {name: value for name, value in headers.items() if name not in ours and not name.startswith("x-")}
+    left_out = (REASON_HEADER, QUEUE_HEADER, *ROUTING_HEADERS)
+    original = {name: value for name, value in headers.items() if name not in left_out and not name.startswith("x-")}
     return original if _publishable(original) else _identifying(original)
 
 
