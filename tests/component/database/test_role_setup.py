@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from support.database import waiting_for_locks
 from support.roles import USERS, as_user, migration_settings, owners, session
 
+TIMEOUT = 20.0  # seconds; reached only if the test fails
 LAST_WEEK = "SELECT max(relname) FROM pg_class WHERE relname ~ '^attempts_until_[0-9]+$'"
 
 
@@ -101,14 +102,19 @@ async def test_stolen_login_is_closed_before_it_is_dropped(with_roles: PostgresS
     name = f"gateway_{uuid4().hex}"
     await prepare_database(migration_settings(with_roles, postgres_gateway_user=name))
     async with session(with_roles, name) as stolen, session(with_roles) as administrator:
+        await stolen.execute("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
+        await stolen.execute("BEGIN; ALTER ROLE CURRENT_USER PASSWORD 'x'")  # locks the role
+        await administrator.execute("SET lock_timeout = '1s'")
+        end = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = $1"
+        assert await administrator.fetchval(end, name) == 1
         await administrator.execute(f"ALTER ROLE {name} NOLOGIN")
-        ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = $1"
-        assert await administrator.fetchval(ended, name) == 1
+        assert await administrator.fetchval(end, name) == 0
         with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
             async with session(with_roles, name):
                 pass
         with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError)):
             await stolen.execute("SELECT FROM api_keys")
+        await administrator.execute(f"DROP OWNED BY {name}")
         await administrator.execute(f"DROP ROLE {name}")
 
 
@@ -124,6 +130,18 @@ async def test_settings_that_a_stolen_login_left_behind_are_removed(with_roles: 
             assert await connection.fetchval("SHOW work_mem") != "99MB"
             assert await connection.fetchval("SHOW temp_buffers") != "99MB"
             assert await connection.fetchval("SELECT current_user = session_user") == (user != OWNER_USER)
+
+
+@pytest.mark.parametrize("change", ["PASSWORD 'mine'", "SET work_mem = '99MB'"])
+async def test_stolen_login_cannot_hold_up_a_migration_by_locking_its_role(
+    with_roles: PostgresSettings, change: str
+) -> None:
+    async with session(with_roles, "status_writer") as stolen, session(with_roles, "status_writer") as other:
+        await stolen.execute(f"BEGIN; ALTER ROLE CURRENT_USER {change}")
+        await asyncio.wait_for(prepare_database(migration_settings(with_roles)), TIMEOUT)
+        await other.execute("SELECT FROM attempts")  # only the session that holds the lock is ended
+        with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError)):
+            await stolen.execute("SELECT FROM attempts")
 
 
 async def test_existing_powerful_role_is_not_made_a_login(with_roles: PostgresSettings) -> None:

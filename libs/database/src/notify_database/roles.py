@@ -25,6 +25,16 @@ FOUND = text("""
     SELECT rolname, rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls AS powerful
     FROM pg_roles WHERE rolname = ANY(CAST(:names AS text[]))
 """)
+# Each login may change its own password and settings. A stolen one could do so in a transaction that it never ends, and so
+# lock its role, which would hold up this process for good. No service changes its role, so such sessions are ended.
+END_CHANGES = text("""
+    SELECT count(pg_terminate_backend(pid, :wait)) FROM (
+        SELECT DISTINCT pid FROM pg_stat_activity JOIN pg_locks USING (pid)
+        WHERE usename = ANY(CAST(:users AS text[])) AND mode = 'RowExclusiveLock'
+          AND relation = ANY(ARRAY['pg_authid'::regclass, 'pg_db_role_setting'::regclass])
+    ) AS changing
+""")
+END_TIMEOUT = 1  # seconds that a session is given to end
 INHERITS_OWNER = text("SELECT pg_has_role(current_user, :owner, 'USAGE')")
 DATABASE = text("SELECT quote_ident(current_database())")
 OPEN_DATABASES = text("""
@@ -74,24 +84,32 @@ async def set_up_roles(engine: AsyncEngine, schema: str, logins: Sequence[Login]
     async with engine.connect() as connection:
         try:
             await become_the_only_migrator(connection)
-            is_superuser, may_create = (await connection.execute(ME)).one()
-            if not (is_superuser or may_create):
-                raise StartupError("POSTGRES_ADMIN_USER: must have the attribute SUPERUSER or CREATEROLE")
-            await _create_roles(connection)
-            for login in logins:
-                await _set_up_login(connection, login)
-            if not is_superuser and not (await connection.execute(INHERITS_OWNER, {"owner": OWNER})).scalar_one():
-                # Services that still log in as this user keep their rights to the tables that are handed over.
-                await connection.execute(text(f"GRANT {OWNER} TO CURRENT_USER"))
-            await _close_database(connection, schema)
-            if is_superuser:
-                await _close_functions(connection)
-                await _close_other_databases(connection)
-            await connection.commit()
             await connection.run_sync(limit_lock_waits)
+            problem = "the roles cannot be set up yet, because a session has locked one of them"
+            await repeat_after_lock_conflicts(connection, partial(_set_up, connection, schema, logins), problem)
             await _hand_over(connection, schema)
         finally:
             await connection.invalidate()
+
+
+async def _set_up(connection: AsyncConnection, schema: str, logins: Sequence[Login]) -> None:
+    is_superuser, may_create = (await connection.execute(ME)).one()
+    if not (is_superuser or may_create):
+        raise StartupError("POSTGRES_ADMIN_USER: must have the attribute SUPERUSER or CREATEROLE")
+    if is_superuser:
+        users = [login.user for login in logins]
+        await connection.execute(END_CHANGES, {"users": users, "wait": END_TIMEOUT * 1000})
+    await _create_roles(connection)
+    for login in logins:
+        await _set_up_login(connection, login)
+    if not is_superuser and not (await connection.execute(INHERITS_OWNER, {"owner": OWNER})).scalar_one():
+        # Services that still log in as this user keep their rights to the tables that are handed over.
+        await connection.execute(text(f"GRANT {OWNER} TO CURRENT_USER"))
+    await _close_database(connection, schema)
+    if is_superuser:
+        await _close_functions(connection)
+        await _close_other_databases(connection)
+    await connection.commit()
 
 
 async def _create_roles(connection: AsyncConnection) -> None:
