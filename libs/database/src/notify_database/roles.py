@@ -25,8 +25,8 @@ FOUND = text("""
     SELECT rolname, rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls AS powerful
     FROM pg_roles WHERE rolname = ANY(CAST(:names AS text[]))
 """)
-# Each login may change its own password and settings. A stolen one could do so in a transaction that it never ends, and so
-# lock its role, which would hold up this process for good. No service changes its role, so such sessions are ended.
+# Each login may change its own password and settings. A stolen one could do so in a transaction that it never ends, and
+# so lock its role, which would hold up this process for good. No service changes its role, so such sessions are ended.
 END_CHANGES = text("""
     SELECT count(pg_terminate_backend(pid, :wait)) FROM (
         SELECT DISTINCT pid FROM pg_stat_activity JOIN pg_locks USING (pid)
