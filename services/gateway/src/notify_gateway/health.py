@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -95,9 +95,13 @@ class Readiness:
         return problem
 
 
-@dataclass(frozen=True)
+@dataclass
 class MetricsExposition:
-    """Renders the metrics of this process, with the state of the outbox at the time of the scrape."""
+    """Renders the metrics of this process, with the state of the outbox at the time of the scrape.
+
+    Any number of scrapes at a time take one connection to PostgreSQL, because the look-ups of API keys share those, and
+    each leaves the event loop to other requests before the next one is rendered.
+    """
 
     registry: CollectorRegistry
     metrics: GatewayMetrics
@@ -105,9 +109,20 @@ class MetricsExposition:
     relay: OutboxRelay
     topology: DeclaredTopology
     hub: EventHub
+    _update: "asyncio.Task[None] | None" = field(default=None, init=False)
+    _rendering: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def render(self, accepted: str) -> tuple[bytes, str]:
         """Return all metrics and their content type; the outbox metrics are NaN if PostgreSQL does not respond."""
+        if self._update is None or self._update.done():
+            self._update = asyncio.create_task(self._update_metrics())
+        # A scrape that is cancelled must not cancel the update for the others.
+        await asyncio.shield(self._update)
+        async with self._rendering:
+            await asyncio.sleep(0)
+            return exposition(self.registry, accepted)
+
+    async def _update_metrics(self) -> None:
         try:
             async with asyncio.timeout(TIMEOUT):
                 backlog = await self.outbox.backlog()
@@ -119,7 +134,6 @@ class MetricsExposition:
         self.metrics.relay_connected.set(self.relay.connected)
         self.metrics.topology_mismatches.set(len(self.topology.mismatches))
         self.metrics.subscribers.set(self.hub.count)
-        return exposition(self.registry, accepted)
 
 
 health_router = APIRouter(tags=["health"])
