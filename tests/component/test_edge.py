@@ -210,6 +210,23 @@ async def test_connections_of_one_address_are_limited(haproxy: Path, tmp_path: P
             writer.close()
 
 
+async def test_new_connections_of_one_address_are_limited(haproxy: Path, tmp_path: Path) -> None:
+    """Handshakes of connections that are closed at once would otherwise take all CPU time of the proxy."""
+    async with (
+        Recorder().running() as recorder,
+        running_edge(haproxy, tmp_path, recorder.url, new_per_address=20) as edge,
+        edge.client() as client,
+    ):
+        assert (await client.get("/first")).status_code == 200
+        with pytest.raises((OSError, ssl.SSLError)):
+            for _ in range(21):
+                _, writer = await edge.connect()
+                writer.transport.abort()
+        # The connection that is open stays open.
+        assert (await client.get("/second")).status_code == 200
+    assert len(recorder.requests) == 2
+
+
 async def test_requests_of_one_http2_connection_are_limited(haproxy: Path, tmp_path: Path) -> None:
     async with Recorder(answers=False).running() as recorder, running_edge(haproxy, tmp_path, recorder.url) as edge:
         reader, writer = await edge.connect("h2")

@@ -82,6 +82,7 @@ async def running_edge(
     folder: Path,
     *gateways: httpx.URL,
     per_address: int = 200,
+    new_per_address: int = 5_000,
     requests_per_address: int = 20_000,
     configuration: Path = CONFIGURATION,
 ) -> AsyncIterator[Edge]:
@@ -98,6 +99,7 @@ async def running_edge(
         "CERTIFICATES": str(folder),
         "GATEWAY": f"{gateways[0].host}:{gateways[0].port}",
         "CONNECTIONS_PER_ADDRESS": str(per_address),
+        "NEW_CONNECTIONS_PER_ADDRESS": str(new_per_address),
         "REQUESTS_PER_ADDRESS": str(requests_per_address),
     }
     command = [str(haproxy), "-W", "-db", "-f", str(_configuration(folder, gateways, configuration))]
