@@ -228,6 +228,18 @@ async def test_request_with_trailers_is_accepted(postgres: PostgresSettings, eng
             assert (await response(reader))[0] == 201
 
 
+async def test_unknown_transfer_encoding_gets_a_400_at_once(postgres: PostgresSettings) -> None:
+    """The end of the body is unknown, although the encoding looks like the length of an empty one."""
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(POST + b"Transfer-Encoding: 0\r\n\r\n")
+        status, headers = await response(reader)
+        assert (status, headers["connection"]) == (400, "close")
+        assert await reader.read() == b""
+
+
 async def test_malformed_chunk_gets_a_400_and_the_connection_is_closed(postgres: PostgresSettings) -> None:
     async with (
         served_gateway(NOWHERE, postgres, relaying=False) as url,

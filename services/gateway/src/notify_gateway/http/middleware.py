@@ -127,7 +127,7 @@ class _LimitedRequest:
                 hosts += 1
                 host = value
             elif name in BODY_HEADERS:
-                if value != b"0":
+                if value != b"0" or name == b"transfer-encoding":
                     self.complete = False
             elif name == b"origin":
                 origin = value
