@@ -217,11 +217,15 @@ async def test_new_connections_of_one_address_are_limited(haproxy: Path, tmp_pat
         running_edge(haproxy, tmp_path, recorder.url, new_per_address=20) as edge,
         edge.client() as client,
     ):
-        assert (await client.get("/first")).status_code == 200
-        with pytest.raises((OSError, ssl.SSLError)):
+
+        async def open_and_close_many() -> None:
             for _ in range(21):
                 _, writer = await edge.connect()
                 writer.transport.abort()
+
+        assert (await client.get("/first")).status_code == 200
+        with pytest.raises((OSError, ssl.SSLError)):
+            await open_and_close_many()
         # The connection that is open stays open.
         assert (await client.get("/second")).status_code == 200
     assert len(recorder.requests) == 2
