@@ -26,7 +26,7 @@ GATEWAY_LAYERS = (
     {"api_keys", "outbox"},
     "http",
     "database",
-    {"errors", "metrics", "settings", "stored_values"},
+    {"errors", "metrics", "settings", "slices", "stored_values"},
 )
 SUBJECTS = {
     "api_keys", "console", "dead_letters", "deliveries", "events", "notifications", "outbox", "reconciliation", "users",

@@ -11,6 +11,7 @@ from notify_database.engine import PostgresSettings
 from notify_gateway.console import overview
 from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.events.history import EventFilter, EventHistory
+from notify_gateway.events.schemas import StatusEvent
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import Json, post
@@ -69,7 +70,14 @@ async def test_replayed_events_have_short_texts_and_no_later_time_than_now(
 ) -> None:
     delivery_id = await change(engine, await post(api), "294000-01-01")
     history = EventHistory(engine, TenantReads(engine, TenantShare(1)))
-    [event] = await history.since(utc_now() - timedelta(hours=1), EventFilter("default"))
+    events: list[StatusEvent] = []
+
+    def render(event: StatusEvent) -> bytes:
+        events.append(event)
+        return b""
+
+    await history.since(utc_now() - timedelta(hours=1), EventFilter("default"), render)
+    [event] = events
     assert (str(event.delivery_id), event.error_code) == (delivery_id, "c" * SHORT)
     assert event.changed_at < utc_now() + timedelta(minutes=1)
 

@@ -112,8 +112,20 @@ class TenantReads:
 
         May raise `TooManyInProgress`, `ReadTimedOut`, `DatabaseUnavailable` or `DataRejected`.
         """
+        async with self.result(tenant, statement, **parameters) as result:
+            return result
+
+    @asynccontextmanager
+    async def result(
+        self, tenant: str, statement: Executable, **parameters: object
+    ) -> AsyncIterator[CursorResult[Any]]:
+        """Execute one statement, as `execute` does, and hold the tenant's slot while the result is in use.
+
+        The slot limits how many long results of a tenant are in memory.
+        """
         async with self._share.slot(tenant):
             try:
-                return await execute(self._engine, statement, tenant=tenant, **parameters)
+                result = await execute(self._engine, statement, tenant=tenant, **parameters)
             except StatementTimedOut:
                 raise ReadTimedOut from None
+            yield result

@@ -1,7 +1,7 @@
 """Look up in PostgreSQL who owns a status change, and which changes a subscriber has missed."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from notify_gateway.database import TenantReads, TenantSlots
 from notify_gateway.errors import ReadTimedOut, TooManyMissed
 from notify_gateway.events.schemas import StatusEvent
+from notify_gateway.slices import in_slices
 from notify_gateway.stored_values import short
 
 # A change may be committed after another one with a later timestamp, so a replay starts this much earlier.
@@ -95,8 +96,10 @@ class EventHistory:
             if (owner := owners.get(change.notification_id)) is not None
         ]
 
-    async def since(self, position: datetime, event_filter: EventFilter) -> Iterator[StatusEvent]:
-        """Return the latest state of deliveries changed since `position`, oldest first; may raise `TooManyMissed`."""
+    async def since(
+        self, position: datetime, event_filter: EventFilter, render: Callable[[StatusEvent], bytes]
+    ) -> list[bytes]:
+        """Render the latest state of deliveries changed since `position`, oldest first; may raise `TooManyMissed`."""
         since = position - OVERLAP
         filters = asdict(event_filter)
         tenant = filters.pop("tenant")
@@ -106,10 +109,12 @@ class EventHistory:
                 if changed.scalar_one() > MAX_SCANNED:
                     raise TooManyMissed
                 found = await self._reads.execute(tenant, SINCE, since=since, limit=MAX_REPLAYED + 1, **filters)
+                # The events are built one at a time, because all of them together take more memory than their rows.
+                rendered = [
+                    render(StatusEvent.model_validate(row, from_attributes=True)) async for row in in_slices(found)
+                ]
         except ReadTimedOut:
             raise TooManyMissed from None
-        rows = found.all()
-        if len(rows) > MAX_REPLAYED:
+        if len(rendered) > MAX_REPLAYED:
             raise TooManyMissed
-        # The events are built one at a time, because all of them together take more memory than their rows.
-        return (StatusEvent.model_validate(row, from_attributes=True) for row in rows)
+        return rendered

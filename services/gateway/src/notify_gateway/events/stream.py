@@ -73,7 +73,7 @@ class EventStream(Response):
         chunks = [server_sent.RETRY + server_sent.live_chunk(live=self._hub.live)]
         if self._since is not None:
             try:
-                chunks.extend(map(server_sent.status_chunk, await self._history.since(self._since, self._filter)))
+                chunks += await self._history.since(self._since, self._filter, server_sent.status_chunk)
             except TooManyMissed:
                 chunks.append(server_sent.RESET)
         chunks.append(server_sent.position_chunk(now))

@@ -23,6 +23,7 @@ from notify_gateway.deliveries.queries import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
 from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
 from notify_gateway.notifications.schemas import ListQuery, NotificationPage, NotificationSummary, NotificationView
 from notify_gateway.notifications.status import NotificationStatus, has_status_sql, notification_status
+from notify_gateway.slices import in_slices
 
 DEFAULT_WINDOW = timedelta(hours=24)
 USER_LIST_LIMIT = 1000
@@ -141,13 +142,14 @@ class NotificationQueries:
         """Return the newest matching notifications, and whether there are more."""
         statement = _statement(PAGE.format(conditions=" AND ".join(conditions)))
         # One more notification than fits on the page is requested, to find out whether there are more.
-        rows = await self._reads.execute(tenant, statement, limit=limit + 1, **values)
         summaries, more = [], False
-        for _, group in islice(groupby(rows, key=attrgetter("id")), limit):
-            of_notification = list(group)
-            deliveries = [DeliverySummary.model_validate(row, from_attributes=True) for row in of_notification]
-            summaries.append(NotificationSummary.model_validate(_notification_fields(of_notification[0], deliveries)))
-            more = of_notification[0].more
+        async with self._reads.result(tenant, statement, limit=limit + 1, **values) as rows:
+            async for _, group in in_slices(islice(groupby(rows, key=attrgetter("id")), limit)):
+                of_notification = list(group)
+                deliveries = [DeliverySummary.model_validate(row, from_attributes=True) for row in of_notification]
+                fields = _notification_fields(of_notification[0], deliveries)
+                summaries.append(NotificationSummary.model_validate(fields))
+                more = of_notification[0].more
         return summaries, more
 
 

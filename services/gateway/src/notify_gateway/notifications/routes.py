@@ -1,9 +1,10 @@
 """The routes under `/api/notifications`."""
 
+from collections.abc import Sequence
 from typing import Annotated, NoReturn, TypeVar
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query
+from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Response
 from notify_common.contracts.messages import DeliveryStatus
 
 from notify_gateway.deliveries.schemas import DeliverySummary
@@ -18,6 +19,7 @@ from notify_gateway.notifications import schemas
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.idempotency import IdempotencyKey
 from notify_gateway.notifications.queries import NotificationQueries
+from notify_gateway.slices import in_slices
 
 PREFIX = "/api/notifications"
 router = APIRouter(prefix=PREFIX, tags=["notifications"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
@@ -30,6 +32,7 @@ bypassed_router = APIRouter(
 Queries = Annotated[NotificationQueries, Depends(provided(NotificationQueries))]
 Canceller = Annotated[NotificationCanceller, Depends(provided(NotificationCanceller))]
 NotificationId = Annotated[UUID, Path(alias="id")]
+NotificationOrList = schemas.NotificationView | list[schemas.NotificationSummary]
 Notification = TypeVar("Notification", bound=schemas.NotificationSummary)
 
 
@@ -51,28 +54,31 @@ async def create_notification(
     raise HTTPException(404)
 
 
-@router.get("/", include_in_schema=False)
-@router.get("", responses=documented(422, 504))
+@router.get("/", response_model=schemas.NotificationPage, include_in_schema=False)
+@router.get("", response_model=schemas.NotificationPage, responses=documented(422, 504))
 async def list_notifications(
-    query: Annotated[schemas.ListQuery, Query()], principal: CanRead, queries: Queries
-) -> schemas.NotificationPage:
+    query: Annotated[schemas.ListQuery, Query()], principal: CanRead, queries: Queries, response: Response
+) -> Response:
     """List notifications, newest first.
 
     Filter by user, status, channel or creation time. To get the next page, pass `next_cursor` as `cursor`. A page with
     large notifications ends after about 4 MB, before it has `limit` of them.
     """
     page = await queries.page(principal.tenant, query)
-    return page.model_copy(update={"items": [_notification_visible_to(principal, item) for item in page.items]})
+    items = await _json_array(principal, page.items)
+    cursor = b"null" if page.next_cursor is None else b'"%b"' % str(page.next_cursor).encode()
+    return _json_response(b'{"items":%b,"next_cursor":%b}' % (items, cursor), response)
 
 
-@router.get("/{id}/", include_in_schema=False)
-@router.get("/{id}", responses=documented(404, 422, 504))
+@router.get("/{id}/", response_model=NotificationOrList, include_in_schema=False)
+@router.get("/{id}", response_model=NotificationOrList, responses=documented(404, 422, 504))
 async def get_notification(
     id_: Annotated[UUID | UserId, Path(alias="id", description="A notification id (UUID) or a user id (integer).")],
     query: Annotated[schemas.UserListQuery, Query()],
     principal: CanRead,
     queries: Queries,
-) -> schemas.NotificationView | list[schemas.NotificationSummary]:
+    response: Response,
+) -> schemas.NotificationView | Response:
     """Retrieve a notification with its deliveries and their attempts.
 
     If `id` is a user id, the response is instead a list of the user's latest notifications, newest first:
@@ -82,7 +88,7 @@ async def get_notification(
     """
     if isinstance(id_, int):
         listed = await queries.list_of_user(principal.tenant, id_, query.status)
-        return [_notification_visible_to(principal, item) for item in listed]
+        return _json_response(await _json_array(principal, listed), response)
     if query.status is not None:
         raise HTTPException(422, "status: is supported only with a user id")
     notification = found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
@@ -116,6 +122,18 @@ async def cancel_notification(
         summaries = [DeliverySummary.model_construct(**vars(delivery)) for delivery in notification.deliveries]
         raise CancellationRejected(summaries)
     return notification
+
+
+async def _json_array(principal: Principal, notifications: Sequence[schemas.NotificationSummary]) -> bytes:
+    # FastAPI would render all of them in one step.
+    rendered = [
+        _notification_visible_to(principal, each).model_dump_json().encode() async for each in in_slices(notifications)
+    ]
+    return b"[%b]" % b",".join(rendered)
+
+
+def _json_response(content: bytes, response: Response) -> Response:
+    return Response(content, 200, dict(response.headers), "application/json")
 
 
 def _notification_visible_to(principal: Principal, notification: Notification) -> Notification:
