@@ -91,7 +91,8 @@ async def test_replay_is_built_in_short_steps(rabbit: RabbitSettings, postgres: 
             events = 0
             async with asyncio.timeout(TIMEOUT):
                 while events < NOTIFICATIONS * len(CHANNELS):
-                    assert (line := await reader.readline())
+                    line = await reader.readline()
+                    assert line
                     events += line == b"event: status\n"
             writer.close()
 
