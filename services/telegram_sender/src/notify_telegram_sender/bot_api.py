@@ -112,6 +112,11 @@ def _failure(response: _Response) -> errors.ProviderFailure:
     return errors.TemporaryFailure(code, text)
 
 
+def is_split(text: str) -> bool:
+    """Return True if the text is too long for a single message."""
+    return len(text.encode("utf-16-le")) > MESSAGE_BYTES
+
+
 def split(text: str) -> list[str]:
     """Split the text into parts that Telegram accepts, preferably after a paragraph, a line or a word."""
     parts = []

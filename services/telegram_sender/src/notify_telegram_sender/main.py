@@ -7,6 +7,7 @@ from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.service import run_sender
 
 from notify_telegram_sender.bot_api import BotApi
+from notify_telegram_sender.limits import telegram_limits
 from notify_telegram_sender.settings import TelegramProvider, TelegramSenderSettings
 
 
@@ -17,9 +18,5 @@ def main() -> None:
     limits: ProviderLimits | None = None
     if settings.telegram_provider is TelegramProvider.BOT_API:
         provider = BotApi(settings)
-        limits = ProviderLimits(
-            concurrency=settings.telegram_connections,
-            rate=settings.telegram_rate,
-            rate_per_recipient=settings.telegram_rate_per_chat,
-        )
+        limits = telegram_limits(settings)
     run_sender(settings, Channel.TELEGRAM, settings.with_simulation(provider, latency=settings.telegram_sleep), limits)

@@ -1,0 +1,47 @@
+"""Long Telegram messages, which are sent in parts with pauses, must not delay the messages of other tenants."""
+
+import asyncio
+
+import pytest
+from notify_common.contracts.messages import Content, DeliveryRequested
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_telegram_sender.limits import telegram_limits
+from notify_telegram_sender.settings import TelegramSenderSettings
+from support.amqp import Hand
+from support.fakes import FakeProvider
+from support.services import TIMEOUT, delivery_requested, running_sender
+
+CONNECTIONS = 3
+FLOOD = 40  # more than the sender holds
+LONG = "x" * 4097
+FOUR_BYTES = "\U0001f600" * 2049
+
+
+def to_chat(chat: int, message: str, tenant: str) -> DeliveryRequested:
+    return delivery_requested(recipient=str(chat), content=Content(message=message), tenant=tenant)
+
+
+@pytest.mark.parametrize("message", [LONG, FOUR_BYTES], ids=["long", "long because of its characters"])
+async def test_long_messages_of_one_tenant_do_not_delay_another_tenant(
+    rabbit: RabbitSettings, hand: Hand, message: str
+) -> None:
+    settings = TelegramSenderSettings.model_validate({"telegram_connections": CONNECTIONS, "telegram_rate": 0})
+    sent = asyncio.Event()
+    sending_long = 0
+
+    async def answer(request: DeliveryRequested) -> str:
+        nonlocal sending_long
+        if request.tenant == "theirs":
+            sent.set()
+            return "1"
+        sending_long += 1
+        await asyncio.Event().wait()
+        return "never"
+
+    async with running_sender(rabbit, FakeProvider(answer), limits=telegram_limits(settings), provider_timeout=60):
+        for chat in range(1, FLOOD + 1):
+            await hand.request(to_chat(chat, message, "evil"))
+        await hand.request(to_chat(FLOOD + 1, "short", "theirs"))
+        async with asyncio.timeout(TIMEOUT):
+            await sent.wait()
+        assert 0 < sending_long < CONNECTIONS
