@@ -531,3 +531,34 @@ async def test_results_of_a_locked_delivery_wait_without_delaying_others(
             assert (await delivery_row(engine, locked))[0] == DeliveryStatus.PENDING
         await has_status(engine, locked, DeliveryStatus.SENT)
     assert await hand.depth("notifications.results.telegram") == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT FROM attempts WHERE delivery_id = :id FOR UPDATE", "DELETE FROM attempts WHERE delivery_id = :id"],
+)
+async def test_results_of_a_locked_attempt_wait_without_delaying_others(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, statement: str
+) -> None:
+    locked, repeated, other = [await add_delivery(engine) for _ in range(3)]
+    await apply(engine, *(result(each, Outcome.RETRYING) for each in (locked, repeated)))
+    async with running_status_writer(rabbit, postgres):
+        async with engine.begin() as operator:
+            await operator.execute(text(statement), {"id": locked})
+            await hand.report(result(locked), result(repeated), result(other))
+            await has_status(engine, repeated, DeliveryStatus.SENT)
+            await has_status(engine, other, DeliveryStatus.SENT)
+            assert (await delivery_row(engine, locked))[0] == DeliveryStatus.RETRYING
+        await has_status(engine, locked, DeliveryStatus.SENT)
+    assert await attempt_rows(engine, locked) == [(1, "sent", None)]
+    assert await hand.depth("notifications.results.telegram") == 0
+
+
+async def test_repeated_result_does_not_wait_for_a_locked_attempt_that_it_does_not_change(engine: AsyncEngine) -> None:
+    repeated, other = await add_delivery(engine), await add_delivery(engine)
+    await apply(engine, result(repeated))
+    async with engine.begin() as operator, asyncio.timeout(10):
+        await operator.execute(text("SELECT FROM attempts FOR UPDATE"))
+        await apply(engine, result(repeated, Outcome.RETRYING), result(other))
+    assert (await delivery_row(engine, other))[0] == DeliveryStatus.SENT
+    assert await attempt_rows(engine, repeated) == [(1, "sent", None)]

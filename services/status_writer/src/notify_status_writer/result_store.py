@@ -1,6 +1,6 @@
-"""Apply any number of results with two statements: one locks the deliveries, and one writes."""
+"""Apply any number of first results with two statements: one locks the deliveries, and one writes."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -11,7 +11,7 @@ from notify_common.contracts.channels import KNOWN_CHANNELS
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, StatusChange
 from notify_database.engine import database_errors, execute
 from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_status_writer.delivery_state import (
     DeliveryState,
@@ -38,7 +38,28 @@ EXISTING = text("""
     SELECT id FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
 """)
 READ = text(f"SELECT {COLUMNS} FROM deliveries WHERE id = :id")  # noqa: S608 - the columns are a constant
-WRITE = text("""
+# An attempt is overwritten only by a higher rank: sent > failed > retrying, throttled.
+OVERWRITES = """
+    (({new}.outcome = 'sent' AND attempts.outcome <> 'sent')
+    OR ({new}.outcome = 'failed' AND attempts.outcome IN ('retrying', 'throttled')))
+"""
+# `WRITE` would wait for the lock of an attempt, and keep the results of all channels waiting. Those that it would not
+# overwrite are only read, so that a repeated result waits for nothing.
+LOCK_ATTEMPTS = text(f"""
+    WITH stored AS MATERIALIZED (
+        SELECT delivery_id, attempt, {OVERWRITES.format(new="reported")} AS overwritten
+        FROM unnest(
+            CAST(:delivery_id AS uuid[]), CAST(:attempt AS integer[]), CAST(:outcome AS text[])
+        ) AS reported (delivery_id, attempt, outcome)
+        JOIN attempts USING (delivery_id, attempt) WHERE attempts.delivery_id BETWEEN :first_id AND :last_id
+    ), held AS (
+        SELECT attempts.delivery_id, attempts.attempt FROM stored JOIN attempts USING (delivery_id, attempt)
+        WHERE overwritten AND attempts.delivery_id BETWEEN :first_id AND :last_id
+        FOR NO KEY UPDATE OF attempts SKIP LOCKED
+    )
+    SELECT delivery_id, attempt, overwritten, (delivery_id, attempt) IN (SELECT * FROM held) AS held FROM stored
+""")  # noqa: S608 - a constant
+WRITE = text(f"""
     WITH changed AS (
         UPDATE deliveries
         SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = :changed_at,
@@ -59,21 +80,20 @@ WRITE = text("""
         CAST(:attempt_finished_at AS timestamptz[]), CAST(:attempt_next_attempt_at AS timestamptz[]),
         CAST(:attempt_error_text AS text[])
     )
-    -- An attempt is overwritten only by a higher rank: sent > failed > retrying, throttled.
     ON CONFLICT (delivery_id, attempt) DO UPDATE SET
         round = excluded.round, outcome = excluded.outcome, error_class = excluded.error_class,
         error_code = excluded.error_code, provider_message_id = excluded.provider_message_id,
         started_at = excluded.started_at, finished_at = excluded.finished_at,
         next_attempt_at = excluded.next_attempt_at, error_text = excluded.error_text
-    WHERE (excluded.outcome = 'sent' AND attempts.outcome <> 'sent')
-       OR (excluded.outcome = 'failed' AND attempts.outcome IN ('retrying', 'throttled'))
-""")
+    WHERE {OVERWRITES.format(new="excluded")}
+""")  # noqa: S608 - a constant
 
 CHANGED_COLUMNS = ("id", "status", "round", "attempt", "failures")
 ATTEMPT_COLUMNS = (
     "delivery_id", "attempt", "round", "outcome", "error_class", "error_code", "provider_message_id",
     "started_at", "finished_at", "next_attempt_at", "error_text",
 )  # fmt: skip
+AttemptKey = tuple[UUID, int]
 WITH_ERROR = (DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
 
 
@@ -85,7 +105,7 @@ class Applied:
     refusals: Sequence[Refusal | None]
     """For each result, None or why it must never be applied."""
     locked: Set[UUID]
-    """The deliveries whose results were left out, because another transaction has locked their rows."""
+    """The deliveries whose results were left out, because another transaction has locked their rows or attempts."""
 
 
 class ResultStore:
@@ -114,15 +134,20 @@ class ResultStore:
                     for (result, _), refused in zip(reports, refusals, strict=True)
                     if refused is None and result.delivery_id not in locked
                 ]
+                attempts = best_attempts(accepted)
+                # An attempt above the delivery's last one cannot be stored, so first results cost no further statement.
+                if repeated := [each for each in attempts.values() if each.attempt <= before[each.delivery_id].attempt]:
+                    kept, unavailable = await _lock_attempts(connection, repeated, id_range)
+                    locked |= unavailable
+                    accepted = [each for each in accepted if each.delivery_id not in locked]
+                    attempts = {key: each for key, each in best_attempts(accepted).items() if key not in kept}
                 after = dict(before)
                 for result in accepted:
                     after[result.delivery_id] = advance(after[result.delivery_id], result)
                 changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
                 changed_at = max((row.locked_at for row in rows), default=None)
-                # PostgreSQL locks conflicting rows in the order of the insert, so attempts are in id order, too.
-                attempts = sorted(best_attempts(accepted).values(), key=attrgetter("delivery_id", "attempt"))
-                columns = _columns("changed", CHANGED_COLUMNS, changed) | _columns("attempt", ATTEMPT_COLUMNS, attempts)
-                await connection.execute(WRITE, {**columns, **id_range, "changed_at": changed_at})
+                if changed or attempts:
+                    await _write(connection, changed, attempts, {**id_range, "changed_at": changed_at})
         errors = {(each.delivery_id, each.attempt): each for each in accepted if each.error_class is not None}
         return Applied(
             changes=[
@@ -147,6 +172,31 @@ def _state(row: Row[Any]) -> DeliveryState:
     return DeliveryState(row.id, row.notification_id, row.channel, status, row.round, row.attempt, row.failures)
 
 
+async def _write(
+    connection: AsyncConnection,
+    deliveries: Sequence[DeliveryState],
+    attempts: Mapping[AttemptKey, DeliveryResult],
+    parameters: Mapping[str, object],
+) -> None:
+    # Attempts are inserted in the order of their index.
+    rows = [attempts[key] for key in sorted(attempts)]
+    columns = _columns("changed_", CHANGED_COLUMNS, deliveries) | _columns("attempt_", ATTEMPT_COLUMNS, rows)
+    await connection.execute(WRITE, {**columns, **parameters})
+
+
+async def _lock_attempts(
+    connection: AsyncConnection, repeated: Sequence[DeliveryResult], id_range: Mapping[str, UUID]
+) -> tuple[Set[AttemptKey], Set[UUID]]:
+    """Lock the stored attempts that `repeated` would overwrite.
+
+    Return the attempts that it would not overwrite, and the deliveries of those that another transaction has locked.
+    """
+    columns = _columns("", ("delivery_id", "attempt", "outcome"), repeated)
+    rows = (await connection.execute(LOCK_ATTEMPTS, {**columns, **id_range})).all()
+    kept = {(row.delivery_id, row.attempt) for row in rows if not row.overwritten}
+    return kept, {row.delivery_id for row in rows if row.overwritten and not row.held}
+
+
 def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: datetime | None) -> StatusChange:
     error = failure if failure is not None and state.status in WITH_ERROR else None
     return StatusChange.model_validate(
@@ -158,6 +208,6 @@ def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: da
     )  # fmt: skip
 
 
-def _columns(kind: str, names: Sequence[str], rows: Sequence[object]) -> dict[str, object]:
-    """Return the parameters of `WRITE` for `rows`: one array per column."""
-    return {f"{kind}_{name}": list(map(attrgetter(name), rows)) for name in names}
+def _columns(prefix: str, names: Sequence[str], rows: Sequence[object]) -> dict[str, object]:
+    """Return the parameters of a statement for `rows`: one array per column."""
+    return {f"{prefix}{name}": list(map(attrgetter(name), rows)) for name in names}
