@@ -46,7 +46,14 @@ ADD = text("""
 DELIVERY = text("SELECT status, round, attempt, failures FROM deliveries WHERE id = :id")
 ATTEMPTS = text("SELECT attempt, outcome, error_class FROM attempts WHERE delivery_id = :id ORDER BY attempt")
 
-SCANNED = text("SELECT relname FROM pg_stat_user_tables WHERE relname LIKE 'deliveries_%' AND seq_scan + idx_scan > 0")
+SCANNED = text(r"""
+    SELECT relname FROM pg_stat_user_tables
+    WHERE relname SIMILAR TO '(attempts|deliveries)\_%' AND seq_scan + idx_scan > 0 ORDER BY relname
+""")
+FIRST_PARTITIONS = text("""
+    SELECT DISTINCT tableoid::regclass::text AS name FROM attempts
+    UNION SELECT DISTINCT tableoid::regclass::text FROM deliveries ORDER BY name
+""")
 
 
 @pytest.fixture
@@ -119,13 +126,13 @@ async def test_results_touch_only_the_partitions_of_their_deliveries(
     """Force a generic plan, which PostgreSQL may choose for a prepared statement."""
     generic = create_engine(postgres, pool_size=1, planner={**ROWS_BY_KEY, "plan_cache_mode": "force_generic_plan"})
     ids = [await add_delivery(engine) for _ in range(3)]
-    await apply(generic, *(result(each) for each in ids))
+    for outcome in (Outcome.RETRYING, Outcome.SENT):
+        await apply(generic, *(result(each, outcome) for each in ids))
     async with generic.connect() as connection:
         await connection.execute(text("SELECT pg_stat_force_next_flush()"))
         await connection.commit()
         scanned = (await connection.execute(SCANNED)).scalars().all()
-        first = await connection.execute(text("SELECT DISTINCT tableoid::regclass::text FROM deliveries"))
-        assert scanned == [first.scalar_one()]
+        assert scanned == (await connection.execute(FIRST_PARTITIONS)).scalars().all()
     await generic.dispose()
     assert [(await delivery_row(engine, each))[0] for each in ids] == ["sent"] * 3
 

@@ -43,21 +43,29 @@ OVERWRITES = """
     (({new}.outcome = 'sent' AND attempts.outcome <> 'sent')
     OR ({new}.outcome = 'failed' AND attempts.outcome IN ('retrying', 'throttled')))
 """
-# `WRITE` would wait for the lock of an attempt, and keep the results of all channels waiting. Those that it would not
-# overwrite are only read, so that a repeated result waits for nothing.
+# `WRITE` would wait for the lock of an attempt, and keep the results of all channels waiting. Attempts that it would
+# not overwrite are only read, so that a repeated result waits for nothing. The subqueries look up one row at a time,
+# because PostgreSQL might otherwise compare each result with the whole range of ids.
 LOCK_ATTEMPTS = text(f"""
     WITH stored AS MATERIALIZED (
-        SELECT delivery_id, attempt, {OVERWRITES.format(new="reported")} AS overwritten
+        SELECT reported.delivery_id, reported.attempt, {OVERWRITES.format(new="reported")} AS overwritten
         FROM unnest(
             CAST(:delivery_id AS uuid[]), CAST(:attempt AS integer[]), CAST(:outcome AS text[])
         ) AS reported (delivery_id, attempt, outcome)
-        JOIN attempts USING (delivery_id, attempt) WHERE attempts.delivery_id BETWEEN :first_id AND :last_id
-    ), held AS (
-        SELECT attempts.delivery_id, attempts.attempt FROM stored JOIN attempts USING (delivery_id, attempt)
-        WHERE overwritten AND attempts.delivery_id BETWEEN :first_id AND :last_id
-        FOR NO KEY UPDATE OF attempts SKIP LOCKED
+        CROSS JOIN LATERAL (
+            SELECT outcome FROM attempts
+            WHERE delivery_id = reported.delivery_id AND attempt = reported.attempt
+              AND delivery_id BETWEEN :first_id AND :last_id
+            LIMIT 1
+        ) AS attempts
     )
-    SELECT delivery_id, attempt, overwritten, (delivery_id, attempt) IN (SELECT * FROM held) AS held FROM stored
+    SELECT stored.*, held.attempt IS NOT NULL AS held
+    FROM stored LEFT JOIN LATERAL (
+        SELECT attempt FROM attempts
+        WHERE overwritten AND delivery_id = stored.delivery_id AND attempt = stored.attempt
+          AND delivery_id BETWEEN :first_id AND :last_id
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS held ON true
 """)  # noqa: S608 - a constant
 WRITE = text(f"""
     WITH changed AS (
