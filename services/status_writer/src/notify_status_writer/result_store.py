@@ -1,6 +1,6 @@
 """Apply any number of first results with two statements: one locks the deliveries, and one writes."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -67,16 +67,21 @@ LOCK_ATTEMPTS = text(f"""
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS held ON true
 """)  # noqa: S608 - a constant
+# The new values are looked up by binary search in the sorted ids. PostgreSQL would plan a join badly while the newest
+# rows are not in its statistics: it would compare each result with all deliveries in the range of ids.
 WRITE = text(f"""
     WITH changed AS (
         UPDATE deliveries
-        SET status = c.status, round = c.round, attempt = c.attempt, failures = c.failures, updated_at = :changed_at,
-            reason = CASE WHEN c.status = 'cancelled' THEN reason END
-        FROM unnest(
-            CAST(:changed_id AS uuid[]), CAST(:changed_status AS text[]), CAST(:changed_round AS integer[]),
-            CAST(:changed_attempt AS integer[]), CAST(:changed_failures AS integer[])
-        ) AS c (id, status, round, attempt, failures)
-        WHERE deliveries.id = c.id AND deliveries.id BETWEEN :first_id AND :last_id
+        SET status = (CAST(:changed_status AS text[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            round = (CAST(:changed_round AS integer[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            attempt = (CAST(:changed_attempt AS integer[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            failures = (CAST(:changed_failures AS integer[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            reason = CASE
+                WHEN (CAST(:changed_status AS text[]))[width_bucket(id, CAST(:changed_id AS uuid[]))] = 'cancelled'
+                THEN reason
+            END,
+            updated_at = :changed_at
+        WHERE id = ANY(CAST(:changed_id AS uuid[])) AND id BETWEEN :first_id AND :last_id
     )
     INSERT INTO attempts
         (delivery_id, attempt, round, outcome, error_class, error_code, provider_message_id,
@@ -182,13 +187,13 @@ def _state(row: Row[Any]) -> DeliveryState:
 
 async def _write(
     connection: AsyncConnection,
-    deliveries: Sequence[DeliveryState],
+    deliveries: Iterable[DeliveryState],
     attempts: Mapping[AttemptKey, DeliveryResult],
     parameters: Mapping[str, object],
 ) -> None:
-    # Attempts are inserted in the order of their index.
+    changed = sorted(deliveries, key=attrgetter("id"))  # `WRITE` searches for the ids
     rows = [attempts[key] for key in sorted(attempts)]
-    columns = _columns("changed_", CHANGED_COLUMNS, deliveries) | _columns("attempt_", ATTEMPT_COLUMNS, rows)
+    columns = _columns("changed_", CHANGED_COLUMNS, changed) | _columns("attempt_", ATTEMPT_COLUMNS, rows)
     await connection.execute(WRITE, {**columns, **parameters})
 
 
