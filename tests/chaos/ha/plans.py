@@ -16,7 +16,7 @@ FULL = HaPlan(full_series(), notifications=30_000, rate=RATE)
 # A node that is silent for so long counts as down.
 SHORT_PLAN = HaPlan(SHORT, notifications=5_000, rate=20, hold=4, silence=24)
 # What they lose stays in flight forever.
-CONTROL = HaPlan([], notifications=400, rate=20, hold=2, patience=45)
+CONTROL = HaPlan([], notifications=400, rate=20, hold=2, patience=30)
 CONTROLS = {
     "queues": replace(CONTROL, faults=[EMPTY_BROKER], one_member=True),
     "standby": replace(CONTROL, faults=[AHEAD], replication=ASYNCHRONOUS),
@@ -27,8 +27,9 @@ def run_cluster(folder: Path, *, short: bool, control: str | None, only: Sequenc
     """Run one of the plans; return True if nothing was lost, or if a control has found a loss."""
     if control is not None:
         report = asyncio.run(run_ha(folder, CONTROLS[control]))
-        say("The control found losses, as it must." if not report.clean else "The control found no loss!")
-        return bool(report.lost or report.stranded)
+        found = bool(report.lost or report.stranded)
+        say("The control found losses, as it must." if found else "The control found no loss!")
+        return found
     plan = SHORT_PLAN if short else FULL
     if only:
         plan = replace(plan, faults=only, notifications=0)

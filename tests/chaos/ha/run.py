@@ -25,6 +25,8 @@ from chaos.load import Load
 from chaos.run import SETTINGS, recovery
 from chaos.scene import REPLICAS, Fault
 
+LEAD = 8.0  # seconds of load before the first fault, so that it finds messages in the queues
+
 
 @dataclass(frozen=True)
 class HaPlan:
@@ -88,6 +90,7 @@ async def run_ha(folder: Path, plan: HaPlan) -> Report:
                 enough = asyncio.Event()
                 async with asyncio.TaskGroup() as group:
                     group.create_task(load.run(plan.notifications, enough))
+                    await asyncio.sleep(LEAD)
                     faults = [await _inject(scene, number, name) for number, name in enumerate(plan.faults, start=1)]
                     enough.set()
             say("load finished: waiting until nothing is in flight")
