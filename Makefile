@@ -43,7 +43,7 @@ record: install ## record metrics during long faults again, for the tests of the
 fuzz: install ## send ten thousand requests generated from the OpenAPI document; ARGS="--seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m support.fuzzing $(ARGS)
 
-test-compose: install ## build, run, scale and break the containers (needs Docker with Compose)
+test-compose: install ## build, run, scale and break the containers (needs Docker with Compose); ARGS=--cluster kills each of a cluster
 	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)
 
 bench: install benchmarks/.venv/installed ## compare this service with simpler alternatives; ARGS="--rounds 1" takes 7 minutes

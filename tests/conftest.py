@@ -29,6 +29,18 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     return {"uvloop": uvloop.new_event_loop}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--cluster`: the tests of docker-compose.cluster.yml take long, so they run only on their own."""
+    parser.addoption("--cluster", action="store_true", help="test docker-compose.cluster.yml, and nothing else")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run either the tests of docker-compose.cluster.yml or all others."""
+    chosen = [item for item in items if ("cluster" in item.path.stem) == config.getoption("--cluster")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
 @pytest.fixture(autouse=True)
 def no_dotenv(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the tests in a folder without a developer's `.env`, which the settings would read."""

@@ -20,7 +20,8 @@ HEALTHY_TIMEOUT = 180  # seconds
 class Compose:
     """A Docker Compose project with the settings and secrets that `make env` creates; `set` changes the settings."""
 
-    def __init__(self, env_file: Path) -> None:
+    def __init__(self, env_file: Path, *files: str) -> None:
+        self._files = [f"--file={file}" for file in files]  # COMPOSE_FILE or docker-compose.yml, if none is named
         subprocess.run(["make", "env", f"FILE={env_file}"], cwd=PROJECT, check=True)  # noqa: S603, S607 - ours, found on PATH
         created = env_file.read_text().splitlines()
         self._settings = dict(line.split("=", 1) for line in created if line and line[0] != "#")
@@ -40,7 +41,8 @@ class Compose:
 
     def run(self, *arguments: str, script: str = "") -> str:
         """Run `docker compose …`, which must succeed, and return its output."""
-        return docker("compose", "-p", NAME, "--env-file", str(self._env_file), *arguments, script=script)
+        options = ("-p", NAME, *self._files, "--env-file", str(self._env_file))
+        return docker("compose", *options, *arguments, script=script)
 
     async def up(self, *arguments: str) -> None:
         """Start all services, and wait until they are healthy, without blocking the event loop."""

@@ -22,12 +22,15 @@ DRAWN = (
     "postgres_owner_password",
     "postgres_gateway_password",
     "postgres_status_writer_password",
+    "postgres_replication_password",
+    "patroni_password",
     "rabbitmq_admin_password",
     "rabbitmq_gateway_password",
     "rabbitmq_telegram_sender_password",
     "rabbitmq_email_sender_password",
     "rabbitmq_webhook_sender_password",
     "rabbitmq_status_writer_password",
+    "rabbitmq_erlang_cookie",
     "bootstrap_api_key",
 )
 PROVIDERS = ("telegram_bot_token", "smtp_password", "email_dkim_key", "webhook_secrets")
