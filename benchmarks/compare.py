@@ -1,121 +1,219 @@
 """`make bench`: measure each contender on the same servers, one after the other, in several rounds."""
 
 import argparse
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
-from benchmarks import plots, tables
-from benchmarks.contenders import CONTENDERS, Contender, Running
+from benchmarks import compare_plots, compare_tables, tables
+from benchmarks.contenders.contender import Contender
+from benchmarks.contenders.registry import CONTENDERS, contender, selectable
+from benchmarks.figures import METHOD, ContenderFigures
 from benchmarks.measure import (
-    ContenderFigures,
+    best_variant,
     count_lost,
-    find_accepted,
     find_end_to_end,
-    find_latencies,
-    warm_up,
+    measure_accepted,
+    measure_rates,
+    measure_tail,
+    stop_sending,
 )
+from benchmarks.plan import Plan, plan
 from benchmarks.progress import say
+from benchmarks.running import Running
 from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, running_servers, write_json
+from benchmarks.steps import NotSent, check, warm_up
 
 RESULTS = PROJECT / "benchmarks" / "results"
 LATENCIES = (0.0, 0.2)  # simulated latencies of the provider in seconds
 RATES = (50.0, 200.0, 500.0)  # requests a second
-ROUNDS = 2
-STEP = 4.0  # seconds
-KILL_RATE = 0.4  # fraction of the contender's end-to-end rate
+ROUNDS = 3
+MINUTES = 43.0
+KILL_RATE = 0.4  # fraction of the contender's lowest end-to-end rate
 KILL_PATIENCE = 45.0  # seconds; a killed gateway's outbox leases last 30
+QUICK_RATE, QUICK_SECONDS = 50.0, 2.0
 
 
-def measure(
-    contender: Contender, servers: Servers, latency: float, round_: int, logs: Path, seconds: float
-) -> ContenderFigures:
-    """Measure one contender, except for its losses after a crash."""
-    figures = ContenderFigures(contender.name, latency, round_)
-    running = Running(contender, servers, latency, logs)
-    try:
-        running.start()
-        warm_up(running)
-        find_end_to_end(running, figures, seconds)
-        find_latencies(running, figures, RATES, seconds)
-        figures.memory = running.peak_memory()
-    finally:
-        running.stop()
-    alone = Running(contender, servers, latency, logs, without_sending=True)
-    try:
-        alone.start()
-        find_accepted(alone, figures, seconds)
-    finally:
-        alone.stop()
-    return figures
+@dataclass
+class Benchmark:
+    """The measurements of all contenders."""
+
+    servers: Servers
+    logs: Path
+    plan: Plan
+    rounds: int
+    figures: list[ContenderFigures] = field(default_factory=list)
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    """The contenders that did not send what they accepted, with the reason."""
+    chosen: dict[tuple[str, float], Contender] = field(default_factory=dict)
+
+    def attempt(self, one: Contender, measure: Callable[[Contender], None]) -> None:
+        """Run a measurement, unless the contender has failed; remember that it has, if it fails now."""
+        if one.name in self.failed:
+            return
+        try:
+            measure(one)
+        except NotSent as error:
+            self.failed[one.name] = str(error)
+            say(f"FAILED: {error}")
+
+    def check(self, one: Contender) -> None:
+        """Check that a contender works: everything that it accepts at a low rate is stored as sent, exactly once."""
+        for variant in one.variants or [one]:
+            for latency in LATENCIES:
+                running = Running(variant, self.servers, latency, self.logs)
+                try:
+                    running.start()
+                    warm_up(running)
+                    check(running, QUICK_RATE, QUICK_SECONDS)
+                finally:
+                    running.stop()
+                say(f"{variant.name}, latency {latency:g} s: correct")
+
+    def measure(self, one: Contender, latency: float, round_: int, deadline: float) -> None:
+        """Measure one contender at one latency."""
+        if (one.key, latency) not in self.chosen:
+            self.chosen[one.key, latency] = best_variant(one, self.servers, latency, self.logs, self.plan.step)
+        variant = self.chosen[one.key, latency]
+        figures = ContenderFigures(one.name, latency, round_, variant.key if variant is not one else "")
+        running = Running(variant, self.servers, latency, self.logs)
+        try:
+            running.start()
+            warm_up(running)
+            find_end_to_end(running, figures, self.plan.step, self._known(one, latency), deadline)
+            figures.memory = running.peak_memory()
+            if latency == LATENCIES[0]:
+                stop_sending(running)
+                measure_accepted(running, figures, self.plan.step)
+            else:
+                measure_rates(running, figures, RATES, self.plan.fixed)
+                measure_tail(running, figures, self.plan.tail)
+                if round_ == self.rounds:
+                    rate = max(KILL_RATE * figures.end_to_end, 5.0)
+                    self.losses[one.name] = count_lost(running, rate, self.plan.step, KILL_PATIENCE)
+        finally:
+            running.stop()
+        self.figures.append(figures)
+        _say(figures, self.losses.get(one.name))
+
+    def _known(self, one: Contender, latency: float) -> float | None:
+        earlier = [
+            each.end_to_end
+            for each in self.figures
+            if each.contender == one.name and each.latency == latency and each.end_to_end
+        ]
+        return median(earlier) if earlier else None
 
 
-def measure_losses(
-    contender: Contender, servers: Servers, end_to_end: float, logs: Path, seconds: float
-) -> dict[str, float]:
-    """Count the notifications that are lost when all of the contender's processes are killed with `kill -9`."""
-    running = Running(contender, servers, LATENCIES[-1], logs)
-    try:
-        running.start()
-        return count_lost(running, max(KILL_RATE * end_to_end, 5.0), seconds, KILL_PATIENCE)
-    finally:
-        running.stop()
+def run(benchmark: Benchmark, contenders: Sequence[Contender], ends: float) -> None:
+    """Measure all contenders in turn; each round begins with another one, so that none is always measured first."""
+    units = [
+        (each, latency, round_)
+        for round_ in range(1, benchmark.rounds + 1)
+        for each in rotated(contenders, round_ - 1)
+        for latency in LATENCIES
+    ]
+    for number, (each, latency, round_) in enumerate(units):
+        # A search may take half of what is left for each measurement.
+        deadline = time.monotonic() + (ends - time.monotonic()) / (len(units) - number) / 2
+        benchmark.attempt(each, lambda one, at=latency, of=round_, by=deadline: benchmark.measure(one, at, of, by))
+
+
+def rotated(contenders: Sequence[Contender], first: int) -> list[Contender]:
+    """Return the contenders in turn, beginning with the given one."""
+    first %= len(contenders)
+    return [*contenders[first:], *contenders[:first]]
+
+
+def selected(keys: Sequence[str] | None) -> list[Contender]:
+    """Return the contenders to measure; say which cannot run on this machine."""
+    contenders = [contender(key) for key in keys] if keys else list(CONTENDERS)
+    for each in contenders:
+        if reason := each.unavailable():
+            say(f"{each.name} is left out: {reason}")
+    return [each for each in contenders if not each.unavailable()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    keys = [each.key for each in selectable()]
+    parser.add_argument(
+        "--only", nargs="+", choices=keys, metavar="KEY", help=f"some contenders alone: {', '.join(keys)}"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time for everything (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="only check that each contender sends what it accepts")
+    parser.add_argument("--results", type=Path, help="output folder; without it, a full run is published")
+    return parser
 
 
 def main() -> None:
-    """Run the benchmark and write its results."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument(
-        "--only", nargs="+", choices=[each.name for each in CONTENDERS], help="run only these contenders"
-    )
-    parser.add_argument("--seconds", type=float, default=STEP, help="length of one step (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of rounds (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="output folder (default: benchmarks/results)")
-    options = parser.parse_args()
-    contenders = [each for each in CONTENDERS if not options.only or each.name in options.only]
+    """Run the benchmark; publish its results if it was a full run."""
+    options = _parser().parse_args()
     began = time.monotonic()
-    all_figures: list[ContenderFigures] = []
-    losses: dict[str, dict[str, float]] = {}
+    contenders = selected(options.only)
+    lengths = plan(options.minutes, len(contenders), options.rounds, len(RATES))
     with log_folder() as logs, running_servers() as servers:
         versions = servers.versions()
-        for round_ in range(1, options.rounds + 1):
-            for latency in LATENCIES:
-                for contender in contenders:
-                    figures = measure(contender, servers, latency, round_, logs, options.seconds)
-                    all_figures.append(figures)
-                    _say(figures)
-        for contender in contenders:
-            slowest = min(each.end_to_end for each in all_figures if each.contender == contender.name)
-            losses[contender.name] = measure_losses(contender, servers, slowest, logs, options.seconds)
-            say(f"{contender.name}: killed under load, {losses[contender.name]}")
-    results = {
-        **circumstances(began, versions),
-        "step_seconds": options.seconds,
-        "figures": [figures.as_json() for figures in all_figures],
-        "lost": losses,
-    }
-    write_json(options.results / "compare.json", results)
-    plots.compare(results, options.results)
-    if options.results == RESULTS:
-        tables.write("compare", tables.compare(results))
-    say(f"Results written to {options.results}")
+        benchmark = Benchmark(servers, logs, lengths, options.rounds)
+        if options.quick:
+            for each in contenders:
+                benchmark.attempt(each, benchmark.check)
+        else:
+            say(f"{len(contenders)} contenders, {options.rounds} rounds, steps of {lengths.step:.1f} s")
+            run(benchmark, contenders, began + options.minutes * 60)
+    if not options.quick:
+        _report(benchmark, {**circumstances(began, versions), **_method(benchmark, contenders)}, options)
+    sys.exit(1 if benchmark.failed else 0)
 
 
-def _say(figures: ContenderFigures) -> None:
-    say(
-        f"round {figures.round}, latency {figures.latency} s, {figures.contender}: "
-        f"accepted {figures.accepted:.0f}/s, end to end {figures.end_to_end:.0f}/s (tried: {_tried(figures.tried)})\n"
-        f"CPU µs per notification: {tables.listed(figures.cpu)}; peak MiB: {tables.listed(figures.memory)}\n"
-        f"POST {_milliseconds(figures.post)}; accepted to sent {_milliseconds(figures.to_sent)}"
+def _method(benchmark: Benchmark, contenders: Sequence[Contender]) -> tables.Json:
+    lengths = benchmark.plan
+    return {
+        "method": METHOD, "rounds": benchmark.rounds, "step_seconds": lengths.step, "rate_seconds": lengths.fixed,
+        "tail_seconds": lengths.tail, "configuration": {each.name: _configuration(each) for each in contenders},
+    }  # fmt: skip
+
+
+def _report(benchmark: Benchmark, head: tables.Json, options: argparse.Namespace) -> None:
+    figures = [each.as_json() for each in benchmark.figures]
+    results = {**head, "figures": figures, "lost": benchmark.losses, "failed": benchmark.failed}
+    published = not (options.only or options.results or benchmark.failed)
+    folder = options.results or (RESULTS if published else None)
+    if folder is not None:
+        write_json(folder / "compare.json", results)
+        compare_plots.compare(results, folder)
+        say(f"Results written to {folder}")
+    if published:
+        tables.write("compare", compare_tables.compare(results))
+    else:
+        print(compare_tables.compare(results))
+
+
+def _configuration(one: Contender) -> tables.Json:
+    return {"switches": one.switches, "guarantees": one.guarantees, "documentation": list(one.documentation)}
+
+
+def _say(figures: ContenderFigures, lost: dict[str, float] | None) -> None:
+    tried = ", ".join(
+        f"{rate:.0f} {'sustained' if sustained else 'not sustained'}" for rate, sustained in figures.tried
     )
-
-
-def _tried(tried: Sequence[tuple[float, bool]]) -> str:
-    return ", ".join(f"{rate:.0f} {'sustained' if sustained else 'not sustained'}" for rate, sustained in tried)
-
-
-def _milliseconds(by_rate: dict[str, dict[str, float]]) -> str:
-    return ", ".join(f"{rate}/s: {each['p50']:.0f}/{each['p99']:.0f} ms" for rate, each in by_rate.items()) or "-"
+    accepted = "" if figures.accepted is None else f"accepted {figures.accepted:.0f}/s, "
+    rates = ", ".join(
+        f"{rate}/s: POST {each.post['p50']:.1f}/{each.post['p99']:.1f} ms, to sent {each.to_sent['p50']:.1f}/"
+        f"{each.to_sent['p99']:.1f} ms, {sum(each.cpu.values()):.0f} µs, {each.left} left"
+        for rate, each in figures.at.items()
+    )
+    say(
+        f"round {figures.round}, latency {figures.latency} s, {figures.contender} {figures.variant}: {accepted}"
+        f"end to end {figures.end_to_end:.0f}/s (tried: {tried})\n"
+        f"CPU µs per notification: {tables.listed(figures.cpu)}; peak MiB: {tables.listed(figures.memory)}\n{rates}"
+        + (f"; killed under load: {lost}" if lost else "")
+    )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from typing import Any
 import httpx
 
 from benchmarks import tables
-from benchmarks.contenders import SERVICE, Running
-from benchmarks.measure import generate, percentiles, warm_up
+from benchmarks.arithmetic import percentiles
+from benchmarks.contenders.service import SERVICE
 from benchmarks.progress import say
+from benchmarks.running import Running
 from benchmarks.scale import RESULTS
 from benchmarks.servers import circumstances, log_folder, running_servers, write_json
+from benchmarks.steps import generate, warm_up
 
 LOW_RATE = 20.0  # requests a second
 SUBSCRIBERS = 200

@@ -1,9 +1,9 @@
 """`python -m benchmarks.load`: a load generator, run as a separate process so that its CPU can be measured separately.
 
-With `--rate` the loop is open: requests are sent on schedule even if responses are late, and latencies count from the
-scheduled times, so that a slow server cannot slow its own load down. With `--rate 0` the loop is closed: each
-connection sends its next request as soon as it has a response. Requests are POSTs of `--body`, or GETs of the paths in
-a file (`--paths`). The results are written to standard output as JSON.
+With `--rate` the loop is open: requests arrive as a Poisson process, as those of independent clients do, and are sent
+on schedule even if responses are late. Latencies count from the scheduled times, so that a slow server cannot slow its
+own load down. With `--rate 0` the loop is closed: each connection sends its next request as soon as it has a response.
+The requests are read from a file and sent in turn. The results are written to standard output as JSON.
 """
 
 import argparse
@@ -13,20 +13,39 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 import uvloop
 from typing_extensions import override
 
+from benchmarks.arithmetic import poisson_arrivals
+
 TICK = 0.001  # seconds between checks for requests that are due
 PATIENCE = 20.0  # seconds to wait for the last responses
 ID = b'"id":"'
 ID_LENGTH = 36
+
+
+class Request(NamedTuple):
+    """An HTTP request."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = {}
+    body: str = ""
+
+    def encoded(self, host: str) -> bytes:
+        """Return the request as it is sent."""
+        body = self.body.encode()
+        lines = [f"{self.method} {self.path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
+        lines += ["Content-Type: application/json"] if body else []
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 @dataclass
@@ -50,10 +69,11 @@ class LoadResults:
 class Client:
     """A pool of connections to one server, with a queue of requests that are waiting for a free one."""
 
-    def __init__(self, requests: Iterator[bytes], *, closed_until: float | None) -> None:
+    def __init__(self, requests: Iterator[bytes]) -> None:
         self.results = LoadResults()
         self.requests = requests
-        self._closed_until = closed_until
+        self.closed_until: float | None = None
+        """The end of a closed loop; None in an open loop."""
         # Use the connections in turn, because a server may close one that stays idle for long.
         self.free: deque[Connection] = deque()
         self._waiting: deque[float] = deque()
@@ -71,7 +91,7 @@ class Client:
         """Reuse a connection that has received its response."""
         self.open -= 1
         now = time.time()
-        if self._closed_until is not None and now < self._closed_until:
+        if self.closed_until is not None and now < self.closed_until:
             self.open += 1
             connection.send(now)
         elif self._waiting:
@@ -136,12 +156,13 @@ class Connection(asyncio.Protocol):
 
 
 async def generate(
-    url: str, requests: Sequence[bytes], *, rate: float, seconds: float, connections: int
+    url: str, requests: Sequence[Request], *, rate: float, seconds: float, connections: int, seed: int
 ) -> LoadResults:
     """Send `requests` in turn for `seconds`: `rate` a second, or as fast as the server responds if `rate` is 0."""
     parts = urlsplit(url)
-    began = time.time()
-    client = Client(cycle(requests), closed_until=None if rate else began + seconds)
+    encoded = [request.encoded(parts.netloc) for request in requests]
+    arrivals = poisson_arrivals(rate, seconds, seed) if rate else []
+    client = Client(cycle(encoded))
     loop = asyncio.get_running_loop()
     for _ in range(connections):
         _, connection = await loop.create_connection(
@@ -151,14 +172,9 @@ async def generate(
     used = _cpu()
     client.results.began = began = time.time()
     if rate:
-        sent, count = 0, int(rate * seconds)
-        while sent < count:
-            due_now = min(count, int((time.time() - began) * rate) + 1)
-            for number in range(sent, due_now):
-                client.send(began + number / rate)
-            sent = due_now
-            await asyncio.sleep(TICK)
+        await _send_on_schedule(client, began, arrivals)
     else:
+        client.closed_until = began + seconds
         for connection in list(client.free):
             client.free.remove(connection)
             client.open += 1
@@ -172,12 +188,14 @@ async def generate(
     return client.results
 
 
-def _request(method: str, url: str, path: str, body: bytes = b"") -> bytes:
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+async def _send_on_schedule(client: Client, began: float, arrivals: Sequence[float]) -> None:
+    sent = 0
+    while sent < len(arrivals):
+        now = time.time() - began
+        while sent < len(arrivals) and arrivals[sent] <= now:
+            client.send(began + arrivals[sent])
+            sent += 1
+        await asyncio.sleep(TICK)
 
 
 def _cpu() -> float:
@@ -188,20 +206,23 @@ def _cpu() -> float:
 def main() -> None:
     """Generate the load and print the results as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
-    parser.add_argument("url")
-    requests_from = parser.add_mutually_exclusive_group(required=True)
-    requests_from.add_argument("--body", help="JSON to post")
-    requests_from.add_argument("--paths", type=Path, help="file with the paths to get, one per line")
+    parser.add_argument("url", help="the server")
+    parser.add_argument("--requests", type=Path, required=True, help="file with a JSON array for each request")
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--connections", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=1, help="of the arrival times (default: %(default)s)")
     options = parser.parse_args()
-    if options.body is not None:
-        requests = [_request("POST", options.url, urlsplit(options.url).path, options.body.encode())]
-    else:
-        requests = [_request("GET", options.url, path) for path in options.paths.read_text().split()]
+    requests = [Request(*json.loads(line)) for line in options.requests.read_text().splitlines()]
     results = uvloop.run(
-        generate(options.url, requests, rate=options.rate, seconds=options.seconds, connections=options.connections)
+        generate(
+            options.url,
+            requests,
+            rate=options.rate,
+            seconds=options.seconds,
+            connections=options.connections,
+            seed=options.seed,
+        )
     )
     json.dump(asdict(results), sys.stdout)
 

@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import plots, tables
-from benchmarks.contenders import SERVICE, Running, free_port, service_program
-from benchmarks.measure import failures, generate
+from benchmarks import scale_plots, scale_tables, tables
+from benchmarks.contenders.ports import free_port
+from benchmarks.contenders.service import SERVICE, service_program
 from benchmarks.progress import say
+from benchmarks.running import Running
 from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, running_servers, write_json
+from benchmarks.steps import failures, generate
 from benchmarks.stored import stored
 
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -178,14 +180,14 @@ def main() -> None:
         for name in options.only or SECTIONS:
             say(f"{name}: {SECTIONS[name].__doc__}")
             sections[name] = SECTIONS[name](servers, logs, options.fraction)
-            say(tables.SECTIONS[name](sections[name]))
+            say(scale_tables.SECTIONS[name](sections[name]))
     results = {**circumstances(began, versions), "fraction": options.fraction, **sections}
     if options.only or options.fraction != 1:
         return
     write_json(options.results / "scale.json", results)
-    plots.scale(results, options.results)
+    scale_plots.scale(results, options.results)
     if options.results == RESULTS:
-        tables.write("scale", tables.scale(results))
+        tables.write("scale", scale_tables.scale(results))
     say(f"Results written to {options.results}")
 
 

@@ -69,6 +69,11 @@ class Servers:
             rights = {"configure": ".*", "write": ".*", "read": ".*"}
             management.put(f"/api/permissions/{VHOST}/{user}", json=rights).raise_for_status()
 
+    def execute(self, statement: str) -> None:
+        """Execute a statement in the contenders' database."""
+        with psycopg.connect(self.database_url) as connection:
+            connection.execute(statement)
+
     def acknowledged(self, queue: str) -> int:
         """Return how many messages in a queue have been acknowledged; RabbitMQ's count lags by a few seconds."""
         with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:

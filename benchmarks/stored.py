@@ -10,10 +10,12 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.contenders import SERVICE, Running, maintenance_program, service_program
-from benchmarks.measure import failures, generate, percentiles, warm_up
+from benchmarks.arithmetic import percentiles
+from benchmarks.contenders.service import SERVICE, maintenance_program, service_program
 from benchmarks.progress import say
+from benchmarks.running import Running
 from benchmarks.servers import Servers
+from benchmarks.steps import failures, generate, warm_up
 
 STORED = 5_000_000
 USERS = 100_000

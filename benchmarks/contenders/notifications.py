@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import BigInteger, DateTime
+from sqlalchemy import BigInteger, DateTime, Update, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -41,3 +41,8 @@ class NotificationView(NotificationRequest):
     id: UUID
     status: str
     created_at: datetime
+
+
+def mark_sent(notification_id: UUID) -> Update:
+    """Return the statement that stores the final status: one UPDATE, without reading the row first."""
+    return update(Notification).where(Notification.id == notification_id).values(status="sent")

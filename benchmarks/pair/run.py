@@ -8,10 +8,11 @@ from typing import Any
 
 import psutil
 
-from benchmarks.contenders import SERVICE
-from benchmarks.measure import KEPT_UP, SETTLING, failures, generate, percentiles
+from benchmarks.arithmetic import KEPT_UP, percentiles
+from benchmarks.contenders.service import SERVICE
 from benchmarks.pair.figures import LATENCY_RATE, CpuFigures, LatencyFigures
 from benchmarks.pair.stack import Stack
+from benchmarks.steps import SETTLING, failures, generate
 
 WARM_UP = 5.0  # seconds
 FINAL_TIMEOUT = 120.0  # seconds

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.contenders import cpu_seconds
 from benchmarks.pair.sides import Side, clean_environment
+from benchmarks.running import cpu_seconds
 from benchmarks.servers import addresses_when_ready
 
 SETTINGS = {"AUTH": "off", "TELEGRAM_SLEEP": "0", "ERROR_PROBABILITY": "0", "LOG_LEVEL": "WARNING"}

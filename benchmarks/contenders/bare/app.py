@@ -1,6 +1,6 @@
 """aio-pika and asyncpg without batching: three processes with one publish, one statement and one ack per message.
 
-The gateway is the ASGI application `bare:app`; `python -m benchmarks.contenders.bare sender|writer` runs the others.
+The gateway is the ASGI application `app`; `python -m benchmarks.contenders.bare.app sender|writer` runs the others.
 """
 
 import asyncio

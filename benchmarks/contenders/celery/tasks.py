@@ -1,7 +1,4 @@
-"""The Celery application and its task, with late acks, publisher confirms and a session per task.
-
-The code follows https://docs.celeryq.dev/en/stable/getting-started/first-steps-with-celery.html and the page on tasks.
-"""
+"""The Celery application and its task."""
 
 import os
 import time
@@ -11,18 +8,24 @@ from celery import Celery
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
-from benchmarks.contenders.notifications import Notification
+from benchmarks.contenders.contender import POOL_SIZE
+from benchmarks.contenders.notifications import mark_sent
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
+THREADS = 40  # AnyIO's limit, in which FastAPI runs functions that are not async
 
 app = Celery("celery_tasks", broker=os.environ["RABBITMQ_URL"])
 app.conf.update(
     task_acks_late=True,
+    task_reject_on_worker_lost=True,
     task_ignore_result=True,
+    broker_pool_limit=THREADS,
     broker_transport_options={"confirm_publish": True},
     broker_connection_retry_on_startup=True,
 )
-engine = create_engine(os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://"))
+engine = create_engine(
+    os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://"), pool_size=POOL_SIZE, max_overflow=0
+)
 new_session = sessionmaker(engine, expire_on_commit=False)
 
 
@@ -31,6 +34,5 @@ def send(notification_id: str) -> None:
     """Send the notification, and store its status."""
     time.sleep(LATENCY)
     with new_session() as session:
-        notification = session.get_one(Notification, UUID(notification_id))
-        notification.status = "sent"
+        session.execute(mark_sent(UUID(notification_id)))
         session.commit()

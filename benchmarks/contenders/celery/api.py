@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 from sqlalchemy.orm import Session
 
-from benchmarks.contenders.celery_tasks import new_session, send
+from benchmarks.contenders.celery.tasks import new_session, send
 from benchmarks.contenders.notifications import Notification, NotificationRequest, NotificationView
 
 app = FastAPI()

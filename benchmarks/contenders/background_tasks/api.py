@@ -1,8 +1,4 @@
-"""FastAPI's BackgroundTasks: the request stores the row; a task sends and updates it after the response.
-
-The code follows https://fastapi.tiangolo.com/tutorial/background-tasks/ and SQLAlchemy's page on asyncio. The tasks are
-not durable: they exist in memory only and are lost when the process ends.
-"""
+"""The whole contender; its tasks are not durable. The pages it follows are listed in `__init__.py`."""
 
 import asyncio
 import os
@@ -11,14 +7,14 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import BackgroundTasks, Depends, FastAPI
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from benchmarks.contenders.notifications import Notification, NotificationRequest, NotificationView
+from benchmarks.contenders.database import new_async_session as new_session
+from benchmarks.contenders.notifications import Notification, NotificationRequest, NotificationView, mark_sent
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
+SENDING = "SENDERS_STOPPED" not in os.environ  # the other contenders' senders are processes that can be stopped
 
-engine = create_async_engine(os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://"))
-new_session = async_sessionmaker(engine, expire_on_commit=False)
 app = FastAPI()
 
 
@@ -36,7 +32,8 @@ async def create(
     notification = Notification(**body.model_dump())
     session.add(notification)
     await session.commit()
-    tasks.add_task(send, notification.id)
+    if SENDING:
+        tasks.add_task(send, notification.id)
     return notification
 
 
@@ -44,6 +41,5 @@ async def send(notification_id: UUID) -> None:
     """Send the notification, and store its status."""
     await asyncio.sleep(LATENCY)
     async with new_session() as session:
-        notification = await session.get_one(Notification, notification_id)
-        notification.status = "sent"
+        await session.execute(mark_sent(notification_id))
         await session.commit()

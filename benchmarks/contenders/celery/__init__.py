@@ -1,0 +1,73 @@
+"""Celery on RabbitMQ: the request stores the row and calls `task.delay`; a worker sends and updates it.
+
+Its documentation offers two pools: processes (prefork, the default), and greenlets (gevent) for tasks that mostly wait.
+The better one is measured at each latency; `--only celery-prefork` and `--only celery-gevent` measure one of them.
+"""
+
+import sys
+from dataclasses import replace
+
+from benchmarks.contenders.contender import CONCURRENCY, Contender, Program, create_table, urls, uvicorn
+
+PROCESSES = 2  # one per core, which is the default
+# "If you have many short-running tasks … Values like 50 or 150 might make sense … Say 64, or 128."
+PREFETCH_MULTIPLIER = 64
+
+
+def _worker(*pool: str) -> Program:
+    return Program(
+        "worker",
+        [
+            sys.executable, "-m", "celery", "-A", "benchmarks.contenders.celery.tasks", "worker",
+            "--loglevel", "WARNING", *pool,
+        ],
+        sends=True,
+    )  # fmt: skip
+
+
+CELERY_PREFORK = Contender(
+    key="celery-prefork",
+    name="Celery, prefork",
+    programs=lambda port: [
+        uvicorn("celery.api:app", port),
+        _worker("--concurrency", str(PROCESSES), "--prefetch-multiplier", str(PREFETCH_MULTIPLIER)),
+    ],
+    environment=urls,
+    prepare=create_table,
+    documentation=[
+        "https://docs.celeryq.dev/en/stable/getting-started/first-steps-with-celery.html",
+        "https://docs.celeryq.dev/en/stable/userguide/optimizing.html",
+        "https://docs.celeryq.dev/en/stable/userguide/concurrency/gevent.html",
+        "https://docs.celeryq.dev/en/stable/userguide/tasks.html",
+        "https://docs.celeryq.dev/projects/kombu/en/stable/reference/kombu.transport.pyamqp.html",
+        "https://fastapi.tiangolo.com/deployment/server-workers/",
+    ],
+    switches=f"uvicorn with two workers; prefork with {PROCESSES} processes, `worker_prefetch_multiplier` "
+    f"{PREFETCH_MULTIPLIER}; `broker_pool_limit` 40, one for each of FastAPI's threads; late acks, publisher "
+    "confirms, no result backend; classic durable queue (Celery's default); SQLAlchemy ORM on psycopg; Python's "
+    "default garbage collection; no tracing",
+    guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
+    "transaction, so that a crash between them leaves a row that is never sent, but whose client saw no 201",
+)
+CELERY_GEVENT = replace(
+    CELERY_PREFORK,
+    key="celery-gevent",
+    name="Celery, gevent",
+    programs=lambda port: [
+        uvicorn("celery.api:app", port),
+        _worker("--pool", "gevent", "--concurrency", str(CONCURRENCY)),
+    ],
+    switches=CELERY_PREFORK.switches.replace(
+        f"prefork with {PROCESSES} processes, `worker_prefetch_multiplier` {PREFETCH_MULTIPLIER}",
+        f"gevent with {CONCURRENCY} greenlets, `worker_prefetch_multiplier` 4 (the default, 2,000 messages)",
+    ),
+)
+CELERY = replace(
+    CELERY_PREFORK,
+    key="celery",
+    name="Celery",
+    variants=(CELERY_PREFORK, CELERY_GEVENT),
+    switches=CELERY_PREFORK.switches.replace(
+        "prefork with", f"the better of gevent with {CONCURRENCY} greenlets (prefetching 2,000) and prefork with"
+    ),
+)

@@ -1,0 +1,15 @@
+"""What the API tells the worker."""
+
+from uuid import UUID
+
+from pydantic import BaseModel
+
+QUEUE = "faststream.deliveries"
+
+
+class Delivery(BaseModel):
+    """A notification to send."""
+
+    id: UUID
+    user_id: int
+    message: str

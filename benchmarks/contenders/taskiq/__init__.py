@@ -1,0 +1,36 @@
+"""Taskiq on RabbitMQ (taskiq-aio-pika): the request stores the row and kicks a task; a worker sends and updates it."""
+
+import sys
+
+from benchmarks.contenders.contender import CONCURRENCY, Contender, Program, create_table, urls, uvicorn
+
+TASKIQ = Contender(
+    key="taskiq",
+    name="Taskiq",
+    programs=lambda port: [
+        uvicorn("taskiq.api:app", port),
+        Program(
+            "worker",
+            [
+                sys.executable, "-m", "taskiq", "worker", "benchmarks.contenders.taskiq.tasks:broker",
+                "--workers", "1", "--max-async-tasks", str(CONCURRENCY), "--log-level", "WARNING",
+            ],
+            sends=True,
+        ),
+    ],
+    environment=urls,
+    prepare=create_table,
+    documentation=[
+        "https://taskiq-python.github.io/guide/getting-started.html",
+        "https://taskiq-python.github.io/guide/cli.html",
+        "https://taskiq-python.github.io/guide/message-format.html",
+        "https://taskiq-python.github.io/framework_integrations/taskiq-with-fastapi.html",
+        "https://github.com/taskiq-python/taskiq-aio-pika",
+        "https://fastapi.tiangolo.com/deployment/server-workers/",
+    ],
+    switches="uvicorn with two workers, one Taskiq worker with 500 tasks at a time and a `qos` of 500; persistent "
+    "messages with confirms, quorum queue (taskiq-aio-pika's default), acks after the task; no result backend; "
+    "SQLAlchemy ORM on asyncpg; uvloop; Python's default garbage collection; no tracing",
+    guarantees="similar: at least once from the broker's confirm on; a task that raises is acknowledged and not "
+    "tried again unless a retry middleware is added; the row and the message are not written in one transaction",
+)  # fmt: skip
