@@ -86,4 +86,4 @@ def next_candidate(lowest: float, highest: float, candidate: float, change: floa
     It changes by at most the factor `change`, because a step far beyond a contender's capacity takes long and shows
     nothing.
     """
-    return min((lowest + highest) / 2, lowest * change) if lowest else min(candidate, highest) / change
+    return min((lowest + highest) / 2, lowest * change) if lowest else candidate / change

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -21,15 +22,15 @@ from benchmarks.measure import (
     measure_tail,
     stop_sending,
 )
-from benchmarks.plan import Plan, plan
+from benchmarks.paths import PROJECT
+from benchmarks.plan import Plan, plan, search_deadline
 from benchmarks.progress import say
 from benchmarks.running import Running
-from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, running_servers, write_json
+from benchmarks.schedule import LATENCIES, RATES, schedule
+from benchmarks.servers import Servers, circumstances, log_folder, running_servers, write_json
 from benchmarks.steps import NotSent, check, warm_up
 
 RESULTS = PROJECT / "benchmarks" / "results"
-LATENCIES = (0.0, 0.2)  # simulated latencies of the provider in seconds
-RATES = (50.0, 200.0, 500.0)  # requests a second
 ROUNDS = 3
 MINUTES = 43.0
 KILL_RATE = 0.4  # fraction of the contender's lowest end-to-end rate
@@ -110,23 +111,11 @@ class Benchmark:
 
 
 def run(benchmark: Benchmark, contenders: Sequence[Contender], ends: float) -> None:
-    """Measure all contenders in turn; each round begins with another one, so that none is always measured first."""
-    units = [
-        (each, latency, round_)
-        for round_ in range(1, benchmark.rounds + 1)
-        for each in rotated(contenders, round_ - 1)
-        for latency in LATENCIES
-    ]
-    for number, (each, latency, round_) in enumerate(units):
-        # A search may take half of what is left for each measurement.
-        deadline = time.monotonic() + (ends - time.monotonic()) / (len(units) - number) / 2
-        benchmark.attempt(each, lambda one, at=latency, of=round_, by=deadline: benchmark.measure(one, at, of, by))
-
-
-def rotated(contenders: Sequence[Contender], first: int) -> list[Contender]:
-    """Return the contenders in turn, beginning with the given one."""
-    first %= len(contenders)
-    return [*contenders[first:], *contenders[:first]]
+    """Measure all contenders in turn, so that everything ends at the monotonic time `ends`."""
+    units = schedule(contenders, benchmark.rounds)
+    for number, (each, latency, round_, _) in enumerate(units):
+        deadline = search_deadline(ends, benchmark.plan.step, [unit for *_, unit in units[number:]])
+        benchmark.attempt(each, partial(benchmark.measure, latency=latency, round_=round_, deadline=deadline))
 
 
 def selected(keys: Sequence[str] | None) -> list[Contender]:
@@ -153,10 +142,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run the benchmark; publish its results if it was a full run."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
     began = time.monotonic()
     contenders = selected(options.only)
-    lengths = plan(options.minutes, len(contenders), options.rounds, len(RATES))
+    try:
+        lengths = plan(options.minutes, [unit for *_, unit in schedule(contenders, options.rounds)])
+    except ValueError as error:
+        parser.error(str(error))
     with log_folder() as logs, running_servers() as servers:
         versions = servers.versions()
         benchmark = Benchmark(servers, logs, lengths, options.rounds)

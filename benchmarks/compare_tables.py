@@ -105,7 +105,7 @@ def _method(results: Json) -> str:
     failed = "".join(f"\n**{name} is missing**: {reason}\n" for name, reason in results["failed"].items())
     return (
         f"{measured_on(results)} Each figure is the median of {results['rounds']} round(s), with the lowest and the "
-        f"highest in brackets. Steps took {results['step_seconds']:.1f} s, fixed rates {results['rate_seconds']:.1f} s, "
+        f"highest in brackets. Steps took {results['step_seconds']:.1f} s, fixed rates {results['rate_seconds']:.1f} s "
         f"and tails {results['tail_seconds']:.1f} s.\n{failed}"
     )
 
@@ -134,6 +134,8 @@ def _throughput(results: Json) -> str:
 def _end_to_end(results: Json, name: str, latency: float) -> str:
     variants = {each["variant"] for each in rounds(results, name, latency)} - {""}
     note = f", {', '.join(sorted(variants))}" if variants else ""
+    if not all(each["search_ended"] for each in rounds(results, name, latency)):
+        note += ", or more (the search ran out of time)"
     return ranged(by_round(results, name, latency, end_to_end)) + note
 
 

@@ -48,6 +48,8 @@ class ContenderFigures:
     """The accepted requests a second, measured while nothing is sent."""
     end_to_end: float = 0.0
     """The accepted requests a second at the highest offered rate at which the backlog does not grow."""
+    search_ended: bool = True
+    """False if the time was up before a rate close above was found not to be sustained."""
     cpu: dict[str, float] = field(default_factory=dict)
     """The microseconds of CPU per notification at that rate, by process."""
     tried: list[tuple[float, bool]] = field(default_factory=list)

@@ -10,13 +10,14 @@ from pathlib import Path
 from benchmarks.arithmetic import next_candidate, percentiles, worst
 from benchmarks.contenders.contender import Contender
 from benchmarks.figures import ContenderFigures, RateFigures, TailFigures
+from benchmarks.paths import PROJECT
 from benchmarks.running import Running
-from benchmarks.servers import PROJECT, Servers
+from benchmarks.servers import Servers
 from benchmarks.steps import CONNECTIONS, Step, generate, load_command, post, requests_file, run_step, warm_up
 
-SEARCH_STEPS = 7
-CLOSE_ENOUGH = 1.05  # ratio of lowest unsustained to highest sustained rate at which the search stops
-FIRST_CHANGE, LATER_CHANGE = 1.3, 1.06  # factors by which the offered rate changes at most between two steps
+SEARCH_STEPS = 9
+CLOSE_ENOUGH = 1.06  # ratio of lowest unsustained to highest sustained rate at which the search stops
+FIRST_CHANGE, LATER_CHANGE = 1.3, CLOSE_ENOUGH  # factors by which the offered rate changes at most between two steps
 SHARE = 0.95  # a fixed rate is measured only below this fraction of the highest sustained rate
 TAIL_SHARE = 0.7  # fraction of the contender's own highest rate at which tail latencies are measured
 
@@ -31,10 +32,10 @@ def find_end_to_end(
     """
     if known is None:
         full_load = run_step(running, 0, seconds)
-        lowest, highest = 0.0, full_load.rate(full_load.answered) * 1.1
-        candidate = min(max(full_load.rate(full_load.sent), 1.0), highest)
+        candidate = max(full_load.rate(full_load.sent), 1.0)
     else:
-        lowest, highest, candidate = 0.0, math.inf, known
+        candidate = known
+    lowest, highest = 0.0, math.inf
     change = FIRST_CHANGE if known is None else LATER_CHANGE
     best: Step | None = None
     for _ in range(SEARCH_STEPS):
@@ -45,7 +46,8 @@ def find_end_to_end(
             lowest, best = candidate, step
         else:
             highest = candidate
-        if lowest and (highest / lowest <= max(CLOSE_ENOUGH, LATER_CHANGE) or time.monotonic() > deadline):
+        figures.search_ended = bool(lowest) and highest / lowest <= CLOSE_ENOUGH
+        if figures.search_ended or (lowest and time.monotonic() > deadline):
             break
         candidate = next_candidate(lowest, highest, candidate, change)
     if best is not None:

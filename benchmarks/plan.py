@@ -1,19 +1,41 @@
 """How the time of a benchmark is divided: the length of each step follows from the number of contenders and rounds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What a measurement takes besides the loads themselves, in seconds. These are estimates for two cores; a search also
-# ends early if its contender's time is used up.
+# What a measurement takes besides the loads themselves, in seconds. These are estimates for two cores. If they are too
+# low, a search ends early, and its result says so.
 START = 5.0  # emptying the servers, starting the processes and warming them up
 STEP = 1.2  # starting the load generator, and waiting until everything is sent
 LOSSES = 20.0  # killing a contender and waiting for what is sent late
 OTHER = 60.0  # starting the servers and writing the results
 
-FIRST_SEARCH, LATER_SEARCHES = 7, 3  # steps
-RESTARTS = 1.5  # per contender and latency, because a step was far beyond the contender's capacity
-LATENCIES = 2
+FIRST_SEARCH, LATER_SEARCH = 7, 3  # steps
+RESTARTS = 1.5  # after a first search, because a step was far beyond the contender's capacity
 RATE, TAIL = 1.5, 2.5  # lengths of these loads in steps
 SHORTEST, LONGEST = 1.5, 6.0  # seconds
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A measurement of one contender at one latency in one round."""
+
+    first: bool
+    """True in the first round, in which nothing is known about the contender."""
+    rates: int
+    """The number of fixed rates; 0 if only what is accepted is measured after the search."""
+    losses: bool
+    """True if the contender is killed at the end."""
+
+    def after_search(self, step: float) -> float:
+        """Return the seconds that the unit takes after its search, with steps of this length."""
+        loads = self.rates * (RATE * step + STEP) + TAIL * step + STEP if self.rates else step + STEP
+        return loads + (LOSSES if self.losses else 0)
+
+    def total(self, step: float) -> float:
+        """Return the seconds that the unit takes."""
+        search = (FIRST_SEARCH if self.first else LATER_SEARCH) * (step + STEP)
+        return START * (1 + RESTARTS if self.first else 1) + search + self.after_search(step)
 
 
 @dataclass(frozen=True)
@@ -34,14 +56,19 @@ class Plan:
         return TAIL * self.step
 
 
-def plan(minutes: float, contenders: int, rounds: int, rates: int) -> Plan:
-    """Return the longest steps with which `contenders` are measured in `minutes`."""
-    searches = LATENCIES * (FIRST_SEARCH + LATER_SEARCHES * (rounds - 1))
-    steps = searches + rounds * (1 + RATE * rates + TAIL)  # of the plan's length
-    loads = searches + rounds * (2 + rates)
-    starts = LATENCIES * (rounds + RESTARTS)
-    each = loads * STEP + starts * START + LOSSES
-    step = ((minutes * 60 - OTHER) / contenders - each) / steps
+def plan(minutes: float, units: Sequence[Unit]) -> Plan:
+    """Return the longest steps with which all units are measured in `minutes`."""
+    overhead = sum(unit.total(0) for unit in units) + OTHER
+    per_second = sum(unit.total(1) - unit.total(0) for unit in units)
+    step = (minutes * 60 - overhead) / per_second
     if step < SHORTEST:
-        raise ValueError(f"{minutes:g} minutes are too few for {contenders} contenders in {rounds} rounds")
+        needed = (overhead + SHORTEST * per_second) / 60
+        raise ValueError(
+            f"{minutes:g} minutes are too few: at least {needed:.0f} are needed, or fewer rounds (--rounds)"
+        )
     return Plan(min(step, LONGEST))
+
+
+def search_deadline(ends: float, step: float, units: Sequence[Unit]) -> float:
+    """Return when the search of the first of the remaining units must end, so that all of them end in time."""
+    return ends - units[0].after_search(step) - sum(unit.total(step) for unit in units[1:])

@@ -15,7 +15,8 @@ import psycopg
 
 from benchmarks.contenders.contender import Contender, Program
 from benchmarks.contenders.ports import free_port
-from benchmarks.servers import PROJECT, Servers
+from benchmarks.paths import PROJECT
+from benchmarks.servers import Servers
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 60.0  # seconds

@@ -10,9 +10,10 @@ from pathlib import Path
 from benchmarks import scale_plots, scale_tables, tables
 from benchmarks.contenders.ports import free_port
 from benchmarks.contenders.service import SERVICE, service_program
+from benchmarks.paths import PROJECT
 from benchmarks.progress import say
 from benchmarks.running import Running
-from benchmarks.servers import PROJECT, Servers, circumstances, log_folder, running_servers, write_json
+from benchmarks.servers import Servers, circumstances, log_folder, running_servers, write_json
 from benchmarks.steps import failures, generate
 from benchmarks.stored import stored
 

@@ -16,8 +16,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 import psycopg
 
-PROJECT = Path(__file__).parents[1]
-PRODUCT_PYTHON = PROJECT / ".venv" / "bin" / "python"
+from benchmarks.paths import PRODUCT_PYTHON
+
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 LOG_LINES = 20  # lines of the log to show if the stack does not start
 VHOST = "bench"

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from benchmarks.arithmetic import sustained, window_count
 from benchmarks.load import Request
+from benchmarks.paths import PROJECT
 from benchmarks.running import Running
-from benchmarks.servers import PROJECT
 
 LOAD_GENERATOR = "load generator"
 BODY = json.dumps({"user_id": 123, "message": "Your code: 11111", "type": "telegram"})

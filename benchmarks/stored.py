@@ -1,7 +1,6 @@
 """Measurements with millions of stored notifications: reads, inserts, and dropping old partitions."""
 
 import random
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ import psycopg
 
 from benchmarks.arithmetic import percentiles
 from benchmarks.contenders.service import SERVICE, maintenance_program, service_program
+from benchmarks.load import Request
 from benchmarks.progress import say
 from benchmarks.running import Running
 from benchmarks.servers import Servers
@@ -152,10 +152,7 @@ def _reads(running: Running, paths: list[str]) -> Json:
 
 
 def _get(running: Running, paths: list[str], seconds: float) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write("\n".join(paths))
-        file.flush()
-        return generate(running.url, READ_RATE, seconds, paths=Path(file.name))
+    return generate(running.url, READ_RATE, seconds, requests=[Request("GET", path) for path in paths])
 
 
 def _inserts(running: Running) -> Json:

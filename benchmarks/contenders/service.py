@@ -4,16 +4,20 @@ import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from benchmarks.contenders.contender import Contender, Environment, Program
 from benchmarks.contenders.ports import free_port
-from benchmarks.servers import PRODUCT_PYTHON, Servers
+from benchmarks.paths import PRODUCT_PYTHON
+
+if TYPE_CHECKING:
+    from benchmarks.servers import Servers
 
 # The limiter works, but never refuses a request. The default of 1,000 a second would.
 RATE_LIMIT = "1000000"
 
 
-def settings(servers: Servers, latency: float) -> Environment:
+def settings(servers: "Servers", latency: float) -> Environment:
     """Return the environment of all our processes."""
     return {
         **servers.service_settings(), "AUTH": "off", "ERROR_PROBABILITY": "0", "TELEGRAM_SLEEP": str(latency),
@@ -21,23 +25,23 @@ def settings(servers: Servers, latency: float) -> Environment:
     }  # fmt: skip
 
 
-def migrate(servers: Servers) -> None:
+def migrate(servers: "Servers") -> None:
     """Create our tables."""
     _run(servers, "-m", "notify_database.migrate")
 
 
-def create_key(servers: Servers, tenant: str = "default", scopes: tuple[str, ...] = ("send", "read")) -> str:
+def create_key(servers: "Servers", tenant: str = "default", scopes: tuple[str, ...] = ("send", "read")) -> str:
     """Create an API key and return it."""
     options = [option for scope in scopes for option in ("--scope", scope)]
     return _run(servers, "-m", "notify_gateway", "keys", "create", "--tenant", tenant, *options).split()[-1]
 
 
-def bearer(servers: Servers) -> Mapping[str, str]:
+def bearer(servers: "Servers") -> Mapping[str, str]:
     """Return the header with a new API key."""
     return {"Authorization": f"Bearer {create_key(servers)}"}
 
 
-def _run(servers: Servers, *arguments: str) -> str:
+def _run(servers: "Servers", *arguments: str) -> str:
     environment = {**os.environ, **servers.service_settings(), "LOG_LEVEL": "WARNING"}
     command = [str(PRODUCT_PYTHON), *arguments]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout

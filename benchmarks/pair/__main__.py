@@ -18,8 +18,9 @@ from benchmarks.pair.figures import LATENCY_RATE, Run
 from benchmarks.pair.run import Load, measure_cpu, measure_latency, warm_up
 from benchmarks.pair.sides import Side, base, tree, working_tree
 from benchmarks.pair.stack import SETTINGS, fresh_stack, prepare_template
+from benchmarks.paths import PROJECT
 from benchmarks.progress import say
-from benchmarks.servers import PROJECT, machine, write_json
+from benchmarks.servers import machine, write_json
 
 FOLDER = PROJECT / ".local" / "bench-pair"
 PAIRS = 5

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.pair.figures import BASE, WORKING_TREE
+from benchmarks.paths import PROJECT
 from benchmarks.progress import say
-from benchmarks.servers import PROJECT
 
 
 @dataclass(frozen=True)

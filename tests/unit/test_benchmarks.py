@@ -5,13 +5,14 @@ from collections.abc import Callable
 import pytest
 from support.servers import PROJECT
 
-from benchmarks import tables
+from benchmarks import compare_tables, scale_tables, tables
 
 FOLDER = PROJECT / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    ("results", "table"), [("compare", tables.compare), ("scale", tables.scale), ("events", tables.events)]
+    ("results", "table"),
+    [("compare", compare_tables.compare), ("scale", scale_tables.scale), ("events", tables.events)],
 )
 def test_readme_figures_match_the_raw_results(results: str, table: Callable[[tables.Json], str]) -> None:
     text = table(tables.read(FOLDER / "results" / f"{results}.json"))

@@ -43,7 +43,7 @@ class Batches(Generic[Item]):
         self._task = None
 
 
-class PlainConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no type hints here
+class PlainConnection(asyncpg.Connection):
     """A connection that is released without the four statements that reset it, because nothing here changes it."""
 
     @override

@@ -6,9 +6,12 @@
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.contenders.contender import Contender, Program, create_table, urls
-from benchmarks.servers import Servers
+
+if TYPE_CHECKING:
+    from benchmarks.servers import Servers
 
 FOLDER = Path(__file__).parent
 OLDEST = 20  # Fastify 5 needs this major version
@@ -24,7 +27,7 @@ def _unavailable() -> str | None:
     )
 
 
-def _prepare(servers: Servers) -> None:
+def _prepare(servers: "Servers") -> None:
     create_table(servers)
     installed = FOLDER / "node_modules" / ".package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < (FOLDER / "package-lock.json").stat().st_mtime:

@@ -27,7 +27,7 @@ async def main() -> None:
     async with asyncpg.create_pool(url, min_size=POOL_SIZE, max_size=POOL_SIZE) as pool:
         queuer = PgQueuer(AsyncpgDriver(connection))
 
-        @queuer.entrypoint("send")
+        @queuer.entrypoint("send")  # type: ignore[untyped-decorator]  # it is not installed where types are checked
         async def send(job: Job) -> None:
             await asyncio.sleep(LATENCY)
             await pool.execute(UPDATE, UUID((job.payload or b"").decode()))

@@ -15,7 +15,7 @@ LATENCY = float(os.environ["LATENCY"])  # seconds
 broker = AioPikaBroker(os.environ["RABBITMQ_URL"], qos=CONCURRENCY)
 
 
-@broker.task
+@broker.task  # type: ignore[untyped-decorator]  # it is not installed where types are checked
 async def send(notification_id: UUID) -> None:
     """Send the notification, and store its status."""
     await asyncio.sleep(LATENCY)

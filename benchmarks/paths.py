@@ -1,0 +1,6 @@
+"""The folders of the project."""
+
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+PRODUCT_PYTHON = PROJECT / ".venv" / "bin" / "python"
