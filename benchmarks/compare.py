@@ -22,7 +22,7 @@ from benchmarks.measure import (
     measure_tail,
     stop_sending,
 )
-from benchmarks.paths import PROJECT
+from benchmarks.paths import RESULTS
 from benchmarks.plan import Plan, plan, search_deadline
 from benchmarks.progress import say
 from benchmarks.running import Running
@@ -30,7 +30,6 @@ from benchmarks.schedule import LATENCIES, RATES, schedule
 from benchmarks.servers import Servers, circumstances, log_folder, running_servers, write_json
 from benchmarks.steps import NotSent, check, warm_up
 
-RESULTS = PROJECT / "benchmarks" / "results"
 ROUNDS = 3
 MINUTES = 43.0
 KILL_RATE = 0.4  # fraction of the contender's lowest end-to-end rate

@@ -14,9 +14,9 @@ import httpx
 from benchmarks import tables
 from benchmarks.arithmetic import percentiles
 from benchmarks.contenders.service import SERVICE
+from benchmarks.paths import RESULTS
 from benchmarks.progress import say
 from benchmarks.running import Running
-from benchmarks.scale import RESULTS
 from benchmarks.servers import circumstances, log_folder, running_servers, write_json
 from benchmarks.steps import generate, warm_up
 

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,8 @@ class Servers:
     rabbitmq: str
     management: str
     pids: dict[str, int]
+    folder: Path
+    """The folder of the local stack, with the servers' data."""
 
     @property
     def database_url(self) -> str:
@@ -79,6 +81,22 @@ class Servers:
         with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
             found = management.get(f"/api/queues/{VHOST}/{queue}").raise_for_status().json()
         return int(found.get("message_stats", {}).get("ack", 0))
+
+    def queued(self, queue: str) -> int:
+        """Return how many messages a queue holds; RabbitMQ's count lags by a few seconds."""
+        with httpx.Client(base_url=self.management, timeout=60, trust_env=False) as management:
+            found = management.get(f"/api/queues/{VHOST}/{queue}").raise_for_status().json()
+        return int(found.get("messages", 0))
+
+    def broker_disk(self) -> float:
+        """Return the MiB that RabbitMQ's data takes on the disk."""
+        return folder_size(self.folder / "data" / "rabbitmq" / "mnesia")
+
+    def database_disk(self) -> float:
+        """Return the MiB of the contenders' database, without the write-ahead log."""
+        with psycopg.connect(self.postgres) as connection:
+            [size] = connection.execute(f"SELECT pg_database_size('{DATABASE}')").fetchone() or [0]
+        return float(size) / 2**20
 
     def versions(self) -> dict[str, str]:
         """Return the versions of both servers and PostgreSQL's durability settings."""
@@ -130,6 +148,7 @@ def _running(folder: Path) -> Iterator[Servers]:
                 addresses["RABBITMQ_URL"],
                 addresses["RABBITMQ_MANAGEMENT_URL"],
                 {name: int((run / f"{name}.pid").read_text()) for name in ("postgres", "rabbitmq")},
+                folder / "stack",
             )
         finally:
             process.terminate()
@@ -148,6 +167,15 @@ def addresses_when_ready(process: "subprocess.Popen[bytes]", file: Path, log: Pa
 
 def _tail(log: Path) -> str:
     return "\n".join(log.read_text().splitlines()[-LOG_LINES:])
+
+
+def folder_size(folder: Path) -> float:
+    """Return the MiB that a folder takes on the disk; files may disappear meanwhile."""
+    blocks = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            blocks += file.stat().st_blocks
+    return blocks * 512 / 2**20
 
 
 def machine() -> dict[str, str]:

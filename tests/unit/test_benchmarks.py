@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 from support.servers import PROJECT
 
-from benchmarks import compare_tables, scale_tables, tables
+from benchmarks import compare_tables, tables
+from benchmarks.scale import tables as scale_tables
 
 FOLDER = PROJECT / "benchmarks"
 

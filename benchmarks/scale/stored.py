@@ -7,13 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from benchmarks.arithmetic import percentiles
 from benchmarks.contenders.service import SERVICE, maintenance_program, service_program
 from benchmarks.load import Request
 from benchmarks.progress import say
 from benchmarks.running import Running
+from benchmarks.scale.filling import Fill, store
 from benchmarks.servers import Servers
 from benchmarks.steps import failures, generate, warm_up
 
@@ -30,48 +29,6 @@ RETENTION_DAYS = 8
 
 Json = dict[str, object]
 
-# A new database's first partition covers the whole past. It is replaced with weekly partitions, like those that the
-# service would have created if it had been running all along.
-PARTITION = """
-    CREATE TABLE {table}_until_{end:%Y%m%d} PARTITION OF {table} FOR VALUES FROM ({begin}) TO ('{last}') {storage}
-"""
-FIRST = """
-    SELECT inhrelid::regclass::text, substring(inhrelid::regclass::text from '[0-9]+$')
-    FROM pg_inherits WHERE inhparent = '{table}'::regclass ORDER BY 2 LIMIT 1
-"""
-STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
-# Make a UUIDv7 for a given time by replacing the start of a random UUID with the time in milliseconds.
-ID_AT = """
-    CREATE FUNCTION pg_temp.id_at(at timestamptz) RETURNS uuid LANGUAGE sql AS $$
-        SELECT overlay(overlay(gen_random_uuid()::text PLACING '7' FROM 15) PLACING
-            substr(hex, 1, 8) || '-' || substr(hex, 9, 4) FROM 1)::uuid
-        FROM lpad(to_hex(floor(extract(epoch FROM at) * 1000)::bigint), 12, '0') AS hex
-    $$
-"""
-# One notification in fifty has failed.
-FILL = """
-    WITH made AS (
-        SELECT pg_temp.id_at(at) AS notification_id, pg_temp.id_at(at) AS delivery_id, at, number
-        FROM (
-            SELECT number, now() - interval '1 minute' - interval '{span} seconds' * (1 - number / {count}::float) AS at
-            FROM generate_series({first}, {last}) AS number
-        ) AS numbers
-    ), notification AS (
-        INSERT INTO notifications (id, user_id, message, created_at)
-        SELECT notification_id, 1 + floor(random() * {users}), 'Your code: ' || number, at FROM made
-    ), delivery AS (
-        INSERT INTO deliveries (id, notification_id, channel, status, round, attempt, failures, updated_at)
-        SELECT delivery_id, notification_id, 'telegram', CASE WHEN number % 50 = 0 THEN 'failed' ELSE 'sent' END,
-            1, 1, (number % 50 = 0)::int, at
-        FROM made
-    )
-    INSERT INTO attempts (delivery_id, attempt, round, outcome, error_class, error_code, started_at, finished_at)
-    SELECT delivery_id, 1, 1, CASE WHEN number % 50 = 0 THEN 'failed' ELSE 'sent' END,
-        CASE WHEN number % 50 = 0 THEN 'permanent' END, CASE WHEN number % 50 = 0 THEN 'simulated_error' END, at, at
-    FROM made
-"""
-CHUNK = 250_000
-
 
 def stored(servers: Servers, logs: Path, fraction: float) -> Json:
     """Measure GETs, POSTs and dropping old partitions while millions of notifications are stored."""
@@ -85,7 +42,7 @@ def stored(servers: Servers, logs: Path, fraction: float) -> Json:
         SERVICE.prepare(servers)
         began = time.monotonic()
         count = int(STORED * fraction)
-        _store(servers, count)
+        store(servers, Fill(count, WEEKS, users=USERS))
         filled = time.monotonic() - began
         say(f"stored: {count:,}")
         running.start(fresh=False)
@@ -96,32 +53,6 @@ def stored(servers: Servers, logs: Path, fraction: float) -> Json:
         }  # fmt: skip
     finally:
         running.stop()
-
-
-def _store(servers: Servers, count: int) -> None:
-    with psycopg.connect(servers.database_url, autocommit=True) as connection:
-        for table, storage in STORAGE.items():
-            [first, end] = connection.execute(FIRST.format(table=table)).fetchone() or ("", "")
-            connection.execute(f"DROP TABLE {first}")
-            last = datetime.strptime(end, "%Y%m%d").replace(tzinfo=UTC)
-            begin = "MINVALUE"
-            for week in range(WEEKS, -1, -1):
-                until = last - timedelta(weeks=week)
-                bound = _first_id(until)
-                connection.execute(PARTITION.format(table=table, end=until, begin=begin, last=bound, storage=storage))
-                begin = f"'{bound}'"
-        connection.execute(ID_AT)
-        span = timedelta(weeks=WEEKS).total_seconds()
-        for first_number in range(1, count + 1, CHUNK):
-            last_number = min(first_number + CHUNK - 1, count)
-            connection.execute(FILL.format(first=first_number, last=last_number, count=count, span=span, users=USERS))
-        connection.execute("VACUUM (ANALYZE) notifications, deliveries, attempts")
-        connection.execute("CHECKPOINT")
-
-
-def _first_id(at: datetime) -> str:
-    hexadecimal = f"{int(at.timestamp() * 1000):012x}".ljust(32, "0")
-    return "-".join(hexadecimal[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
 
 
 def _paths(running: Running) -> dict[str, list[str]]:
@@ -169,13 +100,13 @@ def _drop(running: Running) -> Json:
     """Measure how long dropping the old partitions takes, and the latency of POSTs during that time."""
     while running.query("SELECT id FROM deliveries WHERE status IN ('pending', 'retrying') LIMIT 1"):
         time.sleep(1)
-    before, partitions = _count(running), _old_partitions(running)
+    before, partitions = _count(running), old_partitions(running, RETENTION_DAYS)
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(generate, running.url, POST_RATE, 2 * STEP)
         time.sleep(STEP / 2)
         began = time.time()
         running.launch(maintenance_program(RETENTION_DAYS))  # it drops old partitions at its start
-        while _old_partitions(running):
+        while old_partitions(running, RETENTION_DAYS):
             time.sleep(0.01)
         ended = time.time()
         seen = loading.result()
@@ -189,10 +120,11 @@ def _drop(running: Running) -> Json:
     }  # fmt: skip
 
 
-def _old_partitions(running: Running) -> int:
+def old_partitions(running: Running, days: int) -> int:
+    """Return how many tables are older than the retention."""
     [[count]] = running.query(
         "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname ~ '_until_[0-9]{8}$' "
-        f"AND to_date(right(relname, 8), 'YYYYMMDD') + {RETENTION_DAYS} <= current_date"
+        f"AND to_date(right(relname, 8), 'YYYYMMDD') + {days} <= current_date"
     )
     return int(str(count))
 

@@ -1,5 +1,6 @@
 """The tables of `make bench-scale`."""
 
+from benchmarks.scale.load_tables import LOAD_SECTIONS
 from benchmarks.tables import LOAD_GENERATOR, Json, at_least, at_most, goals, listed, measured_on, table
 
 
@@ -16,6 +17,10 @@ def scale(results: Json) -> str:
         + "\n"
         + _side_by_side(results["side_by_side"]),
     ]
+    for name, (title, section) in LOAD_SECTIONS.items():
+        if name in results:
+            measured = measured_on({**results, **results[name]["circumstances"]})
+            parts.append(f"### {title}\n\n{measured}\n\n{section(results[name])}")
     return "\n".join(parts)
 
 
@@ -118,4 +123,5 @@ SECTIONS = {
     "side_by_side": _side_by_side,
     "backlog": _backlog,
     "stored": _stored,
+    **{name: section for name, (_, section) in LOAD_SECTIONS.items()},
 }
