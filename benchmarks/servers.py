@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -125,6 +127,8 @@ def log_folder() -> Iterator[Path]:
 @contextmanager
 def running_servers() -> Iterator[Servers]:
     """Run the local stack's servers in a temporary folder, with PostgreSQL recording the time of each commit."""
+    # A benchmark that is terminated must stop its servers and processes, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with _running(folder) as servers, psycopg.connect(servers.postgres, autocommit=True) as connection:

@@ -50,7 +50,10 @@ def _run(servers: "Servers", *arguments: str) -> str:
 def service_program(service: str, number: int = 1, *, port: int | None = None, **settings: str) -> Program:
     """Return a program that runs one of our services as process `number`, with `settings` in its environment."""
     port = port or free_port()
-    settings["APP_PORT" if service == "gateway" else "HEALTH_PORT"] = str(port)
+    if service == "gateway":
+        settings |= {"APP_PORT": str(port), "HEALTH_PORT": str(free_port())}
+    else:
+        settings["HEALTH_PORT"] = str(port)
     return Program(
         service if number == 1 else f"{service} {number}",
         ["env", *(f"{key}={value}" for key, value in settings.items()), str(PRODUCT_PYTHON), "-m", f"notify_{service}"],

@@ -76,7 +76,7 @@ def store(servers: Servers, fill: Fill) -> None:
             begin = "MINVALUE"
             for week in range(fill.weeks, -1, -1):
                 until = last - timedelta(weeks=week)
-                bound = _first_id(until)
+                bound = first_id(until)
                 connection.execute(PARTITION.format(table=table, end=until, begin=begin, last=bound, storage=storage))
                 begin = f"'{bound}'"
         connection.execute(ID_AT)
@@ -90,6 +90,7 @@ def store(servers: Servers, fill: Fill) -> None:
         connection.execute("CHECKPOINT")
 
 
-def _first_id(at: datetime) -> str:
+def first_id(at: datetime) -> str:
+    """Return the smallest UUIDv7 of a time."""
     hexadecimal = f"{int(at.timestamp() * 1000):012x}".ljust(32, "0")
     return "-".join(hexadecimal[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
