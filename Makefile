@@ -46,10 +46,10 @@ fuzz: install ## send ten thousand requests generated from the OpenAPI document;
 test-compose: install ## build, run, scale and break the containers (needs Docker with Compose); ARGS=--cluster kills each of a cluster
 	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)
 
-bench: install benchmarks/.venv/installed ## compare this service with simpler alternatives; ARGS="--rounds 1" takes 7 minutes
+bench: install benchmarks/.venv/installed ## compare this service with nine alternatives in 45 minutes; ARGS="--only celery" runs one alone
 	@benchmarks/.venv/bin/python -m benchmarks.compare $(ARGS)
 
-bench-scale: install benchmarks/.venv/installed ## measure with many waiting messages, many stored notifications and several replicas
+bench-scale: install benchmarks/.venv/installed ## measure with backlogs, millions of rows, long messages, failures and outages; ARGS="--only retries"
 	@benchmarks/.venv/bin/python -m benchmarks.scale $(ARGS)
 
 bench-events: install benchmarks/.venv/installed ## measure the latency of live events and the cost of their subscribers

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.arithmetic import spread
-from benchmarks.compare_tables import (
+from benchmarks.compare_figures import (
     RATES,
     accepted,
     at,

@@ -1,18 +1,27 @@
 """The tables of `make bench`."""
 
-from collections.abc import Callable, Mapping, Sequence
-
-from benchmarks.arithmetic import pooled, ratios, spread
+from benchmarks.arithmetic import ratios, spread
+from benchmarks.compare_figures import (
+    RATES,
+    SERVICE,
+    SERVICE_WITH_KEYS,
+    Round,
+    accepted,
+    at,
+    by_round,
+    compared_figures,
+    contenders,
+    cpu_at,
+    end_to_end,
+    latencies,
+    ranged,
+    ratio,
+    rounds,
+    tail,
+)
+from benchmarks.compare_goals import goals_table
 from benchmarks.figures import METHOD
-from benchmarks.tables import Json, at_least, at_most, goals, listed, measured_on, table
-
-SERVICE = "this service"
-SERVICE_WITH_KEYS = "this service, AUTH=on"
-RATES = ("50", "200", "500")
-TAIL = 0.999
-
-Round = Mapping[int, float]
-"""A figure by round."""
+from benchmarks.tables import Json, listed, measured_on, table
 
 
 def compare(results: Json) -> str:
@@ -32,73 +41,10 @@ def compare(results: Json) -> str:
         "### CPU per notification\n\n" + _cpu(results, latency),
         "### Where an alternative is better than this service\n\n" + _better(results, latency),
         "### The cost of AUTH=on\n\n" + _auth(results),
-        "### Goals\n\n" + _goals(results, latency),
+        "### Goals\n\n" + goals_table(results, latency),
         "### What is switched on and off\n\n" + _configuration(results),
     ]
     return "\n".join(parts)
-
-
-def contenders(results: Json) -> list[str]:
-    """Return the names of the contenders that were measured, this service first."""
-    return [name for name in results["configuration"] if any(each["contender"] == name for each in results["figures"])]
-
-
-def latencies(results: Json) -> list[float]:
-    """Return the simulated latencies in seconds, in ascending order."""
-    return sorted({each["latency"] for each in results["figures"]})
-
-
-def rounds(results: Json, name: str, latency: float) -> list[Json]:
-    """Return a contender's figures, one item for each round."""
-    return [each for each in results["figures"] if each["contender"] == name and each["latency"] == latency]
-
-
-def by_round(results: Json, name: str, latency: float, figure: Callable[[Json], float | None]) -> dict[int, float]:
-    """Return a figure by round, for the rounds in which it was measured."""
-    values = {each["round"]: figure(each) for each in rounds(results, name, latency)}
-    return {round_: value for round_, value in values.items() if value is not None}
-
-
-def end_to_end(figures: Json) -> float | None:
-    """Return the highest sustained rate; None if there was none."""
-    return figures["end_to_end"] or None
-
-
-def accepted(figures: Json) -> float | None:
-    """Return the accepted requests a second while nothing is sent."""
-    return figures["accepted"]  # type: ignore[no-any-return]
-
-
-def at(rate: str, part: str, quantile: str) -> Callable[[Json], float | None]:
-    """Return a function that returns a latency at a fixed rate."""
-    return lambda figures: figures["at"][rate][part][quantile] if rate in figures["at"] else None
-
-
-def cpu_at(rate: str | None) -> Callable[[Json], float | None]:
-    """Return a function that returns the CPU per notification at a fixed rate, or at the highest sustained rate."""
-
-    def cpu(figures: Json) -> float | None:
-        used = figures["cpu"] if rate is None else figures["at"].get(rate, {}).get("cpu")
-        return sum(used.values()) if used else None
-
-    return cpu
-
-
-def tail(results: Json, name: str, latency: float, part: str) -> float | None:
-    """Return the p99.9 of all rounds together at 70 % of the contender's own highest rate."""
-    tails = [each["tail"] for each in rounds(results, name, latency) if each["tail"]]
-    if not tails:
-        return None
-    return pooled([each[f"{part}_count"] for each in tails], [each[part] for each in tails], TAIL)
-
-
-def ranged(values: Round, digits: int = 0) -> str:
-    """Return the median with the lowest and the highest value."""
-    if not values:
-        return "-"
-    middle, lowest, highest = spread(list(values.values()))
-    text = f"{middle:,.{digits}f}"
-    return text if len(values) == 1 else f"{text} ({lowest:,.{digits}f} to {highest:,.{digits}f})"
 
 
 def _method(results: Json) -> str:
@@ -147,13 +93,9 @@ def _ratios(results: Json) -> str:
     rows = []
     for name in contenders(results):
         if name not in (SERVICE, SERVICE_WITH_KEYS):
-            found = [_ratio(results, name, latency, figure) for _, latency, figure in columns]
+            found = [ratio(results, name, latency, figure) for _, latency, figure in columns]
             rows.append([name, *(", ".join(f"{each:.2f}" for each in one.values()) or "-" for one in found)])
     return table(["times as much as", *(title for title, _, _ in columns)], rows)
-
-
-def _ratio(results: Json, name: str, latency: float, figure: Callable[[Json], float | None]) -> dict[int, float]:
-    return ratios(by_round(results, SERVICE, latency, figure), by_round(results, name, latency, figure))
 
 
 def _ordinary(results: Json, latency: float) -> str:
@@ -170,12 +112,17 @@ def _ordinary(results: Json, latency: float) -> str:
 
 
 def _tail(results: Json, latency: float) -> str:
+    columns = [
+        (title, part, share)
+        for title, part in (("POST", "post"), ("accepted to sent", "to_sent"))
+        for share in (0.99, 0.999)
+    ]
     rows = []
     for name in contenders(results):
-        values = [tail(results, name, latency, part) for part in ("post", "to_sent")]
+        values = [tail(results, name, latency, part, share) for _, part, share in columns]
         rate = by_round(results, name, latency, lambda each: each["tail"]["rate"] if each["tail"] else None)
         rows.append([name, ranged(rate), *("-" if value is None else f"{value:,.1f}" for value in values)])
-    return table(["", "at, requests/s", "POST p99.9 ms", "accepted to sent p99.9 ms"], rows)
+    return table(["ms", "at, requests/s", *(f"{title} p{share * 100:g}" for title, _, share in columns)], rows)
 
 
 def _cpu(results: Json, latency: float) -> str:
@@ -191,22 +138,6 @@ def _cpu(results: Json, latency: float) -> str:
         "by process at its maximum",
     ]
     return table(head, rows)
-
-
-def compared_figures(latencies_: Sequence[float]) -> list[tuple[str, float, Callable[[Json], float | None], bool]]:
-    """Return the figures in which contenders are compared: title, latency, figure, and True if more is better."""
-    latency = max(latencies_)
-    figures: list[tuple[str, float, Callable[[Json], float | None], bool]] = [
-        ("accepted/s", min(latencies_), accepted, True),
-        *((f"end to end/s, latency {each:g} s", each, end_to_end, True) for each in latencies_),
-    ]
-    for rate in RATES:
-        for part, title in (("post", "POST"), ("to_sent", "accepted to sent")):
-            figures += [
-                (f"{title} {each} at {rate}/s, ms", latency, at(rate, part, each), False) for each in ("p50", "p99")
-            ]
-        figures.append((f"CPU at {rate}/s, µs", latency, cpu_at(rate), False))
-    return figures
 
 
 def _better(results: Json, latency: float) -> str:
@@ -248,25 +179,6 @@ def _auth(results: Json) -> str:
             each = ratios(on, off).values()
             rows.append([title, ranged(off, 1), ranged(on, 1), ", ".join(f"{ratio:.2f}" for ratio in each)])
     return table(["", "AUTH=off", "AUTH=on", "ratio by round"], rows)
-
-
-def _goals(results: Json, latency: float) -> str:
-    lowest = latencies(results)[0]
-    rows: list[Sequence[str]] = []
-    required = [("BackgroundTasks", 6, 8), ("Celery", 5, 6), ("bare drivers", 1.3, 1.5)]
-    for name, least, goal in required:
-        found = list(_ratio(results, name, lowest, end_to_end).values())
-        if found:
-            rows.append(at_least(f"end to end, compared with {name}", spread(found)[0], least, goal, "times"))
-    at_most_ms = [
-        ("accepted to sent at 200/s, p50", at("200", "to_sent", "p50"), 30, 15),
-        ("accepted to sent at 200/s, p99", at("200", "to_sent", "p99"), 150, 60),
-        ("POST p99 at 500/s", at("500", "post", "p99"), 50, 20),
-    ]
-    for title, figure, most, goal in at_most_ms:
-        if own := list(by_round(results, SERVICE, latency, figure).values()):
-            rows.append(at_most(title, spread(own)[0], most, goal, "ms"))
-    return goals(rows) if rows else "Not enough was measured.\n"
 
 
 def _configuration(results: Json) -> str:

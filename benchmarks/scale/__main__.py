@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import tables
 from benchmarks.paths import RESULTS
@@ -16,11 +17,10 @@ from benchmarks.scale.partitions import partitions
 from benchmarks.scale.queued import backlog, scaling, sender_alone, side_by_side, status_writer_alone
 from benchmarks.scale.retries import retries
 from benchmarks.scale.soak import soak
-from benchmarks.scale.steps import Json
 from benchmarks.scale.stored import stored
 from benchmarks.servers import Servers, circumstances, log_folder, running_servers, write_json
 
-SECTIONS: dict[str, Callable[[Servers, Path, float], Json]] = {
+SECTIONS: dict[str, Callable[[Servers, Path, float], dict[str, Any]]] = {
     "status_writer": status_writer_alone,
     "sender": sender_alone,
     "scaling": scaling,
@@ -55,7 +55,7 @@ def main() -> None:
     """Run the measurements and write their results."""
     options = _parser().parse_args()
     names = ["soak"] if options.soak else options.only or [name for name in SECTIONS if name not in OPTIONAL]
-    sections: dict[str, Json] = {}
+    sections: dict[str, Any] = {}
     with log_folder() as logs, running_servers() as servers:
         versions = servers.versions()
         for name in names:
@@ -79,10 +79,10 @@ def main() -> None:
     say(f"Results written to {options.results}")
 
 
-def _total(sections: dict[str, Json]) -> Json:
+def _total(sections: dict[str, Any]) -> dict[str, Any]:
     """Return the circumstances of all parts together."""
     parts = [each["circumstances"] for each in sections.values()]
-    return {**parts[-1], "minutes": sum(each["minutes"] for each in parts)}  # type: ignore[dict-item, call-overload, misc]
+    return {**parts[-1], "minutes": sum(each["minutes"] for each in parts)}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Each has its figures, a sentence on what they mean, and the goals for the servic
 
 from typing import Any
 
-from benchmarks.scale.retries import extra_attempt
+from benchmarks.scale.load_figures import extra_attempt
 from benchmarks.tables import LOAD_GENERATOR, Json, at_least, at_most, goals, listed, table
 
 
@@ -135,7 +135,7 @@ def soak_section(results: Json) -> str:
     chosen = sorted({round(part * (len(minutes) - 1)) for part in (0, 0.2, 0.4, 0.6, 0.8, 1)})
     rows = [
         [
-            f"{number + 1}", f"{each['accepted'] / 60:,.0f}", f"{each['sent']:,.0f}", _pair(each["post"]),
+            f"{number + 1}", f"{each['accepted']:,.0f}", f"{each['sent']:,.0f}", _pair(each["post"]),
             f"{each['cpu']:,.0f}", listed(each["memory"]), f"{each['dead_rows']:,}", f"{each['failed']:,}",
         ]
         for number, each in ((number, minutes[number]) for number in chosen)

@@ -23,6 +23,7 @@ LATENCY = 0.2  # seconds
 SENDERS, CONCURRENCY = 2, 1_000
 STRETCH = 10.0  # seconds of load in a row; the load generator keeps all of its results
 DRAINED = 2_000  # notifications in flight at this rate and latency, and in the batches
+POLL, SMALL = 2.0, 4  # seconds; 4 times in a row
 DRAIN_TIMEOUT = 1_800.0  # seconds
 
 Seen = list[dict[str, Any]]
@@ -60,8 +61,10 @@ def _drain(running: Running) -> Json:
                 for number in range(1, SENDERS + 1)
             )
         )
-        while running.servers.queued(DELIVERY_QUEUE) > DRAINED and time.monotonic() - began < DRAIN_TIMEOUT:
-            time.sleep(1)
+        small = 0  # how many times in a row the queue was small; RabbitMQ's count is up to 5 s old
+        while small < SMALL and time.monotonic() - began < DRAIN_TIMEOUT:
+            small = small + 1 if running.servers.queued(DELIVERY_QUEUE) <= DRAINED else 0
+            time.sleep(POLL)
         seconds = time.monotonic() - began
         sent = int(str(running.query(SERVICE.count)[0][0])) - sent_before
     return {
@@ -71,7 +74,8 @@ def _drain(running: Running) -> Json:
 
 
 def _load_for(running: Running, seconds: float) -> Seen:
-    seen, ends = [], time.monotonic() + seconds
+    seen: Seen = []
+    ends = time.monotonic() + seconds
     while (left := ends - time.monotonic()) > 1:
         seen.append(generate(running.url, RATE, min(STRETCH, left), seed=len(seen)))
     return seen

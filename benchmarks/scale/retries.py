@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.arithmetic import percentiles
 from benchmarks.contenders.service import SERVICE, service_program
@@ -61,8 +62,8 @@ def _measure(servers: Servers, logs: Path, probability: float, seconds: float) -
         _await_final(running)
         after = running.cpu()
         deliveries, attempts = count_rows(running, "deliveries"), count_rows(running, "attempts")
-        first = dict(running.query(FINAL.format(which="attempt.attempt = 1")))
-        last = dict(running.query(FINAL.format(which="true")))
+        first = _ended(running, "attempt.attempt = 1")
+        last = _ended(running, "true")
         say(f"retries: probability {probability:g}")
         return {
             "probability": probability, "accepted": len(seen["ids"]), "failed_requests": failures(seen),
@@ -79,16 +80,12 @@ def _await_final(running: Running) -> None:
     await_(running, lambda: running.query(OPEN) == [(0,)], FINAL_TIMEOUT)
 
 
-def _after(seen: dict[str, list[object]], ended: dict[object, object]) -> list[float]:
+def _ended(running: Running, which: str) -> dict[str, float]:
+    """Return when the last of those attempts ended, by notification."""
+    return {str(row[0]): float(str(row[1])) for row in running.query(FINAL.format(which=which))}
+
+
+def _after(seen: dict[str, Any], ended: dict[str, float]) -> list[float]:
     """Return the seconds from each 201 until the last of the given attempts had ended."""
     accepted = zip(seen["ids"], seen["answered"], strict=True)
-    return [float(str(ended[each])) - float(str(at)) for each, at in accepted if each in ended]
-
-
-def extra_attempt(results: Json) -> tuple[float, float]:
-    """Return the microseconds of CPU of an attempt after the first, and how that compares with a first delivery."""
-    without, failing = results["figures"]  # type: ignore[misc]  # the two probabilities
-    base, more = sum(without["cpu"].values()), sum(failing["cpu"].values())
-    extra = failing["attempts"] / failing["deliveries"] - without["attempts"] / without["deliveries"]
-    each = (more - base) / extra
-    return each, each / base
+    return [ended[each] - at for each, at in accepted if each in ended]

@@ -1,9 +1,7 @@
 """An hour at 70 % load, with old partitions dropped and a transaction that stays open."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import psycopg
@@ -15,6 +13,7 @@ from benchmarks.measure import find_end_to_end
 from benchmarks.progress import say
 from benchmarks.running import Running, memory
 from benchmarks.scale.filling import Fill, store
+from benchmarks.scale.load_figures import compared
 from benchmarks.scale.stored import old_partitions
 from benchmarks.servers import Servers
 from benchmarks.steps import failures, generate, warm_up
@@ -23,11 +22,11 @@ MINUTES = 60
 SHARE = 0.7  # of the highest sustained rate
 LATENCY = 0.2  # seconds
 SEARCH_STEP = 6.0  # seconds
+TRIAL_STEP, TRIAL_MINUTE = 1.5, 5.0  # seconds, if only a fraction is measured
 STORED, WEEKS, USERS = 2_000_000, 8, 100_000  # before the hour begins
 RETENTIONS = {0.1: 36, 0.6: 15}
 """The retention in days that applies from a fraction of the time on; the second drop meets the open transaction."""
 OPENED, CLOSED = 0.25, 0.75  # fractions of the time at which the transaction begins and ends
-PART = 5  # minutes that are compared: the first with the last
 SENT_BETWEEN = """
     SELECT count(*) FROM deliveries
     WHERE status = 'sent' AND updated_at >= to_timestamp({began}) AND updated_at < to_timestamp({ended})
@@ -39,7 +38,8 @@ Json = dict[str, Any]
 
 def soak(servers: Servers, logs: Path, fraction: float) -> Json:
     """Load the service for an hour, and compare the last five minutes with the first."""
-    rate = SHARE * _highest_rate(servers, logs)
+    trial = fraction < 1
+    rate = SHARE * _highest_rate(servers, logs, TRIAL_STEP if trial else SEARCH_STEP)
     running = Running(SERVICE, servers, LATENCY, logs)
     minutes = max(2, round(MINUTES * fraction))
     try:
@@ -52,20 +52,20 @@ def soak(servers: Servers, logs: Path, fraction: float) -> Json:
         parts = []
         for minute in range(minutes):
             events.advance(minute)
-            parts.append(_minute(running, rate, minute))
-            say(f"soak, minute {minute + 1} of {minutes}: {parts[-1]}")
+            parts.append(_minute(running, rate, minute, TRIAL_MINUTE if trial else 60.0))
+            say(f"soak: minute {minute + 1} of {minutes}, {parts[-1]['sent']:,.0f} sent/s")
         events.end()
         return {"rate": rate, "minutes": parts, "drops": events.drops, "compared": compared(parts), "opened": OPENED}
     finally:
         running.stop()
 
 
-def _highest_rate(servers: Servers, logs: Path) -> float:
+def _highest_rate(servers: Servers, logs: Path, step: float) -> float:
     running, figures = Running(SERVICE, servers, LATENCY, logs), ContenderFigures(SERVICE.name, LATENCY, 1)
     try:
         running.start()
         warm_up(running)
-        find_end_to_end(running, figures, SEARCH_STEP, None, time.monotonic() + 120)
+        find_end_to_end(running, figures, step, None, time.monotonic() + 120)
     finally:
         running.stop()
     return figures.end_to_end
@@ -118,33 +118,18 @@ class _Events:
             self._open = None
 
 
-def _minute(running: Running, rate: float, number: int) -> Json:
+def _minute(running: Running, rate: float, number: int, seconds: float) -> Json:
     before, began = running.cpu(), time.time()
-    seen = generate(running.url, rate, 60.0, seed=number)
+    seen = generate(running.url, rate, seconds, seed=number)
     after, ended = running.cpu(), time.time()
     [[sent]] = running.query(SENT_BETWEEN.format(began=began, ended=ended))
     [[dead]] = running.query(DEAD_ROWS)
     accepted = len(seen["ids"])
     names = [name for name in running.processes if name != "maintenance"]
     return {
-        "accepted": accepted / 60, "sent": int(str(sent)) / (ended - began), "failed": failures(seen),
+        "accepted": accepted / seconds, "sent": int(str(sent)) / (ended - began), "failed": failures(seen),
         "post": percentiles([at - due for due, at in zip(seen["due"], seen["answered"], strict=True)]),
         "cpu": sum(after[name] - before[name] for name in before if name in after) / accepted * 1e6,
         "memory": {name: memory(running.processes[name].pid) for name in names},
         "dead_rows": int(str(dead or 0)), "broker_disk": running.servers.broker_disk(),
     }  # fmt: skip
-
-
-def compared(parts: Sequence[Json]) -> Json:
-    """Compare the last minutes with the first: what was sent and the CPU; and return the growth of memory per hour."""
-    length = min(PART, len(parts) // 2)
-    first, last = parts[:length], parts[-length:]
-    hours = (len(parts) - length) / 60
-    return {
-        "sent": mean(each["sent"] for each in last) / mean(each["sent"] for each in first),
-        "cpu": mean(each["cpu"] for each in last) / mean(each["cpu"] for each in first),
-        "memory_per_hour": {
-            name: (mean(each["memory"][name] for each in last) - mean(each["memory"][name] for each in first)) / hours
-            for name in parts[0]["memory"]
-        },
-    }
