@@ -18,6 +18,7 @@ from benchmarks.steps import CONNECTIONS, Step, generate, load_command, post, re
 SEARCH_STEPS = 9
 CLOSE_ENOUGH = 1.06  # ratio of lowest unsustained to highest sustained rate at which the search stops
 FIRST_CHANGE, LATER_CHANGE = 1.3, CLOSE_ENOUGH  # factors by which the offered rate changes at most between two steps
+FIRST_SHARE = 0.5  # fraction of what is accepted under full load, as the first guess
 SHARE = 0.95  # a fixed rate is measured only below this fraction of the highest sustained rate
 TAIL_SHARE = 0.7  # fraction of the contender's own highest rate at which tail latencies are measured
 
@@ -27,12 +28,12 @@ def find_end_to_end(
 ) -> None:
     """Find the highest sustained rate by bisection.
 
-    The search begins with the rate at which the contender sends under full load, or with the rate `known` from an
-    earlier round. It ends early at the monotonic time `deadline`, once a rate has been sustained.
+    The search begins with a guess from a full load, or with the rate `known` from an earlier round. It ends early at the monotonic time `deadline`, once a rate has been sustained.
     """
     if known is None:
         full_load = run_step(running, 0, seconds)
-        candidate = max(full_load.rate(full_load.sent), 1.0)
+        # Under full load, accepting can leave hardly any CPU for sending, so the send rate alone may be far too low.
+        candidate = max(full_load.rate(full_load.sent), FIRST_SHARE * full_load.rate(full_load.answered), 1.0)
     else:
         candidate = known
     lowest, highest = 0.0, math.inf

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What a measurement takes besides the loads themselves, in seconds. These are estimates for two cores. If they are too
+# The seconds that a measurement takes besides the loads themselves. They are estimates for two cores. If they are too
 # low, a search ends early, and its result says so.
 START = 5.0  # emptying the servers, starting the processes and warming them up
 STEP = 1.2  # starting the load generator, and waiting until everything is sent

@@ -1,4 +1,4 @@
-"""What is measured in which order."""
+"""The order of the measurements."""
 
 from collections.abc import Sequence
 

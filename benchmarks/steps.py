@@ -26,7 +26,7 @@ FEWEST_CONNECTIONS = 16
 DRAIN_TIMEOUT = 5.0  # seconds to send the backlog after a step; a slower contender is restarted
 # Rates are not measured in this first fraction of a step, because caches and connections are still warming up.
 SETTLING = 0.3
-WARM_UP_SECONDS = 0.4  # of a closed loop, which opens all connections
+WARM_UP_SECONDS = 0.4  # length of a closed loop, which opens all connections
 WARM_UP_CONNECTIONS = 32
 ALL_SENT_TIMEOUT = 60.0  # seconds until everything from the warm-up must be sent
 

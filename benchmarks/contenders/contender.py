@@ -1,4 +1,4 @@
-"""What a contender consists of: its processes, its queries, and where its configuration comes from."""
+"""Contenders: their processes and queries, and the documentation that their configuration follows."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence

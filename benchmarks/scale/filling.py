@@ -14,7 +14,7 @@ CHUNK = 250_000
 
 @dataclass(frozen=True)
 class Fill:
-    """What is stored."""
+    """Notifications to store."""
 
     count: int
     weeks: int

@@ -17,7 +17,7 @@ INTERVAL = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Sample:
-    """What was used at one time."""
+    """Memory, disk and backlog at one time."""
 
     seconds: float
     """The time since the first sample."""
@@ -58,7 +58,7 @@ def _sample(running: Running, began: float) -> Sample:
         try:
             used[name] = memory(pid)
         except psutil.NoSuchProcess:
-            continue  # it was stopped meanwhile
+            continue  # the process was stopped meanwhile
     return Sample(
         seconds=time.monotonic() - began,
         waiting=running.servers.queued(DELIVERY_QUEUE),

@@ -19,7 +19,7 @@ from benchmarks.servers import Servers
 from benchmarks.steps import failures, generate, warm_up
 
 MINUTES = 60
-SHARE = 0.7  # of the highest sustained rate
+SHARE = 0.7  # fraction of the highest sustained rate
 LATENCY = 0.2  # seconds
 SEARCH_STEP = 6.0  # seconds
 TRIAL_STEP, TRIAL_MINUTE = 1.5, 5.0  # seconds, if only a fraction is measured
@@ -72,7 +72,7 @@ def _highest_rate(servers: Servers, logs: Path, step: float) -> float:
 
 
 class _Events:
-    """What happens during the hour: drops of old partitions, and the open transaction."""
+    """The events of the hour: drops of old partitions, and the open transaction."""
 
     def __init__(self, running: Running, minutes: int) -> None:
         self._running = running

@@ -54,7 +54,7 @@ def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() ->
     gaps = [after - before for before, after in pairwise(arrivals)]
     mean = sum(gaps) / len(gaps)
     deviation = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps))
-    assert deviation == pytest.approx(mean, rel=0.05)  # of even arrivals it would be 0
+    assert deviation == pytest.approx(mean, rel=0.05)  # even arrivals would have a deviation of 0
 
 
 def test_poisson_arrivals_are_the_same_for_the_same_seed_only() -> None:

@@ -1,4 +1,4 @@
-"""The drivers without a framework: aio-pika and asyncpg, in the same three processes as this service.
+"""Drivers without a framework: aio-pika and asyncpg, in the same three processes as this service.
 
 `bare` has one publish, one statement and one ack per message. `bare-strong` is what an engineer would write who has
 measured the first one: see `bare_strong`.

@@ -1,4 +1,4 @@
-"""The drivers without a framework, for an engineer who has measured `bare`.
+"""Drivers without a framework, as an engineer would use them who has measured `bare`.
 
 The gateway and the writer commit many rows at a time, the connections send no reset query when they are released, and
 the publishes of a batch are confirmed together.

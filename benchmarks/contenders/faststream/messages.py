@@ -1,4 +1,4 @@
-"""What the API tells the worker."""
+"""The message from the API to the worker."""
 
 from uuid import UUID
 

@@ -4,6 +4,8 @@ import sys
 
 from benchmarks.contenders.contender import CONCURRENCY, Contender, Program, create_table, urls, uvicorn
 
+WORKERS = 2  # the default
+
 TASKIQ = Contender(
     key="taskiq",
     name="Taskiq",
@@ -13,7 +15,7 @@ TASKIQ = Contender(
             "worker",
             [
                 sys.executable, "-m", "taskiq", "worker", "benchmarks.contenders.taskiq.tasks:broker",
-                "--workers", "1", "--max-async-tasks", str(CONCURRENCY), "--log-level", "WARNING",
+                "--workers", str(WORKERS), "--max-async-tasks", str(CONCURRENCY // WORKERS), "--log-level", "WARNING",
             ],
             sends=True,
         ),
@@ -28,9 +30,9 @@ TASKIQ = Contender(
         "https://github.com/taskiq-python/taskiq-aio-pika",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
     ],
-    switches="uvicorn with two workers, one Taskiq worker with 500 tasks at a time and a `qos` of 500; persistent "
-    "messages with confirms, quorum queue (taskiq-aio-pika's default), acks after the task; no result backend; "
-    "SQLAlchemy ORM on asyncpg; uvloop; Python's default garbage collection; no tracing",
+    switches="uvicorn with two workers, two Taskiq workers (the default) with 250 tasks at a time and a `qos` of 250 "
+    "each; persistent messages with confirms, quorum queue (taskiq-aio-pika's default), acks after the task; no "
+    "result backend; SQLAlchemy ORM on asyncpg; uvloop; Python's default garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; a task that raises is acknowledged and not "
     "tried again unless a retry middleware is added; the row and the message are not written in one transaction",
 )  # fmt: skip

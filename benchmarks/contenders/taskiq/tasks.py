@@ -9,10 +9,11 @@ from taskiq_aio_pika import AioPikaBroker
 from benchmarks.contenders.contender import CONCURRENCY
 from benchmarks.contenders.database import new_async_session
 from benchmarks.contenders.notifications import mark_sent
+from benchmarks.contenders.taskiq import WORKERS
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 
-broker = AioPikaBroker(os.environ["RABBITMQ_URL"], qos=CONCURRENCY)
+broker = AioPikaBroker(os.environ["RABBITMQ_URL"], qos=CONCURRENCY // WORKERS)
 
 
 @broker.task  # type: ignore[untyped-decorator]  # it is not installed where types are checked
