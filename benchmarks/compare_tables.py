@@ -24,6 +24,14 @@ from benchmarks.figures import METHOD
 from benchmarks.tables import Json, listed, measured_on, table
 
 
+PLOTS = """
+![Throughput](results/throughput.png)
+![CPU per notification](results/cpu.png)
+![Accepted to sent](results/accepted-to-sent.png)
+![POST](results/post.png)
+"""
+
+
 def compare(results: Json) -> str:
     """Return the comparison of the contenders."""
     if results.get("method") != METHOD:
@@ -32,7 +40,7 @@ def compare(results: Json) -> str:
         )
     latency = max(latencies(results))
     parts = [
-        _method(results),
+        _method(results) + PLOTS,
         "### Throughput\n\n" + _throughput(results),
         "### This service compared with each alternative, round by round\n\n" + _ratios(results),
         f"### Latency at ordinary load, simulated latency {latency:g} s\n\n" + _ordinary(results, latency),

@@ -28,7 +28,8 @@ def find_end_to_end(
 ) -> None:
     """Find the highest sustained rate by bisection.
 
-    The search begins with a guess from a full load, or with the rate `known` from an earlier round. It ends early at the monotonic time `deadline`, once a rate has been sustained.
+    The search begins with a guess from a full load, or with the rate `known` from an earlier round. It ends early at
+    the monotonic time `deadline`, once a rate has been sustained.
     """
     if known is None:
         full_load = run_step(running, 0, seconds)
