@@ -23,7 +23,6 @@ from benchmarks.compare_goals import goals_table
 from benchmarks.figures import METHOD
 from benchmarks.tables import Json, listed, measured_on, table
 
-
 PLOTS = """
 ![Throughput](results/throughput.png)
 ![CPU per notification](results/cpu.png)
