@@ -164,10 +164,12 @@ async def generate(
     arrivals = poisson_arrivals(rate, seconds, seed) if rate else []
     client = Client(cycle(encoded))
     loop = asyncio.get_running_loop()
+    transports = []
     for _ in range(connections):
-        _, connection = await loop.create_connection(
+        transport, connection = await loop.create_connection(
             lambda: Connection(client), str(parts.hostname), int(parts.port or 80)
         )
+        transports.append(transport)
         client.free.append(connection)
     used = _cpu()
     client.results.began = began = time.time()
@@ -185,6 +187,8 @@ async def generate(
         await asyncio.sleep(TICK)
     client.results.unanswered += client.open
     client.results.cpu = _cpu() - used
+    for transport in transports:
+        transport.close()
     return client.results
 
 

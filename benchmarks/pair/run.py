@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.arithmetic import KEPT_UP, percentiles
+from benchmarks.arithmetic import KEPT_UP, percentiles, window_count
 from benchmarks.contenders.service import SERVICE
 from benchmarks.pair.figures import LATENCY_RATE, CpuFigures, LatencyFigures
 from benchmarks.pair.stack import Stack
@@ -46,12 +46,12 @@ def measure_cpu(stack: Stack, load: Load) -> CpuFigures:
     used = {name: after[name] - before[name] for name in after}
     other_work = machine.other_work(sum(used.values()))
     notifications, failed = len(seen["ids"]), failures(dict(seen))
-    accepted = _accepted_rate(seen, load.seconds)
+    accepted, offered = (_rate(seen, times, load.seconds) for times in ("answered", "due"))
     return CpuFigures(
         notifications=notifications,
         accepted=accepted,
         failed=failed,
-        rate_reached=not failed and accepted >= KEPT_UP * load.rate,
+        rate_reached=not failed and accepted >= KEPT_UP * offered,
         processes={name: seconds / notifications * 1e6 for name, seconds in used.items()},
         load_generator=seen["cpu"] / notifications * 1e6,
         other_work=other_work,
@@ -72,12 +72,10 @@ def measure_latency(stack: Stack, seconds: float) -> LatencyFigures:
     )
 
 
-def _accepted_rate(seen: Mapping[str, Any], seconds: float) -> float:
-    """Return how many requests a second were accepted after the settling phase."""
-    began: float = seen["began"]
-    answered: list[float] = seen["answered"]
-    begin, end = began + SETTLING * seconds, began + seconds
-    return sum(begin <= at < end for at in answered) / (end - begin)
+def _rate(seen: Mapping[str, Any], times: str, seconds: float) -> float:
+    """Return how many of the accepted requests a second were due or answered after the settling phase."""
+    begin, end = seen["began"] + SETTLING * seconds, seen["began"] + seconds
+    return window_count(seen[times], begin, end) / (end - begin)
 
 
 class _Machine:

@@ -34,7 +34,7 @@ PGQUEUER = Contender(
     environment=urls,
     prepare=_prepare,
     documentation=[
-        "https://pgqueuer.readthedocs.io/en/latest/",
+        "https://janbjorge.github.io/pgqueuer/",
         "https://janbjorge.github.io/pgqueuer/guides/performance-tuning/",
         "https://github.com/janbjorge/pgqueuer/blob/main/examples/fastapi_usage.py",
         "https://fastapi.tiangolo.com/deployment/server-workers/",

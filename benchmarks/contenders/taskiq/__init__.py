@@ -25,7 +25,6 @@ TASKIQ = Contender(
     documentation=[
         "https://taskiq-python.github.io/guide/getting-started.html",
         "https://taskiq-python.github.io/guide/cli.html",
-        "https://taskiq-python.github.io/guide/message-format.html",
         "https://taskiq-python.github.io/framework_integrations/taskiq-with-fastapi.html",
         "https://github.com/taskiq-python/taskiq-aio-pika",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
