@@ -74,7 +74,8 @@ def measure_latency(stack: Stack, seconds: float) -> LatencyFigures:
 
 def _rate(seen: Mapping[str, Any], times: str, seconds: float) -> float:
     """Return how many of the accepted requests a second were due or answered after the settling phase."""
-    begin, end = seen["began"] + SETTLING * seconds, seen["began"] + seconds
+    began: float = seen["began"]
+    begin, end = began + SETTLING * seconds, began + seconds
     return window_count(seen[times], begin, end) / (end - begin)
 
 
