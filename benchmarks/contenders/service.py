@@ -21,7 +21,7 @@ def settings(servers: "Servers", latency: float) -> Environment:
     """Return the environment of all our processes."""
     return {
         **servers.service_settings(), "AUTH": "off", "ERROR_PROBABILITY": "0", "TELEGRAM_SLEEP": str(latency),
-        "LOG_LEVEL": "WARNING",
+        "LOG_LEVEL": "WARNING", "SHUTDOWN_DELAY": "0",
     }  # fmt: skip
 
 
