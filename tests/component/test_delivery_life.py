@@ -32,10 +32,10 @@ from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.database import TenantShare
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.deliveries.stranded import StrandedDeliveries
+from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.new_notification import new_notification
-from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import Held, OutboxStore
 from notify_status_writer.delivery_state import Reported
@@ -123,7 +123,7 @@ class DeliveryLife(RuleBasedStateMachine):
             broker, events = create_broker(NOWHERE, "gateway"), EventPublisher(NOWHERE, "gateway")
             relay = OutboxRelay(broker, ConfirmedPublisher, self._outbox, events, gateway_metrics())
             notification = new_notification(
-                NotificationRequest(user_id=1, message="x", type=Channel.EMAIL), tenant="default"
+                LegacyNotificationRequest(user_id=1, message="x", type=Channel.EMAIL), tenant="default"
             )
             await NotificationIntake(self._engine, relay, max_waiting=1, metrics=gateway_metrics()).accept(notification)
             self._delivery_id = notification.deliveries[0].delivery_id

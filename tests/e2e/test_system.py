@@ -119,7 +119,7 @@ def test_demo_follows_every_row_and_reports_invalid_lines(system: System, tmp_pa
     file.write_bytes(
         "user_id,channels,message,subject,email,telegram\n"
         "1,telegram email,Привет,Hello,a@example.org,123456789\n"
-        "0,telegram,nobody,,,\n"
+        "..,telegram,nobody,,,\n"
         '2,email,"two\nlines",Hi,,\n'
         "3,pigeon,coo,,,\n"
         "4,telegram,今日は,,,\n".encode()

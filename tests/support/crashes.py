@@ -19,8 +19,8 @@ from notify_database.engine import create_engine
 from notify_gateway.application import Gateway
 from notify_gateway.cli import OperatorSettings
 from notify_gateway.deliveries.retries import RETRY_CHUNK, TAKE_TURN, DeliveryRetries
+from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from notify_gateway.notifications.new_notification import new_notification
-from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.lease import Lease
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.settings import GatewaySettings
@@ -88,7 +88,7 @@ async def gateway(
 ) -> None:
     """Accept one notification and relay it."""
     gateway = Gateway(load_settings(GatewaySettings), relay_class=relay_class, publisher_class=publisher_class)
-    request = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
+    request = LegacyNotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
     await gateway.intake.accept(new_notification(request, "default"))
     await gateway.work(asyncio.Event())
 

@@ -19,6 +19,7 @@ GATEWAY_LAYERS = (
     "main",
     {"http_api", "cli"},
     "application",
+    "legacy",
     {"health", "maintenance", "queue_members", "asyncapi"},
     "reconciliation",
     {"console", "dead_letters", "notifications"},

@@ -37,6 +37,23 @@ ROUTES = [
     ("POST", "/v1/keys", {Scope.ADMIN}),
     ("GET", "/v1/keys", {Scope.ADMIN}),
     ("DELETE", f"/v1/keys/{SOME_ID}", {Scope.ADMIN}),
+    ("POST", "/v1/notifications", {Scope.SEND}),
+    ("GET", "/v1/notifications", {Scope.READ}),
+    ("GET", f"/v1/notifications/{SOME_ID}", {Scope.READ}),
+    ("POST", f"/v1/notifications/{SOME_ID}/cancel", {Scope.ADMIN, Scope.SEND}),
+    ("GET", "/v1/deliveries", {Scope.READ}),
+    ("GET", f"/v1/deliveries/{SOME_ID}", {Scope.READ}),
+    ("POST", f"/v1/deliveries/{SOME_ID}/retry", {Scope.ADMIN}),
+    ("POST", "/v1/retries", {Scope.ADMIN}),
+    ("POST", "/v1/retries/preview", {Scope.ADMIN}),
+    ("GET", f"/v1/retries/{SOME_ID}", {Scope.ADMIN}),
+    ("GET", "/v1/users/x/channels", {Scope.RECIPIENTS_READ}),
+    ("GET", "/v1/users/x/channels/email", {Scope.RECIPIENTS_READ}),
+    ("PUT", "/v1/users/x/channels/email", {Scope.RECIPIENTS_WRITE}),
+    ("DELETE", "/v1/users/x/channels/email", {Scope.RECIPIENTS_WRITE}),
+    ("GET", "/v1/events?channel=fax", {Scope.READ}),
+    ("GET", "/v1/overview", {Scope.OPERATOR}),
+    ("GET", "/v1/links", {Scope.READ}),
 ]
 
 

@@ -7,14 +7,14 @@ from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
+from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from notify_gateway.notifications.new_notification import new_notification
-from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.settings import GatewaySettings
 from support.services import TIMEOUT
 from typing_extensions import override
 
-REQUEST = NotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
+REQUEST = LegacyNotificationRequest(user_id=1, message="x", type=Channel.TELEGRAM)
 
 
 class FailingRelay(OutboxRelay):

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 from notify_database.engine import PostgresSettings
+from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from notify_gateway.notifications.idempotency import Claim, RecordedResponse, body_hash, clean_up, find_recorded
-from notify_gateway.notifications.schemas import NotificationRequest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.services import NOWHERE, running_gateway
@@ -66,7 +66,7 @@ async def test_same_key_with_another_body_is_rejected(api: httpx.AsyncClient, en
 async def test_recorded_response_is_read_only_for_the_same_body(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     """Otherwise, short requests with the keys of long ones could fill the gateway's memory."""
     responses = {key: (await post(api, key)).text for key in ("a", "b")}
-    same, other = body_hash(NotificationRequest.model_validate(BODY)), bytes(32)
+    same, other = body_hash(LegacyNotificationRequest.model_validate(BODY)), bytes(32)
     claims = [Claim(("default", "a"), other), Claim(("default", "b"), same), Claim(("default", "c"), same)]
     async with engine.connect() as connection:
         recorded = await find_recorded(connection, claims)

@@ -16,11 +16,11 @@ from notify_database.engine import PostgresSettings, create_engine
 from notify_database.errors import DataRejected
 from notify_gateway.errors import RequestRejected
 from notify_gateway.http.principal import Scope
+from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from notify_gateway.notifications import intake
 from notify_gateway.notifications.idempotency import Claim
 from notify_gateway.notifications.intake import NotificationIntake, Receipt
 from notify_gateway.notifications.new_notification import new_notification
-from notify_gateway.notifications.schemas import NotificationRequest
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import event, text
@@ -29,7 +29,7 @@ from support.database import blocked_or_done
 from support.gateway import BODY, Json, bearer, post
 from support.services import NOWHERE, gateway_metrics, running_gateway
 
-GOOD = NotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
+GOOD = LegacyNotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
 EXPIRED = GOOD.model_copy(update={"expires_at": utc_now() - timedelta(minutes=1)})
 TRANSACTIONS = text("SELECT pg_current_xact_id()::text::bigint")
 
@@ -65,7 +65,7 @@ async def accepting(postgres: PostgresSettings) -> AsyncIterator[tuple[Notificat
 
 
 async def test_row_rejected_by_the_database_does_not_fail_its_batch(postgres: PostgresSettings) -> None:
-    bad = NotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
+    bad = LegacyNotificationRequest.model_construct(user_id=1, message="a\x00b", type=Channel.EMAIL, metadata=None)
     async with accepting(postgres) as (intake_, engine):
         requests = [intake_.accept(new_notification(request, "default")) for request in (GOOD, bad, GOOD)]
         outcomes = await asyncio.gather(*requests, return_exceptions=True)

@@ -36,7 +36,7 @@ async def listed(api: httpx.AsyncClient, headers: Headers | None = None) -> list
     response = await api.get("/v1/keys", headers=headers)
     assert response.status_code == 200, response.text
     page = response.json()
-    assert (page["next_cursor"], page["has_more"]) == (None, False)
+    assert ("next_cursor" in page, page["has_more"]) == (False, False)
     items: list[Json] = page["items"]
     return items
 
@@ -57,7 +57,7 @@ async def test_administrator_creates_lists_and_revokes_keys(
         "id": created["id"], "name": "checkout", "scopes": ["read", "send"], "test": False, "expires_at": expires_at,
     }  # fmt: skip
     newest, own = await listed(secured_api, admin)
-    assert newest == {**created, "created_at": newest["created_at"], "last_used_at": None, "revoked_at": None}
+    assert newest == {**created, "created_at": newest["created_at"]}
     assert own["scopes"] == ["admin", "read", "send"]
     key = authorization(token)
     posted = await secured_api.post("/api/notifications", json=BODY, headers=key)
@@ -67,7 +67,7 @@ async def test_administrator_creates_lists_and_revokes_keys(
 
     assert (await secured_api.delete(f"/v1/keys/{created['id']}", headers=admin)).status_code == 204
     assert await owner(engine, token) is None
-    assert (await listed(secured_api, admin))[0]["revoked_at"] is not None
+    assert "revoked_at" in (await listed(secured_api, admin))[0]
     for key_id in (created["id"], SOME_ID):
         missing = await secured_api.delete(f"/v1/keys/{key_id}", headers=admin)
         assert (missing.status_code, missing.json()["detail"]) == (404, f"There is no valid key {key_id}.")
@@ -219,7 +219,7 @@ async def test_pages_of_keys_are_newest_first_without_gaps(api: httpx.AsyncClien
     for page in await _pages(api, limit=2):
         found += [key["id"] for key in page["items"]]
         sizes.append(len(page["items"]))
-        assert page["has_more"] == (page["next_cursor"] is not None)
+        assert page["has_more"] == ("next_cursor" in page)
     assert (found, sizes) == (created[::-1], [2, 2, 1])
     for limit in (0, 201):
         assert (await api.get("/v1/keys", params={"limit": limit})).status_code == 422
@@ -230,7 +230,7 @@ async def _pages(api: httpx.AsyncClient, *, limit: int) -> Iterable[Json]:
     cursor: Json = {}
     while not pages or pages[-1]["has_more"]:
         pages.append((await api.get("/v1/keys", params={"limit": limit, **cursor})).json())
-        cursor = {"cursor": pages[-1]["next_cursor"]}
+        cursor = {"cursor": pages[-1].get("next_cursor")}
     return pages
 
 

@@ -34,7 +34,7 @@ def nodes(plan: Json) -> Iterator[Json]:
         yield from nodes(child)
 
 
-@pytest.mark.parametrize("filters", [{}, {"status": "failed"}, {"channel": "email"}], ids=str)
+@pytest.mark.parametrize("filters", [{}, {"status": ["failed"]}, {"channel": "email"}], ids=str)
 async def test_list_of_a_tenant_reads_no_notifications_of_others(engine: AsyncEngine, filters: Json) -> None:
     async with engine.begin() as connection:
         await connection.execute(FILL, {"ours": OURS, "theirs": THEIRS})

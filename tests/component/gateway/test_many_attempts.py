@@ -4,8 +4,8 @@ from uuid import UUID
 
 import httpx
 from notify_common.contracts.messages import StatusChange
+from notify_gateway.deliveries.queries import LISTED_ATTEMPTS
 from notify_gateway.deliveries.retries import MAX_ROUNDS, DeliveryRetries
-from notify_gateway.notifications.queries import LISTED_ATTEMPTS
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import Json, post, rows

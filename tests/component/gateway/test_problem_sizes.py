@@ -95,4 +95,4 @@ async def test_every_list_in_a_request_has_a_greatest_length(api: httpx.AsyncCli
     for operations in document["paths"].values():
         for operation in operations.values():
             check(operation.get("requestBody"))
-    assert lists == 2
+    assert lists == 3

@@ -195,7 +195,7 @@ async def test_messages_stay_in_their_queue_however_many_there_are(
 
 async def test_delivery_that_changes_meanwhile_is_left_alone(engine: AsyncEngine) -> None:
     deliveries = OpenDeliveries(engine, chunk_size=2)
-    ids = [await Stored(engine).add(Channel.TELEGRAM) for _ in range(5)]
+    ids = sorted([await Stored(engine).add(Channel.TELEGRAM) for _ in range(5)])
     found = await deliveries.without_outbox_row()
     assert [each.id for each in found] == ids
     newer = DeliveryRound(ids[0], 2)

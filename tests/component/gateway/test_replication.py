@@ -13,10 +13,10 @@ from notify_database.engine import PostgresSettings, autocommitting, create_engi
 from notify_database.errors import DatabaseUnavailable
 from notify_database.migrate import prepare_database
 from notify_gateway.errors import RequestRejected
+from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from notify_gateway.notifications.idempotency import claim_of
 from notify_gateway.notifications.intake import Receipt
 from notify_gateway.notifications.new_notification import new_notification
-from notify_gateway.notifications.schemas import NotificationRequest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.postgres_nodes import CANCEL, Server, hosts_settings, running_pair, wait_for_standby, waiting_commits
@@ -158,7 +158,7 @@ async def test_replay_waits_even_if_the_first_request_is_visible_but_not_replica
 ) -> None:
     """A commit is visible without being replicated after a crash of the primary, or if an administrator cancels it."""
     expires_at = utc_now() + timedelta(hours=1)
-    request = NotificationRequest.model_validate({**BODY, "expires_at": expires_at})
+    request = LegacyNotificationRequest.model_validate({**BODY, "expires_at": expires_at})
     claim = claim_of(request, "default", "k", test=False)
     async with working_gateway(NOWHERE, settings, relaying=False) as gateway:
         later = replace(new_notification(request, "default"), created_at=expires_at)

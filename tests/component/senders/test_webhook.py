@@ -41,6 +41,7 @@ class TestWebhook(Conformance):
             "data": {
                 "notification_id": str(requested.notification_id),
                 "user_id": 1,
+                "user": "1",
                 "subject": "发货通知",
                 "message": "您的订单",
             },

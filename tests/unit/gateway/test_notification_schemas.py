@@ -2,35 +2,35 @@ from typing import Any
 
 import pytest
 from notify_common.contracts.channels import Channel
-from notify_gateway.http.fields import MAX_USER_ID
-from notify_gateway.notifications.schemas import NotificationRequest
+from notify_common.contracts.users import MAX_INTEGER_USER
+from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from pydantic import ValidationError
 
 VALID: dict[str, Any] = {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}
 
 
 def test_single_channel_can_be_requested_with_type_or_channels() -> None:
-    by_type = NotificationRequest.model_validate(VALID)
-    by_channels = NotificationRequest.model_validate({"user_id": 1, "message": "x", "channels": ["telegram"]})
+    by_type = LegacyNotificationRequest.model_validate(VALID)
+    by_channels = LegacyNotificationRequest.model_validate({"user_id": 1, "message": "x", "channels": ["telegram"]})
     assert by_type.requested_channels() == by_channels.requested_channels() == [Channel.TELEGRAM]
 
 
-@pytest.mark.parametrize("user_id", [1, MAX_USER_ID])
+@pytest.mark.parametrize("user_id", [1, MAX_INTEGER_USER])
 def test_user_id_accepts_all_positive_64_bit_integers(user_id: int) -> None:
-    assert NotificationRequest.model_validate({**VALID, "user_id": user_id}).user_id == user_id
+    assert LegacyNotificationRequest.model_validate({**VALID, "user_id": user_id}).user_id == user_id
 
 
 @pytest.mark.parametrize(
     "message", ["x", "x" * 16_384, "日本語", "line\nline", "😀"], ids=["short", "longest", "cjk", "lines", "emoji"]
 )
 def test_message_is_kept_verbatim(message: str) -> None:
-    assert NotificationRequest.model_validate({**VALID, "message": message}).message == message
+    assert LegacyNotificationRequest.model_validate({**VALID, "message": message}).message == message
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"user_id": 0}, {"user_id": MAX_USER_ID + 1}, {"user_id": "1"}, {"user_id": True}, {"user_id": 1.0},
+        {"user_id": 0}, {"user_id": MAX_INTEGER_USER + 1}, {"user_id": "1"}, {"user_id": True}, {"user_id": 1.0},
         {"message": ""}, {"message": " \n"}, {"message": "a\x00b"}, {"message": "x" * 16_385}, {"message": "\ud800"},
         {"type": "pigeon"}, {"type": None}, {"channels": ["email"]},
         {"type": None, "channels": []}, {"type": None, "channels": ["email", "email"]},
@@ -44,4 +44,4 @@ def test_message_is_kept_verbatim(message: str) -> None:
 )  # fmt: skip
 def test_invalid_notification_is_rejected(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        NotificationRequest.model_validate({**VALID, **change})
+        LegacyNotificationRequest.model_validate({**VALID, **change})

@@ -43,7 +43,8 @@ ROWS_BY_KEY = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergej
 NOT_MIGRATED = "the schema is missing or older than this service: run notify-migrate"
 # This query returns true once the newest migration has run.
 MIGRATED = text(
-    "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('api_keys_tenant_id_idx') AND indisvalid)"
+    "SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('user_channels')"
+    " AND conname = 'user_channels_user_check' AND convalidated)"
 )
 LOGIN_VARIABLES = "POSTGRES_USER, _PASSWORD, _DATABASE, _SSLMODE or _CERT_FILE"
 POOL_TIMEOUT = 5.0  # seconds a request waits for a connection

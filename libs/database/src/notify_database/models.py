@@ -32,17 +32,32 @@ class Notification(Base):
 
     __tablename__ = "notifications"
     __table_args__ = (
-        CheckConstraint("user_id >= 1", name="user_id"),
+        CheckConstraint("user_id >= 1 OR user_id = 0 AND user_key IS NOT NULL", name="user_id"),
         CheckConstraint("message <> ''", name="message"),
-        # This index serves lists of a user's notifications, newest first. The ids are UUIDv7, so they sort by time.
+        # These indexes serve lists of a user's notifications, newest first. The ids are UUIDv7, so they sort by time.
         Index("notifications_tenant_user_id_id_idx", "tenant", "user_id", "id"),
         # This one serves lists of all notifications of a tenant.
         Index("notifications_tenant_id_idx", "tenant", "id"),
+        Index(
+            "notifications_tenant_user_key_id_idx",
+            "tenant",
+            "user_key",
+            "id",
+            postgresql_where=text("user_key IS NOT NULL"),
+        ),
+        Index(
+            "notifications_tenant_reference_id_idx",
+            "tenant",
+            "reference",
+            "id",
+            postgresql_where=text("reference IS NOT NULL"),
+        ),
         {"postgresql_partition_by": "RANGE (id)"},
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(BigInteger)
+    """The user's id if it is an integer, otherwise 0."""
     message: Mapped[str]
     subject: Mapped[str | None]
     client_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSONB)
@@ -56,6 +71,10 @@ class Notification(Base):
     """The key that posted it; NULL if authentication was off, or if an older version stored it."""
     test: Mapped[bool] = mapped_column(server_default=text("false"))
     """True if a test key posted it, so that its deliveries are only simulated."""
+    user_key: Mapped[str | None]
+    """The user's id if it is not an integer."""
+    reference: Mapped[str | None]
+    """The client's own id of the notification."""
 
 
 class Delivery(Base):
@@ -136,14 +155,31 @@ class UserChannel(Base):
     """A user's recipient address on a channel, and whether the user has opted out of the channel."""
 
     __tablename__ = "user_channels"
-    __table_args__ = (CheckConstraint("user_id >= 1", name="user_id"),)
+    __table_args__ = (
+        CheckConstraint("user_id >= 1", name="user_id"),
+        CheckConstraint("num_nonnulls(user_id, user_key) = 1", name="user"),
+        Index("user_channels_tenant_user_id_channel_idx", "tenant", "user_id", "channel", unique=True),
+        Index(
+            "user_channels_tenant_user_key_channel_idx",
+            "tenant",
+            "user_key",
+            "channel",
+            unique=True,
+            postgresql_where=text("user_key IS NOT NULL"),
+        ),
+    )
 
-    tenant: Mapped[str] = mapped_column(primary_key=True)
-    user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    channel: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column()
+    user_id: Mapped[int | None] = mapped_column(BigInteger)
+    """The user's id if it is an integer."""
+    channel: Mapped[str] = mapped_column()
     recipient: Mapped[str | None]
     opted_out: Mapped[bool]
     updated_at: Mapped[datetime]
+    user_key: Mapped[str | None] = mapped_column()
+    """The user's id if it is not an integer."""
+    # The table has no primary key, because either column may be NULL. SQLAlchemy needs one all the same.
+    __mapper_args__ = {"primary_key": (tenant, user_id, user_key, channel)}  # noqa: RUF012 - SQLAlchemy expects this
 
 
 class IdempotencyKey(Base):

@@ -33,10 +33,10 @@ def commit() -> None:
         pass
 
 
-def create_index(index: str, table: str, definition: str) -> None:
+def create_index(index: str, table: str, definition: str, *, unique: bool = False) -> None:
     """Create an index of a plain table; `definition` follows the table's name."""
     with op.get_context().autocommit_block():
-        _build(index, table, definition)
+        _build(index, table, definition, unique=unique)
 
 
 def create_partitioned_index(index: str, table: str, suffix: str, definition: str) -> None:
@@ -61,12 +61,13 @@ def replace_check(table: str, constraint: str, condition: str) -> None:
         op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}")
 
 
-def _build(index: str, table: str, definition: str) -> None:
+def _build(index: str, table: str, definition: str, *, unique: bool = False) -> None:
     is_valid = op.get_bind().execute(IS_VALID, {"index": index}).scalar_one_or_none()
     if is_valid is False:  # an interrupted CREATE INDEX CONCURRENTLY left it behind
         op.execute(f"DROP INDEX CONCURRENTLY {index}")
     if not is_valid:
-        op.execute(f"CREATE INDEX CONCURRENTLY {index} ON {table} {definition}")
+        kind = "UNIQUE INDEX" if unique else "INDEX"
+        op.execute(f"CREATE {kind} CONCURRENTLY {index} ON {table} {definition}")
 
 
 @contextmanager

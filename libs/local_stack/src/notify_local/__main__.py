@@ -27,14 +27,14 @@ async def _up(folder: StackFolder, scale: dict[str, int]) -> None:
             f"""
 Ready.
   Console      {gateway}/
-  API          {gateway}/api/notifications
+  API          {gateway}/v1/notifications
   Docs         {gateway}/docs
   RabbitMQ UI  http://{ui.hostname}:{ui.port}  (user {ui.username}, password {ui.password})
   Addresses    {folder.stack_env}
 
 Try it:
-  curl -i {gateway}/api/notifications -H 'Content-Type: application/json' \\
-    -d '{{"user_id": 123, "message": "Your code: 11111", "type": "telegram"}}'
+  curl -i {gateway}/v1/notifications -H 'Content-Type: application/json' \\
+    -d '{{"user_id": "123", "channels": ["telegram"], "message": "Your code: 11111"}}'
 
 Ctrl-C stops everything.
 """
@@ -50,7 +50,7 @@ async def _servers(folder: StackFolder) -> None:
 
 async def _services(folder: StackFolder, scale: dict[str, int]) -> None:
     async with running_services(folder, scale=scale) as stack:
-        say(f"Ready: {stack.addresses['GATEWAY_URL']}/api/notifications. Ctrl-C stops the services.")
+        say(f"Ready: {stack.addresses['GATEWAY_URL']}/v1/notifications. Ctrl-C stops the services.")
         await asyncio.Event().wait()
 
 

@@ -24,7 +24,6 @@ from notify_local.stack import GatewayOptions, running_system
 # The optional columns are `subject` and one per channel, which has the channel's name and contains the recipient.
 REQUIRED_COLUMNS = frozenset({"user_id", "channels", "message"})
 MAX_CONCURRENT_REQUESTS = 50
-USER_ID_DIGITS = 20
 TRY_AGAIN = {429, 503, 504}  # the statuses of reads that fail because PostgreSQL is unavailable or slow
 MAX_TRIES = 10  # how many times a request is sent while the gateway answers 503
 POLL_INTERVAL = 0.5  # seconds
@@ -111,17 +110,15 @@ def _read(file: Path) -> Iterator[tuple[int, Json]]:
 
 def _request(row: Json) -> Json:
     """Return the API request for a row. It is not validated here, because the gateway does that."""
-    user_id = (row["user_id"] or "").strip()
-    is_number = user_id.isascii() and user_id.isdigit() and len(user_id) <= USER_ID_DIGITS
     request: Json = {
-        "user_id": int(user_id) if is_number else user_id,
+        "user_id": (row["user_id"] or "").strip(),
         "channels": (row["channels"] or "").replace(";", " ").split(),
         "message": row["message"] or "",
     }
     if subject := row.get("subject"):
         request["subject"] = subject
     if recipient := {channel: row[channel] for channel in Channel if row.get(channel)}:
-        request["recipient"] = recipient
+        request["to"] = recipient
     return request
 
 
@@ -165,7 +162,7 @@ async def _post(client: httpx.AsyncClient, request: Json) -> str:
     """Post the request, repeating it while the gateway answers 503, and return the notification's id."""
     for _ in range(MAX_TRIES):
         try:
-            response = await client.post("/api/notifications", json=request)
+            response = await client.post("/v1/notifications", json=request)
         except UnicodeEncodeError:
             raise _RowRejected("is not UTF-8") from None
         except httpx.TransportError as error:
@@ -186,7 +183,7 @@ async def _follow(client: httpx.AsyncClient, run: DemoRun) -> None:
     async def poll(notification_id: str) -> None:
         async with slots:
             try:
-                response = await client.get(f"/api/notifications/{notification_id}")
+                response = await client.get(f"/v1/notifications/{notification_id}")
             except httpx.TransportError:
                 return  # the gateway may be restarting; the next round polls again
         if response.status_code in TRY_AGAIN:

@@ -121,7 +121,7 @@ def _report(file: Path, folder: Path, *, drawn: list[str], copied: list[str], cr
         report += [
             "Every request needs the API key:",
             f"  KEY=$(cat {folder / 'bootstrap_api_key'})",
-            '  curl http://127.0.0.1:8080/api/notifications -H "Authorization: Bearer $KEY"',
+            '  curl http://127.0.0.1:8080/v1/notifications -H "Authorization: Bearer $KEY"',
         ]
     return report
 

@@ -37,8 +37,10 @@ from notify_gateway.health import MetricsExposition, Readiness
 from notify_gateway.http.authentication import Authenticator
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.rate_limit import RequestRateLimiter
+from notify_gateway.legacy import post as legacy_post
 from notify_gateway.maintenance import DatabaseWatch, run_maintenance
 from notify_gateway.metrics import GatewayMetrics
+from notify_gateway.notifications import endpoint
 from notify_gateway.notifications.cancel import NotificationCanceller
 from notify_gateway.notifications.endpoint import NotificationEndpoint
 from notify_gateway.notifications.intake import NotificationIntake
@@ -101,7 +103,7 @@ class Gateway:
         self.key_look_up = ApiKeyLookUp(self.api_keys.principals)
         self._rate_limiter = RequestRateLimiter(settings.rate_limit)
         self.authenticator = self._create_authenticator()
-        self.notification_endpoint = NotificationEndpoint(self.authenticator, self.intake, tracing)
+        self.notification_endpoints = self._create_notification_endpoints(tracing)
         self._queues = QueueStatisticsClient(settings, settings.management_urls())
         self._overview = Overview(
             self._reads, OutboxStore(self._engines.reads), self.relay, self.event_hub, self._queues
@@ -109,6 +111,10 @@ class Gateway:
         self._exposition = MetricsExposition(
             registry, self.metrics, OutboxStore(self._engines.control), self.relay, self._topology, self.event_hub
         )
+
+    def _create_notification_endpoints(self, tracing: Tracing) -> list[NotificationEndpoint]:
+        versions = (endpoint.POST, legacy_post.POST)
+        return [NotificationEndpoint(self.authenticator, self.intake, tracing, version) for version in versions]
 
     def _create_authenticator(self) -> Authenticator:
         return Authenticator(

@@ -53,7 +53,7 @@ def _message_flows() -> Iterable[MessageFlow]:
         yield MessageFlow(f"{channel}_retry", retries, "{delay_ms}", request, sender, sender)
         to, results = topology.results(channel), messages.DeliveryResults
         yield MessageFlow(f"{channel}_results", to.exchange, to.routing_key, results, sender, "status_writer")
-    key, subscribers = "{channel}.{status}", "any subscriber, such as GET /api/events"
+    key, subscribers = "{channel}.{status}", "any subscriber, such as GET /v1/events"
     publishers = "status_writer, gateway"
     yield MessageFlow("events", topology.EVENTS, key, messages.StatusChanges, publishers, subscribers, persistent=False)
 
@@ -72,14 +72,28 @@ def asyncapi_document() -> dict[str, Any]:
             "title": "Notification service",
             "version": VERSION,
             "description": "The messages between the services. New fields have defaults, and no field is ever renamed.",
+            "contact": {"name": "The operators of this installation"},
+            "license": {"name": "MIT", "url": "https://opensource.org/license/mit"},
+            "tags": [{"name": "messages", "description": "What the services tell each other."}],
         },
         "defaultContentType": "application/json",
-        "servers": {"rabbitmq": {"host": "localhost:5672", "protocol": "amqp", "protocolVersion": "0.9.1"}},
+        "servers": {
+            "rabbitmq": {
+                "host": "localhost:5672",
+                "protocol": "amqp",
+                "protocolVersion": "0.9.1",
+                "security": [{"$ref": "#/components/securitySchemes/user"}],
+            }
+        },
         "channels": {each.name: _channel(each) for each in flows},
         "operations": {
             f"{action}_{each.name}": _operation(action, each) for each in flows for action in ("send", "receive")
         },
-        "components": {"schemas": schemas["$defs"], "messages": {model.__name__: _message(model) for model in models}},
+        "components": {
+            "schemas": schemas["$defs"],
+            "messages": {model.__name__: _message(model) for model in models},
+            "securitySchemes": {"user": {"type": "userPassword", "description": "Each service has its own user."}},
+        },
     }
 
 
@@ -95,10 +109,13 @@ def _channel(flow: MessageFlow) -> dict[str, Any]:
 
 def _operation(action: str, flow: MessageFlow) -> dict[str, Any]:
     channel = f"#/channels/{flow.name}"
+    role = f"Sent by {flow.sent_by}." if action == "send" else f"Received by {flow.received_by}."
     return {
         "action": action,
         "channel": {"$ref": channel},
-        "summary": f"Sent by {flow.sent_by}." if action == "send" else f"Received by {flow.received_by}.",
+        "summary": role,
+        "description": f"{role} {flow.message.__doc__}",
+        "security": [{"$ref": "#/components/securitySchemes/user"}],
         "messages": [{"$ref": f"{channel}/messages/{flow.message.__name__}"}],
         "bindings": _amqp({"deliveryMode": 2 if flow.persistent else 1} if action == "send" else {"ack": True}),
     }

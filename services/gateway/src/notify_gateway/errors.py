@@ -1,8 +1,6 @@
 """The gateway's errors, which `http/problems.py` turns into responses."""
 
-from collections.abc import Sequence
-
-from pydantic import BaseModel
+from collections.abc import Mapping, Sequence
 
 
 class RequestRejected(Exception):
@@ -14,11 +12,19 @@ class IdempotencyKeyReused(Exception):
 
 
 class CancellationRejected(Exception):
-    """Some of the notification's deliveries are in progress or final. `deliveries` lists every delivery."""
+    """Some of the notification's deliveries are in progress or final. `deliveries` lists every delivery, as JSON."""
 
-    def __init__(self, deliveries: Sequence[BaseModel]) -> None:
+    def __init__(self, deliveries: Sequence[Mapping[str, object]]) -> None:
         super().__init__()
         self.deliveries = deliveries
+
+
+class RetryRejected(Exception):
+    """The delivery cannot be retried. The text says why."""
+
+
+class TooManyRetryJobs(Exception):
+    """The tenant has too many unfinished retry jobs. The text says how many."""
 
 
 class TooManySubscribers(Exception):

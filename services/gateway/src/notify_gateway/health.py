@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from notify_common.errors import StartupError
@@ -136,18 +136,21 @@ class MetricsExposition:
         self.metrics.subscribers.set(self.hub.count)
 
 
+PUBLIC: dict[str, Any] = {"security": []}  # of the OpenAPI document: these routes need no key
 health_router = APIRouter(tags=["health"])
 metrics_router = APIRouter()
 
 
-@health_router.get("/livez")
+@health_router.get("/livez", openapi_extra=PUBLIC)
 async def livez() -> dict[str, str]:
     """Check that the process responds."""
     return {"status": "alive"}
 
 
 @health_router.get(
-    "/readyz", responses={503: {"description": "PostgreSQL is unavailable, or the gateway is stopping."}}
+    "/readyz",
+    openapi_extra=PUBLIC,
+    responses={503: {"description": "PostgreSQL is unavailable, or the gateway is stopping."}},
 )
 async def readyz(response: Response, readiness: Annotated[Readiness, Depends(provided(Readiness))]) -> dict[str, str]:
     """Check that the gateway can accept notifications.

@@ -161,6 +161,7 @@ def payload(request: DeliveryRequested) -> bytes:
         "data": {
             "notification_id": str(request.notification_id),
             "user_id": request.user_id,
+            "user": request.user,
             "subject": request.content.subject,
             "message": request.content.message,
         },

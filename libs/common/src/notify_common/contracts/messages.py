@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import EPOCH
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
+from notify_common.contracts.users import user_of
 
 # PostgreSQL stores the counters as 32-bit integers, and its text values cannot contain NUL.
 LARGEST_COUNTER = 2**31 - 1
@@ -128,6 +129,9 @@ class DeliveryRequested(_Frozen):
     tenant: str | None = None
     """The owner of the notification; None in messages of older versions."""
     user_id: int
+    """The user's id if it is an integer, otherwise 0."""
+    user_key: str | None = None
+    """The user's id if it is not an integer."""
     channel: Channel
     recipient: str | None = None
     """The address to send to. It is None in the message of a test delivery, so that a sender of a version that does not
@@ -151,6 +155,11 @@ class DeliveryRequested(_Frozen):
     """The recipient of a test delivery, in its message."""
     traceparent: str | None = Field(None, exclude=True)
     """The parent span. It is sent in a header, not in the body."""
+
+    @property
+    def user(self) -> str:
+        """The user's id."""
+        return user_of(self.user_id, self.user_key)
 
     def body(self) -> bytes:
         """Return the JSON of the message."""

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=COMMON_PROBLEMS, 
 Keys = Annotated[TenantKeys, Depends(provided(TenantKeys))]
 
 
-@router.post("", status_code=201, operation_id="create_key", responses=documented(400, 409, 422))
+@router.post("", status_code=201, response_model_exclude_none=True, responses=documented(400, 409, 422))
 async def create_key(body: KeyRequest, principal: CanAdminister, keys: Keys) -> CreatedKey:
     """Create an API key of the same tenant.
 
@@ -26,13 +26,13 @@ async def create_key(body: KeyRequest, principal: CanAdminister, keys: Keys) -> 
     return await keys.create(principal, body)
 
 
-@router.get("", operation_id="list_keys", responses=documented(422, 504))
+@router.get("", response_model_exclude_none=True, responses=documented(422, 504))
 async def list_keys(query: Annotated[KeyQuery, Query()], principal: CanAdminister, keys: Keys) -> KeyPage:
     """List the tenant's API keys, newest first, including revoked and expired ones."""
     return await keys.page(principal.tenant, query)
 
 
-@router.delete("/{id}", status_code=204, operation_id="revoke_key", responses=documented(404, 422))
+@router.delete("/{id}", status_code=204, responses=documented(404, 422))
 async def revoke_key(key_id: Annotated[UUID, Path(alias="id")], principal: CanAdminister, keys: Keys) -> None:
     """Revoke an API key of the same tenant, which may be the bootstrap key or the key of this request.
 

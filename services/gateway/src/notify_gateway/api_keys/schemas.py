@@ -8,7 +8,7 @@ from notify_common.runtime.logging import CONTROL_CHARACTERS
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from notify_gateway.http.fields import FutureTime, RequestModel
+from notify_gateway.http.fields import FutureTime, Omissible, RequestModel
 from notify_gateway.http.principal import Scope
 
 TEST_SCOPES = frozenset({Scope.SEND, Scope.READ, Scope.RECIPIENTS_READ})
@@ -40,7 +40,7 @@ class KeyRequest(RequestModel):
         return None
 
 
-class KeyView(BaseModel):
+class Key(BaseModel):
     """An API key, without the key itself."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -50,9 +50,9 @@ class KeyView(BaseModel):
     scopes: list[str]
     test: bool
     created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None = Field(description="Accurate to about a minute.")
-    revoked_at: datetime | None
+    expires_at: Omissible[datetime] = None
+    last_used_at: Omissible[datetime] = Field(None, description="Accurate to about a minute.")
+    revoked_at: Omissible[datetime] = None
 
 
 class CreatedKey(BaseModel):
@@ -63,14 +63,14 @@ class CreatedKey(BaseModel):
     name: str
     scopes: list[Scope]
     test: bool
-    expires_at: datetime | None
+    expires_at: Omissible[datetime] = None
 
 
 class KeyPage(BaseModel):
     """A page of API keys, newest first."""
 
-    items: list[KeyView]
-    next_cursor: UUID | None = Field(description="The `cursor` of the next page; null on the last page.")
+    items: list[Key]
+    next_cursor: Omissible[UUID] = Field(None, description="The `cursor` of the next page, if there is one.")
     has_more: bool
 
 

@@ -9,7 +9,7 @@ from notify_database.engine import database_errors
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from notify_gateway.api_keys.schemas import CreatedKey, KeyPage, KeyQuery, KeyRequest, KeyView
+from notify_gateway.api_keys.schemas import CreatedKey, Key, KeyPage, KeyQuery, KeyRequest
 from notify_gateway.api_keys.store import ApiKeyStore, count_valid, insert_key, lock_valid
 from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.errors import RequestRejected
@@ -67,7 +67,7 @@ class TenantKeys:
         """Return a page of the tenant's keys, newest first, including revoked and expired keys."""
         # One more key than fits on the page is requested, to find out whether there is a next page.
         rows = await self._reads.execute(tenant, PAGE, cursor=query.cursor, limit=query.limit + 1)
-        keys = [KeyView.model_validate(row) for row in rows]
+        keys = [Key.model_validate(row) for row in rows]
         items, has_more = keys[: query.limit], len(keys) > query.limit
         return KeyPage(items=items, next_cursor=items[-1].id if has_more else None, has_more=has_more)
 

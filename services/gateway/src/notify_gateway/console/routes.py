@@ -14,7 +14,6 @@ from notify_gateway.console.schemas import ConsoleLinks, OverviewView
 from notify_gateway.http.authentication import AuthenticatedRoute, CanOperate, CanRead
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.principal import Scope
-from notify_gateway.http.problems import COMMON_PROBLEMS, documented
 from notify_gateway.http.static_files import StaticFiles
 
 PAGE = Path(__file__).with_name("index.html")
@@ -25,10 +24,10 @@ CONTENT_SECURITY_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-router = APIRouter(prefix="/api", tags=["overview"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
+router = APIRouter(tags=["overview"], route_class=AuthenticatedRoute)
 
 
-@router.get("/overview", responses=documented(504))
+@router.get("/overview")
 async def overview(_: CanOperate, overview: Annotated[Overview, Depends(provided(Overview))]) -> OverviewView:
     """Return the rates for each second of the last two minutes, and the current backlogs."""
     return await overview.read()

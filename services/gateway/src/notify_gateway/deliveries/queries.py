@@ -1,13 +1,23 @@
 """Read deliveries from PostgreSQL."""
 
+from functools import cache
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from notify_common.contracts.ids import first_id_at, of_the_same_time_sql
+from notify_common.contracts.users import user_columns, user_of
+from notify_common.runtime.clock import utc_now
+from sqlalchemy import Executable, Row, text
+from sqlalchemy.dialects.postgresql import JSON
 
 from notify_gateway.database import TenantReads
-from notify_gateway.deliveries.schemas import CancelReason, DeliveryOfNotification
+from notify_gateway.deliveries.retry_jobs import DEFAULT_WINDOW
+from notify_gateway.deliveries.schemas import CancelReason, Delivery, DeliveryPage, DeliveryQuery
+from notify_gateway.http.fields import Expansion
+from notify_gateway.slices import in_slices
 from notify_gateway.stored_values import representable, short
 
+LISTED_ATTEMPTS = 100  # of each delivery
 # PostgreSQL does not check reasons. Those that this version does not know are read as NULL.
 DELIVERY_COLUMNS = f"""
     d.id AS delivery_id, d.channel, d.recipient, d.status,
@@ -20,11 +30,52 @@ ATTEMPT_COLUMNS = f"""
     {representable("a.started_at")} AS started_at, {representable("a.finished_at")} AS finished_at,
     {representable("a.next_attempt_at")} AS next_attempt_at
 """
-DELIVERY = text(f"""
-    SELECT {DELIVERY_COLUMNS}, d.notification_id, d.round
+OF_DELIVERY = f"a.delivery_id = d.id AND a.delivery_id BETWEEN {of_the_same_time_sql('d.notification_id')}"
+HISTORY = f"""
+    SELECT coalesce(json_agg(a ORDER BY a.attempt), '[]') AS attempts,
+           -- Attempts are numbered consecutively, so that the earlier ones need not be counted.
+           CASE count(*) WHEN {LISTED_ATTEMPTS} THEN min(a.attempt) - 1 ELSE 0 END AS earlier_attempts
+    FROM (
+        SELECT {ATTEMPT_COLUMNS} FROM attempts a WHERE {OF_DELIVERY} ORDER BY a.attempt DESC LIMIT {LISTED_ATTEMPTS}
+    ) AS a
+"""  # noqa: S608 - a constant
+COLUMNS = f"""
+    {DELIVERY_COLUMNS}, d.notification_id, d.round, n.user_id, n.user_key,
+    CASE WHEN d.status <> 'sent' THEN last.error_class END AS error_class,
+    CASE WHEN d.status <> 'sent' THEN {short("last.error_code")} END AS error_code
+"""
+LAST = f"""
+    LEFT JOIN LATERAL (
+        SELECT a.error_class, a.error_code FROM attempts a WHERE {OF_DELIVERY} AND a.attempt = d.attempt
+    ) AS last ON true
+"""  # noqa: S608 - a constant
+CONTENT_COLUMNS = "n.message, n.subject"
+DELIVERY = f"""
+    SELECT {COLUMNS}, {CONTENT_COLUMNS}, history.*
     FROM deliveries d JOIN notifications n ON n.id = d.notification_id
+    CROSS JOIN LATERAL ({HISTORY}) AS history
+    {LAST}
     WHERE d.id = :id AND n.tenant = :tenant
-""")  # noqa: S608 - the columns are a constant
+"""  # noqa: S608 - a constant
+# The tenant's notifications are read in the order of their index, until the page is full.
+PAGE = f"""
+    SELECT {COLUMNS} {{columns}}
+    FROM notifications n
+    JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql("n.id")}
+    {LAST}
+    {{history}}
+    WHERE n.tenant = :tenant AND {{conditions}}
+    ORDER BY n.id DESC, d.id DESC
+    LIMIT :limit
+"""  # noqa: S608 - the conditions are constants, too
+AFTER = """
+    (n.id, d.id) < ((SELECT notification_id FROM deliveries WHERE id = :cursor), CAST(:cursor AS uuid))
+    AND n.id <= (SELECT notification_id FROM deliveries WHERE id = :cursor)
+"""
+EXPANSIONS = {
+    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}"},
+    Expansion.ATTEMPTS: {"columns": ", history.*", "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history"},
+}
 
 
 class DeliveryQueries:
@@ -33,7 +84,53 @@ class DeliveryQueries:
     def __init__(self, reads: TenantReads) -> None:
         self._reads = reads
 
-    async def get(self, tenant: str, delivery_id: UUID) -> DeliveryOfNotification | None:
+    async def get(self, tenant: str, delivery_id: UUID) -> Delivery | None:
         """Return the delivery, or None if the tenant has no delivery with this id."""
-        row = (await self._reads.execute(tenant, DELIVERY, id=delivery_id)).one_or_none()
-        return None if row is None else DeliveryOfNotification.model_validate(row, from_attributes=True)
+        row = (await self._reads.execute(tenant, _statement(DELIVERY), id=delivery_id)).one_or_none()
+        return None if row is None else _delivery(row)
+
+    async def page(self, tenant: str, query: DeliveryQuery) -> DeliveryPage:
+        """Return a page of the tenant's deliveries, starting after the delivery `query.cursor`."""
+        after = query.created_after or (query.created_before or utc_now()) - DEFAULT_WINDOW
+        conditions = ["n.id >= :first_id"]
+        values: dict[str, object] = {"first_id": first_id_at(after)}
+        if query.created_before is not None:
+            conditions.append("n.id < :end_id")
+            values["end_id"] = first_id_at(query.created_before)
+        if query.user_id is not None:
+            user_id, user_key = user_columns(query.user_id)
+            conditions.append("n.user_id = :user_id" if user_key is None else "n.user_key = :user_key")
+            values |= {"user_id": user_id} if user_key is None else {"user_key": user_key}
+        if query.channel is not None:
+            conditions.append("d.channel = :channel")
+            values["channel"] = query.channel.value
+        if query.status:
+            conditions.append("d.status = ANY(CAST(:statuses AS text[]))")
+            values["statuses"] = [status.value for status in query.status]
+        if query.error_class is not None:
+            conditions.append("last.error_class = :error_class")
+            values["error_class"] = query.error_class.value
+        if query.cursor is not None:
+            conditions.append(AFTER)
+            values["cursor"] = query.cursor
+        parts = {"columns": "", "history": ""}
+        for expansion in sorted(set(query.expand)):
+            parts = {name: part + EXPANSIONS[expansion].get(name, "") for name, part in parts.items()}
+        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **parts))
+        # One more delivery than fits on the page is requested, to find out whether there are more.
+        async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
+            items = [_delivery(row) async for row in in_slices(rows)]
+        more = len(items) > query.limit
+        items = items[: query.limit]
+        return DeliveryPage(items=items, next_cursor=items[-1].id if more else None, has_more=more)
+
+
+@cache
+def _statement(sql: str) -> Executable:
+    return text(sql).columns(attempts=JSON)
+
+
+def _delivery(row: Row[Any]) -> Delivery:
+    fields = row._asdict()
+    fields["user_id"] = user_of(fields["user_id"], fields["user_key"])
+    return Delivery.model_validate(fields)

@@ -17,6 +17,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import TenantShare
+from notify_gateway.deliveries.schemas import Delivery
+from notify_gateway.errors import RetryRejected
 from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
@@ -112,6 +114,13 @@ RETRY_CHUNK = text(f"""
     )
     SELECT restarted.* FROM advanced LEFT JOIN restarted ON true
 """)  # noqa: S608 - a constant
+
+
+def retry_rejected(delivery: Delivery) -> RetryRejected:
+    """Return the error for a delivery that could not be retried."""
+    if delivery.status is DeliveryStatus.FAILED and delivery.round >= MAX_ROUNDS:
+        return RetryRejected(f"This delivery has been retried {MAX_ROUNDS - 1} times, which is the maximum.")
+    return RetryRejected(f"Only a failed delivery can be retried; this one is {delivery.status}.")
 
 
 class DeliveryRetries:

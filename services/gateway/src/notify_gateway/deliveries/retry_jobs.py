@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.deliveries.retries import COUNT
-from notify_gateway.deliveries.schemas import RetryJobView, RetryRequest
+from notify_gateway.deliveries.schemas import RetryFilter, RetryProgress
+from notify_gateway.errors import TooManyRetryJobs
 
 DEFAULT_WINDOW = timedelta(hours=24)
 MAX_UNFINISHED = 100  # jobs of one tenant
@@ -35,8 +36,8 @@ class RetryJobs:
         self._share = share
         self._reads = reads
 
-    async def start(self, job: RetryJob) -> RetryJobView | None:
-        """Store the job, which a gateway then processes in the background; return None if the tenant has too many."""
+    async def start(self, job: RetryJob) -> RetryProgress:
+        """Store the job, which a gateway then processes in the background; may raise `TooManyRetryJobs`."""
         # Gateways choose the next chunk among all unfinished jobs, so that one tenant's jobs must not become very many.
         # Requests at the same time may exceed the limit by one each, and a tenant has only a few slots for them.
         unfinished = select(func.count()).where(RetryJob.tenant == job.tenant, RetryJob.finished_at.is_(None))
@@ -44,15 +45,16 @@ class RetryJobs:
             with database_errors():
                 async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
                     if (await session.execute(unfinished)).scalar_one() >= MAX_UNFINISHED:
-                        return None
+                        detail = f"This tenant has {MAX_UNFINISHED} unfinished retry jobs; wait until one has finished."
+                        raise TooManyRetryJobs(detail)
                     session.add(job)
-        return RetryJobView.model_validate(job)
+        return RetryProgress.model_validate(job)
 
-    async def find(self, tenant: str, job_id: UUID) -> RetryJobView | None:
+    async def find(self, tenant: str, job_id: UUID) -> RetryProgress | None:
         """Return the job and its progress, or None if the tenant has no job with this id."""
         statement = select(RetryJob).where(RetryJob.id == job_id, RetryJob.tenant == tenant)
         job = (await self._reads.execute(tenant, statement)).one_or_none()
-        return None if job is None else RetryJobView.model_validate(job)
+        return None if job is None else RetryProgress.model_validate(job)
 
     async def count(self, job: RetryJob) -> int:
         """Return the number of failed deliveries that the job would retry now."""
@@ -67,7 +69,7 @@ async def delete_finished_jobs(engine: AsyncEngine) -> bool:
     return deleted.rowcount == JOBS_PER_CLEANUP
 
 
-def new_job(tenant: str, request: RetryRequest) -> RetryJob:
+def new_job(tenant: str, request: RetryFilter) -> RetryJob:
     """Build the job that `request` asks for."""
     now = to_millisecond(utc_now())
     end = request.created_before or now

@@ -1,47 +1,62 @@
-"""The routes under `/api/deliveries`."""
+"""The routes under `/v1/deliveries` and `/v1/retries`."""
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Response
-from notify_common.contracts.messages import DeliveryStatus
+from fastapi import APIRouter, Depends, Path, Query, Response
 
 from notify_gateway.deliveries.queries import DeliveryQueries
-from notify_gateway.deliveries.retries import MAX_ROUNDS, DeliveryRetries
-from notify_gateway.deliveries.retry_jobs import MAX_UNFINISHED, RetryJobs, new_job
-from notify_gateway.deliveries.schemas import DeliveryOfNotification, RetryCount, RetryJobView, RetryRequest
+from notify_gateway.deliveries.retries import DeliveryRetries, retry_rejected
+from notify_gateway.deliveries.retry_jobs import RetryJobs, new_job
+from notify_gateway.deliveries.schemas import (
+    Delivery,
+    DeliveryPage,
+    DeliveryQuery,
+    RetryCount,
+    RetryFilter,
+    RetryProgress,
+)
 from notify_gateway.deliveries.visibility import visible_to
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister, CanRead
 from notify_gateway.http.dependencies import provided
-from notify_gateway.http.problems import COMMON_PROBLEMS, RETRY_AFTER, documented, found
+from notify_gateway.http.json_lists import json_page
+from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 
-router = APIRouter(
-    prefix="/api/deliveries", tags=["deliveries"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute
-)
+router = APIRouter(prefix="/v1", tags=["deliveries"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
 
 Queries = Annotated[DeliveryQueries, Depends(provided(DeliveryQueries))]
 Jobs = Annotated[RetryJobs, Depends(provided(RetryJobs))]
 Retries = Annotated[DeliveryRetries, Depends(provided(DeliveryRetries))]
 Id = Annotated[UUID, Path(alias="id")]
-COUNTED: dict[str, Any] = {
-    "model": RetryCount,
-    "description": "The number of matching deliveries, if `dry_run` is set.",
-}
 
 
-@router.get("/{id:uuid}", responses=documented(404, 422, 504))
-async def get_delivery(id_: Id, principal: CanRead, queries: Queries) -> DeliveryOfNotification:
-    """Retrieve a delivery and the id of its notification.
+@router.get("/deliveries", response_model=DeliveryPage, responses=documented(422, 504))
+async def list_deliveries(
+    query: Annotated[DeliveryQuery, Query()], principal: CanRead, queries: Queries, response: Response
+) -> Response:
+    """List deliveries, those of newer notifications first, for example all that failed with a certain error."""
+    page = await queries.page(principal.tenant, query)
+    return await json_page(page.items, partial(visible_to, principal), page.next_cursor, response)
 
-    Use this to look up a delivery id that you found in a log or a message.
-    """
+
+@router.get(
+    "/deliveries/{id}",
+    response_model_exclude_none=True,
+    responses=documented(404, 422, 504),
+)
+async def get_delivery(id_: Id, principal: CanRead, queries: Queries) -> Delivery:
+    """Retrieve a delivery with its attempts, for example by an id that you found in a log or a message."""
     return visible_to(principal, found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}."))
 
 
-@router.post("/{id}/retry", status_code=202, responses=documented(404, 409, 422, 504))
-async def retry_delivery(
-    id_: Id, principal: CanAdminister, queries: Queries, retries: Retries
-) -> DeliveryOfNotification:
+@router.post(
+    "/deliveries/{id}/retry",
+    status_code=202,
+    response_model_exclude_none=True,
+    responses=documented(404, 409, 422, 504),
+)
+async def retry_delivery(id_: Id, principal: CanAdminister, queries: Queries, retries: Retries) -> Delivery:
     """Retry a failed delivery.
 
     The delivery starts a new round with a full budget of attempts. Earlier attempts stay in its history. A delivery
@@ -50,33 +65,35 @@ async def retry_delivery(
     retried = await retries.retry(principal.tenant, id_)
     delivery = found(await queries.get(principal.tenant, id_), f"There is no delivery {id_}.")
     if not retried:
-        if delivery.status is DeliveryStatus.FAILED and delivery.round >= MAX_ROUNDS:
-            raise HTTPException(409, f"This delivery has been retried {MAX_ROUNDS - 1} times, which is the maximum.")
-        raise HTTPException(409, f"Only a failed delivery can be retried; this one is {delivery.status}.")
+        raise retry_rejected(delivery)
     return visible_to(principal, delivery)
 
 
 @router.post(
-    "/retry", status_code=202, response_model=RetryJobView, responses={200: COUNTED, **documented(400, 422, 504)}
+    "/retries",
+    status_code=202,
+    response_model_exclude_none=True,
+    responses=documented(400, 422, 504),
 )
-async def retry_deliveries(
-    body: RetryRequest, principal: CanAdminister, jobs: Jobs, response: Response
-) -> RetryJobView | Response:
+async def start_retries(body: RetryFilter, principal: CanAdminister, jobs: Jobs) -> RetryProgress:
     """Start a job that retries all matching failed deliveries in the background.
 
-    With `dry_run`, the deliveries are counted but not retried. A tenant may have 100 unfinished jobs.
+    A tenant may have 100 unfinished jobs.
     """
-    job = new_job(principal.tenant, body)
-    if not body.dry_run:
-        if (started := await jobs.start(job)) is None:
-            detail = f"This tenant has {MAX_UNFINISHED} unfinished retry jobs; wait until one has finished."
-            raise HTTPException(429, detail, {"Retry-After": str(RETRY_AFTER)})
-        return started
-    count = RetryCount(count=await jobs.count(job))
-    return Response(count.model_dump_json(), 200, dict(response.headers), "application/json")
+    return await jobs.start(new_job(principal.tenant, body))
 
 
-@router.get("/retry/{id}", responses=documented(404, 422, 504))
-async def get_retry_job(id_: Id, principal: CanAdminister, jobs: Jobs) -> RetryJobView:
-    """Retrieve the progress of a retry job."""
+@router.post("/retries/preview", responses=documented(400, 422, 504))
+async def preview_retries(body: RetryFilter, principal: CanAdminister, jobs: Jobs) -> RetryCount:
+    """Count the deliveries that a job with this filter would retry now."""
+    return RetryCount(count=await jobs.count(new_job(principal.tenant, body)))
+
+
+@router.get(
+    "/retries/{id:uuid}",
+    response_model_exclude_none=True,
+    responses=documented(404, 422, 504),
+)
+async def get_retries(id_: Id, principal: CanAdminister, jobs: Jobs) -> RetryProgress:
+    """Retrieve the progress of a job that retries deliveries."""
     return found(await jobs.find(principal.tenant, id_), f"There is no retry job {id_}.")

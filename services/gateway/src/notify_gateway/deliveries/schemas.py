@@ -8,7 +8,9 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass, Outcome
 from pydantic import BaseModel, ConfigDict, Field
 
-from notify_gateway.http.fields import RequestModel, StoredChannel, Time
+from notify_gateway.http.fields import Expansion, Omissible, RequestModel, StoredChannel, Time, UserKey
+
+LAST_ERROR = "The last attempt's, unless it succeeded."
 
 
 class CancelReason(StrEnum):
@@ -18,19 +20,19 @@ class CancelReason(StrEnum):
     OPTED_OUT = "opted_out"
 
 
-class AttemptView(BaseModel):
+class Attempt(BaseModel):
     """An attempt to send a delivery: one call to the provider."""
 
     number: int = Field(validation_alias="attempt")
     round: int
     outcome: Outcome
-    error_class: ErrorClass | None
-    error_code: str | None
-    error_text: str | None = Field(None, description="The provider's error message.")
-    provider_message_id: str | None
+    error_class: Omissible[ErrorClass] = None
+    error_code: Omissible[str] = None
+    error_text: Omissible[str] = Field(None, description="The provider's error message.")
+    provider_message_id: Omissible[str] = None
     started_at: datetime
     finished_at: datetime
-    next_attempt_at: datetime | None
+    next_attempt_at: Omissible[datetime] = None
 
 
 class DeliverySummary(BaseModel):
@@ -38,27 +40,57 @@ class DeliverySummary(BaseModel):
 
     id: UUID = Field(validation_alias="delivery_id")
     channel: StoredChannel
-    recipient: str | None
+    recipient: Omissible[str] = None
     status: DeliveryStatus
-    reason: CancelReason | None = Field(None, description="The reason, if it was cancelled.")
+    reason: Omissible[CancelReason] = Field(None, description="The reason, if it was cancelled.")
     updated_at: datetime
 
 
-class DeliveryOfNotification(DeliverySummary):
+class NotificationDelivery(DeliverySummary):
+    """A delivery with its latest attempts."""
+
+    attempts: Omissible[list[Attempt]] = Field(None, description="The last 100 attempts, in order.")
+    earlier_attempts: Omissible[int] = Field(None, description="The number of attempts before the first of `attempts`.")
+
+
+class Delivery(NotificationDelivery):
     """A delivery with the id of its notification."""
 
     notification_id: UUID
+    user_id: str
     round: int = Field(description="The current round. Each retry by an operator starts a new one.")
+    error_class: Omissible[ErrorClass] = Field(None, description=LAST_ERROR)
+    error_code: Omissible[str] = Field(None, description=LAST_ERROR)
+    message: Omissible[str] = None
+    subject: Omissible[str] = None
 
 
-class DeliveryView(DeliverySummary):
-    """A delivery with its latest attempts."""
+class DeliveryPage(BaseModel):
+    """A page of deliveries. Those of newer notifications come first."""
 
-    attempts: list[AttemptView] = Field(description="The last 100 attempts, in order.")
-    earlier_attempts: int = Field(0, description="The number of attempts before the first of `attempts`.")
+    items: list[Delivery]
+    next_cursor: Omissible[UUID] = Field(None, description="The `cursor` of the next page, if there is one.")
+    has_more: bool
 
 
-class RetryRequest(RequestModel):
+class DeliveryQuery(RequestModel):
+    """A filter for deliveries."""
+
+    status: list[DeliveryStatus] = Field([], max_length=len(DeliveryStatus))
+    error_class: ErrorClass | None = Field(None, description="The error class of the last attempt.")
+    channel: Channel | None = None
+    user_id: UserKey | None = None
+    created_after: Time | None = Field(
+        None,
+        description="Only notifications created at or after this time. Defaults to 24 hours before `created_before`.",
+    )
+    created_before: Time | None = Field(None, description="Only notifications created before this time.")
+    expand: list[Expansion] = Field([], max_length=len(Expansion))
+    limit: int = Field(50, ge=1, le=200)
+    cursor: UUID | None = None
+
+
+class RetryFilter(RequestModel):
     """A filter for the failed deliveries to retry. A delivery must match every field that is given."""
 
     channel: Channel | None = None
@@ -70,7 +102,6 @@ class RetryRequest(RequestModel):
     created_before: Time | None = Field(
         None, description="Only notifications created before this time. Defaults to now."
     )
-    dry_run: bool = Field(False, strict=True, description="Count the deliveries, but do not retry them.")
 
 
 class RetryCount(BaseModel):
@@ -79,14 +110,14 @@ class RetryCount(BaseModel):
     count: int
 
 
-class RetryJobView(BaseModel):
+class RetryProgress(BaseModel):
     """A job that retries many deliveries in the background."""
 
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
-    channel: StoredChannel | None
-    error_class: ErrorClass | None
+    channel: Omissible[StoredChannel] = None
+    error_class: Omissible[ErrorClass] = None
     retried: int = Field(description="The number of deliveries retried so far.")
     created_at: datetime
-    finished_at: datetime | None
+    finished_at: Omissible[datetime] = None

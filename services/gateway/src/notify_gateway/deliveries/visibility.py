@@ -2,7 +2,7 @@
 
 from typing import TypeVar
 
-from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
+from notify_gateway.deliveries.schemas import DeliverySummary, NotificationDelivery
 from notify_gateway.http.principal import Principal, Scope
 
 Delivery = TypeVar("Delivery", bound=DeliverySummary)
@@ -16,6 +16,6 @@ def visible_to(principal: Principal, delivery: Delivery) -> Delivery:
     if Scope.RECIPIENTS_READ in principal.scopes:
         return delivery
     hidden: dict[str, object] = {"recipient": None}
-    if isinstance(delivery, DeliveryView):
+    if isinstance(delivery, NotificationDelivery) and delivery.attempts is not None:
         hidden["attempts"] = [each.model_copy(update={"error_text": None}) for each in delivery.attempts]
     return delivery.model_copy(update=hidden)

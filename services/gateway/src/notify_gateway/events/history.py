@@ -8,6 +8,7 @@ from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import StatusChange
+from notify_common.contracts.users import UserColumns, user_columns, user_of
 from notify_database.engine import autocommitting, execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,19 +28,22 @@ CONCURRENT_REPLAYS_PER_TENANT = 1
 
 # The range of ids is there because PostgreSQL cannot prune partitions by `ANY`.
 OWNERS = text("""
-    SELECT id, tenant, user_id FROM notifications
+    SELECT id, tenant, user_id, user_key FROM notifications
     WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
 """)
 CHANGED = text("SELECT count(*) FROM (SELECT FROM deliveries WHERE updated_at >= :since LIMIT :limit) AS changed")
 # No event gets a later time than now, because subscribers resume from its time.
 SINCE = text(f"""
-    SELECT d.id AS delivery_id, d.notification_id, n.user_id, d.channel, d.status, d.round, d.attempt,
-           a.error_class, {short("a.error_code")} AS error_code, least(d.updated_at, clock_timestamp()) AS changed_at
+    SELECT d.id AS delivery_id, d.notification_id, coalesce(n.user_key, n.user_id::text) AS user_id,
+           d.channel, d.status, d.round, d.attempt, a.error_class,
+           {short("a.error_code")} AS error_code, least(d.updated_at, clock_timestamp()) AS changed_at
     FROM deliveries d
     JOIN notifications n ON n.id = d.notification_id
     LEFT JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempt AND d.status IN ('retrying', 'failed')
     WHERE d.updated_at >= :since AND (d.status <> 'pending' OR d.round > 1) AND n.tenant = :tenant
-      AND (CAST(:user_id AS bigint) IS NULL OR n.user_id = :user_id)
+      AND (CAST(:user_id AS bigint) IS NULL
+           OR n.user_id = :user_id AND n.user_key IS NOT DISTINCT FROM CAST(:user_key AS text))
+      AND (NOT CAST(:integer_users AS boolean) OR n.user_key IS NULL)
       AND (CAST(:notification_id AS uuid) IS NULL OR n.id = :notification_id)
       AND (CAST(:channel AS text) IS NULL OR d.channel = :channel)
     ORDER BY d.updated_at
@@ -52,15 +56,18 @@ class EventFilter:
     """A subscriber's tenant and the optional filters in its request."""
 
     tenant: str
-    user_id: int | None = None
+    user: str | None = None
     notification_id: UUID | None = None
     channel: Channel | None = None
+    integer_users: bool = False
+    """True if the client knows only users whose ids are integers."""
 
     def matches(self, tenant: str, event: StatusEvent) -> bool:
         """Return whether an event of `tenant` matches."""
         return (
             self.tenant == tenant
-            and self.user_id in {None, event.user_id}
+            and self.user in {None, event.user_id}
+            and not (self.integer_users and user_columns(event.user_id).user_key)
             and self.notification_id in {None, event.notification_id}
             and self.channel in {None, event.channel}
         )
@@ -89,7 +96,7 @@ class EventHistory:
         if not ids:
             return []
         rows = await execute(self._engine, OWNERS, ids=ids, first_id=ids[0], last_id=ids[-1])
-        owners = {row.id: (row.tenant, row.user_id) for row in rows}
+        owners = {row.id: (row.tenant, user_of(row.user_id, row.user_key)) for row in rows}
         return [
             (owner[0], StatusEvent.model_construct(**vars(change), user_id=owner[1]))
             for change in changes
@@ -102,7 +109,8 @@ class EventHistory:
         """Render the latest state of deliveries changed since `position`, oldest first; may raise `TooManyMissed`."""
         since = position - OVERLAP
         filters = asdict(event_filter)
-        tenant = filters.pop("tenant")
+        tenant, user = filters.pop("tenant"), filters.pop("user")
+        filters |= dict.fromkeys(UserColumns._fields) if user is None else user_columns(user)._asdict()
         try:
             async with self._tenants_replaying.of(tenant), self._replaying:
                 changed = await self._reads.execute(tenant, CHANGED, since=since, limit=MAX_SCANNED + 1)

@@ -25,8 +25,8 @@ CLOSE_TIMEOUT = 2.0  # seconds allowed for writing queued events when the proces
 LIVE_TIMEOUT = 2.0  # seconds after which a subscriber is admitted even without a connection to RabbitMQ
 
 Watcher = Callable[[Sequence[StatusChange]], None]
-SubscriberKey = UUID | tuple[str, int] | str
-"""A notification id, a pair of tenant and user id, or a tenant."""
+SubscriberKey = UUID | tuple[str, str] | str
+"""A notification id, a pair of tenant and user, or a tenant."""
 
 
 class EventHub:
@@ -165,17 +165,19 @@ class EventHub:
             self._end_all()
             return
         for tenant, event in events:
-            chunk: Chunk | None = None
+            chunks: dict[bool, Chunk] = {}
             for key in (event.notification_id, (tenant, event.user_id), tenant):
                 for subscriber in self._subscribers.get(key, ()):
                     if subscriber.event_filter.matches(tenant, event):
-                        chunk = chunk or Chunk(status_chunk(event))
+                        integer_users = subscriber.event_filter.integer_users
+                        if (chunk := chunks.get(integer_users)) is None:
+                            chunk = chunks[integer_users] = Chunk(status_chunk(event, integer_users=integer_users))
                         subscriber.push(chunk)
 
 
 def _key(event_filter: EventFilter) -> SubscriberKey:
     if event_filter.notification_id is not None:
         return event_filter.notification_id
-    if event_filter.user_id is not None:
-        return event_filter.tenant, event_filter.user_id
+    if event_filter.user is not None:
+        return event_filter.tenant, event_filter.user
     return event_filter.tenant

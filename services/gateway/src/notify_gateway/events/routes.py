@@ -1,4 +1,4 @@
-"""`GET /api/events`."""
+"""`GET /v1/events`."""
 
 from functools import partial
 from typing import Annotated
@@ -15,7 +15,7 @@ from notify_gateway.http.authentication import AuthenticatedRoute, Authenticator
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented
 
-router = APIRouter(prefix="/api/events", tags=["events"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
+router = APIRouter(prefix="/v1/events", tags=["events"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
 
 
 @router.get(
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/api/events", tags=["events"], responses=COMMON_PROBL
     response_class=StreamingResponse,
     responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}, **documented(422)},
 )
-async def events(
+async def stream_events(
     query: Annotated[EventQuery, Query()],
     principal: CanRead,
     request: Request,

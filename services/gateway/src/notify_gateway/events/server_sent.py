@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from notify_common.contracts.ids import EPOCH
 
-from notify_gateway.events.schemas import StatusEvent
+from notify_gateway.events.schemas import IntegerStatusEvent, StatusEvent
 
 MEDIA_TYPE = "text/event-stream"
 MICROSECOND = timedelta(microseconds=1)
@@ -13,9 +13,13 @@ HEARTBEAT = b":\n\n"
 RESET = b"event: reset\ndata: {}\n\n"
 
 
-def status_chunk(event: StatusEvent) -> bytes:
+def status_chunk(event: StatusEvent, *, integer_users: bool = False) -> bytes:
     """Return a `status` event; its id is the time of the change, from which a client can replay after reconnecting."""
-    return b"%bevent: status\ndata: %b\n\n" % (_id(event.changed_at), event.model_dump_json().encode())
+    if integer_users:
+        data = IntegerStatusEvent.model_construct(**{**vars(event), "user_id": int(event.user_id)}).model_dump_json()
+    else:
+        data = event.model_dump_json(exclude_none=True)
+    return b"%bevent: status\ndata: %b\n\n" % (_id(event.changed_at), data.encode())
 
 
 def position_chunk(time: datetime) -> bytes:

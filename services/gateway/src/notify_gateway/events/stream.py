@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 
 from fastapi import HTTPException, Response
 from starlette.types import Receive, Scope, Send
@@ -73,7 +74,8 @@ class EventStream(Response):
         chunks = [server_sent.RETRY + server_sent.live_chunk(live=self._hub.live)]
         if self._since is not None:
             try:
-                chunks += await self._history.since(self._since, self._filter, server_sent.status_chunk)
+                render = partial(server_sent.status_chunk, integer_users=self._filter.integer_users)
+                chunks += await self._history.since(self._since, self._filter, render)
             except TooManyMissed:
                 chunks.append(server_sent.RESET)
         chunks.append(server_sent.position_chunk(now))

@@ -4,11 +4,14 @@ import re
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
+from html import escape
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from notify_gateway.http.problem_codes import DESCRIPTIONS
+from notify_gateway.http.problems import PAGE
 from notify_gateway.http.static_files import StaticFiles
 
 OPENAPI = "/openapi.json"
@@ -22,6 +25,14 @@ POLICY = (
 )
 
 
+def _problems_page() -> str:
+    """Return the page to which the types of problems link."""
+    items = "".join(
+        f'<dt id="{code}"><code>{code}</code></dt><dd>{escape(text)}</dd>' for code, text in DESCRIPTIONS.items()
+    )
+    return f"<!doctype html><html lang=en><title>Problems</title><h1>Problems</h1><dl>{items}</dl></html>"
+
+
 def install(app: FastAPI) -> None:
     """Serve the page, its assets, which come from the gateway instead of a CDN, and the OpenAPI document."""
     app.mount(ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]))
@@ -33,6 +44,12 @@ def install(app: FastAPI) -> None:
     @app.get(OPENAPI, include_in_schema=False)
     async def openapi() -> Response:
         return Response(document(), media_type="application/json")
+
+    problems = _problems_page()
+
+    @app.get(PAGE, include_in_schema=False)
+    async def problem_types() -> HTMLResponse:
+        return HTMLResponse(problems, headers={"Content-Security-Policy": "default-src 'none'"})
 
     page = get_swagger_ui_html(
         openapi_url=OPENAPI,

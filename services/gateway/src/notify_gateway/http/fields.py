@@ -1,15 +1,30 @@
 """Models and field types that several packages share."""
 
 from datetime import UTC, timedelta
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, TypeAlias, TypeVar
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import EPOCH
 from notify_common.contracts.messages import LATEST_TIME
+from notify_common.contracts.users import MAX_INTEGER_USER
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-MAX_USER_ID = 2**63 - 1
+LONGEST_USER_ID = 200
+
+
+Value = TypeVar("Value")
+Omissible: TypeAlias = Value | SkipJsonSchema[None]
+"""The type of a response's field that is left out if it has no value."""
+
+
+class Expansion(StrEnum):
+    """What lists contain only on request: attempts, or messages and what belongs to them."""
+
+    ATTEMPTS = "attempts"
+    CONTENT = "content"
 
 
 class RequestModel(BaseModel):
@@ -19,7 +34,7 @@ class RequestModel(BaseModel):
 
 
 def _fits_64_bits(user_id: int) -> int:
-    if user_id > MAX_USER_ID:
+    if user_id > MAX_INTEGER_USER:
         raise PydanticCustomError("less_than_equal", "Input should be less than or equal to 2^63-1")
     return user_id
 
@@ -33,6 +48,24 @@ UserId = Annotated[
     ),
     # `le` is not used, because the OpenAPI document would show the bound as a rounded float.
     AfterValidator(_fits_64_bits),
+]
+
+
+def _not_relative(user: str) -> str:
+    if user in {".", ".."}:
+        raise PydanticCustomError("value_error", "must not be a relative segment of a path")
+    return user
+
+
+UserKey = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=LONGEST_USER_ID,
+        pattern=r"^[^\x00-\x1f\x7f/]+$",  # not every client can send a slash within a segment of a path
+        description="Your own id of the user, such as an integer or a UUID.",
+    ),
+    AfterValidator(_not_relative),
 ]
 # During an upgrade and after a rollback, the tables may contain channels that only a newer version knows.
 StoredChannel = Annotated[

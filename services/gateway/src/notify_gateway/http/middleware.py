@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from notify_gateway.http.arriving_body import BODY, ArrivingBody
+from notify_gateway.http.deprecation import deprecation_headers
 from notify_gateway.http.origin import OriginCheck, Refusal
 from notify_gateway.http.problems import problem_response
+from notify_gateway.http.request_id import HEADER as REQUEST_ID_HEADER
+from notify_gateway.http.request_id import REQUEST_ID, request_id
 
 MAX_BODY = 256 * 1024  # bytes
 MAX_HEAD = 16 * 1024  # bytes
@@ -28,7 +32,7 @@ SECURITY_HEADERS = [
 CLOSE = b"connection", b"close"
 READING = frozenset({"GET", "HEAD"})  # the methods of static files
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
-CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site"}
+CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site", REQUEST_ID_HEADER}
 TOO_MANY_PARAMETERS = 400, f"The query has more than {MAX_PARAMETERS} parameters."
 UNPRINTABLE = 404, "The path contains a character that is not printable."
 
@@ -105,8 +109,8 @@ class _LimitedRequest:
     """The progress of one request: what its headers say, the size of its body, and the status of its response."""
 
     __slots__ = (
-        "_deadline", "_receive", "_received", "_send", "_transport",
-        "body", "complete", "limit", "refusal", "status", "unlimited",
+        "_deadline", "_deprecation", "_receive", "_received", "_send", "_transport",
+        "body", "complete", "id", "limit", "refusal", "status", "unlimited",
     )  # fmt: skip
     limit: asyncio.Timeout
 
@@ -115,24 +119,22 @@ class _LimitedRequest:
         self._receive = receive
         self._send = send
         self._transport: asyncio.Transport | None = scope.get(TRANSPORT)
+        self._deprecation = deprecation_headers(scope["path"])
         self._received = self.status = 0
         self.complete = True
         head = hosts = 0
-        host, origin, site = b"", None, None
+        checked: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             head += len(name) + len(value)
             if name not in CHECKED_HEADERS:
                 continue
+            checked[name] = value
             if name == b"host":
                 hosts += 1
-                host = value
-            elif name in BODY_HEADERS:
-                if value != b"0" or name == b"transfer-encoding":
-                    self.complete = False
-            elif name == b"origin":
-                origin = value
-            else:
-                site = value
+            elif name in BODY_HEADERS and (value != b"0" or name == b"transfer-encoding"):
+                self.complete = False
+        scope[REQUEST_ID] = self.id = request_id(checked.get(REQUEST_ID_HEADER))
+        bind_contextvars(request_id=self.id)
         self.refusal: Refusal | None
         if head > MAX_HEAD:
             self.refusal = 431, f"The headers are longer than {MAX_HEAD} bytes."
@@ -141,7 +143,14 @@ class _LimitedRequest:
         elif scope["query_string"].count(b"&") >= MAX_PARAMETERS:
             self.refusal = TOO_MANY_PARAMETERS
         else:
-            self.refusal = origin_check.refusal(scope["method"], scope["http_version"], hosts, host, origin, site)
+            self.refusal = origin_check.refusal(
+                scope["method"],
+                scope["http_version"],
+                hosts,
+                checked.get(b"host", b""),
+                checked.get(b"origin"),
+                checked.get(b"sec-fetch-site"),
+            )
         self._deadline = asyncio.get_running_loop().time() + timeout
         self.unlimited = False
         scope[UNLIMITED] = self.lift_time_limit
@@ -170,7 +179,12 @@ class _LimitedRequest:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = headers = [*message.get("headers", ()), *SECURITY_HEADERS]
+            message["headers"] = headers = [
+                *message.get("headers", ()),
+                *SECURITY_HEADERS,
+                (REQUEST_ID_HEADER, self.id.encode()),
+                *self._deprecation,
+            ]
             if self.body is not None and not self.body.arrived:
                 headers.append(CLOSE)  # nobody may read the rest of the request
             if self.body is not None and not self.unlimited:

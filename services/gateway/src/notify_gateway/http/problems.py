@@ -1,30 +1,41 @@
 """Error responses: problem details (RFC 9457), which name any invalid fields."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from notify_common.errors import Overloaded
 from notify_database.errors import DatabaseUnavailable, DataRejected
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from notify_gateway.errors import (
     CancellationRejected,
     IdempotencyKeyReused,
     ReadTimedOut,
     RequestRejected,
+    RetryRejected,
     TooManyInProgress,
+    TooManyRetryJobs,
     TooManySubscribers,
 )
+from notify_gateway.http.fields import Omissible
+from notify_gateway.http.problem_codes import ProblemCode, code_of
+from notify_gateway.http.request_id import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
+PAGE = "/docs/problems"
+LEGACY_PREFIX = "/api/"
+"""The URLs whose problems keep the form that they had before there were codes."""
 RETRY_AFTER = 1  # seconds
+RETRY_SOON = {"Retry-After": str(RETRY_AFTER)}
 MAX_ERRORS = 20  # invalid fields that one response lists
 MAX_FIELD = 100  # characters of a field's name that a response repeats
 Result = TypeVar("Result")
@@ -40,16 +51,50 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """Problem details (RFC 9457). `errors` lists the invalid fields, if any."""
+    """Problem details (RFC 9457), as the URLs under `/api` return them."""
 
-    type: str = "about:blank"
+    type: str
     title: str
     status: int
     detail: str
-    errors: list[FieldProblem] | None = None
+    errors: Omissible[list[FieldProblem]] = Field(None, description="The fields that are not valid, at most 20.")
 
 
-def documented(*statuses: int, model: type[Problem] = Problem) -> dict[int | str, dict[str, Any]]:
+class ProblemDetails(Problem):
+    """Problem details (RFC 9457)."""
+
+    type: str = Field(description="The URL of a description of the `code`.")
+    code: ProblemCode
+    request_id: str = Field(description="The same id as in the header `Request-Id`.")
+
+
+class ProblemResponse(Response):
+    """A response with problem details. It is rendered when it is sent, because it contains the id of the request."""
+
+    def __init__(
+        self, status: int, code: ProblemCode, members: Mapping[str, object], headers: Mapping[str, str] | None
+    ) -> None:
+        super().__init__(None, status)
+        self._code = code
+        self._members = members
+        self.added_headers = dict(headers or {})
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        legacy = scope["path"].startswith(LEGACY_PREFIX)
+        content = {
+            "type": "about:blank" if legacy else f"{PAGE}#{self._code}",
+            "title": HTTPStatus(self.status_code).phrase,
+            "status": self.status_code,
+            **self._members,
+        }
+        if not legacy:
+            content |= {"code": self._code, "request_id": scope.get(REQUEST_ID, "")}
+        await JSONResponse(content, self.status_code, self.added_headers, MEDIA_TYPE)(scope, receive, send)
+
+
+def documented(*statuses: int, model: type[Problem] = ProblemDetails) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI `responses` of a route that can fail with these statuses."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {
@@ -60,6 +105,8 @@ def documented(*statuses: int, model: type[Problem] = Problem) -> dict[int | str
 
 COMMON_PROBLEMS = documented(400, 401, 403, 408, 413, 421, 429, 431, 503)
 """The errors that every authenticated route can return."""
+LEGACY_PROBLEMS = documented(400, 401, 403, 408, 413, 421, 429, 431, 503, model=Problem)
+"""The same for the routes under `/api`."""
 
 
 def found(result: Result | None, detail: str) -> Result:
@@ -71,20 +118,20 @@ def found(result: Result | None, detail: str) -> Result:
 
 def install(app: FastAPI, *models: type[Problem]) -> None:
     """Make `app` return problem details for every error, and add `Problem` and `models` to its OpenAPI document."""
-    _document_problems(app, [Problem, *models])
+    _document_problems(app, [Problem, ProblemDetails, *models])
 
-    async def respond(request: Request, error: Exception) -> JSONResponse:
+    async def respond(request: Request, error: Exception) -> ProblemResponse:
         response = response_to(error)
         if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             # RFC 9110 requires `Allow` to list all methods of the resource, but each route knows only its own.
-            response.headers["Allow"] = ", ".join(_allowed_methods(request))
+            response.added_headers["Allow"] = ", ".join(_allowed_methods(request))
         return response
 
     for error_type in (*RESPONSES, Exception):
         app.add_exception_handler(error_type, respond)
 
 
-def response_to(error: Exception) -> JSONResponse:
+def response_to(error: Exception) -> ProblemResponse:
     """Return the response to `error`; an error that is not in `RESPONSES` is a bug and becomes a 500."""
     for error_type in type(error).__mro__:
         if error_type in RESPONSES:
@@ -95,20 +142,22 @@ def response_to(error: Exception) -> JSONResponse:
 def problem_response(
     status: int,
     detail: str,
+    code: ProblemCode | None = None,
     *,
     errors: list[FieldProblem] | None = None,
-    headers: Any = None,  # noqa: ANN401 - Starlette's own type for headers
+    headers: Mapping[str, str] | None = None,
     **extensions: object,
-) -> JSONResponse:
+) -> ProblemResponse:
     """Build a response with problem details; a 503 asks the client to retry after `RETRY_AFTER`."""
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    members: dict[str, object] = {"detail": detail, **extensions}
+    if errors is not None:
+        members["errors"] = [error.model_dump(mode="json") for error in errors]
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers = {"Retry-After": str(RETRY_AFTER)}
-    content = problem.model_dump(mode="json", exclude_none=True)
-    return JSONResponse({**content, **extensions}, status, headers, MEDIA_TYPE)
+    return ProblemResponse(status, code or code_of(status), members, headers)
 
 
-def _invalid_request(error: RequestValidationError) -> JSONResponse:
+def _invalid_request(error: RequestValidationError) -> ProblemResponse:
     errors = [_field_problem(problem) for problem in error.errors()[:MAX_ERRORS]]
     detail = "; ".join(f"{problem.field}: {problem.detail}" for problem in errors)
     if (more := len(error.errors()) - MAX_ERRORS) > 0:
@@ -116,30 +165,40 @@ def _invalid_request(error: RequestValidationError) -> JSONResponse:
     return problem_response(422, detail, errors=errors)
 
 
-def _request_rejected(error: RequestRejected) -> JSONResponse:
+def _request_rejected(error: RequestRejected) -> ProblemResponse:
     field, detail = str(error).split(": ", 1)
     return problem_response(422, str(error), errors=[FieldProblem(location="body", field=field, detail=detail)])
 
 
-def _cancellation_rejected(error: CancellationRejected) -> JSONResponse:
+def _cancellation_rejected(error: CancellationRejected) -> ProblemResponse:
     detail = "Some deliveries had already started or finished; the others were cancelled."
-    deliveries = [delivery.model_dump(mode="json") for delivery in error.deliveries]
-    return problem_response(409, detail, deliveries=deliveries)
+    return problem_response(409, detail, ProblemCode.NOT_CANCELLABLE, deliveries=error.deliveries)
 
 
-RESPONSES: dict[type, Callable[[Any], JSONResponse]] = {
+RESPONSES: dict[type, Callable[[Any], ProblemResponse]] = {
     RequestValidationError: _invalid_request,
     HTTPException: lambda error: problem_response(error.status_code, error.detail, headers=error.headers),
     CancellationRejected: _cancellation_rejected,
     RequestRejected: _request_rejected,
-    IdempotencyKeyReused: lambda _: problem_response(422, "Idempotency-Key: was already used with a different body"),
+    IdempotencyKeyReused: lambda _: problem_response(
+        422, "Idempotency-Key: was already used with a different body", ProblemCode.IDEMPOTENCY_KEY_REUSED
+    ),
     DataRejected: lambda _: problem_response(422, "The database cannot store a value in this request."),
-    Overloaded: lambda _: problem_response(503, "Too many requests are waiting for the database."),
+    Overloaded: lambda _: problem_response(
+        503, "Too many requests are waiting for the database.", ProblemCode.OVERLOADED
+    ),
+    RetryRejected: lambda error: problem_response(409, str(error), ProblemCode.NOT_RETRYABLE),
+    TooManyRetryJobs: lambda error: problem_response(
+        429, str(error), ProblemCode.TOO_MANY_RETRY_JOBS, headers=RETRY_SOON
+    ),
     TooManySubscribers: lambda _: problem_response(
         503, "This gateway has too many event subscribers, or is about to stop."
     ),
     TooManyInProgress: lambda _: problem_response(
-        429, "Too many reads and writes of this tenant are in progress.", headers={"Retry-After": str(RETRY_AFTER)}
+        429,
+        "Too many reads and writes of this tenant are in progress.",
+        ProblemCode.TOO_MANY_IN_PROGRESS,
+        headers=RETRY_SOON,
     ),
     ReadTimedOut: lambda _: problem_response(
         504, "The query took too long: narrow the filters, for example to one user or to a shorter time."
@@ -164,6 +223,10 @@ def _document_problems(app: FastAPI, models: Sequence[type[Problem]]) -> None:
             _, definitions = models_json_schema(
                 [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
             )
+            for schema in definitions["$defs"].values():
+                for member in schema.get("properties", {}).values():
+                    if member.get("default", ...) is None:
+                        del member["default"]  # such a member is left out and never null
             build()["components"]["schemas"].update(definitions["$defs"])
         return build()
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import TenantShare
+from notify_gateway.http.principal import Principal, Scope
 from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,11 @@ CANCEL = text("""
     )
     SELECT * FROM cancelled
 """)
+
+
+def posted_with(principal: Principal) -> str | None:
+    """Return the key with which the notifications that `principal` may cancel were posted; None if it may be any."""
+    return None if Scope.ADMIN in principal.scopes else principal.api_key_id
 
 
 class NotificationCanceller:

@@ -1,20 +1,20 @@
-"""`POST /api/notifications` as a bare ASGI application, because it is called thousands of times per second.
+"""`POST /v1/notifications` as a bare ASGI application, because it is called thousands of times per second.
 
 FastAPI's layers would double the cost of a request (`docs/decisions/0009-post-without-layers.md`). `routes.py` declares
-and documents the route.
+and documents the route. The same application serves the older URL, `POST /api/notifications` (`legacy/post.py`).
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from notify_common.contracts.trace_context import read_traceparent
 from notify_common.runtime.tracing import UNRECORDED, Span, Tracing
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -22,25 +22,50 @@ from notify_gateway.errors import ClientDisconnected
 from notify_gateway.http.authentication import Authenticator, require_scope
 from notify_gateway.http.principal import Principal, Scope
 from notify_gateway.http.problems import response_to
+from notify_gateway.http.request_id import REQUEST_ID
 from notify_gateway.http.strict_json import parse_json
+from notify_gateway.notifications.created import created_json
 from notify_gateway.notifications.idempotency import IdempotencyKey, claim_of
 from notify_gateway.notifications.intake import NotificationIntake
-from notify_gateway.notifications.new_notification import new_notification, without_stored_recipients
+from notify_gateway.notifications.new_notification import NewNotification, new_notification
 from notify_gateway.notifications.schemas import NotificationRequest
 
 log = logging.getLogger(__name__)
 
-SPAN_ATTRIBUTES = {"http.request.method": "POST", "http.route": "/api/notifications"}
 IDEMPOTENCY_KEY = TypeAdapter(IdempotencyKey)
+
+
+class PostVersion(NamedTuple):
+    """How a version of the API reads the request and renders the response."""
+
+    path: str
+    request: type[BaseModel]
+    """The model of the body, which is a `RequestedNotification`."""
+    created_json: Callable[[NewNotification], str]
+    """Renders the response to a request that has been accepted."""
+    visible_to: Callable[[Principal, str, BaseModel], str]
+    """Removes from a response what the principal may not see."""
+    has_location: bool
+
+
+POST = PostVersion(
+    "/v1/notifications", NotificationRequest, created_json, lambda _principal, response, _: response, has_location=True
+)
 
 
 class NotificationEndpoint:
     """The ASGI application that accepts notifications."""
 
-    def __init__(self, authenticator: Authenticator, intake: NotificationIntake, tracing: Tracing) -> None:
+    def __init__(
+        self, authenticator: Authenticator, intake: NotificationIntake, tracing: Tracing, version: PostVersion = POST
+    ) -> None:
         self._authenticator = authenticator
         self._intake = intake
         self._tracing = tracing
+        self._version = version
+        self.path = version.path
+        self._span_name = f"POST {version.path}"
+        self._span_attributes = {"http.request.method": "POST", "http.route": version.path}
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -51,7 +76,7 @@ class NotificationEndpoint:
             # Authenticate before reading the body, so that a client without a key cannot make us read it.
             authorization = _text(request_headers.get(b"authorization"))
             principal, rate_limit = await self._authenticator.authenticate(scope, authorization)
-            span = self._begin_span(principal, request_headers)
+            span = self._begin_span(principal, request_headers, scope.get(REQUEST_ID, ""))
             response_headers, body = await self._accept(principal, request_headers, receive, span)
         except ClientDisconnected:
             span.fail("client disconnected")
@@ -74,7 +99,7 @@ class NotificationEndpoint:
         await send({"type": "http.response.start", "status": 201, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _begin_span(self, principal: Principal, request_headers: Mapping[bytes, bytes]) -> Span:
+    def _begin_span(self, principal: Principal, request_headers: Mapping[bytes, bytes], request_id: str) -> Span:
         """Begin the span, in the client's trace if its key permits that.
 
         A sampled `traceparent` makes us record and export, and a client could name the trace of another tenant.
@@ -82,7 +107,10 @@ class NotificationEndpoint:
         parent = None
         if Scope.TRACE in principal.scopes:
             parent = read_traceparent(_text(request_headers.get(b"traceparent")))
-        return self._tracing.begin("POST /api/notifications", parent, "server", SPAN_ATTRIBUTES)
+        attributes = self._span_attributes
+        if self._tracing.on:
+            attributes = {**attributes, "notify.request_id": request_id}
+        return self._tracing.begin(self._span_name, parent, "server", attributes)
 
     async def _accept(
         self, principal: Principal, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
@@ -92,20 +120,23 @@ class NotificationEndpoint:
         body = await _read_body(receive)
         # Parsing a large body takes long. A tenant whose requests are refused must not delay others with that.
         self._intake.require_room(principal.tenant, len(body))
-        request, size = _parse(body, _text(request_headers.get(b"content-type")) or ""), len(body)
+        content_type = _text(request_headers.get(b"content-type")) or ""
+        request, size = _parse(self._version.request, body, content_type), len(body)
         del body  # it would otherwise stay in memory until the notification is committed
         key = _idempotency_key(request_headers)
         claim = None if key is None else claim_of(request, principal.tenant, key, test=principal.test)
         notification = new_notification(
             request, principal.tenant, span.traceparent, api_key_id=principal.api_key_id, test=principal.test
         )
-        receipt = await self._intake.accept(notification, claim, size=size)
+        receipt = await self._intake.accept(notification, claim, self._version.created_json, size=size)
         if self._tracing.on and not receipt.replayed:
             span.set({"http.response.status_code": HTTPStatus.CREATED, "notify.notification_id": notification.id})
-        response = receipt.response
-        if Scope.RECIPIENTS_READ not in principal.scopes and not request.names_all_recipients():
-            response = without_stored_recipients(response, request)
-        return {"Idempotent-Replayed": "true"} if receipt.replayed else {}, response.encode()
+        response = self._version.visible_to(principal, receipt.response, request)
+        headers = {"Idempotent-Replayed": "true"} if receipt.replayed else {}
+        if self._version.has_location:
+            created_id = json.loads(response)["id"] if receipt.replayed else notification.id
+            headers["Location"] = f"{self._version.path}/{created_id}"
+        return headers, response.encode()
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -120,7 +151,7 @@ async def _read_body(receive: Receive) -> bytes:
             return body
 
 
-def _parse(body: bytes, content_type: str) -> NotificationRequest:
+def _parse(model: type[BaseModel], body: bytes, content_type: str) -> Any:  # noqa: ANN401 - a `RequestedNotification`
     """Parse and validate the body; raise the `RequestValidationError` that FastAPI would raise."""
     if not body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
@@ -132,7 +163,7 @@ def _parse(body: bytes, content_type: str) -> NotificationRequest:
         problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
         raise RequestValidationError([problem]) from None
     try:
-        return NotificationRequest.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         raise RequestValidationError(_located(error, "body")) from None
 

@@ -12,12 +12,11 @@ from datetime import timedelta
 from typing import Annotated
 
 from notify_database.engine import execute
-from pydantic import StringConstraints
+from pydantic import BaseModel, StringConstraints
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.errors import IdempotencyKeyReused
-from notify_gateway.notifications.schemas import NotificationRequest
 
 TEST_PREFIX = "test\t"  # precedes the stored keys of test requests; no client's key can contain a tab
 LIFETIME = timedelta(hours=24)
@@ -87,12 +86,12 @@ class RecordedResponse:
 Responses = dict[TenantKey, RecordedResponse]
 
 
-def claim_of(request: NotificationRequest, tenant: str, key: str, *, test: bool) -> Claim:
+def claim_of(request: BaseModel, tenant: str, key: str, *, test: bool) -> Claim:
     """Return the request's claim to the client's `key`; `test` says whether it was posted with a test key."""
     return Claim((tenant, TEST_PREFIX + key if test else key), body_hash(request))
 
 
-def body_hash(request: NotificationRequest) -> bytes:
+def body_hash(request: BaseModel) -> bytes:
     """Return a hash of the request that does not depend on whitespace or field order."""
     canonical = json.dumps(request.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     return hashlib.sha256(canonical.encode()).digest()

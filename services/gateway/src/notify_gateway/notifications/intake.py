@@ -19,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.errors import RequestRejected
 from notify_gateway.metrics import GatewayMetrics
+from notify_gateway.notifications.content import rejection_at
+from notify_gateway.notifications.created import created_json
 from notify_gateway.notifications.idempotency import (
     Claim,
     RecordedResponse,
@@ -26,7 +28,7 @@ from notify_gateway.notifications.idempotency import (
     claim_keys,
     find_recorded,
 )
-from notify_gateway.notifications.new_notification import NewNotification, created_json
+from notify_gateway.notifications.new_notification import NewNotification
 from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.users.channels import stored_channels
@@ -43,17 +45,18 @@ FLUSH_INTERVAL = 0.01  # seconds
 ACCEPT = text("""
     WITH accepted AS (
         INSERT INTO notifications
-            (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at, traceparent,
-             api_key_id, test)
-        SELECT id, tenant, user_id, message, subject, email::jsonb, metadata::jsonb, created_at, send_at, expires_at,
-               traceparent, api_key_id, test
+            (id, tenant, user_id, user_key, reference, message, subject, email, metadata, created_at, send_at,
+             expires_at, traceparent, api_key_id, test)
+        SELECT id, tenant, user_id, user_key, reference, message, subject, email::jsonb, metadata::jsonb, created_at,
+               send_at, expires_at, traceparent, api_key_id, test
         FROM unnest(
-            CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:messages AS text[]),
-            CAST(:subjects AS text[]), CAST(:emails AS text[]), CAST(:metadata AS text[]),
-            CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]), CAST(:expires_at AS timestamptz[]),
-            CAST(:traceparents AS text[]), CAST(:api_key_ids AS uuid[]), CAST(:tests AS boolean[])
-        ) AS n (id, tenant, user_id, message, subject, email, metadata, created_at, send_at, expires_at, traceparent,
-                api_key_id, test)
+            CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:user_keys AS text[]),
+            CAST(:references AS text[]), CAST(:messages AS text[]), CAST(:subjects AS text[]), CAST(:emails AS text[]),
+            CAST(:metadata AS text[]), CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]),
+            CAST(:expires_at AS timestamptz[]), CAST(:traceparents AS text[]), CAST(:api_key_ids AS uuid[]),
+            CAST(:tests AS boolean[])
+        ) AS n (id, tenant, user_id, user_key, reference, message, subject, email, metadata, created_at, send_at,
+                expires_at, traceparent, api_key_id, test)
     ), new_deliveries AS (
         INSERT INTO deliveries
             (id, notification_id, channel, recipient, status, reason, round, attempt, failures, updated_at)
@@ -92,6 +95,8 @@ class _Submission:
     """A notification that is waiting to be committed, and its claim to an idempotency key."""
 
     notification: NewNotification
+    created_json: Callable[[NewNotification], str]
+    """Renders the response."""
     claim: Claim | None
     rejection: str | None
     """Why the request is invalid, as `field: detail`, so that it can only replay an earlier response; else None."""
@@ -151,18 +156,25 @@ class NotificationIntake:
         if not self._batcher.has_room(size, tenant):
             raise Overloaded
 
-    async def accept(self, notification: NewNotification, claim: Claim | None = None, *, size: int = 0) -> Receipt:
+    async def accept(
+        self,
+        notification: NewNotification,
+        claim: Claim | None = None,
+        created_json: Callable[[NewNotification], str] = created_json,
+        *,
+        size: int = 0,
+    ) -> Receipt:
         """Return once the notification, or an earlier one with the same idempotency key, is committed.
 
-        `size` is the length of the request in bytes.
+        `created_json` renders the response, and `size` is the length of the request in bytes.
 
         Raises `RequestRejected`, `IdempotencyKeyReused`, `Overloaded`, `DataRejected` or `DatabaseUnavailable`. After
         `DatabaseUnavailable`, the notification may have been committed.
         """
-        rejection = notification.request.rejection_at(notification.created_at)
+        rejection = rejection_at(notification.request, notification.created_at)
         if rejection and claim is None:
             raise RequestRejected(rejection)
-        submission = _Submission(notification, claim, rejection)
+        submission = _Submission(notification, created_json, claim, rejection)
         outcome = await self._batcher.submit(submission, size=size, tenant=notification.tenant)
         if isinstance(outcome, _Rejected):
             raise RequestRejected(outcome.reason)
@@ -213,7 +225,7 @@ class NotificationIntake:
             elif (first := claimed.get(submission.claim.tenant_key)) is not None:
                 outcomes.append(first)  # the key occurs twice in this batch
             else:
-                response = created_json(notification)
+                response = submission.created_json(notification)
                 outcomes.append(_Committed(notification, response))
                 claimed[submission.claim.tenant_key] = RecordedResponse(submission.claim.body_hash, response)
         taken = await claim_keys(connection, claimed) if claimed else set()
@@ -246,10 +258,12 @@ def _parameters(new: Sequence[NewNotification], leased: Set[Channel]) -> dict[st
     return {
         "ids": [each.id for each in new],
         "tenants": [each.tenant for each in new],
-        "user_ids": [body.user_id for body in bodies],
+        "user_ids": [each.deliveries[0].user_id for each in new],
+        "user_keys": [each.deliveries[0].user_key for each in new],
         "messages": [body.message for body in bodies],
         "subjects": [body.subject for body in bodies],
-        "emails": [body.email and body.email.model_dump_json() for body in bodies],
+        "references": [body.reference for body in bodies],
+        "emails": [body.email_options and body.email_options.model_dump_json() for body in bodies],
         "metadata": [None if body.metadata is None else json.dumps(body.metadata) for body in bodies],
         "created_at": [each.created_at for each in new],
         "send_at": [body.send_at for body in bodies],

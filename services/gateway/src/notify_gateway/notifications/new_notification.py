@@ -1,6 +1,5 @@
 """A notification that has been requested but not yet committed."""
 
-import json
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -9,14 +8,13 @@ from uuid import UUID
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id, to_millisecond
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange
-from notify_common.contracts.trace_context import trace_id
+from notify_common.contracts.users import user_columns
 from notify_common.runtime.clock import utc_now
 
-from notify_gateway.deliveries.schemas import CancelReason, DeliveryView
-from notify_gateway.notifications.schemas import NotificationRequest, NotificationView
-from notify_gateway.notifications.status import notification_status
+from notify_gateway.deliveries.schemas import CancelReason
+from notify_gateway.notifications.content import RequestedNotification
 from notify_gateway.users.channels import UserChannelKey
-from notify_gateway.users.schemas import UserChannelView
+from notify_gateway.users.schemas import UserChannel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class NewNotification:
     id: UUID
     tenant: str
     created_at: datetime
-    request: NotificationRequest
+    request: RequestedNotification
     deliveries: tuple[DeliveryRequested, ...]
     traceparent: str | None = None
     """The trace context of the request."""
@@ -45,7 +43,7 @@ class NewNotification:
 
     def user_channel_keys(self) -> list[UserChannelKey]:
         """Return the keys under which a recipient or an opt-out of the user may be stored."""
-        return [(self.tenant, self.request.user_id, delivery.channel) for delivery in self.deliveries]
+        return [(self.tenant, self.request.user, delivery.channel) for delivery in self.deliveries]
 
     def status_of(self, delivery: DeliveryRequested) -> tuple[DeliveryStatus, CancelReason | None]:
         """Return the initial status of a delivery, and the reason if that is `cancelled`."""
@@ -67,7 +65,7 @@ class NewNotification:
             if delivery.channel in self.opted_out
         ]
 
-    def with_user_channels(self, stored: Mapping[UserChannelKey, UserChannelView]) -> "NewNotification":
+    def with_user_channels(self, stored: Mapping[UserChannelKey, UserChannel]) -> "NewNotification":
         """Return a copy with the user's opt-outs, and with stored recipients for channels that lack one."""
         channels = {key[2]: stored[key] for key in self.user_channel_keys() if key in stored}
         return replace(
@@ -87,12 +85,13 @@ class NewNotification:
             return None
         for delivery in self.to_send():
             if delivery.channel in real_channels and delivery.recipient is None:
-                return f"recipient.{delivery.channel}: is required, because {delivery.channel} is not simulated"
+                field = self.request.recipients_field
+                return f"{field}.{delivery.channel}: is required, because {delivery.channel} is not simulated"
         return None
 
 
 def new_notification(
-    request: NotificationRequest,
+    request: RequestedNotification,
     tenant: str,
     traceparent: str | None = None,
     *,
@@ -103,7 +102,8 @@ def new_notification(
     created_at = to_millisecond(utc_now())
     notification_id = new_id(created_at)
     content = Content(message=request.message, subject=request.subject)
-    by_email = content if request.email is None else content.model_copy(update={"email": request.email})
+    user_id, user_key = user_columns(request.user)
+    by_email = content if request.email_options is None else content.model_copy(update={"email": request.email_options})
     return NewNotification(
         id=notification_id,
         tenant=tenant,
@@ -118,9 +118,10 @@ def new_notification(
                 delivery_id=new_id(created_at),
                 notification_id=notification_id,
                 tenant=tenant,
-                user_id=request.user_id,
+                user_id=user_id,
+                user_key=user_key,
                 channel=channel,
-                recipient=request.recipient.of(channel),
+                recipient=request.recipients.of(channel),
                 content=by_email if channel is Channel.EMAIL else content,
                 expires_at=request.expires_at,
                 test=test,
@@ -128,51 +129,4 @@ def new_notification(
             )
             for channel in request.requested_channels()
         ),
-    )
-
-
-def without_stored_recipients(response: str, request: NotificationRequest) -> str:
-    """Return the response to `request` without the recipients that the request does not name.
-
-    The response may be that to an earlier, equal request with the same idempotency key.
-    """
-    created, named = json.loads(response), request.recipient.model_dump()
-    for delivery in created["deliveries"]:
-        delivery["recipient"] = named.get(delivery["channel"])
-    return json.dumps(created, ensure_ascii=False, separators=(",", ":"))
-
-
-def created_json(notification: NewNotification) -> str:
-    """Return the JSON of the notification as committed, without reading it back from the database."""
-    request = notification.request
-    deliveries = [_created_delivery(notification, delivery) for delivery in notification.deliveries]
-    return NotificationView.model_construct(
-        id=notification.id,
-        user_id=request.user_id,
-        message=request.message,
-        type=deliveries[0].channel if len(deliveries) == 1 else None,
-        channels=[*request.requested_channels()],
-        status=notification_status(delivery.status for delivery in deliveries),
-        subject=request.subject,
-        email=request.email,
-        metadata=request.metadata,
-        created_at=notification.created_at,
-        send_at=request.send_at,
-        expires_at=request.expires_at,
-        test=notification.test,
-        trace_id=trace_id(notification.traceparent),
-        deliveries=deliveries,
-    ).model_dump_json()
-
-
-def _created_delivery(notification: NewNotification, delivery: DeliveryRequested) -> DeliveryView:
-    status, reason = notification.status_of(delivery)
-    return DeliveryView.model_construct(
-        id=delivery.delivery_id,
-        channel=delivery.channel,
-        recipient=delivery.recipient,
-        status=status,
-        reason=reason,
-        updated_at=notification.created_at,
-        attempts=[],
     )

@@ -14,41 +14,32 @@ from uuid import UUID
 
 from notify_common.contracts.ids import first_id_at, of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.trace_context import trace_id
+from notify_common.contracts.users import user_columns, user_of
 from notify_common.runtime.clock import utc_now
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from notify_gateway.database import TenantReads
-from notify_gateway.deliveries.queries import ATTEMPT_COLUMNS, DELIVERY_COLUMNS
-from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
-from notify_gateway.notifications.schemas import ListQuery, NotificationPage, NotificationSummary, NotificationView
-from notify_gateway.notifications.status import NotificationStatus, has_status_sql, notification_status
+from notify_gateway.deliveries.queries import DELIVERY_COLUMNS, HISTORY
+from notify_gateway.deliveries.schemas import NotificationDelivery
+from notify_gateway.http.fields import Expansion
+from notify_gateway.notifications.schemas import ListQuery, Notification, NotificationPage
+from notify_gateway.notifications.status import has_status_sql, notification_status
 from notify_gateway.slices import in_slices
 
 DEFAULT_WINDOW = timedelta(hours=24)
-USER_LIST_LIMIT = 1000
-LISTED_ATTEMPTS = 100  # of each delivery
 PAGE_BYTES = 4_000_000  # of messages, subjects and metadata, as JSON; the notification that exceeds it is the last
 
 # The columns are listed, so that a new column does not change the result type of prepared statements.
 NOTIFICATION_COLUMNS = (
-    "n.id, n.user_id, n.message, n.subject, n.metadata, n.created_at, n.send_at, n.expires_at, n.test"
+    "n.id, n.user_id, n.user_key, n.reference, n.metadata, n.created_at, n.send_at, n.expires_at, n.test, n.traceparent"
 )
+CONTENT_COLUMNS = "n.message, n.subject, n.email"
 NOTIFICATION_WITH_ATTEMPTS = f"""
-    SELECT {NOTIFICATION_COLUMNS}, n.email, n.traceparent, {DELIVERY_COLUMNS}, history.attempts,
-           history.earlier_attempts
+    SELECT {NOTIFICATION_COLUMNS}, {CONTENT_COLUMNS}, {DELIVERY_COLUMNS}, history.*
     FROM notifications n
     JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN :first_id AND :last_id
-    CROSS JOIN LATERAL (
-        SELECT coalesce(json_agg(a ORDER BY a.attempt), '[]') AS attempts,
-               -- Attempts are numbered consecutively, so that the earlier ones need not be counted.
-               CASE count(*) WHEN {LISTED_ATTEMPTS} THEN min(a.attempt) - 1 ELSE 0 END AS earlier_attempts
-        FROM (
-            SELECT {ATTEMPT_COLUMNS}
-            FROM attempts a WHERE a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id
-            ORDER BY a.attempt DESC LIMIT {LISTED_ATTEMPTS}
-        ) AS a
-    ) AS history
+    CROSS JOIN LATERAL ({HISTORY}) AS history
     WHERE n.id = :id AND n.tenant = :tenant
       AND (CAST(:posted_with AS uuid) IS NULL OR n.api_key_id = CAST(:posted_with AS uuid))
     ORDER BY d.channel
@@ -56,19 +47,24 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
 OF_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
 # PostgreSQL ends a page after `PAGE_BYTES`, so that the rest never takes up the gateway's memory.
 PAGE = f"""
-    SELECT {NOTIFICATION_COLUMNS}, n.more, {DELIVERY_COLUMNS}
+    SELECT {NOTIFICATION_COLUMNS}, n.more, {DELIVERY_COLUMNS} {{columns}}
     FROM (
         SELECT *,
                lead(id) OVER newest_first IS NOT NULL AS more,
-               coalesce(sum(octet_length(json_build_array(message, subject, metadata)::text))
+               coalesce(sum(octet_length(json_build_array({{content}}metadata)::text))
                    OVER (newest_first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
         FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS limited
         WINDOW newest_first AS (ORDER BY id DESC)
     ) AS n
     JOIN deliveries d ON {OF_NOTIFICATION}
+    {{history}}
     WHERE n.bytes_before < {PAGE_BYTES}
     ORDER BY n.id DESC, d.channel
 """  # noqa: S608 - the conditions are constants, too
+EXPANSIONS = {
+    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}", "content": "message, subject, email, "},
+    Expansion.ATTEMPTS: {"columns": ", history.*", "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history"},
+}
 
 
 class NotificationQueries:
@@ -77,9 +73,7 @@ class NotificationQueries:
     def __init__(self, reads: TenantReads) -> None:
         self._reads = reads
 
-    async def get(
-        self, tenant: str, notification_id: UUID, *, posted_with: str | None = None
-    ) -> NotificationView | None:
+    async def get(self, tenant: str, notification_id: UUID, *, posted_with: str | None = None) -> Notification | None:
         """Return the notification with its latest attempts, or None if the tenant has no notification with this id.
 
         If `posted_with` is the id of an API key, a notification that was not posted with that key counts as unknown.
@@ -87,70 +81,68 @@ class NotificationQueries:
         first_id, last_id = of_the_same_time(notification_id)
         values = {"id": notification_id, "first_id": first_id, "last_id": last_id, "posted_with": posted_with}
         rows = (await self._reads.execute(tenant, _statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
-        if not rows:
-            return None
-        deliveries = [DeliveryView.model_validate(row, from_attributes=True) for row in rows]
-        fields = _notification_fields(rows[0], deliveries)
-        return NotificationView.model_validate({**fields, "trace_id": trace_id(rows[0].traceparent)})
+        return _notification(rows) if rows else None
 
-    async def page(self, tenant: str, query: ListQuery) -> NotificationPage:
-        """Return a page of the tenant's notifications, newest first, starting after the id `query.cursor`."""
-        values: dict[str, object] = {}
-        conditions, window = ["n.tenant = :tenant"], ["d.notification_id = n.id"]
-        created_after = query.created_after
-        if query.user_id is not None:
-            values["user_id"] = query.user_id
-            conditions.append("n.user_id = :user_id")
-        elif created_after is None:
-            created_after = (query.created_before or utc_now()) - DEFAULT_WINDOW
-        if created_after is not None:
-            values["first_id"] = first_id_at(created_after)
-            conditions.append("n.id >= :first_id")
-            window.append("d.notification_id >= :first_id")
-        created_before = None if query.created_before is None else first_id_at(query.created_before)
-        if ends := [end for end in (created_before, query.cursor) if end is not None]:
-            values["end_id"] = min(ends)
-            conditions.append("n.id < :end_id")
-            window.append("d.notification_id < :end_id")
+    async def page(self, tenant: str, query: ListQuery, *, integer_users: bool = False) -> NotificationPage:
+        """Return a page of the tenant's notifications, newest first, starting after the id `query.cursor`.
+
+        If `integer_users` is set, leave out those of users whose ids are not integers.
+        """
+        conditions, window, values = _conditions(query)
+        if integer_users:
+            conditions.append("n.user_key IS NULL")
         # Without a user id, PostgreSQL should scan both tables by notification id until the page is full. With the
         # condition `OF_NOTIFICATION`, the planner would expect too few matches to choose that plan.
-        join = " AND ".join(window) if query.user_id is None else OF_NOTIFICATION
+        join = OF_NOTIFICATION if query.is_narrow else " AND ".join(window)
         if query.channel is not None:
             values["channel"] = query.channel.value
             conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
-        if query.status is not None:
-            conditions.append(has_status_sql(query.status, join))
-        items, more = await self._newest(tenant, conditions, query.limit, **values)
-        return NotificationPage(items=items, next_cursor=items[-1].id if more else None)
-
-    async def list_of_user(
-        self, tenant: str, user_id: int, status: NotificationStatus | None
-    ) -> list[NotificationSummary]:
-        """Return the user's latest notifications, newest first; if `status` is None, with any status.
-
-        There are at most `USER_LIST_LIMIT`, or fewer if they are large (`PAGE_BYTES`).
-        """
-        conditions = ["n.tenant = :tenant", "n.user_id = :user_id"]
-        if status is not None:
-            conditions.append(has_status_sql(status, OF_NOTIFICATION))
-        summaries, _ = await self._newest(tenant, conditions, USER_LIST_LIMIT, user_id=user_id)
-        return summaries
-
-    async def _newest(
-        self, tenant: str, conditions: Sequence[str], limit: int, **values: object
-    ) -> tuple[list[NotificationSummary], bool]:
-        """Return the newest matching notifications, and whether there are more."""
-        statement = _statement(PAGE.format(conditions=" AND ".join(conditions)))
+        if query.status:
+            conditions.append(f"({' OR '.join(has_status_sql(status, join) for status in sorted(set(query.status)))})")
+        parts = {"columns": "", "content": "", "history": ""}
+        for expansion in sorted(set(query.expand)):
+            parts = {name: part + EXPANSIONS[expansion].get(name, "") for name, part in parts.items()}
+        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **parts))
         # One more notification than fits on the page is requested, to find out whether there are more.
-        summaries, more = [], False
-        async with self._reads.result(tenant, statement, limit=limit + 1, **values) as rows:
-            async for _, group in in_slices(islice(groupby(rows, key=attrgetter("id")), limit)):
+        items, more = [], False
+        async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
+            async for _, group in in_slices(islice(groupby(rows, key=attrgetter("id")), query.limit)):
                 of_notification = list(group)
-                deliveries = [DeliverySummary.model_validate(row, from_attributes=True) for row in of_notification]
-                fields = _notification_fields(of_notification[0], deliveries)
-                summaries.append(NotificationSummary.model_validate(fields))
+                items.append(_notification(of_notification))
                 more = of_notification[0].more
-        return summaries, more
+        return NotificationPage(items=items, next_cursor=items[-1].id if more else None, has_more=more)
+
+
+def _conditions(query: ListQuery) -> tuple[list[str], list[str], dict[str, object]]:
+    """Return the conditions on notifications `n`, those on their deliveries `d`, and the values in them."""
+    values: dict[str, object] = {}
+    conditions, window = ["n.tenant = :tenant"], ["d.notification_id = n.id"]
+    created_after = query.created_after
+    if query.user_id is not None:
+        values["user_id"], user_key = user_columns(query.user_id)
+        if user_key is None:
+            conditions.append("n.user_id = :user_id")
+        else:
+            values = {"user_key": user_key}
+            conditions.append("n.user_key = :user_key")
+    if query.reference is not None:
+        values["reference"] = query.reference
+        conditions.append("n.reference = :reference")
+    if not query.is_narrow and created_after is None:
+        created_after = (query.created_before or utc_now()) - DEFAULT_WINDOW
+    if created_after is not None:
+        values["first_id"] = first_id_at(created_after)
+        conditions.append("n.id >= :first_id")
+        window.append("d.notification_id >= :first_id")
+    created_before = None if query.created_before is None else first_id_at(query.created_before)
+    if ends := [end for end in (created_before, query.cursor) if end is not None]:
+        values["end_id"] = min(ends)
+        conditions.append("n.id < :end_id")
+        window.append("d.notification_id < :end_id")
+    for number, (key, value) in enumerate(query.metadata.items()):
+        values |= {f"key_{number}": key, f"value_{number}": value}
+        conditions.append(f"n.metadata ->> :key_{number} = :value_{number}")
+    return conditions, window, values
 
 
 @cache
@@ -159,12 +151,19 @@ def _statement(sql: str) -> Executable:
     return text(sql).columns(email=JSONB, metadata=JSONB, attempts=JSON)
 
 
-def _notification_fields(row: Row[Any], deliveries: Sequence[DeliverySummary]) -> dict[str, Any]:
-    channels = [delivery.channel for delivery in deliveries]
-    return {
-        **row._asdict(),
-        "type": channels[0] if len(channels) == 1 else None,
-        "channels": channels,
-        "status": notification_status(delivery.status for delivery in deliveries),
-        "deliveries": deliveries,
-    }
+def _notification(rows: Sequence[Row[Any]]) -> Notification:
+    """Return the notification that has these rows, one for each delivery."""
+    deliveries = [NotificationDelivery.model_validate(row, from_attributes=True) for row in rows]
+    fields = rows[0]._asdict()
+    email = fields.get("email")
+    return Notification.model_validate(
+        {
+            **fields,
+            "user_id": user_of(fields["user_id"], fields["user_key"]),
+            "overrides": None if email is None else {"email": email},
+            "trace_id": trace_id(fields["traceparent"]),
+            "channels": [delivery.channel for delivery in deliveries],
+            "status": notification_status(delivery.status for delivery in deliveries),
+            "deliveries": deliveries,
+        }
+    )

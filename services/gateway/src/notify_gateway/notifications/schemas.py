@@ -1,206 +1,200 @@
 """Requests and responses of the notification routes."""
 
-from datetime import datetime, timedelta
-from typing import Annotated, Any, Self
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
 from notify_common.contracts.channels import Channel, Recipients
-from notify_common.contracts.messages import EmailContent
-from pydantic import AfterValidator, AnyUrl, BaseModel, Field, TypeAdapter, UrlConstraints, model_validator
-from pydantic.networks import validate_email
+from notify_common.contracts.messages import DeliveryStatus, EmailContent
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from notify_gateway.deliveries.schemas import DeliverySummary, DeliveryView
-from notify_gateway.http.fields import FutureTime, RequestModel, StoredChannel, Time, UserId
-from notify_gateway.http.problems import Problem
+from notify_gateway.deliveries.schemas import DeliverySummary, NotificationDelivery
+from notify_gateway.http.fields import Expansion, FutureTime, Omissible, RequestModel, StoredChannel, Time, UserKey
+from notify_gateway.http.problems import ProblemDetails
+from notify_gateway.notifications.content import (
+    EXPIRES_AT,
+    METADATA,
+    RECIPIENTS,
+    SEND_AT,
+    SUBJECT,
+    Channels,
+    EmailOptions,
+    Message,
+    Metadata,
+    Subject,
+    check_channels,
+    check_times,
+)
 from notify_gateway.notifications.status import NotificationStatus
 
-LONGEST_SCHEDULE = timedelta(days=90)
-LONGEST_UNSUBSCRIBE_URL = 900  # characters; RFC 5322, 2.1.1 limits a header line to 998
-HTTPS_URL = TypeAdapter(Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"])])
+METADATA_PREFIX = "metadata."
+MAX_METADATA_FILTERS = 5
 
-
-def _readable(text: str) -> str:
-    if "\x00" in text:
-        raise PydanticCustomError("value_error", "must not contain a NUL character")
-    if not text.strip():
-        raise PydanticCustomError("value_error", "must not be blank")
-    return text
-
-
-# PostgreSQL cannot store NUL, and a subject must be a single line.
-MetadataText = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")]
-MetadataKey = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
-Subject = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00\r\n]*$")]
-
-
-def _unsubscribe_url(text: str) -> str:
-    url = str(HTTPS_URL.validate_python(text))
-    if len(url) > LONGEST_UNSUBSCRIBE_URL:
-        raise PydanticCustomError("value_error", f"must not be longer than {LONGEST_UNSUBSCRIBE_URL} characters")
-    return url
-
-
-def _reply_to(address: str) -> str:
-    _, mailbox = validate_email(address)
-    if "<" in address:
-        raise PydanticCustomError("value_error", "must be an address without a display name")
-    if not mailbox.rpartition("@")[0].isascii():
-        raise PydanticCustomError("value_error", "must be ASCII before the @")
-    return mailbox
-
-
-ReplyTo = Annotated[str, AfterValidator(_reply_to), Field(json_schema_extra={"format": "email"})]
-UnsubscribeUrl = Annotated[str, AfterValidator(_unsubscribe_url), Field(json_schema_extra={"format": "uri"})]
+Reference = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 EXAMPLE_REQUESTS: dict[str, Any] = {
-    "one channel": {"value": {"user_id": 123, "message": "Your code: 11111", "type": "telegram"}},
+    "one channel": {"value": {"user_id": "123", "channels": ["telegram"], "message": "Your code: 11111"}},
     "two channels": {
         "value": {
-            "user_id": 123,
-            "message": "Your order 5512 has left our warehouse.",
+            "user_id": "3fa85f64-5717-4562-b3fc-2c963f66afa6",
             "channels": ["telegram", "email"],
+            "message": "Your order 5512 has left our warehouse.",
             "subject": "Your order is on its way",
-            "recipient": {"email": "a@example.org", "telegram": "123456789"},
+            "to": {"email": "a@example.org", "telegram": "123456789"},
+            "reference": "order-5512-shipped",
             "metadata": {"order": "5512"},
         }
     },
 }
 
 
-def _rule(field: str, message: str) -> PydanticCustomError:
-    """Return an error on `field` for a rule that involves several fields."""
-    return PydanticCustomError("value_error", "{message}", {"field": field, "message": message})
+class Overrides(RequestModel):
+    """What differs on one channel."""
 
-
-class EmailOptions(RequestModel, EmailContent):
-    """Options for delivery by e-mail."""
-
-    html: Annotated[str, Field(min_length=1, max_length=65_536), AfterValidator(_readable)] | None = Field(
-        None, description="An HTML version of the message, for clients that display HTML."
-    )
-    reply_to: ReplyTo | None = Field(None, description="The Reply-To address, instead of the one in `EMAIL_REPLY_TO`.")
-    list_unsubscribe: UnsubscribeUrl | None = Field(
-        None, description="An https URL that unsubscribes the user on a POST (RFC 8058)."
-    )
+    email: EmailOptions | None = None
 
 
 class NotificationRequest(RequestModel):
-    """A notification to send over one channel (`type`) or several (`channels`)."""
+    """A notification to send over one or more channels."""
 
-    user_id: Annotated[UserId, Field(strict=True)]
-    message: Annotated[str, Field(min_length=1, max_length=16_384), AfterValidator(_readable)]
-    type: Channel | None = None
-    channels: Annotated[list[Channel], Field(min_length=1, max_length=len(Channel))] | None = None
-    subject: Subject | None = Field(None, description="The subject, for channels that have one: email and webhook.")
-    email: EmailOptions | None = None
-    recipient: Recipients = Field(
-        Recipients(),
-        description="Required for each channel that is not simulated, unless a recipient is stored for the user.",
+    recipients_field: ClassVar = "to"
+
+    user_id: UserKey
+    channels: Channels
+    message: Message
+    subject: Subject | None = Field(None, description=SUBJECT)
+    to: Recipients = Field(Recipients(), description=RECIPIENTS)
+    overrides: Overrides = Overrides()
+    reference: Reference | None = Field(
+        None, description="Your own id of the notification, by which you can find it. It need not be unique."
     )
-    metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=50)] | None = Field(
-        None, description="Your own data, which is stored and returned but never sent."
-    )
-    send_at: FutureTime | None = Field(
-        None, description="The earliest time to send, at most 90 days ahead. Defaults to now."
-    )
-    expires_at: FutureTime | None = Field(
-        None, description="Deliveries that are not sent by this time become `expired`."
-    )
+    metadata: Metadata | None = Field(None, description=METADATA)
+    send_at: FutureTime | None = Field(None, description=SEND_AT)
+    expires_at: FutureTime | None = Field(None, description=EXPIRES_AT)
 
     @model_validator(mode="after")
-    def _check_channels(self) -> Self:
-        if (self.type is None) == (self.channels is None):
-            raise _rule("channels", "exactly one of `type` and `channels` is required")
-        channels = self.requested_channels()
-        if len(set(channels)) != len(channels):
-            raise _rule("channels", "must not contain a channel twice")
-        for channel in self.recipient.model_fields_set:
-            if channel not in channels:
-                raise _rule(f"recipient.{channel}", "is not one of the channels of this notification")
-        if self.email is not None and Channel.EMAIL not in channels:
-            raise _rule("email", "requires the channel email")
+    def _check(self) -> Self:
+        check_channels(self, email_field="overrides.email")
+        check_times(self)
         return self
 
-    @model_validator(mode="after")
-    def _check_times(self) -> Self:
-        if self.expires_at is not None and self.send_at is not None and self.expires_at <= self.send_at:
-            raise _rule("expires_at", "must be later than send_at")
-        return self
+    @property
+    def user(self) -> str:
+        """The id of the user."""
+        return self.user_id
 
-    def rejection_at(self, now: datetime) -> str | None:
-        """Return why the request cannot be accepted at `now`, as `field: reason`; None if it can."""
-        if self.send_at is not None and self.send_at > now + LONGEST_SCHEDULE:
-            return f"send_at: must not be more than {LONGEST_SCHEDULE.days} days ahead"
-        if self.expires_at is not None and self.expires_at <= now:
-            return "expires_at: must be later than now"
-        return None
+    @property
+    def recipients(self) -> Recipients:
+        """The recipients that the request names."""
+        return self.to
 
-    def names_all_recipients(self) -> bool:
-        """Return whether the request names a recipient for each of its channels."""
-        return all(self.recipient.of(channel) is not None for channel in self.requested_channels())
+    @property
+    def email_options(self) -> EmailContent | None:
+        """The options for delivery by e-mail."""
+        return self.overrides.email
 
     def requested_channels(self) -> list[Channel]:
-        """Return the channels from `type` or `channels`, in the order in which responses list them."""
-        return sorted(self.channels or ([self.type] if self.type else []))
+        """Return the channels, in the order in which responses list them."""
+        return sorted(self.channels)
 
 
-class NotificationSummary(BaseModel):
-    """A notification with its deliveries, but without their attempts."""
+class CreatedDelivery(BaseModel):
+    """A delivery of a new notification."""
 
     id: UUID
-    user_id: UserId
-    message: str
-    type: StoredChannel | None = Field(description="The channel, if there is only one.")
+    channel: StoredChannel
+    status: DeliveryStatus
+
+
+class CreatedNotification(BaseModel):
+    """A new notification. `Location` is the URL of the whole notification."""
+
+    id: UUID
+    status: NotificationStatus
+    created_at: datetime
+    deliveries: list[CreatedDelivery]
+
+
+class StoredOverrides(BaseModel):
+    """What differs on one channel."""
+
+    email: EmailContent
+
+
+class Notification(BaseModel):
+    """A notification with its deliveries and their attempts. Lists leave out what they have only on request."""
+
+    id: UUID
+    user_id: str
+    reference: Omissible[str] = None
     channels: list[StoredChannel]
     status: NotificationStatus
-    subject: str | None
-    metadata: dict[str, str] | None
+    message: Omissible[str] = None
+    subject: Omissible[str] = None
+    overrides: Omissible[StoredOverrides] = None
+    metadata: Omissible[dict[str, str]] = None
     created_at: datetime
-    send_at: datetime | None
-    expires_at: datetime | None
+    send_at: Omissible[datetime] = None
+    expires_at: Omissible[datetime] = None
     test: bool = Field(False, description="True if a test key posted it, so that nothing is really sent.")
-    deliveries: list[DeliverySummary]
+    trace_id: Omissible[str] = Field(None, description="The trace id (32 hexadecimal digits), if it is traced.")
+    deliveries: list[NotificationDelivery]
 
-
-class NotificationView(NotificationSummary):
-    """A notification with its deliveries and their attempts."""
-
-    trace_id: str | None = Field(None, description="The trace id (32 hexadecimal digits) of a traced notification.")
-    email: EmailContent | None
-    deliveries: list[DeliveryView]  # type: ignore[assignment]  # a narrower type is safe, as the field is only read
+    @property
+    def is_cancelled(self) -> bool:
+        """True if all deliveries are cancelled."""
+        return self.status is NotificationStatus.CANCELLED
 
 
 class NotificationPage(BaseModel):
     """A page of notifications, newest first."""
 
-    items: list[NotificationSummary]
-    next_cursor: UUID | None = Field(description="The `cursor` of the next page; null on the last page.")
+    items: list[Notification]
+    next_cursor: Omissible[UUID] = Field(None, description="The `cursor` of the next page, if there is one.")
+    has_more: bool
 
 
-class ListQuery(RequestModel):
+class ListQuery(RequestModel, extra="allow"):
     """A filter for notifications."""
 
-    user_id: UserId | None = None
-    status: NotificationStatus | None = None
+    user_id: UserKey | None = None
+    reference: Reference | None = None
+    status: list[NotificationStatus] = Field([], max_length=len(NotificationStatus))
     channel: Channel | None = Field(None, description="Only notifications with a delivery over this channel.")
     created_after: Time | None = Field(
         None,
-        description="Only notifications created at or after this time. Without `user_id`, defaults to 24 hours before "
-        "`created_before`.",
+        description="Only notifications created at or after this time. Without `user_id` and `reference`, defaults to "
+        "24 hours before `created_before`.",
     )
     created_before: Time | None = Field(None, description="Only notifications created before this time.")
+    expand: list[Expansion] = Field([], max_length=len(Expansion))
     limit: int = Field(50, ge=1, le=200)
     cursor: UUID | None = None
 
+    @model_validator(mode="after")
+    def _check_metadata(self) -> Self:
+        extra = self.model_extra or {}
+        for name in extra:
+            if not name.startswith(METADATA_PREFIX) or name == METADATA_PREFIX:
+                raise PydanticCustomError("extra_forbidden", "Extra inputs are not permitted", {"field": name})
+        if len(extra) > MAX_METADATA_FILTERS:
+            message = f"There are more than {MAX_METADATA_FILTERS} filters by metadata"
+            raise PydanticCustomError("too_many", "{message}", {"field": METADATA_PREFIX, "message": message})
+        return self
 
-class UserListQuery(RequestModel):
-    """A filter for one user's notifications."""
+    @property
+    def is_narrow(self) -> bool:
+        """True if an index finds all notifications that match, so that the period needs no default."""
+        return self.user_id is not None or self.reference is not None
 
-    status: NotificationStatus | None = None
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The values that the metadata must have, by key."""
+        return {name.removeprefix(METADATA_PREFIX): value for name, value in (self.model_extra or {}).items()}
 
 
-class CancellationProblem(Problem):
+class CancellationProblem(ProblemDetails):
     """A notification that could not be cancelled completely, with the status of each delivery."""
 
     deliveries: list[DeliverySummary]

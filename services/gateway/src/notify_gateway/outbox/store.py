@@ -56,7 +56,8 @@ TAKE_DUE = text(f"""
     ), found AS MATERIALIZED (
         SELECT d.id, d.notification_id, d.channel, d.recipient, d.status, d.round, d.attempt, d.failures,
                clock_timestamp() AS updated_at,
-               n.tenant, n.user_id, n.message, n.subject, CASE d.channel WHEN 'email' THEN n.email END AS email,
+               n.tenant, n.user_id, n.user_key, n.message, n.subject,
+               CASE d.channel WHEN 'email' THEN n.email END AS email,
                n.expires_at, n.traceparent, n.test, due.due_at,
                CASE d.channel WHEN 'email' THEN coalesce(octet_length(n.email ->> 'html'), 0) ELSE 0 END
                    + octet_length(n.message) AS bytes,
@@ -69,7 +70,8 @@ TAKE_DUE = text(f"""
         -- began. If an operator has retried the delivery in between, the rounds differ, and a later poll takes the row.
         JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
         JOIN notifications n ON n.id = d.notification_id
-        LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.user_id = n.user_id AND u.channel = d.channel
+        LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.channel = d.channel
+            AND (u.user_id = n.user_id OR u.user_key = n.user_key)
     ), incomplete AS (
         -- Rows without a notification, for example because an operator has detached its partition, back off. Otherwise
         -- `limit` of them would keep all others of their channel from being taken.

@@ -1,53 +1,94 @@
 """Store users' recipients and opt-outs, which apply to all of their notifications."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from notify_common.contracts.channels import Channel
+from notify_common.contracts.users import user_columns, user_of
 from notify_database.engine import autocommitting, execute
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.database import TenantReads, TenantShare
-from notify_gateway.users.schemas import UserChannelSettings, UserChannelView
+from notify_gateway.users.schemas import UserChannel, UserChannelSettings
 
 COLUMNS = "channel, recipient, opted_out, updated_at"
-FIND = text(f"""
-    SELECT tenant, user_id, {COLUMNS} FROM user_channels
-    JOIN unnest(CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:channels AS text[]))
-        AS wanted (tenant, user_id, channel) USING (tenant, user_id, channel)
-""")  # noqa: S608 - a constant
-LIST = text(f"""
-    SELECT {COLUMNS} FROM user_channels WHERE tenant = :tenant AND user_id = :user_id ORDER BY channel
-""")  # noqa: S608 - a constant
-STORE = text(f"""
-    INSERT INTO user_channels (tenant, user_id, channel, recipient, opted_out, updated_at)
-    VALUES (:tenant, :user_id, :channel, :recipient, :opted_out, now())
-    ON CONFLICT (tenant, user_id, channel) DO UPDATE
-        SET recipient = CASE WHEN :names_recipient THEN excluded.recipient ELSE user_channels.recipient END,
-            opted_out = CASE WHEN :names_opted_out THEN excluded.opted_out ELSE user_channels.opted_out END,
-            updated_at = excluded.updated_at
-    RETURNING {COLUMNS}
-""")  # noqa: S608 - a constant
-OF_CHANNEL = "tenant = :tenant AND user_id = :user_id AND channel = :channel"
-DELETE_RECIPIENT = text(f"""
-    UPDATE user_channels SET recipient = NULL, updated_at = now() WHERE {OF_CHANNEL} AND recipient IS NOT NULL
-""")  # noqa: S608 - a constant
-DELETE_EMPTY = text(f"""
-    DELETE FROM user_channels WHERE {OF_CHANNEL} AND recipient IS NULL AND NOT opted_out
-""")  # noqa: S608 - a constant
 
-UserChannelKey = tuple[str, int, Channel]
-"""Tenant, user id and channel."""
+UserChannelKey = tuple[str, str, Channel]
+"""Tenant, user and channel."""
+
+
+class _Statements(NamedTuple):
+    """The statements for users whose ids are in one of the two columns."""
+
+    find: TextClause
+    list: TextClause
+    store: TextClause
+    delete_recipient: TextClause
+    delete_empty: TextClause
+
+
+def _statements(column: str, kind: str, unique: str) -> _Statements:
+    of_user = f"tenant = :tenant AND {column} = :user"
+    of_channel = f"{of_user} AND channel = :channel"
+    return _Statements(
+        find=text(f"""
+            SELECT tenant, user_id, user_key, {COLUMNS} FROM user_channels
+            JOIN unnest(CAST(:tenants AS text[]), CAST(:users AS {kind}[]), CAST(:channels AS text[]))
+                AS wanted (tenant, {column}, channel) USING (tenant, {column}, channel)
+        """),  # noqa: S608 - constants, as in all of them
+        list=text(f"SELECT {COLUMNS} FROM user_channels WHERE {of_user} ORDER BY channel"),  # noqa: S608
+        store=text(f"""
+            INSERT INTO user_channels (tenant, {column}, channel, recipient, opted_out, updated_at)
+            VALUES (:tenant, :user, :channel, :recipient, :opted_out, now())
+            ON CONFLICT {unique} DO UPDATE
+                SET recipient = CASE WHEN :names_recipient THEN excluded.recipient ELSE user_channels.recipient END,
+                    opted_out = CASE WHEN :names_opted_out THEN excluded.opted_out ELSE user_channels.opted_out END,
+                    updated_at = excluded.updated_at
+            RETURNING {COLUMNS}
+        """),  # noqa: S608
+        delete_recipient=text(f"""
+            UPDATE user_channels SET recipient = NULL, updated_at = now() WHERE {of_channel} AND recipient IS NOT NULL
+        """),  # noqa: S608
+        delete_empty=text(f"""
+            DELETE FROM user_channels WHERE {of_channel} AND recipient IS NULL AND NOT opted_out
+        """),  # noqa: S608
+    )
+
+
+INTEGERS = _statements("user_id", "bigint", "(tenant, user_id, channel)")
+KEYS = _statements("user_key", "text", "(tenant, user_key, channel) WHERE user_key IS NOT NULL")
+
+
+def _statements_for(user: str) -> tuple[_Statements, int | str]:
+    """Return the statements for the user, and the value of `:user` in them."""
+    user_id, user_key = user_columns(user)
+    return (INTEGERS, user_id) if user_key is None else (KEYS, user_key)
 
 
 async def stored_channels(
     connection: AsyncConnection, keys: Iterable[UserChannelKey]
-) -> dict[UserChannelKey, UserChannelView]:
+) -> dict[UserChannelKey, UserChannel]:
     """Return the settings stored under `keys`, leaving out keys without settings."""
-    tenants, user_ids, channels = zip(*set(keys), strict=True)
-    parameters = {"tenants": tenants, "user_ids": user_ids, "channels": [channel.value for channel in channels]}
-    rows = await connection.execute(FIND, parameters)
-    return {(row.tenant, row.user_id, Channel(row.channel)): UserChannelView.model_validate(row) for row in rows}
+    wanted: dict[_Statements, set[tuple[str, int | str, str]]] = {}
+    for tenant, user, channel in keys:
+        statements, value = _statements_for(user)
+        wanted.setdefault(statements, set()).add((tenant, value, channel.value))
+    stored: dict[UserChannelKey, UserChannel] = {}
+    for statements, parameters in wanted.items():
+        stored |= await _find(connection, statements, parameters)
+    return stored
+
+
+async def _find(
+    connection: AsyncConnection, statements: _Statements, wanted: Collection[tuple[str, int | str, str]]
+) -> dict[UserChannelKey, UserChannel]:
+    tenants, users, channels = zip(*wanted, strict=True)
+    rows = await connection.execute(statements.find, {"tenants": tenants, "users": users, "channels": channels})
+    return {
+        (row.tenant, user_of(row.user_id, row.user_key), Channel(row.channel)): UserChannel.model_validate(row)
+        for row in rows
+    }
 
 
 class UserChannels:
@@ -58,28 +99,29 @@ class UserChannels:
         self._share = share
         self._reads = reads
 
-    async def list_of_user(self, tenant: str, user_id: int) -> list[UserChannelView]:
+    async def list_of_user(self, tenant: str, user: str) -> list[UserChannel]:
         """Return all settings that are stored for the user, ordered by channel."""
-        rows = await self._reads.execute(tenant, LIST, user_id=user_id)
-        return [UserChannelView.model_validate(row) for row in rows]
+        statements, value = _statements_for(user)
+        rows = await self._reads.execute(tenant, statements.list, user=value)
+        return [UserChannel.model_validate(row) for row in rows]
 
-    async def store(
-        self, tenant: str, user_id: int, channel: Channel, settings: UserChannelSettings
-    ) -> UserChannelView:
+    async def store(self, tenant: str, user: str, channel: Channel, settings: UserChannelSettings) -> UserChannel:
         """Store only the fields that are set, so that, for example, a new address does not undo an opt-out."""
+        statements, value = _statements_for(user)
         values = settings.model_dump()
         values |= {f"names_{field}": field in settings.model_fields_set for field in values}
-        values |= {"tenant": tenant, "user_id": user_id, "channel": channel.value}
+        values |= {"tenant": tenant, "user": value, "channel": channel.value}
         async with self._share.slot(tenant):
-            stored = await execute(self._engine, STORE, **values)
-        return UserChannelView.model_validate(stored.one())
+            stored = await execute(self._engine, statements.store, **values)
+        return UserChannel.model_validate(stored.one())
 
-    async def delete_recipient(self, tenant: str, user_id: int, channel: Channel) -> bool:
+    async def delete_recipient(self, tenant: str, user: str, channel: Channel) -> bool:
         """Delete the user's recipient for the channel, but keep an opt-out; return False if nothing was deleted."""
         # Only the recipient counts, because the deletion of an empty row would reveal that there was no opt-out. An
         # opt-out may be stored between the two statements, or while one waits for the row. Neither affects it.
-        of_channel = {"tenant": tenant, "user_id": user_id, "channel": channel.value}
+        statements, value = _statements_for(user)
+        of_channel = {"tenant": tenant, "user": value, "channel": channel.value}
         async with self._share.slot(tenant):
-            deleted = await execute(self._engine, DELETE_RECIPIENT, **of_channel)
-            await execute(self._engine, DELETE_EMPTY, **of_channel)
+            deleted = await execute(self._engine, statements.delete_recipient, **of_channel)
+            await execute(self._engine, statements.delete_empty, **of_channel)
         return deleted.rowcount > 0

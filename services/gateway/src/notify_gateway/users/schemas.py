@@ -6,7 +6,7 @@ from fastapi.exceptions import RequestValidationError
 from notify_common.contracts.channels import Channel, Recipients
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from notify_gateway.http.fields import RequestModel, StoredChannel
+from notify_gateway.http.fields import Omissible, RequestModel, StoredChannel
 
 
 class UserChannelSettings(RequestModel):
@@ -29,12 +29,19 @@ def valid_recipient(channel: Channel, recipient: str) -> str | None:
         raise RequestValidationError([{**problem, "loc": ("body", "recipient")} for problem in problems]) from None
 
 
-class UserChannelView(BaseModel):
+class UserChannel(BaseModel):
     """A user's stored recipient and opt-out for one channel."""
 
     model_config = ConfigDict(from_attributes=True)
 
     channel: StoredChannel
-    recipient: str | None
+    recipient: Omissible[str] = None
     opted_out: bool
     updated_at: datetime
+
+
+class UserChannelPage(BaseModel):
+    """All that is stored for a user."""
+
+    items: list[UserChannel]
+    has_more: bool = False

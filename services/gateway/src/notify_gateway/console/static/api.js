@@ -22,9 +22,6 @@ function headers(more = {}) {
   return token ? { ...more, Authorization: `Bearer ${token}` } : more;
 }
 
-// A user id can exceed the largest exact number in JavaScript, so long ones are kept as text.
-const parse = (text) => JSON.parse(text.replace(/"user_id":(\d{16,})/g, '"user_id":"$1"'));
-
 async function request(path, options) {
   let response;
   try {
@@ -41,7 +38,7 @@ async function request(path, options) {
 async function requestJson(path, options) {
   const response = await request(path, { ...options, signal: AbortSignal.timeout(TIMEOUT) });
   try {
-    return parse(await response.text());
+    return await response.json();
   } catch {
     throw new Problem(0, "The gateway's response was cut off.");
   }
@@ -53,9 +50,9 @@ export function get(path, query = {}) {
   return requestJson(`${path}${parameters.size ? `?${parameters}` : ""}`, { headers: headers() });
 }
 
-/** POST JSON text or an object and return the JSON response; throw `Problem`. */
+/** POST an object and return the JSON response; throw `Problem`. */
 export function post(path, body, more = {}) {
-  const text = typeof body === "string" ? body : JSON.stringify(body ?? {});
+  const text = JSON.stringify(body ?? {});
   return requestJson(path, { method: "POST", headers: headers({ "Content-Type": "application/json", ...more }), body: text });
 }
 
@@ -83,7 +80,7 @@ export async function subscribe(query, receive, signal) {
     signal.addEventListener("abort", () => connection.abort(), { signal: connection.signal });
     document.addEventListener("visibilitychange", () => document.hidden && connection.abort(), { signal: connection.signal });
     try {
-      const path = `api/events?${new URLSearchParams(query)}`;
+      const path = `v1/events?${new URLSearchParams(query)}`;
       const more = last ? { "Last-Event-ID": last } : {};
       const stream = await request(path, { headers: headers(more), signal: connection.signal });
       const reader = stream.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -94,7 +91,7 @@ export async function subscribe(query, receive, signal) {
         for (const event of events) {
           const fields = Object.fromEntries(event.split("\n").map((line) => line.split(/: (.*)/s, 2)));
           last = fields.id ?? last;
-          if (fields.event === "status") receive(parse(fields.data));
+          if (fields.event === "status") receive(JSON.parse(fields.data));
         }
       }
     } catch (error) {

@@ -40,7 +40,7 @@ export function follow(id, pageSignal, update, onMissing = () => {}) {
     try {
       do {
         outdated = false;
-        await attempt(async () => update(await get(`api/notifications/${id}`)), signal, handle);
+        await attempt(async () => update(await get(`v1/notifications/${id}`)), signal, handle);
       } while (outdated && !signal.aborted);
     } finally {
       loading = false;
@@ -58,8 +58,9 @@ export function showDetails(place, notification, state, signal) {
     h("dl", { className: "facts" },
       fact("ID", h("code", {}, notification.id)),
       fact("Status", badge(notification.status)),
-      fact("User", h("a", { href: `#/notifications?user_id=${notification.user_id}` }, String(notification.user_id))),
+      fact("User", h("a", { href: `#/notifications?${new URLSearchParams({ user_id: notification.user_id })}` }, notification.user_id)),
       fact("Accepted", time(notification.created_at)),
+      notification.reference && fact("Reference", notification.reference),
       notification.send_at && fact("Scheduled for", time(notification.send_at)),
       notification.expires_at && fact("Expires", time(notification.expires_at)),
       notification.test && fact("Test", "It was posted with a test key, so it is only simulated."),
@@ -119,13 +120,13 @@ function step(at, kind, ...what) {
 
 async function retry(delivery, signal) {
   if (await confirmed("Retry this delivery?", `This starts a new round over ${delivery.channel} with a full set of attempts. The history is kept.`, "Retry")) {
-    await attempt(() => post(`api/deliveries/${delivery.id}/retry`), signal, showRejection);
+    await attempt(() => post(`v1/deliveries/${delivery.id}/retry`), signal, showRejection);
   }
 }
 
 async function cancel(notification, signal) {
   if (await confirmed("Cancel this notification?", "Deliveries that are still in the outbox will not be sent. Deliveries that are already on their way cannot be stopped.", "Cancel notification")) {
-    await attempt(() => post(`api/notifications/${notification.id}/cancel`), signal, showRejection);
+    await attempt(() => post(`v1/notifications/${notification.id}/cancel`), signal, showRejection);
   }
 }
 

@@ -93,7 +93,7 @@ function showPage() {
 async function begin() {
   document.getElementById("key-button").hidden = !key.get();
   const succeeded = await attempt(async () => {
-    links = await get("api/links");
+    links = await get("v1/links");
     const link = document.getElementById("rabbitmq-link");
     link.hidden = !links.rabbitmq;
     if (links.rabbitmq) link.href = links.rabbitmq;

@@ -29,33 +29,32 @@ export function notifications({ main, signal, query }) {
     problem.textContent = "";
     const id = search.value.trim();
     if (UUID.test(id)) {
-      await find(id.toLowerCase());
-    } else if (id && !/^[0-9]{1,19}$/.test(id)) {
-      problem.textContent = "Enter the UUID of a notification or delivery, or the numeric ID of a user.";
-    } else {
-      go({ user_id: id, status: status.value, channel: channel.value });
+      if (await find(id.toLowerCase())) return;
+      // It may also be the ID of a user.
+      const page = await get("v1/notifications", { user_id: id, limit: 1 });
+      if (!page.items.length) {
+        problem.textContent = `No notification, delivery or user has the ID ${id}.`;
+        return;
+      }
     }
+    go({ user_id: id, status: status.value, channel: channel.value });
   }
 
+  /** Open the notification or delivery with this ID; return whether there is one. */
   async function find(id) {
     const isMissing = (error) => error.status === 404;
-    const found = await attempt(async () => {
-      await get(`api/notifications/${id}`);
+    return await attempt(async () => {
+      await get(`v1/notifications/${id}`);
       location.hash = `#/notifications/${id}`;
-    }, signal, isMissing);
-    if (found) return;
-    await attempt(async () => {
-      const delivery = await get(`api/deliveries/${id}`);
+    }, signal, isMissing) || await attempt(async () => {
+      const delivery = await get(`v1/deliveries/${id}`);
       location.hash = `#/notifications/${delivery.notification_id}`;
-    }, signal, (error) => {
-      if (isMissing(error)) problem.textContent = `No notification or delivery has the ID ${id}.`;
-      return isMissing(error);
-    });
+    }, signal, isMissing);
   }
 
   const filters = Object.fromEntries(["user_id", "status", "channel", "cursor"].map((name) => [name, query.get(name) ?? ""]));
   every(2000, signal, async () => {
-    const page = await get("api/notifications", { ...filters, limit: ROWS });
+    const page = await get("v1/notifications", { ...filters, limit: ROWS, expand: "content" });
     showRows(list, page.items, filters);
     const older = page.next_cursor && { ...filters, cursor: page.next_cursor };
     show(pages, JSON.stringify([filters, older?.cursor]),
@@ -95,7 +94,7 @@ function showRows(place, items, filters) {
     h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, items.map((item) => h("tr", {},
       h("td", {}, h("a", { href: `#/notifications/${item.id}` }, time(item.created_at))),
-      h("td", {}, h("a", { href: hash({ user_id: String(item.user_id) }) }, String(item.user_id))),
+      h("td", {}, h("a", { href: hash({ user_id: item.user_id }) }, item.user_id)),
       h("td", { className: "excerpt" }, item.message.length > EXCERPT ? `${item.message.slice(0, EXCERPT)}…` : item.message),
       h("td", {}, item.deliveries.map((delivery) =>
         h("span", { className: "delivery" }, `${delivery.channel} `, badge(delivery.status)))),

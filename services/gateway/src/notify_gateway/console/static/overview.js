@@ -25,7 +25,7 @@ export function overview({ main, signal, state }) {
   );
   const cards = new Map();
   every(1000, signal, async () => {
-    const current = await get("api/overview");
+    const current = await get("v1/overview");
     loading.remove();
     state.report(current);
     showTiles(tiles, current);

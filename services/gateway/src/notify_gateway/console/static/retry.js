@@ -36,7 +36,7 @@ export function retry({ main, signal, query }) {
     };
     button.disabled = true;
     await attempt(async () => {
-      const { count } = await post("api/deliveries/retry", { ...filters, dry_run: true });
+      const { count } = await post("v1/retries/preview", filters);
       if (!count) result.textContent = "No failed deliveries match. Try a longer period, another channel or another error class.";
       else if (await confirmed(`Retry ${count.toLocaleString()} ${count === 1 ? "delivery" : "deliveries"}?`,
         "They are queued again in the background, in batches.", `Retry ${count.toLocaleString()}`)) await retryAll(filters, count);
@@ -48,7 +48,7 @@ export function retry({ main, signal, query }) {
   }
 
   async function retryAll(filters, count) {
-    let job = await post("api/deliveries/retry", filters);
+    let job = await post("v1/retries", filters);
     progress.hidden = false;
     progress.max = count;
     while (!signal.aborted) {
@@ -56,7 +56,7 @@ export function retry({ main, signal, query }) {
       result.textContent = `${job.retried.toLocaleString()} of ${count.toLocaleString()} queued for retry`;
       if (job.finished_at) break;
       await new Promise((resolve) => { setTimeout(resolve, POLL_INTERVAL); });
-      job = await get(`api/deliveries/retry/${job.id}`);
+      job = await get(`v1/retries/${job.id}`);
     }
     progress.hidden = true;
   }

@@ -11,7 +11,7 @@ const CHANNELS = ["telegram", "email", "webhook"];
 const unique = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 export function send({ main, signal, state }) {
-  const user = h("input", { name: "user_id", inputMode: "numeric", pattern: "[1-9][0-9]{0,18}", required: true, value: "123" });
+  const user = h("input", { name: "user_id", maxLength: 200, required: true, value: "123" });
   const message = h("textarea", { name: "message", rows: 4, required: true, maxLength: 16384, value: "A test from the console." });
   const subject = h("input", { name: "subject", maxLength: 500 });
   const boxes = CHANNELS.map((channel) => h("input", { type: "checkbox", name: "channel", value: channel, checked: channel === "telegram" }));
@@ -43,15 +43,13 @@ export function send({ main, signal, state }) {
       boxes[0].focus();
       return;
     }
-    const recipient = Object.fromEntries(CHANNELS.map((channel, number) => [channel, recipients[number].value.trim()])
+    const to = Object.fromEntries(CHANNELS.map((channel, number) => [channel, recipients[number].value.trim()])
       .filter(([channel, value]) => value && channels.includes(channel)));
-    const request = { message: message.value, channels, subject: subject.value.trim() || null, recipient };
-    // Insert the id as it was typed, because a JavaScript number is not exact beyond 2^53.
-    const body = `{"user_id": ${user.value.trim()}, ${JSON.stringify(request).slice(1)}`;
+    const request = { user_id: user.value.trim(), message: message.value, channels, subject: subject.value.trim() || null, to };
     button.disabled = true;
     idempotencyKey ??= unique();
     await attempt(async () => {
-      const notification = await post("api/notifications", body, { "Idempotency-Key": idempotencyKey });
+      const notification = await post("v1/notifications", request, { "Idempotency-Key": idempotencyKey });
       idempotencyKey = null;
       following.abort();
       following = new AbortController();
@@ -59,7 +57,6 @@ export function send({ main, signal, state }) {
       const place = h("div", {});
       result.replaceChildren(
         h("h2", {}, h("a", { href: `#/notifications/${notification.id}` }, "Notification details")), place);
-      showDetails(place, notification, state, page);
       follow(notification.id, page, (latest) => showDetails(place, latest, state, page));
     }, signal, (error) => {
       problem.textContent = error.message;

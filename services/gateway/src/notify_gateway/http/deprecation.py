@@ -1,0 +1,35 @@
+"""The headers that tell the clients of the URLs under `/api` that `/v1` replaces them (RFC 9745, RFC 8288)."""
+
+from collections.abc import Sequence
+
+PREFIX = "/api/"
+SINCE = 1796083200  # 2026-12-01, when the first version with /v1 is released
+GUIDE = "/docs"
+SUCCESSORS = (
+    ("/api/deliveries/retry", "/v1/retries"),
+    ("/api/notifications", "/v1/notifications"),
+    ("/api/deliveries", "/v1/deliveries"),
+    ("/api/users", "/v1/users"),
+    ("/api/events", "/v1/events"),
+    ("/api/overview", "/v1/overview"),
+    ("/api/links", "/v1/links"),
+)
+
+
+def deprecation_headers(path: str) -> Sequence[tuple[bytes, bytes]]:
+    """Return the headers for a response to a request with this path, which are empty unless it is deprecated."""
+    if not path.startswith(PREFIX):
+        return ()
+    for old, new in SUCCESSORS:
+        if path.startswith(old):
+            return HEADERS[new]
+    return ()
+
+
+HEADERS = {
+    new: (
+        (b"deprecation", b"@%d" % SINCE),
+        (b"link", f'<{GUIDE}>; rel="deprecation", <{new}>; rel="successor-version"'.encode()),
+    )
+    for _, new in SUCCESSORS
+}
