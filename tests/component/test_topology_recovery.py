@@ -53,9 +53,11 @@ async def message_in_new(queue: str, servers: Servers, rabbit: RabbitSettings) -
 
     async def exists() -> bool:
         with servers.management() as management:
-            return management.get(f"/api/queues/{rabbit.rabbitmq_vhost}/{queue}").is_success
+            response = management.get(f"/api/queues/{rabbit.rabbitmq_vhost}/{queue}")
+            # For a moment, the queue is listed although its process has not started.
+            return response.is_success and bool(response.json().get("online"))
 
-    await eventually(exists, f"{queue} is declared again")
+    await eventually(exists, f"{queue} is declared again and runs")
     async with hand_on(rabbit) as hand:
         return await hand.next_message(queue)
 
