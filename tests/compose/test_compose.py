@@ -47,10 +47,9 @@ def consumers(compose: Compose, queue: str) -> list[str]:
     with compose.management() as management:
         all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
         names = {each["name"]: each["user_provided_name"] for each in management.get("/api/connections").json()}
-    connections = [
-        each["channel_details"].get("connection_name") for each in all_consumers if each["queue"]["name"] == queue
-    ]
-    return [names.get(connection, "unknown yet") for connection in connections]
+    details = [each["channel_details"] for each in all_consumers if each["queue"]["name"] == queue]
+    # The details are an empty list for a moment, if the channel is new.
+    return [names.get(each["connection_name"], "unknown yet") if each else "unknown yet" for each in details]
 
 
 def received_by_channel(compose: Compose, queue: str) -> dict[str, int]:
@@ -58,10 +57,10 @@ def received_by_channel(compose: Compose, queue: str) -> dict[str, int]:
     with compose.management() as management:
         all_consumers = management.get("/api/consumers/%2F").raise_for_status().json()
         known = {each["name"]: each for each in management.get("/api/channels").json()}
-    channels = [each["channel_details"].get("name") for each in all_consumers if each["queue"]["name"] == queue]
+    details = [each["channel_details"] for each in all_consumers if each["queue"]["name"] == queue]
     return {
         name: known[name].get("message_stats", {}).get("ack", 0) + known[name]["messages_unacknowledged"]
-        for name in channels
+        for name in (each["name"] for each in details if each)  # as above
         if name in known
     }
 
