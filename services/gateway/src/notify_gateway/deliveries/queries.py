@@ -1,5 +1,6 @@
 """Read deliveries from PostgreSQL."""
 
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -73,7 +74,7 @@ AFTER = """
     AND n.id <= (SELECT notification_id FROM deliveries WHERE id = :cursor)
 """
 EXPANSIONS = {
-    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}"},
+    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}", "history": ""},
     Expansion.ATTEMPTS: {"columns": ", history.*", "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history"},
 }
 
@@ -98,9 +99,9 @@ class DeliveryQueries:
             conditions.append("n.id < :end_id")
             values["end_id"] = first_id_at(query.created_before)
         if query.user_id is not None:
-            user_id, user_key = user_columns(query.user_id)
-            conditions.append("n.user_id = :user_id" if user_key is None else "n.user_key = :user_key")
-            values |= {"user_id": user_id} if user_key is None else {"user_key": user_key}
+            condition, user = of_user(query.user_id)
+            conditions.append(condition)
+            values |= user
         if query.channel is not None:
             conditions.append("d.channel = :channel")
             values["channel"] = query.channel.value
@@ -113,16 +114,27 @@ class DeliveryQueries:
         if query.cursor is not None:
             conditions.append(AFTER)
             values["cursor"] = query.cursor
-        parts = {"columns": "", "history": ""}
-        for expansion in sorted(set(query.expand)):
-            parts = {name: part + EXPANSIONS[expansion].get(name, "") for name, part in parts.items()}
-        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **parts))
+        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
         # One more delivery than fits on the page is requested, to find out whether there are more.
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
             items = [_delivery(row) async for row in in_slices(rows)]
         more = len(items) > query.limit
         items = items[: query.limit]
         return DeliveryPage(items=items, next_cursor=items[-1].id if more else None, has_more=more)
+
+
+def of_user(user: str) -> tuple[str, dict[str, object]]:
+    """Return the condition on notifications `n` that finds those of a user, and the value in it."""
+    user_id, user_key = user_columns(user)
+    if user_key is None:
+        return "n.user_id = :user_id", {"user_id": user_id}
+    return "n.user_key = :user_key", {"user_key": user_key}
+
+
+def expanded(parts: Mapping[Expansion, Mapping[str, str]], wanted: Collection[Expansion]) -> dict[str, str]:
+    """Return the parts of a statement that the wanted expansions add; the others are empty."""
+    names = next(iter(parts.values()))
+    return {name: "".join(parts[each][name] for each in sorted(set(wanted))) for name in names}
 
 
 @cache

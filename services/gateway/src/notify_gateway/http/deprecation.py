@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-PREFIX = "/api/"
+from notify_gateway.http.problems import LEGACY_PREFIX
+
 SINCE = 1796083200  # 2026-12-01, when the first version with /v1 is released
 GUIDE = "/docs"
 SUCCESSORS = (
@@ -18,7 +19,7 @@ SUCCESSORS = (
 
 def deprecation_headers(path: str) -> Sequence[tuple[bytes, bytes]]:
     """Return the headers for a response to a request with this path, which are empty unless it is deprecated."""
-    if not path.startswith(PREFIX):
+    if not path.startswith(LEGACY_PREFIX):
         return ()
     for old, new in SUCCESSORS:
         if path.startswith(old):

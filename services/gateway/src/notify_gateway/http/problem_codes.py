@@ -52,9 +52,8 @@ OF_STATUS = {
 
 def code_of(status: int) -> ProblemCode:
     """Return the code of a problem that has none of its own."""
-    return OF_STATUS.get(
-        status, ProblemCode.BAD_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else OF_STATUS[500]
-    )
+    others = ProblemCode.BAD_REQUEST if status < HTTPStatus.INTERNAL_SERVER_ERROR else ProblemCode.INTERNAL_ERROR
+    return OF_STATUS.get(status, others)
 
 
 DESCRIPTIONS = {

@@ -5,7 +5,6 @@ ids, so that PostgreSQL searches one partition instead of all.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import cache
 from itertools import groupby, islice
 from operator import attrgetter
@@ -14,20 +13,20 @@ from uuid import UUID
 
 from notify_common.contracts.ids import first_id_at, of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.trace_context import trace_id
-from notify_common.contracts.users import user_columns, user_of
+from notify_common.contracts.users import user_of
 from notify_common.runtime.clock import utc_now
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from notify_gateway.database import TenantReads
-from notify_gateway.deliveries.queries import DELIVERY_COLUMNS, HISTORY
+from notify_gateway.deliveries.queries import DELIVERY_COLUMNS, HISTORY, expanded, of_user
+from notify_gateway.deliveries.retry_jobs import DEFAULT_WINDOW
 from notify_gateway.deliveries.schemas import NotificationDelivery
 from notify_gateway.http.fields import Expansion
 from notify_gateway.notifications.schemas import ListQuery, Notification, NotificationPage
 from notify_gateway.notifications.status import has_status_sql, notification_status
 from notify_gateway.slices import in_slices
 
-DEFAULT_WINDOW = timedelta(hours=24)
 PAGE_BYTES = 4_000_000  # of messages, subjects and metadata, as JSON; the notification that exceeds it is the last
 
 # The columns are listed, so that a new column does not change the result type of prepared statements.
@@ -62,8 +61,12 @@ PAGE = f"""
     ORDER BY n.id DESC, d.channel
 """  # noqa: S608 - the conditions are constants, too
 EXPANSIONS = {
-    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}", "content": "message, subject, email, "},
-    Expansion.ATTEMPTS: {"columns": ", history.*", "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history"},
+    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}", "content": "message, subject, email, ", "history": ""},
+    Expansion.ATTEMPTS: {
+        "columns": ", history.*",
+        "content": "",
+        "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history",
+    },
 }
 
 
@@ -99,10 +102,7 @@ class NotificationQueries:
             conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
         if query.status:
             conditions.append(f"({' OR '.join(has_status_sql(status, join) for status in sorted(set(query.status)))})")
-        parts = {"columns": "", "content": "", "history": ""}
-        for expansion in sorted(set(query.expand)):
-            parts = {name: part + EXPANSIONS[expansion].get(name, "") for name, part in parts.items()}
-        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **parts))
+        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
         # One more notification than fits on the page is requested, to find out whether there are more.
         items, more = [], False
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
@@ -119,12 +119,9 @@ def _conditions(query: ListQuery) -> tuple[list[str], list[str], dict[str, objec
     conditions, window = ["n.tenant = :tenant"], ["d.notification_id = n.id"]
     created_after = query.created_after
     if query.user_id is not None:
-        values["user_id"], user_key = user_columns(query.user_id)
-        if user_key is None:
-            conditions.append("n.user_id = :user_id")
-        else:
-            values = {"user_key": user_key}
-            conditions.append("n.user_key = :user_key")
+        condition, user = of_user(query.user_id)
+        conditions.append(condition)
+        values |= user
     if query.reference is not None:
         values["reference"] = query.reference
         conditions.append("n.reference = :reference")
