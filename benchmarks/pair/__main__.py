@@ -116,6 +116,9 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="length of each of the two loads of a run (default: %(default)g)"
     )
+    parser.add_argument(
+        "--v1", action="store_true", help="post to /v1 in the working tree, and to the older URL in BASE"
+    )
     options = parser.parse_args()
     if min(options.pairs, options.rate, options.seconds) <= 0:
         parser.error("--pairs, --rate and --seconds must be positive")
@@ -124,7 +127,7 @@ def main() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         with exclusive():
-            sides = base(options.base, FOLDER), working_tree()
+            sides = base(options.base, FOLDER), working_tree(v1=options.v1)
             results = FOLDER / "results" / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
             show(measure_pairs(sides, options.pairs, Load(options.rate, options.seconds), results), results)
     except KeyboardInterrupt:

@@ -104,7 +104,7 @@ def _driver_seconds() -> float:
 def _load_until_final(stack: Stack, rate: float, seconds: float) -> Mapping[str, Any]:
     """Load the stack, wait until every accepted notification is sent, and return the load generator's results."""
     stored_before, _ = _counts(stack)
-    seen = generate(stack.url, rate, seconds)
+    seen = generate(stack.gateway, rate, seconds, requests=[stack.request])
     accepted = len(seen["ids"])
     if not accepted:
         raise SystemExit(f"No request was accepted ({seen['refused']}); the logs are in {stack.folder / 'log'}.")

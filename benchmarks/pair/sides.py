@@ -1,5 +1,6 @@
 """The two sides of a comparison: a commit in its own checkout, and the working tree."""
 
+import json
 import os
 import subprocess
 import tempfile
@@ -7,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.load import Request
 from benchmarks.pair.figures import BASE, WORKING_TREE
 from benchmarks.paths import PROJECT
 from benchmarks.progress import say
+from benchmarks.steps import post
+
+V1_BODY = json.dumps({"user_id": "123", "message": "Your code: 11111", "channels": ["telegram"]})
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,15 @@ class Side:
     name: str
     path: Path
     commit: str
+    v1: bool = False
+    """True if notifications are posted to `/v1`, otherwise to the URL that every commit has."""
+
+    @property
+    def request(self) -> Request:
+        """The request that posts a notification. Both forms have the same effect."""
+        if self.v1:
+            return post("/v1/notifications", body=V1_BODY)
+        return post("/api/notifications")
 
     @property
     def python(self) -> Path:
@@ -31,9 +45,9 @@ class Side:
         return self.name.replace(" ", "-")
 
 
-def working_tree() -> Side:
+def working_tree(*, v1: bool) -> Side:
     """Return the working tree, which `make` has installed already."""
-    return Side(WORKING_TREE, PROJECT, _git("rev-parse", "HEAD"))
+    return Side(WORKING_TREE, PROJECT, _git("rev-parse", "HEAD"), v1)
 
 
 def base(revision: str, folder: Path) -> Side:

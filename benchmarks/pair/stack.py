@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 
+from benchmarks.load import Request
 from benchmarks.pair.sides import Side, clean_environment
 from benchmarks.running import cpu_seconds
 from benchmarks.servers import addresses_when_ready
@@ -32,11 +33,8 @@ class Stack:
     gateway: str
     database: str
     pids: dict[str, int]
-
-    @property
-    def url(self) -> str:
-        """The URL to post notifications to."""
-        return f"{self.gateway}/api/notifications"
+    request: Request
+    """The request that posts a notification."""
 
     def query(self, statement: str) -> list[tuple[object, ...]]:
         """Return the rows of one statement."""
@@ -64,7 +62,7 @@ def running_stack(side: Side, folder: Path) -> Iterator[Stack]:
         )
         try:
             addresses = addresses_when_ready(process, folder / "stack.env", log)
-            yield Stack(folder, addresses["GATEWAY_URL"], addresses["POSTGRES_URL"], _pids(folder))
+            yield Stack(folder, addresses["GATEWAY_URL"], addresses["POSTGRES_URL"], _pids(folder), side.request)
         finally:
             _stop(process)
 
