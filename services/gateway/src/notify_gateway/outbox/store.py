@@ -62,7 +62,7 @@ TAKE_DUE = text(f"""
                CASE d.channel WHEN 'email' THEN coalesce(octet_length(n.email ->> 'html'), 0) ELSE 0 END
                    + octet_length(n.message) AS bytes,
                CASE
-                   WHEN u.opted_out THEN 'cancelled'
+                   WHEN coalesce(by_id.opted_out, by_key.opted_out) THEN 'cancelled'
                    WHEN n.expires_at <= now() THEN 'expired'
                END AS end_status
         FROM due
@@ -70,8 +70,11 @@ TAKE_DUE = text(f"""
         -- began. If an operator has retried the delivery in between, the rounds differ, and a later poll takes the row.
         JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
         JOIN notifications n ON n.id = d.notification_id
-        LEFT JOIN user_channels u ON u.tenant = n.tenant AND u.channel = d.channel
-            AND (u.user_id = n.user_id OR u.user_key = n.user_key)
+        -- With an OR in a single join, PostgreSQL would read all stored users of the tenant for each row.
+        LEFT JOIN user_channels by_id
+            ON by_id.tenant = n.tenant AND by_id.user_id = n.user_id AND by_id.channel = d.channel
+        LEFT JOIN user_channels by_key
+            ON by_key.tenant = n.tenant AND by_key.user_key = n.user_key AND by_key.channel = d.channel
     ), incomplete AS (
         -- Rows without a notification, for example because an operator has detached its partition, back off. Otherwise
         -- `limit` of them would keep all others of their channel from being taken.
