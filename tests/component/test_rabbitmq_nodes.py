@@ -9,10 +9,13 @@ import httpx
 import pytest
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryRequested
+from notify_common.contracts.messages import DeliveryRequested, DeliveryStatus, StatusChange
 from notify_common.errors import BrokerUnavailable
 from notify_common.rabbitmq.connection import RabbitSettings, broker_errors, connect, create_broker
+from notify_common.rabbitmq.declaration import DeclaredTopology
+from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
 from notify_gateway.settings import GatewaySettings
@@ -21,7 +24,7 @@ from support.amqp import hand_on, prepare_topology
 from support.event_stream import post, reading
 from support.fakes import FakeProvider
 from support.processes import gateway_command
-from support.rabbitmq_nodes import Node, node_settings, running_node, silent_address, try_first
+from support.rabbitmq_nodes import Node, closing_address, node_settings, running_node, silent_address, try_first
 from support.servers import Servers
 from support.services import (
     TIMEOUT,
@@ -110,6 +113,30 @@ async def test_one_silent_node_does_not_hold_up_a_service_for_ever(rabbit: Rabbi
         )
         with pytest.raises(BrokerUnavailable, match="TimeoutError"), broker_errors():
             await connect(settings, "test")
+
+
+async def test_broker_is_unavailable_if_a_proxy_closes_each_connection_at_once(rabbit: RabbitSettings) -> None:
+    async with closing_address() as (closing, closed), asyncio.timeout(TIMEOUT):
+        port = int(closing.split(":")[1])
+        settings = rabbit.model_copy(update={**QUICK, "rabbitmq_host": "127.0.0.1", "rabbitmq_port": port})
+        # This neither ends the process nor the publishing of events.
+        await DeclaredTopology(settings, [], role="test").restore()
+        await closed.acquire()
+        requested: DeliveryRequested = delivery_requested()
+        change = StatusChange(
+            delivery_id=requested.delivery_id,
+            notification_id=requested.notification_id,
+            channel=requested.channel,
+            status=DeliveryStatus.SENT,
+            round=1,
+            attempt=1,
+            changed_at=utc_now(),
+        )
+        events = EventPublisher(settings, "test")
+        async with events.running():
+            events.publish([change])
+            for _ in range(5):
+                await closed.acquire()
 
 
 @pytest.mark.parametrize("first", ["silent", "nobody listens"])

@@ -1,11 +1,12 @@
-"""Private RabbitMQ nodes that tests may kill, and addresses that accept connections and stay silent."""
+"""Private RabbitMQ nodes that tests may kill, and addresses that accept connections and stay silent or close them."""
 
 import asyncio
 import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -109,3 +110,24 @@ async def silent_address(tls: ssl.SSLContext | None = None) -> AsyncIterator[str
         server.close()
         for writer in writers:
             writer.transport.abort()
+
+
+@asynccontextmanager
+async def closing_address() -> AsyncIterator[tuple[str, asyncio.Semaphore]]:
+    """Yield an address that closes each connection at once, as a proxy does, and a semaphore that counts them."""
+    closed, loop = asyncio.Semaphore(0), asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def close_each() -> None:
+            # The loop of the test would accept a connection only after the client has begun to read.
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+                    loop.call_soon_threadsafe(closed.release)
+
+        closing = loop.run_in_executor(None, close_each)
+        try:
+            yield f"127.0.0.1:{server.getsockname()[1]}", closed
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            await closing

@@ -15,6 +15,7 @@ from notify_common.rabbitmq.connection import broker_errors
         TimeoutError(),
         RuntimeError("closed"),  # aiormq raises this for some lost connections
         Exception(),
+        StopAsyncIteration(),  # aiormq raises this if a connection is closed at once
         asyncio.CancelledError(),  # aiormq cancels tasks that wait for a lost connection
     ],
     ids=repr,

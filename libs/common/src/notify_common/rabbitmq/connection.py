@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 RECONNECT_INTERVAL = 1.0  # seconds
 TLS_CLOSE_TIMEOUT = 1.0  # seconds; a silent node would otherwise delay the end of its connection by 30 s
 
-# Errors that mean that the broker is unavailable. ChannelInvalidStateError is listed, as it is not an AMQPError.
-BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
+# Errors that mean that the broker is unavailable. ChannelInvalidStateError is listed, as it is not an AMQPError. aiormq
+# raises StopAsyncIteration if a new connection is closed at once, for example by a proxy in front of the broker.
+BROKER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, StopAsyncIteration)
 # aiormq raises these classes themselves, not subclasses, for some calls that a lost connection interrupts.
 PLAIN_ERRORS = (Exception, RuntimeError)
 
