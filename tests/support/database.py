@@ -15,6 +15,21 @@ WAITING_FOR_LOCKS = text("""
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """)
 
+SLOW_OUTBOX = (
+    """
+    CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END'
+    """,
+    "CREATE TRIGGER be_slow BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION be_slow()",
+)
+
+
+async def slow_down_outbox(engine: AsyncEngine) -> None:
+    """Let each new row of the outbox take 20 ms."""
+    async with engine.begin() as connection:
+        for statement in SLOW_OUTBOX:
+            await connection.execute(text(statement))
+
 
 async def waiting_for_locks(engine: AsyncEngine) -> int:
     """Return the number of sessions in this database that are waiting for a lock."""

@@ -1,13 +1,15 @@
 """Operator retries of single deliveries, and bulk retries."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import httpx
 from notify_common.contracts.messages import DeliveryRequested, StatusChange
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_database.engine import PostgresSettings
+from notify_database.engine import PostgresSettings, create_engine
+from notify_database.errors import StatementTimedOut
 from notify_gateway.api_keys.store import ApiKeyStore
 from notify_gateway.deliveries.retries import DeliveryRetries
 from notify_gateway.http.principal import Scope
@@ -15,6 +17,7 @@ from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand
+from support.database import slow_down_outbox
 from support.gateway import BODY, Json, bearer, post, rows, soon
 from support.processes import crash
 from support.services import NOWHERE, eventually, running_gateway
@@ -237,6 +240,22 @@ async def test_tenant_gets_at_most_100_unfinished_bulk_retries(
     assert (await secured_api.post("/api/deliveries/retry", json={}, headers=theirs)).status_code == 202
     assert await DeliveryRetries(engine).advance()
     assert (await secured_api.post("/api/deliveries/retry", json={}, headers=ours)).status_code == 202
+
+
+async def test_bulk_retry_whose_chunk_takes_too_long_goes_on_in_smaller_ones(
+    api: httpx.AsyncClient, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    await fail(engine, *(await asyncio.gather(*(post(api) for _ in range(40)))))
+    started = (await api.post("/api/deliveries/retry", json={})).json()
+    await slow_down_outbox(engine)
+    impatient = create_engine(postgres, pool_size=1, statement_timeout=0.4)
+    retries = DeliveryRetries(impatient, chunk_size=40)
+    for _ in range(25):
+        with suppress(StatementTimedOut):
+            await retries.advance()
+    await impatient.dispose()
+    job = (await api.get(f"/api/deliveries/retry/{started['id']}")).json()
+    assert (job["retried"], job["finished_at"] is not None) == (40, True)
 
 
 async def test_bulk_retry_continues_after_its_process_is_killed(

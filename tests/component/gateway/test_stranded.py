@@ -1,6 +1,7 @@
 """Deliveries that are neither in the outbox nor in RabbitMQ are found and sent."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
 
@@ -9,7 +10,8 @@ from notify_common.contracts.ids import new_id
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome, StatusChange
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import PostgresSettings
+from notify_database.engine import PostgresSettings, create_engine
+from notify_database.errors import StatementTimedOut
 from notify_database.partitions import drop_partitions, first_end
 from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.outbox.store import OutboxStore
@@ -17,7 +19,7 @@ from notify_status_writer.delivery_state import Reported
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.database import ADD_DELIVERY
+from support.database import ADD_DELIVERY, slow_down_outbox
 from support.fakes import FakeProvider
 from support.gateway import all_channels_idle, rows
 from support.services import eventually, running_gateway, running_sender, running_status_writer
@@ -126,6 +128,24 @@ async def test_every_stranded_delivery_is_repaired_once_by_concurrent_gateways(e
     assert sorted(change.delivery_id for repaired in passes for change in repaired) == sorted(added)
     assert [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox ORDER BY 1")] == added
     assert await repaired_in_a_pass(engine) == []
+
+
+async def test_search_whose_chunk_takes_too_long_goes_on_in_smaller_ones(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    for _ in range(40):
+        await add(engine)
+    await slow_down_outbox(engine)
+    impatient = create_engine(postgres, pool_size=1, statement_timeout=0.4)
+    repaired: list[StatusChange] = []
+    stranded = StrandedDeliveries(
+        impatient, repaired.extend, lambda _: None, all_channels_idle, silence=SILENCE, chunk_size=40
+    )
+    for _ in range(25):
+        with suppress(StatementTimedOut):
+            await stranded.repair_chunk()
+    await impatient.dispose()
+    assert len(repaired) == 40
 
 
 async def test_delivery_whose_result_is_being_written_is_left_alone(engine: AsyncEngine) -> None:

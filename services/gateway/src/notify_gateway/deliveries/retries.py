@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import TenantShare
+from notify_gateway.deliveries.chunk_sizes import ChunkSizes
 from notify_gateway.deliveries.schemas import Delivery
 from notify_gateway.errors import RetryRejected
 from notify_gateway.outbox.store import status_changes
@@ -141,7 +142,7 @@ class DeliveryRetries:
         self._engine = engine
         self._share = share
         self._publish_changes = publish_changes
-        self._chunk_size = chunk_size
+        self._chunk_sizes = ChunkSizes[UUID](chunk_size)
         self._pace = pace
 
     async def retry(self, tenant: str | None, delivery_id: UUID, *, channel: Channel | None = None) -> bool:
@@ -165,10 +166,10 @@ class DeliveryRetries:
         job = (await execute(self._engine, TAKE_TURN)).scalar_one_or_none()
         if job is None:
             return False
-        with database_errors():
+        with self._chunk_sizes.next(job) as size, database_errors():
             async with self._engine.begin() as connection:
                 await connection.execute(LIMIT_LOCK_WAIT)
-                parameters = {"job": job, "size": self._chunk_size, "pace": self._pace}
+                parameters = {"job": job, "size": size, "pace": self._pace}
                 rows = (await connection.execute(RETRY_CHUNK, parameters)).all()
         # A chunk in which nothing was retried yields a single row without an id.
         self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))

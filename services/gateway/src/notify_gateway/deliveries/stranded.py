@@ -26,6 +26,7 @@ from notify_database.engine import execute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from notify_gateway.deliveries.chunk_sizes import ChunkSizes
 from notify_gateway.outbox.store import status_changes
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class StrandedDeliveries:
         self._count_repaired = count_repaired
         self._idle_channels = idle_channels
         self._silence = silence
-        self._chunk_size = chunk_size
+        self._chunk_sizes = ChunkSizes[None](chunk_size)
         self._last_id = FIRST_ID
         self._next_step = time.monotonic()
 
@@ -109,18 +110,18 @@ class StrandedDeliveries:
         channels = await self._idle_channels()
         if not channels:
             return True
-        rows = (
-            await execute(
+        with self._chunk_sizes.next(None) as size:
+            found = await execute(
                 self._engine,
                 REPAIR_CHUNK,
                 last_id=self._last_id,
                 # No delivery that was accepted later can have been silent for long enough.
                 end_id=first_id_at(utc_now() - self._silence),
-                size=self._chunk_size,
+                size=size,
                 silence=self._silence,
                 channels=list(channels),
             )
-        ).all()
+        rows = found.all()
         # The last chunk of a pass is empty. A chunk in which nothing was repaired yields a single row without an id.
         self._last_id = rows[0].last_id if rows else FIRST_ID
         if changes := status_changes([row for row in rows if row.id], DeliveryStatus.PENDING):
