@@ -270,3 +270,16 @@ async def test_partition_with_an_unpublished_delivery_is_kept(engine: AsyncEngin
     await add(engine, old - WIDTH / 2, "sent")
     await run(engine, "INSERT INTO outbox (delivery_id, due_at) SELECT id, now() FROM deliveries")
     assert await drop_partitions(engine, utc_now() - old - timedelta(hours=1)) == []
+
+
+async def test_week_that_cannot_be_dropped_does_not_keep_later_ones(engine: AsyncEngine) -> None:
+    first, second, *_ = await past_weeks(engine, 3)
+    for end in (first, second):
+        await add(engine, end - WIDTH / 2, "sent")
+    await run(engine, f"CREATE VIEW of_an_operator AS TABLE {partition_name('deliveries', first)}")
+    retention = utc_now() - second - timedelta(hours=1)
+    with pytest.raises(DatabaseUnavailable, match="DependentObjectsStillExistError"):
+        await drop_partitions(engine, retention)
+    await run(engine, "DROP VIEW of_an_operator")
+    assert await drop_partitions(engine, retention) == [first]
+    assert await count(engine, "notifications") == 0

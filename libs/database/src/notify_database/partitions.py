@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_database.engine import autocommitting, database_errors
+from notify_database.errors import DatabaseUnavailable, DataRejected, StatementTimedOut
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,11 @@ async def drop_partitions(engine: AsyncEngine, retention: timedelta | None) -> l
     """Drop partitions that are older than `retention` and have only final deliveries; return the dropped ends.
 
     None keeps all weeks. The engine needs a long statement timeout, because reading a week of deliveries is slow.
+
+    If a week cannot be dropped, the others still are, and its error is raised at the end.
     """
     dropped: list[datetime] = []
+    failures: list[DatabaseUnavailable | DataRejected] = []
     with database_errors():
         async with autocommitting(engine).connect() as connection:
             lock = text("SELECT pg_try_advisory_lock(:key)")
@@ -108,15 +112,20 @@ async def drop_partitions(engine: AsyncEngine, retention: timedelta | None) -> l
             try:
                 await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
                 for end in sorted({end for table in STORAGE for end in await _ends(connection, table)}):
-                    is_old = await connection.execute(IS_OLD, {"end": end, "retention": retention})
-                    if not is_old.scalar_one():
-                        await _revert_interrupted_drop(connection, end)
-                    elif await _drop(connection, end):
-                        log.info("partitions dropped", extra={"end": str(end.date())})
-                        dropped.append(end)
+                    try:
+                        if await _drop_if_old(connection, end, retention):
+                            dropped.append(end)
+                    except StatementTimedOut:
+                        raise  # the other weeks would wait for the same lock
+                    except (DatabaseUnavailable, DataRejected) as failure:
+                        if connection.invalidated:
+                            raise  # a new session would not hold the lock
+                        failures.append(failure)
             finally:
                 # Ending the session releases the lock and resets the settings, even after an error.
                 await connection.invalidate()
+    if failures:
+        raise failures[0]
     return dropped
 
 
@@ -142,6 +151,18 @@ async def _attach(connection: AsyncConnection, table: str, end: datetime, begin:
     bounds = f"FROM ({'MINVALUE' if begin is None else repr(str(begin))}) TO ('{first_id_at(end)}')"
     partition = partition_name(table, end)
     await connection.execute(text(f"ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES {bounds}"))
+
+
+async def _drop_if_old(connection: AsyncConnection, end: datetime, retention: timedelta | None) -> bool:
+    """Drop the partitions if they are old and not needed; return True if they were dropped."""
+    with database_errors():
+        is_old = await connection.execute(IS_OLD, {"end": end, "retention": retention})
+        if not is_old.scalar_one():
+            await _revert_interrupted_drop(connection, end)
+        elif await _drop(connection, end):
+            log.info("partitions dropped", extra={"end": str(end.date())})
+            return True
+    return False
 
 
 async def _drop(connection: AsyncConnection, end: datetime) -> bool:
