@@ -29,12 +29,29 @@ def recorded(engine: AsyncEngine) -> Iterator[list[Statement]]:
 
 
 async def executed_nodes(engine: AsyncEngine, statement: Statement) -> Sequence[Json]:
-    """Execute a statement, roll it back, and return the nodes of its plan that were executed."""
+    """Execute a statement, roll it back, and return the nodes of its plan that were executed.
+
+    It is prepared, because EXPLAIN of a statement with parameters would ignore `plan_cache_mode`.
+    """
     text, parameters = statement
+    arguments = f"({', '.join(map(_literal, parameters))})" if parameters else ""
     async with engine.connect() as connection:
-        explained = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", parameters)
+        await connection.exec_driver_sql(f"PREPARE explained AS {text}")
+        explained = await connection.exec_driver_sql(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE explained{arguments}"
+        )
         [plan] = explained.scalar_one()
+        await connection.exec_driver_sql("DEALLOCATE explained")
     return [node for node in _nodes(plan["Plan"]) if node["Actual Loops"]]
+
+
+def _literal(value: object) -> str:
+    """Return an SQL literal, whose type follows from the statement."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, list | tuple):
+        return f"'{{{', '.join('NULL' if each is None else str(each) for each in value)}}}'"
+    return f"'{value}'"
 
 
 def scans(nodes: Sequence[Json], table: str) -> list[Json]:
