@@ -1,7 +1,8 @@
 """Read deliveries from PostgreSQL."""
 
 from collections.abc import Collection, Mapping
-from functools import cache
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,9 @@ from notify_gateway.slices import in_slices
 from notify_gateway.stored_values import representable, short
 
 LISTED_ATTEMPTS = 100  # of each delivery
+PAGE_BYTES = 4_000_000  # of what a page contains on request, as JSON; the item that exceeds it is the last
+ATTEMPT_BYTES = 2_000  # an attempt counts as this many; one with a long error text takes as many, and more in memory
+REMEMBERED_STATEMENTS = 200  # of each kind of list; filters can be combined in tens of thousands of ways
 # PostgreSQL does not check reasons. Those that this version does not know are read as NULL.
 DELIVERY_COLUMNS = f"""
     d.id AS delivery_id, d.channel, d.recipient, d.status,
@@ -58,24 +62,52 @@ DELIVERY = f"""
     {LAST}
     WHERE d.id = :id AND n.tenant = :tenant
 """  # noqa: S608 - a constant
-# The tenant's notifications are read in the order of their index, until the page is full.
+ATTEMPTS_SIZE = f"""
+    {ATTEMPT_BYTES} * (
+        SELECT count(*) FROM (SELECT FROM attempts a WHERE {OF_DELIVERY} LIMIT {LISTED_ATTEMPTS}) AS listed
+    )
+"""  # noqa: S608 - a constant
+# The tenant's notifications are read in the order of their index, until the page is full. PostgreSQL ends a page after
+# `PAGE_BYTES`, so that the rest never takes up the gateway's memory.
 PAGE = f"""
-    SELECT {COLUMNS} {{columns}}
-    FROM notifications n
-    JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql("n.id")}
-    {LAST}
+    SELECT d.* {{history_columns}}
+    FROM (
+        SELECT *,
+               lead(id) OVER newest_first IS NOT NULL AS more,
+               coalesce(sum(0{{size}}) OVER (newest_first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
+                   AS bytes_before
+        FROM (
+            SELECT d.id, {COLUMNS} {{columns}}
+            FROM notifications n
+            JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql("n.id")}
+            {LAST}
+            WHERE n.tenant = :tenant AND {{conditions}}
+            ORDER BY n.id DESC, d.id DESC
+            LIMIT :limit
+        ) AS d
+        WINDOW newest_first AS (ORDER BY notification_id DESC, id DESC)
+    ) AS d
     {{history}}
-    WHERE n.tenant = :tenant AND {{conditions}}
-    ORDER BY n.id DESC, d.id DESC
-    LIMIT :limit
+    WHERE d.bytes_before < {PAGE_BYTES}
+    ORDER BY d.notification_id DESC, d.id DESC
 """  # noqa: S608 - the conditions are constants, too
 AFTER = """
     (n.id, d.id) < ((SELECT notification_id FROM deliveries WHERE id = :cursor), CAST(:cursor AS uuid))
     AND n.id <= (SELECT notification_id FROM deliveries WHERE id = :cursor)
 """
 EXPANSIONS = {
-    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}", "history": ""},
-    Expansion.ATTEMPTS: {"columns": ", history.*", "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history"},
+    Expansion.CONTENT: {
+        "columns": f", {CONTENT_COLUMNS}",
+        "size": " + octet_length(json_build_array(message, subject)::text)",
+        "history_columns": "",
+        "history": "",
+    },
+    Expansion.ATTEMPTS: {
+        "columns": "",
+        "size": f" + {ATTEMPTS_SIZE}",
+        "history_columns": ", history.*",
+        "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history",
+    },
 }
 
 
@@ -87,7 +119,7 @@ class DeliveryQueries:
 
     async def get(self, tenant: str, delivery_id: UUID) -> Delivery | None:
         """Return the delivery, or None if the tenant has no delivery with this id."""
-        row = (await self._reads.execute(tenant, _statement(DELIVERY), id=delivery_id)).one_or_none()
+        row = (await self._reads.execute(tenant, parsed(DELIVERY), id=delivery_id)).one_or_none()
         return None if row is None else _delivery(row)
 
     async def page(self, tenant: str, query: DeliveryQuery) -> DeliveryPage:
@@ -114,12 +146,13 @@ class DeliveryQueries:
         if query.cursor is not None:
             conditions.append(AFTER)
             values["cursor"] = query.cursor
-        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
+        statement = parsed(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
         # One more delivery than fits on the page is requested, to find out whether there are more.
+        items, more = [], False
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
-            items = [_delivery(row) async for row in in_slices(rows)]
-        more = len(items) > query.limit
-        items = items[: query.limit]
+            async for row in in_slices(islice(rows, query.limit)):
+                items.append(_delivery(row))
+                more = row.more
         return DeliveryPage(items=items, next_cursor=items[-1].id if more else None, has_more=more)
 
 
@@ -137,8 +170,9 @@ def expanded(parts: Mapping[Expansion, Mapping[str, str]], wanted: Collection[Ex
     return {name: "".join(parts[each][name] for each in sorted(set(wanted))) for name in names}
 
 
-@cache
-def _statement(sql: str) -> Executable:
+@lru_cache(REMEMBERED_STATEMENTS)
+def parsed(sql: str) -> Executable:
+    """Return the statement. Those for the latest combinations of filters are cached, so that each is parsed once."""
     return text(sql).columns(attempts=JSON)
 
 

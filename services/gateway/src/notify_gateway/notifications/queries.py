@@ -5,7 +5,7 @@ ids, so that PostgreSQL searches one partition instead of all.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any
@@ -19,15 +19,21 @@ from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from notify_gateway.database import TenantReads
-from notify_gateway.deliveries.queries import DELIVERY_COLUMNS, HISTORY, expanded, of_user
+from notify_gateway.deliveries.queries import (
+    ATTEMPTS_SIZE,
+    DELIVERY_COLUMNS,
+    HISTORY,
+    PAGE_BYTES,
+    REMEMBERED_STATEMENTS,
+    expanded,
+    of_user,
+)
 from notify_gateway.deliveries.retry_jobs import DEFAULT_WINDOW
 from notify_gateway.deliveries.schemas import NotificationDelivery
 from notify_gateway.http.fields import Expansion
 from notify_gateway.notifications.schemas import ListQuery, Notification, NotificationPage
 from notify_gateway.notifications.status import has_status_sql, notification_status
 from notify_gateway.slices import in_slices
-
-PAGE_BYTES = 4_000_000  # of messages, subjects and metadata, as JSON; the notification that exceeds it is the last
 
 # The columns are listed, so that a new column does not change the result type of prepared statements.
 NOTIFICATION_COLUMNS = (
@@ -44,15 +50,16 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
     ORDER BY d.channel
 """  # noqa: S608 - a constant
 OF_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
+ATTEMPTS_OF_NOTIFICATION = f"(SELECT sum({ATTEMPTS_SIZE}) FROM deliveries d WHERE {OF_NOTIFICATION})"  # noqa: S608 - a constant
 # PostgreSQL ends a page after `PAGE_BYTES`, so that the rest never takes up the gateway's memory.
 PAGE = f"""
     SELECT {NOTIFICATION_COLUMNS}, n.more, {DELIVERY_COLUMNS} {{columns}}
     FROM (
         SELECT *,
                lead(id) OVER newest_first IS NOT NULL AS more,
-               coalesce(sum(octet_length(json_build_array({{content}}metadata)::text))
+               coalesce(sum(octet_length(json_build_array({{content}}metadata)::text){{attempts}})
                    OVER (newest_first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
-        FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS limited
+        FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS n
         WINDOW newest_first AS (ORDER BY id DESC)
     ) AS n
     JOIN deliveries d ON {OF_NOTIFICATION}
@@ -61,10 +68,16 @@ PAGE = f"""
     ORDER BY n.id DESC, d.channel
 """  # noqa: S608 - the conditions are constants, too
 EXPANSIONS = {
-    Expansion.CONTENT: {"columns": f", {CONTENT_COLUMNS}", "content": "message, subject, email, ", "history": ""},
+    Expansion.CONTENT: {
+        "columns": f", {CONTENT_COLUMNS}",
+        "content": "message, subject, email, ",
+        "attempts": "",
+        "history": "",
+    },
     Expansion.ATTEMPTS: {
         "columns": ", history.*",
         "content": "",
+        "attempts": f" + {ATTEMPTS_OF_NOTIFICATION}",
         "history": f"CROSS JOIN LATERAL ({HISTORY}) AS history",
     },
 }
@@ -83,7 +96,7 @@ class NotificationQueries:
         """
         first_id, last_id = of_the_same_time(notification_id)
         values = {"id": notification_id, "first_id": first_id, "last_id": last_id, "posted_with": posted_with}
-        rows = (await self._reads.execute(tenant, _statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
+        rows = (await self._reads.execute(tenant, parsed(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
         return _notification(rows) if rows else None
 
     async def page(self, tenant: str, query: ListQuery, *, integer_users: bool = False) -> NotificationPage:
@@ -102,7 +115,7 @@ class NotificationQueries:
             conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
         if query.status:
             conditions.append(f"({' OR '.join(has_status_sql(status, join) for status in sorted(set(query.status)))})")
-        statement = _statement(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
+        statement = parsed(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
         # One more notification than fits on the page is requested, to find out whether there are more.
         items, more = [], False
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
@@ -142,9 +155,9 @@ def _conditions(query: ListQuery) -> tuple[list[str], list[str], dict[str, objec
     return conditions, window, values
 
 
-@cache
-def _statement(sql: str) -> Executable:
-    # The statement for each combination of filters is cached, so that SQLAlchemy parses it only once.
+@lru_cache(REMEMBERED_STATEMENTS)
+def parsed(sql: str) -> Executable:
+    """Return the statement. Those for the latest combinations of filters are cached, so that each is parsed once."""
     return text(sql).columns(email=JSONB, metadata=JSONB, attempts=JSON)
 
 
