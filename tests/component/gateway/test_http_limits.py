@@ -155,6 +155,35 @@ async def test_body_does_not_yield_to_the_many_bodies_of_another_tenant(
             writer.close()
 
 
+async def test_stalled_bodies_of_one_tenant_do_not_take_all_connections(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving_body, "MAX_ARRIVING", 3)
+    many, few = [(await bearer(engine, Scope.SEND, tenant=tenant))["Authorization"] for tenant in ("many", "few")]
+    body = b'{"user_id": "1", "channels": ["email"], "message": "x"}'
+    async with served_gateway(NOWHERE, postgres, relaying=False, settings={"auth": "on"}) as url:
+
+        async def begin(authorization: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+            """Send a request without its body; return once the gateway waits for that, or has responded."""
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            head = "POST /v1/notifications HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            more = f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\nAuthorization: {authorization}\r\n\r\n"
+            writer.write((head + more).encode())
+            return reader, writer, (await reader.readuntil(b"\r\n\r\n"))[9:12]
+
+        async with asyncio.timeout(TIMEOUT):
+            stalled = [await begin(many) for _ in range(5)]
+            assert [status for _, _, status in stalled] == [b"100"] * 3 + [b"429"] * 2
+            others = [await begin(few) for _ in range(2)]
+            for reader, writer, _ in (*stalled[:3], *others):
+                writer.write(body)
+                assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 201")
+            stalled += [await begin(many) for _ in range(3)]  # there is room again
+            assert [status for _, _, status in stalled[5:]] == [b"100"] * 3
+        for _, writer, _ in (*stalled, *others):
+            writer.close()
+
+
 async def test_requests_that_wait_behind_a_stream_yield_their_memory(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

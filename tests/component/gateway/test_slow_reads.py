@@ -1,6 +1,7 @@
 """Slow reads and writes, which delay neither the intake, nor health checks, nor other tenants."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -67,6 +68,26 @@ async def test_slow_reads_of_one_tenant_leave_connections_for_the_others(
         assert "this tenant" in refused.json()["detail"]
     assert {response.status_code for response in await asyncio.gather(*reads)} == {200, 429}
     assert (await secured_api.get("/api/notifications", headers=ours)).status_code == 200
+
+
+async def test_waiting_reads_of_one_tenant_do_not_take_all_connections(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "READ_WAIT", 60.0)
+    monkeypatch.setattr(database, "MAX_WAITING", 3)
+    ours = await bearer(engine, Scope.READ, Scope.SEND, tenant="ours")
+    notification = (await secured_api.post("/api/notifications", json=BODY, headers=ours)).json()
+    read = f"/api/notifications/{notification['id']}"
+    async with attempts_locked(engine):
+        reads = [asyncio.create_task(secured_api.get(read, headers=ours)) for _ in range(30)]
+        await blocked(engine, 2)
+
+        async def refused() -> bool:
+            return sum(each.done() for each in reads) == 30 - 2 - 3
+
+        await eventually(refused, "two reads are in progress, three wait, and the others are refused")
+    assert Counter(response.status_code for response in await asyncio.gather(*reads)) == {200: 5, 429: 25}
+    assert (await secured_api.get(read, headers=ours)).status_code == 200
 
 
 async def test_keys_can_be_revoked_while_the_tenant_has_slow_reads(

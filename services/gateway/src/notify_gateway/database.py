@@ -1,6 +1,7 @@
 """Divide the gateway's PostgreSQL connections, so that slow reads delay little else, and tenants share them fairly."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ MAINTENANCE_CONNECTIONS = 1  # it runs one statement at a time
 SPARE_FROM = 10  # connections in total
 READ_TIMEOUT = 5.0  # seconds
 READ_WAIT = 5.0  # seconds a read or write waits for others of its tenant
+MAX_WAITING = 2_000  # reads and writes of one tenant that wait, each on one of the gateway's 8,000 connections
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,27 @@ class TenantShare:
 
     def __init__(self, per_tenant: int) -> None:
         self._slots = TenantSlots(per_tenant)
+        self._waiting = Counter[str]()
 
     @asynccontextmanager
     async def slot(self, tenant: str) -> AsyncIterator[None]:
-        """Hold one of the tenant's slots; raise `TooManyInProgress` if none becomes free for `READ_WAIT` seconds."""
+        """Hold one of the tenant's slots.
+
+        Raise `TooManyInProgress` if none becomes free for `READ_WAIT` seconds, or at once if too many already wait.
+        """
         slots = self._slots.of(tenant)
+        if self._waiting[tenant] >= MAX_WAITING:
+            raise TooManyInProgress
+        self._waiting[tenant] += 1
         try:
             async with asyncio.timeout(READ_WAIT):
                 await slots.acquire()
         except TimeoutError:
             raise TooManyInProgress from None
+        finally:
+            self._waiting[tenant] -= 1
+            if not self._waiting[tenant]:
+                del self._waiting[tenant]
         try:
             yield
         finally:

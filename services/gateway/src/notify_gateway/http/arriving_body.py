@@ -1,13 +1,15 @@
 """The request bodies in memory: together they are bounded, and tenants share the room."""
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from operator import attrgetter
 from typing import Protocol
 
+from notify_gateway.errors import TooManyInProgress
 from notify_gateway.http.origin import Refusal
 
 MAX_BODIES = 32 * 1024 * 1024  # bytes, of all requests in progress together
+MAX_ARRIVING = 2_000  # unfinished bodies of one tenant, each of which occupies one of the gateway's 8,000 connections
 TOO_LARGE = 503, "Too many large requests are in progress."
 BODY = "notify.body"
 """The scope key of the request's `ArrivingBody`. Only our own HTTP server sets it."""
@@ -23,9 +25,11 @@ class BodyBuffer(Protocol):
 class BodyMemory:
     """The memory that the bodies of all requests in progress take together."""
 
-    __slots__ = ("bytes", "unread")
+    __slots__ = ("arriving", "bytes", "unread")
 
     def __init__(self) -> None:
+        self.arriving = Counter[str]()
+        """How many requests of each tenant are authenticated, but have bodies that had not arrived by then."""
         self.bytes = 0
         self.unread: defaultdict[str, UnreadBodies] = defaultdict(UnreadBodies)
         """Those of each tenant. The key is empty for requests that are not authenticated yet."""
@@ -44,12 +48,14 @@ class UnreadBodies:
 class ArrivingBody:
     """The part of a request's body that is in memory, from its arrival until the response begins."""
 
-    __slots__ = ("_buffer", "_bytes", "_memory", "_tenant", "arrived", "refusal")
+    __slots__ = ("_buffer", "_bytes", "_is_arriving", "_memory", "_tenant", "arrived", "refusal")
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
         self._bytes = 0
         self._tenant = ""
+        self._is_arriving = False
+        """Whether it counts in `BodyMemory.arriving`."""
         self._buffer: BodyBuffer | None = None
         self.arrived = False
         """Whether the whole request has arrived."""
@@ -78,16 +84,26 @@ class ArrivingBody:
         return self.refusal is None
 
     def belongs_to(self, tenant: str) -> None:
-        """Note that the request has been authenticated."""
+        """Note that the request has been authenticated; raise `TooManyInProgress` if too many bodies are arriving."""
         if self._buffer is not None:
             self._forget()
             unread = self._memory.unread[tenant]
             unread.bodies[self] = None
             unread.bytes += self._bytes
         self._tenant = tenant
+        if not self.arrived:
+            if self._memory.arriving[tenant] >= MAX_ARRIVING:
+                raise TooManyInProgress
+            self._memory.arriving[tenant] += 1
+            self._is_arriving = True
 
     def read(self) -> None:
         """Note that the application has read the whole body, which is then kept until the response begins."""
+        if self._is_arriving:
+            self._is_arriving = False
+            self._memory.arriving[self._tenant] -= 1
+            if not self._memory.arriving[self._tenant]:
+                del self._memory.arriving[self._tenant]
         if self._buffer is not None:
             self._forget()
             self._buffer = None  # this also breaks a reference cycle
