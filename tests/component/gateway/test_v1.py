@@ -1,6 +1,7 @@
 """The API under `/v1`, and how it goes together with the deprecated URLs under `/api`."""
 
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -77,7 +78,7 @@ async def test_repeated_request_gets_the_same_location(api: httpx.AsyncClient) -
     assert second.headers["Idempotent-Replayed"] == "true"
 
 
-@pytest.mark.parametrize("user_id", ["", "x" * 201, "a/b", "a\nb", "..", 123, None])
+@pytest.mark.parametrize("user_id", ["", "x" * 201, "a/b", "a\nb", "a\u0085", "..", 123, None])
 async def test_user_id_is_a_short_text(api: httpx.AsyncClient, user_id: object) -> None:
     response = await api.post("/v1/notifications", json={**BODY, "user_id": user_id})
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "user_id")
@@ -89,6 +90,14 @@ async def test_any_other_text_is_a_user_of_its_own(api: httpx.AsyncClient, user_
     await create(api)
     assert created["user_id"] == user_id
     assert await listed(api, user_id=user_id) == [created["id"]]
+
+
+@pytest.mark.parametrize("user_id", ["a\u00a0b", "\U0001f469\u200d\U0001f4bb", "\u3000", "a%2Fb", "\ufeff", "\u202e"])
+async def test_user_who_can_be_notified_can_also_opt_out(api: httpx.AsyncClient, user_id: str) -> None:
+    await create(api, user_id=user_id)
+    path = f"/v1/users/{quote(user_id, safe='')}/channels/telegram"
+    assert (await api.put(path, json={"opted_out": True})).status_code == 200
+    assert (await create(api, user_id=user_id))["status"] == "cancelled"
 
 
 async def test_integer_and_its_text_are_one_user(api: httpx.AsyncClient) -> None:
