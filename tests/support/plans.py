@@ -42,7 +42,7 @@ async def executed_nodes(engine: AsyncEngine, statement: Statement) -> Sequence[
         )
         [plan] = explained.scalar_one()
         await connection.exec_driver_sql("DEALLOCATE explained")
-    return [node for node in _nodes(plan["Plan"]) if node["Actual Loops"]]
+    return [node for node in plan_nodes(plan["Plan"]) if node["Actual Loops"]]
 
 
 def _literal(value: object) -> str:
@@ -75,7 +75,8 @@ def blocks_read(nodes: Sequence[Json], table: str) -> int:
     return sum(int(scan["Shared Hit Blocks"]) + int(scan["Shared Read Blocks"]) for scan in scans(nodes, table))
 
 
-def _nodes(plan: Json) -> Iterator[Json]:
+def plan_nodes(plan: Json) -> Iterator[Json]:
+    """Return all nodes of a plan."""
     yield plan
     for child in plan.get("Plans", []):
-        yield from _nodes(child)
+        yield from plan_nodes(child)

@@ -54,7 +54,7 @@ class Engines:
 
         It also serves the look-ups of the owners of live events, at most one at a time.
         """
-        self.intake = create_engine(settings, pool_size=sizes.intake)
+        self.intake = create_engine(settings, pool_size=sizes.intake, planner=ROWS_BY_KEY)
         """For accepting notifications."""
         self.reads = create_engine(settings, pool_size=sizes.reads, statement_timeout=READ_TIMEOUT)
         """For all other requests, including their writes, which are short."""

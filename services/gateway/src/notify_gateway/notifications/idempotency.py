@@ -42,10 +42,12 @@ CLAIM = text("""
 RECORDED = text("""
     SELECT tenant, key, claim.body_hash AS claimed_hash, known.body_hash,
            CASE WHEN known.body_hash = claim.body_hash THEN answer END AS answer
-    FROM idempotency_keys AS known
-    JOIN unnest(CAST(:tenants AS text[]), CAST(:keys AS text[]), CAST(:body_hashes AS bytea[]))
-        AS claim (tenant, key, body_hash) USING (tenant, key)
-    FOR KEY SHARE OF known
+    FROM unnest(CAST(:tenants AS text[]), CAST(:keys AS text[]), CAST(:body_hashes AS bytea[]))
+        AS claim (tenant, key, body_hash)
+    CROSS JOIN LATERAL (
+        SELECT body_hash, answer FROM idempotency_keys
+        WHERE tenant = claim.tenant AND key = claim.key LIMIT 1 FOR KEY SHARE
+    ) AS known
 """)
 CLEAN_UP = text("""
     DELETE FROM idempotency_keys WHERE (tenant, key) IN (

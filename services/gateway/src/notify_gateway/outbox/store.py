@@ -34,15 +34,17 @@ BACKOFF = """
     due_since = coalesce(outbox.due_since, outbox.due_at),
     due_at = now() + least(greatest(now() - outbox.due_since, CAST(:first AS interval)), CAST(:longest AS interval))
 """
+# Rows are looked up with LATERAL ... LIMIT 1, or with ANY(ARRAY(...)). PostgreSQL vacuums the outbox while it is empty,
+# and would then plan a join as if it stayed empty: until the next ANALYZE, it would compare each row with all others.
 TAKE_DUE = text(f"""
-    WITH adopted AS (
+    WITH adoptable AS MATERIALIZED (
         -- Versions without the column `channel` leave it NULL. The next statement finds the rows that are adopted here.
-        UPDATE outbox SET channel = adoptable.channel
-        FROM (
-            SELECT o.delivery_id, d.channel FROM outbox o JOIN deliveries d ON d.id = o.delivery_id
-            WHERE o.channel IS NULL ORDER BY o.due_at LIMIT :max_adopted FOR UPDATE OF o SKIP LOCKED
-        ) AS adoptable
-        WHERE outbox.delivery_id = adoptable.delivery_id
+        SELECT o.delivery_id, d.channel
+        FROM outbox o CROSS JOIN LATERAL (SELECT channel FROM deliveries WHERE id = o.delivery_id LIMIT 1) AS d
+        WHERE o.channel IS NULL ORDER BY o.due_at LIMIT :max_adopted FOR UPDATE OF o SKIP LOCKED
+    ), adopted AS (
+        UPDATE outbox SET channel = (SELECT channel FROM deliveries WHERE id = outbox.delivery_id)
+        WHERE delivery_id = ANY(ARRAY(SELECT delivery_id FROM adoptable))
     ), due AS (
         SELECT taken.*
         FROM unnest(CAST(:channels AS text[])) AS lane (channel)
@@ -68,20 +70,28 @@ TAKE_DUE = text(f"""
         FROM due
         -- FOR UPDATE reads the latest version of an outbox row, but the delivery is read as it was when the statement
         -- began. If an operator has retried the delivery in between, the rounds differ, and a later poll takes the row.
-        JOIN deliveries d ON d.id = due.delivery_id AND d.round = due.round
-        JOIN notifications n ON n.id = d.notification_id
+        CROSS JOIN LATERAL (
+            SELECT * FROM deliveries WHERE id = due.delivery_id AND round = due.round LIMIT 1
+        ) AS d
+        CROSS JOIN LATERAL (SELECT * FROM notifications WHERE id = d.notification_id LIMIT 1) AS n
         -- With an OR in a single join, PostgreSQL would read all stored users of the tenant for each row.
-        LEFT JOIN user_channels by_id
-            ON by_id.tenant = n.tenant AND by_id.user_id = n.user_id AND by_id.channel = d.channel
-        LEFT JOIN user_channels by_key
-            ON by_key.tenant = n.tenant AND by_key.user_key = n.user_key AND by_key.channel = d.channel
+        LEFT JOIN LATERAL (
+            SELECT opted_out FROM user_channels
+            WHERE tenant = n.tenant AND channel = d.channel AND user_id = n.user_id LIMIT 1
+        ) AS by_id ON true
+        LEFT JOIN LATERAL (
+            SELECT opted_out FROM user_channels
+            WHERE tenant = n.tenant AND channel = d.channel AND user_key = n.user_key LIMIT 1
+        ) AS by_key ON true
     ), incomplete AS (
         -- Rows without a notification, for example because an operator has detached its partition, back off. Otherwise
         -- `limit` of them would keep all others of their channel from being taken.
         UPDATE outbox SET {BACKOFF}
         FROM due
-        WHERE outbox.delivery_id = due.delivery_id AND outbox.round = due.round
-          AND due.delivery_id NOT IN (SELECT id FROM found)
+        WHERE outbox.delivery_id = ANY(ARRAY(
+                SELECT delivery_id FROM due WHERE delivery_id NOT IN (SELECT id FROM found)
+            ))
+          AND outbox.delivery_id = due.delivery_id AND outbox.round = due.round
         RETURNING outbox.delivery_id
     ), candidates AS MATERIALIZED (
         -- Bodies can be large, so a channel's rows are taken until they reach a number of bytes, but at least one is.
@@ -91,34 +101,41 @@ TAKE_DUE = text(f"""
         WHERE bytes_before < :max_bytes
     ), endable AS MATERIALIZED (
         -- Waiting for the lock of a locked delivery could deadlock.
-        SELECT d.id FROM candidates JOIN deliveries d ON d.id = candidates.id AND d.round = candidates.round
-        WHERE end_status IS NOT NULL AND d.status = 'pending'
-        FOR NO KEY UPDATE OF d SKIP LOCKED
+        SELECT d.id
+        FROM candidates CROSS JOIN LATERAL (
+            SELECT id FROM deliveries
+            WHERE id = candidates.id AND round = candidates.round AND status = 'pending'
+            LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+        ) AS d
+        WHERE end_status IS NOT NULL
     ), ended AS (
         UPDATE deliveries
         SET status = end_status, updated_at = candidates.updated_at,
             reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
-        FROM candidates JOIN endable USING (id)
-        WHERE deliveries.id = endable.id
+        FROM candidates
+        WHERE deliveries.id = ANY(ARRAY(SELECT id FROM endable)) AND deliveries.id = candidates.id
+          -- PostgreSQL does not prune partitions by `ANY`.
+          AND deliveries.id >= (SELECT id FROM endable ORDER BY id LIMIT 1)
+          AND deliveries.id <= (SELECT id FROM endable ORDER BY id DESC LIMIT 1)
         RETURNING deliveries.id
     ), locked AS (
         -- A locked delivery is about to change, so a later poll looks at it again. Meanwhile its row backs off, for the
         -- same reason as those without a notification.
         UPDATE outbox SET {BACKOFF}
-        FROM candidates
-        WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
-          AND candidates.status = 'pending' AND end_status IS NOT NULL AND candidates.id NOT IN (SELECT id FROM ended)
+        WHERE delivery_id = ANY(ARRAY(
+            SELECT id FROM candidates
+            WHERE status = 'pending' AND end_status IS NOT NULL AND id NOT IN (SELECT id FROM ended)
+        ))
     ), deleted AS (
         -- This removes the rows of deliveries that end here, and rows that a relay left behind because it died between
         -- the confirm and the delete.
-        DELETE FROM outbox USING candidates
-        WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
-          AND (candidates.status <> 'pending' OR candidates.id IN (SELECT id FROM ended))
+        DELETE FROM outbox
+        WHERE delivery_id = ANY(ARRAY(
+            SELECT id FROM candidates WHERE status <> 'pending' OR id IN (SELECT id FROM ended)
+        ))
     ), taken AS (
         UPDATE outbox SET leased_until = now() + CAST(:lease AS interval)
-        FROM candidates
-        WHERE outbox.delivery_id = candidates.id AND outbox.round = candidates.round
-          AND candidates.status = 'pending' AND end_status IS NULL
+        WHERE delivery_id = ANY(ARRAY(SELECT id FROM candidates WHERE status = 'pending' AND end_status IS NULL))
     )
     -- If no row is taken, ended or deleted, this yields a single row without an id.
     SELECT candidates.*, now() + CAST(:lease AS interval) AS leased_until, counted.incomplete
@@ -126,19 +143,21 @@ TAKE_DUE = text(f"""
     LEFT JOIN candidates ON status <> 'pending' OR end_status IS NULL OR id IN (SELECT id FROM ended)
     ORDER BY due_at
 """).columns(email=JSONB)  # noqa: S608 - a constant
-# A relay must not touch a row that another relay has leased since, or that a retry has moved to a new round.
-HELD = """
-    unnest(
-        CAST(:ids AS uuid[]), CAST(:rounds AS integer[]),
-        CAST(:leases AS timestamptz[]), CAST(:renewals AS timestamptz[])
-    ) AS held (id, round, leased_until, renewal)
-    WHERE outbox.delivery_id = held.id AND outbox.round = held.round
-      AND outbox.leased_until IN (held.leased_until, held.renewal)
+# A relay must not touch a row that another relay has leased since, or that a retry has moved to a new round. The values
+# for a row are found by binary search in the sorted ids, for the reason above.
+POSITION = "width_bucket(delivery_id, CAST(:ids AS uuid[]))"
+HELD = f"""
+    delivery_id = ANY(CAST(:ids AS uuid[])) AND round = (CAST(:rounds AS integer[]))[{POSITION}]
+    AND leased_until IN (
+        (CAST(:leases AS timestamptz[]))[{POSITION}], (CAST(:renewals AS timestamptz[]))[{POSITION}]
+    )
 """
-RENEW = text(f"UPDATE outbox SET leased_until = held.renewal FROM {HELD} RETURNING outbox.delivery_id")  # noqa: S608 - a constant
-RELEASE = text(f"UPDATE outbox SET leased_until = NULL FROM {HELD}")  # noqa: S608 - as above
-POSTPONE = text(f"UPDATE outbox SET leased_until = NULL, {BACKOFF} FROM {HELD}")  # noqa: S608 - as above
-DELETE = text(f"DELETE FROM outbox USING {HELD}")  # noqa: S608 - as above
+RENEW = text(f"""
+    UPDATE outbox SET leased_until = (CAST(:renewals AS timestamptz[]))[{POSITION}] WHERE {HELD} RETURNING delivery_id
+""")  # noqa: S608 - constants, as in the next ones
+RELEASE = text(f"UPDATE outbox SET leased_until = NULL WHERE {HELD}")  # noqa: S608
+POSTPONE = text(f"UPDATE outbox SET leased_until = NULL, {BACKOFF} WHERE {HELD}")  # noqa: S608
+DELETE = text(f"DELETE FROM outbox WHERE {HELD}")  # noqa: S608
 # Rows that back off are due, too. The count is capped, because an exact count of a large backlog is not worth the scan.
 BACKLOG = text("""
     WITH RECURSIVE channels (channel) AS (
@@ -278,7 +297,7 @@ def _request(row: Row[Any]) -> DeliveryRequested:
 
 
 def _columns(held: Sequence[Held]) -> dict[str, object]:
-    # Rows are locked in id order, so that this does not deadlock with retries.
+    # The statements search for the ids, and lock rows in id order, so that they do not deadlock with retries.
     rows = sorted(held, key=lambda each: each.request.delivery_id)
     return {
         "ids": [request.delivery_id for request, _ in rows],

@@ -33,9 +33,13 @@ def _statements(column: str, kind: str, unique: str) -> _Statements:
     of_channel = f"{of_user} AND channel = :channel"
     return _Statements(
         find=text(f"""
-            SELECT tenant, user_id, user_key, {COLUMNS} FROM user_channels
-            JOIN unnest(CAST(:tenants AS text[]), CAST(:users AS {kind}[]), CAST(:channels AS text[]))
-                AS wanted (tenant, {column}, channel) USING (tenant, {column}, channel)
+            SELECT stored.*
+            FROM unnest(CAST(:tenants AS text[]), CAST(:users AS {kind}[]), CAST(:channels AS text[]))
+                AS wanted (tenant, {column}, channel)
+            CROSS JOIN LATERAL (
+                SELECT tenant, user_id, user_key, {COLUMNS} FROM user_channels
+                WHERE tenant = wanted.tenant AND {column} = wanted.{column} AND channel = wanted.channel LIMIT 1
+            ) AS stored
         """),  # noqa: S608 - constants, as in all of them
         list=text(f"SELECT {COLUMNS} FROM user_channels WHERE {of_user} ORDER BY channel"),  # noqa: S608
         store=text(f"""
