@@ -500,7 +500,7 @@ async def test_docs_page_can_send_requests_but_runs_no_other_script(
 ) -> None:
     async with running_services(servers, rabbit, postgres, Providers()) as api:
         async with opened(browser, f"{api.base_url}/docs") as page:
-            operation = page.locator("#operations-overview-links")
+            operation = page.locator("#operations-overview-get_links")
             await operation.get_by_role("button").first.click()
             await operation.get_by_role("button", name="Try it out").click()
             await operation.get_by_role("button", name="Execute").click()

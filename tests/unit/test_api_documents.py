@@ -1,18 +1,33 @@
 """The documents in the folder `api` describe this version, and break no client of the released one."""
 
 import json
+import re
 from copy import deepcopy
 from typing import Any
 
 import pytest
+from notify_gateway.http import docs_page
 from support.api_changes import breaking_changes
-from support.api_documents import FOLDER, documents, kept
+from support.api_documents import FOLDER, documents, kept, migration_page
+from support.servers import PROJECT
 
 
 @pytest.mark.parametrize("name", ["openapi.json", "asyncapi.json"])
 def test_kept_document_is_current(name: str) -> None:
     current = json.loads(json.dumps(documents()[name]))
     assert kept(name) == current, "run `make api-docs`, and review the changes"
+
+
+def test_migration_page_of_the_gateway_is_current() -> None:
+    assert docs_page.MIGRATION_PAGE.read_text() == migration_page(), "run `make api-docs`"
+
+
+def test_api_page_names_every_route() -> None:
+    table = (PROJECT / "docs/api.md").read_text().partition("\n## ")[0]
+    routes = re.findall(r"`((?:[A-Z]+(?:`, `)?)+) (/v1/[^`]+)`", table)
+    listed = {(method, path) for methods, path in routes for method in methods.split("`, `")}
+    paths = kept("openapi.json")["paths"]
+    assert listed == {(method.upper(), path) for path in paths if path.startswith("/v1/") for method in paths[path]}
 
 
 def test_no_change_breaks_clients_of_the_released_version() -> None:

@@ -1,5 +1,6 @@
 """The API under `/v1`, and how it goes together with the deprecated URLs under `/api`."""
 
+import re
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -135,9 +136,13 @@ async def test_list_filters_and_expands(api: httpx.AsyncClient) -> None:
     assert rest["items"] == [one]
 
 
-@pytest.mark.parametrize("query", ["unknown=1", "metadata.=1", "status=sent&status=pigeon", "cursor=1", "metadata=1"])
-async def test_unknown_filter_is_refused(api: httpx.AsyncClient, query: str) -> None:
-    response = await api.get(f"/v1/notifications?{query}")
+@pytest.mark.parametrize("path", ["/v1/notifications", "/v1/deliveries"])
+@pytest.mark.parametrize(
+    "query",
+    ["unknown=1", "metadata.=1", "status=sent&status=pigeon", "cursor=1", "metadata=1", "metadata.a=1&metadata.a=2"],
+)
+async def test_unknown_filter_is_refused(api: httpx.AsyncClient, path: str, query: str) -> None:
+    response = await api.get(f"{path}?{query}")
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
     assert response.json()["errors"][0]["location"] == "query"
 
@@ -161,6 +166,24 @@ async def test_deliveries_are_listed_by_status_and_error(api: httpx.AsyncClient,
     assert (whole["message"], whole["attempts"][0]["error_code"]) == (BODY["message"], "blocked")
 
 
+async def test_deliveries_are_listed_by_notification(api: httpx.AsyncClient) -> None:
+    one = await create(api, reference="a", metadata={"order": "1"})
+    two = await create(api, user_id="1", reference="b", metadata={"order": "2"}, channels=["email", "telegram"])
+    of_one, of_two = [{each["id"] for each in notification["deliveries"]} for notification in (one, two)]
+    for query, found in (
+        ({}, of_one | of_two),
+        ({"user_id": USER}, of_one),
+        ({"user_id": "1"}, of_two),
+        ({"reference": "a"}, of_one),
+        ({"reference": "b", "metadata.order": "2"}, of_two),
+        ({"reference": "b", "metadata.order": "1"}, set()),
+        ({"metadata.order": "1"}, of_one),
+        ({"reference": "a", "created_before": one["created_at"]}, set()),
+    ):
+        page = (await api.get("/v1/deliveries", params=query)).raise_for_status().json()
+        assert {each["id"] for each in page["items"]} == found, query
+
+
 async def test_retries_are_previewed_and_started(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = await create(api, channels=["email"])
     [delivery] = created["deliveries"]
@@ -173,7 +196,8 @@ async def test_retries_are_previewed_and_started(api: httpx.AsyncClient, engine:
     assert (preview.status_code, preview.json()) == (200, {"count": 1})
     started = await api.post("/v1/retries", json={"error_class": "permanent"})
     assert (started.status_code, without_nulls(started.json())) == (202, True)
-    assert (await api.get(f"/v1/retries/{started.json()['id']}")).status_code == 200
+    progress = (await api.get(started.headers["Location"])).raise_for_status().json()
+    assert progress["id"] == started.json()["id"]
     retried = await api.post(f"/v1/deliveries/{delivery['id']}/retry")
     assert (retried.status_code, retried.json()["round"]) == (202, 2)
 
@@ -225,6 +249,22 @@ async def test_messages_carry_both_kinds_of_ids(
     assert [(each.user_id, each.user_key, each.user) for each in requests] == [(0, USER, USER), (7, None, "7")]
 
 
+async def test_overview_and_links_omit_what_is_unknown(
+    api: httpx.AsyncClient, rabbit: RabbitSettings, postgres: PostgresSettings
+) -> None:
+    await create(api)
+    async with running_gateway(rabbit, postgres) as client:
+        old = (await client.get("/api/overview")).raise_for_status().json()
+        new = (await client.get("/v1/overview")).raise_for_status().json()
+        assert (await client.get("/v1/links")).json() == {}
+        assert (await client.get("/api/links")).json() == {"rabbitmq": None, "trace": None}
+    assert without_nulls(new)
+    [before, *_], [after, *_] = old["channels"], new["channels"]
+    assert len(before["seconds"]["sent"]) == len(after["seconds"]["accepted"]) == 120
+    assert (before["waiting"], before["latency_p50"], before["seconds"]["sent"][0]) == (None, None, None)
+    assert not {"waiting", "latency_p50"} & {*after}
+
+
 async def test_problem_has_a_code_a_documented_type_and_the_request_id(api: httpx.AsyncClient) -> None:
     response = await api.get(f"/v1/notifications/{uuid4()}", headers={"Request-Id": "my-request.1"})
     problem = response.json()
@@ -253,7 +293,18 @@ async def test_old_urls_are_marked_as_deprecated(api: httpx.AsyncClient) -> None
         headers = (await api.request(method, old)).headers
         assert headers["Deprecation"].startswith("@")
         assert f'<{new}>; rel="successor-version"' in headers["Link"]
-    assert "Deprecation" not in (await api.get("/v1/notifications")).headers
+    headers = (await api.get("/v1/notifications")).headers
+    assert not {"Deprecation", "Link"} & {*headers}
+
+
+async def test_deprecation_links_to_a_page_about_the_migration(api: httpx.AsyncClient) -> None:
+    headers = (await api.get("/api/notifications")).headers
+    assert "Sunset" not in headers  # no date is set for the removal of the old URLs
+    [guide] = re.findall('<([^>]+)>; rel="deprecation"', headers["Link"])
+    page = (await api.get(guide)).raise_for_status()
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "<code>POST /v1/retries</code>" in page.text
+    assert "No date is set for their removal." in page.text
 
 
 async def test_recipients_are_hidden_from_keys_without_the_scope(

@@ -16,13 +16,14 @@ from notify_gateway.asyncapi import asyncapi_document
 from notify_gateway.console import routes as console
 from notify_gateway.deliveries import routes as deliveries
 from notify_gateway.events import routes as events
+from notify_gateway.events.schemas import StatusEvent
 from notify_gateway.health import PUBLIC, health_router, metrics_router
 from notify_gateway.http import docs_page, problems
 from notify_gateway.http.arriving_body import BODY
 from notify_gateway.http.dependencies import provide
 from notify_gateway.http.middleware import LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
-from notify_gateway.http.problems import COMMON_PROBLEMS, LEGACY_PROBLEMS, Problem, documented
+from notify_gateway.legacy import console as legacy_console
 from notify_gateway.legacy import deliveries as legacy_deliveries
 from notify_gateway.legacy import events as legacy_events
 from notify_gateway.legacy import notifications as legacy_notifications
@@ -98,16 +99,13 @@ def create_api(gateway: Gateway) -> FastAPI:
     )
     docs_page.install(app)
     provide(app, *gateway.services)
-    problems.install(app, CancellationProblem, LegacyCancellationProblem)
+    problems.install(app, CancellationProblem, LegacyCancellationProblem, StatusEvent)
     for version in (notifications, legacy_notifications):
         app.include_router(version.bypassed_router)
-    for subject in (notifications, deliveries, users, events, api_keys):
+    for subject in (notifications, deliveries, users, events, api_keys, console):
         app.include_router(subject.router)
-    app.include_router(console.router, prefix="/v1", responses={**COMMON_PROBLEMS, **documented(504)})
-    for subject in (legacy_notifications, legacy_deliveries, legacy_users, legacy_events):
+    for subject in (legacy_notifications, legacy_deliveries, legacy_users, legacy_events, legacy_console):
         app.include_router(subject.router)
-    problems_of_old_urls = {**LEGACY_PROBLEMS, **documented(504, model=Problem)}
-    app.include_router(console.router, prefix="/api", deprecated=True, responses=problems_of_old_urls)
     app.include_router(documents_router)
     console.install_pages(app)
     app.include_router(health_router)

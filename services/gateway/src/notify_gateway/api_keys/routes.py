@@ -3,9 +3,9 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query
+from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query
 
-from notify_gateway.api_keys.schemas import CreatedKey, KeyPage, KeyQuery, KeyRequest
+from notify_gateway.api_keys.schemas import EXAMPLE_KEYS, CreatedKey, KeyPage, KeyQuery, KeyRequest
 from notify_gateway.api_keys.tenant_keys import TenantKeys
 from notify_gateway.http.authentication import AuthenticatedRoute, CanAdminister
 from notify_gateway.http.dependencies import provided
@@ -17,7 +17,9 @@ Keys = Annotated[TenantKeys, Depends(provided(TenantKeys))]
 
 
 @router.post("", status_code=201, response_model_exclude_none=True, responses=documented(400, 409, 422))
-async def create_key(body: KeyRequest, principal: CanAdminister, keys: Keys) -> CreatedKey:
+async def create_key(
+    body: Annotated[KeyRequest, Body(openapi_examples=EXAMPLE_KEYS)], principal: CanAdminister, keys: Keys
+) -> CreatedKey:
     """Create an API key of the same tenant.
 
     The response is the only one that contains the key itself. A key can grant only scopes that it has. If it expires,

@@ -1,7 +1,7 @@
 """Requests and responses of the key routes. The command line applies the same rules."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from notify_common.runtime.logging import CONTROL_CHARACTERS
@@ -13,6 +13,12 @@ from notify_gateway.http.principal import Scope
 
 TEST_SCOPES = frozenset({Scope.SEND, Scope.READ, Scope.RECIPIENTS_READ})
 """The scopes of test keys, which must not affect real deliveries or stored recipients."""
+
+
+EXAMPLE_KEYS: dict[str, Any] = {
+    "a service": {"value": {"name": "checkout", "scopes": ["send", "read"]}},
+    "a test key": {"value": {"name": "tests of the checkout", "scopes": ["send"], "test": True}},
+}
 
 
 class KeyRequest(RequestModel):

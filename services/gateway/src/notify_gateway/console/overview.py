@@ -15,7 +15,7 @@ from notify_common.contracts.topology import all_results, archives, delivery_que
 from sqlalchemy import Row, text
 
 from notify_gateway.console.queue_statistics import QueueStatistics, QueueStatisticsClient
-from notify_gateway.console.schemas import ChannelOverview, Failures, OverviewView, SecondsOverview
+from notify_gateway.console.schemas import ChannelOverview, Failures, SecondsOverview, ServiceOverview
 from notify_gateway.database import TenantReads
 from notify_gateway.events.hub import EventHub
 from notify_gateway.outbox.relay import OutboxRelay
@@ -62,7 +62,7 @@ class Overview:
         self._queues = queues
         self._lock = asyncio.Lock()
         self._refresh_at = 0.0
-        self._cached: OverviewView | None = None
+        self._cached: ServiceOverview | None = None
         self._idle_task: asyncio.Task[None] | None = None
         self._counting_since = math.inf  # seconds since the epoch
         self._reset_counts()
@@ -72,7 +72,7 @@ class Overview:
         self._accepted_until = 0  # the first second whose accepted deliveries have not been counted
         self._latencies = {channel: deque[float](maxlen=LATENCIES) for channel in Channel}
 
-    async def read(self) -> OverviewView:
+    async def read(self) -> ServiceOverview:
         """Return an overview that is at most `INTERVAL` seconds old; may raise the errors of `TenantReads`."""
         async with self._lock:
             if self._cached is None or time.monotonic() >= self._refresh_at:
@@ -112,14 +112,14 @@ class Overview:
             if change.status is DeliveryStatus.SENT:
                 self._latencies[change.channel].append(max(0.0, at - accepted_at(change.notification_id)))
 
-    async def _collect(self) -> OverviewView:
+    async def _collect(self) -> ServiceOverview:
         end = int(time.time() - SETTLING)
         begin = end - SECONDS
         backlog, queues = await asyncio.gather(self._outbox.backlog(), self._queues.read())
         failures = await self._read_database(max(begin, self._accepted_until), end)
         for key in [key for key in self._counts if key[0] < begin]:
             del self._counts[key]
-        return OverviewView(
+        return ServiceOverview(
             at=datetime.fromtimestamp(end, UTC),
             live=self._hub.live,
             rabbitmq_connected=self._relay.connected,
@@ -164,9 +164,8 @@ class Overview:
             ),
         )
 
-    def _changes(self, seconds: range, channel: Channel, status: DeliveryStatus) -> list[int | None]:
-        since = self._counting_since
-        return [None if second < since else self._counts[second, channel, status] for second in seconds]
+    def _changes(self, seconds: range, channel: Channel, status: DeliveryStatus) -> list[int]:
+        return [self._counts[second, channel, status] for second in seconds if second >= self._counting_since]
 
 
 def _ready(queues: Mapping[str, QueueStatistics] | None, *names: str) -> int | None:

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse
 
 from notify_gateway.console.overview import Overview
-from notify_gateway.console.schemas import ConsoleLinks, OverviewView
+from notify_gateway.console.schemas import ConsoleLinks, ServiceOverview
 from notify_gateway.http.authentication import AuthenticatedRoute, CanOperate, CanRead
 from notify_gateway.http.dependencies import provided
-from notify_gateway.http.principal import Scope
+from notify_gateway.http.principal import Principal, Scope
+from notify_gateway.http.problems import COMMON_PROBLEMS, documented
 from notify_gateway.http.static_files import StaticFiles
 
 PAGE = Path(__file__).with_name("index.html")
@@ -24,21 +25,27 @@ CONTENT_SECURITY_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-router = APIRouter(tags=["overview"], route_class=AuthenticatedRoute)
+router = APIRouter(
+    prefix="/v1", tags=["overview"], responses={**COMMON_PROBLEMS, **documented(504)}, route_class=AuthenticatedRoute
+)
 
 
-@router.get("/overview")
-async def overview(_: CanOperate, overview: Annotated[Overview, Depends(provided(Overview))]) -> OverviewView:
+@router.get("/overview", response_model_exclude_none=True)
+async def get_overview(_: CanOperate, overview: Annotated[Overview, Depends(provided(Overview))]) -> ServiceOverview:
     """Return the rates for each second of the last two minutes, and the current backlogs."""
     return await overview.read()
 
 
-@router.get("/links")
-async def links(principal: CanRead, links: Annotated[ConsoleLinks, Depends(provided(ConsoleLinks))]) -> ConsoleLinks:
-    """Return the URLs of traces and, for keys with the scope `operator`, of RabbitMQ's management UI.
+@router.get("/links", response_model_exclude_none=True)
+async def get_links(
+    principal: CanRead, links: Annotated[ConsoleLinks, Depends(provided(ConsoleLinks))]
+) -> ConsoleLinks:
+    """Return the URLs of traces and, for keys with the scope `operator`, of RabbitMQ's management UI."""
+    return links_visible_to(principal, links)
 
-    A URL that is not configured is null.
-    """
+
+def links_visible_to(principal: Principal, links: ConsoleLinks) -> ConsoleLinks:
+    """Return the links that `principal` may see."""
     return links if Scope.OPERATOR in principal.scopes else links.model_copy(update={"rabbitmq": None})
 
 

@@ -7,28 +7,33 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import ErrorClass
 from pydantic import BaseModel, Field
 
-from notify_gateway.http.fields import StoredChannel
+from notify_gateway.http.fields import Omissible, StoredChannel
 
 
 class SecondsOverview(BaseModel):
-    """The number of deliveries in each second; null for each second before counting began."""
+    """The number of deliveries in each second; the last is the second before `at`.
+
+    Status changes are counted only while the overview is being read, so that their lists are shorter at first.
+    """
 
     accepted: list[int]
-    sent: list[int | None]
-    retrying: list[int | None]
-    failed: list[int | None]
+    sent: list[int]
+    retrying: list[int]
+    failed: list[int]
 
 
 class ChannelOverview(BaseModel):
-    """The rates, backlog and latency of a channel; the queue counts are null if RabbitMQ does not report them."""
+    """The rates, backlog and latency of a channel; the queue counts are left out if RabbitMQ does not report them."""
 
     channel: Channel
-    waiting: int | None = Field(description="Messages in the channel's queue.")
-    in_flight: int | None = Field(description="Messages that senders have not yet acknowledged.")
-    retrying: int | None = Field(description="Messages in the channel's retry queues.")
-    consumers: int | None
-    latency_p50: float | None = Field(description="Median of the last 2,000, in seconds from acceptance to sending.")
-    latency_p95: float | None
+    waiting: Omissible[int] = Field(None, description="Messages in the channel's queue.")
+    in_flight: Omissible[int] = Field(None, description="Messages that senders have not yet acknowledged.")
+    retrying: Omissible[int] = Field(None, description="Messages in the channel's retry queues.")
+    consumers: Omissible[int] = None
+    latency_p50: Omissible[float] = Field(
+        None, description="Median of the last 2,000, in seconds from acceptance to sending."
+    )
+    latency_p95: Omissible[float] = None
     seconds: SecondsOverview
 
 
@@ -36,14 +41,14 @@ class Failures(BaseModel):
     """A group of failed deliveries with the same channel and error, among the newest 10,000 deliveries."""
 
     channel: StoredChannel
-    error_class: ErrorClass | None
-    error_code: str | None
+    error_class: Omissible[ErrorClass] = None
+    error_code: Omissible[str] = None
     count: int
     last_at: datetime
     last_notification_id: UUID
 
 
-class OverviewView(BaseModel):
+class ServiceOverview(BaseModel):
     """The state of the whole service across all tenants."""
 
     at: datetime = Field(description="The end of the last second that the rates cover.")
@@ -51,14 +56,14 @@ class OverviewView(BaseModel):
     rabbitmq_connected: bool = Field(description="True if this gateway's outbox relay is connected to RabbitMQ.")
     outbox_rows: int = Field(description="Due deliveries that RabbitMQ has not confirmed; counted up to 100,000.")
     outbox_oldest_seconds: float
-    results_waiting: int | None
-    dead_letters: int | None
+    results_waiting: Omissible[int] = None
+    dead_letters: Omissible[int] = None
     channels: list[ChannelOverview]
     failures: list[Failures]
 
 
 class ConsoleLinks(BaseModel):
-    """The URLs of other tools that the console links to."""
+    """The URLs of other tools that the console links to, as far as they are configured."""
 
-    rabbitmq: str | None
-    trace: str | None = Field(description="A URL in which `{trace_id}` stands for the trace id.")
+    rabbitmq: Omissible[str] = None
+    trace: Omissible[str] = Field(None, description="A URL in which `{trace_id}` stands for the trace id.")

@@ -6,14 +6,13 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from notify_common.contracts.ids import first_id_at, of_the_same_time_sql
-from notify_common.contracts.users import user_columns, user_of
-from notify_common.runtime.clock import utc_now
+from notify_common.contracts.ids import of_the_same_time_sql
+from notify_common.contracts.users import user_of
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON
 
 from notify_gateway.database import TenantReads
-from notify_gateway.deliveries.retry_jobs import DEFAULT_WINDOW
+from notify_gateway.deliveries.filters import conditions
 from notify_gateway.deliveries.schemas import CancelReason, Delivery, DeliveryPage, DeliveryQuery
 from notify_gateway.http.fields import Expansion
 from notify_gateway.slices import in_slices
@@ -51,7 +50,7 @@ COLUMNS = f"""
 """
 LAST = f"""
     LEFT JOIN LATERAL (
-        SELECT a.error_class, a.error_code FROM attempts a WHERE {OF_DELIVERY} AND a.attempt = d.attempt
+        SELECT a.error_class, a.error_code FROM attempts a WHERE {OF_DELIVERY} AND a.attempt = d.attempt LIMIT 1
     ) AS last ON true
 """  # noqa: S608 - a constant
 CONTENT_COLUMNS = "n.message, n.subject"
@@ -68,7 +67,8 @@ ATTEMPTS_SIZE = f"""
     )
 """  # noqa: S608 - a constant
 # The tenant's notifications are read in the order of their index, until the page is full. PostgreSQL ends a page after
-# `PAGE_BYTES`, so that the rest never takes up the gateway's memory.
+# `PAGE_BYTES`, so that the rest never takes up the gateway's memory. OFFSET and LIMIT keep the planner from joining all
+# deliveries and attempts of the period, or of all time, before it looks at the notifications.
 PAGE = f"""
     SELECT d.* {{history_columns}}
     FROM (
@@ -79,9 +79,13 @@ PAGE = f"""
         FROM (
             SELECT d.id, {COLUMNS} {{columns}}
             FROM notifications n
-            JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql("n.id")}
+            CROSS JOIN LATERAL (
+                SELECT * FROM deliveries
+                WHERE notification_id = n.id AND id BETWEEN {of_the_same_time_sql("n.id")}
+                OFFSET 0
+            ) AS d
             {LAST}
-            WHERE n.tenant = :tenant AND {{conditions}}
+            WHERE {{conditions}}
             ORDER BY n.id DESC, d.id DESC
             LIMIT :limit
         ) AS d
@@ -124,29 +128,21 @@ class DeliveryQueries:
 
     async def page(self, tenant: str, query: DeliveryQuery) -> DeliveryPage:
         """Return a page of the tenant's deliveries, starting after the delivery `query.cursor`."""
-        after = query.created_after or (query.created_before or utc_now()) - DEFAULT_WINDOW
-        conditions = ["n.id >= :first_id"]
-        values: dict[str, object] = {"first_id": first_id_at(after)}
-        if query.created_before is not None:
-            conditions.append("n.id < :end_id")
-            values["end_id"] = first_id_at(query.created_before)
-        if query.user_id is not None:
-            condition, user = of_user(query.user_id)
-            conditions.append(condition)
-            values |= user
+        filtered = conditions(query)
+        wanted, values = [*filtered.on_notifications, *filtered.period("n.id")], filtered.values
         if query.channel is not None:
-            conditions.append("d.channel = :channel")
+            wanted.append("d.channel = :channel")
             values["channel"] = query.channel.value
         if query.status:
-            conditions.append("d.status = ANY(CAST(:statuses AS text[]))")
+            wanted.append("d.status = ANY(CAST(:statuses AS text[]))")
             values["statuses"] = [status.value for status in query.status]
         if query.error_class is not None:
-            conditions.append("last.error_class = :error_class")
+            wanted.append("last.error_class = :error_class")
             values["error_class"] = query.error_class.value
         if query.cursor is not None:
-            conditions.append(AFTER)
+            wanted.append(AFTER)
             values["cursor"] = query.cursor
-        statement = parsed(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
+        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **expanded(EXPANSIONS, query.expand)))
         # One more delivery than fits on the page is requested, to find out whether there are more.
         items, more = [], False
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
@@ -154,14 +150,6 @@ class DeliveryQueries:
                 items.append(_delivery(row))
                 more = row.more
         return DeliveryPage(items=items, next_cursor=items[-1].id if more else None, has_more=more)
-
-
-def of_user(user: str) -> tuple[str, dict[str, object]]:
-    """Return the condition on notifications `n` that finds those of a user, and the value in it."""
-    user_id, user_key = user_columns(user)
-    if user_key is None:
-        return "n.user_id = :user_id", {"user_id": user_id}
-    return "n.user_key = :user_key", {"user_key": user_key}
 
 
 def expanded(parts: Mapping[Expansion, Mapping[str, str]], wanted: Collection[Expansion]) -> dict[str, str]:

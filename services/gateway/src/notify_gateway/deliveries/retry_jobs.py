@@ -11,11 +11,11 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from notify_gateway.database import TenantReads, TenantShare
+from notify_gateway.deliveries.filters import DEFAULT_WINDOW
 from notify_gateway.deliveries.retries import COUNT
 from notify_gateway.deliveries.schemas import RetryFilter, RetryProgress
 from notify_gateway.errors import TooManyRetryJobs
 
-DEFAULT_WINDOW = timedelta(hours=24)
 MAX_UNFINISHED = 100  # jobs of one tenant
 LIFETIME = timedelta(days=30)  # of a finished job
 JOBS_PER_CLEANUP = 1_000

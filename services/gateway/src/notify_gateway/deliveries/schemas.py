@@ -2,14 +2,21 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass, Outcome
 from pydantic import BaseModel, ConfigDict, Field
 
-from notify_gateway.http.fields import Expansion, Omissible, RequestModel, StoredChannel, Time, UserKey
+from notify_gateway.deliveries.filters import NotificationFilter
+from notify_gateway.http.fields import Omissible, RequestModel, StoredChannel, Time
 
+OF_LAST_ATTEMPT = "The error class of the last attempt."
+EXAMPLE_FILTERS: dict[str, Any] = {
+    "one error": {"value": {"channel": "telegram", "error_class": "permanent"}},
+    "a period": {"value": {"created_after": "2027-01-31T08:00:00Z", "created_before": "2027-01-31T09:00:00Z"}},
+}
 LAST_ERROR = "The last attempt's, unless it succeeded."
 
 
@@ -73,28 +80,19 @@ class DeliveryPage(BaseModel):
     has_more: bool
 
 
-class DeliveryQuery(RequestModel):
+class DeliveryQuery(NotificationFilter):
     """A filter for deliveries."""
 
     status: list[DeliveryStatus] = Field([], max_length=len(DeliveryStatus))
-    error_class: ErrorClass | None = Field(None, description="The error class of the last attempt.")
+    error_class: ErrorClass | None = Field(None, description=OF_LAST_ATTEMPT)
     channel: Channel | None = None
-    user_id: UserKey | None = None
-    created_after: Time | None = Field(
-        None,
-        description="Only notifications created at or after this time. Defaults to 24 hours before `created_before`.",
-    )
-    created_before: Time | None = Field(None, description="Only notifications created before this time.")
-    expand: list[Expansion] = Field([], max_length=len(Expansion))
-    limit: int = Field(50, ge=1, le=200)
-    cursor: UUID | None = None
 
 
 class RetryFilter(RequestModel):
     """A filter for the failed deliveries to retry. A delivery must match every field that is given."""
 
     channel: Channel | None = None
-    error_class: ErrorClass | None = Field(None, description="The error class of the last attempt.")
+    error_class: ErrorClass | None = Field(None, description=OF_LAST_ATTEMPT)
     created_after: Time | None = Field(
         None,
         description="Only notifications created at or after this time. Defaults to 24 hours before `created_before`.",

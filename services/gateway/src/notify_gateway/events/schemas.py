@@ -8,7 +8,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryStatus, ErrorClass
 from pydantic import BaseModel, Field
 
-from notify_gateway.http.fields import RequestModel, StoredChannel, UserId, UserKey
+from notify_gateway.http.fields import Omissible, RequestModel, StoredChannel, UserId, UserKey
 
 # Microseconds since 1970; 17 digits keep the time within the range of `datetime`.
 EventId = Annotated[str, Field(pattern=r"^[0-9]{1,17}$")]
@@ -39,8 +39,8 @@ class StatusEvent(BaseModel):
     status: DeliveryStatus
     round: int
     attempt: int
-    error_class: ErrorClass | None = None
-    error_code: str | None = None
+    error_class: Omissible[ErrorClass] = None
+    error_code: Omissible[str] = None
     changed_at: datetime
 
 

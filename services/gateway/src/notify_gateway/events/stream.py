@@ -1,4 +1,4 @@
-"""Respond to `GET /api/events`: replay the missed events, then stream new ones until the client disconnects."""
+"""Respond to `GET /v1/events`: replay the missed events, then stream new ones until the client disconnects."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

@@ -1,11 +1,14 @@
-"""The headers that tell the clients of the URLs under `/api` that `/v1` replaces them (RFC 9745, RFC 8288)."""
+"""The headers that tell the clients of the URLs under `/api` that `/v1` replaces them (RFC 9745, RFC 8288).
+
+There is no `Sunset` header (RFC 8594), because no date is set for their removal.
+"""
 
 from collections.abc import Sequence
 
 from notify_gateway.http.problems import LEGACY_PREFIX
 
 SINCE = 1796083200  # 2026-12-01, when the first version with /v1 is released
-GUIDE = "/docs"
+GUIDE = "/docs/v1-migration"
 SUCCESSORS = (
     ("/api/deliveries/retry", "/v1/retries"),
     ("/api/notifications", "/v1/notifications"),
@@ -30,7 +33,7 @@ def deprecation_headers(path: str) -> Sequence[tuple[bytes, bytes]]:
 HEADERS = {
     new: (
         (b"deprecation", b"@%d" % SINCE),
-        (b"link", f'<{GUIDE}>; rel="deprecation", <{new}>; rel="successor-version"'.encode()),
+        (b"link", f'<{GUIDE}>; rel="deprecation"; type="text/html", <{new}>; rel="successor-version"'.encode()),
     )
     for _, new in SUCCESSORS
 }

@@ -5,18 +5,23 @@ from base64 import b64encode
 from functools import cache
 from hashlib import sha256
 from html import escape
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from notify_gateway.http.deprecation import GUIDE
 from notify_gateway.http.problem_codes import DESCRIPTIONS
 from notify_gateway.http.problems import PAGE
 from notify_gateway.http.static_files import StaticFiles
 
 OPENAPI = "/openapi.json"
 ASSETS = "/docs/assets"
+MIGRATION_PAGE = Path(__file__).with_name("v1_migration.html")
+"""`make api-docs` writes it from `docs/v1-migration.md`."""
 INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+PLAIN = {"Content-Security-Policy": "default-src 'none'"}
 # The page shares its origin with the console, whose key is in the session storage of its tab. The policy therefore
 # allows only Swagger UI's own scripts, and requests only to this origin. Swagger UI needs inline styles.
 POLICY = (
@@ -49,7 +54,13 @@ def install(app: FastAPI) -> None:
 
     @app.get(PAGE, include_in_schema=False)
     async def problem_types() -> HTMLResponse:
-        return HTMLResponse(problems, headers={"Content-Security-Policy": "default-src 'none'"})
+        return HTMLResponse(problems, headers=PLAIN)
+
+    migration = MIGRATION_PAGE.read_bytes()
+
+    @app.get(GUIDE, include_in_schema=False)
+    async def migration_guide() -> HTMLResponse:
+        return HTMLResponse(migration, headers=PLAIN)
 
     page = get_swagger_ui_html(
         openapi_url=OPENAPI,

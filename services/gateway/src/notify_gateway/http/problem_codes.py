@@ -49,6 +49,16 @@ OF_STATUS = {
 }
 """The code of a problem that has none of its own."""
 
+STATUS = {code: status for status, code in OF_STATUS.items()} | {
+    ProblemCode.NOT_CANCELLABLE: 409,
+    ProblemCode.NOT_RETRYABLE: 409,
+    ProblemCode.IDEMPOTENCY_KEY_REUSED: 422,
+    ProblemCode.TOO_MANY_IN_PROGRESS: 429,
+    ProblemCode.TOO_MANY_RETRY_JOBS: 429,
+    ProblemCode.OVERLOADED: 503,
+}
+"""The status of the response with each code."""
+
 
 def code_of(status: int) -> ProblemCode:
     """Return the code of a problem that has none of its own."""

@@ -27,7 +27,7 @@ from notify_gateway.errors import (
     TooManySubscribers,
 )
 from notify_gateway.http.fields import Omissible
-from notify_gateway.http.problem_codes import ProblemCode, code_of
+from notify_gateway.http.problem_codes import DESCRIPTIONS, STATUS, ProblemCode, code_of
 from notify_gateway.http.request_id import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
@@ -44,8 +44,7 @@ Result = TypeVar("Result")
 class FieldProblem(BaseModel):
     """An invalid field and why it is invalid."""
 
-    location: str
-    """`body`, `query` or `path`."""
+    location: str = Field(description="`body`, `query`, `path` or `header`.")
     field: str
     detail: str
 
@@ -94,16 +93,25 @@ class ProblemResponse(Response):
         await JSONResponse(content, self.status_code, self.added_headers, MEDIA_TYPE)(scope, receive, send)
 
 
-def documented(*statuses: int, model: type[Problem] = ProblemDetails) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI `responses` of a route that can fail with these statuses."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+def documented(*errors: int | ProblemCode, model: type[Problem] = ProblemDetails) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI `responses` of a route that can fail with these codes, or the usual ones of these statuses."""
+    by_status: dict[int, list[ProblemCode]] = {}
+    for error in errors:
+        code = error if isinstance(error, ProblemCode) else code_of(error)
+        by_status.setdefault(STATUS[code], []).append(code)
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
-        for status in statuses
+        status: {
+            "description": "\n\n".join(f"`{code}`: {DESCRIPTIONS[code]}" for code in codes)
+            if issubclass(model, ProblemDetails)
+            else HTTPStatus(status).phrase,
+            "content": content,
+        }
+        for status, codes in by_status.items()
     }
 
 
-COMMON_PROBLEMS = documented(400, 401, 403, 408, 413, 421, 429, 431, 503)
+COMMON_PROBLEMS = documented(400, 401, 403, 408, 413, 421, 429, ProblemCode.TOO_MANY_IN_PROGRESS, 431, 503)
 """The errors that every authenticated route can return."""
 LEGACY_PROBLEMS = documented(400, 401, 403, 408, 413, 421, 429, 431, 503, model=Problem)
 """The same for the routes under `/api`."""
@@ -116,7 +124,7 @@ def found(result: Result | None, detail: str) -> Result:
     return result
 
 
-def install(app: FastAPI, *models: type[Problem]) -> None:
+def install(app: FastAPI, *models: type[BaseModel]) -> None:
     """Make `app` return problem details for every error, and add `Problem` and `models` to its OpenAPI document."""
     _document_problems(app, [Problem, ProblemDetails, *models])
 
@@ -215,7 +223,7 @@ def _allowed_methods(request: Request) -> list[str]:
     return list(filter(is_allowed, ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")))
 
 
-def _document_problems(app: FastAPI, models: Sequence[type[Problem]]) -> None:
+def _document_problems(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
     build = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -11,14 +11,14 @@ from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-from notify_common.contracts.ids import first_id_at, of_the_same_time, of_the_same_time_sql
+from notify_common.contracts.ids import of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.trace_context import trace_id
 from notify_common.contracts.users import user_of
-from notify_common.runtime.clock import utc_now
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from notify_gateway.database import TenantReads
+from notify_gateway.deliveries.filters import conditions
 from notify_gateway.deliveries.queries import (
     ATTEMPTS_SIZE,
     DELIVERY_COLUMNS,
@@ -26,9 +26,7 @@ from notify_gateway.deliveries.queries import (
     PAGE_BYTES,
     REMEMBERED_STATEMENTS,
     expanded,
-    of_user,
 )
-from notify_gateway.deliveries.retry_jobs import DEFAULT_WINDOW
 from notify_gateway.deliveries.schemas import NotificationDelivery
 from notify_gateway.http.fields import Expansion
 from notify_gateway.notifications.schemas import ListQuery, Notification, NotificationPage
@@ -104,18 +102,20 @@ class NotificationQueries:
 
         If `integer_users` is set, leave out those of users whose ids are not integers.
         """
-        conditions, window, values = _conditions(query)
+        filtered = conditions(query, query.cursor)
+        wanted, values = [*filtered.on_notifications, *filtered.period("n.id")], filtered.values
         if integer_users:
-            conditions.append("n.user_key IS NULL")
+            wanted.append("n.user_key IS NULL")
         # Without a user id, PostgreSQL should scan both tables by notification id until the page is full. With the
         # condition `OF_NOTIFICATION`, the planner would expect too few matches to choose that plan.
+        window = ["d.notification_id = n.id", *filtered.period("d.notification_id")]
         join = OF_NOTIFICATION if query.is_narrow else " AND ".join(window)
         if query.channel is not None:
             values["channel"] = query.channel.value
-            conditions.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
+            wanted.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
         if query.status:
-            conditions.append(f"({' OR '.join(has_status_sql(status, join) for status in sorted(set(query.status)))})")
-        statement = parsed(PAGE.format(conditions=" AND ".join(conditions), **expanded(EXPANSIONS, query.expand)))
+            wanted.append(f"({' OR '.join(has_status_sql(status, join) for status in sorted(set(query.status)))})")
+        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **expanded(EXPANSIONS, query.expand)))
         # One more notification than fits on the page is requested, to find out whether there are more.
         items, more = [], False
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
@@ -124,35 +124,6 @@ class NotificationQueries:
                 items.append(_notification(of_notification))
                 more = of_notification[0].more
         return NotificationPage(items=items, next_cursor=items[-1].id if more else None, has_more=more)
-
-
-def _conditions(query: ListQuery) -> tuple[list[str], list[str], dict[str, object]]:
-    """Return the conditions on notifications `n`, those on their deliveries `d`, and the values in them."""
-    values: dict[str, object] = {}
-    conditions, window = ["n.tenant = :tenant"], ["d.notification_id = n.id"]
-    created_after = query.created_after
-    if query.user_id is not None:
-        condition, user = of_user(query.user_id)
-        conditions.append(condition)
-        values |= user
-    if query.reference is not None:
-        values["reference"] = query.reference
-        conditions.append("n.reference = :reference")
-    if not query.is_narrow and created_after is None:
-        created_after = (query.created_before or utc_now()) - DEFAULT_WINDOW
-    if created_after is not None:
-        values["first_id"] = first_id_at(created_after)
-        conditions.append("n.id >= :first_id")
-        window.append("d.notification_id >= :first_id")
-    created_before = None if query.created_before is None else first_id_at(query.created_before)
-    if ends := [end for end in (created_before, query.cursor) if end is not None]:
-        values["end_id"] = min(ends)
-        conditions.append("n.id < :end_id")
-        window.append("d.notification_id < :end_id")
-    for number, (key, value) in enumerate(query.metadata.items()):
-        values |= {f"key_{number}": key, f"value_{number}": value}
-        conditions.append(f"n.metadata ->> :key_{number} = :value_{number}")
-    return conditions, window, values
 
 
 @lru_cache(REMEMBERED_STATEMENTS)

@@ -6,10 +6,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Response
 
+from notify_gateway.deliveries.filters import METADATA_PARAMETER
 from notify_gateway.errors import CancellationRejected
 from notify_gateway.http.authentication import AuthenticatedRoute, CanCancel, CanRead, CanSend
 from notify_gateway.http.dependencies import provided
 from notify_gateway.http.json_lists import json_page
+from notify_gateway.http.problem_codes import ProblemCode
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 from notify_gateway.notifications import schemas
 from notify_gateway.notifications.cancel import NotificationCanceller, posted_with
@@ -35,7 +37,10 @@ LOCATION = {"Location": {"description": "The URL of the notification.", "schema"
     "",
     status_code=201,
     response_model=schemas.CreatedNotification,
-    responses={201: {"headers": LOCATION}, **documented(400, 422)},
+    responses={
+        201: {"headers": LOCATION},
+        **documented(400, 422, ProblemCode.IDEMPOTENCY_KEY_REUSED, 503, ProblemCode.OVERLOADED),
+    },
 )
 async def create_notification(
     body: Annotated[schemas.NotificationRequest, Body(openapi_examples=schemas.EXAMPLE_REQUESTS)],  # noqa: ARG001
@@ -53,15 +58,19 @@ async def create_notification(
     raise HTTPException(404)
 
 
-@router.get("", response_model=schemas.NotificationPage, responses=documented(422, 504))
+@router.get(
+    "",
+    response_model=schemas.NotificationPage,
+    responses=documented(422, 504),
+    openapi_extra={"parameters": [METADATA_PARAMETER]},
+)
 async def list_notifications(
     query: Annotated[schemas.ListQuery, Query()], principal: CanRead, queries: Queries, response: Response
 ) -> Response:
     """List notifications, newest first.
 
-    Filter by user, reference, status, channel or creation time, or by metadata with `metadata.<key>=<value>`. To get
-    the next page, pass `next_cursor` as `cursor`. A page with large notifications ends after about 4 MB, before it has
-    `limit` of them.
+    Filter by user, reference, status, channel, creation time or metadata. To get the next page, pass `next_cursor` as
+    `cursor`. A page with large notifications ends after about 4 MB, before it has `limit` of them.
     """
     page = await queries.page(principal.tenant, query)
     visible = partial(notification_visible_to, principal)
@@ -78,7 +87,10 @@ async def get_notification(id_: NotificationId, principal: CanRead, queries: Que
 @router.post(
     "/{id}/cancel",
     response_model_exclude_none=True,
-    responses={**documented(404, 422, 504), **documented(409, model=schemas.CancellationProblem)},
+    responses={
+        **documented(404, 422, 504),
+        **documented(ProblemCode.NOT_CANCELLABLE, model=schemas.CancellationProblem),
+    },
 )
 async def cancel_notification(
     id_: NotificationId, principal: CanCancel, queries: Queries, canceller: Canceller

@@ -1,16 +1,16 @@
 """Requests and responses of the notification routes."""
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 from uuid import UUID
 
 from notify_common.contracts.channels import Channel, Recipients
 from notify_common.contracts.messages import DeliveryStatus, EmailContent
 from pydantic import BaseModel, Field, model_validator
-from pydantic_core import PydanticCustomError
 
+from notify_gateway.deliveries.filters import NotificationFilter, Reference
 from notify_gateway.deliveries.schemas import DeliverySummary, NotificationDelivery
-from notify_gateway.http.fields import Expansion, FutureTime, Omissible, RequestModel, StoredChannel, Time, UserKey
+from notify_gateway.http.fields import FutureTime, Omissible, RequestModel, StoredChannel, UserKey
 from notify_gateway.http.problems import ProblemDetails
 from notify_gateway.notifications.content import (
     EXPIRES_AT,
@@ -27,11 +27,6 @@ from notify_gateway.notifications.content import (
     check_times,
 )
 from notify_gateway.notifications.status import NotificationStatus
-
-METADATA_PREFIX = "metadata."
-MAX_METADATA_FILTERS = 5
-
-Reference = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 EXAMPLE_REQUESTS: dict[str, Any] = {
     "one channel": {"value": {"user_id": "123", "channels": ["telegram"], "message": "Your code: 11111"}},
@@ -116,10 +111,18 @@ class CreatedNotification(BaseModel):
     deliveries: list[CreatedDelivery]
 
 
+class StoredEmailOptions(EmailContent):
+    """Options for delivery by e-mail."""
+
+    html: Omissible[str] = None
+    reply_to: Omissible[str] = None
+    list_unsubscribe: Omissible[str] = None
+
+
 class StoredOverrides(BaseModel):
     """What differs on one channel."""
 
-    email: EmailContent
+    email: StoredEmailOptions
 
 
 class Notification(BaseModel):
@@ -155,43 +158,11 @@ class NotificationPage(BaseModel):
     has_more: bool
 
 
-class ListQuery(RequestModel, extra="allow"):
+class ListQuery(NotificationFilter):
     """A filter for notifications."""
 
-    user_id: UserKey | None = None
-    reference: Reference | None = None
     status: list[NotificationStatus] = Field([], max_length=len(NotificationStatus))
     channel: Channel | None = Field(None, description="Only notifications with a delivery over this channel.")
-    created_after: Time | None = Field(
-        None,
-        description="Only notifications created at or after this time. Without `user_id` and `reference`, defaults to "
-        "24 hours before `created_before`.",
-    )
-    created_before: Time | None = Field(None, description="Only notifications created before this time.")
-    expand: list[Expansion] = Field([], max_length=len(Expansion))
-    limit: int = Field(50, ge=1, le=200)
-    cursor: UUID | None = None
-
-    @model_validator(mode="after")
-    def _check_metadata(self) -> Self:
-        extra = self.model_extra or {}
-        for name in extra:
-            if not name.startswith(METADATA_PREFIX) or name == METADATA_PREFIX:
-                raise PydanticCustomError("extra_forbidden", "Extra inputs are not permitted", {"field": name})
-        if len(extra) > MAX_METADATA_FILTERS:
-            message = f"There are more than {MAX_METADATA_FILTERS} filters by metadata"
-            raise PydanticCustomError("too_many", "{message}", {"field": METADATA_PREFIX, "message": message})
-        return self
-
-    @property
-    def is_narrow(self) -> bool:
-        """True if an index finds all notifications that match, so that the period needs no default."""
-        return self.user_id is not None or self.reference is not None
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The values that the metadata must have, by key."""
-        return {name.removeprefix(METADATA_PREFIX): value for name, value in (self.model_extra or {}).items()}
 
 
 class CancellationProblem(ProblemDetails):

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Response
+from fastapi import APIRouter, Body, Depends, HTTPException, Path, Response
 from notify_common.contracts.channels import Channel
 
 from notify_gateway.http.authentication import AuthenticatedRoute, CanReadRecipients, CanWriteRecipients
@@ -11,7 +11,7 @@ from notify_gateway.http.fields import UserKey
 from notify_gateway.http.principal import Scope
 from notify_gateway.http.problems import COMMON_PROBLEMS, documented, found
 from notify_gateway.users.channels import UserChannels
-from notify_gateway.users.schemas import UserChannel, UserChannelPage, UserChannelSettings
+from notify_gateway.users.schemas import EXAMPLE_SETTINGS, UserChannel, UserChannelPage, UserChannelSettings
 from notify_gateway.users.settings import store_settings
 
 router = APIRouter(prefix="/v1/users", tags=["users"], responses=COMMON_PROBLEMS, route_class=AuthenticatedRoute)
@@ -52,7 +52,7 @@ async def get_user_channel(
 async def put_user_channel(
     user: User,
     channel: Channel,
-    body: UserChannelSettings,
+    body: Annotated[UserChannelSettings, Body(openapi_examples=EXAMPLE_SETTINGS)],
     principal: CanWriteRecipients,
     channels: Channels,
     response: Response,

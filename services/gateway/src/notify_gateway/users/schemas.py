@@ -1,12 +1,18 @@
 """Requests and responses of the user routes."""
 
 from datetime import datetime
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from notify_common.contracts.channels import Channel, Recipients
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from notify_gateway.http.fields import Omissible, RequestModel, StoredChannel
+
+EXAMPLE_SETTINGS: dict[str, Any] = {
+    "an address": {"value": {"recipient": "a@example.org"}},
+    "an opt-out": {"value": {"opted_out": True}},
+}
 
 
 class UserChannelSettings(RequestModel):

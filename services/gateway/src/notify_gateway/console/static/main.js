@@ -17,7 +17,7 @@ const main = document.getElementById("main");
 const stateText = document.getElementById("state");
 const banner = document.getElementById("banner");
 const keyDialog = document.getElementById("key-dialog");
-let links = { rabbitmq: null, trace: null };
+let links = {};
 const NOT_READY = ""; // the message of the `Problem` that represents a 503 from /readyz
 // The gateway's text for a 503 when PostgreSQL is unavailable; it uses other texts for other causes of a 503.
 const DATABASE_UNAVAILABLE = "The database is not available.";

@@ -28,6 +28,7 @@ export function overview({ main, signal, state }) {
     const current = await get("v1/overview");
     loading.remove();
     state.report(current);
+    for (const channel of current.channels) channel.seconds = padded(channel.seconds);
     showTiles(tiles, current);
     for (const channel of current.channels) {
       if (!cards.has(channel.channel)) {
@@ -48,6 +49,13 @@ export function overview({ main, signal, state }) {
   });
 }
 
+/** Return lists of the same length, with null for each second in which nothing was counted yet. */
+function padded(seconds) {
+  const { length } = seconds.accepted;
+  const pad = (values) => [...Array(length - values.length).fill(null), ...values];
+  return Object.fromEntries(Object.entries(seconds).map(([name, values]) => [name, pad(values)]));
+}
+
 function total(channels, name) {
   return channels[0].seconds[name].map((_, second) => {
     const values = channels.map((channel) => channel.seconds[name][second]);
@@ -56,7 +64,7 @@ function total(channels, name) {
 }
 
 function showTiles(tiles, current) {
-  const latencies = current.channels.filter((channel) => channel.latency_p50 !== null);
+  const latencies = current.channels.filter((channel) => channel.latency_p50 !== undefined);
   const slowest = (name) => Math.max(...latencies.map((channel) => channel[name]));
   const figures = [
     ["Accepted", `${recent(total(current.channels, "accepted"))}/s`, "deliveries, average over 10 s"],
@@ -65,8 +73,8 @@ function showTiles(tiles, current) {
       latencies.length ? `p95 ${duration(slowest("latency_p95"))}, slowest channel` : "from acceptance to sent"],
     ["Outbox", current.outbox_rows.toLocaleString(),
       current.outbox_rows ? `oldest due for ${duration(current.outbox_oldest_seconds)}` : "nothing is waiting for RabbitMQ"],
-    ["Results", current.results_waiting === null ? "–" : current.results_waiting.toLocaleString(), "waiting for the status writer"],
-    ["Dead letters", current.dead_letters === null ? "–" : current.dead_letters.toLocaleString(),
+    ["Results", current.results_waiting?.toLocaleString() ?? "–", "waiting for the status writer"],
+    ["Dead letters", current.dead_letters?.toLocaleString() ?? "–",
       current.dead_letters ? "to see them, run notify-gateway dead list" : "messages that no service could process"],
   ];
   show(tiles, JSON.stringify(figures), figures.map(([name, value, note]) =>
@@ -87,7 +95,7 @@ function card(name) {
     for (const [figure] of CHANNEL_FIGURES) values[figure].textContent = channel[figure]?.toLocaleString() ?? "–";
     element.classList.toggle("without-senders", channel.consumers === 0);
     rates.update(channel.seconds);
-    latency.textContent = channel.latency_p50 === null ? "Nothing sent since you opened this page."
+    latency.textContent = channel.latency_p50 === undefined ? "Nothing sent since you opened this page."
       : `Acceptance to sent: median ${duration(channel.latency_p50)}, 95th percentile ${duration(channel.latency_p95)}`;
   }
   return { element, update };
