@@ -7,7 +7,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from uuid import uuid4
@@ -18,9 +19,11 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
-from notify_database.engine import PostgresSettings
+from notify_common.runtime.clock import utc_now
+from notify_database.engine import PostgresSettings, create_engine
 from notify_local.ports import Ports
 from notify_local.stack import as_environment
+from sqlalchemy import text
 from support.amqp import hand_on
 from support.processes import START_TIMEOUT, STOP_TIMEOUT, all_final, answers, running_service
 from support.roles import migration_settings
@@ -214,3 +217,56 @@ async def test_upgrade_and_rollback_under_traffic_lose_and_repeat_nothing(
     sent = Counter(line.split()[1] for ledger in ledgers for line in ledger.splitlines())
     assert sent == {delivery["id"]: 1 for delivery in deliveries}
     assert set((await depths(rabbit, *older, *newer)).values()) == {0}
+
+
+DUE_NOW = text("UPDATE outbox SET due_at = now(), leased_until = NULL")
+
+
+@pytest.mark.timeout(300)
+async def test_older_services_go_on_while_there_are_users_whose_ids_are_texts(
+    rabbit: RabbitSettings, empty_postgres: PostgresSettings, baseline: list[Path], tmp_path: Path
+) -> None:
+    """Accept, send and report, although older gateways cannot show the notifications of such users."""
+    superuser = empty_postgres.postgres_user
+    body = {"user_id": "a-text", "message": "x", "channels": [channel.value for channel in CHANNELS]}
+    async with AsyncExitStack() as stack:
+        installation = Installation(rabbit, empty_postgres, tmp_path / "ledgers", stack.enter_context(ExitStack()))
+        client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=30))
+        engine = create_engine(empty_postgres, pool_size=1)
+        stack.push_async_callback(engine.dispose)
+
+        async def sent(deliveries: int) -> None:
+            async def are_sent() -> bool:
+                async with engine.connect() as connection:
+                    rows = await connection.execute(text("SELECT count(*) FROM deliveries WHERE status = 'sent'"))
+                return rows.scalar_one() == deliveries
+
+            await eventually(are_sent, f"{deliveries} deliveries are sent", timeout=START_TIMEOUT)
+
+        await installation.migrate(empty_postgres, baseline)
+        await installation.migrate(migration_settings(empty_postgres))
+        await installation.start("status_writer", *SENDERS, sources=baseline, POSTGRES_USER=superuser)
+        await installation.start("gateway")
+        v1 = f"{installation.gateways[False]}/v1/notifications"
+        later = {"send_at": (utc_now() + timedelta(hours=1)).isoformat()}
+        posted = [(await client.post(v1, json=each)).raise_for_status().json()["id"] for each in (body, body | later)]
+        await sent(2)  # by senders that do not know the field with the text
+        await installation.stop("gateway", baseline=False)
+
+        await installation.start("gateway", sources=baseline, POSTGRES_USER=superuser)
+        api = f"{installation.gateways[True]}/api/notifications"
+        async with engine.begin() as connection:
+            await connection.execute(DUE_NOW)
+        accepted = (await client.post(api, json=body | {"user_id": 1})).raise_for_status().json()
+        await sent(6)
+        of_user = (await client.get(api, params={"user_id": 1})).raise_for_status().json()["items"]
+        assert [(each["id"], each["status"]) for each in of_user] == [(accepted["id"], "sent")]
+        for path in (f"{api}/{posted[0]}", api):
+            response = await client.get(path, headers={"Connection": "close"})
+            assert response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+
+        # The next upgrade shows everything again.
+        await installation.start("gateway")
+        v1 = f"{installation.gateways[False]}/v1/notifications"
+        listed = (await client.get(v1, params={"user_id": "a-text"})).raise_for_status().json()["items"]
+        assert [(each["id"], each["status"]) for each in listed] == [(each, "sent") for each in reversed(posted)]
