@@ -239,7 +239,7 @@ async def test_older_services_go_on_while_there_are_users_whose_ids_are_texts(
             async def are_sent() -> bool:
                 async with engine.connect() as connection:
                     rows = await connection.execute(text("SELECT count(*) FROM deliveries WHERE status = 'sent'"))
-                return rows.scalar_one() == deliveries
+                return int(rows.scalar_one()) == deliveries
 
             await eventually(are_sent, f"{deliveries} deliveries are sent", timeout=START_TIMEOUT)
 
