@@ -32,3 +32,19 @@ async def test_documents_are_rendered_once(api: httpx.AsyncClient, monkeypatch: 
     first = await api.get(path)
     monkeypatch.setattr("starlette.responses.JSONResponse.render", lambda *_: b"{}")
     assert (await api.get(path)).json() == first.json() != {}
+
+
+async def test_files_are_read_once(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a large file in a thread for each request costs far more than sending it."""
+    first = await api.get(BUNDLE)
+    assert len(first.content) == int(first.headers["content-length"]) > 1_000_000
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the file was read again")
+
+    monkeypatch.setattr("anyio.open_file", fail)
+    monkeypatch.setattr("pathlib.Path.read_bytes", fail)
+    assert (await api.get(BUNDLE)).content == first.content
+    assert (await api.head(BUNDLE)).headers["content-length"] == first.headers["content-length"]
+    unchanged = await api.get(BUNDLE, headers={"If-None-Match": first.headers["etag"]})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
