@@ -21,11 +21,13 @@ CHANNEL = "/api/users/1/channels/email"
     [
         ("POST", POST, {"user_id": 1, "message": "x", "channels": [1] * MANY}, "channels"),
         ("POST", POST, {"user_id": 1, "message": "x", "channels": ["email"] * MANY}, "channels"),
+        ("POST", POST, {"user_id": 1, "message": "x", "channels": [{}] * MANY}, "body"),
         ("POST", POST, {**BODY, "metadata": NAMES}, "body"),
         ("POST", POST, {**BODY, "recipient": NAMES}, "body"),
         ("POST", POST, {**BODY, **NAMES}, "body"),
         ("POST", "/v1/keys", {"scopes": [1] * MANY}, "scopes"),
         ("POST", "/v1/keys", {"scopes": ["read"] * MANY}, "scopes"),
+        ("POST", "/v1/keys", {"scopes": [{}] * MANY}, "body"),
         ("POST", "/v1/keys", NAMES, "body"),
         ("POST", "/api/deliveries/retry", NAMES, "body"),
         ("PUT", CHANNEL, NAMES, "body"),
