@@ -8,6 +8,8 @@ import httpx
 import pytest
 from notify_gateway.http.principal import Scope
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette._utils import get_route_path
+from starlette.types import Scope as StarletteScope
 from support.gateway import BODY, bearer
 
 JSON_HEADERS = {"content-type": "application/json"}
@@ -114,3 +116,37 @@ async def test_ambiguous_json_is_rejected_with_a_reason(
     response = await secured_api.post("/api/notifications", content=content, headers=headers)
     assert response.status_code == 422
     assert response.json()["detail"].startswith("body: not valid JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/notifications", "GET, POST"),
+        ("POST", "/v1/users/1/channels/email", "DELETE, GET, PUT"),
+        ("OPTIONS", "/livez", "GET"),
+        ("POST", "/console/main.js", "GET, HEAD"),
+        ("PUT", "/docs/assets/favicon.png", "GET, HEAD"),
+    ],
+)
+async def test_allow_lists_all_methods_of_the_resource(
+    api: httpx.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    response = await api.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+async def test_unsupported_method_costs_about_as_much_as_an_unknown_path(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing a long path with all routes takes time, which a client without a key can take up."""
+    compared: list[str] = []
+
+    def count(scope: StarletteScope) -> str:
+        compared.append(scope["path"])
+        return get_route_path(scope)
+
+    monkeypatch.setattr("fastapi.routing.get_route_path", count)
+    assert (await api.get("/nowhere")).status_code == 404
+    unknown = len(compared)
+    assert (await api.post("/docs")).status_code == 405
+    assert len(compared) - unknown <= 3 * unknown

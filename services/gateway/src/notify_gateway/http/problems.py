@@ -130,9 +130,9 @@ def install(app: FastAPI, *models: type[BaseModel]) -> None:
 
     async def respond(request: Request, error: Exception) -> ProblemResponse:
         response = response_to(error)
-        if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _allowed_methods(request)):
             # RFC 9110 requires `Allow` to list all methods of the resource, but each route knows only its own.
-            response.added_headers["Allow"] = ", ".join(_allowed_methods(request))
+            response.added_headers["Allow"] = ", ".join(methods)
         return response
 
     for error_type in (*RESPONSES, Exception):
@@ -216,9 +216,13 @@ RESPONSES: dict[type, Callable[[Any], ProblemResponse]] = {
 
 
 def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes with the path, or nothing if it is that of a static file."""
+    # Only these are compared again for each method, because that takes long if the path is long.
+    with_path = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+
     def is_allowed(method: str) -> bool:
         scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+        return any(route.matches(scope)[0] is Match.FULL for route in with_path)
 
     return list(filter(is_allowed, ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")))
 
