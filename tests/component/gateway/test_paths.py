@@ -1,8 +1,10 @@
 """Paths that differ from a route only in characters that no route contains."""
 
 from itertools import product
+from urllib.parse import quote
 
 import httpx
+import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
 from notify_gateway.http.principal import Scope
@@ -45,3 +47,23 @@ async def test_documented_route_of_posted_notifications_requires_a_key(
             assert (await api.post(path, json=BODY)).status_code == 401
             assert (await api.post(path, json=BODY, headers=await bearer(engine, Scope.READ))).status_code == 403
             assert (await api.post(path, json=BODY, headers=await bearer(engine, Scope.SEND))).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "user", ["\U0001f469\u200d\U0001f4bb", "a\u00a0b", "\u3000", "\u202eabc", "a b;c?#%2F"], ids=ascii
+)
+async def test_every_user_id_that_can_be_posted_can_be_in_a_path(api: httpx.AsyncClient, user: str) -> None:
+    notification = {"user_id": user, "message": "x", "channels": ["email"]}
+    assert (await api.post("/v1/notifications", json=notification)).status_code == 201
+    path = f"/v1/users/{quote(user, safe='')}/channels"
+    stored = await api.put(f"{path}/email", json={"opted_out": True})
+    assert stored.status_code == 200, stored.text
+    assert [each["opted_out"] for each in (await api.get(path)).json()["items"]] == [True]
+
+
+@pytest.mark.parametrize("encoded", ["Jos%E9", "%FF", "%ED%A0%80"])
+async def test_path_that_is_not_utf_8_is_no_route(api: httpx.AsyncClient, engine: AsyncEngine, encoded: str) -> None:
+    """Otherwise, different ids of a client that encodes them differently would belong to the same user."""
+    response = await api.put(f"/v1/users/{encoded}/channels/email", json={"opted_out": True})
+    assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
+    assert await rows(engine, "SELECT 1 FROM user_channels") == []

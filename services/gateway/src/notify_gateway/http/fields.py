@@ -62,7 +62,7 @@ UserKey = Annotated[
     Field(
         min_length=1,
         max_length=LONGEST_USER_ID,
-        pattern=r"^[^\x00-\x1f\x7f-\x9f/]+$",  # not every client can send a slash within a segment of a path
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\ufffd/]+$",  # none that a client may fail to send in a path
         description="Your own id of the user, such as an integer or a UUID.",
     ),
     AfterValidator(_not_relative),

@@ -35,9 +35,9 @@ READING = frozenset({"GET", "HEAD"})  # the methods of static files
 BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site", REQUEST_ID_HEADER}
 TOO_MANY_PARAMETERS = 400, f"The query has more than {MAX_PARAMETERS} parameters."
-# The routes' `$` would also match before a final line feed. Ids in paths may contain all other characters.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-CONTROL_IN_PATH = 404, "The path contains a control character."
+# The routes' `$` would also match before a final line feed. Bytes that are not UTF-8 have become U+FFFD.
+NOT_IN_PATHS = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffd]")
+INVALID_PATH = 404, "The path contains a control character, or is not UTF-8."
 
 ObserveRequest = Callable[[str, str, int, float], None]
 """A callback with the method, the route, the status and the duration in seconds."""
@@ -141,8 +141,8 @@ class _LimitedRequest:
         self.refusal: Refusal | None
         if head > MAX_HEAD:
             self.refusal = 431, f"The headers are longer than {MAX_HEAD} bytes."
-        elif not scope["path"].isprintable() and CONTROL.search(scope["path"]):  # the first check is fast
-            self.refusal = CONTROL_IN_PATH
+        elif NOT_IN_PATHS.search(scope["path"]):
+            self.refusal = INVALID_PATH
         elif scope["query_string"].count(b"&") >= MAX_PARAMETERS:
             self.refusal = TOO_MANY_PARAMETERS
         else:
