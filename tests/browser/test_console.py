@@ -145,7 +145,7 @@ async def post(api: httpx.AsyncClient, **change: Any) -> dict[str, Any]:
 
 async def wait_for_status(api: httpx.AsyncClient, notification: dict[str, Any], status: str) -> None:
     async def has_status() -> bool:
-        return bool((await api.get(f"/api/notifications/{notification['id']}")).json()["status"] == status)
+        return bool((await api.get(f"/v1/notifications/{notification['id']}")).json()["status"] == status)
 
     await eventually(has_status, f"the notification is {status}")
 
@@ -349,13 +349,19 @@ async def test_markup_in_messages_is_escaped(
         running_services(servers, rabbit, postgres, providers) as api,
         opened(browser, str(api.base_url)) as page,
     ):
-        posted = await post(api, type="email", message=MARKUP, subject=MARKUP, metadata={MARKUP: MARKUP})
+        user = MARKUP.replace("/", "")  # a user id cannot have a slash
+        texts = {"user_id": user, "reference": MARKUP, "message": MARKUP, "subject": MARKUP}
+        posted = (
+            await api.post("/v1/notifications", json={**texts, "metadata": {MARKUP: MARKUP}, "channels": ["email"]})
+        ).json()
         await wait_for_status(api, posted, "failed")
         await expect(page.get_by_role("cell", name=MARKUP[:100])).to_have_count(1)
         await page.goto(f"{api.base_url}#/notifications")
-        await expect(page.get_by_role("cell", name="<img src=x")).to_be_visible()
+        await expect(page.get_by_role("cell", name="<img src=x")).to_have_count(2)  # user and message
         await page.goto(f"{api.base_url}#/notifications/{posted['id']}")
         await expect(page.locator(".message")).to_have_text(MARKUP)
+        await expect(page.get_by_text(MARKUP, exact=True)).to_have_count(4)  # reference, subject, message, error
+        await expect(page.get_by_role("link", name=user)).to_be_visible()
         await expect(page.locator("q")).to_have_text(" ".join(MARKUP.split()))
         assert await page.locator("main img, main script").count() == 0
 
