@@ -7,7 +7,7 @@ from notify_common.contracts.ids import new_id
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import ROWS_BY_KEY, PostgresSettings, create_engine
 from notify_gateway.notifications import idempotency
-from notify_gateway.outbox import store
+from notify_gateway.outbox import statements
 from notify_gateway.users import channels
 from notify_status_writer import result_store
 from sqlalchemy import ClauseElement, text
@@ -17,11 +17,11 @@ from support.gateway import Json
 from support.plans import plan_nodes
 
 STATEMENTS: dict[str, ClauseElement] = {
-    "take": store.TAKE_DUE,
-    "renew": store.RENEW,
-    "release": store.RELEASE,
-    "postpone": store.POSTPONE,
-    "delete": store.DELETE,
+    "take": statements.TAKE_DUE,
+    "renew": statements.RENEW,
+    "release": statements.RELEASE,
+    "postpone": statements.POSTPONE,
+    "delete": statements.DELETE,
     "lock": result_store.LOCK,
     "existing": result_store.EXISTING,
     "read": result_store.READ,
