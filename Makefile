@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROJECTS := $(sort $(wildcard libs/*/pyproject.toml services/*/pyproject.toml))
+PROJECTS := $(sort $(wildcard clients/*/pyproject.toml libs/*/pyproject.toml services/*/pyproject.toml))
 PACKAGES := $(patsubst %/pyproject.toml,%,$(PROJECTS))
 LOCKED := $(filter services/%,$(PACKAGES))
 TOOLS := api benchmarks supply_chain website
 LOCKS := $(addsuffix requirements.lock,$(addsuffix /,$(LOCKED) $(TOOLS))) requirements.lock
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-	$(foreach folder,$(notdir $(PACKAGES)),--no-emit-package notify-$(subst _,-,$(folder)))
+	--no-emit-package notify-gateway-client \
+	$(foreach folder,$(notdir $(filter-out clients/%,$(PACKAGES))),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
 .PHONY: help install up demo env test screenshots chaos record fuzz test-compose api-docs test-api bench bench-scale bench-events bench-pair check docs sbom audit check-workflows format lock clean

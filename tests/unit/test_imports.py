@@ -13,7 +13,7 @@ from support.servers import PROJECT
 
 SERVICES = {f"notify_{folder.name}" for folder in (PROJECT / "services").iterdir()}
 SENDERS = sorted(service for service in SERVICES if service.endswith("_sender"))
-LAYERS = (SERVICES | {"notify_local"}, "notify_database", "notify_common")
+LAYERS = (SERVICES | {"notify_client", "notify_local"}, "notify_database", "notify_common")
 COMMON_LAYERS = ("sending", "rabbitmq", "runtime", {"contracts", "errors"})
 GATEWAY_LAYERS = (
     "main",
@@ -38,12 +38,17 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 50  # lines
 
 @pytest.fixture(scope="module")
 def imports() -> grimp.ImportGraph:
-    packages = ["notify_common", "notify_database", "notify_local", *SERVICES]
+    packages = ["notify_client", "notify_common", "notify_database", "notify_local", *SERVICES]
     return grimp.build_graph(*packages, include_external_packages=True, cache_dir=None)
 
 
 def test_services_import_libraries_but_not_each_other(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(LAYERS) == set()
+
+
+def test_client_imports_nothing_of_the_service(imports: grimp.ImportGraph) -> None:
+    for forbidden in ("notify_common", "notify_database", "notify_local", *SERVICES):
+        assert imports.find_shortest_chains("notify_client", forbidden) == set()
 
 
 def test_common_library_packages_import_only_lower_layers(imports: grimp.ImportGraph) -> None:
@@ -94,7 +99,7 @@ def test_importing_contracts_loads_no_server_or_driver() -> None:
 
 
 def _sources() -> Iterator[Path]:
-    for folder in ("libs", "services", "benchmarks"):
+    for folder in ("clients", "libs", "services", "benchmarks"):
         for path in (PROJECT / folder).rglob("*.py"):
             if ".venv" not in path.parts:
                 yield path

@@ -17,6 +17,7 @@ from support.servers import PROJECT
 
 PROJECTS = [
     PROJECT / "pyproject.toml",
+    *PROJECT.glob("clients/*/pyproject.toml"),
     *PROJECT.glob("libs/*/pyproject.toml"),
     *PROJECT.glob("services/*/pyproject.toml"),
 ]

@@ -1,0 +1,69 @@
+"""The figures in the console's overview, which need the scope `operator`."""
+
+from datetime import datetime
+from uuid import UUID
+
+from notify_client.models import Channel, ErrorClass, Model
+
+
+class SecondsOverview(Model):
+    """Deliveries in each of the last seconds."""
+
+    accepted: list[int]
+    sent: list[int | None]
+    retrying: list[int | None]
+    failed: list[int | None]
+
+
+class ChannelOverview(Model):
+    """One channel. A figure is None while RabbitMQ does not provide it."""
+
+    channel: Channel
+    waiting: int | None
+    """Messages in the channel's queue."""
+    in_flight: int | None
+    """Messages that senders have not yet acknowledged."""
+    retrying: int | None
+    """Messages in the channel's retry queues."""
+    consumers: int | None
+    latency_p50: float | None
+    """Median of the last 2,000, in seconds from acceptance to sending."""
+    latency_p95: float | None
+    seconds: SecondsOverview
+
+
+class Failures(Model):
+    """Recent failures with the same cause."""
+
+    channel: Channel
+    error_class: ErrorClass | None
+    error_code: str | None
+    count: int
+    last_at: datetime
+    last_notification_id: UUID
+
+
+class Overview(Model):
+    """All tenants together, as this gateway sees them."""
+
+    at: datetime
+    """The end of the last second that the rates cover."""
+    live: bool
+    """True if this gateway receives status changes from RabbitMQ."""
+    rabbitmq_connected: bool
+    """True if this gateway's outbox relay is connected to RabbitMQ."""
+    outbox_rows: int
+    """Due deliveries that RabbitMQ has not confirmed; counted up to 100,000."""
+    outbox_oldest_seconds: float
+    results_waiting: int | None
+    dead_letters: int | None
+    channels: list[ChannelOverview]
+    failures: list[Failures]
+
+
+class ConsoleLinks(Model):
+    """Where the console links to."""
+
+    rabbitmq: str | None
+    trace: str | None
+    """A URL in which `{trace_id}` stands for the trace id."""

@@ -1,0 +1,14 @@
+"""What operators see in the console."""
+
+from notify_client.overview import ConsoleLinks, Overview
+from notify_client.requests import Request, one, path
+
+
+def get_overview() -> Request[Overview]:
+    """Return the figures in the console's overview, of all tenants together."""
+    return Request(method="GET", path=path("overview"), read=one(Overview))
+
+
+def get_links() -> Request[ConsoleLinks]:
+    """Return where the console links to."""
+    return Request(method="GET", path=path("links"), read=one(ConsoleLinks))

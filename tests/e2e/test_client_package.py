@@ -1,0 +1,73 @@
+"""The client's wheel works alone, on each supported version of Python that is installed here."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.servers import PROJECT
+
+VERSIONS = ("3.11", "3.12", "3.13")
+BIN = Path(sys.executable).parent
+CHECK = """
+import sys
+import notify_client
+with notify_client.Client("http://127.0.0.1:1", api_key="k", max_retries=0) as client:
+    try:
+        client.notifications.create(user_id="1", channels=["email"], message="m")
+    except notify_client.ConnectionFailed:
+        print(sys.version_info[:2], client)
+"""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def run(*command: object, **environment: str) -> str:
+    """Run a command, and return what it prints; fail with its output unless it succeeds."""
+    result = subprocess.run(  # noqa: S603 - ours
+        [*map(str, command)], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    run(BIN / "uv", "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", folder,
+        PROJECT / "clients/python", PATH=path)  # fmt: skip
+    [built] = folder.glob("*.whl")
+    return built
+
+
+def interpreters(version: str) -> Iterator[str]:
+    """Yield the interpreters of this version that may be here."""
+    if sys.version_info[:2] == tuple(map(int, version.split("."))):
+        yield sys.executable
+    yield from map(str, sorted((Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python")))
+    if found := shutil.which(f"python{version}"):
+        yield found
+
+
+def test_wheel_contains_the_package_and_its_types(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "notify_client/py.typed" in names
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"notify_client"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_wheel_installs_alone_and_works(version: str, wheel: Path, tmp_path: Path) -> None:
+    interpreter = next(interpreters(version), None)
+    if interpreter is None:
+        pytest.skip(f"Python {version} is not installed here")
+    python = tmp_path / "bin/python"
+    run(BIN / "uv", "venv", "--quiet", "--python", interpreter, tmp_path)
+    run(BIN / "uv", "pip", "install", "--quiet", "--python", python, wheel)
+    installed = run(BIN / "uv", "pip", "list", "--quiet", "--format", "freeze", "--python", python)
+    assert not [name for name in installed.split() if name.startswith("notify-") and "gateway-client" not in name]
+    assert f"({version.replace('.', ', ')})" in run(python, "-c", CHECK)
