@@ -14,7 +14,6 @@ from notify_database.engine import PostgresSettings
 from notify_gateway.events import history as event_history
 from support.client import KINDS, FailingServer, Reply
 from support.fakes import CuttableNetwork, FakeProvider
-from support.gateway import bootstrap_key
 from support.services import NOWHERE, TIMEOUT, running_sender, running_status_writer, served_gateway
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
@@ -142,8 +141,7 @@ async def test_events_that_cannot_be_replayed_are_a_reset(
 
 
 async def test_refused_subscription_is_a_typed_error(kind: str, postgres: PostgresSettings) -> None:
-    settings = {"auth": "on", "bootstrap_api_key": bootstrap_key(1)}
-    async with served_gateway(NOWHERE, postgres, relaying=False, settings=settings) as url:
+    async with served_gateway(NOWHERE, postgres, relaying=False, settings={"auth": "on"}) as url:
         with pytest.raises(AuthenticationFailed):
             async with reading(kind, url, "ntf_unknown"):
                 pass

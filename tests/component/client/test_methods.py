@@ -21,6 +21,8 @@ from notify_common.contracts.messages import DeliveryRequested
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.sending.errors import PermanentFailure
 from notify_database.engine import PostgresSettings
+from notify_gateway.api_keys.store import ApiKeyStore
+from sqlalchemy.ext.asyncio import AsyncEngine
 from support.client import KINDS, connected
 from support.fakes import FakeProvider
 from support.gateway import bootstrap_key
@@ -31,11 +33,13 @@ LATER = datetime.now(UTC) + timedelta(hours=1)
 
 
 @pytest.fixture(params=KINDS)
-async def client(request: pytest.FixtureRequest, postgres: PostgresSettings) -> AsyncIterator[AsyncClient]:
-    """A client of a gateway that accepts notifications but never publishes them."""
-    settings = {"auth": "on", "bootstrap_api_key": KEY}
+async def client(
+    request: pytest.FixtureRequest, postgres: PostgresSettings, engine: AsyncEngine
+) -> AsyncIterator[AsyncClient]:
+    """A client, with all rights, of a gateway that accepts notifications but never publishes them."""
+    await ApiKeyStore(engine).ensure_bootstrap_key(KEY)
     async with (
-        served_gateway(NOWHERE, postgres, relaying=False, settings=settings) as url,
+        served_gateway(NOWHERE, postgres, relaying=False, settings={"auth": "on"}) as url,
         connected(request.param, url, KEY) as client,
     ):
         yield client
@@ -146,10 +150,10 @@ async def test_errors_are_typed(client: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_key_without_rights_gets_typed_errors(kind: str, postgres: PostgresSettings) -> None:
-    settings = {"auth": "on", "bootstrap_api_key": KEY}
+async def test_key_without_rights_gets_typed_errors(kind: str, postgres: PostgresSettings, engine: AsyncEngine) -> None:
+    await ApiKeyStore(engine).ensure_bootstrap_key(KEY)
     async with (
-        served_gateway(NOWHERE, postgres, relaying=False, settings=settings) as url,
+        served_gateway(NOWHERE, postgres, relaying=False, settings={"auth": "on"}) as url,
         connected(kind, url, KEY) as admin,
     ):
         created = await admin.keys.create(scopes=["recipients:write"])
