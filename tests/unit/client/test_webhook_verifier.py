@@ -51,6 +51,7 @@ def test_verified_webhook_is_typed() -> None:
     assert (event.id, event.type, event.data.user, event.data.message) == ("delivery-1", "notification", "1", "Grüße")
     assert event.data.subject is None
     assert verify(BODY.decode(), signed(NEW), [NEW], now=NOW) == event
+    assert verify(BODY, signed(NEW), f"{OLD} {NEW}", now=NOW) == event
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_tolerance_can_be_chosen() -> None:
     assert verify(BODY, late, NEW, tolerance=timedelta(hours=1), now=NOW).id == "delivery-1"
 
 
-@pytest.mark.parametrize("secrets", ["", [], ["whsec_"], "whsec_not base64", "whsec_ü"])
+@pytest.mark.parametrize("secrets", ["", [], ["whsec_"], "whsec_not-base64", "whsec_ü"])
 def test_unusable_secrets_are_an_error_of_the_receiver(secrets: str | list[str]) -> None:
     with pytest.raises(ConfigurationError):
         verify(BODY, signed(NEW), secrets, now=NOW)

@@ -52,6 +52,7 @@ def verify(
 ) -> WebhookEvent:
     """Return the webhook if it is signed with one of the secrets; otherwise raise `InvalidWebhook`.
 
+    Several secrets may also be one text with spaces between them, as in the sender's setting `WEBHOOK_SECRETS`.
     Pass the body as it has arrived, because parsing and formatting it again would change it. Pass the old secret and
     the new one while a secret is being replaced. A webhook whose timestamp differs from now by more than `tolerance` is
     invalid, because somebody may have recorded it.
@@ -94,7 +95,7 @@ def _time(timestamp: str) -> datetime:
 
 
 def _keys(secrets: str | Sequence[str]) -> list[bytes]:
-    secrets = [secrets] if isinstance(secrets, str) else secrets
+    secrets = secrets.split() if isinstance(secrets, str) else secrets
     try:
         keys = [b64decode(secret.strip().removeprefix(PREFIX), validate=True) for secret in secrets]
     except (InvalidBase64, ValueError):

@@ -139,7 +139,11 @@ class AsyncEventStream(_Position, AsyncIterator[Event]):
 
     @override
     async def __anext__(self) -> Event:
-        return await anext(self._events)
+        try:
+            return await anext(self._events)
+        except asyncio.CancelledError:
+            self._events = self._follow()  # a cancelled generator has ended; the new one continues at the position
+            raise
 
     async def _follow(self) -> AsyncGenerator[Event, None]:
         try:
