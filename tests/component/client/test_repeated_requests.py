@@ -1,5 +1,6 @@
 """The client repeats failed requests if that is safe, on a real connection."""
 
+import logging
 from uuid import UUID
 
 import pytest
@@ -37,6 +38,17 @@ async def test_creation_is_repeated_with_the_same_key_until_it_succeeds(kind: st
     assert len(repeated) == 4
     assert len({(each.method, each.path, each.body, each.headers["idempotency-key"]) for each in repeated}) == 1
     assert repeated[0].headers["idempotency-key"] != other.headers["idempotency-key"]
+
+
+async def test_key_and_message_are_in_no_log(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = FailingServer(BUSY, CREATED)
+    async with server.serving() as url, connected(kind, url, "ntf_secret") as client:
+        await client.notifications.create(user_id="1", channels=["email"], message="private")
+    assert [each.headers["authorization"] for each in server.requests] == ["Bearer ntf_secret"] * 2
+    assert "retry 1 of a POST" in caplog.text
+    assert "ntf_secret" not in caplog.text
+    assert "private" not in caplog.text
 
 
 async def test_creation_after_a_lost_response_stores_one_notification(

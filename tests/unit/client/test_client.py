@@ -7,12 +7,21 @@ from uuid import UUID
 
 import httpx
 import pytest
-from notify_client import ApiError, AsyncClient, Client, ConfigurationError, ConnectionFailed, WaitTimedOut
+from notify_client import (
+    ApiError,
+    AsyncClient,
+    AuthenticationFailed,
+    Client,
+    ConfigurationError,
+    ConnectionFailed,
+    WaitTimedOut,
+)
 from notify_client.config import Config
 from notify_client.errors import api_error
 from notify_client.models import CreatedKey, Notification
 from notify_client.resources.notifications import create_notification, get_notification, list_notifications
 from notify_client.resources.users import get_user_channel, set_user_channel
+from notify_client.retrying import Call
 
 CONFIG = Config("http://gateway/base", "ntf_secret", timeout=3.0, max_retries=0)
 
@@ -67,6 +76,16 @@ def test_key_is_in_no_log_or_error(caplog: pytest.LogCaptureFixture) -> None:
     for text in (caplog.text, str(raised.value), repr(raised.value)):
         assert "ntf_secret" not in text
         assert "private" not in text
+
+
+def test_missing_key_is_named_once_the_gateway_requires_one() -> None:
+    response = httpx.Response(401, content=b'{"title": "U", "status": 401, "detail": "No.", "code": "unauthenticated"}')
+    without_key = Config("http://gateway", None, timeout=1.0, max_retries=0)
+    with pytest.raises(AuthenticationFailed, match="NOTIFY_API_KEY"):
+        Call(get_notification("1"), without_key).result(response)
+    with pytest.raises(AuthenticationFailed) as raised:
+        Call(get_notification("1"), CONFIG).result(response)
+    assert raised.value.detail == "No."
 
 
 def test_request_has_the_headers_and_timeout_of_the_client() -> None:

@@ -9,7 +9,7 @@ from notify_client import AuthenticationFailed, Reset, StatusEvent, Unavailable,
 from notify_client.config import Config
 from notify_client.errors import api_error
 from notify_client.resources.events import stream_events
-from notify_client.subscription import REMEMBERED, Subscription, is_stream, not_a_stream
+from notify_client.subscription import REMEMBERED, Subscription, is_stream
 
 CONFIG = Config("http://gateway", "ntf_secret", timeout=3.0, max_retries=2)
 LIVE = b'retry: 1000\n\nevent: live\ndata: {"live": true}\n\n'
@@ -119,10 +119,10 @@ def test_first_connection_is_given_up_but_later_ones_are_not() -> None:
 def test_other_responses_are_errors() -> None:
     page = httpx.Response(200, content=b"<html>", headers={"Content-Type": "text/html"})
     assert not is_stream(page)
-    assert type(not_a_stream(page)) is UnexpectedResponse
+    assert type(subscription().not_a_stream(page)) is UnexpectedResponse
     refused = httpx.Response(503, headers={"Content-Type": "text/event-stream"})
     assert not is_stream(refused)
-    assert type(not_a_stream(refused)) is Unavailable
+    assert type(subscription().not_a_stream(refused)) is Unavailable
     reading = subscription()
     with pytest.raises(UnexpectedResponse, match="round"):
         list(reading.received(status(1, round="x")))

@@ -10,7 +10,15 @@ import httpx
 from pydantic import ValidationError
 
 from notify_client.config import Config
-from notify_client.errors import ApiError, ConnectionFailed, NotifyError, TimedOut, api_error, unexpected
+from notify_client.errors import (
+    ApiError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    NotifyError,
+    TimedOut,
+    api_error,
+    unexpected,
+)
 from notify_client.requests import Request
 
 log = logging.getLogger("notify_client")
@@ -54,9 +62,13 @@ def connection_error(error: httpx.RequestError) -> ConnectionFailed:
     return kind(str(error) or type(error).__name__, not isinstance(error, UNSENT))
 
 
-def response_error(response: httpx.Response) -> ApiError:
+def response_error(response: httpx.Response, config: Config) -> ApiError:
     """Return the error that a response stands for; its content has been read."""
-    return api_error(response.status_code, response.content, retry_after(response.headers))
+    error = api_error(response.status_code, response.content, retry_after(response.headers))
+    if isinstance(error, AuthenticationFailed) and config.api_key is None:
+        detail = f"{error.detail} The client has no API key: pass api_key, or set NOTIFY_API_KEY."
+        return AuthenticationFailed(error.problem.model_copy(update={"detail": detail}))
+    return error
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
@@ -72,7 +84,7 @@ class Call(Generic[Result]):
         self.http_request = request.to_httpx(config)
         """The same for all attempts, with the same idempotency key."""
         self._request = request
-        self._max_retries = config.max_retries
+        self._config = config
         self._retries = 0
         self._maybe_executed = False
 
@@ -81,7 +93,7 @@ class Call(Generic[Result]):
         # An earlier attempt, whose response was lost, may have deleted the resource.
         deleted = response.status_code == HTTPStatus.NOT_FOUND and self._request.method == "DELETE"
         if not response.is_success and not (deleted and self._maybe_executed):
-            raise response_error(response)
+            raise response_error(response, self._config)
         try:
             return self._request.read(response.content)
         except ValidationError as error:
@@ -91,7 +103,7 @@ class Call(Generic[Result]):
         """Return the seconds to wait before the next attempt; raise the error if there is to be none."""
         failure = error if isinstance(error, NotifyError) else connection_error(error)
         retryable = is_retryable(failure, idempotent=self._request.idempotent)
-        if not retryable or self._retries >= self._max_retries:
+        if not retryable or self._retries >= self._config.max_retries:
             if failure is error:
                 raise failure
             raise failure from error

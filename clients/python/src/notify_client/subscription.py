@@ -72,6 +72,13 @@ class Subscription:
         request.extensions["timeout"]["read"] = SILENCE
         return request
 
+    def not_a_stream(self, response: httpx.Response) -> ApiError:
+        """Return the error that another response stands for; its content has been read."""
+        if not response.is_success:
+            return response_error(response, self._config)
+        detail = f"The response is not {MEDIA_TYPE}."
+        return UnexpectedResponse(Problem(title="", status=response.status_code, detail=detail, code="unexpected"))
+
     def connected(self) -> list[Event]:
         """Begin a new connection. Return `Reset` if events may be missing, because there was no position yet."""
         missing = self.live is not None and self.last_event_id is None
@@ -132,11 +139,3 @@ class Subscription:
 def is_stream(response: httpx.Response) -> bool:
     """Return whether the content is a stream of events, which never ends."""
     return response.is_success and response.headers.get("Content-Type", "").startswith(MEDIA_TYPE)
-
-
-def not_a_stream(response: httpx.Response) -> ApiError:
-    """Return the error that another response stands for; its content has been read."""
-    if not response.is_success:
-        return response_error(response)
-    detail = f"The response is not {MEDIA_TYPE}."
-    return UnexpectedResponse(Problem(title="", status=response.status_code, detail=detail, code="unexpected"))

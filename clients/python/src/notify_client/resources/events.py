@@ -14,7 +14,7 @@ from notify_client.config import Config
 from notify_client.errors import ApiError
 from notify_client.models import Channel
 from notify_client.requests import Request, given, nothing, path
-from notify_client.subscription import Event, Subscription, is_stream, not_a_stream
+from notify_client.subscription import Event, Subscription, is_stream
 
 
 def stream_events(
@@ -97,7 +97,7 @@ class EventStream(_Position, Iterator[Event]):
                 response = self._http.send(self._subscription.http_request(), stream=True)
                 if not is_stream(response):
                     response.read()
-                    raise not_a_stream(response)
+                    raise self._subscription.not_a_stream(response)
                 self._response = response
                 return self._subscription.connected()
             except (httpx.RequestError, ApiError) as error:
@@ -171,7 +171,7 @@ class AsyncEventStream(_Position, AsyncIterator[Event]):
                 response = await self._http.send(self._subscription.http_request(), stream=True)
                 if not is_stream(response):
                     await response.aread()
-                    raise not_a_stream(response)
+                    raise self._subscription.not_a_stream(response)
                 self._response = response
                 return self._subscription.connected()
             except (httpx.RequestError, ApiError) as error:
