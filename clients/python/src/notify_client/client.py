@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from notify_client.config import MAX_RETRIES, TIMEOUT, configure
 from notify_client.errors import NotifyError
-from notify_client.overview import ConsoleLinks, Overview
+from notify_client.overview import ConsoleLinks, ServiceOverview
 from notify_client.requests import Request
 from notify_client.resources.deliveries import AsyncDeliveries, Deliveries
 from notify_client.resources.events import AsyncEvents, Events
@@ -51,7 +51,7 @@ class Client:
         self.keys = Keys(self)
         self.events = Events(self.config, self.http)
 
-    def overview(self) -> Overview:
+    def overview(self) -> ServiceOverview:
         """Return the figures in the console's overview, which need the scope `operator`."""
         return self.send(get_overview())
 
@@ -109,7 +109,7 @@ class AsyncClient:
         self.keys = AsyncKeys(self)
         self.events = AsyncEvents(self.config, self.http)
 
-    async def overview(self) -> Overview:
+    async def overview(self) -> ServiceOverview:
         """Return the figures in the console's overview, which need the scope `operator`."""
         return await self.send(get_overview())
 

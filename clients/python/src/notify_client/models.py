@@ -110,7 +110,7 @@ class Delivery(NotificationDelivery):
     subject: str | None = None
 
 
-class EmailContent(Model):
+class StoredEmailOptions(Model):
     """What an e-mail has besides its text."""
 
     html: str | None = None
@@ -121,7 +121,7 @@ class EmailContent(Model):
 class StoredOverrides(Model):
     """What differs on single channels."""
 
-    email: EmailContent
+    email: StoredEmailOptions
 
 
 class Notification(Model):

@@ -1,6 +1,6 @@
 """Find deliveries, and retry failed ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -20,6 +20,8 @@ def list_deliveries(
     error_class: ErrorClass | None = None,
     channel: Channel | None = None,
     user_id: str | None = None,
+    reference: str | None = None,
+    metadata: Mapping[str, str] | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
     expand: Sequence[Expansion] | None = None,
@@ -28,20 +30,22 @@ def list_deliveries(
 ) -> Request[Page[Delivery]]:
     """Iterate over deliveries, those of newer notifications first.
 
-    Without `created_after`, the list covers the 24 hours before `created_before`, or before now. `expand` adds the
-    `attempts` or the `content`.
+    Without `user_id`, `reference` and `created_after`, the list covers the 24 hours before `created_before`, or before
+    now. `expand` adds the `attempts` or the `content`.
     """
     query = given(
         status=status,
         error_class=error_class,
         channel=channel,
         user_id=user_id,
+        reference=reference,
         created_after=created_after,
         created_before=created_before,
         expand=expand,
         limit=page_size,
         cursor=cursor,
     )
+    query |= {f"metadata.{key}": value for key, value in (metadata or {}).items()}
     return Request(method="GET", path=path("deliveries"), query=query, read=page(Delivery))
 
 

@@ -1,12 +1,12 @@
 """What operators see in the console."""
 
-from notify_client.overview import ConsoleLinks, Overview
+from notify_client.overview import ConsoleLinks, ServiceOverview
 from notify_client.requests import Request, one, path
 
 
-def get_overview() -> Request[Overview]:
+def get_overview() -> Request[ServiceOverview]:
     """Return the figures in the console's overview, of all tenants together."""
-    return Request(method="GET", path=path("overview"), read=one(Overview))
+    return Request(method="GET", path=path("overview"), read=one(ServiceOverview))
 
 
 def get_links() -> Request[ConsoleLinks]:

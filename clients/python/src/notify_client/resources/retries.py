@@ -32,7 +32,7 @@ def preview_retries(
     return Request(method="POST", path=path("retries", "preview"), body=body, read=one(RetryCount))
 
 
-def get_retries(id: UUID | str) -> Request[RetryProgress]:  # noqa: A002 - the API's name
+def get_retry_job(id: UUID | str) -> Request[RetryProgress]:  # noqa: A002 - the API's name
     """Return the progress of a retry, up to 30 days after it has finished."""
     return Request(method="GET", path=path("retries", id), read=one(RetryProgress))
 
@@ -42,7 +42,7 @@ class Retries(Resource):
 
     create = method(start_retries)
     preview = method(preview_retries)
-    get = method(get_retries)
+    get = method(get_retry_job)
 
 
 class AsyncRetries(AsyncResource):
@@ -50,4 +50,4 @@ class AsyncRetries(AsyncResource):
 
     create = async_method(start_retries)
     preview = async_method(preview_retries)
-    get = async_method(get_retries)
+    get = async_method(get_retry_job)
