@@ -147,6 +147,24 @@ async def test_unknown_filter_is_refused(api: httpx.AsyncClient, path: str, quer
     assert response.json()["errors"][0]["location"] == "query"
 
 
+async def test_number_is_no_time(api: httpx.AsyncClient) -> None:
+    """The older URLs take it for seconds or milliseconds since 1970."""
+    seconds = 2_000_000_000
+    assert (
+        await api.post(
+            "/api/notifications", json={"user_id": 1, "message": "x", "type": "telegram", "expires_at": seconds}
+        )
+    ).status_code == 201
+    for response in (
+        await api.post("/v1/notifications", json={**BODY, "expires_at": seconds}),
+        await api.post("/v1/retries/preview", json={"created_after": seconds}),
+        await api.get("/v1/notifications", params={"created_after": seconds}),
+        await api.get("/v1/deliveries", params={"created_before": f"{seconds}.5"}),
+    ):
+        assert response.status_code == 422, response.text
+        assert "Input should be a time such as" in response.json()["detail"]
+
+
 async def test_deliveries_are_listed_by_status_and_error(api: httpx.AsyncClient, engine: AsyncEngine) -> None:
     created = [await create(api, channels=["telegram", "email"]) for _ in range(3)]
     async with engine.begin() as connection:

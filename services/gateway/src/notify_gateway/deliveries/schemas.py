@@ -88,18 +88,17 @@ class DeliveryQuery(NotificationFilter):
     channel: Channel | None = None
 
 
+CREATED_AFTER = "Only notifications created at or after this time. Defaults to 24 hours before `created_before`."
+CREATED_BEFORE = "Only notifications created before this time. Defaults to now."
+
+
 class RetryFilter(RequestModel):
     """A filter for the failed deliveries to retry. A delivery must match every field that is given."""
 
     channel: Channel | None = None
     error_class: ErrorClass | None = Field(None, description=OF_LAST_ATTEMPT)
-    created_after: Time | None = Field(
-        None,
-        description="Only notifications created at or after this time. Defaults to 24 hours before `created_before`.",
-    )
-    created_before: Time | None = Field(
-        None, description="Only notifications created before this time. Defaults to now."
-    )
+    created_after: Time | None = Field(None, description=CREATED_AFTER)
+    created_before: Time | None = Field(None, description=CREATED_BEFORE)
 
 
 class RetryCount(BaseModel):

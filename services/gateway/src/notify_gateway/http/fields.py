@@ -1,6 +1,7 @@
 """Models and field types that several packages share."""
 
-from datetime import UTC, timedelta
+import re
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -8,12 +9,12 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import EPOCH
 from notify_common.contracts.messages import LATEST_TIME
 from notify_common.contracts.users import MAX_INTEGER_USER
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 LONGEST_USER_ID = 200
-
+DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 Value = TypeVar("Value")
 Omissible: TypeAlias = Value | SkipJsonSchema[None]
@@ -72,6 +73,17 @@ StoredChannel = Annotated[
     Channel | str,
     Field(union_mode="left_to_right", description="A channel; one that this version does not know is any text."),
 ]
+
+
+def _no_number(time: object) -> object:
+    if isinstance(time, datetime) or (isinstance(time, str) and DATE.match(time)):
+        return time
+    raise PydanticCustomError("datetime_type", "Input should be a time such as 2026-11-26T12:00:00Z")
+
+
 # Ids cannot carry a time before `EPOCH`. The margin leaves room for time zones and for default periods of 24 hours.
-Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
-FutureTime = Annotated[Time, Field(le=LATEST_TIME), AfterValidator(lambda time: time.astimezone(UTC))]
+LooseTime = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
+"""A time, or its seconds or milliseconds since 1970, which only the URLs under `/api` accept."""
+LooseFutureTime = Annotated[LooseTime, Field(le=LATEST_TIME), AfterValidator(lambda time: time.astimezone(UTC))]
+Time = Annotated[LooseTime, BeforeValidator(_no_number)]
+FutureTime = Annotated[LooseFutureTime, BeforeValidator(_no_number)]

@@ -11,8 +11,8 @@ from notify_common.contracts.users import user_columns
 from pydantic import BaseModel, Field, model_validator
 
 from notify_gateway.deliveries import schemas as deliveries
-from notify_gateway.deliveries.schemas import CancelReason, RetryFilter
-from notify_gateway.http.fields import Expansion, FutureTime, RequestModel, StoredChannel, Time, UserId
+from notify_gateway.deliveries.schemas import CREATED_AFTER, CREATED_BEFORE, CancelReason, RetryFilter
+from notify_gateway.http.fields import Expansion, LooseFutureTime, LooseTime, RequestModel, StoredChannel, UserId
 from notify_gateway.http.problems import Problem
 from notify_gateway.notifications import schemas as current
 from notify_gateway.notifications.content import (
@@ -61,8 +61,8 @@ class LegacyNotificationRequest(RequestModel):
     email: EmailOptions | None = None
     recipient: Recipients = Field(Recipients(), description=RECIPIENTS)
     metadata: Metadata | None = Field(None, description=METADATA)
-    send_at: FutureTime | None = Field(None, description=SEND_AT)
-    expires_at: FutureTime | None = Field(None, description=EXPIRES_AT)
+    send_at: LooseFutureTime | None = Field(None, description=SEND_AT)
+    expires_at: LooseFutureTime | None = Field(None, description=EXPIRES_AT)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -171,12 +171,12 @@ class ListQuery(RequestModel):
     user_id: UserId | None = None
     status: NotificationStatus | None = None
     channel: Channel | None = Field(None, description="Only notifications with a delivery over this channel.")
-    created_after: Time | None = Field(
+    created_after: LooseTime | None = Field(
         None,
         description="Only notifications created at or after this time. Without `user_id`, defaults to 24 hours before "
         "`created_before`.",
     )
-    created_before: Time | None = Field(None, description="Only notifications created before this time.")
+    created_before: LooseTime | None = Field(None, description="Only notifications created before this time.")
     limit: int = Field(50, ge=1, le=200)
     cursor: UUID | None = None
 
@@ -203,6 +203,8 @@ class UserListQuery(RequestModel):
 class LegacyRetryRequest(RetryFilter):
     """A filter for the failed deliveries to retry. A delivery must match every field that is given."""
 
+    created_after: LooseTime | None = Field(None, description=CREATED_AFTER)
+    created_before: LooseTime | None = Field(None, description=CREATED_BEFORE)
     dry_run: bool = Field(False, strict=True, description="Count the deliveries, but do not retry them.")
 
 
