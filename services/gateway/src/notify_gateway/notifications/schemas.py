@@ -44,7 +44,7 @@ EXAMPLE_REQUESTS: dict[str, Any] = {
 }
 
 
-class Overrides(RequestModel):
+class Overrides(RequestModel, frozen=True):  # pydantic would copy a mutable default for each request
     """What differs on one channel."""
 
     email: EmailOptions | None = None
