@@ -5,13 +5,13 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, closing
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import uvicorn
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import new_id
-from notify_common.contracts.messages import Content, DeliveryRequested
+from notify_common.contracts.messages import Content, DeliveryRequested, StatusChange
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
@@ -51,6 +51,11 @@ def delivery_requested(**change: object) -> DeliveryRequested:
             **change,
         }
     )
+
+
+def impossible_change() -> StatusChange:
+    """Return a change that cannot be published, as only a bug could make it."""
+    return cast("StatusChange", object())
 
 
 def gateway_metrics() -> GatewayMetrics:

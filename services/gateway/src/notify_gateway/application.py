@@ -68,14 +68,14 @@ class Gateway:
         *,
         relay_class: type[OutboxRelay] = OutboxRelay,
         publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
+        events: EventPublisher | None = None,
     ) -> None:
         self.settings = settings
         self._engines = Engines(settings, settings.postgres_pool_size)
         self._share = TenantShare(self._engines.reads_per_tenant)
         self._reads = TenantReads(self._engines.reads, self._share)
-        self._broker = create_broker(settings, ROLE)
-        self._events = EventPublisher(settings, ROLE)
-        registry = process_registry()
+        self._broker, registry = create_broker(settings, ROLE), process_registry()
+        self._events = events or EventPublisher(settings, ROLE)
         self.metrics = GatewayMetrics(registry)
 
         self._topology = DeclaredTopology(settings, topology.gateway(), [topology.EVENTS], role=ROLE)
@@ -157,7 +157,7 @@ class Gateway:
         If a background task fails, its error is raised at once, even while requests arrive: a gateway whose relay has
         died must not go on accepting notifications.
         """
-        async with self._events.running():
+        async with self._events.running() as publishing_events:
             stopping = asyncio.create_task(stop.wait())
             relaying = asyncio.create_task(self._relay(stop))
             maintaining = asyncio.create_task(self._maintain(stop))
@@ -168,14 +168,15 @@ class Gateway:
             if (nodes := len(self.settings.rabbitmq_nodes())) > 1:
                 members = QueueMembers(self._queues, nodes, self.metrics.queues_lacking_members.set)
                 background.append(asyncio.create_task(members.watch()))
+            watched = [publishing_events, *background]
             try:
-                await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopping, *watched}, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set():
                     await self.intake.drained()
                     await asyncio.wait({relaying}, timeout=RELAY_STOP_TIMEOUT if self.relay.connected else 0)
                     await asyncio.wait(finishing, timeout=MAINTENANCE_STOP_TIMEOUT)
             finally:
-                ended = [task for task in background if task.done()]
+                ended = [task for task in watched if task.done()]
                 for task in (stopping, *background):
                     task.cancel()
                 await asyncio.wait({stopping, *background})

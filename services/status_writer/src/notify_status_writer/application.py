@@ -66,7 +66,8 @@ def create_status_writer(
         broker=broker,
         subscriptions=subscriptions,
         registry=registry,
-        resources=[_ready(engine), events.running()],
+        resources=[_ready(engine)],
+        background=[events.running()],
         graceful_timeout=GRACEFUL_TIMEOUT,
     )
 

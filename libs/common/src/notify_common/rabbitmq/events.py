@@ -56,11 +56,15 @@ class EventPublisher:
             self._waiting.put_nowait(changes)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Publish events in the background until the context ends."""
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Publish events in the background until the context ends.
+
+        The yielded task ends earlier only if there is a bug. Nothing more would then be published, so the caller must
+        watch it.
+        """
         worker = asyncio.create_task(self._publish_waiting())
         try:
-            yield
+            yield worker
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT):

@@ -31,6 +31,8 @@ class Worker:
     registry: CollectorRegistry
     resources: Sequence[AbstractAsyncContextManager[object]] = ()
     """Contexts that are entered before consuming starts, and exited after everything in flight has finished."""
+    background: Sequence[AbstractAsyncContextManager[asyncio.Task[None]]] = ()
+    """Contexts like `resources`, each of which yields a task that ends earlier only if there is a bug."""
     stopping: Callable[[], None] = lambda: None
     """Called when the service stops, before handlers are given time to finish."""
     drained: Callable[[], Awaitable[None]] | None = None
@@ -57,7 +59,7 @@ class Worker:
             ended, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping: finishing messages in flight")
         for task in ended:
-            task.result()  # if a subscription has failed, its error ends the process
+            task.result()  # if a subscription or a background task has failed, its error ends the process
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[list[asyncio.Task[None]]]:
@@ -68,6 +70,7 @@ class Worker:
                 resources.push_async_callback(broker.stop)
             for resource in self.resources:
                 await resources.enter_async_context(resource)
+            background = [await resources.enter_async_context(each) for each in self.background]
             await self.topology.declare()
             self.topology.require_match()
             for broker in brokers:
@@ -77,7 +80,7 @@ class Worker:
             log.info("consuming", extra={"queues": [each.queue for each in self.subscriptions]})
             watching = asyncio.create_task(self.topology.watch())
             try:
-                yield [*running, watching]
+                yield [*running, watching, *background]
             finally:
                 watching.cancel()
                 self.stopping()
