@@ -73,22 +73,24 @@ TAKE_DUE = text(f"""
             SELECT *, sum(bytes) OVER (PARTITION BY channel ORDER BY due_at, id) - bytes AS bytes_before FROM found
         ) AS summed
         WHERE bytes_before < :max_bytes
+    ), ending AS MATERIALIZED (
+        SELECT array_agg(id ORDER BY id) AS ids, array_agg(round ORDER BY id) AS rounds
+        FROM candidates WHERE end_status IS NOT NULL
     ), endable AS MATERIALIZED (
-        -- Waiting for the lock of a locked delivery could deadlock.
-        SELECT d.id
-        FROM candidates CROSS JOIN LATERAL (
-            SELECT id FROM deliveries
-            WHERE id = candidates.id AND round = candidates.round AND status = 'pending'
-            LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-        ) AS d
-        WHERE end_status IS NOT NULL
+        -- Waiting for the lock of a locked delivery could deadlock. In LATERAL, PostgreSQL 18 would leave out rows of
+        -- partitions that have changed meanwhile, or even crash.
+        SELECT id FROM deliveries
+        WHERE id = ANY(CAST((SELECT ids FROM ending) AS uuid[])) AND status = 'pending'
+          -- PostgreSQL does not prune partitions by `ANY`.
+          AND id >= (SELECT ids[1] FROM ending) AND id <= (SELECT ids[cardinality(ids)] FROM ending)
+          AND round = (SELECT rounds FROM ending)[width_bucket(id, (SELECT ids FROM ending))]
+        FOR NO KEY UPDATE SKIP LOCKED
     ), ended AS (
         UPDATE deliveries
         SET status = end_status, updated_at = candidates.updated_at,
             reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
         FROM candidates
         WHERE deliveries.id = ANY(ARRAY(SELECT id FROM endable)) AND deliveries.id = candidates.id
-          -- PostgreSQL does not prune partitions by `ANY`.
           AND deliveries.id >= (SELECT id FROM endable ORDER BY id LIMIT 1)
           AND deliveries.id <= (SELECT id FROM endable ORDER BY id DESC LIMIT 1)
         RETURNING deliveries.id
