@@ -78,11 +78,10 @@ TAKE_DUE = text(f"""
         FROM candidates WHERE end_status IS NOT NULL
     ), endable AS MATERIALIZED (
         -- Waiting for the lock of a locked delivery could deadlock. In LATERAL, PostgreSQL 18 would leave out rows of
-        -- partitions that have changed meanwhile, or even crash.
+        -- partitions that have changed meanwhile, or even crash. Nothing prunes partitions here: after a change, the
+        -- row would be checked again, and the crash was in the code that prunes.
         SELECT id FROM deliveries
         WHERE id = ANY(CAST((SELECT ids FROM ending) AS uuid[])) AND status = 'pending'
-          -- PostgreSQL does not prune partitions by `ANY`.
-          AND id >= (SELECT ids[1] FROM ending) AND id <= (SELECT ids[cardinality(ids)] FROM ending)
           AND round = (SELECT rounds FROM ending)[width_bucket(id, (SELECT ids FROM ending))]
         FOR NO KEY UPDATE SKIP LOCKED
     ), ended AS (
@@ -91,6 +90,7 @@ TAKE_DUE = text(f"""
             reason = CASE end_status WHEN 'cancelled' THEN 'opted_out' END
         FROM candidates
         WHERE deliveries.id = ANY(ARRAY(SELECT id FROM endable)) AND deliveries.id = candidates.id
+          -- PostgreSQL does not prune partitions by `ANY`.
           AND deliveries.id >= (SELECT id FROM endable ORDER BY id LIMIT 1)
           AND deliveries.id <= (SELECT id FROM endable ORDER BY id DESC LIMIT 1)
         RETURNING deliveries.id
