@@ -45,3 +45,15 @@ def test_message_is_kept_verbatim(message: str) -> None:
 def test_invalid_notification_is_rejected(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         LegacyNotificationRequest.model_validate({**VALID, **change})
+
+
+def test_mailbox_that_takes_long_to_parse_is_rejected() -> None:
+    email = {**VALID, "type": "email"}
+    named = "Example Shop <a@example.org>"
+    assert LegacyNotificationRequest.model_validate({**email, "recipient": {"email": named}}).recipient.email == (
+        "a@example.org"
+    )
+    long = " " * 2_000 + "a@example.org"
+    for change in ({"recipient": {"email": long}}, {"email": {"reply_to": long}}):
+        with pytest.raises(ValidationError, match="must not be longer than 500 characters"):
+            LegacyNotificationRequest.model_validate({**email, **change})

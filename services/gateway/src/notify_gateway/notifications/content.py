@@ -3,10 +3,9 @@
 from datetime import datetime, timedelta
 from typing import Annotated, ClassVar, Protocol
 
-from notify_common.contracts.channels import Channel, Recipients
+from notify_common.contracts.channels import Channel, Recipients, email_address
 from notify_common.contracts.messages import EmailContent
 from pydantic import AfterValidator, AnyUrl, Field, TypeAdapter, UrlConstraints
-from pydantic.networks import validate_email
 from pydantic_core import PydanticCustomError
 
 from notify_gateway.http.fields import FutureTime, RequestModel
@@ -32,7 +31,7 @@ def _unsubscribe_url(text: str) -> str:
 
 
 def _reply_to(address: str) -> str:
-    _, mailbox = validate_email(address)
+    mailbox = email_address(address)
     if "<" in address:
         raise PydanticCustomError("value_error", "must be an address without a display name")
     if not mailbox.rpartition("@")[0].isascii():
