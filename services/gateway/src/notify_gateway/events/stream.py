@@ -89,6 +89,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     # An empty part is not sent, but it waits until the transport has written the previous one.
                     await send({"type": "http.response.body", "body": b"", "more_body": True})
+                await asyncio.sleep(self._hub.pause_after_write(self._filter.tenant, asyncio.get_running_loop().time()))
         except TimeoutError:
             subscriber.drop()
         else:
