@@ -69,6 +69,11 @@ def test_tenant_occupies_half_a_sender_unless_configured_otherwise(given: dict[s
     assert found == calls
 
 
+def test_failed_calls_to_port_0_do_not_count_as_failures_of_the_default_port() -> None:
+    provider_of = webhook_limits(WebhookSenderSettings()).provider_of
+    assert provider_of("https://hooks.example.org:0/") != provider_of("https://hooks.example.org/")
+
+
 @pytest.mark.parametrize(
     ("hosts", "limit"),
     [

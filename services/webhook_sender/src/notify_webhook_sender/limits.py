@@ -54,6 +54,7 @@ def host_of(url: str) -> str:
     """Return the URL's host and port, because URLs that share them are down or busy together."""
     try:
         parts = urlsplit(url)
-        return f"{(parts.hostname or '').rstrip('.')}:{parts.port or parts.scheme}"
+        # Port 0 is not the default port: a call to it fails, which must not open the circuit of the others.
+        return f"{(parts.hostname or '').rstrip('.')}:{parts.scheme if parts.port is None else parts.port}"
     except ValueError:
         return ""  # `send` rejects such a URL
