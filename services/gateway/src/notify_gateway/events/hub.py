@@ -87,6 +87,7 @@ class EventHub:
                 self._next_writes.pop(tenant, None)
             self._admitted.discard(subscriber)
             self._backlog.subscribers.discard(subscriber)
+            subscriber.end()  # it takes no more chunks
             subscriber.discard()
             self._forget(key, subscriber)
             await self._stop_idle_feed()
@@ -190,12 +191,17 @@ class EventHub:
 
     async def _push(self, waiting: Mapping[EventFilter, Sequence[bytes]]) -> None:
         """Push events to the subscribers with these filters, several at once: a tenant may have many subscribers."""
-        parts = ((event_filter, part) for event_filter, events in waiting.items() for part in _joined(events))
-        async for event_filter, part in in_slices(parts):
-            chunk = Chunk(part)
-            # Subscribers may come and go between two parts.
-            for subscriber in self._subscribers.get(_key(event_filter), {}).get(event_filter, ()):
-                subscriber.push(chunk)
+        async for subscriber, chunk in in_slices(self._pushes(waiting)):
+            subscriber.push(chunk)
+
+    def _pushes(self, waiting: Mapping[EventFilter, Sequence[bytes]]) -> Iterator[tuple[Subscriber, Chunk]]:
+        chunks: dict[bytes, Chunk] = {}  # filters that match the same events share their chunks
+        for event_filter, events in waiting.items():
+            for part in _joined(events):
+                chunk = chunks.setdefault(part, Chunk(part))
+                # Subscribers may come and go between two pushes. Those that have left take no more chunks.
+                for subscriber in tuple(self._subscribers.get(_key(event_filter), {}).get(event_filter, ())):
+                    yield subscriber, chunk
 
     def _forget(self, key: SubscriberKey, subscriber: Subscriber) -> None:
         filters = self._subscribers[key]
