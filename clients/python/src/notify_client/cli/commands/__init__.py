@@ -1,0 +1,1 @@
+"""The commands. Each module adds its own to the application, or is a group of subcommands."""

@@ -1,0 +1,56 @@
+"""Connect to the gateway that environment variables or a profile name."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from notify_client import AsyncClient, Client, ConnectionFailed
+from notify_client.cli.exit_codes import CommandFailed, ExitCode, describe
+from notify_client.cli.profiles import DEFAULT, Profile, config_file, read
+from notify_client.config import MAX_RETRIES
+
+
+def resolve(profile_name: str | None) -> Profile:
+    """Return the gateway and the key. NOTIFY_URL and NOTIFY_API_KEY override those of the profile.
+
+    A profile's key is sent only to the profile's own gateway.
+    """
+    url, key = os.environ.get("NOTIFY_URL"), os.environ.get("NOTIFY_API_KEY") or None
+    profile = read(config_file()).get(profile_name or DEFAULT)
+    if profile is None and profile_name is not None:
+        raise CommandFailed(
+            f"there is no profile {profile_name!r}: run notify login --profile {profile_name}", ExitCode.USAGE
+        )
+    if profile is None:
+        if not url:
+            raise CommandFailed("the gateway is not known: run notify login, or set NOTIFY_URL", ExitCode.USAGE)
+        return Profile(url, key)
+    if url and url.rstrip("/") != profile.url.rstrip("/"):
+        return Profile(url, key)
+    return Profile(profile.url, key or profile.api_key)
+
+
+@contextmanager
+def connect(profile_name: str | None) -> Iterator[Client]:
+    """Yield a client."""
+    profile = resolve(profile_name)
+    with Client(profile.url, profile.api_key) as client, _naming(profile):
+        yield client
+
+
+@asynccontextmanager
+async def connect_async(profile_name: str | None, max_retries: int = MAX_RETRIES) -> AsyncIterator[AsyncClient]:
+    """Yield a client for an event loop."""
+    profile = resolve(profile_name)
+    async with AsyncClient(profile.url, profile.api_key, max_retries=max_retries) as client:
+        with _naming(profile):
+            yield client
+
+
+@contextmanager
+def _naming(profile: Profile) -> Iterator[None]:
+    """Name the gateway in errors of connections, which say nothing otherwise."""
+    try:
+        yield
+    except ConnectionFailed as error:
+        raise CommandFailed(f"{profile.url}: {describe(error)}", ExitCode.UNAVAILABLE) from error
