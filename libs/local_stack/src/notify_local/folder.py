@@ -21,6 +21,7 @@ class StackFolder:
         self.log = path / "log"  # logs, `<name>.log`
         self.data = path / "data"  # the servers' data
         self.stack_env = path / "stack.env"  # the addresses of the running stack; exists only while it is ready
+        self.demo_outcomes = path / "demo.outcome.csv"  # what became of each row of the last demo
         self._lock_file = path / "lock"
         for folder in (path, self.run, self.log, self.data):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
