@@ -71,3 +71,10 @@ def test_wheel_installs_alone_and_works(version: str, wheel: Path, tmp_path: Pat
     installed = run(BIN / "uv", "pip", "list", "--quiet", "--format", "freeze", "--python", python)
     assert not [name for name in installed.split() if name.startswith("notify-") and "gateway-client" not in name]
     assert f"({version.replace('.', ', ')})" in run(python, "-c", CHECK)
+    command = tmp_path / "bin/notify"
+    without = subprocess.run([command], capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    assert (without.returncode, without.stdout) == (1, "")
+    assert "pip install 'notify-gateway-client[cli]'" in without.stderr
+    run(BIN / "uv", "pip", "install", "--quiet", "--python", python, f"notify-gateway-client[cli] @ {wheel.as_uri()}")
+    assert run(command, "--version").startswith("notify-gateway-client ")
+    assert "send" in run(command, "--help", NO_COLOR="1")

@@ -65,6 +65,8 @@ FORWARD = "forward"
 """Let the real gateway respond."""
 FORWARD_AND_LOSE = "forward and lose"
 """Let the real gateway respond, but lose its response."""
+FORWARD_AND_HANG = "forward and hang"
+"""Let the real gateway respond, but never send its response."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class FailingServer:
         self._gateway = str(gateway)
         self._connections: set[asyncio.Task[None]] = set()
         self.requests: list[Received] = []
+        self.hanging: asyncio.Queue[Received] = asyncio.Queue()
+        """The requests whose responses are never sent."""
+
+    def then(self, *steps: Reply | str) -> None:
+        """Handle the next requests like this instead."""
+        self._steps = list(steps)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
@@ -134,5 +142,8 @@ class FailingServer:
             response = await client.request(request.method, request.path, headers=headers, content=request.body)
         if step == FORWARD_AND_LOSE:
             return None
+        if step == FORWARD_AND_HANG:
+            self.hanging.put_nowait(request)
+            await asyncio.Event().wait()
         kept = {name: value for name, value in response.headers.items() if name in {"content-type", "retry-after"}}
         return Reply(response.status_code, response.content, kept)

@@ -51,6 +51,18 @@ def test_client_imports_nothing_of_the_service(imports: grimp.ImportGraph) -> No
         assert imports.find_shortest_chains("notify_client", forbidden) == set()
 
 
+def test_client_without_its_command_needs_neither_typer_nor_rich(imports: grimp.ImportGraph) -> None:
+    command = {"notify_client.cli", *imports.find_descendants("notify_client.cli")}
+    library = {"notify_client", *imports.find_descendants("notify_client")} - command
+    for optional in ("typer", "rich"):
+        assert not imports.find_modules_that_directly_import(optional) & library
+    for module in command:
+        assert not imports.find_modules_that_directly_import(module) & library
+    # httpx imports rich if it is there.
+    code = "import sys, notify_client; sys.exit('typer' in sys.modules or 'notify_client.cli' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603 - ours
+
+
 def test_common_library_packages_import_only_lower_layers(imports: grimp.ImportGraph) -> None:
     assert imports.find_illegal_dependencies_for_layers(COMMON_LAYERS, containers={"notify_common"}) == set()
 

@@ -34,7 +34,7 @@ def timeline(notification: Notification) -> list[Text]:
             moments.append((delivery.updated_at, words(delivery.channel, styled(delivery.status), delivery.reason)))
     if notification.is_final:
         last = max(time for time, _ in moments)
-        moments.append((last, words("final:", styled(notification.status))))
+        moments.append((last, words("final", styled(notification.status))))
     return [words(local(time), text) for time, text in sorted(moments, key=lambda moment: moment[0])]
 
 

@@ -134,7 +134,8 @@ def _check(options: Options, progress: Progress, source: str) -> None:
 
 def _report(options: Options, before: int, run: ImportRun, deliveries: Deliveries | None) -> None:
     for line, problem in sorted(run.rejected + run.unknown):
-        note(f"line {line}: {problem}")
+        say = note if options.as_json else console().print
+        say(f"line {line}: {problem}")
     rows, accepted = options.file.rows, before + run.accepted
     if options.as_json:
         summary: dict[str, object] = {

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from datetime import datetime
 from itertools import islice
-from typing import Annotated, cast
+from typing import Annotated, TypeAlias, cast
 
 import typer
 
@@ -16,6 +16,36 @@ from notify_client.cli.output import console, note, print_json
 from notify_client.cli.views import notification_view, notifications_table
 from notify_client.models import Notification
 from notify_client.resources.notifications import Recipients
+
+Channels: TypeAlias = Annotated[
+    list[str], typer.Option("--channel", metavar="CHANNEL", help="telegram, email or webhook; may be repeated.")
+]
+To: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--to", metavar="CHANNEL=RECIPIENT", help="The recipient, instead of the one stored for the user."),
+]
+Reference: TypeAlias = Annotated[
+    str | None, typer.Option("--reference", metavar="TEXT", help="Your reference, such as order-5512.")
+]
+Metadata: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="May be repeated.")
+]
+SendAt: TypeAlias = Annotated[
+    datetime | None,
+    typer.Option("--send-at", parser=moment, metavar="TIME", help="Send it then: 2026-12-24T18:00, or 2h from now."),
+]
+ExpiresAt: TypeAlias = Annotated[
+    datetime | None, typer.Option("--expires-at", parser=moment, metavar="TIME", help="Do not send it after this.")
+]
+IdempotencyKey: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--idempotency-key", metavar="KEY", help="Within 24 hours, requests with the same key create one notification."
+    ),
+]
+Timeout: TypeAlias = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0, help="With --wait: stop waiting after this time.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,41 +59,16 @@ def add_to(app: typer.Typer) -> None:
 def send(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The message; - reads it from the standard input.")],
     user: Annotated[str, typer.Option("--user", metavar="ID", help="Your id of the user.")],
-    channel: Annotated[
-        list[str], typer.Option("--channel", metavar="CHANNEL", help="telegram, email or webhook; may be repeated.")
-    ],
+    channel: Channels,
     subject: Annotated[str | None, typer.Option("--subject", metavar="TEXT", help="The subject of an e-mail.")] = None,
-    to: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--to", metavar="CHANNEL=RECIPIENT", help="The recipient, instead of the one stored for the user."
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="TEXT", help="Your reference, such as order-5512.")
-    ] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="May be repeated.")
-    ] = None,
-    send_at: Annotated[
-        datetime | None,
-        typer.Option(
-            "--send-at", parser=moment, metavar="TIME", help="Send it then: 2026-12-24T18:00, or 2h from now."
-        ),
-    ] = None,
-    expires_at: Annotated[
-        datetime | None, typer.Option("--expires-at", parser=moment, metavar="TIME", help="Do not send it after this.")
-    ] = None,
-    idempotency_key: Annotated[
-        str | None,
-        typer.Option(
-            "--idempotency-key", metavar="KEY", help="Within 24 hours, requests with the same key are sent once."
-        ),
-    ] = None,
+    to: To = None,
+    reference: Reference = None,
+    metadata: Metadata = None,
+    send_at: SendAt = None,
+    expires_at: ExpiresAt = None,
+    idempotency_key: IdempotencyKey = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome; exit with 1 unless all is sent.")] = False,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=0, help="With --wait: give up after so many seconds.")
-    ] = 60,
+    timeout: Timeout = 60,
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
@@ -115,9 +120,7 @@ def get(
 
 def list_(
     user: Annotated[str | None, typer.Option("--user", metavar="ID", help="Those of this user.")] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="TEXT", help="Those with this reference.")
-    ] = None,
+    reference: Reference = None,
     status: Annotated[
         list[str] | None,
         typer.Option(
@@ -127,9 +130,7 @@ def list_(
     channel: Annotated[
         str | None, typer.Option("--channel", metavar="CHANNEL", help="Those with a delivery on this channel.")
     ] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Those with this metadata.")
-    ] = None,
+    metadata: Metadata = None,
     since: Since = None,
     until: Until = None,
     limit: Limit = 20,

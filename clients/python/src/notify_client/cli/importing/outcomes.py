@@ -110,8 +110,11 @@ class OutcomeFile:
 def read_progress(path: Path) -> Progress:
     """Return what the file says; nothing if it does not exist."""
     progress = Progress()
-    for row in _read(path):
-        progress.add(row)
+    try:
+        for row in _read(path):
+            progress.add(row)
+    except (ValueError, TypeError, csv.Error):
+        raise CommandFailed(f"{path} is not an outcome file", ExitCode.USAGE) from None
     return progress
 
 
