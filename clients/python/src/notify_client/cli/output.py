@@ -13,6 +13,7 @@ from rich.text import Text
 UNLIMITED = 10_000  # columns: a pipe has no width, so nothing is folded
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 ESCAPED = re.compile(r"[\x7f-\x9f]")
+IDS = {"id", "delivery", "job"}  # columns that stay in one piece on narrow terminals, to be copied
 STYLES = {
     "sent": "green", "accepted": "green", "failed": "red", "rejected": "red", "partially_sent": "yellow",
     "retrying": "yellow", "throttled": "yellow", "expired": "magenta", "cancelled": "magenta",
@@ -42,7 +43,7 @@ def table(*columns: str, rows: Iterable[Iterable[object]]) -> Table:
     """Return a table without lines, which other programs can read, too."""
     result = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        result.add_column(column.upper(), overflow="fold")
+        result.add_column(column.upper(), overflow="fold", no_wrap=column in IDS)
     for row in rows:
         cells = (cell if isinstance(cell, Text) else Text(one_line("-" if cell is None else cell)) for cell in row)
         result.add_row(*cells)
