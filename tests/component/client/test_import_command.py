@@ -142,3 +142,16 @@ async def test_notifications_are_followed_to_the_end(
     assert followed.stdout.splitlines()[-1] == "40 of 40 notifications are final."
     assert "p95 s" in followed.stdout
     assert (summary.json["final"], summary.json["deliveries"]) == (40, {"email": {"sent": 40}})
+
+
+async def test_outage_while_following_is_one_line(
+    postgres: PostgresSettings, engine: AsyncEngine, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("notify_client.retrying.FIRST_WAIT", 0.001)
+    async with served_gateway(NOWHERE, postgres, relaying=False) as gateway:
+        server = FailingServer(*[FORWARD] * 40, Reply(503), gateway=gateway)
+        async with server.serving() as url:
+            printed = await Notify(file.parent, {"NOTIFY_URL": url})("import", file, "--wait")
+    assert (printed.code, printed.stdout) == (ExitCode.UNAVAILABLE, "")
+    assert "503" in printed.stderr.splitlines()[-1]
+    assert await messages(engine) == ALL

@@ -1,5 +1,6 @@
 """The files of `notify import`: rows and outcomes."""
 
+import resource
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -105,6 +106,25 @@ def test_other_files_are_not_taken_for_outcomes(content: str, file: Path) -> Non
     file.write_text(content)
     with pytest.raises(CommandFailed, match="not an outcome file"):
         read_progress(file)
+
+
+def test_failed_write_is_an_error_and_its_torn_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "outcome.csv"
+    outcomes = OutcomeFile(path, "source")
+    outcomes.record(2, Outcome.ACCEPTED, notification_id="id-2")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))  # like a disk that is almost full
+    try:
+        with pytest.raises(CommandFailed, match="File too large"):
+            outcomes.record(3, Outcome.ACCEPTED, notification_id="id-3")
+        with pytest.raises(CommandFailed):
+            outcomes.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not path.read_text().endswith("\n")
+    assert read_progress(path).accepted == {2}
+    OutcomeFile(path, "source").close()
+    assert [line.count(",") for line in path.read_text().splitlines()] == [4] * 4
 
 
 @pytest.mark.parametrize(

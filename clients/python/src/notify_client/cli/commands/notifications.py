@@ -90,6 +90,7 @@ def send(
             idempotency_key=idempotency_key,
         )
         if wait:
+            note(f"Accepted {created.id}.")  # before anything can go wrong
             _finish(client.notifications.wait(created.id, timeout), as_json=as_json)
     if as_json:
         print_json(created)

@@ -1,6 +1,5 @@
 """Follow notifications until they are final, and summarize their deliveries."""
 
-import asyncio
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from statistics import quantiles
 from rich.table import Table
 
 from notify_client import AsyncClient, WaitTimedOut
+from notify_client.cli.importing.parallel import in_parallel
 from notify_client.models import Notification
 
 Kind = tuple[str, str]  # channel and status
@@ -74,9 +74,7 @@ async def follow(
                 deliveries.open += 1
             changed(deliveries.final)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(wait_for_some())
+    await in_parallel(concurrency, wait_for_some)
     return deliveries
 
 

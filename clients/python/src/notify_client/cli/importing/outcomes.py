@@ -85,15 +85,21 @@ class OutcomeFile:
 
     def close(self) -> None:
         """Write everything to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            with self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CommandFailed(f"{self._file.name}: {error.strerror}", ExitCode.FAILED) from None
 
     def _append(self, cells: tuple[object, ...]) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
-        self._file.write(line.getvalue())
-        self._file.flush()  # a killed process loses nothing that the kernel has
+        try:
+            self._file.write(line.getvalue())
+            self._file.flush()  # a killed process loses nothing that the kernel has
+        except OSError as error:  # such as a full disk
+            raise CommandFailed(f"{self._file.name}: {error.strerror}", ExitCode.FAILED) from None
 
     @staticmethod
     def _drop_torn_line(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Send the rows, a bounded number at a time."""
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from notify_client import (
 )
 from notify_client.cli.exit_codes import describe
 from notify_client.cli.importing.outcomes import Outcome, OutcomeFile
+from notify_client.cli.importing.parallel import in_parallel
 from notify_client.cli.importing.rows import InvalidRow, Row
 
 REJECTED = (InvalidRequest, NotFound, Conflict)
@@ -42,9 +42,7 @@ class ImportRun:
 
     async def send_all(self, rows: Iterator[Row], concurrency: int) -> None:
         """Send the rows, until all have been sent or an error concerns all of them."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(self._send_some(rows))
+        await in_parallel(concurrency, lambda: self._send_some(rows))
         if self.stopped_by is None:
             self.outcomes.record(None, Outcome.ENDED)
 
