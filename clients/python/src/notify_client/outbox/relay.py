@@ -75,6 +75,7 @@ class Relay:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send until `stop` is set."""
+        log.info("sending from the outbox to %s", self._config.base_url)
         while not stop.is_set():
             wait = await self._advance()
             if wait:
