@@ -20,6 +20,7 @@ EXPECTED = [
     r"sent\nemail sent 1 attempts\ntelegram sent 1 attempts\n",
     r"(\d{4}-.* (pending|sent)\n){2}",
     r"invalid_request req_\w+ \[\('message', 'must not be blank'\)\]\n",
+    r"1 notification\n",
     r"[0-9a-f-]{36} email sent\n",
     "",
 ]
