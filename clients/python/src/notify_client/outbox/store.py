@@ -102,7 +102,8 @@ def _after_failure(row: TakenRow, outcome: Outcome, now: datetime) -> dict[str, 
     if outcome.verdict is Verdict.REFUSED:
         values |= {"held_at": now, "due_at": None}
     if outcome.verdict is Verdict.UNREACHABLE:
-        values["due_at"] = None  # all rows wait for the gateway
+        # All rows wait for the gateway, so that this one must not wait longer than others when it is back.
+        values |= {"due_at": None, "attempts": row.attempts - 1}
     if not outcome.maybe_executed:
         values["first_attempt_at"] = row.first_attempt_before
     return values
