@@ -52,7 +52,7 @@ def test_client_imports_nothing_of_the_service(imports: grimp.ImportGraph) -> No
 
 
 def test_client_without_its_command_needs_neither_typer_nor_rich(imports: grimp.ImportGraph) -> None:
-    command = {"notify_client.cli", *imports.find_descendants("notify_client.cli")}
+    command = {"notify_client.cli", *imports.find_descendants("notify_client.cli"), "notify_client.outbox.__main__"}
     library = {"notify_client", *imports.find_descendants("notify_client")} - command
     for optional in ("typer", "rich"):
         assert not imports.find_modules_that_directly_import(optional) & library
