@@ -69,9 +69,19 @@ def test_tenant_occupies_half_a_sender_unless_configured_otherwise(given: dict[s
     assert found == calls
 
 
-def test_failed_calls_to_port_0_do_not_count_as_failures_of_the_default_port() -> None:
+@pytest.mark.parametrize("failing", ["https://hooks.example.org:0/", "https://hooks.example.org./"])
+def test_calls_that_always_fail_do_not_count_as_failures_of_the_host(failing: str) -> None:
     provider_of = webhook_limits(WebhookSenderSettings()).provider_of
-    assert provider_of("https://hooks.example.org:0/") != provider_of("https://hooks.example.org/")
+    assert provider_of(failing) != provider_of("https://hooks.example.org/")
+
+
+def test_final_dot_does_not_evade_the_limit_of_a_domain() -> None:
+    limits = webhook_limits(WebhookSenderSettings())
+    names = {
+        tuple(quota.name for quota in limits.quotas_of(delivery_requested(channel=Channel.WEBHOOK, recipient=url)))
+        for url in ("https://hooks.example.org/", "https://hooks.example.org./")
+    }
+    assert len(names) == 1
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
         return host if isinstance(address, IPv4Address) else str(ip_network(f"{host}/{IPV6_SITE}", strict=False))
 
     def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
-        host = host_of(request.recipient or "").rpartition(":")[0]
+        host = host_of(request.recipient or "").rpartition(":")[0].rstrip(".")
         return (
             Quota(f"tenant {request.tenant or ''}", calls_per_tenant, waiting_per_tenant),
             Quota(f"domain {domain_of(host)}", settings.webhook_calls_per_domain),
@@ -54,7 +54,8 @@ def host_of(url: str) -> str:
     """Return the URL's host and port, because URLs that share them are down or busy together."""
     try:
         parts = urlsplit(url)
-        # Port 0 is not the default port: a call to it fails, which must not open the circuit of the others.
-        return f"{(parts.hostname or '').rstrip('.')}:{parts.scheme if parts.port is None else parts.port}"
+        # Calls to port 0 fail, and so does TLS to a name with a final dot, which no certificate has. That must not open
+        # the circuit of the same host without them.
+        return f"{parts.hostname or ''}:{parts.scheme if parts.port is None else parts.port}"
     except ValueError:
         return ""  # `send` rejects such a URL
