@@ -1,21 +1,17 @@
 """The examples in the client's README run as they are."""
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from notify_common.contracts.channels import Channel
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
+from support.examples import python_examples, run
 from support.fakes import FakeProvider
-from support.servers import PROJECT
-from support.services import TIMEOUT, running_sender, running_status_writer, served_gateway
+from support.services import running_sender, running_status_writer, served_gateway
 
-README = PROJECT / "clients/python/README.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+EXAMPLES = python_examples("clients/python/README.md")
 EXPECTED = [
     r"sent\nemail sent 1 attempts\ntelegram sent 1 attempts\n",
     r"(\d{4}-.* (pending|sent)\n){2}",
@@ -24,16 +20,6 @@ EXPECTED = [
     r"[0-9a-f-]{36} email sent\n",
     "",
 ]
-
-
-def run(example: str, url: str, folder: Path) -> str:
-    environment = {**os.environ, "NOTIFY_URL": url, "PYTHONWARNINGS": "error"}
-    result = subprocess.run(  # noqa: S603 - our README
-        [sys.executable, "-c", example],
-        env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 async def test_examples_print_what_they_should(
