@@ -9,6 +9,7 @@ import httpx
 import pytest
 from notify_gateway.http.problem_codes import DESCRIPTIONS, STATUS, ProblemCode
 from support.gateway import post
+from support.servers import PROJECT
 
 OPEN_CHANNEL = [{"$ref": "#/components/schemas/Channel"}, {"type": "string"}]
 
@@ -30,6 +31,15 @@ async def test_docs_page_runs_no_script_but_its_own(api: httpx.AsyncClient) -> N
     assert policy["script-src"] == f"'self' 'sha256-{digest}'"
     assert policy["connect-src"] == "'self'"
     assert {policy[name] for name in ("default-src", "base-uri", "form-action", "frame-ancestors")} == {"'none'"}
+
+
+async def test_description_names_files_of_the_repository_and_pages_of_the_gateway(api: httpx.AsyncClient) -> None:
+    text = (await api.get("/openapi.json")).json()["info"]["description"]
+    files = re.findall(r"^- `([^`]+)`", text, re.MULTILINE)
+    assert {"clients/python", "docs/cli.md", "docs/recipes.md"} <= set(files)
+    assert all((PROJECT / file).exists() for file in files)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert {(await api.get(link)).status_code for link in links} == {200}
 
 
 async def test_openapi_document_has_valid_examples_and_the_problem_schema(api: httpx.AsyncClient) -> None:

@@ -35,7 +35,18 @@ from notify_gateway.notifications.schemas import CancellationProblem
 from notify_gateway.users import routes as users
 
 DESCRIPTION = """Post a notification once. It is stored durably and delivered over each channel that you name. Its whole
-history can be read at any time."""
+history can be read at any time.
+
+The repository of the service has more than this page:
+
+- `clients/python`: a Python client, sync and async, with retries, live events and a check of webhooks
+- `docs/cli.md`: the command `notify`, which sends, follows and retries notifications
+- `docs/tutorial.md`: the first steps with curl, the Python client and the command
+- `docs/recipes.md`: sending from FastAPI and Django, and moving from Celery
+- `docs/api.md`: what a client needs to know beyond the schemas
+
+This gateway also explains the [codes of problems](/docs/problems) and the change from
+[`/api` to `/v1`](/docs/v1-migration)."""
 
 TAGS = {
     "notifications": "Post, find and cancel notifications.",
