@@ -54,8 +54,9 @@ def host_of(url: str) -> str:
     """Return the URL's host and port, because URLs that share them are down or busy together."""
     try:
         parts = urlsplit(url)
-        # Calls to port 0 fail, and so does TLS to a name with a final dot, which no certificate has. That must not open
-        # the circuit of the same host without them.
-        return f"{parts.hostname or ''}:{parts.scheme if parts.port is None else parts.port}"
+        port = parts.port
     except ValueError:
         return ""  # `send` rejects such a URL
+    # Calls to port 0 fail, and so does TLS to a name with a final dot, which no certificate has. That must not open the
+    # circuit of the same host without them.
+    return f"{parts.hostname or ''}:{parts.scheme if port is None else port}"

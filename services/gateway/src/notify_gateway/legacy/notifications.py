@@ -74,7 +74,7 @@ async def list_notifications(
 
 
 @router.get("/{id}/", response_model=NotificationOrList, include_in_schema=False)
-@router.get("/{id}", response_model=NotificationOrList, responses=documented(404, 422, 504, model=Problem))
+@router.get("/{id}", response_model=NotificationOrList, responses=documented(404, 409, 422, 504, model=Problem))
 async def get_notification(
     id_: Annotated[UUID | UserId, Path(alias="id", description="A notification id (UUID) or a user id (integer).")],
     query: Annotated[schemas.UserListQuery, Query()],

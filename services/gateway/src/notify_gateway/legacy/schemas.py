@@ -223,9 +223,9 @@ class LegacyUserChannel(users.UserChannel):
 
 
 class LegacyCancellationProblem(Problem):
-    """A notification that could not be cancelled completely, with the status of each delivery."""
+    """A notification that could not be cancelled completely, or whose user has an id that is no integer."""
 
-    deliveries: list[LegacyDeliverySummary]
+    deliveries: list[LegacyDeliverySummary] = Field([], description="Their statuses; left out for such a user.")
 
 
 def require_integer_user(notification: current.Notification) -> None:
