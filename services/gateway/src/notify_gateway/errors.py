@@ -11,11 +11,14 @@ class IdempotencyKeyReused(Exception):
     """The idempotency key has already been used with a different body."""
 
 
+PARTLY_CANCELLED = "Some deliveries had already started or finished; the others were cancelled."
+
+
 class CancellationRejected(Exception):
     """Some of the notification's deliveries are in progress or final. `deliveries` lists every delivery, as JSON."""
 
-    def __init__(self, deliveries: Sequence[Mapping[str, object]]) -> None:
-        super().__init__()
+    def __init__(self, deliveries: Sequence[Mapping[str, object]], detail: str = PARTLY_CANCELLED) -> None:
+        super().__init__(detail)
         self.deliveries = deliveries
 
 

@@ -179,8 +179,7 @@ def _request_rejected(error: RequestRejected) -> ProblemResponse:
 
 
 def _cancellation_rejected(error: CancellationRejected) -> ProblemResponse:
-    detail = "Some deliveries had already started or finished; the others were cancelled."
-    return problem_response(409, detail, ProblemCode.NOT_CANCELLABLE, deliveries=error.deliveries)
+    return problem_response(409, str(error), ProblemCode.NOT_CANCELLABLE, deliveries=error.deliveries)
 
 
 RESPONSES: dict[type, Callable[[Any], ProblemResponse]] = {

@@ -98,7 +98,8 @@ async def get_notification(
     if query.status is not None:
         raise HTTPException(422, "status: is supported only with a user id")
     notification = found(await queries.get(principal.tenant, id_), f"There is no notification {id_}.")
-    schemas.require_integer_user(notification)
+    if not schemas.has_integer_user(notification):
+        raise HTTPException(409, schemas.NO_INTEGER)
     return schemas.view(notification_visible_to(principal, notification))
 
 
@@ -123,7 +124,8 @@ async def cancel_notification(
             await queries.get(principal.tenant, id_, posted_with=posted_with(principal)),
             f"There is no notification {id_}.",
         )
-        schemas.require_integer_user(stored)
+        if not schemas.has_integer_user(stored):
+            raise CancellationRejected([], schemas.NO_INTEGER)
         return notification_visible_to(principal, stored)
 
     await read()

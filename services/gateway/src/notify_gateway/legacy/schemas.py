@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
-from fastapi import HTTPException
 from notify_common.contracts.channels import Channel, Recipients
 from notify_common.contracts.messages import EmailContent, ErrorClass
 from notify_common.contracts.users import user_columns
@@ -223,15 +222,17 @@ class LegacyUserChannel(users.UserChannel):
 
 
 class LegacyCancellationProblem(Problem):
-    """A notification that could not be cancelled completely, or whose user has an id that is no integer."""
+    """A notification that could not be cancelled completely, with the status of each delivery."""
 
-    deliveries: list[LegacyDeliverySummary] = Field([], description="Their statuses; left out for such a user.")
+    deliveries: list[LegacyDeliverySummary]
 
 
-def require_integer_user(notification: current.Notification) -> None:
-    """Raise 409 if the id of the notification's user is not an integer."""
-    if user_columns(notification.user_id).user_key is not None:
-        raise HTTPException(409, "user_id: is not an integer; /v1 has the notifications of all users")
+NO_INTEGER = "user_id: is not an integer; /v1 has the notifications of all users"
+
+
+def has_integer_user(notification: current.Notification) -> bool:
+    """Return whether the id of the notification's user is an integer."""
+    return user_columns(notification.user_id).user_key is None
 
 
 def summary(notification: current.Notification) -> LegacyNotificationSummary:
