@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from notify_client import outbox
-from notify_client.cli.outbox import app
+from notify_client.cli.commands.outbox import app
 from notify_client.outbox.table import database_time, table
 from sqlalchemy import Engine, create_engine, func, select, update
 from sqlalchemy.orm import Session

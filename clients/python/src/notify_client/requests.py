@@ -68,6 +68,11 @@ def given(**fields: object) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def metadata_filters(metadata: Mapping[str, str] | None) -> dict[str, object]:
+    """Return the query that finds what has these metadata."""
+    return {f"metadata.{name}": value for name, value in (metadata or {}).items()}
+
+
 def path(*segments: str | UUID) -> str:
     """Return the path of a resource. Segments may contain any characters, as ids of users do."""
     return "/v1/" + "/".join(quote(str(segment), safe="") for segment in segments)

@@ -48,7 +48,7 @@ app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
 
 if find_spec("sqlalchemy") is not None:
-    from notify_client.cli import outbox
+    from notify_client.cli.commands import outbox
 
     app.add_typer(outbox.app, name="outbox")
 else:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from notify_client.methods import AsyncResource, Resource, async_listing, async_method, listing, method
 from notify_client.models import Channel, Delivery, DeliveryStatus, ErrorClass, Expansion, Page
-from notify_client.requests import Request, given, one, page, path
+from notify_client.requests import Request, given, metadata_filters, one, page, path
 
 
 def get_delivery(id: UUID | str) -> Request[Delivery]:  # noqa: A002 - the API's name
@@ -45,7 +45,7 @@ def list_deliveries(
         limit=page_size,
         cursor=cursor,
     )
-    query |= {f"metadata.{key}": value for key, value in (metadata or {}).items()}
+    query |= metadata_filters(metadata)
     return Request(method="GET", path=path("deliveries"), query=query, read=page(Delivery))
 
 

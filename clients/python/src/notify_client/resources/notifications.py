@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic requires this one before Pyt
 from notify_client.errors import WaitTimedOut
 from notify_client.methods import AsyncResource, Resource, async_listing, async_method, listing, method
 from notify_client.models import Channel, CreatedNotification, Expansion, Notification, NotificationStatus, Page
-from notify_client.requests import Request, given, one, page, path
+from notify_client.requests import Request, given, metadata_filters, one, page, path
 
 FIRST_POLL, LONGEST_POLL = 0.1, 2.0  # seconds between two requests of `wait`
 
@@ -109,7 +109,7 @@ def list_notifications(
         limit=page_size,
         cursor=cursor,
     )
-    query |= {f"metadata.{name}": value for name, value in (metadata or {}).items()}
+    query |= metadata_filters(metadata)
     return Request(method="GET", path=path("notifications"), query=query, read=page(Notification))
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from notify_client.cli.options import AsJson
 from notify_client.client import AsyncClient
 from notify_client.errors import ConfigurationError
 from notify_client.outbox import create_table, drop, list_held, relay, release
@@ -33,7 +34,6 @@ Database = Annotated[
         help="The database with the table notify_outbox, as SQLAlchemy writes it. Prefer the variable for passwords.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Ids = Annotated[list[UUID] | None, typer.Argument(help="The ids that `list` shows.", show_default=False)]
 All = Annotated[bool, typer.Option("--all", help="All held notifications.")]
 
@@ -69,7 +69,7 @@ async def _relay(engine: Engine | AsyncEngine, client: AsyncClient, batch_size: 
 
 
 @app.command("list")
-def list_(database: Database, as_json: Json = False, limit: Annotated[int, typer.Option(min=1)] = 1000) -> None:
+def list_(database: Database, as_json: AsJson = False, limit: Annotated[int, typer.Option(min=1)] = 1000) -> None:
     """List the notifications that are held: refused by the gateway, or too old to be repeated safely."""
     held = _call(database, lambda connection: list_held(connection, limit))
     if as_json:
@@ -84,13 +84,13 @@ def list_(database: Database, as_json: Json = False, limit: Annotated[int, typer
 
 
 @app.command("release")
-def release_(database: Database, ids: Ids = None, every: All = False, as_json: Json = False) -> None:
+def release_(database: Database, ids: Ids = None, every: All = False, as_json: AsJson = False) -> None:
     """Send held notifications again. One that may have been sent may then be sent twice."""
     _change(database, release, "released", ids, every=every, as_json=as_json)
 
 
 @app.command("drop")
-def drop_(database: Database, ids: Ids = None, every: All = False, as_json: Json = False) -> None:
+def drop_(database: Database, ids: Ids = None, every: All = False, as_json: AsJson = False) -> None:
     """Delete held notifications, which are then never sent."""
     _change(database, drop, "dropped", ids, every=every, as_json=as_json)
 
