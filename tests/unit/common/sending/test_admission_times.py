@@ -209,3 +209,22 @@ def test_waiting_calls_are_held_back_until_they_are_ready_again_or_the_sender_st
         assert all(later - earlier >= 0.1 - 1e-3 for earlier, later in pairwise(times))
 
     run_virtually(main())
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_calls_that_are_held_back_for_a_moment_keep_their_order(steps: int) -> None:
+    async def main() -> None:
+        caller, ready = Caller(ProviderLimits(concurrency=20, rate=10)), asyncio.Event()
+        ready.set()
+        async with asyncio.TaskGroup() as calls:
+            for number in range(20):
+                calls.create_task(caller.call(f"chat {number:02}", ready=ready))
+            await asyncio.sleep(0.55)
+            ready.clear()
+            await asyncio.sleep(0.05)  # meanwhile, the time of the next call comes
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            ready.set()
+        assert list(caller.admitted) == [f"chat {number:02}" for number in range(20)]
+
+    run_virtually(main())

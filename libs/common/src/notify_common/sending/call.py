@@ -24,6 +24,16 @@ class Call:
     ready: asyncio.Event | None = None
     """While this event is not set, the call is not admitted."""
 
+    @property
+    def is_ready(self) -> bool:
+        """True if the call may be admitted."""
+        return self.ready is None or self.ready.is_set()
+
+    async def until_ready(self) -> None:
+        """Wait until the call may be admitted."""
+        if self.ready is not None:
+            await self.ready.wait()
+
 
 @dataclass(frozen=True, slots=True)
 class NotAdmitted:

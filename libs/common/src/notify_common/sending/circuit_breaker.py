@@ -133,8 +133,7 @@ class CircuitBreaker:
 
     async def _admit_next(self, held: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted":
         while True:
-            if call.ready is not None:
-                await call.ready.wait()
+            await call.until_ready()
             # A call waits for its recipient before it takes a slot, which others can use in the meantime.
             now = _now()
             wait = self._turns.next_call(call.recipient, now) - now
@@ -165,21 +164,35 @@ class CircuitBreaker:
             arrived = _now()
             # Only one call at a time waits for the next free time, so a circuit that opens wastes no more than one.
             async with self._pacing:
-                if self._holds_back(call, trial=trial):
-                    return None
-                now = _now()
-                # A time that passed while the process was stopped is lost. Otherwise many calls would be made at once.
-                at = self._limiter.redeem("", max(arrived, now - self._limiter.interval), deadline)
-                if at > deadline:
-                    return NotAdmitted(at - now, reserved=True)
-                if at > now:
-                    await asyncio.sleep(at - now)
+                refusal = await self._wait_for_rate(self._limiter, call, arrived, deadline, trial=trial)
+            if refusal is not None:
+                return refusal
         now = _now()
-        if self._holds_back(call, trial=trial):
+        if self._waits_for_circuit(call, trial=trial) or not call.is_ready:
             return None
         if self._turns.redeem(call.recipient, now, latest := now + CLOCK_ERROR) > latest:
             return None  # the recipient has been throttled in the meantime
         return Admission(self, call.recipient, trial)
+
+    async def _wait_for_rate(
+        self, limiter: RateLimiter, call: Call, arrived: float, deadline: float, *, trial: bool
+    ) -> NotAdmitted | None:
+        """Wait for the next free time at which the call is ready, so that calls that are held back keep their order."""
+        while True:
+            if not call.is_ready:
+                await call.until_ready()
+                arrived = _now()
+            if self._waits_for_circuit(call, trial=trial):
+                return None
+            now = _now()
+            # A time that passed while the process was stopped is lost. Otherwise many calls would be made at once.
+            at = limiter.redeem("", max(arrived, now - limiter.interval), deadline)
+            if at > deadline:
+                return NotAdmitted(at - now, reserved=True)
+            if at > now:
+                await asyncio.sleep(at - now)
+            if call.is_ready:
+                return None
 
     def _quotas(self, call: Call) -> tuple[Quota, ...]:
         return (self._quota, *call.quotas)
@@ -204,9 +217,7 @@ class CircuitBreaker:
             return NotAdmitted(reserved=reserved)
         return NotAdmitted(self._slots.return_in(self._quotas(call)), reserved=reserved)
 
-    def _holds_back(self, call: Call, *, trial: bool) -> bool:
-        if call.ready is not None and not call.ready.is_set():
-            return True
+    def _waits_for_circuit(self, call: Call, *, trial: bool) -> bool:
         return self.open and not (trial or call.even_if_open)
 
     def _reserve(self, call: Call, ahead: float = 0) -> float:
