@@ -8,8 +8,9 @@ from uuid import UUID
 import asyncpg
 import httpx
 from notify_local.console import say
+from support.processes import answers
 
-from chaos.load import Kind
+from chaos.load import PATH, Kind
 from chaos.scene import Fault, Scene
 from chaos.server_faults import lock_tables, memory_alarm
 
@@ -48,6 +49,10 @@ async def post_large_bodies(scene: Scene, _: Fault) -> None:
 async def read_slowly(scene: Scene, fault: Fault) -> None:
     """Lock the attempts, so that reads of notifications hang; new notifications must still be accepted."""
     load = scene.load
+    for gateway in load.gateways:
+        # The previous fault may have killed it. Until it has started again, it refuses notifications, too.
+        await answers(f"{gateway.base_url}{PATH}", httpx.codes.OK)
+    fault.began = time.time()
     ids = list(load.accepted)[-1000:]
     locking = asyncio.create_task(lock_tables(scene, "attempts", SLOW_READS))
     readers = [

@@ -28,7 +28,7 @@ def killing(*, primary: bool, standbys: int) -> Act:
     """Return a fault that kills these members' machines, and starts them again."""
 
     async def act(scene: HaScene, fault: Fault) -> None:
-        members = await _members(scene, primary=primary, standbys=standbys)
+        members = await some_members(scene, primary=primary, standbys=standbys)
         for member in members:
             member.kill()
         fault.began = time.time()
@@ -42,7 +42,7 @@ def killing(*, primary: bool, standbys: int) -> Act:
 
 async def down_until_replaced(scene: HaScene, fault: Fault) -> None:
     """Kill the primary's machine, and start it again once another member has taken over."""
-    (primary,) = await _members(scene, primary=True, standbys=0)
+    (primary,) = await some_members(scene, primary=True, standbys=0)
     primary.kill()
     fault.began = time.time()
     await asyncio.sleep(scene.silence)
@@ -54,7 +54,7 @@ def freezing(*, primary: bool, standbys: int) -> Act:
     """Return a fault that freezes these members' machines until others have replaced them."""
 
     async def act(scene: HaScene, fault: Fault) -> None:
-        members = await _members(scene, primary=primary, standbys=standbys)
+        members = await some_members(scene, primary=primary, standbys=standbys)
         for member in members:
             member.freeze()
         fault.began = time.time()
@@ -76,7 +76,7 @@ async def restart_in_turn(scene: HaScene, fault: Fault) -> None:
 
 async def standby_comes_back_empty(scene: HaScene, fault: Fault) -> None:
     """Replace a standby's disk: Patroni copies the primary's data."""
-    (standby,) = await _members(scene, primary=False, standbys=1)
+    (standby,) = await some_members(scene, primary=False, standbys=1)
     standby.kill()
     standby.wipe()
     standby.start()
@@ -85,7 +85,7 @@ async def standby_comes_back_empty(scene: HaScene, fault: Fault) -> None:
 
 async def lose_primary_ahead_of_standbys(scene: HaScene, fault: Fault) -> None:
     """Stop the replication to both standbys for a while, and then lose the primary with its disk."""
-    primary, *standbys = await _members(scene, primary=True, standbys=2)
+    primary, *standbys = await some_members(scene, primary=True, standbys=2)
     receivers = [
         process for each in standbys for process in each.postgres() if "walreceiver" in "".join(process.cmdline()[:1])
     ]
@@ -101,7 +101,7 @@ async def lose_primary_ahead_of_standbys(scene: HaScene, fault: Fault) -> None:
     await repaired(scene, fault)
 
 
-async def _members(scene: HaScene, *, primary: bool, standbys: int) -> list[Member]:
+async def some_members(scene: HaScene, *, primary: bool, standbys: int) -> list[Member]:
     """Return the primary, if it is wanted, and then so many standbys."""
     current = await scene.databases.primary()
     others = [member for member in scene.databases.members if member is not current]

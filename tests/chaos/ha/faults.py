@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from chaos.ha import broker_faults, database_faults
+from chaos.ha import broker_faults, database_faults, joint_faults
 from chaos.ha.scene import Act, HaScene
 from chaos.scene import Fault
 
@@ -33,7 +33,7 @@ FAULTS = {
     "restart all brokers in turn": Kind(broker_faults.restart_in_turn, 1, of_broker_node=True),
     EMPTY_BROKER: Kind(broker_faults.come_back_empty, 2, of_broker_node=True),
     PRIMARY_KILLED: Kind(database_faults.kill_primary, 2, of_database=True),
-    PRIMARY_DOWN: Kind(database_faults.down_until_replaced, 2, of_database=True),
+    PRIMARY_DOWN: Kind(database_faults.down_until_replaced, 1, of_database=True),
     "freeze the primary's machine": Kind(database_faults.freezing(primary=True, standbys=0), 1, of_database=True),
     "kill -9 two database machines": Kind(database_faults.killing(primary=True, standbys=1), 1, of_database=True),
     "freeze two database machines": Kind(database_faults.freezing(primary=True, standbys=1), 1, of_database=True),
@@ -41,6 +41,8 @@ FAULTS = {
     "restart all database machines in turn": Kind(database_faults.restart_in_turn, 1, of_database=True),
     "a standby comes back empty": Kind(database_faults.standby_comes_back_empty, 1, of_database=True),
     AHEAD: Kind(database_faults.lose_primary_ahead_of_standbys, 1, of_database=True),
+    "kill -9 a broker and the primary's machine": Kind(joint_faults.kill, 1, of_broker_node=True, of_database=True),
+    "freeze a broker and the primary's machine": Kind(joint_faults.freeze, 1, of_broker_node=True, of_database=True),
 }
 SHORT = (
     "kill -9 a broker", PRIMARY_KILLED, "freeze a broker", "kill -9 two brokers", "kill -9 two database machines",
