@@ -20,8 +20,11 @@ from support.servers import PROJECT
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 COMMANDS = (
     "send", "get", "list", "cancel", "tail", "failures", "retry", "import", "login", "users get", "users set",
-    "users delete", "keys list", "keys create", "keys revoke",
+    "users delete", "keys list", "keys create", "keys revoke", "outbox run", "outbox list", "outbox release",
+    "outbox drop", "outbox create-table",
 )  # fmt: skip
+WITHOUT_JSON = {"outbox run"}  # it only logs
+OUTBOX_COMMANDS = "notify_client.cli.commands.outbox"
 NOBODY = {"NOTIFY_URL": "http://127.0.0.1:1"}
 
 
@@ -46,7 +49,7 @@ def test_help_explains_with_an_example(command: str, notify: Notify) -> None:
     printed = notify.run(*command.split(), "--help")
     assert printed.code == 0
     assert f"notify {command}" in " ".join(printed.stdout.split("Example")[1].split())
-    assert "--json" in printed.stdout
+    assert ("--json" in printed.stdout) is (command not in WITHOUT_JSON)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -193,3 +196,33 @@ def test_without_the_extra_the_command_says_how_to_install_it() -> None:
     assert result.stderr == (
         "notify: typer and rich are not installed. Install them: pip install 'notify-gateway-client[cli]'\n"
     )
+
+
+@pytest.mark.parametrize("command", ["--help", "send --help", "users --help"])
+def test_only_outbox_commands_import_sqlalchemy(command: str) -> None:
+    assert "sqlalchemy" not in modules_after(command)
+    assert "sqlalchemy" in modules_after("outbox --help")
+
+
+def modules_after(command: str) -> set[str]:
+    """Return the modules that a new process has imported at the end of the command."""
+    code = (
+        "import sys\n"
+        "from notify_client.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)  # noqa: S603
+    return set(result.stderr.split())
+
+
+def test_without_its_extra_the_outbox_says_how_to_install_it(notify: Notify, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    for name in [each for each in sys.modules if each.startswith(("notify_client.outbox", OUTBOX_COMMANDS))]:
+        monkeypatch.delitem(sys.modules, name)
+    for arguments in (["outbox", "run"], ["outbox", "list"], ["outbox"]):
+        printed = notify.run(*arguments)
+        assert printed.code == ExitCode.USAGE
+        assert printed.stderr == (
+            "notify: SQLAlchemy is not installed. Install it: pip install 'notify-gateway-client[outbox]'\n"
+        )

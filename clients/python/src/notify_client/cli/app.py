@@ -1,12 +1,12 @@
 """All commands. A module of `commands` has one group of them; add groups of subcommands to `app` here."""
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from notify_client.cli.commands import deliveries, events, imports, keys, login, notifications, users
 from notify_client.cli.exit_codes import OneLineErrors
+from notify_client.cli.outbox_group import OutboxGroup
 from notify_client.config import USER_AGENT
 
 EPILOG = (
@@ -46,14 +46,8 @@ for module in (notifications, events, deliveries, imports, login):
     module.add_to(app)
 app.add_typer(users.app, name="users")
 app.add_typer(keys.app, name="keys")
-
-if find_spec("sqlalchemy") is not None:
-    from notify_client.cli.commands import outbox
-
-    app.add_typer(outbox.app, name="outbox")
-else:
-
-    @app.command("outbox", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-    def outbox_needs_its_extra() -> None:
-        """Send what was committed to the caller's outbox; needs the extra `outbox`."""
-        raise typer.BadParameter("SQLAlchemy is not installed. Install it: pip install 'notify-gateway-client[outbox]'")
+app.add_typer(
+    typer.Typer(cls=OutboxGroup, no_args_is_help=True),
+    name="outbox",
+    help="Send what was committed to the caller's outbox, and care for held rows.",
+)

@@ -55,7 +55,7 @@ def note(message: str) -> None:
     console(stderr=True).print(Text(one_line(message)))
 
 
-def print_json(content: BaseModel | Iterable[BaseModel] | Mapping[str, object]) -> None:
+def print_json(content: BaseModel | Mapping[str, object] | Iterable[BaseModel | Mapping[str, object]]) -> None:
     """Print one document."""
     data = _plain(content) if isinstance(content, BaseModel | Mapping) else [_plain(each) for each in content]
     _write(json.dumps(data, indent=2, ensure_ascii=False))

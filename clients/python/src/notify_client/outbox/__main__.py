@@ -1,6 +1,8 @@
 """`python -m notify_client.outbox run` is the same as `notify outbox run`."""
 
-from notify_client.cli.commands.outbox import app
+import sys
+
+from notify_client.cli.main import main
 
 if __name__ == "__main__":
-    app(prog_name="python -m notify_client.outbox")
+    main(["outbox", *sys.argv[1:]])
