@@ -7,12 +7,13 @@ PACKAGES := $(patsubst %/pyproject.toml,%,$(PROJECTS))
 LOCKED := $(filter services/%,$(PACKAGES))
 TOOLS := api benchmarks supply_chain website
 LOCKS := $(addsuffix requirements.lock,$(addsuffix /,$(LOCKED) $(TOOLS))) requirements.lock
+DIST := dist
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	--no-emit-package notify-gateway-client \
 	$(foreach folder,$(notdir $(filter-out clients/%,$(PACKAGES))),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo env test screenshots chaos record fuzz test-compose api-docs test-api bench bench-scale bench-events bench-pair check docs sbom audit check-workflows format lock clean
+.PHONY: help install up demo env test screenshots chaos record fuzz test-compose api-docs test-api bench bench-scale bench-events bench-pair check docs client sbom audit check-workflows format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,10 @@ check: install ## check lint rules, formatting and types
 docs: website/.venv/installed ## build the documentation site in website/site; a broken link is an error
 	@PYTHONPATH=website PYTHONDONTWRITEBYTECODE=1 website/.venv/bin/zensical build --strict --clean
 
+client: install ## build the Python client's wheel and source distribution into dist/
+	@rm -rf $(DIST)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(DIST) clients/python
+
 sbom: supply_chain/.venv/installed ## write a CycloneDX SBOM of each image into sbom/
 	@supply_chain/.venv/bin/python -m supply_chain.sbom
 
@@ -104,7 +109,7 @@ api/node_modules/installed: api/package-lock.json api/.venv/installed
 	@touch $@
 
 clean: ## remove the virtual environment and the data of the private servers
-	@rm -rf $(VENV) $(addsuffix /.venv,$(TOOLS)) api/node_modules website/site sbom .local
+	@rm -rf $(VENV) $(addsuffix /.venv,$(TOOLS)) api/node_modules website/site sbom dist .local
 
 install: $(VENV)/installed ## prepare the virtual environment
 

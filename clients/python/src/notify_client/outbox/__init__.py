@@ -1,7 +1,7 @@
 """The caller's outbox: a notification is committed together with the business data that it is about.
 
 `enqueue` writes a notification into the caller's own transaction, and a `relay` sends what has been committed. It needs
-SQLAlchemy: `pip install "notify-gateway-client[outbox]"`.
+SQLAlchemy, which the extra `outbox` installs.
 """
 
 from notify_client.outbox.enqueue import enqueue, new_row
