@@ -1,5 +1,6 @@
 """Links between documents: `make docs` checks those within the site, and this module checks all others."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -21,6 +22,9 @@ CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 
 
+EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
 def anchors(document: Path) -> set[str]:
     """Return the heading anchors that a Git host and the documentation site generate."""
     without_code = re.sub(r"^(```|~~~).*?^\1", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -39,6 +43,12 @@ def test_every_relative_link_points_to_an_existing_file_and_heading(document: Pa
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_every_example_in_python_compiles(document: Path) -> None:
+    for example in EXAMPLE.findall(document.read_text()):
+        compile(example, str(document), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def pages(navigation: list[dict[str, Any]]) -> list[str]:
