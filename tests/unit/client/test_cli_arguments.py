@@ -72,6 +72,11 @@ def test_version_is_printed(notify: Notify) -> None:
         (["retry"], "--status"),
         (["retry", "--status", "sent"], "--status"),
         (["retry", "1", "--dry-run"], "ID"),
+        (["retry", "1", "--wait"], "ID"),
+        (["tail", "--status", "fialed"], "--status"),
+        (["send", "text", "--user", "1", "--channel", "email", "--idempotency-key", ""], "idempotency-key"),
+        (["send", "\udcff", "--user", "1", "--channel", "email"], "UTF-8"),
+        (["list", "--user", "\udcff"], "UTF-8"),
         (["users", "set", "1", "email"], "--recipient"),
         (["login", "--profile", "a b"], "--profile"),
         (["login"], "--url"),
@@ -161,13 +166,27 @@ def test_key_of_a_profile_is_not_sent_to_another_gateway(configured: Path, monke
     assert configured.exists()
 
 
-@pytest.mark.parametrize("content", ["api_key = ", "profiles = 1", "[profiles.a]\nkey = 'ntf_secret'"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "api_key = ", "profiles = 1", "[profiles.a]\nkey = 'ntf_secret'", "[profiles.a]\nurl = 1",
+        "[profiles.a]\nurl = 'http://a'\napi_key = ['ntf_secret']",
+    ],
+)  # fmt: skip
 def test_invalid_configuration_is_an_error_that_does_not_repeat_it(content: str, configured: Path) -> None:
     configured.write_text(content)
     with pytest.raises(CommandFailed) as raised:
         read(configured)
     assert "ntf_secret" not in str(raised.value)
     assert str(configured) in str(raised.value)
+
+
+def test_home_folder_that_is_unknown_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54_321)
+    with pytest.raises(CommandFailed, match="XDG_CONFIG_HOME"):
+        config_file()
 
 
 def test_every_error_has_an_exit_code() -> None:

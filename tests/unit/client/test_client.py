@@ -14,6 +14,7 @@ from notify_client import (
     Client,
     ConfigurationError,
     ConnectionFailed,
+    InvalidRequest,
     WaitTimedOut,
 )
 from notify_client.config import Config
@@ -108,6 +109,13 @@ def test_creation_sends_what_is_given_and_a_key_of_its_own() -> None:
     assert request.headers["Idempotency-Key"] == again.headers["Idempotency-Key"] != other.headers["Idempotency-Key"]
     chosen = create_notification(user_id="1", channels=("email",), message="m", idempotency_key=UUID(int=5))
     assert chosen.to_httpx(CONFIG).headers["Idempotency-Key"] == str(UUID(int=5))
+
+
+@pytest.mark.parametrize("key", ["", "ключ", "a\nb"])
+def test_idempotency_key_that_no_header_can_contain_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequest, match="idempotency-key: must") as raised:
+        create_notification(user_id="1", channels=("email",), message="m", idempotency_key=key)
+    assert [each.field for each in raised.value.errors] == ["idempotency-key"]
 
 
 def test_query_repeats_lists_and_names_metadata() -> None:

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 import typer
+from pydantic_core import PydanticSerializationError
 from typer.core import TyperGroup
 from typing_extensions import override
 
@@ -93,6 +94,8 @@ class OneLineErrors(TyperGroup):
             code = _fail(_usage_error(error), ExitCode.USAGE)
         except typer.Abort:
             code = _fail("aborted", ExitCode.INTERRUPTED)
+        except (UnicodeError, PydanticSerializationError):
+            code = _fail("an argument or the standard input is not valid UTF-8", ExitCode.USAGE)
         except BrokenPipeError:  # the reader, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = ExitCode.FAILED

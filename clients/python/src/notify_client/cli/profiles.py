@@ -25,7 +25,10 @@ class Profile:
 def config_file() -> Path:
     """Return where the profiles are (https://specifications.freedesktop.org/basedir-spec/latest/)."""
     folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (folder if folder.is_absolute() else Path.home() / ".config") / "notify/config.toml"
+    try:
+        return (folder if folder.is_absolute() else Path.home() / ".config") / "notify/config.toml"
+    except RuntimeError:
+        raise CommandFailed("there is no home folder: set XDG_CONFIG_HOME", ExitCode.USAGE) from None
 
 
 def read(file: Path) -> dict[str, Profile]:
@@ -33,13 +36,19 @@ def read(file: Path) -> dict[str, Profile]:
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         profiles = content.get("profiles", {})
-        return {name: Profile(**each) for name, each in profiles.items()}
+        return {name: _profile(**each) for name, each in profiles.items()}
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise CommandFailed(f"{file}: {error.strerror}", ExitCode.USAGE) from None
     except (ValueError, TypeError, AttributeError):  # the message must not repeat the content, which has keys
         raise CommandFailed(f"{file} is not valid; repair or delete it", ExitCode.USAGE) from None
+
+
+def _profile(*, url: object, api_key: object = None) -> Profile:
+    if not (isinstance(url, str) and isinstance(api_key, str | None)):
+        raise TypeError
+    return Profile(url, api_key)
 
 
 def write(file: Path, profiles: Mapping[str, Profile]) -> None:

@@ -8,9 +8,18 @@ from uuid import UUID, uuid4
 
 from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
-from notify_client.errors import WaitTimedOut
+from notify_client.errors import InvalidRequest, WaitTimedOut
 from notify_client.methods import AsyncResource, Resource, async_listing, async_method, listing, method
-from notify_client.models import Channel, CreatedNotification, Expansion, Notification, NotificationStatus, Page
+from notify_client.models import (
+    Channel,
+    CreatedNotification,
+    Expansion,
+    FieldProblem,
+    Notification,
+    NotificationStatus,
+    Page,
+    Problem,
+)
 from notify_client.requests import Request, given, metadata_filters, one, page, path
 
 FIRST_POLL, LONGEST_POLL = 0.1, 2.0  # seconds between two requests of `wait`
@@ -69,10 +78,25 @@ def create_notification(
         send_at=send_at,
         expires_at=expires_at,
     )
-    key = str(idempotency_key or uuid4())
     return Request(
-        method="POST", path=path("notifications"), body=body, read=one(CreatedNotification), idempotency_key=key
+        method="POST",
+        path=path("notifications"),
+        body=body,
+        read=one(CreatedNotification),
+        idempotency_key=_header(uuid4() if idempotency_key is None else idempotency_key),
     )
+
+
+def _header(idempotency_key: str | UUID) -> str:
+    """Return the key; raise `InvalidRequest` if no header can contain it. Without a key, repeats would not be safe."""
+    key = str(idempotency_key)
+    if not (key and key.isascii() and key.isprintable()):
+        field, detail = "idempotency-key", "must consist of printable ASCII characters, at least one"
+        problem = FieldProblem(location="header", field=field, detail=detail)
+        raise InvalidRequest(
+            Problem(title="", status=422, code="invalid_request", detail=f"{field}: {detail}", errors=[problem])
+        )
+    return key
 
 
 def get_notification(id: UUID | str) -> Request[Notification]:  # noqa: A002 - the API's name

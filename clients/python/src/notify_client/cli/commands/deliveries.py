@@ -90,8 +90,10 @@ def retry(
     """
     filters = (channel, error_class, since, until)
     if delivery_id is not None:
-        if status is not None or dry_run or any(filters):
-            raise typer.BadParameter("filters and --dry-run are for many deliveries: leave out the ID", param_hint="ID")
+        if status is not None or dry_run or wait or any(filters):
+            raise typer.BadParameter(
+                "filters, --dry-run and --wait are for many deliveries: leave out the ID", param_hint="ID"
+            )
         _retry_one(delivery_id, profile, as_json=as_json)
         return
     if status != "failed":
@@ -122,15 +124,19 @@ def _print_count(count: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"count": count})
     else:
-        console().print(f"{count} failed deliveries match.")
+        console().print(_matches(count) + ".")
+
+
+def _matches(count: int) -> str:
+    return f"{count} failed delivery matches" if count == 1 else f"{count} failed deliveries match"
 
 
 def _confirm(count: int, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandFailed(f"{count} failed deliveries match: pass --yes to retry them", ExitCode.USAGE)
-    typer.confirm(f"Retry {count} failed deliveries?", abort=True, err=True)
+        raise CommandFailed(f"{_matches(count)}: pass --yes to retry", ExitCode.USAGE)
+    typer.confirm(f"{_matches(count)}. Retry?", abort=True, err=True)
 
 
 def _finished(client: Client, job: RetryProgress) -> RetryProgress:

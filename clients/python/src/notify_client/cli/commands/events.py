@@ -11,6 +11,8 @@ from notify_client.cli.options import AsJson, ProfileName
 from notify_client.cli.output import console, note, print_json_line, styled
 from notify_client.cli.views import local, words
 
+STATUSES = {"sent", "retrying", "failed", "expired", "cancelled"}
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
@@ -37,6 +39,8 @@ def tail(
 
     Example: notify tail --channel email --status failed --json
     """
+    if unknown := set(status or ()) - STATUSES:
+        raise typer.BadParameter(f"no event has the status {', '.join(sorted(unknown))}", param_hint="--status")
     printed = 0
     with (
         connect(profile) as client,

@@ -71,15 +71,17 @@ def import_(
 ) -> None:
     """Send a notification for each row of a CSV file; run it again to continue after an interruption.
 
-    The columns are user_id, channels and message, and optionally subject, reference, send_at, expires_at,
-    metadata.NAME, and one for the recipient on each channel: telegram, email and webhook. Separate several channels
-    with spaces or semicolons.
+    The columns are user_id, channels and message, and optionally subject,
+    reference, send_at, expires_at, metadata.NAME, and one for the recipient on
+    each channel: telegram, email and webhook. Separate several channels with
+    spaces or semicolons.
 
     Example: notify import customers.csv --wait
 
-    The outcome of each row is appended to FILE.outcome.csv. Running the same command again sends only the rows that
-    have not been accepted. Exits with 1 if a row was not accepted, or with --wait if a notification is
-    not final in the end; notify failures lists the failed deliveries.
+    The outcome of each row is appended to FILE.outcome.csv. Running the same
+    command again sends only the rows that have not been accepted. Exits with 1
+    if a row was not accepted, or with --wait if a notification is not final in
+    the end; notify failures lists the failed deliveries.
     """
     content = open_csv(file, frozenset(ignore or ()))
     name = f"{file.name}.{run}" if run else file.name
