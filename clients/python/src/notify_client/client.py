@@ -88,7 +88,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same for event loops: methods must be awaited, and lists are asynchronous iterators."""
+    """A `Client` for event loops: methods must be awaited, and lists are asynchronous iterators."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Where the gateway is and how to call it: arguments first, then environment variables."""
+"""The settings of a client: arguments take precedence over environment variables."""
 
 import os
 from dataclasses import dataclass, field

@@ -60,7 +60,7 @@ class ApiError(NotifyError):
 
     @property
     def code(self) -> str:
-        """What went wrong, such as `not_found`. A response that is no problem has a code like `http_502`."""
+        """The kind of error, such as `not_found`. Other responses than problems have a code like `http_502`."""
         return self.problem.code
 
     @property
@@ -110,7 +110,7 @@ class NotCancellable(Conflict):
 
     @property
     def deliveries(self) -> Sequence[DeliverySummary]:
-        """All deliveries of the notification."""
+        """The deliveries of the notification, including those that were cancelled."""
         return self.problem.deliveries or ()
 
 

@@ -1,4 +1,4 @@
-"""What the gateway returns. A test holds these models to the gateway's OpenAPI document.
+"""Models of the gateway's responses. A test holds these models to the gateway's OpenAPI document.
 
 Newer gateways may return more than these models name. Therefore, unknown fields are ignored, and each set of names also
 admits any other text.
@@ -111,7 +111,7 @@ class Delivery(NotificationDelivery):
 
 
 class StoredEmailOptions(Model):
-    """What an e-mail has besides its text."""
+    """The parts of an e-mail besides its text."""
 
     html: str | None = None
     reply_to: str | None = None
@@ -119,7 +119,7 @@ class StoredEmailOptions(Model):
 
 
 class StoredOverrides(Model):
-    """What differs on single channels."""
+    """The content that differs on single channels."""
 
     email: StoredEmailOptions
 
@@ -171,7 +171,7 @@ class RetryProgress(Model):
 
 
 class UserChannel(Model):
-    """What is stored for a user and a channel."""
+    """A user's recipient and opt-out on a channel."""
 
     channel: Channel
     recipient: str | None = None

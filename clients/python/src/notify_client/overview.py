@@ -62,7 +62,7 @@ class ServiceOverview(Model):
 
 
 class ConsoleLinks(Model):
-    """Where the console links to."""
+    """The links of the console."""
 
     rabbitmq: str | None = None
     trace: str | None = None

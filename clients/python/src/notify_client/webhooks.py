@@ -32,7 +32,7 @@ class WebhookContent(Model):
 
     type: str
     timestamp: datetime
-    """When the notification was accepted."""
+    """The time at which the notification was accepted."""
     data: WebhookNotification
 
 

@@ -1,4 +1,4 @@
-"""All commands. A module of `commands` has one group of them; add groups of subcommands to `app` here."""
+"""The root command. A module of `commands` has one group of them; add groups of subcommands to `app` here."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""How the command ends: exit codes, and one line for each expected error."""
+"""Exit codes, and the one line that each expected error prints."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from notify_client.cli.output import one_line
 
 
 class ExitCode(IntEnum):
-    """What the exit codes mean."""
+    """The exit codes and their meanings."""
 
     OK = 0
     FAILED = 1

@@ -19,7 +19,7 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.", r
 
 
 def moment(text: str, *, sign: int = 1, now: datetime | None = None) -> datetime:
-    """Return the time that is written as ISO 8601, or as a distance from now such as 30m, 2h or 7d."""
+    """Return the time that is written as ISO 8601, or as a time span from now such as 30m, 2h or 7d."""
     number, unit = text[:-1], text[-1:]
     if number.isascii() and number.isdigit() and unit in UNITS:
         try:
@@ -35,7 +35,7 @@ def moment(text: str, *, sign: int = 1, now: datetime | None = None) -> datetime
 
 
 def past(text: str) -> datetime:
-    """Return the time; a distance leads into the past."""
+    """Return the time; a time span counts back from now."""
     return moment(text, sign=-1)
 
 
@@ -48,7 +48,7 @@ Since: TypeAlias = Annotated[
 Until: TypeAlias = Annotated[
     datetime | None, typer.Option("--until", parser=past, metavar="TIME", help="Created before this time.")
 ]
-Limit: TypeAlias = Annotated[int, typer.Option("--limit", metavar="NUMBER", min=1, help="Print at most so many.")]
+Limit: TypeAlias = Annotated[int, typer.Option("--limit", metavar="NUMBER", min=1, help="Print at most this many.")]
 
 
 def pairs(values: Iterable[str], option: str) -> dict[str, str] | None:

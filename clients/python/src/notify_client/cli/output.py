@@ -51,7 +51,7 @@ def table(*columns: str, rows: Iterable[Iterable[object]]) -> Table:
 
 
 def note(message: str) -> None:
-    """Write a remark to the standard error output, so that it is not mixed with results."""
+    """Write a remark to the standard error, so that it is not mixed with results."""
     console(stderr=True).print(Text(one_line(message)))
 
 

@@ -1,4 +1,4 @@
-"""How notifications look in a terminal."""
+"""Show notifications in a terminal."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime

@@ -34,7 +34,7 @@ TOO_OLD = (
 
 
 class Verdict(Enum):
-    """What an attempt has achieved."""
+    """The result of an attempt."""
 
     SENT = "sent"
     """The gateway has stored the notification."""
@@ -43,7 +43,7 @@ class Verdict(Enum):
     NOT_EXECUTED = "not executed"
     """The gateway has certainly not stored the notification."""
     UNREACHABLE = "unreachable"
-    """The same, because it could not be reached, so that the row is not to blame."""
+    """The gateway could not be reached, so it has stored nothing, and the row is not to blame."""
     UNKNOWN = "unknown"
     """The gateway may have stored the notification."""
     UNTRIED = "untried"

@@ -1,4 +1,4 @@
-"""What an operator does with held rows: list them, send them again, or drop them.
+"""List held rows, send them again, or drop them, as an operator does.
 
 With an `AsyncConnection`: `await connection.run_sync(list_held)`. The caller commits.
 """

@@ -1,4 +1,6 @@
-"""What a relay does with the table. Each function is one short transaction; none is open while a request is sent.
+"""Take rows from the table, and record outcomes.
+
+Each function is one short transaction; none is open while a request is sent.
 
 A relay leases rows before it sends them. If it dies, its leases end, and another relay takes the rows. If it is only
 slow, two relays send the same row, with the same idempotency key, so that there is still one notification.

@@ -27,18 +27,18 @@ class OutboxRow(Base):
     body: Mapped[str] = mapped_column(BODY)
     """The body of the request, in JSON."""
     created_at: Mapped[datetime] = mapped_column(TIME)
-    """When it was enqueued, by the caller's clock. It only determines the order."""
+    """The time at which it was enqueued, by the caller's clock. It only determines the order."""
     due_at: Mapped[datetime | None] = mapped_column(TIME)
     """No relay takes the row before this time: its lease, or the wait after a failed attempt. NULL means at once."""
     lease: Mapped[UUID | None] = mapped_column(Uuid)
     """Identifies the lease of the relay that took the row last."""
     attempts: Mapped[int] = mapped_column(default=0)
     first_attempt_at: Mapped[datetime | None] = mapped_column(TIME)
-    """When the gateway may first have accepted it, by the database's clock. NULL if it certainly has not."""
+    """The time of the first attempt that may have succeeded, by the database's clock, or NULL."""
     held_at: Mapped[datetime | None] = mapped_column(TIME)
-    """Since when it waits for an operator, or NULL."""
+    """The time since which it waits for an operator, or NULL."""
     error: Mapped[str | None] = mapped_column(Text)
-    """What became of the last attempt."""
+    """The error of the last attempt, or NULL."""
 
 
 table = cast("Table", OutboxRow.__table__)

@@ -26,7 +26,7 @@ def stream_events(
 
 
 class _Position:
-    """What both kinds of streams can tell about their subscription."""
+    """The base class of both kinds of streams, which exposes the state of their subscription."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription

@@ -34,7 +34,7 @@ class Recipients(TypedDict, total=False):
 
 
 class EmailOptions(TypedDict, total=False):
-    """What an e-mail has besides its text."""
+    """The parts of an e-mail besides its text."""
 
     html: str | None
     reply_to: str | None
@@ -42,7 +42,7 @@ class EmailOptions(TypedDict, total=False):
 
 
 class Overrides(TypedDict, total=False):
-    """What differs on single channels."""
+    """The content that differs on single channels."""
 
     email: EmailOptions | None
 

@@ -1,4 +1,4 @@
-"""What operators see in the console."""
+"""Read the figures and links that the console shows to operators."""
 
 from notify_client.overview import ConsoleLinks, ServiceOverview
 from notify_client.requests import Request, one, path

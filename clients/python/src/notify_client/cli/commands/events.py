@@ -20,10 +20,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def tail(
-    user: Annotated[str | None, typer.Option("--user", metavar="ID", help="Those of this user.")] = None,
-    channel: Annotated[str | None, typer.Option("--channel", metavar="CHANNEL", help="Those of this channel.")] = None,
+    user: Annotated[str | None, typer.Option("--user", metavar="ID", help="Only this user.")] = None,
+    channel: Annotated[str | None, typer.Option("--channel", metavar="CHANNEL", help="Only this channel.")] = None,
     notification: Annotated[
-        str | None, typer.Option("--notification", metavar="ID", help="Those of this notification.")
+        str | None, typer.Option("--notification", metavar="ID", help="Only this notification.")
     ] = None,
     status: Annotated[
         list[str] | None,
@@ -31,11 +31,13 @@ def tail(
             "--status", metavar="STATUS", help="sent, retrying, failed, expired or cancelled; may be repeated."
         ),
     ] = None,
-    count: Annotated[int | None, typer.Option("--count", metavar="NUMBER", min=1, help="End after so many.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", metavar="NUMBER", min=1, help="End after this many events.")
+    ] = None,
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
-    """Print what happens to deliveries, as it happens, until Ctrl-C.
+    """Print status changes of deliveries as they happen, until Ctrl-C.
 
     Example: notify tail --channel email --status failed --json
     """

@@ -48,7 +48,7 @@ def import_(
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option("--timeout", metavar="SECONDS", min=0, help="With --wait: stop following after so many seconds."),
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="With --wait: stop following after this time."),
     ] = 600,
     concurrency: Annotated[
         int, typer.Option("--concurrency", metavar="NUMBER", min=1, max=100, help="Requests at a time.")

@@ -42,12 +42,12 @@ def create_key(
             help="send, read, admin, operator, recipients:read, recipients:write, opt-outs:clear, trace; repeatable.",
         ),
     ],
-    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="What it is for.")] = "",
+    name: Annotated[str, typer.Option("--name", metavar="TEXT", help="A name that says what it is for.")] = "",
     expires_at: Annotated[
         datetime | None,
-        typer.Option("--expires-at", parser=moment, metavar="TIME", help="It is not valid after this, such as 90d."),
+        typer.Option("--expires-at", parser=moment, metavar="TIME", help="The key expires at this time, such as 90d."),
     ] = None,
-    test: Annotated[bool, typer.Option("--test", help="A test key, with which nothing is really sent.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Create a test key, with which nothing is really sent.")] = False,
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:

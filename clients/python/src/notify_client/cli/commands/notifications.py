@@ -32,10 +32,12 @@ Metadata: TypeAlias = Annotated[
 ]
 SendAt: TypeAlias = Annotated[
     datetime | None,
-    typer.Option("--send-at", parser=moment, metavar="TIME", help="Send it then: 2026-12-24T18:00, or 2h from now."),
+    typer.Option(
+        "--send-at", parser=moment, metavar="TIME", help="Send it at this time: 2026-12-24T18:00, or 2h from now."
+    ),
 ]
 ExpiresAt: TypeAlias = Annotated[
-    datetime | None, typer.Option("--expires-at", parser=moment, metavar="TIME", help="Do not send it after this.")
+    datetime | None, typer.Option("--expires-at", parser=moment, metavar="TIME", help="Do not send it after this time.")
 ]
 IdempotencyKey: TypeAlias = Annotated[
     str | None,
@@ -107,7 +109,7 @@ def get(
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
-    """Show a notification, its deliveries and what has happened to them.
+    """Show a notification, its deliveries and their attempts.
 
     Example: notify get --watch 01a21796-9ba4-7f77-9831-86d22ad5a07b
 
@@ -120,7 +122,7 @@ def get(
 
 
 def list_(
-    user: Annotated[str | None, typer.Option("--user", metavar="ID", help="Those of this user.")] = None,
+    user: Annotated[str | None, typer.Option("--user", metavar="ID", help="Only this user.")] = None,
     reference: Reference = None,
     status: Annotated[
         list[str] | None,
@@ -129,7 +131,8 @@ def list_(
         ),
     ] = None,
     channel: Annotated[
-        str | None, typer.Option("--channel", metavar="CHANNEL", help="Those with a delivery on this channel.")
+        str | None,
+        typer.Option("--channel", metavar="CHANNEL", help="Only notifications with a delivery on this channel."),
     ] = None,
     metadata: Metadata = None,
     since: Since = None,

@@ -12,7 +12,7 @@ LINE_INTERVAL = 2.0  # seconds
 
 
 class Display:
-    """A display on the standard error output."""
+    """A display on the standard error."""
 
     def __init__(self, rows: int, *, following: bool) -> None:
         self._rows = rows

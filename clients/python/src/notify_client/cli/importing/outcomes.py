@@ -31,7 +31,7 @@ class Outcome(StrEnum):
 
 @dataclass
 class Progress:
-    """What an outcome file says."""
+    """The content of an outcome file."""
 
     accepted: set[int] = field(default_factory=set)
     """Lines."""

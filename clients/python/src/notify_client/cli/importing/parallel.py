@@ -1,11 +1,11 @@
-"""Do the same in several tasks."""
+"""Run a function in several tasks."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 
 
 async def in_parallel(tasks: int, work: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Run `work` in so many tasks until all have ended. If one fails, cancel the others, and raise its error."""
+    """Run `work` in this many tasks until all have ended. If one fails, cancel the others, and raise its error."""
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(tasks):
