@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 
 from rich.live import Live
 
@@ -19,16 +19,22 @@ async def states(client: AsyncClient, notification_id: str) -> AsyncIterator[Not
     """Yield the notification, and again whenever it has changed, until it is final."""
     last = None
     async with client.events.stream(notification_id=notification_id) as events:
-        while True:
-            notification = await client.notifications.get(notification_id)
-            if notification != last:
-                last = notification
-                yield notification
-            if notification.is_final:
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LONGEST_SILENCE):
-                    await anext(events)
+        event = asyncio.ensure_future(anext(events))
+        try:
+            while True:
+                notification = await client.notifications.get(notification_id)
+                if notification != last:
+                    last = notification
+                    yield notification
+                if notification.is_final:
+                    return
+                await asyncio.wait({event}, timeout=LONGEST_SILENCE)  # a cancelled `anext` would connect again
+                if event.done():
+                    event.result()
+                    event = asyncio.ensure_future(anext(events))
+        finally:
+            event.cancel()
+            await asyncio.gather(event, return_exceptions=True)
 
 
 async def watch(profile_name: str | None, notification_id: str, *, as_json: bool) -> Notification:
