@@ -148,7 +148,7 @@ def test_error_of_httpx_is_the_cause_of_ours() -> None:
 
 
 def test_repeated_deletion_that_finds_nothing_has_succeeded() -> None:
-    missing = httpx.Response(404, content=b"")
+    missing = httpx.Response(404, content=b'{"code": "not_found"}')
     call = Call(DELETE, CONFIG)
     with pytest.raises(NotFound):
         call.result(missing)
@@ -168,3 +168,9 @@ def test_success_with_other_content_is_an_error_without_values() -> None:
     assert raised.value.request_id == "r"
     with pytest.raises(UnexpectedResponse, match="json_invalid"):
         Call(GET, CONFIG).result(httpx.Response(200, content=b"<html>"))
+
+
+def test_page_of_another_server_is_no_deletion() -> None:
+    with pytest.raises(UnexpectedResponse):
+        Call(DELETE, CONFIG).result(httpx.Response(200, content=b"<html>"))
+    Call(DELETE, CONFIG).result(httpx.Response(204))

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json, to_jsonable_python
 
 from notify_client.config import Config
@@ -17,6 +17,8 @@ from notify_client.models import Page
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 ModelType = TypeVar("ModelType", bound=BaseModel)
+
+_EMPTY = TypeAdapter(Literal[b""])
 
 
 class Unset(Enum):
@@ -88,5 +90,6 @@ def page(model: type[ModelType]) -> Callable[[bytes], Page[ModelType]]:
     return Page[model].model_validate_json  # type: ignore[valid-type]  # it is a type at runtime
 
 
-def nothing(_content: bytes) -> None:
-    """Read a response without content."""
+def nothing(content: bytes) -> None:
+    """Read a response without content. Another server, such as a proxy, may respond with a page instead."""
+    _EMPTY.validate_python(content)

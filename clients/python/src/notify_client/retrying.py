@@ -95,7 +95,7 @@ class Call(Generic[Result]):
         if not response.is_success and not (deleted and self._maybe_executed):
             raise response_error(response, self._config)
         try:
-            return self._request.read(response.content)
+            return self._request.read(b"" if deleted else response.content)
         except ValidationError as error:
             raise unexpected(response.status_code, response.headers.get("Request-Id"), error) from None
 
