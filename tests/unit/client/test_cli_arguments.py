@@ -146,13 +146,17 @@ def test_profiles_are_private(configured: Path) -> None:
     assert [each.name for each in configured.parent.iterdir()] == ["config.toml"]
 
 
-def test_environment_variables_override_the_profile(configured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_override_only_a_profile_that_is_not_named(
+    configured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert resolve(None) == Profile("http://default:8080", "ntf_default")
     assert resolve("other") == Profile("https://other")
     monkeypatch.setenv("NOTIFY_API_KEY", "ntf_environment")
     assert resolve(None) == Profile("http://default:8080", "ntf_environment")
     monkeypatch.setenv("NOTIFY_URL", "http://environment")
-    assert resolve("other") == Profile("http://environment", "ntf_environment")
+    assert resolve(None) == Profile("http://environment", "ntf_environment")
+    assert resolve("other") == Profile("https://other")
+    assert resolve("default") == Profile("http://default:8080", "ntf_default")
     with pytest.raises(CommandFailed, match="missing"):
         resolve("missing")
     assert configured.exists()
@@ -160,9 +164,9 @@ def test_environment_variables_override_the_profile(configured: Path, monkeypatc
 
 def test_key_of_a_profile_is_not_sent_to_another_gateway(configured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_URL", "http://elsewhere:8080")
-    assert resolve("default") == Profile("http://elsewhere:8080")
+    assert resolve(None) == Profile("http://elsewhere:8080")
     monkeypatch.setenv("NOTIFY_URL", "http://default:8080/")
-    assert resolve("default").api_key == "ntf_default"
+    assert resolve(None).api_key == "ntf_default"
     assert configured.exists()
 
 

@@ -11,22 +11,23 @@ from notify_client.config import MAX_RETRIES
 
 
 def resolve(profile_name: str | None) -> Profile:
-    """Return the gateway and the key. NOTIFY_URL and NOTIFY_API_KEY override those of the profile.
+    """Return the named profile, or else what NOTIFY_URL and NOTIFY_API_KEY say, completed by the profile `default`.
 
     A profile's key is sent only to the profile's own gateway.
     """
+    profiles = read(config_file())
+    if profile_name is not None:
+        if profile_name not in profiles:
+            raise CommandFailed(
+                f"there is no profile {profile_name!r}: run notify login --profile {profile_name}", ExitCode.USAGE
+            )
+        return profiles[profile_name]
     url, key = os.environ.get("NOTIFY_URL"), os.environ.get("NOTIFY_API_KEY") or None
-    profile = read(config_file()).get(profile_name or DEFAULT)
-    if profile is None and profile_name is not None:
-        raise CommandFailed(
-            f"there is no profile {profile_name!r}: run notify login --profile {profile_name}", ExitCode.USAGE
-        )
+    profile = profiles.get(DEFAULT)
+    if url and (profile is None or url.rstrip("/") != profile.url.rstrip("/")):
+        return Profile(url, key)
     if profile is None:
-        if not url:
-            raise CommandFailed("the gateway is not known: run notify login, or set NOTIFY_URL", ExitCode.USAGE)
-        return Profile(url, key)
-    if url and url.rstrip("/") != profile.url.rstrip("/"):
-        return Profile(url, key)
+        raise CommandFailed("the gateway is not known: run notify login, or set NOTIFY_URL", ExitCode.USAGE)
     return Profile(profile.url, key or profile.api_key)
 
 

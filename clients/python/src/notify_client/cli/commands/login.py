@@ -33,7 +33,7 @@ def login(
 
     Example: notify login --url https://notify.example.org --profile production
 
-    NOTIFY_URL and NOTIFY_API_KEY override the profile that --profile or NOTIFY_PROFILE names.
+    NOTIFY_URL and NOTIFY_API_KEY override the profile `default`, but no profile that --profile or NOTIFY_PROFILE names.
     """
     if not NAME.fullmatch(profile):
         raise typer.BadParameter("use letters, digits, - and _", param_hint="--profile")
