@@ -123,6 +123,31 @@ async def test_throttled_chat_delays_no_other_chat(rabbit: RabbitSettings, hand:
     assert bot_api.refused == ["1"]
 
 
+async def test_deliveries_whose_turns_come_after_their_expiry_expire_during_an_outage(
+    rabbit: RabbitSettings, hand: Hand
+) -> None:
+    async def answer(_: DeliveryRequested) -> str:
+        raise Throttled("429", retry_after=timedelta(minutes=1))
+
+    limits = ProviderLimits(concurrency=10, rate_per_recipient=0.01)
+    async with running_sender(rabbit, FakeProvider(answer), limits=limits, first_delay=timedelta(seconds=1)):
+        await hand.request(request(recipient="first"))
+        assert [each.outcome for each in await hand.results(1)] == [Outcome.THROTTLED]
+        now = utc_now()
+        expiries = [now + timedelta(seconds=1.5 + number / 10) for number in range(20)]
+        # The circuit is open for half a minute, so these are postponed until they expire, some of them several times.
+        waiting = [
+            request(recipient=f"chat {number}", not_before=expires_at, expires_at=expires_at, reserved=True)
+            for number, expires_at in enumerate(expiries)
+        ]
+        for each in waiting:
+            await hand.request(each)
+        results = await hand.results(len(waiting))
+    assert {(result.delivery_id, result.outcome) for result in results} == {
+        (each.delivery_id, Outcome.EXPIRED) for each in waiting
+    }
+
+
 @pytest.mark.parametrize(
     "failure",
     [Throttled("429", retry_after=timedelta(hours=1)), TemporaryFailure("busy")],

@@ -15,7 +15,8 @@ LONGEST_EARLY_WAIT = timedelta(seconds=LONGEST_TURN_WAIT)
 class RetrySchedule:
     """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures per round.
 
-    Turns of a rate limit need shorter delays, too, if `first_delay` is longer than a sender waits for a turn.
+    If `first_delay` is longer than a sender waits for a turn of a rate limit, there are shorter ones for waits such as
+    those turns.
 
     While a provider is unreachable or throttling, attempts do not count as failures, but end after `max_wait`.
     """
@@ -45,17 +46,15 @@ class RetrySchedule:
         return self._backoffs[min(failures, len(self._backoffs)) - 1]
 
     def queue_delay(self, wait: timedelta, *, exact: bool = False, latest: timedelta = timedelta.max) -> timedelta:
-        """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the first delay.
+        """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the shortest delay.
 
         A message that leaves its queue early is scheduled again. Without the tolerance, the few milliseconds in transit
         would make each wait a little too short for the intended queue, and so send the message through shorter ones.
         The tolerance does not exceed `latest`, when the delivery expires. An `exact` wait has no tolerance, because 5%
-        of a long wait would be too late. Only `exact` waits, and those of a delivery that expires within the first
-        delay, use shorter delays than the first one.
+        of a long wait would be too late.
         """
-        delays = self.delays if exact or latest < self._backoffs[0] else self._backoffs
         longest = wait if exact else max(wait, min(wait * TOLERANCE, latest))
-        return max((delay for delay in delays if delay <= longest), default=delays[0])
+        return max((delay for delay in self.delays if delay <= longest), default=self.delays[0])
 
 
 def due_at(request: DeliveryRequested) -> datetime | None:

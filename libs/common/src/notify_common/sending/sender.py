@@ -215,10 +215,11 @@ class Sender:
         else:
             wait = timedelta() if breaker.stopped else breakers.limits.retry_after
             since = since or (now if breaker.open else None)
-        not_before = now + wait
-        if request.expires_at is not None:
-            not_before = min(not_before, request.expires_at)
-        changes = {"not_before": not_before, "waiting_since": since, "reserved": admission.reserved}
+        not_before, reserved = now + wait, admission.reserved
+        if request.expires_at is not None and not_before >= request.expires_at:
+            # A request with a turn returns early. Postponed to this time again, it would be taken for a repeated one.
+            not_before, reserved = request.expires_at, False
+        changes = {"not_before": not_before, "waiting_since": since, "reserved": reserved}
         return Postponed(request.model_copy(update=changes))
 
     async def _publish_retry(self, request: DeliveryRequested, wait_from: datetime) -> bool:
