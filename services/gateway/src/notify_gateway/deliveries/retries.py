@@ -80,12 +80,13 @@ COUNT = text(f"""
 # Tenants take turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The
 # turns of finished jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a
 # single job. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
-# A turn in the future is the end of a pause.
+# A turn in the future is the end of a pause. It is compared with `now()`, because for a time that changes within the
+# statement, PostgreSQL would read all jobs of the tenant.
 TAKE_TURN = text("""
     UPDATE retry_jobs SET advanced_at = clock_timestamp()
     WHERE id = (
         SELECT id FROM retry_jobs AS job WHERE finished_at IS NULL
-            AND NOT EXISTS (SELECT FROM retry_jobs WHERE tenant = job.tenant AND advanced_at > clock_timestamp())
+            AND NOT EXISTS (SELECT FROM retry_jobs WHERE tenant = job.tenant AND advanced_at > now())
         ORDER BY (SELECT max(advanced_at) FROM retry_jobs WHERE tenant = job.tenant) NULLS FIRST,
                  coalesce(advanced_at, created_at), id
         LIMIT 1 FOR UPDATE SKIP LOCKED
