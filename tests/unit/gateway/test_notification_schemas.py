@@ -57,3 +57,9 @@ def test_mailbox_that_takes_long_to_parse_is_rejected() -> None:
     for change in ({"recipient": {"email": long}}, {"email": {"reply_to": long}}):
         with pytest.raises(ValidationError, match="must not be longer than 500 characters"):
             LegacyNotificationRequest.model_validate({**email, **change})
+
+
+def test_url_that_takes_long_to_parse_is_rejected() -> None:
+    email = {**VALID, "type": "email", "email": {"list_unsubscribe": f"https://{'1.' * 120_000}/"}}
+    with pytest.raises(ValidationError, match="must not be longer than 900 characters"):
+        LegacyNotificationRequest.model_validate(email)
