@@ -564,7 +564,7 @@ async def test_pipelined_heads_of_all_connections_have_a_limit(
 async def test_body_is_freed_when_the_response_begins(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arriving_body, "MAX_BODIES", 60_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 80_000)
     body = b"Content-Length: 50000\r\n\r\n" + b" " * 50_000
     async with served_gateway(NOWHERE, postgres, relaying=False) as url:
         with slow_reader(url) as slow:

@@ -79,7 +79,7 @@ async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> As
 async def test_bodies_that_have_arrived_are_bounded_together(
     postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arriving_body, "MAX_BODIES", 3_000)
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 3_900)
     async with served_gateway(NOWHERE, postgres, relaying=False) as url, httpx.AsyncClient(base_url=url) as api:
         async with engine.begin() as lock:
             await lock.execute(text("LOCK TABLE user_channels IN ACCESS EXCLUSIVE MODE"))
@@ -95,6 +95,30 @@ async def test_bodies_that_have_arrived_are_bounded_together(
         await waiting
         for _ in range(5):
             assert (await api.put(CHANNEL, content=LARGE)).status_code == 422
+
+
+async def test_bodies_that_wait_with_their_requests_leave_room_for_other_tenants(
+    postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving_body, "MAX_BODIES", 9_000)
+    many, few = [await bearer(engine, *Scope, tenant=tenant) for tenant in ("many", "few")]
+    headers = {**many, "Content-Type": "application/json"}
+    limits = httpx.Limits(max_connections=20)
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False, settings={"auth": "on"}) as url,
+        httpx.AsyncClient(base_url=url, limits=limits) as api,
+    ):
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE user_channels IN ACCESS EXCLUSIVE MODE"))
+            content = b'{"opted_out": true}' + LARGE
+            waiting = [asyncio.create_task(api.put(CHANNEL, content=content, headers=headers)) for _ in range(8)]
+            async with asyncio.timeout(TIMEOUT):
+                refused, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert {(await each).status_code for each in refused} == {503}
+            assert (await api.post("/api/notifications", content=LARGE, headers=few)).status_code == 422
+        assert {(await each).status_code for each in waiting} == {200, 503}
+        for _ in range(5):
+            assert (await api.put(CHANNEL, content=content, headers=headers)).status_code == 200
 
 
 async def _is_blocked(engine: AsyncEngine) -> bool:

@@ -25,7 +25,7 @@ class BodyBuffer(Protocol):
 class BodyMemory:
     """The memory that the bodies of all requests in progress take together."""
 
-    __slots__ = ("arriving", "bytes", "unread")
+    __slots__ = ("_kept", "_kept_bytes", "arriving", "bytes", "unread")
 
     def __init__(self) -> None:
         self.arriving = Counter[str]()
@@ -33,6 +33,25 @@ class BodyMemory:
         self.bytes = 0
         self.unread: defaultdict[str, UnreadBodies] = defaultdict(UnreadBodies)
         """Those of each tenant. The key is empty for requests that are not authenticated yet."""
+        self._kept = Counter[str]()  # the bytes of each tenant's bodies that were read, and are kept until the response
+        self._kept_bytes = 0
+
+    def keep(self, tenant: str, size: int) -> bool:
+        """Count a body that the application has read; return False if it takes too much of the room.
+
+        Such a body no longer gives way, and its request may wait for long. So a tenant may keep only twice as much as
+        all tenants together leave free: one alone takes two thirds of the room, and any number of them leave some.
+        """
+        self._kept[tenant] += size
+        self._kept_bytes += size
+        return self._kept[tenant] <= 2 * (MAX_BODIES - self._kept_bytes)
+
+    def free(self, tenant: str, size: int) -> None:
+        """Stop counting such a body."""
+        self._kept[tenant] -= size
+        self._kept_bytes -= size
+        if not self._kept[tenant]:
+            del self._kept[tenant]
 
 
 class UnreadBodies:
@@ -48,7 +67,7 @@ class UnreadBodies:
 class ArrivingBody:
     """The part of a request's body that is in memory, from its arrival until the response begins."""
 
-    __slots__ = ("_buffer", "_bytes", "_is_arriving", "_memory", "_tenant", "arrived", "refusal")
+    __slots__ = ("_buffer", "_bytes", "_is_arriving", "_kept", "_memory", "_tenant", "arrived", "refusal")
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
@@ -56,6 +75,8 @@ class ArrivingBody:
         self._tenant = ""
         self._is_arriving = False
         """Whether it counts in `BodyMemory.arriving`."""
+        self._kept = 0
+        """The bytes that `BodyMemory.keep` has counted."""
         self._buffer: BodyBuffer | None = None
         self.arrived = False
         """Whether the whole request has arrived."""
@@ -98,7 +119,17 @@ class ArrivingBody:
             self._is_arriving = True
 
     def read(self) -> None:
-        """Note that the application has read the whole body, which is then kept until the response begins."""
+        """Note that the application has read the whole body, which is then kept until the response begins.
+
+        Set `refusal` if the tenant's bodies take too much of the room.
+        """
+        self._end()
+        self._kept = self._bytes
+        if self._kept and not self._memory.keep(self._tenant, self._kept):
+            self.refusal = TOO_LARGE
+
+    def _end(self) -> None:
+        """Stop waiting for the end of the body."""
         if self._is_arriving:
             self._is_arriving = False
             self._memory.arriving[self._tenant] -= 1
@@ -118,9 +149,11 @@ class ArrivingBody:
 
     def free(self) -> None:
         """Stop counting what has arrived, because it is no longer in memory."""
-        self.read()
+        self._end()
+        if self._kept:
+            self._memory.free(self._tenant, self._kept)
         self._memory.bytes -= self._bytes
-        self._bytes = 0
+        self._bytes = self._kept = 0
 
     def release(self) -> None:
         """Free the memory, and refuse what arrives later."""

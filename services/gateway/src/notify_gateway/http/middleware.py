@@ -175,6 +175,8 @@ class _LimitedRequest:
             self.complete = True
             if self.body is not None:
                 self.body.read()
+                if self.body.refusal is not None:
+                    raise HTTPException(*self.body.refusal)
             if not self.unlimited:
                 self.limit.reschedule(self._deadline)
         return message
