@@ -69,10 +69,18 @@ def test_tenant_occupies_half_a_sender_unless_configured_otherwise(given: dict[s
     assert found == calls
 
 
-@pytest.mark.parametrize("failing", ["https://hooks.example.org:0/", "https://hooks.example.org./"])
-def test_calls_that_always_fail_do_not_count_as_failures_of_the_host(failing: str) -> None:
+@pytest.mark.parametrize(
+    ("failing", "working"),
+    [
+        ("https://hooks.example.org:0/", "https://hooks.example.org/"),
+        ("https://hooks.example.org./", "https://hooks.example.org/"),
+        ("https://hooks.internal:8080/", "http://hooks.internal:8080/"),
+        ("http://hooks.example.org:8443/", "https://hooks.example.org:8443/"),
+    ],
+)
+def test_calls_that_always_fail_do_not_count_as_failures_of_the_host(failing: str, working: str) -> None:
     provider_of = webhook_limits(WebhookSenderSettings()).provider_of
-    assert provider_of(failing) != provider_of("https://hooks.example.org/")
+    assert provider_of(failing) != provider_of(working)
 
 
 def test_final_dot_does_not_evade_the_limit_of_a_domain() -> None:

@@ -36,10 +36,9 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
         return host if isinstance(address, IPv4Address) else str(ip_network(f"{host}/{IPV6_SITE}", strict=False))
 
     def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
-        host = host_of(request.recipient or "").rpartition(":")[0].rstrip(".")
         return (
             Quota(f"tenant {request.tenant or ''}", calls_per_tenant, waiting_per_tenant),
-            Quota(f"domain {domain_of(host)}", settings.webhook_calls_per_domain),
+            Quota(f"domain {domain_of(_name_of(request.recipient or ''))}", settings.webhook_calls_per_domain),
         )
 
     return ProviderLimits(
@@ -51,12 +50,20 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
 
 
 def host_of(url: str) -> str:
-    """Return the URL's host and port, because URLs that share them are down or busy together."""
+    """Return the URL's scheme, host and port, because URLs that share them are down or busy together."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         return ""  # `send` rejects such a URL
-    # Calls to port 0 fail, and so does TLS to a name with a final dot, which no certificate has. That must not open the
-    # circuit of the same host without them.
-    return f"{parts.hostname or ''}:{parts.scheme if port is None else port}"
+    # Calls to port 0 fail, and so does TLS to a name with a final dot, which no certificate has, or to a port where the
+    # receiver speaks plain HTTP. That must not open the circuit of the same host without them.
+    return f"{parts.scheme}://{parts.hostname or ''}{'' if port is None else f':{port}'}"
+
+
+def _name_of(url: str) -> str:
+    """Return the host's name or address."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
