@@ -178,9 +178,22 @@ async def test_chunk_extensions_have_a_limit(postgres: PostgresSettings) -> None
         assert (await response(reader))[0] == 431
 
 
+def in_chunks(body: bytes, size: int) -> bytes:
+    padded = body.ljust(-(-len(body) // size) * size)
+    return b"".join(b"%x\r\n%b\r\n" % (size, padded[i : i + size]) for i in range(0, len(padded), size))
+
+
+async def test_thousands_of_tiny_chunks_are_refused(postgres: PostgresSettings) -> None:
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        connected(url) as (reader, writer),
+    ):
+        writer.write(CHUNKED + b"\r\n" + in_chunks(b" " * 2_000, 1))
+        assert (await response(reader))[0] == 431
+
+
 async def test_body_in_small_chunks_is_accepted(postgres: PostgresSettings) -> None:
-    body = b'{"user_id": 1, "message": "%b", "type": "telegram"}' % (b"x" * 16_000)
-    chunks = b"".join(b"8\r\n%b\r\n" % body[i : i + 8].ljust(8) for i in range(0, len(body), 8))
+    chunks = in_chunks(b'{"user_id": 1, "message": "%b", "type": "telegram"}' % (b"x" * 16_000), 32)
     async with (
         served_gateway(NOWHERE, postgres, relaying=False) as url,
         connected(url) as (reader, writer),

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT = 10.0  # seconds
 MAX_HEADS = 8 * 1024 * 1024  # bytes, of all heads that are unfinished or wait in a pipeline together
 MAX_HEADERS = 100  # per request
-# All bytes of a request that are not part of its body: the head, chunk headers and trailers. This leaves room for the
-# longest body in chunks of 32 bytes.
-MAX_OUTSIDE_BODY = 64 * 1024  # bytes
+# All bytes of a request that are not part of its body: the head, chunk headers and trailers. Each chunk counts as some
+# more, because it takes a microsecond. This leaves room for a body of 100 KiB in chunks of 100 bytes.
+MAX_OUTSIDE_BODY = 24 * 1024  # bytes
+CHUNK_SIZE = 12  # bytes, besides its header
 MAX_PIPELINED = 16  # requests that wait on one connection
 # This leaves room for 5,000 requests that wait for their commit, 1,000 event subscribers and 2,000 idle connections.
 # Each takes about 11 KiB.
@@ -189,7 +190,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     @override
     def on_body(self, body: bytes) -> None:
-        self._outside_body -= len(body)
+        self._outside_body += CHUNK_SIZE - len(body)
         if self._is_queued():
             self._body.refusal = PIPELINED_BODY
         if self._body.admit(len(body), self.cycle):
