@@ -8,8 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import aio_pika
 import asyncpg
@@ -19,15 +18,12 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
+from benchmarks.contenders.plain_database import insert, mark_sent, new_notification
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 PREFETCH = 500
 DELIVERIES, RESULTS = "bare.deliveries", "bare.results"
 QUORUM = {"x-queue-type": "quorum"}
-INSERT = """
-    INSERT INTO notifications (id, user_id, message, type, status, created_at) VALUES ($1, $2, $3, $4, 'pending', $5)
-"""
-UPDATE = "UPDATE notifications SET status = 'sent' WHERE id = $1"
 
 
 class Delivery(BaseModel):
@@ -79,12 +75,10 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/api/notifications", status_code=201)
 async def create(body: NotificationRequest, request: Request) -> NotificationView:
     """Store the notification and publish its delivery."""
-    view = NotificationView(**body.model_dump(), id=uuid4(), status="pending", created_at=datetime.now(UTC))
-    await request.app.state.pool.execute(INSERT, view.id, view.user_id, view.message, view.type, view.created_at)
-    await publish(
-        request.app.state.exchange, Delivery(id=view.id, user_id=view.user_id, message=view.message), DELIVERIES
-    )
-    return view
+    new = new_notification(body)
+    await insert(request.app.state.pool, new)
+    await publish(request.app.state.exchange, Delivery(id=new.id, user_id=new.user_id, message=new.message), DELIVERIES)
+    return new
 
 
 async def sender() -> None:
@@ -108,8 +102,7 @@ async def writer() -> None:
     async with asyncpg.create_pool(os.environ["DATABASE_URL"]) as pool:
 
         async def handle(message: AbstractIncomingMessage) -> None:
-            result = Result.model_validate_json(message.body)
-            await pool.execute(UPDATE, result.id)
+            await mark_sent(pool, Result.model_validate_json(message.body).id)
             await message.ack()
 
         await (await channel.get_queue(RESULTS)).consume(handle)

@@ -9,8 +9,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from uuid import uuid4
 
 import asyncpg
 import uvloop
@@ -20,6 +18,7 @@ from fastapi import FastAPI, Request
 from benchmarks.contenders.bare.app import DELIVERIES, RESULTS, Delivery, Result, open_channel, publish, sender
 from benchmarks.contenders.bare_strong.batches import Batches, PlainConnection
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
+from benchmarks.contenders.plain_database import new_notification
 
 INSERT = """
     INSERT INTO notifications (id, user_id, message, type, status, created_at)
@@ -50,11 +49,10 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/api/notifications", status_code=201)
 async def create(body: NotificationRequest, request: Request) -> NotificationView:
     """Store the notification together with others, and publish its delivery."""
-    view = NotificationView(**body.model_dump(), id=uuid4(), status="pending", created_at=datetime.now(UTC))
-    state = request.app.state
-    await state.inserts.add(view)
-    await publish(state.exchange, Delivery(id=view.id, user_id=view.user_id, message=view.message), DELIVERIES)
-    return view
+    new, state = new_notification(body), request.app.state
+    await state.inserts.add(new)
+    await publish(state.exchange, Delivery(id=new.id, user_id=new.user_id, message=new.message), DELIVERIES)
+    return new
 
 
 async def writer() -> None:

@@ -13,24 +13,22 @@ from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
 
-from benchmarks.contenders.contender import POOL_SIZE
+from benchmarks.contenders.plain_database import create_pool, mark_sent
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 BATCH_SIZE = 100  # "Increase batch_size when jobs are short-lived (< 1 s)"; the default is 10
-UPDATE = "UPDATE notifications SET status = 'sent' WHERE id = $1"
 
 
 async def main() -> None:
     """Work with one connection for the queue and a pool for the jobs, as the page on performance recommends."""
-    url = os.environ["DATABASE_URL"]
-    connection = await asyncpg.connect(url)
-    async with asyncpg.create_pool(url, min_size=POOL_SIZE, max_size=POOL_SIZE) as pool:
+    connection = await asyncpg.connect(os.environ["DATABASE_URL"])
+    async with create_pool() as pool:
         queuer = PgQueuer(AsyncpgDriver(connection))
 
         @queuer.entrypoint("send")  # type: ignore[untyped-decorator]  # it is not installed where types are checked
         async def send(job: Job) -> None:
             await asyncio.sleep(LATENCY)
-            await pool.execute(UPDATE, UUID((job.payload or b"").decode()))
+            await mark_sent(pool, UUID((job.payload or b"").decode()))
 
         await queuer.run(batch_size=BATCH_SIZE)
 
