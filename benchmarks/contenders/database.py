@@ -1,4 +1,4 @@
-"""The connection pool of the contenders that use SQLAlchemy with asyncpg."""
+"""The connection pool of the contender that uses SQLAlchemy with asyncpg."""
 
 import os
 

@@ -19,6 +19,7 @@ FASTSTREAM = Contender(
     prepare=create_table,
     documentation=[
         "https://faststream.ag2.ai/latest/getting-started/integrations/frameworks/",
+        "https://faststream.ag2.ai/latest/getting-started/lifespan/context/",
         "https://faststream.ag2.ai/latest/rabbit/publishing/",
         "https://faststream.ag2.ai/latest/rabbit/prefetch/",
         "https://faststream.ag2.ai/latest/rabbit/ack/",
@@ -26,8 +27,8 @@ FASTSTREAM = Contender(
     ],
     switches="uvicorn with two workers, one FastStream worker; a broker that FastAPI's lifespan connects; persistent "
     "messages with confirms, classic durable queue (FastStream's default), a prefetch of 500, acks after the "
-    "handler; no logger, which would log every message; SQLAlchemy ORM on asyncpg; uvloop; Python's default garbage "
-    "collection; no tracing",
+    "handler; no logger, which would log every message; asyncpg, a pool of 20 connections per process; uvloop; "
+    "Python's default garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
     "transaction, so that a crash between them leaves a row that is never sent, but whose client saw no 201",
 )

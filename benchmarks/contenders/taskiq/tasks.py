@@ -4,11 +4,11 @@ import asyncio
 import os
 from uuid import UUID
 
+from taskiq import TaskiqEvents, TaskiqState
 from taskiq_aio_pika import AioPikaBroker
 
 from benchmarks.contenders.contender import CONCURRENCY
-from benchmarks.contenders.database import new_async_session
-from benchmarks.contenders.notifications import mark_sent
+from benchmarks.contenders.plain_database import create_pool, mark_sent
 from benchmarks.contenders.taskiq import WORKERS
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
@@ -16,10 +16,14 @@ LATENCY = float(os.environ["LATENCY"])  # seconds
 broker = AioPikaBroker(os.environ["RABBITMQ_URL"], qos=CONCURRENCY // WORKERS)
 
 
-@broker.task  # type: ignore[untyped-decorator]  # it is not installed where types are checked
+@broker.on_event(TaskiqEvents.WORKER_STARTUP)  # type: ignore[untyped-decorator]  # it is not installed where types are checked
+async def open_pool(state: TaskiqState) -> None:
+    """Open the pool when the worker starts."""
+    state.pool = await create_pool()
+
+
+@broker.task  # type: ignore[untyped-decorator]  # as above
 async def send(notification_id: UUID) -> None:
     """Send the notification, and store its status."""
     await asyncio.sleep(LATENCY)
-    async with new_async_session() as session:
-        await session.execute(mark_sent(notification_id))
-        await session.commit()
+    await mark_sent(broker.state.pool, notification_id)
