@@ -10,6 +10,7 @@ BACKGROUND_TASKS = Contender(
     prepare=create_table,
     documentation=[
         "https://fastapi.tiangolo.com/tutorial/background-tasks/",
+        "https://fastapi.tiangolo.com/tutorial/sql-databases/",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
         "https://docs.sqlalchemy.org/en/21/orm/extensions/asyncio.html",
         "https://docs.sqlalchemy.org/en/21/core/pooling.html",
