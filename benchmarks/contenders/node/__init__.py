@@ -53,13 +53,16 @@ NODE = Contender(
     documentation=[
         "https://fastify.dev/docs/latest/Guides/Getting-Started/",
         "https://fastify.dev/docs/latest/Reference/Validation-and-Serialization/",
+        "https://fastify.dev/docs/latest/Guides/Recommendations/#capacity",
+        "https://amqp-node.github.io/amqplib/channel_api.html#connect",
         "https://amqp-node.github.io/amqplib/channel_api.html#confirmchannel",
         "https://node-postgres.com/features/pooling",
+        "https://node-postgres.com/apis/pool",
         "https://node-postgres.com/features/queries#prepared-statements",
     ],
     switches="one API process, one worker; Fastify with JSON schemas for requests and responses; amqplib with "
-    "confirms, quorum queue and a prefetch of 500; node-postgres with prepared statements, a pool of 20; V8's "
-    "default garbage collection; no tracing",
+    "confirms, `noDelay`, quorum queue and a prefetch of 500; node-postgres with prepared statements and a fixed pool "
+    "of 20; V8's default garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
     "transaction; nothing reconnects after a lost connection, which ends the process",
     unavailable=_unavailable,
