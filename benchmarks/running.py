@@ -20,6 +20,7 @@ from benchmarks.servers import Servers
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 60.0  # seconds
+STARTED = b"Application startup complete."  # each of uvicorn's workers logs this
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Running:
     port: int = 0
     without_sending: bool = False
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    _log_begins: dict[str, int] = field(default_factory=dict)
+    """The positions in the programs' logs at which those of their latest starts begin."""
     request_headers: Mapping[str, str] = field(default_factory=dict)
     """The headers of each request, such as an API key."""
 
@@ -59,7 +62,8 @@ class Running:
             # BackgroundTasks has no sender that could be left out: its tasks run in the API's processes.
             environment["SENDERS_STOPPED"] = "1"
         for program in programs:
-            with (self.logs / f"{self.contender.key}.{program.name}.log").open("ab") as log:
+            with self._log(program).open("ab") as log:
+                self._log_begins[program.name] = log.tell()
                 self.processes[program.name] = subprocess.Popen(
                     program.command, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True
                 )
@@ -116,11 +120,19 @@ class Running:
             if program.ready is None:
                 return
             with suppress(httpx.TransportError):
-                if httpx.get(program.ready, timeout=10, trust_env=False).is_success:
+                if httpx.get(program.ready, timeout=10, trust_env=False).is_success and self._started(program):
                     return
             if time.monotonic() > deadline:
                 raise SystemExit(f"{self.contender.name}: {program.name} is not ready; its log is in {self.logs}")
             time.sleep(0.1)
+
+    def _started(self, program: Program) -> bool:
+        """Return whether all workers have started: a worker that starts during a measurement would disturb it."""
+        log = self._log(program).read_bytes()[self._log_begins[program.name] :]
+        return log.count(STARTED) >= program.workers
+
+    def _log(self, program: Program) -> Path:
+        return self.logs / f"{self.contender.key}.{program.name}.log"
 
 
 def cpu_seconds(pid: int) -> float:

@@ -32,6 +32,8 @@ class Program:
     """The URL that returns 2xx once the process is ready; None if there is no such URL."""
     sends: bool = False
     """True if the process is not needed for accepting requests; it is then left out when only that is measured."""
+    workers: int = 0
+    """The number of uvicorn's workers; its URL is ready as soon as one of them is."""
 
 
 @dataclass(frozen=True)
@@ -83,4 +85,4 @@ def uvicorn(app: str, port: int, workers: int = API_WORKERS) -> Program:
         sys.executable, "-m", "uvicorn", f"benchmarks.contenders.{app}", "--port", str(port), "--no-access-log",
         "--workers", str(workers),
     ]  # fmt: skip
-    return Program("api", command, ready=f"http://127.0.0.1:{port}/openapi.json")
+    return Program("api", command, ready=f"http://127.0.0.1:{port}/openapi.json", workers=workers)
