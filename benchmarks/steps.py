@@ -27,7 +27,7 @@ DRAIN_TIMEOUT = 5.0  # seconds to send the backlog after a step; a slower conten
 # Rates are not measured in this first fraction of a step, because caches and connections are still warming up.
 SETTLING = 0.3
 WARM_UP_SECONDS = 0.4  # length of a closed loop, which opens all connections
-WARM_UP_CONNECTIONS = 32
+WARM_UP_CONNECTIONS = 128  # enough for two API workers to use all their threads (40 each) and database connections
 ALL_SENT_TIMEOUT = 60.0  # seconds until everything from the warm-up must be sent
 
 
