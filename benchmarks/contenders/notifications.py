@@ -44,5 +44,8 @@ class NotificationView(NotificationRequest):
 
 
 def mark_sent(notification_id: UUID) -> Update:
-    """Return the statement that stores the final status: one UPDATE, without reading the row first."""
+    """Return the statement that stores the final status: one UPDATE, without reading the row first.
+
+    It needs no session, which would look for the row among its objects.
+    """
     return update(Notification).where(Notification.id == notification_id).values(status="sent")

@@ -13,9 +13,10 @@ BACKGROUND_TASKS = Contender(
         "https://fastapi.tiangolo.com/tutorial/sql-databases/",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
         "https://docs.sqlalchemy.org/en/21/orm/extensions/asyncio.html",
+        "https://docs.sqlalchemy.org/en/21/tutorial/data_update.html",
         "https://docs.sqlalchemy.org/en/21/core/pooling.html",
     ],
-    switches="uvicorn with two workers (uvloop, httptools); SQLAlchemy ORM on asyncpg, a fixed pool of 20 "
-    "connections per worker; no queue; Python's default garbage collection; no tracing",
+    switches="uvicorn with two workers (uvloop, httptools); SQLAlchemy on asyncpg (ORM for the INSERT, Core for the "
+    "UPDATE), a fixed pool of 20 connections per worker; no queue; Python's default garbage collection; no tracing",
     guarantees="weaker: tasks exist in memory only, and are lost when their process ends; nothing is tried again",
 )

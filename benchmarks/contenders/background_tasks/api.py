@@ -9,6 +9,7 @@ from uuid import UUID
 from fastapi import BackgroundTasks, Depends, FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from benchmarks.contenders.database import engine
 from benchmarks.contenders.database import new_async_session as new_session
 from benchmarks.contenders.notifications import Notification, NotificationRequest, NotificationView, mark_sent
 
@@ -40,6 +41,5 @@ async def create(
 async def send(notification_id: UUID) -> None:
     """Send the notification, and store its status."""
     await asyncio.sleep(LATENCY)
-    async with new_session() as session:
-        await session.execute(mark_sent(notification_id))
-        await session.commit()
+    async with engine.begin() as connection:
+        await connection.execute(mark_sent(notification_id))

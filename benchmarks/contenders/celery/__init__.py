@@ -41,11 +41,13 @@ CELERY_PREFORK = Contender(
         "https://docs.celeryq.dev/en/stable/userguide/tasks.html",
         "https://docs.celeryq.dev/projects/kombu/en/stable/reference/kombu.transport.pyamqp.html",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
+        "https://fastapi.tiangolo.com/tutorial/sql-databases/",
+        "https://docs.sqlalchemy.org/en/21/tutorial/data_update.html",
     ],
     switches=f"uvicorn with two workers; prefork with {PROCESSES} processes, `worker_prefetch_multiplier` "
     f"{PREFETCH_MULTIPLIER}; `broker_pool_limit` 40, one for each of FastAPI's threads; late acks, publisher "
-    "confirms, no result backend; classic durable queue (Celery's default); SQLAlchemy ORM on psycopg; Python's "
-    "default garbage collection; no tracing",
+    "confirms, no result backend; classic durable queue (Celery's default); SQLAlchemy on psycopg (ORM for the INSERT, "
+    "Core for the UPDATE); Python's default garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
     "transaction, so that a crash between them leaves a row that is never sent, but whose client saw no 201",
 )

@@ -33,6 +33,5 @@ new_session = sessionmaker(engine, expire_on_commit=False)
 def send(notification_id: str) -> None:
     """Send the notification, and store its status."""
     time.sleep(LATENCY)
-    with new_session() as session:
-        session.execute(mark_sent(UUID(notification_id)))
-        session.commit()
+    with engine.begin() as connection:
+        connection.execute(mark_sent(UUID(notification_id)))
