@@ -48,7 +48,7 @@ fuzz: install ## send ten thousand requests generated from the OpenAPI document;
 test-compose: install ## build, run, scale and break the containers (needs Docker with Compose); ARGS=--cluster kills each of a cluster
 	@$(BIN)/python -m pytest tests/compose --verbose $(ARGS)
 
-bench: install benchmarks/.venv/installed ## compare this service with nine alternatives in 45 minutes; ARGS="--only celery" runs one alone
+bench: install benchmarks/.venv/installed ## compare this service with eight alternatives in 45 minutes; ARGS="--only celery" runs one alone
 	@benchmarks/.venv/bin/python -m benchmarks.compare $(ARGS)
 
 bench-scale: install benchmarks/.venv/installed ## measure with backlogs, millions of rows, long messages, failures and outages; ARGS="--only retries"

@@ -80,7 +80,8 @@ SERVICE = Contender(
     prepare=migrate,
     documentation=["../docs/settings.md"],
     switches="one gateway, one sender, one status writer; `AUTH=off`; quorum queues, confirms, acks after the "
-    "confirms; garbage collection thresholds 50,000, 20, 100 and frozen start-up objects; no tracing",
+    "confirms; garbage collection thresholds 50,000, 20, 100 and frozen start-up objects; `LOG_LEVEL=WARNING`; no "
+    "tracing",
     guarantees="at least once, with the windows in `docs/guarantees.md`; outbox in the transaction; every attempt is "
     "stored",
     sent="""
