@@ -71,7 +71,8 @@ def _throughput(results: Json) -> str:
     for name in contenders(results):
         lost = results["lost"].get(name)
         memory = [each["memory"] for latency in latencies(results) for each in rounds(results, name, latency)]
-        most = {process: max(each.get(process, 0.0) for each in memory) for process in memory[0]}
+        processes = dict.fromkeys(process for each in memory for process in each)
+        most = {process: max(each.get(process, 0.0) for each in memory) for process in processes}
         rows.append(
             [
                 name,

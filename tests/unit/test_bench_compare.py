@@ -65,6 +65,12 @@ def test_throughput_is_the_median_with_the_range(results: dict[str, Any]) -> Non
     assert cells[-1] == "29 of 500"
 
 
+def test_peak_memory_names_the_processes_of_each_configuration(results: dict[str, Any]) -> None:
+    [*_, other] = results["figures"]
+    other["memory"] = {"api": 70.0, "worker 2": 60.0}
+    assert row(section(results, "Throughput"), OTHER)[4] == "api 80, worker 2 60"
+
+
 def test_ratios_are_published_round_by_round(results: dict[str, Any]) -> None:
     assert row(section(results, "This service compared"), OTHER)[1] == "4.99, 4.99, 4.98"
 
