@@ -32,7 +32,7 @@ from benchmarks.steps import NotSent, check, warm_up
 
 ROUNDS = 3
 MINUTES = 43.0
-KILL_RATE = 0.4  # fraction of the contender's lowest end-to-end rate
+KILL_RATE = 0.4  # fraction of the contender's end-to-end rate in that round
 KILL_PATIENCE = 45.0  # seconds; a killed gateway's outbox leases last 30
 QUICK_RATE, QUICK_SECONDS = 50.0, 2.0
 

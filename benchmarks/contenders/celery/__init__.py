@@ -1,6 +1,7 @@
 """Celery on RabbitMQ: the request stores the row and calls `task.delay`; a worker sends and updates it.
 
 Its documentation offers two pools: processes (prefork, the default), and greenlets (gevent) for tasks that mostly wait.
+A gevent worker uses one core, so there are two of them.
 The better one is measured at each latency; `--only celery-prefork` and `--only celery-gevent` measure one of them.
 """
 
@@ -9,17 +10,19 @@ from dataclasses import replace
 
 from benchmarks.contenders.contender import CONCURRENCY, Contender, Program, create_table, urls, uvicorn
 
-PROCESSES = 2  # one per core, which is the default
+PROCESSES = 2  # one per core, which is the default; also the number of gevent workers, which have one process each
 # "If you have many short-running tasks … Values like 50 or 150 might make sense … Say 64, or 128."
 PREFETCH_MULTIPLIER = 64
+# Together, the workers take as many messages at a time as the other contenders.
+GEVENT = ("--pool", "gevent", "--concurrency", str(CONCURRENCY // PROCESSES), "--prefetch-multiplier", "1")
 
 
-def _worker(*pool: str) -> Program:
+def _worker(*pool: str, number: int = 1) -> Program:
     return Program(
-        "worker",
+        "worker" if number == 1 else f"worker {number}",
         [
             sys.executable, "-m", "celery", "-A", "benchmarks.contenders.celery.tasks", "worker",
-            "--loglevel", "WARNING", *pool,
+            "--loglevel", "WARNING", "--hostname", f"worker{number}@%h", *pool,
         ],
         sends=True,
     )  # fmt: skip
@@ -38,6 +41,7 @@ CELERY_PREFORK = Contender(
         "https://docs.celeryq.dev/en/stable/getting-started/first-steps-with-celery.html",
         "https://docs.celeryq.dev/en/stable/userguide/optimizing.html",
         "https://docs.celeryq.dev/en/stable/userguide/concurrency/gevent.html",
+        "https://docs.celeryq.dev/en/stable/userguide/workers.html",
         "https://docs.celeryq.dev/en/stable/userguide/tasks.html",
         "https://docs.celeryq.dev/projects/kombu/en/stable/reference/kombu.transport.pyamqp.html",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
@@ -57,11 +61,11 @@ CELERY_GEVENT = replace(
     name="Celery, gevent",
     programs=lambda port: [
         uvicorn("celery.api:app", port),
-        _worker("--pool", "gevent", "--concurrency", str(CONCURRENCY)),
+        *(_worker(*GEVENT, number=number) for number in range(1, PROCESSES + 1)),
     ],
     switches=CELERY_PREFORK.switches.replace(
         f"prefork with {PROCESSES} processes, `worker_prefetch_multiplier` {PREFETCH_MULTIPLIER}",
-        f"gevent with {CONCURRENCY} greenlets, `worker_prefetch_multiplier` 4 (the default, 2,000 messages)",
+        f"gevent with {PROCESSES} workers of {CONCURRENCY // PROCESSES} greenlets, `worker_prefetch_multiplier` 1",
     ),
 )
 CELERY = replace(
@@ -70,6 +74,8 @@ CELERY = replace(
     name="Celery",
     variants=(CELERY_PREFORK, CELERY_GEVENT),
     switches=CELERY_PREFORK.switches.replace(
-        "prefork with", f"the better of gevent with {CONCURRENCY} greenlets (prefetching 2,000) and prefork with"
+        "prefork with",
+        f"the better of gevent with {PROCESSES} workers of {CONCURRENCY // PROCESSES} greenlets "
+        "(`worker_prefetch_multiplier` 1) and prefork with",
     ),
 )
