@@ -28,7 +28,7 @@ def freezing(number: int) -> Act:
     """Return a fault that freezes so many nodes until the others have replaced them."""
 
     async def act(scene: HaScene, fault: Fault) -> None:
-        nodes = scene.some_brokers(fault, number)
+        nodes = scene.some_brokers(fault, number, after=1)
         for node in nodes:
             fault.paused |= {process.pid: node.name for process in node.processes()}
             node.freeze()
@@ -42,7 +42,7 @@ def freezing(number: int) -> Act:
 
 async def cut_off(scene: HaScene, fault: Fault) -> None:
     """Cut a node off from the others, but not from its clients."""
-    (node,) = scene.some_brokers(fault, 1)
+    (node,) = scene.some_brokers(fault, 1, after=2)
     scene.brokers.links.cut(node.number)
     await asyncio.sleep(scene.silence)
     scene.brokers.links.restore(node.number)

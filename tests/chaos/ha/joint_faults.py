@@ -10,7 +10,8 @@ from chaos.scene import Fault
 
 async def kill(scene: HaScene, fault: Fault) -> None:
     """Kill a broker and the primary's machine, and start them again."""
-    (node,), (primary,) = scene.some_brokers(fault, 1), await some_members(scene, primary=True, standbys=0)
+    (node,) = scene.some_brokers(fault, 1)
+    (primary,) = await some_members(scene, primary=True, standbys=0)
     fault.killed |= {process.pid: node.name for process in node.processes()}
     node.kill()
     primary.kill()
@@ -23,7 +24,8 @@ async def kill(scene: HaScene, fault: Fault) -> None:
 
 async def freeze(scene: HaScene, fault: Fault) -> None:
     """Freeze a broker and the primary's machine until others have replaced them."""
-    (node,), (primary,) = scene.some_brokers(fault, 1), await some_members(scene, primary=True, standbys=0)
+    (node,) = scene.some_brokers(fault, 1, after=1)
+    (primary,) = await some_members(scene, primary=True, standbys=0)
     fault.paused |= {process.pid: node.name for process in node.processes()}
     node.freeze()
     primary.freeze()

@@ -32,9 +32,13 @@ class HaScene:
     """How long to wait until the clusters are complete again, in seconds."""
     turns: Counter[str] = field(default_factory=Counter)
 
-    def some_brokers(self, fault: Fault, number: int) -> Sequence[Broker]:
-        """Return so many nodes, others each time that the same fault is injected."""
-        first = self.turns[fault.name]
+    def some_brokers(self, fault: Fault, number: int, *, after: int = 0) -> Sequence[Broker]:
+        """Return so many nodes, others each time that the same fault is injected.
+
+        A node that was down has neither connections nor leaders of queues. So that a fault that follows on another
+        finds both, it begins `after` so many nodes.
+        """
+        first = self.turns[fault.name] + after
         self.turns[fault.name] += 1
         nodes = self.brokers.nodes
         return [nodes[(first + each) % len(nodes)] for each in range(number)]
