@@ -1,4 +1,4 @@
-"""Raise RabbitMQ's memory alarm, during which it reads nothing from connections that publish."""
+"""Make RabbitMQ accept nothing: from any connection that publishes, by its memory alarm, or for one quorum queue."""
 
 import asyncio
 import subprocess
@@ -20,6 +20,17 @@ async def memory_alarm(pid: int, folder: Path) -> AsyncIterator[None]:
         yield
     finally:
         await rabbitmqctl(pid, folder, "set_vm_memory_high_watermark", NORMAL_WATERMARK)
+
+
+@asynccontextmanager
+async def suspended_queue(pid: int, folder: Path, vhost: str, queue: str) -> AsyncIterator[None]:
+    """Suspend the only member of a quorum queue until the context ends, so that the queue does not commit anything."""
+    member = f"whereis('{vhost}_{queue}')"
+    await rabbitmqctl(pid, folder, "eval", f"ok = sys:suspend({member}).")
+    try:
+        yield
+    finally:
+        await rabbitmqctl(pid, folder, "eval", f"ok = sys:resume({member}).")
 
 
 async def rabbitmqctl(pid: int, folder: Path, *arguments: str) -> None:

@@ -3,20 +3,26 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from notify_common.contracts.channels import Channel
 from notify_common.errors import PublishFailed
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings
 from notify_gateway.outbox.lane import BATCH_SIZE, MAX_HANDED_OVER, MAX_HANDED_OVER_BYTES
-from notify_gateway.outbox.store import OutboxStore
+from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
+from notify_gateway.outbox.store import DueDeliveries, OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.alarms import listening_process, suspended_queue
 from support.amqp import hand_on
 from support.gateway import rows
 from support.outbox import add_row, outbox_is_empty, outbox_rows, published, running_relay
+from support.servers import Servers, in_containers
 from support.services import delivery_requested, eventually
 from support.unconfirmed import unconfirmed
 from typing_extensions import override
@@ -62,6 +68,34 @@ async def test_queue_that_never_confirms_delays_no_other_channel(
 
         await eventually(only_the_broken_row_is_left, "the other rows are deleted")
         publisher.ended.set()
+
+
+@pytest.mark.skipif(in_containers(), reason="requires a private server")
+async def test_queue_that_commits_nothing_delays_no_other_channel(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, servers: Servers, tmp_path: Path
+) -> None:
+    handed_over = [delivery_requested(channel=Channel.WEBHOOK) for _ in range(BATCH_SIZE)]
+
+    class HandingOver(OutboxStore):
+        @override
+        async def take_due(self, limit: int, *arguments: Any, **options: Any) -> DueDeliveries:
+            due = await super().take_due(limit, *arguments, **options)
+            if due.held:
+                # The lane gets as many new deliveries at the same time.
+                relay.hand_over(handed_over, Lease.beginning(lease_clock(), utc_now() + LEASE))
+                handed_over.clear()
+            return due
+
+    async with running_relay(rabbit, postgres, outbox_class=HandingOver) as relay, hand_on(rabbit) as hand:
+        pid = listening_process(servers.rabbit.rabbitmq_port)
+        async with suspended_queue(pid, tmp_path, rabbit.rabbitmq_vhost, "notifications.webhook"):
+            for _ in range(BATCH_SIZE):
+                await add_row(engine, channel="webhook", due=timedelta(hours=1))
+            async with engine.begin() as connection:  # so that one poll finds all of them
+                await connection.execute(text("UPDATE outbox SET due_at = now()"))
+            others = {await add_row(engine) for _ in range(300)}
+            assert set(await published(hand, Channel.TELEGRAM, 300)) == others
+            assert not handed_over
 
 
 async def test_row_of_an_unknown_channel_is_left_alone_and_counted(

@@ -1,7 +1,9 @@
 """A sender republishes messages that the broker has not accepted, and does not dead-letter them."""
 
+import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from notify_common.contracts.messages import DeliveryRequested, Outcome
@@ -9,8 +11,10 @@ from notify_common.contracts.topology import NOTIFICATIONS
 from notify_common.rabbitmq.connection import RabbitSettings, create_broker
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.sending.errors import TemporaryFailure
+from support.alarms import listening_process, suspended_queue
 from support.amqp import Hand
 from support.fakes import FakeProvider
+from support.servers import Servers, in_containers
 from support.services import delivery_requested, running_sender
 from support.unconfirmed import unconfirmed
 
@@ -69,6 +73,41 @@ async def test_retry_queue_that_never_confirms_delays_no_other_retry(rabbit: Rab
         publisher.ended.set()
     assert [result.outcome for result in results] == [Outcome.RETRYING, Outcome.RETRYING, Outcome.SENT]
     assert results[-1].delivery_id == other.delivery_id
+
+
+@pytest.mark.skipif(in_containers(), reason="requires a private server")
+@pytest.mark.parametrize("used_before", [False, True], ids=["first retry", "later retry"])
+async def test_retry_queue_that_commits_nothing_delays_no_result(
+    rabbit: RabbitSettings, hand: Hand, servers: Servers, tmp_path: Path, used_before: bool
+) -> None:
+    together, go = 60, asyncio.Event()
+    waiting: list[DeliveryRequested] = []
+
+    async def send(request: DeliveryRequested) -> str:
+        if request.attempt == 1 and request.content.message == "fails":
+            waiting.append(request)
+            if len(waiting) == together:
+                go.set()
+            await go.wait()
+            raise TemporaryFailure("busy")
+        if request.attempt == 1 and request.content.message == "fails at once":
+            raise TemporaryFailure("busy")
+        return "sent"
+
+    async with running_sender(rabbit, FakeProvider(send), provider_timeout=60):
+        if used_before:
+            await hand.request(delivery_requested(content={"message": "fails at once"}))
+            await hand.results(2)
+        pid = listening_process(servers.rabbit.rabbitmq_port)
+        async with suspended_queue(pid, tmp_path, rabbit.rabbitmq_vhost, RETRY_QUEUE):
+            for _ in range(together):
+                await hand.request(delivery_requested(content={"message": "fails"}))
+            assert {result.outcome for result in await hand.results(together)} == {Outcome.RETRYING}
+            for _ in range(500):  # one at a time, because results that come together are published as one message
+                await hand.request(delivery_requested())
+                [result] = await hand.results(1)
+                assert result.outcome is Outcome.SENT
+        assert {result.outcome for result in await hand.results(together)} == {Outcome.SENT}
 
 
 @pytest.mark.usefixtures("hand")

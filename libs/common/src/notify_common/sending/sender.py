@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -46,7 +46,7 @@ class Sender:
 
     def __init__(
         self,
-        publisher: ConfirmedPublisher,
+        create_publisher: Callable[[], ConfirmedPublisher],
         *,
         channel: Channel,
         provider: Provider,
@@ -57,7 +57,8 @@ class Sender:
         breakers: CircuitBreakers | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
-        self._publisher = publisher
+        self._create_publisher = create_publisher
+        self._results_publisher = create_publisher()
         self._channel = channel
         self._retry_exchange = topology.retry_exchange(channel)
         self._results_to = topology.results(channel)
@@ -235,11 +236,11 @@ class Sender:
         return failure is None
 
     def _retries_to(self, routing_key: str) -> Batcher[DeliveryRequested, PublishFailed | None]:
-        """Return the batcher for one retry queue, so that a queue that never confirms does not delay the others."""
+        """Return the batcher for one retry queue. It has its own AMQP channel, which the queue may stop for long."""
         retries = self._retries.get(routing_key)
         if retries is None:
             retries = self._retries[routing_key] = Batcher(
-                partial(self._publish_retry_batch, routing_key),
+                partial(self._publish_retry_batch, self._create_publisher(), routing_key),
                 max_batch=MAX_RETRIES_PER_PUBLISH,
                 flush_interval=FLUSH_INTERVAL,
                 observe=self._metrics.observe_retries_batch,
@@ -247,14 +248,12 @@ class Sender:
         return retries
 
     async def _publish_retry_batch(
-        self, routing_key: str, retries: Sequence[DeliveryRequested]
+        self, publisher: ConfirmedPublisher, routing_key: str, retries: Sequence[DeliveryRequested]
     ) -> list[PublishFailed | None]:
         # The bodies are made here, because thousands of retries may wait for the broker, and each body may be large.
-        return await self._publisher.publish(
-            [
-                OutgoingMessage(self._retry_exchange, routing_key, request.body(), request.headers())
-                for request in retries
-            ]
+        exchange = self._retry_exchange
+        return await publisher.publish(
+            [OutgoingMessage(exchange, routing_key, request.body(), request.headers()) for request in retries]
         )
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
@@ -264,7 +263,7 @@ class Sender:
         overdue = asyncio.get_running_loop().call_later(REPORT_TIMEOUT, self._hold_calls)
         try:
             with self._tracing.group("publish results", (result.traceparent for result in results)):
-                await self._publisher.publish_until_confirmed([message])
+                await self._results_publisher.publish_until_confirmed([message])
         finally:
             overdue.cancel()
             self.reporting.set()

@@ -2,6 +2,7 @@
 
 from contextlib import aclosing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -75,10 +76,10 @@ def create_sender(
     # During an alarm, RabbitMQ reads nothing from a connection that publishes, so acks need a connection of their own.
     consuming, broker = create_broker(settings, role), create_broker(settings, f"{role}.publish")
     declared = DeclaredTopology(settings, topology.sender(channel, schedule.delays), role=role)
-    publisher = publisher_class(broker, declared.restore)
+    create_publisher = partial(publisher_class, broker, declared.restore)
     breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
     sender = Sender(
-        publisher,
+        create_publisher,
         channel=channel,
         provider=provider,
         provider_timeout=settings.provider_timeout,
@@ -93,7 +94,7 @@ def create_sender(
         topology.delivery_queue_name(channel),
         handle=sender.handle,
         prefetch=limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency,
-        publisher=publisher,
+        publisher=create_publisher(),
         graceful_timeout=settings.graceful_timeout(),
         ready=sender.reporting,
     )

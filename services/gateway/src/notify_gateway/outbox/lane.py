@@ -28,7 +28,9 @@ from notify_gateway.outbox.store import Held, OutboxStore
 
 log = logging.getLogger(__name__)
 
-BATCH_SIZE = 200  # deliveries handed over, and as many due ones, whose confirms are awaited together
+# Deliveries whose confirms are awaited together. If a queue commits nothing, RabbitMQ stops reading the connection, which
+# all lanes share, after about 400 of them.
+BATCH_SIZE = 200
 BATCH_BYTES = 1024 * 1024
 BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive in between share a batch
 # The bounds hold for each lane, so that no channel takes the room of another.
@@ -129,8 +131,8 @@ class Lane:
 
     def _next_batch(self) -> list[Held]:
         # The two kinds share a batch, so that neither starves the other.
-        due, _ = _take(self._due)
-        handed_over, size = _take(self._handed_over)
+        due, _ = _take(self._due, BATCH_SIZE - min(len(self._handed_over), BATCH_SIZE // 2))
+        handed_over, size = _take(self._handed_over, BATCH_SIZE - len(due))
         self._handed_over_bytes -= size
         return [*due, *handed_over]
 
@@ -241,11 +243,11 @@ def delivery_size(request: DeliveryRequested) -> int:
     return DELIVERY_BYTES + sys.getsizeof(content.message) + (0 if html is None else sys.getsizeof(html))
 
 
-def _take(queue: deque[Held]) -> tuple[list[Held], int]:
-    """Remove as many deliveries as fit into a batch; return them, and the bytes that are no longer in the queue."""
+def _take(queue: deque[Held], most: int) -> tuple[list[Held], int]:
+    """Remove up to `most` deliveries; return them, and the bytes that are no longer in the queue."""
     taken: list[Held] = []
     size, end = 0, must_outlast()
-    while queue and len(taken) < BATCH_SIZE and size < BATCH_BYTES:
+    while queue and len(taken) < most and size < BATCH_BYTES:
         held = queue.popleft()
         size += delivery_size(held.request)
         # If the lease ends soon, another relay may take the row, so the row is left to whichever relay polls next.
