@@ -1,6 +1,8 @@
 """`notify import` sends each row exactly once, however often it is interrupted."""
 
+import asyncio
 import csv
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from support.cli import Notify
 from support.client import FORWARD, FORWARD_AND_HANG, FORWARD_AND_LOSE, FailingServer, Reply
 from support.fakes import FakeProvider
 from support.gateway import rows
-from support.services import NOWHERE, running_sender, running_status_writer, served_gateway
+from support.services import NOWHERE, TIMEOUT, running_sender, running_status_writer, served_gateway
 
 CONCURRENCY = 4
 
@@ -69,6 +71,28 @@ async def test_killed_import_continues_and_sends_each_row_once(
     assert await messages(engine) == ALL
 
 
+async def test_interrupted_import_says_how_far_it_came(
+    postgres: PostgresSettings, engine: AsyncEngine, file: Path
+) -> None:
+    async with served_gateway(NOWHERE, postgres, relaying=False) as gateway:
+        server = FailingServer(*[FORWARD] * 13, FORWARD_AND_HANG, gateway=gateway)
+        async with server.serving() as url:
+            notify = Notify(file.parent, {"NOTIFY_URL": url})
+            first = await notify.start("import", file, "--concurrency", CONCURRENCY)
+            for _ in range(CONCURRENCY):
+                await server.hanging.get()
+            first.send_signal(signal.SIGINT)
+            async with asyncio.timeout(TIMEOUT):
+                _, errors = await first.communicate()
+            assert first.returncode == ExitCode.INTERRUPTED
+            assert errors.decode().splitlines()[-1] == (
+                "notify: interrupted: 13 of 40 rows are accepted; run the same command again to continue"
+            )
+            server.then(FORWARD)
+            assert (await notify("import", file)).code == 0
+    assert await messages(engine) == ALL
+
+
 async def test_lost_responses_and_outages_do_not_repeat_rows(
     postgres: PostgresSettings, engine: AsyncEngine, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +101,9 @@ async def test_lost_responses_and_outages_do_not_repeat_rows(
         server = FailingServer(FORWARD, FORWARD_AND_LOSE, FORWARD, Reply(503), gateway=gateway)
         async with server.serving() as url:
             notify = Notify(file.parent, {"NOTIFY_URL": url})
+            human = await notify("import", file, "--concurrency", CONCURRENCY)
+            assert "Run the same command again to send the rest." in human.stderr
+            assert "new file" not in human.stderr
             stopped = await notify("import", file, "--concurrency", CONCURRENCY, "--json")
             assert stopped.code == ExitCode.UNAVAILABLE
             assert 0 < stopped.json["unknown"] <= CONCURRENCY
@@ -100,6 +127,8 @@ async def test_rejected_rows_are_reported_and_tried_again(
             assert first.startswith("line 4: channels.0: ")
             assert second == "line 5: is not UTF-8"
             assert third == f"1 of 3 rows are accepted{before}; 2 rows were rejected."
+            assert "new file" in printed.stderr
+            assert "the rest" not in printed.stderr
     assert await messages(engine) == Counter(["a\nb"])
     assert outcomes(file) == Counter({("3", "accepted"): 1, ("4", "rejected"): 2, ("5", "rejected"): 2})
 

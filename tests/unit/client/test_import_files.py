@@ -43,7 +43,8 @@ def test_rows_become_requests(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"user_id,message\n", "missing columns: channels"),
+        (b"user_id,message\n", "missing columns: channels$"),
+        (b"user_id,chanels,message,name\n", "missing columns: channels; unknown columns: chanels, name$"),
         (b"user_id,channels,message,emial\n", "unknown columns: emial"),
         (b"user_id,channels,message,email,email\n", "same name"),
         (b"", "missing columns: user_id, channels, message"),

@@ -1,6 +1,7 @@
 """`notify import`."""
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from notify_client.cli.exit_codes import CommandFailed, ExitCode, code_for, desc
 from notify_client.cli.importing.deliveries import Deliveries, follow
 from notify_client.cli.importing.display import Display
 from notify_client.cli.importing.outcomes import OutcomeFile, Progress, accepted_ids, read_progress
-from notify_client.cli.importing.rows import CsvFile, open_csv
+from notify_client.cli.importing.rows import CsvFile, Row, open_csv
 from notify_client.cli.importing.run import ImportRun, key_function
 from notify_client.cli.options import AsJson, ProfileName
 from notify_client.cli.output import console, note, print_json
@@ -97,27 +98,39 @@ async def _import(options: Options) -> ExitCode:
         progress = read_progress(options.outcome_file)
         _check(options, progress, source)
         note(f"Sending {file.rows - len(progress.accepted)} rows from {file.path} to {client.config.base_url}")
-        outcomes = OutcomeFile(options.outcome_file, source)
-        deliveries: Deliveries | None = None
-        with Display(file.rows, following=options.wait) as display:
-            before = len(progress.accepted)
-            run = ImportRun(
-                client, outcomes, key_function(file.digest, options.run_name),
-                lambda: display.show(before + run.accepted, 0),
-            )  # fmt: skip
-            try:
+        before = len(progress.accepted)
+        display = Display(file.rows, following=options.wait)
+        run = ImportRun(
+            client, OutcomeFile(options.outcome_file, source), key_function(file.digest, options.run_name),
+            lambda: display.show(before + run.accepted, 0),
+        )  # fmt: skip
+        try:
+            with display:
                 rows = (row for row in file.read() if row.line not in progress.accepted)
-                await run.send_all(rows, options.concurrency)
-            finally:
-                outcomes.close()
-            if options.wait and run.stopped_by is None:
-                accepted = before + run.accepted
-                deliveries = await follow(
-                    client, accepted_ids(options.outcome_file), options.concurrency, options.timeout,
-                    lambda final: display.show(accepted, final),
-                )  # fmt: skip
+                deliveries = await _send_and_follow(options, run, rows, before, display)
+        except asyncio.CancelledError:
+            accepted = f"{before + run.accepted} of {file.rows} rows are accepted"
+            raise CommandFailed(
+                f"interrupted: {accepted}; run the same command again to continue", ExitCode.INTERRUPTED
+            ) from None
     _report(options, before, run, deliveries)
     return _exit_code(run, deliveries)
+
+
+async def _send_and_follow(
+    options: Options, run: ImportRun, rows: Iterator[Row], before: int, display: Display
+) -> Deliveries | None:
+    try:
+        await run.send_all(rows, options.concurrency)
+    finally:
+        run.outcomes.close()
+    if not options.wait or run.stopped_by is not None:
+        return None
+    accepted = before + run.accepted
+    return await follow(
+        run.client, accepted_ids(options.outcome_file), options.concurrency, options.timeout,
+        lambda final: display.show(accepted, final),
+    )  # fmt: skip
 
 
 def _check(options: Options, progress: Progress, source: str) -> None:
@@ -163,7 +176,12 @@ def _report(options: Options, before: int, run: ImportRun, deliveries: Deliverie
         + "."
     )
     if accepted < rows:
-        note(f"The outcome of each row is in {options.outcome_file}. Run the same command again to send the rest.")
+        help_for_rejected = " Put corrected rows into a new file, and import that." if run.rejected else ""
+        rest = rows - accepted - len(run.rejected)
+        note(
+            f"The outcome of each row is in {options.outcome_file}.{help_for_rejected}"
+            + (" Run the same command again to send the rest." if rest else "")
+        )
 
 
 def _exit_code(run: ImportRun, deliveries: Deliveries | None) -> ExitCode:

@@ -87,13 +87,15 @@ def open_csv(path: Path, ignored: frozenset[str] = frozenset()) -> CsvFile:
 
 
 def _check(path: Path, columns: list[str], ignored: frozenset[str]) -> None:
-    if missing := [name for name in REQUIRED if name not in columns]:
-        raise CommandFailed(f"{path}: missing columns: {', '.join(missing)}", ExitCode.USAGE)
+    known = {*REQUIRED, *OPTIONAL, *RECIPIENTS, *ignored}
+    unknown = ", ".join(name for name in columns if name not in known and not name.startswith(METADATA))
+    if missing := ", ".join(name for name in REQUIRED if name not in columns):
+        misspelt = f"; unknown columns: {unknown}" if unknown else ""
+        raise CommandFailed(f"{path}: missing columns: {missing}{misspelt}", ExitCode.USAGE)
     if len(set(columns)) < len(columns):
         raise CommandFailed(f"{path}: two columns have the same name", ExitCode.USAGE)
-    known = {*REQUIRED, *OPTIONAL, *RECIPIENTS, *ignored}
-    if unknown := [name for name in columns if name not in known and not name.startswith(METADATA)]:
-        raise CommandFailed(f"{path}: unknown columns: {', '.join(unknown)} (--ignore skips one)", ExitCode.USAGE)
+    if unknown:
+        raise CommandFailed(f"{path}: unknown columns: {unknown} (--ignore skips one)", ExitCode.USAGE)
 
 
 def _rows(path: Path) -> Iterator[Row]:
