@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +17,7 @@ from notify_database.engine import PostgresSettings
 from notify_gateway.api_keys.store import ApiKeyStore
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.cli import Notify, printed_line
-from support.client import FailingServer, Reply
+from support.client import HANG, FailingServer, Reply
 from support.fakes import FakeProvider
 from support.gateway import bootstrap_key
 from support.services import NOWHERE, TIMEOUT, running_sender, running_status_writer, served_gateway
@@ -147,6 +148,25 @@ async def test_outcome_is_waited_for(delivering: Notify) -> None:
     finished = (await delivering("list", "--status", "sent", "--json")).json[0]["id"]
     conflict = await delivering("cancel", finished)
     assert (conflict.code, "email sent" in conflict.stderr) == (ExitCode.CONFLICT, True)
+
+
+async def test_interrupted_wait_says_that_the_notification_stays_accepted(tmp_path: Path) -> None:
+    created = b'{"id": "%s", "status": "pending", "created_at": "2026-11-26T11:18:40Z", "deliveries": []}'
+    notification_id = str(uuid4())
+    server = FailingServer(Reply(201, created % notification_id.encode()), HANG)
+    async with server.serving() as url:
+        process = await Notify(tmp_path, {"NOTIFY_URL": url}).start(
+            "send", "--user", "1", "--channel", "email", "--wait", "m"
+        )
+        assert process.stderr is not None
+        async with asyncio.timeout(TIMEOUT):
+            assert await process.stderr.readline() == f"Accepted {notification_id}.\n".encode()
+            process.send_signal(signal.SIGINT)
+            _, errors = await process.communicate()
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert errors.decode() == (
+        f"notify: interrupted: {notification_id} stays accepted; follow it: notify get --watch {notification_id}\n"
+    )
 
 
 async def test_failures_are_listed_and_retried(delivering: Notify) -> None:

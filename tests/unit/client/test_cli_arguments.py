@@ -65,7 +65,8 @@ def test_version_is_printed(notify: Notify) -> None:
     ("arguments", "named"),
     [
         (["send", "text", "--user", "1"], "--channel"),
-        (["send", "text", "--user", "1", "--channel", "email", "--to", "a@example.org"], "--to"),
+        (["send", "text", "--user", "1", "--channel", "email", "--to", "a@example.org"], "CHANNEL=RECIPIENT"),
+        (["send", "text", "--user", "1", "--channel", "email", "--metadata", "a"], "NAME=VALUE"),
         (["send", "text", "--user", "1", "--channel", "email", "--send-at", "tomorrow"], "--send-at"),
         (["list", "--limit", "0"], "--limit"),
         (["failures", "--since", "2x"], "--since"),
@@ -105,6 +106,23 @@ def test_unreachable_gateway_is_named(notify: Notify, monkeypatch: pytest.Monkey
     assert printed.code == ExitCode.UNAVAILABLE
     assert printed.stderr.startswith("notify: http://127.0.0.1:1: ")
     assert printed.stderr.count("\n") == 1
+
+
+def test_unreachable_gateway_of_a_profile_names_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notify_client.retrying.FIRST_WAIT", 0.001)
+    write(tmp_path / "notify/config.toml", {name: Profile("http://127.0.0.1:1") for name in ("default", "work")})
+    for arguments, name in (([], "default"), (["--profile", "work"], "work")):
+        printed = Notify(tmp_path).run("list", *arguments)
+        assert printed.code == ExitCode.UNAVAILABLE
+        assert f"the profile {name} has this address; if it has changed: notify login" in printed.stderr
+    assert "profile" not in Notify(tmp_path, {"NOTIFY_URL": "http://127.0.0.1:2"}).run("list").stderr
+
+
+def test_login_names_a_gateway_that_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notify_client.retrying.FIRST_WAIT", 0.001)
+    printed = Notify(tmp_path).run("login", "--url", "http://127.0.0.1:1", "--api-key-stdin")
+    assert printed.code == ExitCode.UNAVAILABLE
+    assert printed.stderr.startswith("notify: http://127.0.0.1:1: ")
 
 
 @pytest.mark.parametrize("text", ["90s", "90m", "36h", "7d"])

@@ -15,6 +15,7 @@ from notify_client import (
     ConfigurationError,
     ConnectionFailed,
     InvalidRequest,
+    NotFound,
     WaitTimedOut,
 )
 from notify_client.config import Config
@@ -53,9 +54,12 @@ def test_unusable_url_is_an_error_that_names_the_variable(url: str) -> None:
         Client(url)
 
 
-@pytest.mark.parametrize("key", ["two words", "line\n", "schlüssel"])
-def test_unusable_key_is_an_error_that_does_not_repeat_it(key: str) -> None:
-    with pytest.raises(ConfigurationError, match="NOTIFY_API_KEY") as raised:
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("two words", "a space"), ("line\n", "a space"), ("schlüssel", "not ASCII"), ("ntf_…", "not a real key")],
+)
+def test_unusable_key_is_an_error_that_does_not_repeat_it(key: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"NOTIFY_API_KEY.*{reason}") as raised:
         Client("http://gateway", key)
     assert key not in str(raised.value)
 
@@ -87,6 +91,38 @@ def test_missing_key_is_named_once_the_gateway_requires_one() -> None:
     with pytest.raises(AuthenticationFailed) as raised:
         Call(get_notification("1"), CONFIG).result(response)
     assert raised.value.detail == "No."
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        httpx.Response(404, content=b"<html>"),
+        httpx.Response(405),
+        httpx.Response(302),
+        httpx.Response(501),
+        httpx.Response(200, content=b"<html>"),
+        httpx.Response(200, content=b"{}"),
+    ],
+)
+def test_response_of_another_server_asks_for_the_address(response: httpx.Response) -> None:
+    with pytest.raises(ApiError, match="Is http://gateway/base the address of a gateway, without /v1\\?"):
+        Call(get_notification("1"), CONFIG).result(response)
+
+
+def test_url_with_the_version_asks_for_the_address() -> None:
+    content = b'{"title": "Not Found", "status": 404, "detail": "Not Found", "code": "not_found"}'
+    for url, hinted in (("http://gateway/v1", True), ("http://gateway", False)):
+        config = Config(url, None, timeout=1.0, max_retries=0)
+        with pytest.raises(NotFound) as raised:
+            Call(get_notification("1"), config).result(httpx.Response(404, content=content))
+        assert ("the address of a gateway, without /v1?" in str(raised.value)) is hinted
+
+
+@pytest.mark.parametrize("status", [401, 429, 502, 503, 504])
+def test_response_of_a_proxy_does_not_ask_for_the_address(status: int) -> None:
+    with pytest.raises(ApiError) as raised:
+        Call(get_notification("1"), CONFIG).result(httpx.Response(status, content=b"<html>"))
+    assert "address" not in str(raised.value)
 
 
 def test_request_has_the_headers_and_timeout_of_the_client() -> None:

@@ -38,7 +38,12 @@ def configure(base_url: str | None, api_key: str | None, timeout: float, max_ret
         raise ConfigurationError("The gateway's URL is missing: pass base_url, or set NOTIFY_URL.")
     api_key = api_key or os.environ.get("NOTIFY_API_KEY") or None
     # The message must not repeat the key.
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+    if api_key is not None and not api_key.isascii():
+        raise ConfigurationError(
+            "The API key (api_key or NOTIFY_API_KEY) has characters that are not ASCII, such as the … of an example: "
+            "it is not a real key. A gateway with AUTH=off needs none."
+        )
+    if api_key is not None and not (api_key.isprintable() and " " not in api_key):
         raise ConfigurationError("The API key (api_key or NOTIFY_API_KEY) contains a space, a line break or the like.")
     return Config(_checked(base_url), api_key, timeout, max_retries)
 

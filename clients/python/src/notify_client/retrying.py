@@ -14,8 +14,11 @@ from notify_client.errors import (
     ApiError,
     AuthenticationFailed,
     ConnectionFailed,
+    InvalidRequest,
+    NotFound,
     NotifyError,
     TimedOut,
+    UnexpectedResponse,
     api_error,
     unexpected,
 )
@@ -31,6 +34,8 @@ LONGEST_RETRY_AFTER = 60.0  # seconds; the caller decides about longer waits
 NOT_EXECUTED = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 """The gateway has certainly not executed a request that it answers with one of these."""
 MAYBE_EXECUTED = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+OF_STRANGERS = (InvalidRequest, NotFound, UnexpectedResponse)
+"""Other errors without the form of the gateway's come from a proxy in front of it."""
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
@@ -68,7 +73,17 @@ def response_error(response: httpx.Response, config: Config) -> ApiError:
     if isinstance(error, AuthenticationFailed) and config.api_key is None:
         detail = f"{error.detail} The client has no API key: pass api_key, or set NOTIFY_API_KEY."
         return AuthenticationFailed(error.problem.model_copy(update={"detail": detail}))
-    return error
+    return doubting_address(error, config)
+
+
+def doubting_address(error: ApiError, config: Config) -> ApiError:
+    """Return the error, which asks for the URL if another server than a gateway seems to have responded."""
+    has_other_form = error.request_id is None and error.code.startswith(("http_", "unexpected"))
+    from_stranger = has_other_form and (isinstance(error, OF_STRANGERS) or error.status == HTTPStatus.NOT_IMPLEMENTED)
+    if not from_stranger and not (error.code == "not_found" and config.base_url.endswith("/v1")):
+        return error
+    detail = f"{error.detail.removesuffix('.')}. Is {config.base_url} the address of a gateway, without /v1?"
+    return type(error)(error.problem.model_copy(update={"detail": detail}), error.retry_after)
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
@@ -97,7 +112,8 @@ class Call(Generic[Result]):
         try:
             return self._request.read(b"" if deleted else response.content)
         except ValidationError as error:
-            raise unexpected(response.status_code, response.headers.get("Request-Id"), error) from None
+            failure = unexpected(response.status_code, response.headers.get("Request-Id"), error)
+            raise doubting_address(failure, self._config) from None
 
     def wait_after(self, error: httpx.RequestError | NotifyError) -> float:
         """Return the seconds to wait before the next attempt; raise the error if there is to be none."""

@@ -28,14 +28,14 @@ def resolve(profile_name: str | None) -> Profile:
         return Profile(url, key)
     if profile is None:
         raise CommandFailed("the gateway is not known: run notify login, or set NOTIFY_URL", ExitCode.USAGE)
-    return Profile(profile.url, key or profile.api_key)
+    return Profile(profile.url, key or profile.api_key, None if url else DEFAULT)
 
 
 @contextmanager
 def connect(profile_name: str | None) -> Iterator[Client]:
     """Yield a client."""
     profile = resolve(profile_name)
-    with Client(profile.url, profile.api_key) as client, _naming(profile):
+    with Client(profile.url, profile.api_key) as client, naming(profile):
         yield client
 
 
@@ -44,14 +44,18 @@ async def connect_async(profile_name: str | None, max_retries: int = MAX_RETRIES
     """Yield a client for an event loop."""
     profile = resolve(profile_name)
     async with AsyncClient(profile.url, profile.api_key, max_retries=max_retries) as client:
-        with _naming(profile):
+        with naming(profile):
             yield client
 
 
 @contextmanager
-def _naming(profile: Profile) -> Iterator[None]:
+def naming(profile: Profile) -> Iterator[None]:
     """Name the gateway in errors of connections, which say nothing otherwise."""
     try:
         yield
     except ConnectionFailed as error:
-        raise CommandFailed(f"{profile.url}: {describe(error)}", ExitCode.UNAVAILABLE) from error
+        origin = ""
+        if profile.name is not None and not error.maybe_executed:
+            option = "" if profile.name == DEFAULT else f" --profile {profile.name}"
+            origin = f" (the profile {profile.name} has this address; if it has changed: notify login{option})"
+        raise CommandFailed(f"{profile.url}: {describe(error)}{origin}", ExitCode.UNAVAILABLE) from error

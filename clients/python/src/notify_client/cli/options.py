@@ -51,12 +51,12 @@ Until: TypeAlias = Annotated[
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", metavar="NUMBER", min=1, help="Print at most this many.")]
 
 
-def pairs(values: Iterable[str], option: str) -> dict[str, str] | None:
-    """Return the values of a repeated option NAME=VALUE, or None if there is none."""
+def pairs(values: Iterable[str], option: str, form: str = "NAME=VALUE") -> dict[str, str] | None:
+    """Return the values of a repeated option of this form, or None if there is none."""
     result = {}
     for each in values:
         name, separator, value = each.partition("=")
         if not (separator and name):
-            raise typer.BadParameter(f"{each!r} is not NAME=VALUE", param_hint=option)
+            raise typer.BadParameter(f"{each!r} is not {form}", param_hint=option)
         result[name] = value
     return result or None

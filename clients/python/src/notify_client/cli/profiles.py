@@ -20,6 +20,8 @@ class Profile:
 
     url: str
     api_key: str | None = field(default=None, repr=False)
+    name: str | None = field(default=None, compare=False)
+    """The name under which the URL is stored."""
 
 
 def config_file() -> Path:
@@ -36,7 +38,7 @@ def read(file: Path) -> dict[str, Profile]:
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         profiles = content.get("profiles", {})
-        return {name: _profile(**each) for name, each in profiles.items()}
+        return {name: _profile(name, **each) for name, each in profiles.items()}
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -45,10 +47,10 @@ def read(file: Path) -> dict[str, Profile]:
         raise CommandFailed(f"{file} is not valid; repair or delete it", ExitCode.USAGE) from None
 
 
-def _profile(*, url: object, api_key: object = None) -> Profile:
+def _profile(name: str, *, url: object, api_key: object = None) -> Profile:
     if not (isinstance(url, str) and isinstance(api_key, str | None)):
         raise TypeError
-    return Profile(url, api_key)
+    return Profile(url, api_key, name)
 
 
 def write(file: Path, profiles: Mapping[str, Profile]) -> None:

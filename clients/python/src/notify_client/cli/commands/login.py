@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from notify_client import Client, PermissionDenied
+from notify_client.cli.connection import naming
 from notify_client.cli.options import AsJson
 from notify_client.cli.output import note, print_json
 from notify_client.cli.profiles import DEFAULT, NAME, Profile, config_file, read, write
@@ -66,7 +67,7 @@ def _api_key(*, from_stdin: bool) -> str | None:
 
 def _checked(profile: Profile, *, connect: bool) -> Profile:
     """Return the profile in its stored form; raise an error if it is malformed, or the gateway does not accept it."""
-    with Client(profile.url, profile.api_key) as client:
+    with Client(profile.url, profile.api_key) as client, naming(profile):
         if connect:
             try:
                 next(client.notifications.list(page_size=1), None)

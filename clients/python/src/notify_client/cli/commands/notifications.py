@@ -5,11 +5,13 @@ import sys
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, TypeAlias, cast
+from uuid import UUID
 
 import typer
 
+from notify_client import Client
 from notify_client.cli.connection import connect
-from notify_client.cli.exit_codes import ExitCode
+from notify_client.cli.exit_codes import CommandFailed, ExitCode
 from notify_client.cli.following import watch
 from notify_client.cli.options import AsJson, Limit, ProfileName, Since, Until, moment, pairs
 from notify_client.cli.output import console, note, print_json
@@ -84,7 +86,7 @@ def send(
             channels=channel,
             message=sys.stdin.read() if text == "-" else text,
             subject=subject,
-            to=cast("Recipients | None", pairs(to or (), "--to")),
+            to=cast("Recipients | None", pairs(to or (), "--to", "CHANNEL=RECIPIENT")),
             reference=reference,
             metadata=pairs(metadata or (), "--metadata"),
             send_at=send_at,
@@ -92,8 +94,7 @@ def send(
             idempotency_key=idempotency_key,
         )
         if wait:
-            note(f"Accepted {created.id}.")  # before anything can go wrong
-            _finish(client.notifications.wait(created.id, timeout), as_json=as_json)
+            _finish(_final(client, created.id, timeout), as_json=as_json)
     if as_json:
         print_json(created)
     else:
@@ -189,6 +190,17 @@ def _show(notification: Notification, *, as_json: bool) -> None:
 
 def _exit(notification: Notification) -> None:
     raise typer.Exit(ExitCode.OK if notification.status == "sent" else ExitCode.FAILED)
+
+
+def _final(client: Client, notification_id: UUID, timeout: float) -> Notification:
+    try:
+        note(f"Accepted {notification_id}.")  # before anything can go wrong
+        return client.notifications.wait(notification_id, timeout)
+    except KeyboardInterrupt:
+        raise CommandFailed(
+            f"interrupted: {notification_id} stays accepted; follow it: notify get --watch {notification_id}",
+            ExitCode.INTERRUPTED,
+        ) from None
 
 
 def _finish(notification: Notification, *, as_json: bool) -> None:
