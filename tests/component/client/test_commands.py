@@ -69,10 +69,29 @@ async def test_notification_is_sent_shown_listed_and_cancelled(notify: Notify) -
     listed = await notify("list", "--user", "ü 1", "--status", "pending", "--since", "1h", "--metadata", "order=5512")
     assert [line.split()[2] for line in listed.stdout.splitlines()[1:]] == [shown["id"]]
     assert [each["id"] for each in (await notify("list", "--json", "--limit", "1")).json] == [shown["id"]]
+    facts = dict(line.split(maxsplit=1) for line in (await notify("get", shown["id"])).stdout.splitlines()[:8])
+    assert (facts["subject"], facts["message"], facts["reference"]) == ("Hi", "Your order has left.", "order-5512")
+    assert "expires" in facts
     cancelled = await notify("cancel", shown["id"])
     assert cancelled.code == 0
     assert "cancelled  requested" in cancelled.stdout
     assert (await notify("cancel", shown["id"], "--json")).json["status"] == "cancelled"
+
+
+async def test_empty_list_says_so(notify: Notify) -> None:
+    for command in (["list"], ["failures"], ["users", "get", "1"]):
+        printed = await notify(*command)
+        assert (printed.code, printed.stdout) == (0, "")
+        assert printed.stderr.startswith("None"), command
+        assert (await notify(*command, "--json")).json == []
+
+
+async def test_lines_in_pipes_have_no_trailing_spaces(notify: Notify) -> None:
+    sent = (await notify("send", "--user", "1", "--channel", "email", "--channel", "telegram", "m")).stdout.strip()
+    await notify("send", "--user", "1", "--channel", "email", "m")
+    for command in (["list"], ["get", sent], ["keys", "list"]):
+        lines = (await notify(*command)).stdout.splitlines()
+        assert lines == [line.rstrip() for line in lines], command
 
 
 async def test_errors_have_exit_codes(notify: Notify) -> None:

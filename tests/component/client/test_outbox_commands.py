@@ -85,7 +85,8 @@ def test_errors_of_held_rows_cannot_command_the_terminal(url: str, notify: Notif
 
 
 def test_mistakes_have_exit_codes(notify: Notify) -> None:
-    assert "no such table" in call(notify, "list", code=ExitCode.UNAVAILABLE).stderr
+    for command in (["list"], ["release", "--all"], ["drop", "--all"]):
+        assert "notify outbox create-table" in call(notify, *command, code=ExitCode.UNAVAILABLE).stderr
     call(notify, "create-table")
     assert "not held" in call(notify, "release", uuid4(), code=ExitCode.NOT_FOUND).stderr
     call(notify, "release", code=ExitCode.USAGE)
@@ -102,6 +103,23 @@ def test_database_that_cannot_be_used_is_a_mistake_and_its_password_is_not_print
     printed = call(notify, "list", "--database", database, code=ExitCode.USAGE)
     assert "--database" in printed.stderr
     assert "secret" not in printed.stderr
+
+
+@pytest.mark.parametrize(
+    ("database", "module", "package"),
+    [
+        ("postgresql+psycopg://u:secret@h/d", "psycopg", "'psycopg[binary]'"),
+        ("postgresql+psycopg2://u:secret@h/d", "psycopg2", "psycopg2-binary"),
+        ("postgresql+asyncpg://u:secret@h/d", "asyncpg", "asyncpg"),
+        ("mysql://u:secret@h/d", "MySQLdb", "mysqlclient"),
+    ],
+)
+def test_missing_driver_is_named_as_a_package(
+    database: str, module: str, package: str, notify: Notify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    printed = call(notify, "list", "--database", database, code=ExitCode.USAGE)
+    assert f"pip install {package} " in printed.stderr
 
 
 def test_relay_without_a_gateway_is_a_mistake(notify: Notify) -> None:

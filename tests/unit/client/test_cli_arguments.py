@@ -57,6 +57,11 @@ def test_documentation_describes_every_command(command: str) -> None:
     assert f"`notify {command}" in (PROJECT / "docs/cli.md").read_text()
 
 
+def test_help_of_retry_says_what_is_waited_for(notify: Notify) -> None:
+    words = notify.run("retry", "--help").stdout.replace("│", " ").split()
+    assert "not until they are delivered" in " ".join(words)
+
+
 def test_version_is_printed(notify: Notify) -> None:
     assert notify.run("--version").stdout.startswith("notify-gateway-client ")
 

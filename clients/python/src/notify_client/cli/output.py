@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -48,6 +48,26 @@ def table(*columns: str, rows: Iterable[Iterable[object]]) -> Table:
         cells = (cell if isinstance(cell, Text) else Text(one_line("-" if cell is None else cell)) for cell in row)
         result.add_row(*cells)
     return result
+
+
+def show(content: RenderableType) -> None:
+    """Print tables. In a pipe, the lines do not end with the padding of the last column."""
+    output = console()
+    if output.is_terminal:
+        output.print(content)
+        return
+    with output.capture() as captured:
+        output.print(content)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().rstrip("\n").split("\n")))
+    sys.stdout.flush()
+
+
+def show_rows(rows: Table, none: str) -> None:
+    """Print a table. If it has no rows, write the remark instead."""
+    if rows.row_count:
+        show(rows)
+    else:
+        note(none)
 
 
 def note(message: str) -> None:

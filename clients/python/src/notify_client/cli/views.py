@@ -10,7 +10,7 @@ from rich.text import Text
 from notify_client.cli.output import one_line, styled, table
 from notify_client.models import Attempt, Delivery, Notification, NotificationDelivery
 
-LONGEST_TEXT = 200  # characters of a provider's error message
+LONGEST_TEXT = 200  # characters of a message, or of a provider's error
 
 
 def local(time: datetime) -> str:
@@ -75,6 +75,10 @@ def _facts(notification: Notification) -> Iterator[tuple[str, Text]]:
     yield "notification", Text(str(notification.id))
     yield "status", styled(notification.status)
     yield "user", Text(one_line(notification.user_id))
+    if notification.subject is not None:
+        yield "subject", Text(one_line(notification.subject))
+    if notification.message is not None:
+        yield "message", Text(_beginning(one_line(notification.message)))
     if notification.reference is not None:
         yield "reference", Text(one_line(notification.reference))
     if notification.metadata:
@@ -83,6 +87,10 @@ def _facts(notification: Notification) -> Iterator[tuple[str, Text]]:
         yield "expires", Text(local(notification.expires_at))
     if notification.test:
         yield "test", Text("yes: nothing is really sent")
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def _attempt(delivery: NotificationDelivery, attempt: Attempt) -> Text:

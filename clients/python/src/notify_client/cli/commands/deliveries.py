@@ -11,7 +11,7 @@ from notify_client import Client
 from notify_client.cli.connection import connect
 from notify_client.cli.exit_codes import CommandFailed, ExitCode
 from notify_client.cli.options import AsJson, Limit, ProfileName, Since, Until
-from notify_client.cli.output import console, note, print_json, table
+from notify_client.cli.output import console, note, print_json, show, show_rows, table
 from notify_client.cli.views import failures_table
 from notify_client.models import RetryProgress
 
@@ -62,7 +62,7 @@ def failures(
     if as_json:
         print_json(found)
     else:
-        console().print(failures_table(found))
+        show_rows(failures_table(found), "None." if since or until else "None in the last 24 hours.")
 
 
 def retry(
@@ -78,7 +78,9 @@ def retry(
     until: Until = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print how many it would retry.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all have been retried.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until all are queued again, not until they are delivered.")
+    ] = False,
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
@@ -151,4 +153,4 @@ def _print_job(job: RetryProgress, *, as_json: bool) -> None:
         print_json(job)
     else:
         state = "finished" if job.finished_at else "running in the background"
-        console().print(table("job", "retried", "state", rows=[(job.id, job.retried, state)]))
+        show(table("job", "retried", "state", rows=[(job.id, job.retried, state)]))

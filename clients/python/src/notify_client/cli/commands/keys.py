@@ -7,7 +7,7 @@ import typer
 
 from notify_client.cli.connection import connect
 from notify_client.cli.options import AsJson, ProfileName, moment
-from notify_client.cli.output import console, note, print_json, table
+from notify_client.cli.output import console, note, print_json, show_rows, table
 from notify_client.cli.views import local
 from notify_client.models import Key
 
@@ -29,7 +29,7 @@ def list_keys(as_json: AsJson = False, profile: ProfileName = None) -> None:
         (each.id, each.name, " ".join(each.scopes), _state(each), each.last_used_at and local(each.last_used_at))
         for each in keys
     )
-    console().print(table("id", "name", "scopes", "state", "last used", rows=rows))
+    show_rows(table("id", "name", "scopes", "state", "last used", rows=rows), "None.")
 
 
 @app.command("create")

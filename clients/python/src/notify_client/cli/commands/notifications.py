@@ -14,7 +14,7 @@ from notify_client.cli.connection import connect
 from notify_client.cli.exit_codes import CommandFailed, ExitCode
 from notify_client.cli.following import watch
 from notify_client.cli.options import AsJson, Limit, ProfileName, Since, Until, moment, pairs
-from notify_client.cli.output import console, note, print_json
+from notify_client.cli.output import console, note, print_json, show, show_rows
 from notify_client.cli.views import notification_view, notifications_table
 from notify_client.models import Notification
 from notify_client.resources.notifications import Recipients
@@ -165,7 +165,8 @@ def list_(
     if as_json:
         print_json(found)
     else:
-        console().print(notifications_table(found))
+        filters = (user, reference, status, channel, metadata, since, until)
+        show_rows(notifications_table(found), "None." if any(filters) else "None in the last 24 hours.")
 
 
 def cancel(
@@ -185,7 +186,7 @@ def _show(notification: Notification, *, as_json: bool) -> None:
     if as_json:
         print_json(notification)
     else:
-        console().print(notification_view(notification))
+        show(notification_view(notification))
 
 
 def _exit(notification: Notification) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from pydantic import TypeAdapter
 from rich.text import Text
-from sqlalchemy import Connection, Engine, create_engine, make_url
+from sqlalchemy import Connection, Engine, create_engine, inspect, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -19,7 +19,7 @@ from notify_client.cli.exit_codes import CommandFailed, ExitCode
 from notify_client.cli.options import AsJson, Limit, ProfileName
 from notify_client.cli.output import console, note, one_line, print_json
 from notify_client.cli.views import local, words
-from notify_client.outbox import HeldNotification, create_table, drop, list_held, relay, release
+from notify_client.outbox import HeldNotification, create_table, drop, list_held, relay, release, table
 from notify_client.outbox.database import DatabaseFailed, transaction
 from notify_client.outbox.relay import BATCH_SIZE, POLL_INTERVAL
 
@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 
 app = typer.Typer()
 
+PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""The packages of drivers whose modules have other names."""
 HELD = TypeAdapter(list[HeldNotification])
 
 Database = Annotated[
@@ -81,7 +83,7 @@ def list_(database: Database, limit: Limit = 1000, as_json: AsJson = False) -> N
 
     Example: notify outbox list
     """
-    held = _call(database, lambda connection: list_held(connection, limit))
+    held = _call_on_table(database, lambda connection: list_held(connection, limit))
     if as_json:
         print_json(HELD.dump_python(held, mode="json"))
         return
@@ -140,7 +142,7 @@ def _change(
     def in_transaction(connection: Connection) -> int:
         return change(connection, ids or [each.id for each in list_held(connection, limit=100_000)])
 
-    changed = _call(database, in_transaction)
+    changed = _call_on_table(database, in_transaction)
     if as_json:
         print_json({done: changed})
     else:
@@ -153,8 +155,12 @@ def _engine(database: str) -> Engine | AsyncEngine:
     try:
         url = make_url(database)
         return create_async_engine(url) if url.get_dialect().is_async else create_engine(url)
-    except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise typer.BadParameter(f"its driver is missing: {error}", param_hint="--database") from None
+    except NoSuchModuleError as error:
+        raise typer.BadParameter(f"SQLAlchemy has no such driver: {error}", param_hint="--database") from None
+    except ImportError as error:
+        package = PACKAGES.get(error.name or "", error.name)
+        remedy = f"pip install {package}" if package else error
+        raise typer.BadParameter(f"its driver is missing: {remedy}", param_hint="--database") from None
     except (ArgumentError, ValueError):  # older releases repeat the URL, with its password
         raise typer.BadParameter("it is not a URL of SQLAlchemy", param_hint="--database") from None
 
@@ -171,6 +177,15 @@ def _call(database: str, function: Callable[[Connection], Result]) -> Result:
         return asyncio.run(main())
     except DatabaseFailed as error:
         raise CommandFailed(f"the database: {error}", ExitCode.UNAVAILABLE) from None
+
+
+def _call_on_table(database: str, function: Callable[[Connection], Result]) -> Result:
+    if not _call(database, lambda connection: inspect(connection).has_table(table.name)):
+        raise CommandFailed(
+            f"the database has no table {table.name}: create it with your migrations, or notify outbox create-table",
+            ExitCode.UNAVAILABLE,
+        )
+    return _call(database, function)
 
 
 async def _dispose(engine: Engine | AsyncEngine) -> None:

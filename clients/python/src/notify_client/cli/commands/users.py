@@ -6,7 +6,7 @@ import typer
 
 from notify_client.cli.connection import connect
 from notify_client.cli.options import AsJson, ProfileName
-from notify_client.cli.output import console, note, print_json, table
+from notify_client.cli.output import note, print_json, show_rows, table
 from notify_client.cli.views import local
 from notify_client.requests import UNSET
 
@@ -30,7 +30,7 @@ def get_user(user: User, as_json: AsJson = False, profile: ProfileName = None) -
     rows = (
         (each.channel, each.recipient, "yes" if each.opted_out else "no", local(each.updated_at)) for each in stored
     )
-    console().print(table("channel", "recipient", "opted out", "updated", rows=rows))
+    show_rows(table("channel", "recipient", "opted out", "updated", rows=rows), "None.")
 
 
 @app.command("set")
