@@ -118,6 +118,28 @@ async def test_ambiguous_json_is_rejected_with_a_reason(
     assert response.json()["detail"].startswith("body: not valid JSON: ")
 
 
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/notifications"), ("POST", "/v1/keys"), ("PUT", "/v1/users/1/channels/email")],
+)
+async def test_body_that_is_not_declared_as_json_names_the_header(
+    api: httpx.AsyncClient, method: str, path: str, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    response = await api.request(method, path, content=b'{"user_id": "1"}', headers=headers)
+    assert (response.status_code, response.json()["detail"]) == (422, "content-type: must be application/json")
+    assert response.json()["errors"] == [
+        {"location": "header", "field": "content-type", "detail": "must be application/json"}
+    ]
+
+
+@pytest.mark.parametrize("path", ["/v1/notifications", "/v1/keys"])
+async def test_body_that_is_no_object_does_not_name_a_class(api: httpx.AsyncClient, path: str) -> None:
+    response = await api.post(path, content=b'["user_id"]', headers=JSON_HEADERS)
+    assert (response.status_code, response.json()["detail"]) == (422, "body: must be a JSON object")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

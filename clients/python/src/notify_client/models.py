@@ -209,7 +209,7 @@ class FieldProblem(Model):
     """An invalid field, and why it is invalid."""
 
     location: str
-    """`body`, `query` or `path`."""
+    """`body`, `query`, `path` or `header`."""
     field: str
     detail: str
 

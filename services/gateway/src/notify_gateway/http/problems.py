@@ -38,6 +38,7 @@ RETRY_AFTER = 1  # seconds
 RETRY_SOON = {"Retry-After": str(RETRY_AFTER)}
 MAX_ERRORS = 20  # invalid fields that one response lists
 MAX_FIELD = 100  # characters of a field's name that a response repeats
+NO_OBJECT = {"model_type", "model_attributes_type"}  # pydantic's errors for a body that is no JSON object
 Result = TypeVar("Result")
 
 
@@ -250,6 +251,11 @@ def _field_problem(error: dict[str, Any]) -> FieldProblem:
     field = error.get("ctx", {}).get("field") or ".".join(map(str, path)) or str(location)
     if error["type"] == "json_invalid":
         return FieldProblem(location="body", field="body", detail=f"not valid JSON: {error['ctx']['error']}")
+    if error["loc"] == ("body",) and error["type"] in NO_OBJECT:
+        # Only a body that is declared as JSON is parsed, so that this one reached the model as bytes.
+        if isinstance(error.get("input"), bytes):
+            return FieldProblem(location="header", field="content-type", detail="must be application/json")
+        return FieldProblem(location="body", field="body", detail="must be a JSON object")
     if location == "path":
         field = str(path[0])  # what follows is the name of the type that pydantic tried
     if len(field) > MAX_FIELD:
