@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,10 +21,15 @@ MAX_REPLICAS = 20
 
 async def _up(folder: StackFolder, scale: dict[str, int]) -> None:
     async with running_system(folder, show_logs=True, scale=scale) as stack:
-        gateway = stack.addresses["GATEWAY_URL"]
-        ui = urlsplit(stack.addresses["RABBITMQ_MANAGEMENT_URL"])
-        say(
-            f"""
+        say(ready_message(folder, stack.addresses))
+        await asyncio.Event().wait()
+
+
+def ready_message(folder: StackFolder, addresses: Mapping[str, str]) -> str:
+    """Return what `make up` prints when all services are ready."""
+    gateway = addresses["GATEWAY_URL"]
+    ui = urlsplit(addresses["RABBITMQ_MANAGEMENT_URL"])
+    return f"""
 Ready.
   Console      {gateway}/
   API          {gateway}/v1/notifications
@@ -32,14 +37,15 @@ Ready.
   RabbitMQ UI  http://{ui.hostname}:{ui.port}  (user {ui.username}, password {ui.password})
   Addresses    {folder.stack_env}
 
-Try it:
+Try it, in another terminal:
   curl -i {gateway}/v1/notifications -H 'Content-Type: application/json' \\
     -d '{{"user_id": "123", "channels": ["telegram"], "message": "Your code: 11111"}}'
+or, in this folder:
+  . .venv/bin/activate && export NOTIFY_URL={gateway}
+  notify send --user 123 --channel telegram "Your code: 11111"
 
 Ctrl-C stops everything.
 """
-        )
-        await asyncio.Event().wait()
 
 
 async def _servers(folder: StackFolder) -> None:
