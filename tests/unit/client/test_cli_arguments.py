@@ -244,6 +244,20 @@ def test_without_the_extra_the_command_says_how_to_install_it() -> None:
     )
 
 
+def test_interrupted_start_prints_nothing() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from notify_client.cli.main import main\n"
+        "main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert (result.returncode, result.stdout + result.stderr) == (ExitCode.INTERRUPTED, "")
+
+
 @pytest.mark.parametrize("command", ["--help", "send --help", "users --help"])
 def test_only_outbox_commands_import_sqlalchemy(command: str) -> None:
     assert "sqlalchemy" not in modules_after(command)

@@ -176,12 +176,9 @@ def _report(options: Options, before: int, run: ImportRun, deliveries: Deliverie
         + "."
     )
     if accepted < rows:
-        help_for_rejected = " Put corrected rows into a new file, and import that." if run.rejected else ""
-        rest = rows - accepted - len(run.rejected)
-        note(
-            f"The outcome of each row is in {options.outcome_file}.{help_for_rejected}"
-            + (" Run the same command again to send the rest." if rest else "")
-        )
+        correct = " Put corrected rows into a new file, and import that." if run.rejected else ""
+        again = " Run the same command again to send the rest." if rows - accepted - len(run.rejected) else ""
+        note(f"The outcome of each row is in {options.outcome_file}.{correct}{again}")
 
 
 def _exit_code(run: ImportRun, deliveries: Deliveries | None) -> ExitCode:
