@@ -28,8 +28,8 @@ from notify_gateway.outbox.store import Held, OutboxStore
 
 log = logging.getLogger(__name__)
 
-# Deliveries whose confirms are awaited together. If a queue commits nothing, RabbitMQ stops reading the connection, which
-# all lanes share, after about 400 of them.
+# Deliveries whose confirms are awaited together. If a queue commits nothing, RabbitMQ stops reading the connection
+# after about 400 of them, and all lanes share the connection.
 BATCH_SIZE = 200
 BATCH_BYTES = 1024 * 1024
 BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive in between share a batch
