@@ -29,7 +29,14 @@ def recorded(engine: AsyncEngine) -> Iterator[list[Statement]]:
 
 
 async def executed_nodes(engine: AsyncEngine, statement: Statement) -> Sequence[Json]:
-    """Execute a statement, roll it back, and return the nodes of its plan that were executed.
+    """Execute a statement, roll it back, and return the nodes of its plan that were executed."""
+    return [
+        node for node in await planned_nodes(engine, statement, "ANALYZE, BUFFERS, FORMAT JSON") if node["Actual Loops"]
+    ]
+
+
+async def planned_nodes(engine: AsyncEngine, statement: Statement, options: str = "FORMAT JSON") -> Sequence[Json]:
+    """Explain a statement with these options, and return the nodes of its plan.
 
     It is prepared, because EXPLAIN of a statement with parameters would ignore `plan_cache_mode`.
     """
@@ -37,12 +44,10 @@ async def executed_nodes(engine: AsyncEngine, statement: Statement) -> Sequence[
     arguments = f"({', '.join(map(_literal, parameters))})" if parameters else ""
     async with engine.connect() as connection:
         await connection.exec_driver_sql(f"PREPARE explained AS {text}")
-        explained = await connection.exec_driver_sql(
-            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE explained{arguments}"
-        )
+        explained = await connection.exec_driver_sql(f"EXPLAIN ({options}) EXECUTE explained{arguments}")
         [plan] = explained.scalar_one()
         await connection.exec_driver_sql("DEALLOCATE explained")
-    return [node for node in plan_nodes(plan["Plan"]) if node["Actual Loops"]]
+    return list(plan_nodes(plan["Plan"]))
 
 
 def _literal(value: object) -> str:

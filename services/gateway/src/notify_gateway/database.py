@@ -21,8 +21,14 @@ MAINTENANCE_CONNECTIONS = 1  # it runs one statement at a time
 SPARE_FROM = 10  # connections in total
 READ_TIMEOUT = 5.0  # seconds
 READ_WAIT = 5.0  # seconds a read or write waits for others of its tenant
-# A tenant's connections are limited, but with parallel workers each could take several processes of PostgreSQL.
-WITHOUT_PARALLEL_WORKERS = {"max_parallel_workers_per_gather": "0"}
+READS = {
+    # A tenant's connections are limited, but with parallel workers each could take several processes of PostgreSQL.
+    "max_parallel_workers_per_gather": "0",
+    # A connection remembers a hundred statements. A plan for any parameters, which PostgreSQL would keep with each of
+    # them, takes a megabyte, and 100 kB more for each week of data: with its combinations of filters, a tenant could
+    # take gigabytes. A plan for these parameters is not kept, and contains only the weeks that they name.
+    "plan_cache_mode": "force_custom_plan",
+}
 MAX_WAITING = 2_000  # reads and writes of one tenant that wait, each on one of the gateway's 8,000 connections
 
 
@@ -58,9 +64,7 @@ class Engines:
         """
         self.intake = create_engine(settings, pool_size=sizes.intake, planner=ROWS_BY_KEY)
         """For accepting notifications."""
-        self.reads = create_engine(
-            settings, pool_size=sizes.reads, statement_timeout=READ_TIMEOUT, planner=WITHOUT_PARALLEL_WORKERS
-        )
+        self.reads = create_engine(settings, pool_size=sizes.reads, statement_timeout=READ_TIMEOUT, planner=READS)
         """For all other requests, including their writes, which are short."""
         self.reads_per_tenant = (sizes.reads + 1) // 2
 

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from notify_common.contracts.ids import of_the_same_time_sql
+from notify_common.contracts.ids import of_the_same_time, of_the_same_time_sql
 from notify_common.contracts.users import user_of
 from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON
@@ -35,30 +35,38 @@ ATTEMPT_COLUMNS = f"""
     {representable("a.next_attempt_at")} AS next_attempt_at
 """
 OF_DELIVERY = f"a.delivery_id = d.id AND a.delivery_id BETWEEN {of_the_same_time_sql('d.notification_id')}"
-HISTORY = f"""
-    SELECT coalesce(json_agg(a ORDER BY a.attempt), '[]') AS attempts,
-           -- Attempts are numbered consecutively, so that the earlier ones need not be counted.
-           CASE count(*) WHEN {LISTED_ATTEMPTS} THEN min(a.attempt) - 1 ELSE 0 END AS earlier_attempts
-    FROM (
-        SELECT {ATTEMPT_COLUMNS} FROM attempts a WHERE {OF_DELIVERY} ORDER BY a.attempt DESC LIMIT {LISTED_ATTEMPTS}
-    ) AS a
-"""  # noqa: S608 - a constant
+# With this condition, the plan contains only the week of the parameters, and not those of all ids.
+OF_KNOWN_DELIVERY = "a.delivery_id = d.id AND a.delivery_id BETWEEN :first_id AND :last_id"
+
+
+def _history(condition: str) -> str:
+    return f"""
+        SELECT coalesce(json_agg(a ORDER BY a.attempt), '[]') AS attempts,
+               -- Attempts are numbered consecutively, so that the earlier ones need not be counted.
+               CASE count(*) WHEN {LISTED_ATTEMPTS} THEN min(a.attempt) - 1 ELSE 0 END AS earlier_attempts
+        FROM (
+            SELECT {ATTEMPT_COLUMNS} FROM attempts a WHERE {condition} ORDER BY a.attempt DESC LIMIT {LISTED_ATTEMPTS}
+        ) AS a
+    """  # noqa: S608 - constants
+
+
+HISTORY, HISTORY_OF_KNOWN = _history(OF_DELIVERY), _history(OF_KNOWN_DELIVERY)
 COLUMNS = f"""
     {DELIVERY_COLUMNS}, d.notification_id, d.round, n.user_id, n.user_key,
     CASE WHEN d.status <> 'sent' THEN last.error_class END AS error_class,
     CASE WHEN d.status <> 'sent' THEN {short("last.error_code")} END AS error_code
 """
-LAST = f"""
+LAST = """
     LEFT JOIN LATERAL (
-        SELECT a.error_class, a.error_code FROM attempts a WHERE {OF_DELIVERY} AND a.attempt = d.attempt LIMIT 1
+        SELECT a.error_class, a.error_code FROM attempts a WHERE {condition} AND a.attempt = d.attempt LIMIT 1
     ) AS last ON true
-"""  # noqa: S608 - a constant
+"""
 CONTENT_COLUMNS = "n.message, n.subject"
 DELIVERY = f"""
     SELECT {COLUMNS}, {CONTENT_COLUMNS}, history.*
-    FROM deliveries d JOIN notifications n ON n.id = d.notification_id
-    CROSS JOIN LATERAL ({HISTORY}) AS history
-    {LAST}
+    FROM deliveries d JOIN notifications n ON n.id = d.notification_id AND n.id BETWEEN :first_id AND :last_id
+    CROSS JOIN LATERAL ({HISTORY_OF_KNOWN}) AS history
+    {LAST.format(condition=OF_KNOWN_DELIVERY)}
     WHERE d.id = :id AND n.tenant = :tenant
 """  # noqa: S608 - a constant
 ATTEMPTS_SIZE = f"""
@@ -84,7 +92,7 @@ PAGE = f"""
                 WHERE notification_id = n.id AND id BETWEEN {of_the_same_time_sql("n.id")}
                 OFFSET 0
             ) AS d
-            {LAST}
+            {LAST.format(condition=OF_DELIVERY)}
             WHERE {{conditions}}
             ORDER BY n.id DESC, d.id DESC
             LIMIT :limit
@@ -123,7 +131,9 @@ class DeliveryQueries:
 
     async def get(self, tenant: str, delivery_id: UUID) -> Delivery | None:
         """Return the delivery, or None if the tenant has no delivery with this id."""
-        row = (await self._reads.execute(tenant, parsed(DELIVERY), id=delivery_id)).one_or_none()
+        first_id, last_id = of_the_same_time(delivery_id)
+        values = {"id": delivery_id, "first_id": first_id, "last_id": last_id}
+        row = (await self._reads.execute(tenant, parsed(DELIVERY), **values)).one_or_none()
         return None if row is None else _delivery(row)
 
     async def page(self, tenant: str, query: DeliveryQuery) -> DeliveryPage:

@@ -23,6 +23,7 @@ from notify_gateway.deliveries.queries import (
     ATTEMPTS_SIZE,
     DELIVERY_COLUMNS,
     HISTORY,
+    HISTORY_OF_KNOWN,
     PAGE_BYTES,
     REMEMBERED_STATEMENTS,
     expanded,
@@ -42,7 +43,7 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
     SELECT {NOTIFICATION_COLUMNS}, {CONTENT_COLUMNS}, {DELIVERY_COLUMNS}, history.*
     FROM notifications n
     JOIN deliveries d ON d.notification_id = n.id AND d.id BETWEEN :first_id AND :last_id
-    CROSS JOIN LATERAL ({HISTORY}) AS history
+    CROSS JOIN LATERAL ({HISTORY_OF_KNOWN}) AS history
     WHERE n.id = :id AND n.tenant = :tenant
       AND (CAST(:posted_with AS uuid) IS NULL OR n.api_key_id = CAST(:posted_with AS uuid))
     ORDER BY d.channel

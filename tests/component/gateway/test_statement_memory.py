@@ -1,0 +1,50 @@
+"""What PostgreSQL keeps in memory for reads: filters can be combined in tens of thousands of ways."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from itertools import combinations
+
+import pytest
+from notify_common.contracts.ids import new_id
+from notify_database.engine import PostgresSettings
+from notify_gateway.database import Engines, TenantReads, TenantShare
+from notify_gateway.deliveries.queries import DeliveryQueries
+from notify_gateway.notifications.queries import NotificationQueries
+from notify_gateway.notifications.schemas import ListQuery
+from notify_gateway.notifications.status import NotificationStatus
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.plans import planned_nodes, recorded, scans
+
+EXECUTIONS = 6  # after five, PostgreSQL may make a plan that it keeps as long as the statement
+MOST_BYTES = 1024 * 1024
+KEPT_PLANS = text("SELECT sum(total_bytes) FROM pg_backend_memory_contexts WHERE name = 'CachedPlan'")
+
+
+@pytest.fixture
+async def reads(postgres: PostgresSettings) -> AsyncIterator[AsyncEngine]:
+    engines = Engines(postgres, total=10)
+    yield engines.reads
+    await engines.dispose()
+
+
+async def test_combined_filters_leave_no_plans_in_the_memory_of_postgresql(reads: AsyncEngine) -> None:
+    queries = NotificationQueries(TenantReads(reads, TenantShare(1)))
+    for statuses in combinations(NotificationStatus, 3):
+        for _ in range(EXECUTIONS):
+            await queries.page("ours", ListQuery(user_id="a", status=list(statuses), channel="email"))
+    async with reads.connect() as connection:
+        assert (await connection.execute(KEPT_PLANS)).scalar_one() < MOST_BYTES
+
+
+@pytest.mark.parametrize("queries", [NotificationQueries, DeliveryQueries])
+async def test_read_by_id_plans_for_one_week(
+    reads: AsyncEngine, queries: type[NotificationQueries] | type[DeliveryQueries]
+) -> None:
+    with recorded(reads) as statements:
+        await queries(TenantReads(reads, TenantShare(1))).get("ours", new_id(datetime.now(UTC)))
+    [statement] = statements
+    nodes = await planned_nodes(reads, statement)
+    tables = ("notifications", "deliveries", "attempts")
+    planned = {table: len({scan["Relation Name"] for scan in scans(nodes, table)}) for table in tables}
+    assert planned == dict.fromkeys(tables, 1)
