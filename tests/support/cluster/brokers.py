@@ -30,6 +30,7 @@ DEPLOYED = PROJECT / "deploy/rabbitmq"
 USER = "admin"
 NUMBERS = (1, 2, 3)
 START_TIMEOUT = 180.0  # seconds
+COMMAND_TIMEOUT = 120.0  # seconds; a command for a queue that commits nothing would never end
 PROBE_INTERVAL = 30.0  # seconds
 GAVE_UP = "case rabbit:is_running() orelse rabbit:is_booting() of true -> well; false -> stopped end."
 POLL_INTERVAL = 0.5  # seconds
@@ -89,6 +90,7 @@ class Broker:
         done = subprocess.run(  # noqa: S603 - ours
             [self.server.with_name(program), "--node", self.node, *arguments],
             env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True, check=False,
+            timeout=COMMAND_TIMEOUT,
         )  # fmt: skip
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done.stdout
