@@ -1,20 +1,22 @@
 """What PostgreSQL keeps in memory for reads: filters can be combined in tens of thousands of ways."""
 
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import combinations
+from typing import Any
 
 import pytest
 from notify_common.contracts.ids import new_id
 from notify_database.engine import PostgresSettings
 from notify_gateway.database import Engines, TenantReads, TenantShare
 from notify_gateway.deliveries.queries import DeliveryQueries
+from notify_gateway.deliveries.schemas import DeliveryQuery
 from notify_gateway.notifications.queries import NotificationQueries
 from notify_gateway.notifications.schemas import ListQuery
 from notify_gateway.notifications.status import NotificationStatus
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.plans import planned_nodes, recorded, scans
+from support.plans import Statement, planned_nodes, recorded, scans
 
 EXECUTIONS = 6  # after five, PostgreSQL may make a plan that it keeps as long as the statement
 MOST_BYTES = 1024 * 1024
@@ -26,6 +28,14 @@ async def reads(postgres: PostgresSettings) -> AsyncIterator[AsyncEngine]:
     engines = Engines(postgres, total=10)
     yield engines.reads
     await engines.dispose()
+
+
+async def planned_weeks(reads: AsyncEngine, statements: Sequence[Statement]) -> dict[str, int]:
+    """Return how many weeks of each table are in the plan of the only statement."""
+    [statement] = statements
+    nodes = await planned_nodes(reads, statement)
+    tables = ("notifications", "deliveries", "attempts")
+    return {table: len({scan["Relation Name"] for scan in scans(nodes, table)}) for table in tables}
 
 
 async def test_combined_filters_leave_no_plans_in_the_memory_of_postgresql(reads: AsyncEngine) -> None:
@@ -43,8 +53,15 @@ async def test_read_by_id_plans_for_one_week(
 ) -> None:
     with recorded(reads) as statements:
         await queries(TenantReads(reads, TenantShare(1))).get("ours", new_id(datetime.now(UTC)))
-    [statement] = statements
-    nodes = await planned_nodes(reads, statement)
-    tables = ("notifications", "deliveries", "attempts")
-    planned = {table: len({scan["Relation Name"] for scan in scans(nodes, table)}) for table in tables}
-    assert planned == dict.fromkeys(tables, 1)
+    assert await planned_weeks(reads, statements) == {"notifications": 1, "deliveries": 1, "attempts": 1}
+
+
+async def test_lists_of_a_period_plan_for_its_weeks(reads: AsyncEngine) -> None:
+    begin = datetime.now(UTC) + timedelta(weeks=3)
+    period: dict[str, Any] = {"created_after": begin, "created_before": begin + timedelta(seconds=1)}
+    with recorded(reads) as of_notifications:
+        await NotificationQueries(TenantReads(reads, TenantShare(1))).page("ours", ListQuery(**period))
+    with recorded(reads) as of_deliveries:
+        await DeliveryQueries(TenantReads(reads, TenantShare(1))).page("ours", DeliveryQuery(**period))
+    assert await planned_weeks(reads, of_notifications) == {"notifications": 1, "deliveries": 1, "attempts": 0}
+    assert await planned_weeks(reads, of_deliveries) == {"notifications": 1, "deliveries": 1, "attempts": 1}

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
 
-from notify_common.contracts.ids import first_id_at
+from notify_common.contracts.ids import first_id_at, of_the_same_time
 from notify_common.contracts.users import user_columns
 from notify_common.runtime.clock import utc_now
 from pydantic import Field, model_validator
@@ -90,6 +90,11 @@ class Conditions(NamedTuple):
         bounds = ((self.first_id, f"{column} >= :first_id"), (self.end_id, f"{column} < :end_id"))
         return [condition for bound, condition in bounds if bound is not None]
 
+    def weeks(self, column: str) -> str:
+        """Return a condition on a column with ids of deliveries, with which PostgreSQL plans only for their weeks."""
+        bounds = ((self.first_id, f"{column} >= :first_id"), (self.end_id, f"{column} <= :last_delivery_id"))
+        return "".join(f" AND {condition}" for bound, condition in bounds if bound is not None)
+
 
 def conditions(query: NotificationFilter, before: UUID | None = None) -> Conditions:
     """Return the filter in SQL; with `before`, only for ids before this one."""
@@ -113,4 +118,7 @@ def conditions(query: NotificationFilter, before: UUID | None = None) -> Conditi
     end_of_period = None if query.created_before is None else first_id_at(query.created_before)
     end_id = min((end for end in (end_of_period, before) if end is not None), default=None)
     values |= {name: bound for name, bound in (("first_id", first_id), ("end_id", end_id)) if bound is not None}
+    if end_id is not None:
+        # Deliveries carry the time of their notification, which may be that of `before`.
+        _, values["last_delivery_id"] = of_the_same_time(end_id)
     return Conditions(found, first_id, end_id, values)

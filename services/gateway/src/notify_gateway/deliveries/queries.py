@@ -89,10 +89,10 @@ PAGE = f"""
             FROM notifications n
             CROSS JOIN LATERAL (
                 SELECT * FROM deliveries
-                WHERE notification_id = n.id AND id BETWEEN {of_the_same_time_sql("n.id")}
+                WHERE notification_id = n.id AND id BETWEEN {of_the_same_time_sql("n.id")}{{weeks_of_deliveries}}
                 OFFSET 0
             ) AS d
-            {LAST.format(condition=OF_DELIVERY)}
+            {LAST.format(condition=OF_DELIVERY + "{weeks_of_attempts}")}
             WHERE {{conditions}}
             ORDER BY n.id DESC, d.id DESC
             LIMIT :limit
@@ -152,7 +152,8 @@ class DeliveryQueries:
         if query.cursor is not None:
             wanted.append(AFTER)
             values["cursor"] = query.cursor
-        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **expanded(EXPANSIONS, query.expand)))
+        weeks = {"weeks_of_deliveries": filtered.weeks("id"), "weeks_of_attempts": filtered.weeks("a.delivery_id")}
+        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **weeks, **expanded(EXPANSIONS, query.expand)))
         # One more delivery than fits on the page is requested, to find out whether there are more.
         items, more = [], False
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:

@@ -61,7 +61,7 @@ PAGE = f"""
         FROM (SELECT * FROM notifications n WHERE {{conditions}} ORDER BY id DESC LIMIT :limit) AS n
         WINDOW newest_first AS (ORDER BY id DESC)
     ) AS n
-    JOIN deliveries d ON {OF_NOTIFICATION}
+    JOIN deliveries d ON {OF_NOTIFICATION}{{weeks}}
     {{history}}
     WHERE n.bytes_before < {PAGE_BYTES}
     ORDER BY n.id DESC, d.channel
@@ -116,7 +116,8 @@ class NotificationQueries:
             wanted.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
         if query.status:
             wanted.append(f"({' OR '.join(has_status_sql(status, join) for status in sorted(set(query.status)))})")
-        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **expanded(EXPANSIONS, query.expand)))
+        parts = {"weeks": filtered.weeks("d.id"), **expanded(EXPANSIONS, query.expand)}
+        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **parts))
         # One more notification than fits on the page is requested, to find out whether there are more.
         items, more = [], False
         async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
