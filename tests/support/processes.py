@@ -23,6 +23,8 @@ from support.servers import PROJECT, in_containers
 
 START_TIMEOUT = 240.0  # seconds; RabbitMQ may have to be installed first
 STOP_TIMEOUT = 60.0  # seconds
+# Processes stop one after the other. If queues are lost, each of up to ten takes all the time that it is given.
+SYSTEM_STOP_TIMEOUT = 360.0  # seconds
 FINAL_TIMEOUT = 100.0  # seconds; a killed gateway's outbox leases last 30
 TRY_AGAIN = {429, 503, 504}
 FINAL = {"sent", "failed", "expired", "cancelled"}
@@ -120,7 +122,7 @@ def _running(
             yield system
         finally:
             process.terminate()
-            assert process.wait(STOP_TIMEOUT) == 0, log.read_text()
+            assert process.wait(SYSTEM_STOP_TIMEOUT) == 0, log.read_text()
 
 
 async def all_final(client: httpx.AsyncClient, ids: Sequence[str]) -> list[Json]:
