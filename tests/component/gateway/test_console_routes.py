@@ -76,7 +76,8 @@ async def test_overview_counts_deliveries_by_channel(
         snapshot = (await api.get("/api/overview")).json()
         (failed,) = snapshot["failures"]
         assert (failed["channel"], failed["error_class"], failed["error_code"]) == ("email", "permanent", "blocked")
-        assert (failed["count"], failed["last_notification_id"]) == (5, posted[-1])
+        assert failed["count"] == 5
+        assert failed["last_notification_id"] in posted  # they are sent at the same time, so any may fail last
         telegram = next(each for each in snapshot["channels"] if each["channel"] == "telegram")
         assert 0 < telegram["latency_p50"] <= telegram["latency_p95"] < 60
         assert telegram["seconds"]["sent"][0] is None  # counting had not begun by then
