@@ -194,6 +194,12 @@ def test_provider_outage_backs_off_without_using_the_retry_budget(
     assert waits == [1, 1, 2, 4, 8, 16]
 
 
+def test_first_wait_for_an_unreachable_provider_is_the_first_delay() -> None:
+    schedule = RetrySchedule(first_delay=timedelta(minutes=10), max_attempts=3)
+    decision = decide(request(), response(Unreachable("connect")), schedule)
+    assert decision.result.next_attempt_at == decision.result.finished_at + timedelta(minutes=10)
+
+
 def test_delivery_fails_after_the_maximum_wait() -> None:
     late = NOW + SCHEDULE.max_wait
     waiting = request(attempt=9).model_copy(update={"waiting_since": NOW})

@@ -115,7 +115,7 @@ def _retry_without_failure(
     if not delay or failure.of_recipient:
         # The next delay is about as long as the whole wait so far, so it doubles each time. A recipient that always
         # asks for a short wait could otherwise cause an attempt per second.
-        delay = max(delay, schedule.queue_delay(waited))
+        delay = max(delay, schedule.delay_after(1), schedule.queue_delay(waited))
     return _retry(request, response, outcome, error_class, request.failures, delay, waiting_since=since)
 
 
