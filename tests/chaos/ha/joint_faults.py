@@ -3,6 +3,9 @@
 import asyncio
 import time
 
+from support.cluster.brokers import Broker
+from support.cluster.databases import Member
+
 from chaos.ha.database_faults import some_members
 from chaos.ha.scene import HaScene, repaired
 from chaos.scene import Fault
@@ -10,8 +13,7 @@ from chaos.scene import Fault
 
 async def kill(scene: HaScene, fault: Fault) -> None:
     """Kill a broker and the primary's machine, and start them again."""
-    (node,) = scene.some_brokers(fault, 1)
-    (primary,) = await some_members(scene, primary=True, standbys=0)
+    node, primary = await _broker_and_primary(scene, fault)
     fault.killed |= {process.pid: node.name for process in node.processes()}
     node.kill()
     primary.kill()
@@ -24,8 +26,7 @@ async def kill(scene: HaScene, fault: Fault) -> None:
 
 async def freeze(scene: HaScene, fault: Fault) -> None:
     """Freeze a broker and the primary's machine until others have replaced them."""
-    (node,) = scene.some_brokers(fault, 1, after=1)
-    (primary,) = await some_members(scene, primary=True, standbys=0)
+    node, primary = await _broker_and_primary(scene, fault, after=1)
     fault.paused |= {process.pid: node.name for process in node.processes()}
     node.freeze()
     primary.freeze()
@@ -34,3 +35,9 @@ async def freeze(scene: HaScene, fault: Fault) -> None:
     primary.thaw()
     node.thaw()
     await repaired(scene, fault)
+
+
+async def _broker_and_primary(scene: HaScene, fault: Fault, *, after: int = 0) -> tuple[Broker, Member]:
+    (node,) = scene.some_brokers(fault, 1, after=after)
+    (primary,) = await some_members(scene, primary=True, standbys=0)
+    return node, primary
