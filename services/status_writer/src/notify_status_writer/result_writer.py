@@ -10,6 +10,7 @@ from notify_common.contracts.messages import DeliveryResult, DeliveryResults
 from notify_common.rabbitmq.dead_letters import bury
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
+from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
@@ -22,7 +23,6 @@ from notify_status_writer.result_store import ResultStore
 log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
-FLUSH_INTERVAL = 0.01  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results of a locked delivery are tried again
 
 
@@ -55,7 +55,7 @@ class ResultWriter:
         self._batcher = Batcher(
             self._flush,
             max_batch=MESSAGES_PER_TRANSACTION,
-            flush_interval=FLUSH_INTERVAL,
+            interval_after=interval_after,
             # `apply` is one transaction, so a flush that fails has written nothing, whatever its error. The batch is
             # bisected to find the results that fail, because they would otherwise take thousands of others with them.
             rejections=(Exception,),

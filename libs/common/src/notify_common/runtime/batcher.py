@@ -1,8 +1,8 @@
 """Batch items that arrive concurrently: items that arrive while one batch is being flushed go into the next.
 
 A lone item never waits for a batch to fill. Under load, the whole batch shares the cost of a flush (a transaction, a
-publisher confirm). With a `flush_interval`, flushes start at least that far apart, so that an item that arrives soon
-after a flush waits a little for others to join it.
+publisher confirm). With an `interval_after`, an item that arrives soon after a large batch waits a little for others to
+join it.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from notify_common.errors import Overloaded
+from notify_common.runtime.batch_interval import no_interval
 from notify_common.runtime.waiting_queue import FairQueue, FifoQueue, WaitingQueue
 
 Item = TypeVar("Item")
@@ -39,6 +40,7 @@ class Submission(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Flushes one batch at a time, of at most `max_batch` submissions; `flush` returns one result per item.
 
+    A batch starts at least `interval_after(items)` seconds after the start of the one before it, which had `items`.
     The bounds in bytes apply to the sizes that callers pass. A single submission may exceed `max_batch_bytes`. If the
     batcher is `fair`, tenants share its batches and its room, and otherwise all submissions count as those of one.
 
@@ -55,14 +57,14 @@ class Batcher(Generic[Item, Result]):
         max_waiting: float = math.inf,
         max_waiting_bytes: float = math.inf,
         fair: bool = False,
-        flush_interval: float = 0.0,
+        interval_after: Callable[[int], float] = no_interval,
         rejections: tuple[type[Exception], ...] = (),
         observe: Callable[[int], object] | None = None,
     ) -> None:
         self._flush = flush
         self._max_batch = max_batch
         self._max_batch_bytes = max_batch_bytes
-        self._flush_interval = flush_interval  # seconds
+        self._interval_after = interval_after
         self._next_flush_at = 0.0
         self._rejections = rejections
         self._observe = observe  # the number of submissions in each batch
@@ -126,17 +128,18 @@ class Batcher(Generic[Item, Result]):
         while self._waiting:
             if (wait := self._next_flush_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
-            self._next_flush_at = loop.time() + self._flush_interval
             taken = self._waiting.take(self._max_batch, self._max_batch_bytes)
             # The items of callers that were cancelled before the flush began are not flushed.
             if batch := [submission for submission in taken if not submission.flushed.done()]:
                 if self._observe is not None:
                     self._observe(len(batch))
-                await self._flush_batch(batch)
+                items = [item for submission in batch for item in submission.items]
+                self._next_flush_at = loop.time() + self._interval_after(len(items))
+                await self._flush_batch(batch, items)
 
-    async def _flush_batch(self, batch: Sequence[Submission[Item, Result]]) -> None:
+    async def _flush_batch(self, batch: Sequence[Submission[Item, Result]], items: Sequence[Item]) -> None:
         try:
-            outcomes = await self._flush_or_bisect([item for submission in batch for item in submission.items])
+            outcomes = await self._flush_or_bisect(items)
         except BaseException:
             for submission in (*batch, *self._waiting.clear()):
                 submission.flushed.cancel()

@@ -18,6 +18,7 @@ from notify_common.errors import PoisonMessage, PublishFailed
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
 from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
@@ -35,7 +36,6 @@ from notify_common.sending.simulator import is_simulated
 log = logging.getLogger(__name__)
 
 MAX_RETRIES_PER_PUBLISH = 200
-FLUSH_INTERVAL = 0.01  # seconds
 REPORT_TIMEOUT = 1.0  # seconds until calls are held back because results are not confirmed
 REMEMBERED_ATTEMPTS = 10_000
 LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
@@ -78,7 +78,7 @@ class Sender:
         self._results = Batcher(
             self._publish_result_batch,
             max_batch=messages.MAX_RESULTS,
-            flush_interval=FLUSH_INTERVAL,
+            interval_after=interval_after,
             observe=metrics.observe_results_batch,
         )
         self._retries: dict[str, Batcher[DeliveryRequested, PublishFailed | None]] = {}
@@ -242,7 +242,7 @@ class Sender:
             retries = self._retries[routing_key] = Batcher(
                 partial(self._publish_retry_batch, self._create_publisher(), routing_key),
                 max_batch=MAX_RETRIES_PER_PUBLISH,
-                flush_interval=FLUSH_INTERVAL,
+                interval_after=interval_after,
                 observe=self._metrics.observe_retries_batch,
             )
         return retries

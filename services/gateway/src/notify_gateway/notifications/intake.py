@@ -10,6 +10,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import StatusChange
 from notify_common.contracts.trace_context import trace_id
 from notify_common.errors import Overloaded
+from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.engine import autocommitting, database_errors
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 NOTIFICATIONS_PER_TRANSACTION = 500
 BYTES_PER_TRANSACTION = 2 * 1024 * 1024
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-FLUSH_INTERVAL = 0.01  # seconds
 
 # This is a single statement, so that a batch takes one round trip, and no notification is stored without its deliveries
 # and their outbox rows.
@@ -146,7 +146,7 @@ class NotificationIntake:
             max_waiting=max_waiting,
             max_waiting_bytes=MAX_WAITING_BYTES,
             fair=True,
-            flush_interval=FLUSH_INTERVAL,
+            interval_after=interval_after,
             rejections=(DataRejected,),
             observe=metrics.observe_accepted_batch,
         )

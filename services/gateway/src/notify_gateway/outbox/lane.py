@@ -18,6 +18,7 @@ from notify_common.contracts.messages import DeliveryRequested
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER
 from notify_common.errors import PublishFailed, PublishRefused
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
+from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import Span, Tracing
 from notify_database.errors import DatabaseUnavailable
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 # after about 400 of them, and all lanes share the connection.
 BATCH_SIZE = 200
 BATCH_BYTES = 1024 * 1024
-BATCH_INTERVAL = 0.01  # seconds between batches, so that deliveries that arrive in between share a batch
 # The bounds hold for each lane, so that no channel takes the room of another.
 MAX_HANDED_OVER = 4_000  # deliveries
 MAX_HANDED_OVER_BYTES = 5 * 1024 * 1024
@@ -115,12 +115,13 @@ class Lane:
             wait = CONNECTION_INTERVAL
             if self._may_publish():
                 self._wake.clear()
-                next_batch_at = lease_clock() + BATCH_INTERVAL
+                began = lease_clock()
                 if not (batch := self._next_batch()):
                     if not self._due and not self._handed_over:
                         await self._wake.wait()
                     continue
-                wait = await self._publish(batch) or next_batch_at - lease_clock()
+                interval = interval_after(len(batch))
+                wait = await self._publish(batch) or began + interval - lease_clock()
                 if not self._due:
                     self._on_room(self.channel)
             if wait > 0:
