@@ -69,6 +69,7 @@ class Lane:
         self._wake = asyncio.Event()
         self._unconfirmed = False  # the broker has not confirmed the current batch for a while
         self._refusing = False  # the broker confirmed nothing of the last batch
+        self._deleting: asyncio.Task[None] | None = None
         self._undeleted = False  # PostgreSQL did not delete the rows of the last batch at once
         self._finished = False
         self._last_refusal = 0.0
@@ -111,24 +112,28 @@ class Lane:
 
     async def run(self, drain: asyncio.Event) -> None:
         """Publish until `drain` is set, and then publish or release the remaining deliveries."""
-        while not drain.is_set():
-            wait = CONNECTION_INTERVAL
-            if self._may_publish():
-                self._wake.clear()
-                began = lease_clock()
-                if not (batch := self._next_batch()):
-                    if not self._due and not self._handed_over:
-                        await self._wake.wait()
-                    continue
-                interval = interval_after(len(batch))
-                wait = await self._publish(batch) or began + interval - lease_clock()
-                if not self._due:
-                    self._on_room(self.channel)
-            if wait > 0:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await drain.wait()
-        await self._finish()
+        async with asyncio.TaskGroup() as self._tasks:
+            while not drain.is_set():
+                wait = await self._publish_next() if self._may_publish() else CONNECTION_INTERVAL
+                if wait > 0:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await drain.wait()
+            await self._finish()
+
+    async def _publish_next(self) -> float:
+        """Publish the next batch once there is one; return the seconds to wait before the one after it."""
+        self._wake.clear()
+        began = lease_clock()
+        if not (batch := self._next_batch()):
+            if not self._due and not self._handed_over:
+                await self._wake.wait()
+            return 0.0
+        interval = interval_after(len(batch))
+        wait = await self._publish(batch) or began + interval - lease_clock()
+        if not self._due:
+            self._on_room(self.channel)
+        return wait
 
     def _next_batch(self) -> list[Held]:
         # The two kinds share a batch, so that neither starves the other.
@@ -175,8 +180,11 @@ class Lane:
         confirmed = [held for held, failure in outcomes if failure is None]
         if confirmed:
             self._metrics.published[self.channel].inc(len(confirmed))
-            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none.
-            await self._delete(confirmed)
+            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none. The
+            # next batch is published meanwhile. The one after it waits, so that few confirmed rows are left.
+            if self._deleting is not None:
+                await self._deleting
+            self._deleting = self._tasks.create_task(self._delete(confirmed))
         self._refusing = not confirmed
         failures = [failure for _, failure in outcomes if failure is not None]
         if not failures:
