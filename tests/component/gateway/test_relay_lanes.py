@@ -189,6 +189,6 @@ async def test_defect_in_a_lane_ends_the_relay(
 
     raised = asyncio.Event()
     await add_row(engine)
-    with pytest.raises(Defect):
+    with pytest.RaisesGroup(Defect):
         async with running_relay(rabbit, postgres, Defective):
             await raised.wait()
