@@ -64,7 +64,7 @@ def test_interval_shrinks_again_after_a_burst() -> None:
     while size > 1:
         sizes.append(size)
         assert len(sizes) < 20
-        size = interval_after(round(size)) * 1_000  # as many items as arrive meanwhile at 1,000 per second
+        size = interval_after(round(size)) * 200  # as many items as arrive meanwhile at 200 per second
 
 
 def test_without_an_interval_batches_follow_one_another_at_once() -> None:
