@@ -8,6 +8,7 @@ import asyncpg
 
 from benchmarks.contenders.contender import POOL_SIZE
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
+from benchmarks.contenders.tuning import PlainConnection
 
 INSERT = """
     INSERT INTO notifications (id, user_id, message, type, status, created_at) VALUES ($1, $2, $3, $4, 'pending', $5)
@@ -17,7 +18,9 @@ UPDATE = "UPDATE notifications SET status = 'sent' WHERE id = $1"
 
 def create_pool() -> asyncpg.Pool:
     """Return a pool, which opens its connections when it is entered."""
-    return asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=POOL_SIZE, max_size=POOL_SIZE)
+    return asyncpg.create_pool(
+        os.environ["DATABASE_URL"], min_size=POOL_SIZE, max_size=POOL_SIZE, connection_class=PlainConnection
+    )
 
 
 def new_notification(body: NotificationRequest) -> NotificationView:

@@ -17,6 +17,6 @@ BACKGROUND_TASKS = Contender(
         "https://docs.sqlalchemy.org/en/21/core/pooling.html",
     ],
     switches="uvicorn with two workers (uvloop, httptools); SQLAlchemy on asyncpg (ORM for the INSERT, Core for the "
-    "UPDATE), a fixed pool of 20 connections per worker; no queue; Python's default garbage collection; no tracing",
+    "UPDATE), a fixed pool of 20 connections per worker; no queue; this service's garbage collection; no tracing",
     guarantees="weaker: tasks exist in memory only, and are lost when their process ends; nothing is tried again",
 )

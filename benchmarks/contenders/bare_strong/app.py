@@ -5,7 +5,6 @@ others. The sender has nothing to batch: it is the one of `bare`.
 """
 
 import asyncio
-import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -17,9 +16,10 @@ from aio_pika.abc import AbstractIncomingMessage
 from fastapi import FastAPI, Request
 
 from benchmarks.contenders.bare.app import DELIVERIES, RESULTS, Delivery, Result, open_channel, publish, sender
-from benchmarks.contenders.bare_strong.batches import Batches, PlainConnection
+from benchmarks.contenders.bare_strong.batches import Batches
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
 from benchmarks.contenders.plain_database import new_notification
+from benchmarks.contenders.tuning import PlainConnection, collect_garbage_less_often
 
 INSERT = """
     INSERT INTO notifications (id, user_id, message, type, status, created_at)
@@ -28,13 +28,6 @@ INSERT = """
         AS new (id, user_id, message, type, created_at)
 """
 UPDATE = "UPDATE notifications SET status = 'sent' WHERE id = ANY($1)"
-GC_THRESHOLDS = (50_000, 20, 100)  # as in this service
-
-
-def collect_garbage_less_often() -> None:
-    """Make full collections rare, because they traverse every message in flight, and leave out what exists already."""
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 @asynccontextmanager

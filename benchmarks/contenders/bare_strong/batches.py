@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 import asyncpg
-from typing_extensions import override
 
 LONGEST = 500  # items
 
@@ -41,12 +40,3 @@ class Batches(Generic[Item]):
                     if not done.done():
                         done.set_result(None)
         self._task = None
-
-
-class PlainConnection(asyncpg.Connection):
-    """A connection that is released without the four statements that reset it, because nothing here changes it."""
-
-    @override
-    def get_reset_query(self) -> str:
-        """Return no query."""
-        return ""

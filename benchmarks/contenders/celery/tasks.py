@@ -5,11 +5,13 @@ import time
 from uuid import UUID
 
 from celery import Celery
+from celery.signals import worker_init
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from benchmarks.contenders.contender import POOL_SIZE
 from benchmarks.contenders.notifications import mark_sent
+from benchmarks.contenders.tuning import collect_garbage_less_often
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 THREADS = 40  # AnyIO's limit, in which FastAPI runs functions that are not async
@@ -29,7 +31,13 @@ engine = create_engine(
 new_session = sessionmaker(engine, expire_on_commit=False)
 
 
-@app.task  # type: ignore[untyped-decorator]  # Celery has no type hints
+@worker_init.connect  # type: ignore[untyped-decorator]  # Celery has no type hints
+def prepare(**_: object) -> None:
+    """Prepare the worker before it forks."""
+    collect_garbage_less_often()
+
+
+@app.task  # type: ignore[untyped-decorator]  # as above
 def send(notification_id: str) -> None:
     """Send the notification, and store its status."""
     time.sleep(LATENCY)

@@ -10,6 +10,7 @@ from faststream.rabbit import RabbitBroker, RabbitQueue
 from benchmarks.contenders.faststream.messages import QUEUE, Delivery
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
 from benchmarks.contenders.plain_database import create_pool, insert, new_notification
+from benchmarks.contenders.tuning import collect_garbage_less_often
 
 broker = RabbitBroker(os.environ["RABBITMQ_URL"], logger=None)
 
@@ -17,6 +18,7 @@ broker = RabbitBroker(os.environ["RABBITMQ_URL"], logger=None)
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the pool and connect the broker while the API runs."""
+    collect_garbage_less_often()
     async with create_pool() as app.state.pool, broker:
         await broker.start()
         # A request that came before the worker's start would otherwise be unroutable.

@@ -11,6 +11,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from benchmarks.contenders.contender import CONCURRENCY
 from benchmarks.contenders.faststream.messages import QUEUE, Delivery
 from benchmarks.contenders.plain_database import create_pool, mark_sent
+from benchmarks.contenders.tuning import collect_garbage_less_often
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 
@@ -18,6 +19,7 @@ LATENCY = float(os.environ["LATENCY"])  # seconds
 @asynccontextmanager
 async def lifespan(context: ContextRepo) -> AsyncIterator[None]:
     """Open the pool while the worker runs."""
+    collect_garbage_less_often()
     async with create_pool() as pool:
         context.set_global("pool", pool)
         yield

@@ -39,9 +39,9 @@ PGQUEUER = Contender(
         "https://github.com/janbjorge/pgqueuer/blob/main/examples/fastapi_usage.py",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
     ],
-    switches="uvicorn with two workers, one `PgQueuer.run(batch_size=100)`; a connection of its own for the queue, "
-    "and a pool of 20 for the jobs; durable tables (the default) with `pgq autovac`; asyncpg; no limit of concurrent "
-    "jobs; no RabbitMQ; uvloop; Python's default garbage collection; no tracing",
+    switches="uvicorn with two workers, one `PgQueuer.run(batch_size=100)`; a connection of its own for the queue, and "
+    "a pool of 20 for the jobs; durable tables (the default) with `pgq autovac`; asyncpg, no reset query; no limit of "
+    "concurrent jobs; no RabbitMQ; uvloop; this service's garbage collection; no tracing",
     guarantees="stronger in one point: the row and the job are committed together, so that no row can be left "
     "behind; otherwise similar: at least once, a job of a dead worker is taken again after 30 s",
     forget="TRUNCATE notifications, pgqueuer_log",

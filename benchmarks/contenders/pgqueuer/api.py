@@ -9,11 +9,13 @@ from pgqueuer.queries import Queries
 
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
 from benchmarks.contenders.plain_database import create_pool, insert, new_notification
+from benchmarks.contenders.tuning import collect_garbage_less_often
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the pool while the API runs."""
+    collect_garbage_less_often()
     async with create_pool() as app.state.pool:
         yield
 

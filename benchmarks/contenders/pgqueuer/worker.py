@@ -14,6 +14,7 @@ from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
 
 from benchmarks.contenders.plain_database import create_pool, mark_sent
+from benchmarks.contenders.tuning import collect_garbage_less_often
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 BATCH_SIZE = 100  # "Increase batch_size when jobs are short-lived (< 1 s)"; the default is 10
@@ -21,6 +22,7 @@ BATCH_SIZE = 100  # "Increase batch_size when jobs are short-lived (< 1 s)"; the
 
 async def main() -> None:
     """Work with one connection for the queue and a pool for the jobs, as the page on performance recommends."""
+    collect_garbage_less_often()
     connection = await asyncpg.connect(os.environ["DATABASE_URL"])
     async with create_pool() as pool:
         queuer = PgQueuer(AsyncpgDriver(connection))

@@ -31,9 +31,9 @@ TASKIQ = Contender(
         "https://fastapi.tiangolo.com/deployment/server-workers/",
     ],
     switches="uvicorn with two workers, two Taskiq workers (the default) with 250 tasks at a time and a `qos` of 250 "
-    "each; persistent messages with confirms, quorum queue (taskiq-aio-pika's default), acks after the task; no "
-    "result backend; asyncpg, a pool of 20 connections per process; uvloop; Python's default garbage collection; no "
-    "tracing",
+    "each; persistent messages with confirms, quorum queue (taskiq-aio-pika's default), acks after the task; no result "
+    "backend; asyncpg, a pool of 20 connections per process, no reset query; uvloop; this service's garbage "
+    "collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; a task that raises is acknowledged and not "
     "tried again unless a retry middleware is added; the row and the message are not written in one transaction",
 )  # fmt: skip

@@ -8,11 +8,13 @@ from fastapi import FastAPI, Request
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
 from benchmarks.contenders.plain_database import create_pool, insert, new_notification
 from benchmarks.contenders.taskiq.tasks import broker, send
+from benchmarks.contenders.tuning import collect_garbage_less_often
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the pool and connect the broker while the API runs."""
+    collect_garbage_less_often()
     async with create_pool() as app.state.pool:
         await broker.startup()
         yield

@@ -10,6 +10,7 @@ from taskiq_aio_pika import AioPikaBroker
 from benchmarks.contenders.contender import CONCURRENCY
 from benchmarks.contenders.plain_database import create_pool, mark_sent
 from benchmarks.contenders.taskiq import WORKERS
+from benchmarks.contenders.tuning import collect_garbage_less_often
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 
@@ -19,6 +20,7 @@ broker = AioPikaBroker(os.environ["RABBITMQ_URL"], qos=CONCURRENCY // WORKERS)
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)  # type: ignore[untyped-decorator]  # it is not installed where types are checked
 async def open_pool(state: TaskiqState) -> None:
     """Open the pool when the worker starts."""
+    collect_garbage_less_often()
     state.pool = await create_pool()
 
 

@@ -1,0 +1,23 @@
+"""What this service does to save CPU, for the contenders in Python whose documentation says nothing about it."""
+
+import gc
+
+import asyncpg
+from typing_extensions import override
+
+GC_THRESHOLDS = (50_000, 20, 100)  # as in this service
+
+
+def collect_garbage_less_often() -> None:
+    """Make full collections rare, because they traverse every message in flight, and leave out what exists already."""
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+class PlainConnection(asyncpg.Connection):
+    """A connection that is released without the four statements that reset it, because nothing here changes it."""
+
+    @override
+    def get_reset_query(self) -> str:
+        """Return no query."""
+        return ""
