@@ -4,8 +4,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from datetime import timedelta
+from typing import Any
 
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, StatusChange
@@ -51,10 +52,8 @@ class RelayKilledBeforeHandOver(OutboxRelay):
 
 class PublisherKilledBeforeConfirm(ConfirmedPublisher):
     @override
-    async def publish(
-        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
-    ) -> list[PublishFailed | None]:
-        publishing = asyncio.create_task(super().publish(messages, may_write=may_write))
+    async def publish(self, messages: Sequence[OutgoingMessage], **options: Any) -> list[PublishFailed | None]:
+        publishing = asyncio.create_task(super().publish(messages, **options))
         async with hand_on(load_settings(OperatorSettings)) as hand:
 
             async def has_arrived() -> bool:
@@ -69,10 +68,8 @@ class PublisherKilledAfterConfirm(ConfirmedPublisher):
     """A publisher that dies after the broker's confirm, before a gateway deletes its outbox rows or a sender acks."""
 
     @override
-    async def publish(
-        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
-    ) -> list[PublishFailed | None]:
-        assert await super().publish(messages, may_write=may_write) == [None]
+    async def publish(self, messages: Sequence[OutgoingMessage], **options: Any) -> list[PublishFailed | None]:
+        assert await super().publish(messages, **options) == [None]
         die()
         return []
 

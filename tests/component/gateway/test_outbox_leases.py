@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -136,13 +137,13 @@ class Paused(ConfirmedPublisher):
 
     @override
     async def publish(
-        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True, **options: Any
     ) -> list[PublishFailed | None]:
         if not self.began.is_set():
             self.may_write.append(may_write)
             self.began.set()
             await self.resume.wait()
-        return await super().publish(messages, may_write=may_write)
+        return await super().publish(messages, may_write=may_write, **options)
 
 
 async def test_relay_paused_beyond_its_lease_publishes_nothing(

@@ -1,7 +1,7 @@
 """One channel's queue that refuses messages, or never confirms them, delays no other channel."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -181,9 +181,7 @@ async def test_defect_in_a_lane_ends_the_relay(
 
     class Defective(ConfirmedPublisher):
         @override
-        async def publish(
-            self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
-        ) -> list[PublishFailed | None]:
+        async def publish(self, messages: Sequence[OutgoingMessage], **options: Any) -> list[PublishFailed | None]:
             raised.set()
             raise Defect
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -80,12 +81,10 @@ class Unreporting(ConfirmedPublisher):
     resume: asyncio.Event
 
     @override
-    async def publish(
-        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
-    ) -> list[PublishFailed | None]:
+    async def publish(self, messages: Sequence[OutgoingMessage], **options: Any) -> list[PublishFailed | None]:
         if messages[0].exchange == topology.results(Channel.TELEGRAM).exchange:
             await self.resume.wait()
-        return await super().publish(messages, may_write=may_write)
+        return await super().publish(messages, **options)
 
 
 async def test_lost_connections_use_up_no_redeliveries_while_results_cannot_be_reported(

@@ -17,6 +17,10 @@ class PublishRefused(PublishFailed):
     """The broker refused the message, because its queue is full or missing. The message may be published again."""
 
 
+class NotConfirmed(PublishFailed):
+    """The broker has not confirmed the message for long, because its queue has no majority, but may still do so."""
+
+
 class PublishImpossible(PublishFailed):
     """The broker does not accept the message, or another one that was published on the same channel."""
 

@@ -69,6 +69,17 @@ def test_exact_wait_is_exceeded_by_no_more_than_a_sender_waits_for_a_turn(first:
     assert hops <= len(schedule.delays) + 1
 
 
+@pytest.mark.parametrize(
+    ("available", "wait", "delay"), [([1, 4, 8], 2, 1), ([2, 4], 1, 2), ([1, 2, 8], 7, 2), ([8], 3, 8)]
+)
+def test_wait_without_its_queue_gets_a_shorter_one_or_else_the_next_longer_one(
+    available: list[int], wait: int, delay: int
+) -> None:
+    schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
+    delays = [timedelta(seconds=each) for each in available]
+    assert schedule.queue_delay(timedelta(seconds=wait), delays=delays) == timedelta(seconds=delay)
+
+
 def test_tolerance_does_not_exceed_the_latest_possible_time() -> None:
     schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
     wait, hour = timedelta(seconds=3430), timedelta(hours=1)

@@ -17,12 +17,23 @@ from aiormq.exceptions import ChannelPreconditionFailed, DeliveryError, PublishE
 from faststream.rabbit import RabbitBroker, RabbitExchange
 
 from notify_common.errors import BrokerUnavailable, NotWritten, PublishFailed, PublishImpossible, PublishRefused
-from notify_common.rabbitmq.connection import RECONNECT_INTERVAL, broker_errors, open_channel, wait_unless_closed
+from notify_common.rabbitmq.connection import (
+    RECONNECT_INTERVAL,
+    broker_errors,
+    open_channel,
+    open_transport,
+    wait_unless_closed,
+)
+from notify_common.rabbitmq.queue_probe import QueueProbe
 from notify_common.rabbitmq.raw_channel import Publish, forget_publishes, write_publishes
 
 log = logging.getLogger(__name__)
 
 PERSISTENT = 2  # AMQP 0-9-1, delivery-mode
+
+
+Confirmations = Sequence["asyncio.Future[Any]"]
+"""A future per message, which ends when RabbitMQ confirms the message, and fails if RabbitMQ refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +58,20 @@ class ConfirmedPublisher:
         self._restore_topology = restore_topology
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
+        self._probe = QueueProbe()
 
     async def publish(
-        self, messages: Sequence[OutgoingMessage], *, may_write: Callable[[], bool] = lambda: True
+        self,
+        messages: Sequence[OutgoingMessage],
+        *,
+        may_write: Callable[[], bool] = lambda: True,
+        on_written: Callable[[Confirmations], object] = lambda _: None,
     ) -> list[PublishFailed | None]:
         """Publish the messages; return for each of them None if the broker confirmed it, or else the failure.
 
         `may_write` is called directly before the messages are written together, which may be long after this call,
-        because a channel may have to be opened first. If it returns False, none is written.
+        because a channel may have to be opened first. If it returns False, none is written. Once they are written,
+        `on_written` is called with their confirmations, for callers that do not wait for all of them.
 
         There is no timeout: during a memory alarm the broker accepts messages late, and publishing a second copy in the
         meantime would notify the user twice. The heartbeat detects dead connections.
@@ -70,6 +87,7 @@ class ConfirmedPublisher:
             return [PublishFailed(str(unavailable))] * len(messages)
         except NotWritten as not_written:
             return [not_written] * len(messages)
+        on_written(confirmations)
         try:
             # After the channel has closed, no further confirm can arrive.
             await wait_unless_closed(channel, asyncio.gather(*confirmations, return_exceptions=True))
@@ -97,6 +115,18 @@ class ConfirmedPublisher:
             log.debug("messages were not confirmed; retrying", extra={"count": len(messages), "reason": str(failures)})
             await asyncio.sleep(RECONNECT_INTERVAL)
 
+    async def responds(self, timeout: float) -> bool:
+        """Return whether RabbitMQ has read everything written so far, and responds within `timeout` seconds.
+
+        During a memory alarm, it reads nothing from a connection that publishes.
+        """
+        try:
+            with broker_errors():
+                await self._probe.ask(open_transport(await self._broker.connect()), timeout)
+        except BrokerUnavailable:
+            return False
+        return True
+
     def _abandon(self, channel: Channel) -> None:
         if self._channel is channel:
             self._channel = None
@@ -119,7 +149,7 @@ def _publish(message: OutgoingMessage) -> Publish:
     return publish, properties, message.body
 
 
-def _is_incomplete(channel: Channel, confirmations: "Sequence[asyncio.Future[Any]]") -> bool:
+def _is_incomplete(channel: Channel, confirmations: Confirmations) -> bool:
     """Return whether a message was unroutable, or the broker closed the channel because an exchange is missing."""
     if channel.is_closed:
         return not channel.connection.is_closed

@@ -45,8 +45,17 @@ class RetrySchedule:
         """Return how long to wait after a failure; `failures` counts the round's failures, including this one."""
         return self._backoffs[min(failures, len(self._backoffs)) - 1]
 
-    def queue_delay(self, wait: timedelta, *, exact: bool = False, latest: timedelta = timedelta.max) -> timedelta:
+    def queue_delay(
+        self,
+        wait: timedelta,
+        *,
+        exact: bool = False,
+        latest: timedelta = timedelta.max,
+        delays: Sequence[timedelta] | None = None,
+    ) -> timedelta:
         """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the shortest delay.
+
+        The choice is among `delays`, in ascending order, or else among all.
 
         A message that leaves its queue early is scheduled again. Without the tolerance, the few milliseconds in transit
         would make each wait a little too short for the intended queue, and so send the message through shorter ones.
@@ -54,7 +63,8 @@ class RetrySchedule:
         of a long wait would be too late.
         """
         longest = wait if exact else max(wait, min(wait * TOLERANCE, latest))
-        return max((delay for delay in self.delays if delay <= longest), default=self.delays[0])
+        delays = self.delays if delays is None else delays
+        return max((delay for delay in delays if delay <= longest), default=delays[0])
 
 
 def due_at(request: DeliveryRequested) -> datetime | None:

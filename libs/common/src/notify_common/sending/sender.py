@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
 
 from pydantic import ValidationError
 
@@ -14,7 +13,7 @@ from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
-from notify_common.errors import PoisonMessage, PublishFailed
+from notify_common.errors import PoisonMessage
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
 from notify_common.rabbitmq.consumer import Message
 from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
@@ -30,12 +29,12 @@ from notify_common.sending.circuit_breaker import Admission, CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
-from notify_common.sending.retry_schedule import RetrySchedule, due_at, is_early
+from notify_common.sending.retry_publisher import RetryPublisher
+from notify_common.sending.retry_schedule import RetrySchedule, is_early
 from notify_common.sending.simulator import is_simulated
 
 log = logging.getLogger(__name__)
 
-MAX_RETRIES_PER_PUBLISH = 200
 REPORT_TIMEOUT = 1.0  # seconds until calls are held back because results are not confirmed
 REMEMBERED_ATTEMPTS = 10_000
 LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
@@ -46,7 +45,8 @@ class Sender:
 
     def __init__(
         self,
-        create_publisher: Callable[[], ConfirmedPublisher],
+        results_publisher: ConfirmedPublisher,
+        retries: RetryPublisher,
         *,
         channel: Channel,
         provider: Provider,
@@ -57,10 +57,9 @@ class Sender:
         breakers: CircuitBreakers | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
-        self._create_publisher = create_publisher
-        self._results_publisher = create_publisher()
+        self._results_publisher = results_publisher
+        self._retries = retries
         self._channel = channel
-        self._retry_exchange = topology.retry_exchange(channel)
         self._results_to = topology.results(channel)
         self._provider = provider
         self._provider_timeout = provider_timeout
@@ -81,14 +80,13 @@ class Sender:
             interval_after=interval_after,
             observe=metrics.observe_results_batch,
         )
-        self._retries: dict[str, Batcher[DeliveryRequested, PublishFailed | None]] = {}
 
     async def handle(self, message: Message) -> None:
         """Return only once the message's result and any retry are confirmed, because the message is then acked."""
         request, now = self._parse(message), utc_now()
         if is_early(request, now):
             # The message left its retry queue early, because queues have fixed delays and none of them is longer.
-            while not await self._publish_retry(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
+            while not await self._retries.publish(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
                 await asyncio.sleep(RECONNECT_INTERVAL)
             return
         if self._attempts.was_postponed(request):
@@ -141,7 +139,7 @@ class Sender:
         while True:
             if attempt.scheduling is None or (attempt.scheduling.done() and not attempt.scheduling.result()):
                 # The wait counts from the end of the attempt, so that it matches one queue's delay exactly.
-                attempt.scheduling = asyncio.create_task(self._publish_retry(request, finished_at))
+                attempt.scheduling = asyncio.create_task(self._retries.publish(request, finished_at))
             if await asyncio.shield(attempt.scheduling):
                 return
             await asyncio.sleep(RECONNECT_INTERVAL)
@@ -222,39 +220,6 @@ class Sender:
             not_before, reserved = request.expires_at, False
         changes = {"not_before": not_before, "waiting_since": since, "reserved": reserved}
         return Postponed(request.model_copy(update=changes))
-
-    async def _publish_retry(self, request: DeliveryRequested, wait_from: datetime) -> bool:
-        """Publish the request to a retry queue, where it occupies no worker; return True if the broker confirms it."""
-        due = due_at(request) or wait_from
-        # A turn and an expiry come at their exact time, however long the wait is.
-        exact = request.reserved or due == request.expires_at
-        latest = timedelta.max if request.expires_at is None else request.expires_at - wait_from
-        delay = self._retry_schedule.queue_delay(due - wait_from, exact=exact, latest=latest)
-        failure = await self._retries_to(topology.retry_routing_key(delay)).submit(request)
-        if failure is None:
-            self._metrics.retries_scheduled.inc()
-        return failure is None
-
-    def _retries_to(self, routing_key: str) -> Batcher[DeliveryRequested, PublishFailed | None]:
-        """Return the batcher for one retry queue. It has its own AMQP channel, which the queue may stop for long."""
-        retries = self._retries.get(routing_key)
-        if retries is None:
-            retries = self._retries[routing_key] = Batcher(
-                partial(self._publish_retry_batch, self._create_publisher(), routing_key),
-                max_batch=MAX_RETRIES_PER_PUBLISH,
-                interval_after=interval_after,
-                observe=self._metrics.observe_retries_batch,
-            )
-        return retries
-
-    async def _publish_retry_batch(
-        self, publisher: ConfirmedPublisher, routing_key: str, retries: Sequence[DeliveryRequested]
-    ) -> list[PublishFailed | None]:
-        # The bodies are made here, because thousands of retries may wait for the broker, and each body may be large.
-        exchange = self._retry_exchange
-        return await publisher.publish(
-            [OutgoingMessage(exchange, routing_key, request.body(), request.headers()) for request in retries]
-        )
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.

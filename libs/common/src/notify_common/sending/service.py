@@ -23,6 +23,7 @@ from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_limits import ProviderLimits
+from notify_common.sending.retry_publisher import RetryPublisher
 from notify_common.sending.retry_queue_depth import WaitingRetries
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
@@ -78,13 +79,16 @@ def create_sender(
     declared = DeclaredTopology(settings, topology.sender(channel, schedule.delays), role=role)
     create_publisher = partial(publisher_class, broker, declared.restore)
     breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
+    prefetch = limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency
+    metrics = SenderMetrics(registry, channel)
     sender = Sender(
-        create_publisher,
+        create_publisher(),
+        RetryPublisher(create_publisher, channel=channel, schedule=schedule, metrics=metrics, prefetch=prefetch),
         channel=channel,
         provider=provider,
         provider_timeout=settings.provider_timeout,
         schedule=schedule,
-        metrics=SenderMetrics(registry, channel),
+        metrics=metrics,
         pauses=ProcessPauses(settings.rabbitmq_heartbeat),
         breakers=breakers,
         tracing=tracing or settings.tracing(role),
@@ -93,7 +97,7 @@ def create_sender(
         consuming,
         topology.delivery_queue_name(channel),
         handle=sender.handle,
-        prefetch=limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency,
+        prefetch=prefetch,
         publisher=create_publisher(),
         graceful_timeout=settings.graceful_timeout(),
         ready=sender.reporting,

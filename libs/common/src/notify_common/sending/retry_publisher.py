@@ -1,0 +1,204 @@
+"""Publish retries to the retry queues, so that a queue that accepts none does not stop its channel."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
+from notify_common.errors import NotConfirmed, NotWritten, PublishFailed, PublishRefused
+from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
+from notify_common.rabbitmq.publisher import Confirmations, ConfirmedPublisher, OutgoingMessage
+from notify_common.runtime.batch_interval import interval_after
+from notify_common.runtime.batcher import Batcher
+from notify_common.runtime.clock import utc_now
+from notify_common.runtime.outage import Outage
+from notify_common.sending.metrics import SenderMetrics
+from notify_common.sending.retry_schedule import RetrySchedule, due_at
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 200
+# A queue may have an unconfirmed batch. It must not hold so many messages that the sender receives no others.
+SHARE_OF_PREFETCH = 0.25
+CONFIRM_TIME = 1.0  # seconds
+RESPONSE_TIME = 1.0  # seconds
+REFUSED_TIME = 10.0  # seconds for which a queue that has refused a retry gets no others
+# Long, because the same retry in a second queue leads to a second attempt once the first queue has a majority again.
+# Shorter than RabbitMQ's consumer timeout, 30 minutes, after which another sender would make the last attempt again.
+PATIENCE = 600.0  # seconds
+
+_Publishing = asyncio.Task[list[PublishFailed | None]]
+
+
+class RetryPublisher:
+    """Publishes a channel's retries, each to the retry queue that suits its wait best and accepts retries.
+
+    A message in a queue with a shorter delay returns early, and is published again. If there is no such queue, it goes
+    to one with a longer delay.
+    """
+
+    def __init__(
+        self,
+        create_publisher: Callable[[], ConfirmedPublisher],
+        *,
+        channel: Channel,
+        schedule: RetrySchedule,
+        metrics: SenderMetrics,
+        prefetch: int,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._schedule = schedule
+        self._metrics = metrics
+        max_batch = max(1, min(MAX_BATCH, int(prefetch * SHARE_OF_PREFETCH)))
+        self._queues = {
+            delay: _RetryQueue(create_publisher(), channel, delay, metrics, max_batch=max_batch, patience=patience)
+            for delay in schedule.delays
+        }
+
+    async def publish(self, request: DeliveryRequested, wait_from: datetime) -> bool:
+        """Publish the request to a retry queue, where it occupies no worker; return True if the broker confirms it."""
+        while True:
+            delay = self._delay(request, wait_from)
+            if not self._queues[delay].available:
+                others = [each for each, queue in self._queues.items() if queue.available]
+                if not others:
+                    return False
+                delay = self._delay(request, wait_from, others)
+            failure = await self._queues[delay].publish(request)
+            if failure is None:
+                self._metrics.retries_scheduled.inc()
+                return True
+            if not isinstance(failure, NotWritten | NotConfirmed | PublishRefused):
+                return False
+            wait_from = max(wait_from, utc_now())
+
+    def _delay(
+        self, request: DeliveryRequested, wait_from: datetime, delays: Sequence[timedelta] | None = None
+    ) -> timedelta:
+        due = due_at(request) or wait_from
+        # A turn and an expiry come at their exact time, however long the wait is.
+        exact = request.reserved or due == request.expires_at
+        latest = timedelta.max if request.expires_at is None else request.expires_at - wait_from
+        return self._schedule.queue_delay(due - wait_from, exact=exact, latest=latest, delays=delays)
+
+
+class _RetryQueue:
+    """One retry queue. It has its own AMQP channel, because the queue may stop that for long."""
+
+    def __init__(
+        self,
+        publisher: ConfirmedPublisher,
+        channel: Channel,
+        delay: timedelta,
+        metrics: SenderMetrics,
+        *,
+        max_batch: int,
+        patience: float,
+    ) -> None:
+        self._publisher = publisher
+        self._exchange = topology.retry_exchange(channel)
+        self._routing_key = topology.retry_routing_key(delay)
+        self._name = topology.retry_queue_name(channel, delay)
+        self._patience = patience
+        self._unconfirmed: _Publishing | None = None
+        self._refused_until = 0.0
+        self._outage = Outage(log, f"{self._name} confirms no retries, so they go to other retry queues")
+        self._batcher = Batcher(
+            self._flush, max_batch=max_batch, interval_after=interval_after, observe=metrics.observe_retries_batch
+        )
+
+    @property
+    def available(self) -> bool:
+        """True if the queue has neither an unconfirmed batch nor refused a retry recently."""
+        return self._unconfirmed is None and (not self._refused_until or self._refused_until <= _now())
+
+    async def publish(self, request: DeliveryRequested) -> PublishFailed | None:
+        """Publish the request, and return None once the broker has confirmed it, or else the failure.
+
+        If the queue has an unconfirmed batch, no others are written, because those would be unconfirmed as well.
+        """
+        outcome = await self._batcher.submit(request)
+        if isinstance(outcome, _Unconfirmed):
+            outcome = await outcome.failure()
+        if isinstance(outcome, PublishRefused):
+            self._outage.failed(outcome)
+            self._refused_until = _now() + REFUSED_TIME
+        return outcome
+
+    async def _flush(self, retries: Sequence[DeliveryRequested]) -> "list[PublishFailed | _Unconfirmed | None]":
+        if self._unconfirmed is not None:
+            return [NotWritten(f"{self._name} does not confirm")] * len(retries)
+        # The bodies are made here, because thousands of retries may wait for the broker, and each body may be large.
+        messages = [
+            OutgoingMessage(self._exchange, self._routing_key, request.body(), request.headers()) for request in retries
+        ]
+        written: list[asyncio.Future[Any]] = []
+        publishing = asyncio.create_task(self._publisher.publish(messages, on_written=written.extend))
+        publishing.add_done_callback(self._ended)
+        await self._wait_for_confirms(publishing)
+        if publishing.done():
+            return [*publishing.result()]
+        self._unconfirmed = publishing
+        self._outage.failed("not confirmed, although RabbitMQ responds")
+        patience = asyncio.create_task(self._lose_patience(publishing))
+        unconfirmed = [_Unconfirmed(publishing, written, patience, number) for number in range(len(retries))]
+        return [None if each.confirmed else each for each in unconfirmed]
+
+    async def _wait_for_confirms(self, publishing: _Publishing) -> None:
+        """Wait until the batch is confirmed, or until the queue is at fault, because RabbitMQ responds."""
+        await asyncio.wait({publishing}, timeout=CONFIRM_TIME)
+        if not publishing.done():
+            await self._wait_for_response(publishing)
+            # The end of a memory alarm brings the response a little earlier than the confirms.
+            await asyncio.wait({publishing}, timeout=CONFIRM_TIME)
+
+    async def _lose_patience(self, publishing: _Publishing) -> None:
+        await asyncio.wait({publishing}, timeout=self._patience)
+        # If this process was stopped meanwhile, it may not have read the confirms. They come before the response.
+        await self._wait_for_response(publishing)
+
+    async def _wait_for_response(self, publishing: _Publishing) -> None:
+        """Wait until the batch is confirmed, or until RabbitMQ responds, and so has read the batch."""
+        while not publishing.done() and not await self._publisher.responds(RESPONSE_TIME):
+            await asyncio.wait({publishing}, timeout=RECONNECT_INTERVAL)
+
+    def _ended(self, publishing: _Publishing) -> None:
+        if self._unconfirmed is publishing:
+            self._unconfirmed = None
+        if not publishing.cancelled() and publishing.exception() is None and None in publishing.result():
+            self._outage.ended()
+
+
+@dataclass(frozen=True, slots=True)
+class _Unconfirmed:
+    """A retry that was written, but not confirmed for a while."""
+
+    publishing: _Publishing
+    confirmations: Confirmations
+    patience: asyncio.Task[None]
+    """Ends when `publishing` has ended, or has taken too long. All retries of the batch share it."""
+    number: int
+
+    @property
+    def confirmed(self) -> bool:
+        """True if RabbitMQ has confirmed this retry, even if it has not confirmed the whole batch."""
+        if self.number >= len(self.confirmations):
+            return False
+        confirmation = self.confirmations[self.number]
+        return confirmation.done() and not confirmation.cancelled() and confirmation.exception() is None
+
+    async def failure(self) -> PublishFailed | None:
+        """Wait for the confirms, and return None if this retry's came, or else the failure."""
+        await asyncio.shield(self.patience)
+        if self.publishing.done():
+            return self.publishing.result()[self.number]
+        return None if self.confirmed else NotConfirmed("the queue has not confirmed the retry for long")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
