@@ -131,11 +131,14 @@ async def test_retry_queue_that_commits_nothing_does_not_stop_the_channel(
 ) -> None:
     concurrency, calls = 20, Counter[tuple[UUID, int]]()
     early: list[DeliveryRequested] = []
-    sent: set[UUID] = set()
+    sent, go = set[UUID](), asyncio.Event()
 
     async def fail_first(request: DeliveryRequested) -> str:
         calls[request.delivery_id, request.attempt] += 1
         if request.attempt == 1 and request.content.message == "fails":
+            if calls.total() == concurrency:
+                go.set()
+            await go.wait()  # so that as many retries as the sender receives at once are published together
             raise TemporaryFailure("busy")
         if request.not_before is not None and datetime.now(UTC) < request.not_before:
             early.append(request)
