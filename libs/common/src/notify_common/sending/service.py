@@ -53,6 +53,10 @@ class SenderSettings(WorkerSettings, RabbitSettings):
         """Return the seconds in which a sender that stops can finish its calls and report their results."""
         return self.provider_timeout + ACK_TIME
 
+    def prefetch(self, limits: ProviderLimits | None) -> int:
+        """Return how many messages the sender holds at most."""
+        return self.concurrency if limits is None else limits.prefetch(self.concurrency, self.provider_timeout)
+
     def schedule(self) -> RetrySchedule:
         """Return the schedule for retrying failed attempts."""
         return RetrySchedule(
@@ -72,15 +76,13 @@ def create_sender(
     publisher_class: type[ConfirmedPublisher] = ConfirmedPublisher,
 ) -> Worker:
     """Wire up the sender for `channel`. Calls have `limits`, except for those that are simulated."""
-    role = f"{channel}_sender"
-    registry, schedule = process_registry(), settings.schedule()
+    role, registry, schedule = f"{channel}_sender", process_registry(), settings.schedule()
     # During an alarm, RabbitMQ reads nothing from a connection that publishes, so acks need a connection of their own.
     consuming, broker = create_broker(settings, role), create_broker(settings, f"{role}.publish")
     declared = DeclaredTopology(settings, topology.sender(channel, schedule.delays), role=role)
     create_publisher = partial(publisher_class, broker, declared.restore)
     breakers = CircuitBreakers(f"{channel} provider", limits) if limits else None
-    prefetch = limits.prefetch(settings.concurrency, settings.provider_timeout) if limits else settings.concurrency
-    metrics = SenderMetrics(registry, channel)
+    prefetch, metrics = settings.prefetch(limits), SenderMetrics(registry, channel)
     sender = Sender(
         create_publisher(),
         RetryPublisher(create_publisher, channel=channel, schedule=schedule, metrics=metrics, prefetch=prefetch),
