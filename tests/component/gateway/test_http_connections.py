@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.http import arriving_body, server, slow_readers
 from notify_gateway.http import closing as http_closing
-from notify_gateway.http.middleware import MAX_HEAD, LimitsMiddleware
+from notify_gateway.http.middleware import MAX_HEAD, SLICE, LimitsMiddleware
 from notify_gateway.http.principal import Scope
 from notify_gateway.http.server import MAX_HEADERS, MAX_OUTSIDE_BODY, MAX_PIPELINED, LimitedHttpProtocol
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,6 +26,8 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # This response is larger than the buffers of both sockets and of the gateway together.
 BUNDLE = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+# This one is as large, but not a file.
+OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
 NOTIFICATION = b'{"user_id": 1, "message": "x", "type": "telegram"}'
 CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(NOTIFICATION), NOTIFICATION)
 MORE = b"x" * 65_536
@@ -436,6 +439,25 @@ async def test_request_is_told_that_its_client_left_although_another_one_waits_b
         async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*protocol.tasks)
     assert "Traceback" not in caplog.text
+
+
+async def test_long_response_counts_in_full_until_its_last_part_is_written(postgres: PostgresSettings) -> None:
+    """The transport would keep the whole response in memory, however little of it is left to be read."""
+    loop = asyncio.get_running_loop()
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        with slow_reader(url) as slow:
+            await loop.sock_sendall(slow, OPENAPI)
+            protocol = await paused_protocol()
+            head, _, body = (await loop.sock_recv(slow, 65_536)).partition(b"\r\n\r\n")
+            length = int(head.partition(b"content-length: ")[2].split()[0])
+            while len(body) < length // 2:
+                body += await loop.sock_recv(slow, 4096)
+            await eventually(paused, "the gateway waits for the client to read again")
+            assert length <= protocol.unread_bytes <= length + SLICE
+            while len(body) < length:
+                body += await loop.sock_recv(slow, 65_536)
+            assert json.loads(body)["openapi"]
+            assert protocol.unread_bytes == 0
 
 
 @pytest.mark.parametrize("limit", ["MAX_SLOW_READERS", "MAX_UNREAD_TOGETHER"])

@@ -21,6 +21,7 @@ MAX_HEAD = 16 * 1024  # bytes
 MAX_PARAMETERS = 50  # in the query
 BODY_TIMEOUT = 20.0  # seconds
 REQUEST_TIMEOUT = 30.0  # seconds, including the body
+SLICE = 64 * 1024  # bytes of a response that are written at once
 
 SECURITY_HEADERS = [
     (b"cache-control", b"no-store"),
@@ -45,6 +46,8 @@ UNKNOWN = "none"
 """The method and route that are reported for a request that matched no route."""
 TRANSPORT = "notify.transport"
 """The scope key of the connection's transport. Only our own HTTP server sets it."""
+UNSENT = "notify.unsent"
+"""The scope key of the bytes that a long response takes in memory until its last slice is written."""
 UNLIMITED = "notify.unlimited"
 """The scope key of a function that lifts the time limit of the response."""
 
@@ -112,13 +115,14 @@ class _LimitedRequest:
     """The progress of one request: what its headers say, the size of its body, and the status of its response."""
 
     __slots__ = (
-        "_deadline", "_deprecation", "_receive", "_received", "_send", "_transport",
+        "_deadline", "_deprecation", "_receive", "_received", "_scope", "_send", "_transport",
         "body", "complete", "id", "limit", "refusal", "status", "unlimited",
     )  # fmt: skip
     limit: asyncio.Timeout
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float, origin_check: OriginCheck) -> None:
         self.body: ArrivingBody | None = scope.get(BODY)
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._transport: asyncio.Transport | None = scope.get(TRANSPORT)
@@ -194,7 +198,24 @@ class _LimitedRequest:
                 headers.append(CLOSE)  # nobody may read the rest of the request
             if self.body is not None and not self.unlimited:
                 self.body.release()  # the client may take long to read the response
+        elif len(message.get("body", b"")) > SLICE:
+            await self._send_in_slices(message)
+            return
         await self._send(message)
+
+    async def _send_in_slices(self, message: Message) -> None:
+        """Send a long body, which counts in full until its last slice is written.
+
+        A transport keeps all of what it was given at once until the client has read it, but counts only the rest.
+        """
+        body, whole = message["body"], {**message, "more_body": True}
+        last = (len(body) - 1) // SLICE * SLICE
+        self._scope[UNSENT] = len(body)
+        for start in range(0, last, SLICE):
+            await self._send({**whole, "body": body[start : start + SLICE]})
+        await self._send({**whole, "body": b""})  # an empty part is not sent, but waits until the last one can be
+        del self._scope[UNSENT]
+        await self._send({**message, "body": body[last:]})
 
     async def disconnect(self) -> None:
         """Close the connection, because the client took too long to read the response."""

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from notify_gateway.http.arriving_body import BODY, ArrivingBody, BodyMemory
 from notify_gateway.http.closing import LingeringTransport
-from notify_gateway.http.middleware import MAX_HEAD, TRANSPORT
+from notify_gateway.http.middleware import MAX_HEAD, TRANSPORT, UNSENT
 from notify_gateway.http.open_files import available_files
 from notify_gateway.http.request_head import HEADER_SIZE, memory_of, with_host_of_target, without_upgrade
 from notify_gateway.http.slow_readers import PIPELINING, SlowReaders, group_of
@@ -50,8 +50,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     # The connections of each port that have no request in progress; the one that has waited longest comes first.
     _waiting: ClassVar[defaultdict[int | None, dict["LimitedHttpProtocol", None]]] = defaultdict(dict)
     _slow_readers = SlowReaders()  # shared by all connections
-    _body_memory = BodyMemory()  # as above
-    _head_memory = BodyMemory()  # as above
+    _body_memory, _head_memory = BodyMemory(), BodyMemory()  # as above
     transport: LingeringTransport  # type: ignore[assignment]  # it has all methods that uvicorn calls
     _body: ArrivingBody
     _handled: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last request, which may still be queued
@@ -115,7 +114,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     @property
     def unread_bytes(self) -> int:
         """The bytes that wait in our memory until the client reads."""
-        return self._socket.get_write_buffer_size()
+        unsent = 0 if self._handled is None else cast("int", self._handled.scope.get(UNSENT, 0))
+        return self._socket.get_write_buffer_size() + unsent
 
     def give_up(self) -> None:
         """Close the connection without sending what has been written."""
@@ -163,8 +163,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.client_sends = self._reading_head = True
         super().on_message_begin()
         self._body = ArrivingBody(self._body_memory)
-        self.scope[TRANSPORT] = self._socket  # type: ignore[literal-required]  # servers may add their own keys
-        self.scope[BODY] = self._body  # type: ignore[literal-required]  # as above
+        ours = {TRANSPORT: self._socket, BODY: self._body}
+        self.scope.update(ours)  # type: ignore[typeddict-item]  # servers may add their own keys
 
     @override
     def on_headers_complete(self) -> None:
