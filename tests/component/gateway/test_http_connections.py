@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import itertools
 import json
 import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -17,7 +19,7 @@ from notify_gateway.http.middleware import MAX_HEAD, SLICE, LimitsMiddleware
 from notify_gateway.http.principal import Scope
 from notify_gateway.http.server import MAX_HEADERS, MAX_OUTSIDE_BODY, MAX_PIPELINED, LimitedHttpProtocol
 from sqlalchemy.ext.asyncio import AsyncEngine
-from support.gateway import bearer
+from support.gateway import BODY, bearer, rows
 from support.services import NOWHERE, TIMEOUT, eventually, served_gateway
 
 AUTHENTICATED = {"auth": "on"}
@@ -28,6 +30,8 @@ GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BUNDLE = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # This one is as large, but not a file.
 OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+# This one is sent at once, although it is larger than what waits for a client that does not read.
+ASYNCAPI = b"GET /asyncapi HTTP/1.1\r\nHost: localhost\r\n\r\n"
 NOTIFICATION = b'{"user_id": 1, "message": "x", "type": "telegram"}'
 CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(NOTIFICATION), NOTIFICATION)
 MORE = b"x" * 65_536
@@ -89,6 +93,20 @@ async def paused_protocol() -> LimitedHttpProtocol:
     await eventually(paused, "the gateway waits for the client to read")
     (protocol,) = open_protocols()
     return protocol
+
+
+async def responses(count: int) -> bool:
+    """Return whether the gateway has written this many responses."""
+    return any(each.server_state.total_requests == count for each in open_protocols())
+
+
+async def fill(slow: socket.socket) -> None:
+    """Request small responses until the gateway has written one that its client has no room for."""
+    for requests in itertools.count(1):
+        await asyncio.get_running_loop().sock_sendall(slow, ASYNCAPI)
+        await eventually(partial(responses, requests), "the response has been written")
+        if await paused():
+            return
 
 
 async def sent_until_closed(writer: StreamWriter, part: bytes, *, at_most: int = 40_000_000) -> int:
@@ -458,6 +476,28 @@ async def test_long_response_counts_in_full_until_its_last_part_is_written(postg
                 body += await loop.sock_recv(slow, 65_536)
             assert json.loads(body)["openapi"]
             assert protocol.unread_bytes == 0
+
+
+async def test_request_waits_until_its_client_has_read_the_response_before_it(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    """Otherwise its response would wait in the gateway's memory, too, without being counted."""
+    loop = asyncio.get_running_loop()
+    length = b"Content-Length: %d\r\n\r\n" % len(NOTIFICATION)
+    async with (
+        served_gateway(NOWHERE, postgres, relaying=False) as url,
+        httpx.AsyncClient(base_url=url) as other,
+    ):
+        with slow_reader(url) as slow:
+            await fill(slow)
+            await loop.sock_sendall(slow, POST + length + NOTIFICATION)
+            await eventually(partial(has_begun, b"/api/notifications"), "the second request has arrived")
+            assert (await other.post("/api/notifications", json={**BODY, "user_id": 2})).status_code == 201
+            assert await rows(engine, "SELECT user_id FROM notifications") == [(2,)]
+            received = b""
+            while b" 201 Created" not in received:
+                received += await loop.sock_recv(slow, 65_536)
+    assert await rows(engine, "SELECT user_id FROM notifications ORDER BY user_id") == [(1,), (2,)]
 
 
 @pytest.mark.parametrize("limit", ["MAX_SLOW_READERS", "MAX_UNREAD_TOGETHER"])

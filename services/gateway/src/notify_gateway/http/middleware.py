@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from notify_gateway.http.arriving_body import BODY, ArrivingBody
 from notify_gateway.http.deprecation import deprecation_headers
@@ -46,6 +47,8 @@ UNKNOWN = "none"
 """The method and route that are reported for a request that matched no route."""
 TRANSPORT = "notify.transport"
 """The scope key of the connection's transport. Only our own HTTP server sets it."""
+FLOW = "notify.flow"
+"""The scope key of the connection's `FlowControl`. Only our own HTTP server sets it."""
 UNSENT = "notify.unsent"
 """The scope key of the bytes that a long response takes in memory until its last slice is written."""
 UNLIMITED = "notify.unlimited"
@@ -75,6 +78,11 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        flow: FlowControl | None = scope.get(FLOW)
+        if flow is not None and flow.write_paused:
+            # The client does not read the response to its last request. If it got another one, that would wait in our
+            # memory without being counted (`slow_readers.py`). The connection is closed if it waits for too long.
+            await flow.drain()
         began = time.perf_counter()
         request = _LimitedRequest(scope, receive, send, self._request_timeout, self._origin_check)
         try:

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from notify_gateway.http.arriving_body import BODY, ArrivingBody, BodyMemory
 from notify_gateway.http.closing import LingeringTransport
-from notify_gateway.http.middleware import MAX_HEAD, TRANSPORT, UNSENT
+from notify_gateway.http.middleware import FLOW, MAX_HEAD, TRANSPORT, UNSENT
 from notify_gateway.http.open_files import available_files
 from notify_gateway.http.request_head import HEADER_SIZE, memory_of, with_host_of_target, without_upgrade
 from notify_gateway.http.slow_readers import PIPELINING, SlowReaders, group_of
@@ -163,7 +163,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.client_sends = self._reading_head = True
         super().on_message_begin()
         self._body = ArrivingBody(self._body_memory)
-        ours = {TRANSPORT: self._socket, BODY: self._body}
+        ours = {TRANSPORT: self._socket, FLOW: self.flow, BODY: self._body}
         self.scope.update(ours)  # type: ignore[typeddict-item]  # servers may add their own keys
 
     @override
