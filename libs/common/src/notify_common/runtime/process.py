@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 GRACEFUL_TIMEOUT = 15  # seconds for requests in progress after SIGTERM
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 OPEN_FILES = 16_384  # each connection is one; many systems allow a process only 1,024 by default
+# The event loop accepts only one connection from each socket before it lets everything else run, which takes tens of
+# milliseconds while it renders long lists. Thousands of connections at once would keep all later ones waiting for long.
+ACCEPTED_AT_ONCE = 16
 CLOSE = b"connection", b"close"
 GC_THRESHOLDS = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
 
@@ -75,7 +78,7 @@ async def serve(
     stop = asyncio.Event()
     server = _server(app, http)
     addresses = [(host, port)] if also is None else [(host, port), also]
-    sockets = [bound for address in addresses for bound in _bound(*address)]
+    sockets = listening_sockets(addresses)
 
     shutdown = _Shutdown(server, draining, drain_for, stopping)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -175,6 +178,15 @@ def _server(app: Any, http: type[asyncio.Protocol]) -> uvicorn.Server:  # noqa: 
             timeout_graceful_shutdown=GRACEFUL_TIMEOUT,
         )
     )
+
+
+def listening_sockets(addresses: Iterable[tuple[str, int]]) -> list[socket.socket]:
+    """Return the sockets to accept connections from; raise `StartupError` if an address is in use.
+
+    Each occurs `ACCEPTED_AT_ONCE` times. The duplicates share the queue of new connections.
+    """
+    bound = [each for address in addresses for each in _bound(*address)]
+    return [*bound, *(each.dup() for each in bound for _ in range(ACCEPTED_AT_ONCE - 1))]
 
 
 def _bound(host: str, port: int) -> list[socket.socket]:
