@@ -500,6 +500,20 @@ async def test_request_waits_until_its_client_has_read_the_response_before_it(
     assert await rows(engine, "SELECT user_id FROM notifications ORDER BY user_id") == [(1,), (2,)]
 
 
+async def test_client_may_leave_before_its_event_stream_begins(
+    postgres: PostgresSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served_gateway(NOWHERE, postgres, relaying=False) as url:
+        async with connected(url) as (_, writer):
+            writer.write(GET.replace(b"/livez", b"/v1/events"))
+            await eventually(partial(has_begun, b"/v1/events"), "the request has arrived")
+            (protocol,) = open_protocols()
+        await eventually(all_closed, "the gateway has noticed that the client left")
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.gather(*protocol.tasks)
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize("limit", ["MAX_SLOW_READERS", "MAX_UNREAD_TOGETHER"])
 async def test_slow_readers_have_a_limit(
     postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch, limit: str

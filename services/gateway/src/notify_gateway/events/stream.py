@@ -54,7 +54,7 @@ class EventStream(Response):
             # Subscribing before the replay avoids a gap between the two, but some events may arrive twice.
             subscriber.replay(await self._replay())
             scope[UNLIMITED]()
-            if transport is not None:
+            if transport is not None and not transport.is_closing():
                 # Bytes in the transport's buffer do not count as waiting, so it must be empty after each write.
                 transport.set_write_buffer_limits(high=0)
             sending = asyncio.ensure_future(self._send(subscriber, send))
