@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from notify_database.engine import PostgresSettings, create_engine, database_errors, execute
-from notify_database.errors import DatabaseUnavailable
+from notify_database.errors import DatabaseUnavailable, DataRejected, StatementFailed
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.fakes import CuttableNetwork
@@ -24,6 +24,27 @@ async def test_sessions_have_idle_transaction_and_statement_timeouts(engine: Asy
     async with engine.connect() as connection:
         for setting, value in (("idle_in_transaction_session_timeout", "10s"), ("statement_timeout", "30s")):
             assert (await connection.execute(text(f"SHOW {setting}"))).scalar_one() == value
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("P0001", StatementFailed),
+        ("XX001", StatementFailed),
+        ("58030", StatementFailed),
+        ("22023", DataRejected),
+        ("42501", DatabaseUnavailable),
+        ("53200", DatabaseUnavailable),
+        ("40P01", DatabaseUnavailable),
+    ],
+)
+async def test_error_that_one_row_may_cause_is_told_from_an_outage(
+    engine: AsyncEngine, code: str, expected: type[Exception]
+) -> None:
+    failing = text(f"DO $$ BEGIN RAISE EXCEPTION 'of this test' USING ERRCODE = '{code}'; END $$")
+    with pytest.raises((DatabaseUnavailable, DataRejected)) as raised:
+        await execute(engine, failing)
+    assert raised.type is expected
 
 
 async def test_commits_are_durable_whatever_the_database_says(postgres: PostgresSettings) -> None:

@@ -13,7 +13,7 @@ from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import PostgresSettings, create_engine
-from notify_database.errors import DataRejected
+from notify_database.errors import DatabaseUnavailable, DataRejected
 from notify_gateway.errors import RequestRejected
 from notify_gateway.http.principal import Scope
 from notify_gateway.legacy.schemas import LegacyNotificationRequest
@@ -26,6 +26,7 @@ from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done
+from support.failing_rows import fail_on
 from support.gateway import BODY, Json, bearer, post
 from support.services import NOWHERE, gateway_metrics, running_gateway
 
@@ -70,6 +71,22 @@ async def test_row_rejected_by_the_database_does_not_fail_its_batch(postgres: Po
         requests = [intake_.accept(new_notification(request, "default")) for request in (GOOD, bad, GOOD)]
         outcomes = await asyncio.gather(*requests, return_exceptions=True)
         assert [isinstance(outcome, DataRejected) for outcome in outcomes] == [False, True, False]
+        assert await stored(engine) == 2
+
+
+@pytest.mark.parametrize("claims", [False, True])
+async def test_notification_with_which_a_statement_fails_does_not_fail_its_batch(
+    postgres: PostgresSettings, *, claims: bool
+) -> None:
+    bad = GOOD.model_copy(update={"message": "bad"})
+    async with accepting(postgres) as (intake_, engine):
+        await fail_on(engine, "INSERT", "notifications", "NEW.message = 'bad'")
+        requests = [
+            intake_.accept(new_notification(request, "default"), Claim(("default", str(key)), b"") if claims else None)
+            for key, request in enumerate((GOOD, bad, GOOD))
+        ]
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+        assert [isinstance(outcome, DatabaseUnavailable) for outcome in outcomes] == [False, True, False]
         assert await stored(engine) == 2
 
 

@@ -16,6 +16,7 @@ from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.maintenance import DatabaseWatch, run_maintenance
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.failing_rows import fail_on
 from support.gateway import all_channels_idle, rows
 from support.outbox import add_row
 from support.services import TIMEOUT, eventually
@@ -98,8 +99,10 @@ async def is_clean(engine: AsyncEngine) -> bool:
     return await rows(engine, "SELECT 1 FROM idempotency_keys") == []
 
 
-async def test_rejected_retry_job_does_not_stop_the_other_maintenance(engine: AsyncEngine) -> None:
-    await prepare(engine, ADD_JOB, REJECT_JOBS, ADD_EXPIRED_KEY)
+@pytest.mark.parametrize("code", ["22023", "P0001", "XX001"])
+async def test_rejected_retry_job_does_not_stop_the_other_maintenance(engine: AsyncEngine, code: str) -> None:
+    await prepare(engine, ADD_JOB, ADD_EXPIRED_KEY)
+    await fail_on(engine, "UPDATE", "retry_jobs", code=code)
     async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)) as task:
         await eventually(lambda: is_clean(engine), "the expired key is deleted")
         assert not task.done()

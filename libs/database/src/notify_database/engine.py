@@ -24,7 +24,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from typing_extensions import override
 
 from notify_database.connection import LOGIN_CLASSES, Connector, describe, sqlstate
-from notify_database.errors import DatabaseUnavailable, DataRejected, LoginRejected, StatementTimedOut
+from notify_database.errors import (
+    DatabaseUnavailable,
+    DataRejected,
+    LoginRejected,
+    StatementFailed,
+    StatementTimedOut,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +58,10 @@ POOL_TIMEOUT = 5.0  # seconds a request waits for a connection
 # SQLSTATE classes (PostgreSQL documentation, appendix A): data exception, integrity constraint violation, program
 # limit exceeded. A statement that fails with one of these will fail every time.
 REJECTION_CLASSES = frozenset({"22", "23", "54"})
+# Connection exception, feature not supported, invalid transaction state, statement name or schema name, transaction
+# rollback, syntax error or access rule violation, insufficient resources, object state, operator intervention: these
+# concern the server, the session or the schema. An error of any other class may be due to one row.
+OUTAGE_CLASSES = frozenset({"08", "0A", "25", "26", "3F", "40", "42", "53", "55", "57"})
 # read-only transaction, admin shutdown, crash shutdown, cannot connect now: the server is no longer the primary, or is
 # about to end its connections.
 LOST_SERVER_CODES = frozenset({"25006", "57P01", "57P02", "57P03"})
@@ -236,8 +246,11 @@ def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
     if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
         return StatementTimedOut(describe(error))
     # asyncpg raises its own DataError, without contacting the server, if it cannot encode a value.
-    rejected = code[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError)
-    return DataRejected(describe(error)) if rejected else DatabaseUnavailable(describe(error))
+    if code[:2] in REJECTION_CLASSES or isinstance(error, asyncpg.DataError | UnicodeError):
+        return DataRejected(describe(error))
+    if code and code[:2] not in OUTAGE_CLASSES:
+        return StatementFailed(describe(error))
+    return DatabaseUnavailable(describe(error))  # without a code, it was raised by the driver or by the pool
 
 
 async def await_database(engine: AsyncEngine, *, migrated: bool = True) -> None:

@@ -13,5 +13,13 @@ class LoginRejected(DatabaseUnavailable):
     """PostgreSQL rejected the user, the password or the database name."""
 
 
+class StatementFailed(DatabaseUnavailable):
+    """PostgreSQL rolled the statement back, perhaps because of one row: of a bad page, or of a trigger that raises."""
+
+
 class DataRejected(Exception):
     """PostgreSQL rejected the values and would reject them again."""
+
+
+ROW_ERRORS = (DataRejected, StatementFailed)
+"""The errors that one row can cause, so that the same statement may succeed without this row."""

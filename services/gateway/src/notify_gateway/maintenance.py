@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
 from notify_database.clock import MAX_CLOCK_OFFSET, clock_offset
-from notify_database.errors import DatabaseUnavailable, DataRejected, StatementTimedOut
+from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, DataRejected, StatementTimedOut
 from notify_database.partitions import partitions_ahead
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -143,7 +143,7 @@ async def _run(steps: Sequence[tuple[Callable[[], Awaitable[bool]], Outage]]) ->
     for step, failures in steps:
         try:
             more |= await step()
-        except (DataRejected, StatementTimedOut) as error:
+        except (*ROW_ERRORS, StatementTimedOut) as error:
             failures.failed(error)
         else:
             failures.ended()

@@ -14,7 +14,7 @@ from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.engine import autocommitting, database_errors
-from notify_database.errors import DataRejected
+from notify_database.errors import ROW_ERRORS
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -147,7 +147,7 @@ class NotificationIntake:
             max_waiting_bytes=MAX_WAITING_BYTES,
             fair=True,
             interval_after=interval_after,
-            rejections=(DataRejected,),
+            rejections=ROW_ERRORS,
             observe=metrics.observe_accepted_batch,
         )
 

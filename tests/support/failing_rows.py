@@ -1,0 +1,70 @@
+"""Rows with which statements fail, as with those of a bad page: a trigger or a policy raises an error for them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+ALL = "true"
+RAISE = """
+    CREATE SEQUENCE failures;
+    CREATE FUNCTION fail() RETURNS boolean LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM nextval('failures');
+        RAISE EXCEPTION 'of this test' USING ERRCODE = '{code}';
+    END $$;
+    GRANT USAGE ON SEQUENCE failures TO public;
+"""
+TRIGGER = """
+    CREATE FUNCTION fail_for_row() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM fail();
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER failing BEFORE {operation} ON {table} FOR EACH ROW WHEN ({condition})
+        EXECUTE FUNCTION fail_for_row();
+"""
+# A policy is not applied to the owner of the table.
+POLICY = """
+    CREATE POLICY failing ON {table} USING (CASE WHEN {condition} THEN fail() ELSE true END);
+    ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
+"""
+
+
+async def fail_on(engine: AsyncEngine, operation: str, table: str, condition: str = ALL, code: str = "P0001") -> None:
+    """Let each SELECT, INSERT, UPDATE or DELETE fail that meets a row with the condition."""
+    statements = RAISE.format(code=code)
+    if operation == "SELECT":
+        statements += POLICY.format(table=table, condition=condition)
+    else:
+        statements += TRIGGER.format(table=table, operation=operation, condition=condition)
+    await _execute(engine, statements)
+
+
+async def repair(engine: AsyncEngine, table: str) -> None:
+    """Let statements with these rows succeed again."""
+    await _execute(engine, f"DROP TRIGGER IF EXISTS failing ON {table}; ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+
+
+@asynccontextmanager
+async def repaired_afterwards(engine: AsyncEngine, table: str) -> AsyncIterator[None]:
+    """Repair the rows at the end, even if the test fails, because a service that waits for them would not stop."""
+    try:
+        yield
+    finally:
+        await repair(engine, table)
+
+
+async def failures(engine: AsyncEngine) -> int:
+    """Return how many statements have failed."""
+    async with engine.connect() as connection:
+        count: int = (await connection.execute(text("SELECT last_value FROM failures"))).scalar_one()
+    return count
+
+
+async def _execute(engine: AsyncEngine, statements: str) -> None:
+    async with engine.begin() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute(statements)  # SQLAlchemy would allow only one statement
