@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from enum import Enum, auto
 
@@ -14,16 +15,20 @@ from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_database.errors import DatabaseUnavailable, DataRejected
+from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementFailed
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
-from notify_status_writer.result_store import ResultStore
+from notify_status_writer.result_store import Applied, ResultStore
 
 log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
-FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results of a locked delivery are tried again
+FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are tried again
+# If PostgreSQL fails on most results, it is not for one row. Only so many failures in a row are followed at once by the
+# next statement, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
+FAILURES_IN_A_ROW = 100
+DEAD_LETTER_INTERVAL = 1.0  # seconds
 
 
 class Locked(Enum):
@@ -52,6 +57,9 @@ class ResultWriter:
         self._metrics = metrics
         self._tracing = tracing
         self._database_outage = Outage(log, "results cannot be written")
+        self._changes = 0  # transactions that have changed a delivery
+        self._failures = 0  # of statements since the last one of these transactions
+        self._next_dead_letter = 0.0
         self._batcher = Batcher(
             self._flush,
             max_batch=MESSAGES_PER_TRANSACTION,
@@ -65,31 +73,32 @@ class ResultWriter:
     async def write(self, results: Sequence[DeliveryResult], *, queue: str) -> None:
         """Return once every result is committed, or dead-lettered if it can never be; the results are from `queue`."""
         channel = topology.channel_of(queue)
-        pause = FIRST_PAUSE
+        pause, changes_before = FIRST_PAUSE, None
         while results:
             outcomes = await self._batcher.submit_all([Reported(result, channel) for result in results])
-            locked = []
+            waiting = []
             for result, outcome in zip(results, outcomes, strict=True):
-                if outcome is LOCKED:
-                    locked.append(result)
+                if outcome is LOCKED or (_may_succeed(outcome) and not self._is_at_fault(changes_before)):
+                    waiting.append(result)
                 elif isinstance(outcome, Failed):
                     await self._bury(result, _reason(outcome.error, result), queue=queue)
                 elif outcome is not None:
                     self._metrics.refused[queue, outcome].inc()
                     await self._bury(result, outcome, queue=queue)
-            results = locked
+            if changes_before is None and any(map(_may_succeed, outcomes)):
+                changes_before = self._changes
+            results = waiting
             if results:
                 if pause == LONGEST_PAUSE / 2:
                     ids = {"delivery_id": str(results[0].delivery_id), "results": len(results)}
-                    log.warning("results wait until another transaction unlocks their deliveries", extra=ids)
+                    log.warning("results wait, because their deliveries are locked or cannot be updated", extra=ids)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _flush(self, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
         """Commit the results; return for each of them None, or why it has no effect."""
         with self._tracing.group("commit results", (result.traceparent for result, _ in reports)):
-            # This retries until the results are committed, because giving up would dead-letter valid results.
-            applied = await self._database_outage.retry(lambda: self._store.apply(reports), DatabaseUnavailable)
+            applied = await self._apply(reports)
         self._events.publish(applied.changes)
         outcomes = [
             LOCKED if result.delivery_id in applied.locked else refused
@@ -101,6 +110,34 @@ class ResultWriter:
         # The callers dead-letter refused results, so that no other result waits for that.
         return outcomes
 
+    async def _apply(self, reports: Sequence[Reported]) -> Applied:
+        """Commit the results, after an outage if need be; raise `StatementFailed` if one of them may prevent that."""
+        try:
+            # This retries until the results are committed, because giving up would dead-letter valid results.
+            applied = await self._database_outage.retry(
+                lambda: self._store.apply(reports), DatabaseUnavailable, unless=(StatementFailed,)
+            )
+        except StatementFailed as failure:
+            self._failures += 1
+            if self._failures > FAILURES_IN_A_ROW:
+                await asyncio.sleep(self._database_outage.failed(failure))
+            raise  # the batch is bisected, to find the result that fails
+        if applied.changes:
+            self._changes += 1
+            self._failures = 0
+        return applied
+
+    def _is_at_fault(self, changes_before: int | None) -> bool:
+        """Return whether to dead-letter a result that failed again, because others have been written meanwhile.
+
+        `changes_before` is the number of changes when its message first had a failure, or None if it had none yet.
+        """
+        now = time.monotonic()
+        if changes_before is None or self._changes == changes_before or now < self._next_dead_letter:
+            return False
+        self._next_dead_letter = now + DEAD_LETTER_INTERVAL
+        return True
+
     async def _bury(self, result: DeliveryResult, reason: str, *, queue: str) -> None:
         """Publish the result as a dead letter, and return once that is confirmed."""
         log.error("dead-lettering a result", extra={"reason": reason, "queue": queue})
@@ -109,8 +146,13 @@ class ResultWriter:
         await bury(self._publisher, body, queue=queue, reason=reason)
 
 
+def _may_succeed(outcome: object) -> bool:
+    """Return whether PostgreSQL failed on the result for a reason that is not in its values."""
+    return isinstance(outcome, Failed) and isinstance(outcome.error, StatementFailed)
+
+
 def _reason(error: Exception, result: DeliveryResult) -> str:
-    if isinstance(error, DataRejected):
+    if isinstance(error, ROW_ERRORS):
         return str(error)
     log.error("a result cannot be applied", extra={"delivery_id": str(result.delivery_id)}, exc_info=error)
     return f"bug: {type(error).__name__}"

@@ -24,12 +24,20 @@ class Outage:
         self._reminded = 0.0
         self._wait = FIRST_WAIT
 
-    async def retry(self, operation: Callable[[], Awaitable[Result]], error: type[Exception]) -> Result:
-        """Call `operation` until it no longer raises `error`; return its result."""
+    async def retry(
+        self,
+        operation: Callable[[], Awaitable[Result]],
+        error: type[Exception],
+        *,
+        unless: tuple[type[Exception], ...] = (),
+    ) -> Result:
+        """Call `operation` until it no longer raises `error`, or raises one of `unless`; return its result."""
         while True:
             try:
                 result = await operation()
             except error as failure:
+                if isinstance(failure, unless):
+                    raise
                 await asyncio.sleep(self.failed(failure))
             else:
                 self.ended()

@@ -1,0 +1,89 @@
+"""A delivery that PostgreSQL cannot read or update holds up no results of others, and its results are kept."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from notify_common.contracts import topology
+from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryResult, DeliveryResults, Outcome
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_database.engine import PostgresSettings
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import Hand, hand_on, prepare_topology
+from support.failing_rows import fail_on, failures, repair, repaired_afterwards
+from support.gateway import rows
+from support.outbox import add_row
+from support.services import eventually, running_status_writer
+
+ARCHIVE = "notifications.dead.telegram"
+RESULTS = "notifications.results.telegram"
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+async def hand(rabbit: RabbitSettings) -> AsyncIterator[Hand]:
+    await prepare_topology(rabbit, topology.status_writer(), [topology.EVENTS])
+    async with hand_on(rabbit) as hand:
+        yield hand
+
+
+def sent(delivery_id: UUID) -> DeliveryResult:
+    return DeliveryResult(
+        delivery_id=delivery_id, round=1, attempt=1, failures=0, outcome=Outcome.SENT, started_at=NOW, finished_at=NOW
+    )
+
+
+async def are_sent(engine: AsyncEngine, *delivery_ids: UUID) -> None:
+    async def all_are_sent() -> bool:
+        found = await rows(engine, "SELECT id FROM deliveries WHERE status = 'sent'")
+        return {row.id for row in found}.issuperset(delivery_ids)
+
+    await eventually(all_are_sent, "the deliveries are sent")
+
+
+@pytest.mark.parametrize(("operation", "code"), [("UPDATE", "P0001"), ("UPDATE", "XX001"), ("SELECT", "XX001")])
+async def test_delivery_with_which_statements_fail_delays_no_other_results(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, operation: str, code: str
+) -> None:
+    bad, *others = [await add_row(engine) for _ in range(11)]
+    email = await add_row(engine, channel="email")
+    row = "deliveries.id" if operation == "SELECT" else "OLD.id"
+    await fail_on(engine, operation, "deliveries", f"{row} = '{bad}'", code)
+    async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
+        await hand.report(*map(sent, [*others[:5], bad, *others[5:]]))
+        await are_sent(engine, *others)
+        # Until other results are written, the cause may be that PostgreSQL fails on all of them.
+        assert await hand.depth(ARCHIVE) == 0
+        await hand.report(sent(email), channel=Channel.EMAIL)
+        dead = await hand.next_message(ARCHIVE)
+        assert code in str(dead.headers["dead_reason"])
+        await repair(engine, "deliveries")
+        await hand.publish(topology.results(Channel.TELEGRAM).exchange.name, "telegram", dead.body)
+        await are_sent(engine, bad)
+    assert DeliveryResults.model_validate_json(dead.body).results == (sent(bad),)
+    assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
+
+
+async def test_results_wait_if_all_of_them_fail(
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    engine: AsyncEngine,
+    hand: Hand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("notify_status_writer.result_writer.FAILURES_IN_A_ROW", 30)
+    deliveries = [await add_row(engine) for _ in range(20)]
+    await fail_on(engine, "UPDATE", "deliveries")
+
+    async def most_have_failed() -> bool:
+        return await failures(engine) > 30
+
+    async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
+        await hand.report(*map(sent, deliveries[:10]))
+        await hand.report(*map(sent, deliveries[10:]))
+        await eventually(most_have_failed, "most results have failed on their own")
+        await repair(engine, "deliveries")
+        await are_sent(engine, *deliveries)
+    assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
