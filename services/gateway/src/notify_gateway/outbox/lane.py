@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -21,7 +21,7 @@ from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
 from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import Span, Tracing
-from notify_database.errors import DatabaseUnavailable
+from notify_database.errors import DatabaseUnavailable, DataRejected
 
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.outbox.lease import RENEW_INTERVAL, Lease, lease_clock, must_outlast
@@ -53,6 +53,7 @@ class Lane:
         metrics: GatewayMetrics,
         tracing: Tracing,
         *,
+        delete: Callable[[Sequence[Held]], Awaitable[None]],
         may_publish: Callable[[], bool],
         on_room: Callable[[Channel], object],
     ) -> None:
@@ -61,6 +62,7 @@ class Lane:
         self._outbox = outbox
         self._metrics = metrics
         self._tracing = tracing
+        self._delete_rows = delete
         self._may_publish = may_publish
         self._on_room = on_room
         self._handed_over: deque[Held] = deque()
@@ -157,7 +159,7 @@ class Lane:
                 # The broker is blocking publishers, for example during a memory alarm. It may still accept these
                 # messages later, so the leases are renewed to keep other relays from publishing them.
                 self._unconfirmed = True
-                with suppress(DatabaseUnavailable):
+                with suppress(DatabaseUnavailable, DataRejected):
                     await self._renew(batch)
         finally:
             publishing.cancel()
@@ -202,15 +204,15 @@ class Lane:
                 await self._outbox.postpone(refused)
             if interrupted:
                 await self._outbox.release(interrupted)
-        except DatabaseUnavailable as unavailable:
-            return self._database_outage.failed(unavailable)
+        except (DatabaseUnavailable, DataRejected) as error:
+            return self._database_outage.failed(error)
         self._database_outage.ended()
         if interrupted:
             return wait
         return 0.0 if confirmed else REFUSED_INTERVAL
 
     async def _delete(self, confirmed: Sequence[Held]) -> None:
-        """Delete the rows. This is retried until it succeeds, because giving up would repeat their messages."""
+        """Delete the rows. This is retried during an outage, because giving up would repeat their messages."""
         try:
             await self._database_outage.retry(partial(self._delete_once, confirmed), DatabaseUnavailable)
         finally:
@@ -218,7 +220,7 @@ class Lane:
 
     async def _delete_once(self, confirmed: Sequence[Held]) -> None:
         try:
-            await self._outbox.delete(confirmed)
+            await self._delete_rows(confirmed)
         except DatabaseUnavailable:
             self._undeleted = True
             raise
@@ -241,7 +243,7 @@ class Lane:
         self._finished = True  # deliveries accepted from now on are left to other relays
         remaining = [*self._due, *self._handed_over]
         if remaining:
-            with suppress(DatabaseUnavailable):
+            with suppress(DatabaseUnavailable, DataRejected):
                 await self._outbox.release(remaining)
 
 

@@ -20,6 +20,7 @@ from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.errors import DatabaseUnavailable
 
 from notify_gateway.metrics import GatewayMetrics
+from notify_gateway.outbox.failing_rows import FailingRows
 from notify_gateway.outbox.lane import BATCH_SIZE, Lane, delivery_size
 from notify_gateway.outbox.lease import Lease
 from notify_gateway.outbox.store import Held, OutboxStore
@@ -48,7 +49,7 @@ class OutboxRelay:
         `declared` is restored after each reconnect to RabbitMQ. A channel whose queue does not match it is not served.
         """
         self._broker = broker
-        self._outbox = outbox
+        self._rows = FailingRows(outbox)
         self._events = events
         self._declared = declared
         self._connection: AbstractConnection | None = None
@@ -56,6 +57,7 @@ class OutboxRelay:
         self._lanes = {
             channel: Lane(
                 channel, publisher_class(broker), outbox, metrics, tracing,
+                delete=self._rows.delete,
                 may_publish=partial(self._may_publish, channel),
                 on_room=self._has_room,
             )
@@ -135,7 +137,7 @@ class OutboxRelay:
         channels = [channel for channel, lane in self._lanes.items() if lane.has_room_for_due]
         if not channels:
             return
-        due = await self._outbox.take_due(BATCH_SIZE, channels)
+        due = await self._rows.take_due(BATCH_SIZE, channels)
         self._events.publish(due.ended)
         self._more = due.more
         by_channel = defaultdict[Channel, list[Held]](list)

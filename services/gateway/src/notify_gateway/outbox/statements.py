@@ -8,9 +8,10 @@ BACKOFF = """
     due_since = coalesce(outbox.due_since, outbox.due_at),
     due_at = now() + least(greatest(now() - outbox.due_since, CAST(:first AS interval)), CAST(:longest AS interval))
 """
+DUE = "due_at <= now() AND (leased_until IS NULL OR leased_until < now())"
 # Rows are looked up with LATERAL ... LIMIT 1, or with ANY(ARRAY(...)). PostgreSQL vacuums the outbox while it is empty,
 # and would then plan a join as if it stayed empty: until the next ANALYZE, it would compare each row with all others.
-TAKE_DUE = text(f"""
+TAKE = f"""
     WITH adoptable AS MATERIALIZED (
         -- Versions without the column `channel` leave it NULL. The next statement finds the rows that are adopted here.
         SELECT o.delivery_id, d.channel
@@ -24,7 +25,7 @@ TAKE_DUE = text(f"""
         FROM unnest(CAST(:channels AS text[])) AS lane (channel)
         CROSS JOIN LATERAL (
             SELECT delivery_id, round, due_at FROM outbox
-            WHERE outbox.channel = lane.channel AND due_at <= now() AND (leased_until IS NULL OR leased_until < now())
+            WHERE outbox.channel = lane.channel AND {DUE} AND {{chosen}}
             ORDER BY due_at
             LIMIT :limit
             FOR UPDATE SKIP LOCKED
@@ -118,7 +119,14 @@ TAKE_DUE = text(f"""
     FROM (SELECT count(*) AS incomplete FROM incomplete) AS counted
     LEFT JOIN candidates ON status <> 'pending' OR end_status IS NULL OR id IN (SELECT id FROM ended)
     ORDER BY due_at
-""").columns(email=JSONB)  # noqa: S608 - a constant
+"""  # noqa: S608 - a constant
+TAKE_DUE = text(TAKE.format(chosen="true")).columns(email=JSONB)
+# These are for a time in which a row makes `TAKE_DUE` fail.
+TAKE_ROWS = text(TAKE.format(chosen="delivery_id = ANY(CAST(:ids AS uuid[]))")).columns(email=JSONB)
+LIST_DUE = text(f"""
+    SELECT delivery_id, round FROM outbox WHERE channel = :channel AND {DUE} ORDER BY due_at LIMIT :limit
+""")  # noqa: S608 - a constant
+DELETE_PUBLISHED = text("DELETE FROM outbox WHERE delivery_id = :id AND round = :round")
 # A relay must not touch a row that another relay has leased since, or that a retry has moved to a new round. The values
 # for a row are found by binary search in the sorted ids, for the reason above.
 POSITION = "width_bucket(delivery_id, CAST(:ids AS uuid[]))"

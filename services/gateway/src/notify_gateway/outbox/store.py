@@ -16,11 +16,21 @@ from uuid import UUID
 from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange, following
 from notify_database.engine import autocommitting, execute
-from sqlalchemy import Row
+from sqlalchemy import Executable, Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
-from notify_gateway.outbox.statements import BACKLOG, DELETE, POSTPONE, RELEASE, RENEW, TAKE_DUE
+from notify_gateway.outbox.statements import (
+    BACKLOG,
+    DELETE,
+    DELETE_PUBLISHED,
+    LIST_DUE,
+    POSTPONE,
+    RELEASE,
+    RENEW,
+    TAKE_DUE,
+    TAKE_ROWS,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +39,10 @@ FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(seconds=30)
 BACKOFF_LIMITS = {"first": FIRST_BACKOFF, "longest": LONGEST_BACKOFF}
 MAX_ADOPTED = 5_000  # rows per statement
 BACKLOG_CAP = 100_000  # due rows that are counted
+
+
+RowKey = tuple[UUID, int]
+"""The delivery and the round of an outbox row."""
 
 
 class Held(NamedTuple):
@@ -60,7 +74,10 @@ class DueDeliveries:
 
 
 class OutboxStore:
-    """Takes and updates outbox rows. Each method is one transaction and may raise `DatabaseUnavailable`."""
+    """Takes and updates outbox rows. Each method is one transaction.
+
+    It may raise `DatabaseUnavailable`, or `DataRejected` if a trigger or a bad page rejects one of the rows.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = autocommitting(engine)
@@ -73,9 +90,23 @@ class OutboxStore:
 
         For each channel, this takes at most `limit` rows, and no further row once their bodies have `max_bytes`.
         """
+        limits = {"limit": limit, "max_bytes": max_bytes, "max_adopted": MAX_ADOPTED}
+        return await self._take(TAKE_DUE, channels=channels, **limits)
+
+    async def due_rows(self, channel: Channel, limit: int) -> list[RowKey]:
+        """Return the channel's first due rows without a lease, and leave them alone."""
+        found = await execute(self._engine, LIST_DUE, channel=channel, limit=limit)
+        return [(row.delivery_id, row.round) for row in found]
+
+    async def take_rows(self, channel: Channel, rows: Sequence[RowKey]) -> DueDeliveries:
+        """Do what `take_due` does, but only with those of the channel's due rows that are among `rows`."""
+        limits = {"limit": len(rows), "max_bytes": MAX_TAKEN_BYTES, "max_adopted": 0}
+        return await self._take(TAKE_ROWS, channels=[channel], ids=[delivery_id for delivery_id, _ in rows], **limits)
+
+    async def _take(self, statement: Executable, *, limit: int, max_bytes: int, **parameters: object) -> DueDeliveries:
         began = lease_clock()
-        limits = {"limit": limit, "max_bytes": max_bytes, "max_adopted": MAX_ADOPTED, **BACKOFF_LIMITS}
-        found = (await execute(self._engine, TAKE_DUE, channels=channels, lease=LEASE, **limits)).all()
+        parameters |= {"limit": limit, "max_bytes": max_bytes, "lease": LEASE, **BACKOFF_LIMITS}
+        found = (await execute(self._engine, statement, **parameters)).all()
         if found[0].incomplete and not self._warned_of_incomplete:
             self._warned_of_incomplete = True
             log.warning("outbox rows without a notification wait for it", extra={"count": found[0].incomplete})
@@ -122,6 +153,11 @@ class OutboxStore:
     async def delete(self, held: Sequence[Held]) -> None:
         """Delete the rows of deliveries that the broker has confirmed."""
         await execute(self._engine, DELETE, **_columns(held))
+
+    async def delete_published(self, row: RowKey) -> None:
+        """Delete the row of a delivery that the broker has confirmed in this round, whoever has leased it since."""
+        delivery_id, round_ = row
+        await execute(self._engine, DELETE_PUBLISHED, id=delivery_id, round=round_)
 
 
 def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[StatusChange]:

@@ -1,0 +1,138 @@
+"""Leave alone outbox rows that make statements fail, so that they hold up no others.
+
+A page may be bad, or somebody may have added a trigger that raises. Only after such a failure, the rows are bisected to
+find those that fail.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from notify_common.contracts.channels import Channel
+from notify_database.errors import ROW_ERRORS, StatementFailed
+
+from notify_gateway.outbox.store import DueDeliveries, Held, OutboxStore, RowKey
+
+log = logging.getLogger(__name__)
+
+RETRY_INTERVAL = 60.0  # seconds before a row that failed is tried again
+# If more rows fail, the cause is not a few bad ones, and the failure is taken for an outage.
+MAX_UNTAKABLE = 500
+MAX_UNDELETABLE = 100
+# Rows per channel and poll while some are left alone; so few take little memory, however they are bisected.
+ROWS_PER_POLL = 20
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class FailingRows:
+    """Takes and deletes outbox rows, except for those that fail.
+
+    A row that cannot be taken is tried again after `RETRY_INTERVAL`. If the row of a published delivery cannot be
+    deleted, this process never takes it again, because it would publish the delivery again.
+    """
+
+    def __init__(self, outbox: OutboxStore) -> None:
+        self._outbox = outbox
+        self._untakable: dict[RowKey, float] = {}  # when each is tried again
+        self._undeletable: set[RowKey] = set()
+        self._next_delete = 0.0
+
+    async def take_due(self, limit: int, channels: Sequence[Channel]) -> DueDeliveries:
+        """Take due deliveries as `OutboxStore.take_due` does, except for those whose rows fail.
+
+        Raise `StatementFailed` if none of the rows can be taken.
+        """
+        await self._delete_again()
+        now = time.monotonic()
+        self._untakable = {row: retry_at for row, retry_at in self._untakable.items() if retry_at > now}
+        if not self._untakable and not self._undeletable:
+            with suppress(*ROW_ERRORS):
+                return await self._outbox.take_due(limit, channels)
+        taken: list[DueDeliveries] = []
+        failures: list[Exception] = []
+        for channel in channels:
+            try:
+                taken += await self._take_of(channel)
+            except ROW_ERRORS as error:
+                failures.append(error)
+        if failures and not taken:
+            raise StatementFailed(str(failures[0])) from failures[0]
+        return DueDeliveries(
+            held=[held for due in taken for held in due.held],
+            ended=[change for due in taken for change in due.ended],
+            more={channel for due in taken for channel in due.more},
+        )
+
+    async def delete(self, confirmed: Sequence[Held]) -> None:
+        """Delete the rows of confirmed deliveries. Raise `StatementFailed` if too many rows cannot be deleted."""
+        new = [held for held in confirmed if _key(held) not in self._undeletable]
+        room = MAX_UNDELETABLE - len(self._undeletable)
+        _, failed = await _isolate(new, self._outbox.delete, most_failures=room)
+        for held, error in failed[:room]:
+            self._undeletable.add(_key(held))
+            _report("the outbox row of a published delivery cannot be deleted", _key(held), error)
+        if len(failed) > room:
+            raise StatementFailed(str(failed[-1][1]))
+
+    async def _take_of(self, channel: Channel) -> list[DueDeliveries]:
+        """Take the channel's first due rows that are not left alone; raise an error if each of them fails."""
+        left_alone = self._untakable.keys() | self._undeletable
+        due = await self._outbox.due_rows(channel, ROWS_PER_POLL + len(left_alone))
+        rows = [row for row in due if row not in left_alone][:ROWS_PER_POLL]
+        room = MAX_UNTAKABLE - len(self._untakable)
+
+        async def take(group: Sequence[RowKey]) -> DueDeliveries:
+            return await self._outbox.take_rows(channel, group)
+
+        taken, failed = await _isolate(rows, take, most_failures=room)
+        for row, error in failed[:room]:
+            self._untakable[row] = time.monotonic() + RETRY_INTERVAL
+            _report("an outbox row cannot be taken, so its delivery waits", row, error)
+        if failed and not taken:
+            raise failed[-1][1]
+        return taken
+
+    async def _delete_again(self) -> None:
+        """Once per `RETRY_INTERVAL`, try to delete the rows that could not be deleted before."""
+        if not self._undeletable or time.monotonic() < self._next_delete:
+            return
+        self._next_delete = time.monotonic() + RETRY_INTERVAL
+        for row in list(self._undeletable):
+            with suppress(*ROW_ERRORS):
+                await self._outbox.delete_published(row)
+                self._undeletable.discard(row)
+
+
+async def _isolate(
+    items: Sequence[Item], operation: Callable[[Sequence[Item]], Awaitable[Result]], *, most_failures: int
+) -> tuple[list[Result], list[tuple[Item, Exception]]]:
+    """Call `operation` with all items, and bisect them if it fails; return its results, and the items that fail alone.
+
+    The remaining items are not tried once more than `most_failures` have failed.
+    """
+    results: list[Result] = []
+    failed: list[tuple[Item, Exception]] = []
+    groups = [items] if items else []
+    while groups and len(failed) <= most_failures:
+        group = groups.pop()
+        middle = len(group) // 2
+        try:
+            results.append(await operation(group))
+        except ROW_ERRORS as error:
+            if middle:
+                groups += [group[middle:], group[:middle]]
+            else:
+                failed.append((group[0], error))
+    return results, failed
+
+
+def _key(held: Held) -> RowKey:
+    return held.request.delivery_id, held.request.round
+
+
+def _report(message: str, row: RowKey, error: Exception) -> None:
+    log.error(message, extra={"delivery_id": str(row[0]), "error": str(error)})
