@@ -87,3 +87,18 @@ async def test_results_wait_if_all_of_them_fail(
         await repair(engine, "deliveries")
         await are_sent(engine, *deliveries)
     assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
+
+
+async def test_failing_results_of_a_message_share_a_dead_letter(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    *bad, other, later = [await add_row(engine) for _ in range(62)]
+    await fail_on(engine, "UPDATE", "deliveries", f"OLD.id <= '{max(bad)}'", "XX001")
+    async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
+        await hand.report(*map(sent, [*bad, other]))
+        await are_sent(engine, other)
+        await hand.report(sent(later))
+        dead = await hand.next_message(ARCHIVE)
+        await are_sent(engine, later)
+    assert DeliveryResults.model_validate_json(dead.body).results == tuple(map(sent, bad))
+    assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are tried again
-# If PostgreSQL fails on most results, it is not for one row. Only so many failures in a row are followed at once by the
-# next statement, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
-FAILURES_IN_A_ROW = 100
-DEAD_LETTER_INTERVAL = 1.0  # seconds
+# If PostgreSQL fails on more results than those of a few bad pages, the cause is another one. Then statements follow
+# each other slowly, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
+FAILURES_IN_A_ROW = 1_000
+DEAD_LETTER_INTERVAL = 1.0  # seconds for each result
 
 
 class Locked(Enum):
@@ -76,23 +76,28 @@ class ResultWriter:
         pause, changes_before = FIRST_PAUSE, None
         while results:
             outcomes = await self._batcher.submit_all([Reported(result, channel) for result in results])
-            waiting = []
+            waiting: list[DeliveryResult] = []
+            failed: list[DeliveryResult] = []
+            reason = ""
             for result, outcome in zip(results, outcomes, strict=True):
-                if outcome is LOCKED or (_may_succeed(outcome) and not self._is_at_fault(changes_before)):
+                if outcome is LOCKED:
                     waiting.append(result)
+                elif isinstance(outcome, Failed) and isinstance(outcome.error, StatementFailed):
+                    failed.append(result)
+                    reason = str(outcome.error)
                 elif isinstance(outcome, Failed):
-                    await self._bury(result, _reason(outcome.error, result), queue=queue)
+                    await self._bury(result, reason=_reason(outcome.error, result), queue=queue)
                 elif outcome is not None:
                     self._metrics.refused[queue, outcome].inc()
-                    await self._bury(result, outcome, queue=queue)
-            if changes_before is None and any(map(_may_succeed, outcomes)):
-                changes_before = self._changes
+                    await self._bury(result, reason=outcome, queue=queue)
+            if failed and self._are_at_fault(failed, changes_before):
+                await self._bury(*failed, reason=reason, queue=queue)
+            elif failed:
+                waiting += failed
+                changes_before = self._changes if changes_before is None else changes_before
             results = waiting
             if results:
-                if pause == LONGEST_PAUSE / 2:
-                    ids = {"delivery_id": str(results[0].delivery_id), "results": len(results)}
-                    log.warning("results wait, because their deliveries are locked or cannot be updated", extra=ids)
-                await asyncio.sleep(pause)
+                await _wait(results, pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _flush(self, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
@@ -127,28 +132,30 @@ class ResultWriter:
             self._failures = 0
         return applied
 
-    def _is_at_fault(self, changes_before: int | None) -> bool:
-        """Return whether to dead-letter a result that failed again, because others have been written meanwhile.
+    def _are_at_fault(self, failed: Sequence[DeliveryResult], changes_before: int | None) -> bool:
+        """Return whether to dead-letter results that failed again, because others have been written meanwhile.
 
-        `changes_before` is the number of changes when its message first had a failure, or None if it had none yet.
+        `changes_before` is the number of changes at the first failure of their message, or None if this is the first.
         """
         now = time.monotonic()
         if changes_before is None or self._changes == changes_before or now < self._next_dead_letter:
             return False
-        self._next_dead_letter = now + DEAD_LETTER_INTERVAL
+        self._next_dead_letter = now + DEAD_LETTER_INTERVAL * len(failed)
         return True
 
-    async def _bury(self, result: DeliveryResult, reason: str, *, queue: str) -> None:
-        """Publish the result as a dead letter, and return once that is confirmed."""
-        log.error("dead-lettering a result", extra={"reason": reason, "queue": queue})
-        # The result becomes a complete message, which can be requeued unchanged once the cause is fixed.
-        body = DeliveryResults(results=(result,)).model_dump_json().encode()
+    async def _bury(self, *results: DeliveryResult, reason: str, queue: str) -> None:
+        """Publish the results as one dead letter, and return once that is confirmed."""
+        log.error("dead-lettering results", extra={"reason": reason, "queue": queue, "results": len(results)})
+        # They become a complete message, which can be requeued unchanged once the cause is fixed.
+        body = DeliveryResults(results=results).model_dump_json().encode()
         await bury(self._publisher, body, queue=queue, reason=reason)
 
 
-def _may_succeed(outcome: object) -> bool:
-    """Return whether PostgreSQL failed on the result for a reason that is not in its values."""
-    return isinstance(outcome, Failed) and isinstance(outcome.error, StatementFailed)
+async def _wait(results: Sequence[DeliveryResult], pause: float) -> None:
+    if pause == LONGEST_PAUSE / 2:
+        ids = {"delivery_id": str(results[0].delivery_id), "results": len(results)}
+        log.warning("results wait, because their deliveries are locked or cannot be updated", extra=ids)
+    await asyncio.sleep(pause)
 
 
 def _reason(error: Exception, result: DeliveryResult) -> str:
