@@ -13,7 +13,7 @@ from typing import TypeVar
 from notify_common.contracts.channels import Channel
 from notify_database.errors import ROW_ERRORS, StatementFailed
 
-from notify_gateway.outbox.store import DueDeliveries, Held, OutboxStore, RowKey
+from notify_gateway.outbox.store import MAX_TAKEN_BYTES, DueDeliveries, Held, OutboxStore, RowKey
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,7 @@ RETRY_INTERVAL = 60.0  # seconds before a row that failed is tried again
 # If more rows fail, the cause is not a few bad ones, and the failure is taken for an outage.
 MAX_UNTAKABLE = 500
 MAX_UNDELETABLE = 100
-# Rows per channel and poll while some are left alone; so few take little memory, however they are bisected.
-ROWS_PER_POLL = 20
+ROWS_PER_POLL = 100  # of a channel, while some rows are left alone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,7 +85,8 @@ class FailingRows:
         room = MAX_UNTAKABLE - len(self._untakable)
 
         async def take(group: Sequence[RowKey]) -> DueDeliveries:
-            return await self._outbox.take_rows(channel, group)
+            # However the rows are bisected, they share the bytes that a poll may take.
+            return await self._outbox.take_rows(channel, group, max_bytes=MAX_TAKEN_BYTES * len(group) // len(rows))
 
         taken, failed = await _isolate(rows, take, most_failures=room)
         for row, error in failed[:room]:

@@ -98,9 +98,9 @@ class OutboxStore:
         found = await execute(self._engine, LIST_DUE, channel=channel, limit=limit)
         return [(row.delivery_id, row.round) for row in found]
 
-    async def take_rows(self, channel: Channel, rows: Sequence[RowKey]) -> DueDeliveries:
+    async def take_rows(self, channel: Channel, rows: Sequence[RowKey], *, max_bytes: int) -> DueDeliveries:
         """Do what `take_due` does, but only with those of the channel's due rows that are among `rows`."""
-        limits = {"limit": len(rows), "max_bytes": MAX_TAKEN_BYTES, "max_adopted": 0}
+        limits = {"limit": len(rows), "max_bytes": max_bytes, "max_adopted": 0}
         return await self._take(TAKE_ROWS, channels=[channel], ids=[delivery_id for delivery_id, _ in rows], **limits)
 
     async def _take(self, statement: Executable, *, limit: int, max_bytes: int, **parameters: object) -> DueDeliveries:
