@@ -15,7 +15,7 @@ from notify_common.rabbitmq.connection import RabbitSettings, create_broker
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.clock import utc_now
-from notify_database.engine import PostgresSettings, create_engine
+from notify_database.engine import ROWS_BY_KEY, PostgresSettings, create_engine
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
@@ -91,7 +91,8 @@ async def running_relay(
 ) -> AsyncIterator[OutboxRelay]:
     """Run a relay; yield it once it is connected."""
     await prepare_topology(rabbit, [*topology.dead_letters(), *map(topology.deliveries, Channel)])
-    broker, engine, stop = create_broker(rabbit, "gateway"), create_engine(postgres, pool_size=2), asyncio.Event()
+    broker, stop = create_broker(rabbit, "gateway"), asyncio.Event()
+    engine = create_engine(postgres, pool_size=2, planner=ROWS_BY_KEY)
     relay = OutboxRelay(
         broker, publisher_class, outbox_class(engine), EventPublisher(rabbit, "gateway"), gateway_metrics()
     )

@@ -43,7 +43,7 @@ class FailingRows:
     async def take_due(self, limit: int, channels: Sequence[Channel]) -> DueDeliveries:
         """Take due deliveries as `OutboxStore.take_due` does, except for those whose rows fail.
 
-        Raise `StatementFailed` if none of the rows can be taken.
+        Raise `StatementFailed` if no row can be taken, and too many have failed.
         """
         await self._delete_again()
         now = time.monotonic()
@@ -71,14 +71,14 @@ class FailingRows:
         new = [held for held in confirmed if _key(held) not in self._undeletable]
         room = MAX_UNDELETABLE - len(self._undeletable)
         _, failed = await _isolate(new, self._outbox.delete, most_failures=room)
-        for held, error in failed[:room]:
-            self._undeletable.add(_key(held))
-            _report("the outbox row of a published delivery cannot be deleted", _key(held), error)
+        left_alone = [(_key(held), error) for held, error in failed[:room]]
+        self._undeletable |= {row for row, _ in left_alone}
+        _report("outbox rows of published deliveries cannot be deleted", left_alone)
         if len(failed) > room:
             raise StatementFailed(str(failed[-1][1]))
 
     async def _take_of(self, channel: Channel) -> list[DueDeliveries]:
-        """Take the channel's first due rows that are not left alone; raise an error if each of them fails."""
+        """Take the channel's first due rows that are not left alone; raise an error if too many of them fail."""
         left_alone = self._untakable.keys() | self._undeletable
         due = await self._outbox.due_rows(channel, ROWS_PER_POLL + len(left_alone))
         rows = [row for row in due if row not in left_alone][:ROWS_PER_POLL]
@@ -89,10 +89,9 @@ class FailingRows:
             return await self._outbox.take_rows(channel, group, max_bytes=MAX_TAKEN_BYTES * len(group) // len(rows))
 
         taken, failed = await _isolate(rows, take, most_failures=room)
-        for row, error in failed[:room]:
-            self._untakable[row] = time.monotonic() + RETRY_INTERVAL
-            _report("an outbox row cannot be taken, so its delivery waits", row, error)
-        if failed and not taken:
+        self._untakable |= {row: time.monotonic() + RETRY_INTERVAL for row, _ in failed[:room]}
+        _report("outbox rows cannot be taken, so their deliveries wait", failed[:room])
+        if len(failed) > room and not taken:
             raise failed[-1][1]
         return taken
 
@@ -134,5 +133,7 @@ def _key(held: Held) -> RowKey:
     return held.request.delivery_id, held.request.round
 
 
-def _report(message: str, row: RowKey, error: Exception) -> None:
-    log.error(message, extra={"delivery_id": str(row[0]), "error": str(error)})
+def _report(message: str, failed: Sequence[tuple[RowKey, Exception]]) -> None:
+    if failed:
+        (delivery_id, _), error = failed[0]
+        log.error(message, extra={"rows": len(failed), "delivery_id": str(delivery_id), "error": str(error)})
