@@ -93,7 +93,8 @@ async def test_failing_results_of_a_message_share_a_dead_letter(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
     *bad, other, later = [await add_row(engine) for _ in range(62)]
-    await fail_on(engine, "UPDATE", "deliveries", f"OLD.id <= '{max(bad)}'", "XX001")
+    ids = ",".join(map(str, bad))
+    await fail_on(engine, "UPDATE", "deliveries", f"OLD.id = ANY('{{{ids}}}')", "XX001")
     async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
         await hand.report(*map(sent, [*bad, other]))
         await are_sent(engine, other)
