@@ -39,6 +39,8 @@ MAX_HANDED_OVER_BYTES = 5 * 1024 * 1024
 DELIVERY_BYTES = 1_000  # roughly what a delivery takes besides its texts
 CONNECTION_INTERVAL = 0.5  # seconds between checks whether the lane may publish
 REFUSED_INTERVAL = 1.0  # seconds between batches while the queue refuses all of them
+DELETE_INTERVAL = 0.05  # seconds between deletes, each of which is a transaction
+MAX_CONFIRMED = 1_000  # deliveries whose rows are not deleted yet; after a crash, they are published again
 QUIET = 60.0  # seconds without a refusal after which refusals are reported as resolved
 
 
@@ -71,8 +73,9 @@ class Lane:
         self._wake = asyncio.Event()
         self._unconfirmed = False  # the broker has not confirmed the current batch for a while
         self._refusing = False  # the broker confirmed nothing of the last batch
+        self._confirmed: list[Held] = []  # their rows are to be deleted
         self._deleting: asyncio.Task[None] | None = None
-        self._undeleted = False  # PostgreSQL did not delete the rows of the last batch at once
+        self._undeleted = False  # PostgreSQL did not delete rows at once
         self._finished = False
         self._last_refusal = 0.0
         self._database_outage = Outage(log, f"the outbox is unavailable to the channel {channel}")
@@ -145,7 +148,7 @@ class Lane:
         return [*due, *handed_over]
 
     async def _publish(self, batch: list[Held]) -> float:
-        """Publish the batch and delete the confirmed rows; return the seconds to wait before the next batch."""
+        """Publish the batch; return the seconds to wait before the next one. The confirmed rows are deleted soon."""
         spans = [self._tracing.begin(f"publish {self.channel}", each.traceparent, "producer") for each, _ in batch]
         messages = [_outgoing(request, span) for (request, _), span in zip(batch, spans, strict=True)]
 
@@ -178,15 +181,16 @@ class Lane:
         ]
 
     async def _update_rows(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
-        """Delete, postpone or release the rows of a batch; return the seconds to wait before the next batch."""
+        """Have rows deleted, postponed or released; return the seconds to wait before the next batch."""
         confirmed = [held for held, failure in outcomes if failure is None]
         if confirmed:
             self._metrics.published[self.channel].inc(len(confirmed))
-            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none. The
-            # next batch is published meanwhile. The one after it waits, so that few confirmed rows are left.
-            if self._deleting is not None:
+            # Rows are deleted only after their confirms, so a crash in between repeats messages but loses none.
+            self._confirmed += confirmed
+            if self._deleting is None or self._deleting.done():
+                self._deleting = self._tasks.create_task(self._delete_confirmed())
+            elif len(self._confirmed) > MAX_CONFIRMED:
                 await self._deleting
-            self._deleting = self._tasks.create_task(self._delete(confirmed))
         self._refusing = not confirmed
         failures = [failure for _, failure in outcomes if failure is not None]
         if not failures:
@@ -211,16 +215,22 @@ class Lane:
             return wait
         return 0.0 if confirmed else REFUSED_INTERVAL
 
-    async def _delete(self, confirmed: Sequence[Held]) -> None:
-        """Delete the rows. This is retried during an outage, because giving up would repeat their messages."""
-        try:
-            await self._database_outage.retry(partial(self._delete_once, confirmed), DatabaseUnavailable)
-        finally:
-            self._undeleted = False
+    async def _delete_confirmed(self) -> None:
+        """Delete the rows of confirmed deliveries, and those that are confirmed meanwhile, several batches at a time.
 
-    async def _delete_once(self, confirmed: Sequence[Held]) -> None:
+        This is retried during an outage, because giving up would repeat their messages.
+        """
+        while self._confirmed:
+            rows, self._confirmed = self._confirmed, []
+            try:
+                await self._database_outage.retry(partial(self._delete_once, rows), DatabaseUnavailable)
+            finally:
+                self._undeleted = False
+            await asyncio.sleep(DELETE_INTERVAL)
+
+    async def _delete_once(self, rows: Sequence[Held]) -> None:
         try:
-            await self._delete_rows(confirmed)
+            await self._delete_rows(rows)
         except DatabaseUnavailable:
             self._undeleted = True
             raise

@@ -1,0 +1,43 @@
+"""The outbox rows of confirmed deliveries are deleted in the background, those of several batches together."""
+
+import asyncio
+from collections.abc import Sequence
+
+from notify_common.contracts.channels import Channel
+from notify_common.rabbitmq.connection import RabbitSettings
+from notify_database.engine import PostgresSettings
+from notify_gateway.outbox.store import Held, OutboxStore
+from sqlalchemy.ext.asyncio import AsyncEngine
+from support.amqp import hand_on
+from support.outbox import add_row, outbox_is_empty, published, running_relay
+from typing_extensions import override
+
+
+class Deletes(OutboxStore):
+    """An outbox that puts the number of rows of each delete into a queue, and executes none before `may_execute`."""
+
+    counts: asyncio.Queue[int]
+    may_execute: asyncio.Event
+
+    @override
+    async def delete(self, held: Sequence[Held]) -> None:
+        self.counts.put_nowait(len(held))
+        await self.may_execute.wait()
+        await super().delete(held)
+
+
+async def test_deliveries_are_published_while_rows_are_deleted(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    counts, may_execute = asyncio.Queue[int](), asyncio.Event()
+    deletes = type("TheseDeletes", (Deletes,), {"counts": counts, "may_execute": may_execute})
+    async with running_relay(rabbit, postgres, outbox_class=deletes), hand_on(rabbit) as hand:
+        for _ in range(4):
+            row = await add_row(engine)
+            assert await published(hand, Channel.TELEGRAM, 1) == [row]
+        may_execute.set()
+        await outbox_is_empty(engine)
+    deleted = [counts.get_nowait() for _ in range(counts.qsize())]
+    assert sum(deleted) == 4
+    # The second and the third were confirmed before the fourth was published.
+    assert len(deleted) <= 3
