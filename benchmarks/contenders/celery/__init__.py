@@ -50,8 +50,8 @@ CELERY_PREFORK = Contender(
     ],
     switches=f"uvicorn with two workers; prefork with {PROCESSES} processes, `worker_prefetch_multiplier` "
     f"{PREFETCH_MULTIPLIER}; `broker_pool_limit` 40, one for each of FastAPI's threads; late acks, publisher "
-    "confirms, no result backend; classic durable queue (Celery's default); SQLAlchemy on psycopg (ORM for the INSERT, "
-    "Core for the UPDATE); this service's garbage collection; no tracing",
+    "confirms, no result backend, no AMQP heartbeats; classic durable queue (Celery's default); SQLAlchemy on psycopg "
+    "(ORM for the INSERT, Core for the UPDATE); this service's garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
     "transaction, so that a crash between them leaves a row that is never sent, but whose client saw no 201",
 )
