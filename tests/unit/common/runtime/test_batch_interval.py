@@ -12,7 +12,7 @@ from support.virtual_clock import run_virtually
 FLUSH = 0.003  # seconds, as a commit takes
 
 
-def run_load(rate: float, seconds: float = 2.0, flush: float = FLUSH) -> tuple[float, float]:
+def run_load(rate: float, seconds: float = 2.0, flush: float = FLUSH, *, max_batch: int = 500) -> tuple[float, float]:
     """Submit items at an even rate; return the mean seconds until their flush ends, and the mean size of batches."""
     batches, latencies = list[int](), list[float]()
 
@@ -23,7 +23,7 @@ def run_load(rate: float, seconds: float = 2.0, flush: float = FLUSH) -> tuple[f
 
     async def main() -> None:
         now = asyncio.get_running_loop().time
-        batcher = Batcher(write, max_batch=500, interval_after=interval_after)
+        batcher = Batcher(write, max_batch=max_batch, interval_after=interval_after)
 
         async def submit() -> None:
             began = now()
@@ -56,6 +56,12 @@ def test_interval_is_bounded() -> None:
     latency, _ = run_load(rate=8_000)
     assert latency < LONGEST + FLUSH
     assert interval_after(10_000) == LONGEST
+
+
+def test_full_batch_waits_for_no_others() -> None:
+    latency, batch = run_load(rate=4_000, max_batch=20)
+    assert latency < LONGEST + FLUSH
+    assert batch <= 20
 
 
 def test_interval_shrinks_again_after_a_burst() -> None:

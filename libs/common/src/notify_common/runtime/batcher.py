@@ -40,7 +40,7 @@ class Submission(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Flushes one batch at a time, of at most `max_batch` submissions; `flush` returns one result per item.
 
-    A batch starts at least `interval_after(items)` seconds after the start of the one before it, which had `items`.
+    A batch that is not full starts at least `interval_after(items)` seconds after the one before it, which had `items`.
     The bounds in bytes apply to the sizes that callers pass. A single submission may exceed `max_batch_bytes`. If the
     batcher is `fair`, tenants share its batches and its room, and otherwise all submissions count as those of one.
 
@@ -126,7 +126,8 @@ class Batcher(Generic[Item, Result]):
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            if (wait := self._next_flush_at - loop.time()) > 0:
+            # Nothing could join a full batch, and its wait would limit the rate to that of one full batch per interval.
+            if len(self._waiting) < self._max_batch and (wait := self._next_flush_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
             taken = self._waiting.take(self._max_batch, self._max_batch_bytes)
             # The items of callers that were cancelled before the flush began are not flushed.
