@@ -89,6 +89,28 @@ async def test_results_wait_if_all_of_them_fail(
     assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
 
 
+async def test_many_failing_results_of_a_channel_delay_the_others_only_briefly(
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    engine: AsyncEngine,
+    hand: Hand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("notify_status_writer.result_writer.FAILURES_IN_A_ROW", 150)
+    bad = [await add_row(engine, channel="email") for _ in range(200)]
+    good = await add_row(engine)
+    await fail_on(engine, "UPDATE", "deliveries", "OLD.channel = 'email'")
+
+    async def first_has_failed() -> bool:
+        return await failures(engine) > 1
+
+    async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
+        await hand.report(*map(sent, bad), channel=Channel.EMAIL)
+        await eventually(first_has_failed, "the transaction of the failing results has begun")
+        await hand.report(sent(good))
+        await are_sent(engine, good)
+
+
 async def test_failing_results_of_a_message_share_a_dead_letter(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:

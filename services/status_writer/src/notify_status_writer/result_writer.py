@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are tried again
-# If PostgreSQL fails on more results than those of a few bad pages, the cause is another one. Then statements follow
-# each other slowly, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
+# If PostgreSQL fails on more results than those of a few bad pages, the cause is another one. Then there is a pause after
+# each so many, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
 FAILURES_IN_A_ROW = 1_000
 DEAD_LETTER_INTERVAL = 1.0  # seconds for each result
 
@@ -124,7 +124,8 @@ class ResultWriter:
             )
         except StatementFailed as failure:
             self._failures += 1
-            if self._failures > FAILURES_IN_A_ROW:
+            # Pauses are rare, because the results of other channels may be in the same batch, or wait for the next one.
+            if self._failures % FAILURES_IN_A_ROW == 0:
                 await asyncio.sleep(self._database_outage.failed(failure))
             raise  # the batch is bisected, to find the result that fails
         if applied.changes:
