@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are tried again
-# If PostgreSQL fails on more results than those of a few bad pages, the cause is another one. Then there is a pause after
-# each so many, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
+# If PostgreSQL fails on more results than those of a few bad pages, the cause is another one. Then there is a pause
+# after each so many, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
 FAILURES_IN_A_ROW = 1_000
 DEAD_LETTER_INTERVAL = 1.0  # seconds for each result
 
@@ -90,7 +90,8 @@ class ResultWriter:
                 elif outcome is not None:
                     self._metrics.refused[queue, outcome].inc()
                     await self._bury(result, reason=outcome, queue=queue)
-            if failed and self._are_at_fault(failed, changes_before):
+            # Not before the longest pause, because a disk may fail for a moment.
+            if failed and pause == LONGEST_PAUSE and self._are_at_fault(failed, changes_before):
                 await self._bury(*failed, reason=reason, queue=queue)
             elif failed:
                 waiting += failed
