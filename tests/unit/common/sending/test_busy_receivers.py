@@ -3,22 +3,24 @@
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from heapq import heapify, heapreplace
 from uuid import UUID
 
 import pytest
 from notify_common.contracts.messages import DeliveryResult, Outcome
 from notify_common.sending.attempt import Decision
-from notify_common.sending.call import Call
+from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.call_slots import Quota
-from notify_common.sending.circuit_breaker import Admission, CircuitBreakers
+from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, CircuitBreakers
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from support.virtual_clock import run_virtually
 
 PREFETCH, CALLS_PER_HOST, CALLS_PER_TENANT = 500, 20, 250
-BACKLOG = 3000
+BACKLOG, LARGE_BACKLOG = 3000, 25_000
 PROCESSOR_TIME = 0.0005  # seconds that a sender needs for a message
 TIMEOUT, FAST = 30.0, 0.05  # seconds of a call
 FULL_SPEED = CALLS_PER_HOST / FAST  # calls per second
@@ -162,5 +164,33 @@ def test_host_that_works_again_is_served_within_minutes() -> None:
         await asyncio.sleep(120)
         assert sum(host == "busy" for host, _, _ in sender.delays) == BACKLOG
         sender.stop()
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("state", ["down", "hangs"])
+def test_large_backlog_for_a_host_that_does_not_work_takes_a_quarter_of_a_sender(state: str) -> None:
+    """A sender can handle a thousand messages per second."""
+
+    async def main() -> None:
+        limits = ProviderLimits(CALLS_PER_HOST, admission_timeout=timedelta(seconds=1))
+        breaker = CircuitBreaker("host", limits)
+        call = Call("", 1, quotas=(Quota("theirs", 1, waiting=0),))
+        due, handled, began = [0.0] * LARGE_BACKLOG, 0, 200.0
+        heapify(due)
+        async with AsyncExitStack() as calls:
+            if state == "down":
+                breaker.open_until = 10_000.0
+            else:
+                assert isinstance(await calls.enter_async_context(breaker.admission(call)), Admission)
+            while due[0] < 2 * began:
+                if due[0] > now():
+                    await asyncio.sleep(due[0] - now())
+                handled += now() >= began
+                async with breaker.admission(call) as refusal:
+                    assert isinstance(refusal, NotAdmitted)
+                wait = limits.retry_after.total_seconds() if refusal.turn_in is None else refusal.turn_in
+                heapreplace(due, now() + wait)
+        assert 100 < handled / began < 350
 
     run_virtually(main())

@@ -40,6 +40,9 @@ class NotAdmitted:
     """The call may not be made now."""
 
     turn_in: float | None = None
-    """Seconds until the call's turn, or until it may find a free slot; None if the circuit is open or stopped."""
+    """Seconds until the call's turn, or until it should be tried again.
+
+    None if the circuit is stopped, or if it is open and not very many calls of the tenant wait.
+    """
     reserved: bool = False
     """True if the call has a reservation, and so needs no other one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from notify_common.sending.return_times import SHORTEST_WAIT, ReturnTimes
+from notify_common.sending.return_times import LONGEST_WAIT, SHORTEST_WAIT, ReturnTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,17 @@ class CallSlots:
         now = _now()
         exhausted = [quota for quota in quotas if self.exhausted((quota,))]
         waits = [self._return_times.reserve(quota.name, quota.calls, now) for quota in exhausted]
-        return max(waits, default=SHORTEST_WAIT)
+        wait = max(waits, default=SHORTEST_WAIT)
+        return wait if wait < LONGEST_WAIT else self.pause(quotas) or wait
+
+    def pause(self, quotas: Sequence[Quota]) -> float | None:
+        """Count a call that probably cannot be made soon.
+
+        Return how many seconds it should wait if very many calls of its tenant do, else None.
+        """
+        now = _now()
+        waits = [self._return_times.pause(quota.name, now) for quota in quotas if quota.waiting is not None]
+        return max((wait for wait in waits if wait is not None), default=None)
 
     async def acquire(self, quotas: Sequence[Quota]) -> float:
         """Wait until no quota is exhausted, and take a slot of each; return the time."""

@@ -114,7 +114,7 @@ class CircuitBreaker:
                 self._timeouts.add(waiting)
                 registered.callback(self._timeouts.discard, waiting)
                 if not call.even_if_open and (self.open_until or 0) > deadline:
-                    return NotAdmitted(reserved=reserved)  # no call will be admitted by then
+                    return self._busy(call, reserved=reserved)  # no call will be admitted by then
                 turn_in = self._reserve(call) if call.turn_in is None else call.turn_in
                 if turn_in > min(call.timeout, LONGEST_TURN_WAIT):
                     return NotAdmitted(turn_in, reserved=True)
@@ -214,7 +214,7 @@ class CircuitBreaker:
     def _busy(self, call: Call, *, reserved: bool) -> NotAdmitted:
         """Return the refusal of a call that has waited too long, or would."""
         if self.open or self.stopped:
-            return NotAdmitted(reserved=reserved)
+            return NotAdmitted(None if self.stopped else self._slots.pause(call.quotas), reserved=reserved)
         return NotAdmitted(self._slots.return_in(self._quotas(call)), reserved=reserved)
 
     def _waits_for_circuit(self, call: Call, *, trial: bool) -> bool:

@@ -11,6 +11,10 @@ LONGEST_WAIT = 64.0  # seconds
 SMOOTHING = 20  # calls
 # More calls return than slots become free, because a slot must not stay free while others wait.
 OVERBOOKING = 2.0
+# A sender needs about a millisecond for each call that returns. A tenant whose receivers are down or hang may have a
+# very large backlog, which must not occupy the sender.
+RETURNS_PER_SECOND = 250.0  # of a tenant
+LONGEST_PAUSE = 2048.0  # seconds; no call waits for hours if its receiver works again
 
 
 @dataclass(slots=True)
@@ -20,6 +24,8 @@ class _Times:
     duration: float = 0.0
     """How long a call takes, on average; too short for a quota that was not used before."""
     next_return: float = 0.0
+    paused_until: float = 0.0
+    """When all paused calls have returned, if `RETURNS_PER_SECOND` of them do."""
 
 
 class ReturnTimes:
@@ -52,8 +58,18 @@ class ReturnTimes:
         times = self._times(quota, now)
         at = min(max(now + SHORTEST_WAIT, times.next_return), now + LONGEST_WAIT)
         times.next_return = at + self.seconds_per_slot(quota, calls, now) / OVERBOOKING
-        # A power of two, rounded down, because a message would pass through several retry queues for other times.
-        return 2.0 ** math.floor(math.log2(at - now))
+        return _rounded_down(at - now)
+
+    def pause(self, quota: str, now: float) -> float | None:
+        """Count a call that probably cannot be made soon.
+
+        Return how many seconds it should wait if, after a shorter time, too many calls of the quota would return; else
+        return None.
+        """
+        times = self._times(quota, now)
+        times.paused_until = max(now, times.paused_until) + 1 / RETURNS_PER_SECOND
+        wait = times.paused_until - now
+        return None if wait < LONGEST_WAIT else min(_rounded_down(wait), LONGEST_PAUSE)
 
     def _times(self, quota: str, now: float) -> _Times:
         times = self._quotas.get(quota)
@@ -63,3 +79,8 @@ class ReturnTimes:
                 self._quotas.popitem(last=False)
         self._quotas.move_to_end(quota)
         return times
+
+
+def _rounded_down(seconds: float) -> float:
+    """Return a power of two, because a message would pass through several retry queues for other times."""
+    return 2.0 ** math.floor(math.log2(seconds))
