@@ -17,6 +17,7 @@ from notify_common.sending.call_slots import Quota
 from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, CircuitBreakers
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
+from notify_common.sending.return_times import LONGEST_PAUSE, ReturnTimes
 from support.virtual_clock import run_virtually
 
 PREFETCH, CALLS_PER_HOST, CALLS_PER_TENANT = 500, 20, 250
@@ -194,3 +195,11 @@ def test_large_backlog_for_a_host_that_does_not_work_takes_a_quarter_of_a_sender
         assert 100 < handled / began < 350
 
     run_virtually(main())
+
+
+def test_backlog_of_any_size_makes_later_calls_wait_for_little_more_than_an_hour() -> None:
+    times = ReturnTimes()
+    for _ in range(1_500_000):
+        times.pause("theirs", 0.0)
+    assert times.pause("theirs", 0.0) == LONGEST_PAUSE
+    assert times.pause("theirs", 2.1 * LONGEST_PAUSE) is None

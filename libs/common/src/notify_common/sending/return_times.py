@@ -67,7 +67,8 @@ class ReturnTimes:
         return None.
         """
         times = self._times(quota, now)
-        times.paused_until = max(now, times.paused_until) + 1 / RETURNS_PER_SECOND
+        # The limit lets the waits become short again soon after the receivers of a very large backlog work again.
+        times.paused_until = min(max(now, times.paused_until) + 1 / RETURNS_PER_SECOND, now + 2 * LONGEST_PAUSE)
         wait = times.paused_until - now
         return None if wait < LONGEST_WAIT else min(_rounded_down(wait), LONGEST_PAUSE)
 
