@@ -1,4 +1,4 @@
-"""What this service does to save CPU, for the contenders in Python whose documentation says nothing about it."""
+"""Settings that save CPU in this service, for the contenders in Python whose documentation does not mention them."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Rows with which statements fail, as with those of a bad page: a trigger or a policy raises an error for them."""
+"""Make statements fail for some rows, as if their page were bad: a trigger or a policy raises an error for them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ POLICY = """
 
 
 async def fail_on(engine: AsyncEngine, operation: str, table: str, condition: str = ALL, code: str = "P0001") -> None:
-    """Let each SELECT, INSERT, UPDATE or DELETE fail that meets a row with the condition."""
+    """Make each SELECT, INSERT, UPDATE or DELETE fail that processes a row for which the condition holds."""
     statements = RAISE.format(code=code)
     if operation == "SELECT":
         statements += POLICY.format(table=table, condition=condition)
@@ -43,7 +43,7 @@ async def fail_on(engine: AsyncEngine, operation: str, table: str, condition: st
 
 
 async def repair(engine: AsyncEngine, table: str) -> None:
-    """Let statements with these rows succeed again."""
+    """Make statements that process these rows succeed again."""
     await _execute(engine, f"DROP TRIGGER IF EXISTS failing ON {table}; ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
 
 

@@ -24,7 +24,7 @@ app.conf.update(
     broker_pool_limit=THREADS,
     broker_transport_options={"confirm_publish": True},
     broker_connection_retry_on_startup=True,
-    broker_heartbeat=0,  # with heartbeats, gevent workers of Celery 5.7 wait for 0.1 s after each message
+    broker_heartbeat=0,  # with heartbeats, Celery 5.7's gevent workers wait 0.1 s after each message
 )
 engine = create_engine(
     os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://"), pool_size=POOL_SIZE, max_overflow=0

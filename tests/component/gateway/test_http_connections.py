@@ -30,7 +30,7 @@ GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BUNDLE = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # This one is as large, but not a file.
 OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
-# This one is sent at once, although it is larger than what waits for a client that does not read.
+# This one is written at once, although it is larger than `MAX_UNREAD`.
 ASYNCAPI = b"GET /asyncapi HTTP/1.1\r\nHost: localhost\r\n\r\n"
 NOTIFICATION = b'{"user_id": 1, "message": "x", "type": "telegram"}'
 CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(NOTIFICATION), NOTIFICATION)
@@ -101,7 +101,7 @@ async def responses(count: int) -> bool:
 
 
 async def fill(slow: socket.socket) -> None:
-    """Request small responses until the gateway has written one that its client has no room for."""
+    """Request small responses without reading them, until one does not fit into the buffers of the sockets."""
     for requests in itertools.count(1):
         await asyncio.get_running_loop().sock_sendall(slow, ASYNCAPI)
         await eventually(partial(responses, requests), "the response has been written")

@@ -1,4 +1,4 @@
-"""The outbox rows of confirmed deliveries are deleted in the background, those of several batches together."""
+"""The outbox rows of confirmed deliveries are deleted in the background, several batches at a time."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 
 class Deletes(OutboxStore):
-    """An outbox that puts the number of rows of each delete into a queue, and executes none before `may_execute`."""
+    """An outbox that records how many rows each delete has, and executes no delete before `may_execute` is set."""
 
     counts: asyncio.Queue[int]
     may_execute: asyncio.Event

@@ -214,7 +214,7 @@ class HalfConfirmed(CountingPublisher):
 async def retry_publisher(
     rabbit: RabbitSettings, publisher_class: type[CountingPublisher] = CountingPublisher
 ) -> AsyncIterator[tuple[RetryPublisher, Sequence[CountingPublisher]]]:
-    """Run a publisher of retries that has no patience, and yield it with the publishers of its queues."""
+    """Yield a `RetryPublisher` without patience, and the publishers of its queues."""
     broker, publishers = create_broker(rabbit, "test"), list[CountingPublisher]()
 
     def create_publisher() -> ConfirmedPublisher:

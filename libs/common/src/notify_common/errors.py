@@ -18,7 +18,7 @@ class PublishRefused(PublishFailed):
 
 
 class NotConfirmed(PublishFailed):
-    """The broker has not confirmed the message for long, because its queue has no majority, but may still do so."""
+    """The broker has not confirmed the message for minutes, because its queue has no majority, but may still do so."""
 
 
 class PublishImpossible(PublishFailed):

@@ -14,7 +14,7 @@ class LoginRejected(DatabaseUnavailable):
 
 
 class StatementFailed(DatabaseUnavailable):
-    """PostgreSQL rolled the statement back, perhaps because of one row: of a bad page, or of a trigger that raises."""
+    """PostgreSQL rolled the statement back, perhaps because one row is on a bad page, or a trigger rejects it."""
 
 
 class DataRejected(Exception):
@@ -22,4 +22,4 @@ class DataRejected(Exception):
 
 
 ROW_ERRORS = (DataRejected, StatementFailed)
-"""The errors that one row can cause, so that the same statement may succeed without this row."""
+"""The errors that a single row can cause. Without this row, the same statement may succeed."""

@@ -25,10 +25,11 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are tried again
-# If PostgreSQL fails on more results than those of a few bad pages, the cause is another one. Then there is a pause
-# after each so many, and results are dead-lettered so slowly that the archive, which is bounded, takes a day to fill.
+# A few bad pages do not cause so many failures in a row. If something else does, there is a pause each time this number
+# is reached.
 FAILURES_IN_A_ROW = 1_000
-DEAD_LETTER_INTERVAL = 1.0  # seconds for each result
+# Results are dead-lettered slowly, because the archive is bounded: at this rate, it takes a day to fill.
+DEAD_LETTER_INTERVAL = 1.0  # seconds per result
 
 
 class Locked(Enum):
@@ -58,7 +59,7 @@ class ResultWriter:
         self._tracing = tracing
         self._database_outage = Outage(log, "results cannot be written")
         self._changes = 0  # transactions that have changed a delivery
-        self._failures = 0  # of statements since the last one of these transactions
+        self._failures = 0  # failed transactions since the last of these
         self._next_dead_letter = 0.0
         self._batcher = Batcher(
             self._flush,
@@ -90,7 +91,7 @@ class ResultWriter:
                 elif outcome is not None:
                     self._metrics.refused[queue, outcome].inc()
                     await self._bury(result, reason=outcome, queue=queue)
-            # Not before the longest pause, because a disk may fail for a moment.
+            # Results are dead-lettered only after the longest pause, because a disk may fail for a moment.
             if failed and pause == LONGEST_PAUSE and self._are_at_fault(failed, changes_before):
                 await self._bury(*failed, reason=reason, queue=queue)
             elif failed:
@@ -117,7 +118,7 @@ class ResultWriter:
         return outcomes
 
     async def _apply(self, reports: Sequence[Reported]) -> Applied:
-        """Commit the results, after an outage if need be; raise `StatementFailed` if one of them may prevent that."""
+        """Commit the results, however long an outage lasts; raise `StatementFailed` if one of them may be the cause."""
         try:
             # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await self._database_outage.retry(
@@ -125,7 +126,7 @@ class ResultWriter:
             )
         except StatementFailed as failure:
             self._failures += 1
-            # Pauses are rare, because the results of other channels may be in the same batch, or wait for the next one.
+            # Pauses are rare, because they also delay the results of other channels.
             if self._failures % FAILURES_IN_A_ROW == 0:
                 await asyncio.sleep(self._database_outage.failed(failure))
             raise  # the batch is bisected, to find the result that fails
@@ -135,9 +136,9 @@ class ResultWriter:
         return applied
 
     def _are_at_fault(self, failed: Sequence[DeliveryResult], changes_before: int | None) -> bool:
-        """Return whether to dead-letter results that failed again, because others have been written meanwhile.
+        """Return whether to dead-letter results that failed again, although others have been written in the meantime.
 
-        `changes_before` is the number of changes at the first failure of their message, or None if this is the first.
+        `changes_before` is `_changes` as of their message's first failure, or None if this is the first.
         """
         now = time.monotonic()
         if changes_before is None or self._changes == changes_before or now < self._next_dead_letter:
@@ -148,7 +149,7 @@ class ResultWriter:
     async def _bury(self, *results: DeliveryResult, reason: str, queue: str) -> None:
         """Publish the results as one dead letter, and return once that is confirmed."""
         log.error("dead-lettering results", extra={"reason": reason, "queue": queue, "results": len(results)})
-        # They become a complete message, which can be requeued unchanged once the cause is fixed.
+        # The dead letter is a complete message, which can be requeued unchanged once the cause is fixed.
         body = DeliveryResults(results=results).model_dump_json().encode()
         await bury(self._publisher, body, queue=queue, reason=reason)
 

@@ -1,4 +1,4 @@
-"""How the interval between batches follows the load, on a virtual clock."""
+"""The interval between batches follows the load. The tests run on a virtual clock."""
 
 import asyncio
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def test_interval_shrinks_again_after_a_burst() -> None:
     while size > 1:
         sizes.append(size)
         assert len(sizes) < 20
-        size = interval_after(round(size)) * 200  # as many items as arrive meanwhile at 200 per second
+        size = interval_after(round(size)) * 200  # the items that arrive in that time at 200 per second
 
 
 def test_without_an_interval_batches_follow_one_another_at_once() -> None:

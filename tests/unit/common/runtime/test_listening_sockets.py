@@ -1,4 +1,4 @@
-"""How connections are accepted."""
+"""The event loop accepts several connections in each turn."""
 
 import asyncio
 import socket

@@ -116,9 +116,9 @@ class ConfirmedPublisher:
             await asyncio.sleep(RECONNECT_INTERVAL)
 
     async def responds(self, timeout: float) -> bool:
-        """Return whether RabbitMQ has read everything written so far, and responds within `timeout` seconds.
+        """Return whether RabbitMQ responds within `timeout` seconds. If so, it has read everything written before.
 
-        During a memory alarm, it reads nothing from a connection that publishes.
+        During a memory alarm, RabbitMQ does not respond, because it reads nothing from a connection that publishes.
         """
         try:
             with broker_errors():

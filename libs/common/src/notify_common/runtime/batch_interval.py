@@ -1,4 +1,4 @@
-"""How long items wait for others to join their batch: not at all while few arrive, and longer the more there are.
+"""The interval between batches: none while few items arrive, and longer under load, so that more items share a batch.
 
 If fewer than 500 items arrive per second, fewer arrive in an interval than were in the batch before it, so batches and
 intervals shrink until no item waits. Above that, intervals grow with the rate: about 15 ms at 1,000 per second.
@@ -11,7 +11,7 @@ LONGEST = 0.02  # seconds
 
 
 def interval_after(items: int) -> float:
-    """Return the least number of seconds between the start of a batch of so many items and the start of the next."""
+    """Return the minimum seconds between the start of a batch of `items` items and the start of the next one."""
     return min(FACTOR * math.sqrt(max(items - 1, 0)), LONGEST)
 
 

@@ -126,7 +126,7 @@ class Batcher(Generic[Item, Result]):
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            # Nothing could join a full batch, and its wait would limit the rate to that of one full batch per interval.
+            # Nothing can join a full batch, and waiting would limit the rate to one full batch per interval.
             if len(self._waiting) < self._max_batch and (wait := self._next_flush_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
             taken = self._waiting.take(self._max_batch, self._max_batch_bytes)

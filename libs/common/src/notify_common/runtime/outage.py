@@ -31,7 +31,7 @@ class Outage:
         *,
         unless: tuple[type[Exception], ...] = (),
     ) -> Result:
-        """Call `operation` until it no longer raises `error`, or raises one of `unless`; return its result."""
+        """Call `operation` until it does not raise `error`; return its result. Errors in `unless` are not retried."""
         while True:
             try:
                 result = await operation()

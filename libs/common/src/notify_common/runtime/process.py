@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 GRACEFUL_TIMEOUT = 15  # seconds for requests in progress after SIGTERM
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 OPEN_FILES = 16_384  # each connection is one; many systems allow a process only 1,024 by default
-# The event loop accepts only one connection from each socket before it lets everything else run, which takes tens of
-# milliseconds while it renders long lists. Thousands of connections at once would keep all later ones waiting for long.
+# In each turn, the event loop accepts only one connection per socket. A turn takes tens of milliseconds while long
+# lists are rendered, so a client that opens thousands of connections at once would keep all others waiting for seconds.
 ACCEPTED_AT_ONCE = 16
 CLOSE = b"connection", b"close"
 GC_THRESHOLDS = (50_000, 20, 100)  # new objects, and collections of the younger generations (default: 700, 10, 10)
@@ -183,7 +183,7 @@ def _server(app: Any, http: type[asyncio.Protocol]) -> uvicorn.Server:  # noqa: 
 def listening_sockets(addresses: Iterable[tuple[str, int]]) -> list[socket.socket]:
     """Return the sockets to accept connections from; raise `StartupError` if an address is in use.
 
-    Each occurs `ACCEPTED_AT_ONCE` times. The duplicates share the queue of new connections.
+    Each socket occurs `ACCEPTED_AT_ONCE` times, as duplicates that share one queue of new connections.
     """
     bound = [each for address in addresses for each in _bound(*address)]
     return [*bound, *(each.dup() for each in bound for _ in range(ACCEPTED_AT_ONCE - 1))]

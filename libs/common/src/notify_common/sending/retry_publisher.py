@@ -1,4 +1,4 @@
-"""Publish retries to the retry queues, so that a queue that accepts none does not stop its channel."""
+"""Publish retries to the retry queues. A queue that does not accept them does not stop its channel."""
 
 import asyncio
 import logging
@@ -23,23 +23,23 @@ from notify_common.sending.retry_schedule import RetrySchedule, due_at
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 200
-# A queue may have an unconfirmed batch. It must not hold so many messages that the sender receives no others.
+# A batch that is not confirmed keeps its messages unacknowledged. The rest of the prefetch is left for other messages.
 SHARE_OF_PREFETCH = 0.25
-CONFIRM_TIME = 1.0  # seconds
-RESPONSE_TIME = 1.0  # seconds
+CONFIRM_TIME = 1.0  # seconds after which an unconfirmed batch is suspicious
+RESPONSE_TIME = 1.0  # seconds in which RabbitMQ must respond
 REFUSED_TIME = 10.0  # seconds for which a queue that has refused a retry gets no others
-# Long, because the same retry in a second queue leads to a second attempt once the first queue has a majority again.
-# Shorter than RabbitMQ's consumer timeout, 30 minutes, after which another sender would make the last attempt again.
+# This is long, because a copy in a second queue leads to a second attempt once the first queue has a majority again. It
+# is shorter than RabbitMQ's consumer timeout of 30 minutes, after which another sender would repeat the last attempt.
 PATIENCE = 600.0  # seconds
 
 _Publishing = asyncio.Task[list[PublishFailed | None]]
 
 
 class RetryPublisher:
-    """Publishes a channel's retries, each to the retry queue that suits its wait best and accepts retries.
+    """Publishes a channel's retries, each to the available retry queue that suits its wait best.
 
-    A message in a queue with a shorter delay returns early, and is published again. If there is no such queue, it goes
-    to one with a longer delay.
+    A message in a queue with a shorter delay returns early, and is published again. If no queue with a shorter delay is
+    available, the message goes to one with a longer delay.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class RetryPublisher:
 
 
 class _RetryQueue:
-    """One retry queue. It has its own AMQP channel, because the queue may stop that for long."""
+    """One retry queue, with its own AMQP channel, because a queue that does not confirm holds up its channel."""
 
     def __init__(
         self,
@@ -114,13 +114,13 @@ class _RetryQueue:
 
     @property
     def available(self) -> bool:
-        """True if the queue has neither an unconfirmed batch nor refused a retry recently."""
+        """True if the queue has no unconfirmed batch, and has not refused a retry recently."""
         return self._unconfirmed is None and (not self._refused_until or self._refused_until <= _now())
 
     async def publish(self, request: DeliveryRequested) -> PublishFailed | None:
         """Publish the request, and return None once the broker has confirmed it, or else the failure.
 
-        If the queue has an unconfirmed batch, no others are written, because those would be unconfirmed as well.
+        While a batch is unconfirmed, nothing else is written to the queue, because it would not be confirmed either.
         """
         outcome = await self._batcher.submit(request)
         if isinstance(outcome, _Unconfirmed):
@@ -150,7 +150,7 @@ class _RetryQueue:
         return [None if each.confirmed else each for each in unconfirmed]
 
     async def _wait_for_confirms(self, publishing: _Publishing) -> None:
-        """Wait until the batch is confirmed, or until the queue is at fault, because RabbitMQ responds."""
+        """Wait until the batch is confirmed, or RabbitMQ responds without confirming it: then the queue is at fault."""
         await asyncio.wait({publishing}, timeout=CONFIRM_TIME)
         if not publishing.done():
             await self._wait_for_response(publishing)
@@ -159,11 +159,11 @@ class _RetryQueue:
 
     async def _lose_patience(self, publishing: _Publishing) -> None:
         await asyncio.wait({publishing}, timeout=self._patience)
-        # If this process was stopped meanwhile, it may not have read the confirms. They come before the response.
+        # If this process was suspended, it may not have read the confirms yet. They arrive before the response.
         await self._wait_for_response(publishing)
 
     async def _wait_for_response(self, publishing: _Publishing) -> None:
-        """Wait until the batch is confirmed, or until RabbitMQ responds, and so has read the batch."""
+        """Wait until the batch is confirmed, or until RabbitMQ responds, which means that it has read the batch."""
         while not publishing.done() and not await self._publisher.responds(RESPONSE_TIME):
             await asyncio.wait({publishing}, timeout=RECONNECT_INTERVAL)
 
@@ -193,7 +193,7 @@ class _Unconfirmed:
         return confirmation.done() and not confirmation.cancelled() and confirmation.exception() is None
 
     async def failure(self) -> PublishFailed | None:
-        """Wait for the confirms, and return None if this retry's came, or else the failure."""
+        """Wait for the confirms; return None if this retry was confirmed, or else the failure."""
         await asyncio.shield(self.patience)
         if self.publishing.done():
             return self.publishing.result()[self.number]

@@ -55,7 +55,7 @@ class RetrySchedule:
     ) -> timedelta:
         """Return the longest delay that exceeds `wait` by no more than the tolerance, or else the shortest delay.
 
-        The choice is among `delays`, in ascending order, or else among all.
+        `delays` limits the choice to some of the delays, in ascending order.
 
         A message that leaves its queue early is scheduled again. Without the tolerance, the few milliseconds in transit
         would make each wait a little too short for the intended queue, and so send the message through shorter ones.

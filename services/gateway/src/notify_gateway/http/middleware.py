@@ -50,7 +50,7 @@ TRANSPORT = "notify.transport"
 FLOW = "notify.flow"
 """The scope key of the connection's `FlowControl`. Only our own HTTP server sets it."""
 UNSENT = "notify.unsent"
-"""The scope key of the bytes that a long response takes in memory until its last slice is written."""
+"""The scope key of the size in bytes of a long response, until its last slice is written."""
 UNLIMITED = "notify.unlimited"
 """The scope key of a function that lifts the time limit of the response."""
 
@@ -80,8 +80,8 @@ class LimitsMiddleware:
             return
         flow: FlowControl | None = scope.get(FLOW)
         if flow is not None and flow.write_paused:
-            # The client does not read the response to its last request. If it got another one, that would wait in our
-            # memory without being counted (`slow_readers.py`). The connection is closed if it waits for too long.
+            # The client has not read its last response yet. The next response would wait in our memory as well, without
+            # being counted (`slow_readers.py`). If the client takes too long to read, its connection is closed.
             await flow.drain()
         began = time.perf_counter()
         request = _LimitedRequest(scope, receive, send, self._request_timeout, self._origin_check)
@@ -212,16 +212,17 @@ class _LimitedRequest:
         await self._send(message)
 
     async def _send_in_slices(self, message: Message) -> None:
-        """Send a long body, which counts in full until its last slice is written.
+        """Send a long body in slices, and count all of it until the last slice is written.
 
-        A transport keeps all of what it was given at once until the client has read it, but counts only the rest.
+        The transport keeps the data of a write in memory until all of it is sent, but counts only the part that is not
+        sent yet.
         """
         body, whole = message["body"], {**message, "more_body": True}
         last = (len(body) - 1) // SLICE * SLICE
         self._scope[UNSENT] = len(body)
         for start in range(0, last, SLICE):
             await self._send({**whole, "body": body[start : start + SLICE]})
-        await self._send({**whole, "body": b""})  # an empty part is not sent, but waits until the last one can be
+        await self._send({**whole, "body": b""})  # sends nothing, but waits until the last slice can be written
         del self._scope[UNSENT]
         await self._send({**message, "body": body[last:]})
 

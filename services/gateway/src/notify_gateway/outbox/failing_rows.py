@@ -1,7 +1,7 @@
-"""Leave alone outbox rows that make statements fail, so that they hold up no others.
+"""Skip outbox rows that make statements fail, so that they hold up no others.
 
-A page may be bad, or somebody may have added a trigger that raises. Only after such a failure, the rows are bisected to
-find those that fail.
+A page may be bad, or somebody may have added a trigger that raises an error. After such a failure, the rows are
+bisected to find those that fail.
 """
 
 import logging
@@ -21,7 +21,7 @@ RETRY_INTERVAL = 60.0  # seconds before a row that failed is tried again
 # If more rows fail, the cause is not a few bad ones, and the failure is taken for an outage.
 MAX_UNTAKABLE = 500
 MAX_UNDELETABLE = 100
-ROWS_PER_POLL = 100  # of a channel, while some rows are left alone
+ROWS_PER_POLL = 100  # per channel, while some rows are skipped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +36,7 @@ class FailingRows:
 
     def __init__(self, outbox: OutboxStore) -> None:
         self._outbox = outbox
-        self._untakable: dict[RowKey, float] = {}  # when each is tried again
+        self._untakable: dict[RowKey, float] = {}  # the time of each row's next try
         self._undeletable: set[RowKey] = set()
         self._next_delete = 0.0
 
@@ -78,14 +78,14 @@ class FailingRows:
             raise StatementFailed(str(failed[-1][1]))
 
     async def _take_of(self, channel: Channel) -> list[DueDeliveries]:
-        """Take the channel's first due rows that are not left alone; raise an error if too many of them fail."""
+        """Take the channel's first due rows that are not skipped; raise an error if too many fail and none is taken."""
         left_alone = self._untakable.keys() | self._undeletable
         due = await self._outbox.due_rows(channel, ROWS_PER_POLL + len(left_alone))
         rows = [row for row in due if row not in left_alone][:ROWS_PER_POLL]
         room = MAX_UNTAKABLE - len(self._untakable)
 
         async def take(group: Sequence[RowKey]) -> DueDeliveries:
-            # However the rows are bisected, they share the bytes that a poll may take.
+            # The rows share the bytes that a poll may take, however they are bisected.
             return await self._outbox.take_rows(channel, group, max_bytes=MAX_TAKEN_BYTES * len(group) // len(rows))
 
         taken, failed = await _isolate(rows, take, most_failures=room)
@@ -96,7 +96,7 @@ class FailingRows:
         return taken
 
     async def _delete_again(self) -> None:
-        """Once per `RETRY_INTERVAL`, try to delete the rows that could not be deleted before."""
+        """Try again to delete the rows that could not be deleted, at most once per `RETRY_INTERVAL`."""
         if not self._undeletable or time.monotonic() < self._next_delete:
             return
         self._next_delete = time.monotonic() + RETRY_INTERVAL
@@ -109,7 +109,7 @@ class FailingRows:
 async def _isolate(
     items: Sequence[Item], operation: Callable[[Sequence[Item]], Awaitable[Result]], *, most_failures: int
 ) -> tuple[list[Result], list[tuple[Item, Exception]]]:
-    """Call `operation` with all items, and bisect them if it fails; return its results, and the items that fail alone.
+    """Call `operation` with all items; bisect them if it fails. Return its results, and each item that fails by itself.
 
     The remaining items are not tried once more than `most_failures` have failed.
     """

@@ -148,7 +148,7 @@ class Lane:
         return [*due, *handed_over]
 
     async def _publish(self, batch: list[Held]) -> float:
-        """Publish the batch; return the seconds to wait before the next one. The confirmed rows are deleted soon."""
+        """Publish the batch; return the seconds to wait before the next one. Rows are deleted in the background."""
         spans = [self._tracing.begin(f"publish {self.channel}", each.traceparent, "producer") for each, _ in batch]
         messages = [_outgoing(request, span) for (request, _), span in zip(batch, spans, strict=True)]
 
@@ -181,7 +181,7 @@ class Lane:
         ]
 
     async def _update_rows(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
-        """Have rows deleted, postponed or released; return the seconds to wait before the next batch."""
+        """Delete, postpone or release the rows of a batch; return the seconds to wait before the next batch."""
         confirmed = [held for held, failure in outcomes if failure is None]
         if confirmed:
             self._metrics.published[self.channel].inc(len(confirmed))
@@ -216,9 +216,9 @@ class Lane:
         return 0.0 if confirmed else REFUSED_INTERVAL
 
     async def _delete_confirmed(self) -> None:
-        """Delete the rows of confirmed deliveries, and those that are confirmed meanwhile, several batches at a time.
+        """Delete the rows of confirmed deliveries until none is left; each delete has those of several batches.
 
-        This is retried during an outage, because giving up would repeat their messages.
+        Deletes are retried during an outage, because giving up would repeat the messages.
         """
         while self._confirmed:
             rows, self._confirmed = self._confirmed, []

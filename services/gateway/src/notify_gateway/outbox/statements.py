@@ -121,7 +121,7 @@ TAKE = f"""
     ORDER BY due_at
 """  # noqa: S608 - a constant
 TAKE_DUE = text(TAKE.format(chosen="true")).columns(email=JSONB)
-# These are for a time in which a row makes `TAKE_DUE` fail.
+# The next three statements are used only while a row makes another statement fail.
 TAKE_ROWS = text(TAKE.format(chosen="delivery_id = ANY(CAST(:ids AS uuid[]))")).columns(email=JSONB)
 LIST_DUE = text(f"""
     SELECT delivery_id, round FROM outbox WHERE channel = :channel AND {DUE} ORDER BY due_at LIMIT :limit

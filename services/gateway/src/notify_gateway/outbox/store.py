@@ -76,7 +76,7 @@ class DueDeliveries:
 class OutboxStore:
     """Takes and updates outbox rows. Each method is one transaction.
 
-    It may raise `DatabaseUnavailable`, or `DataRejected` if a trigger or a bad page rejects one of the rows.
+    It may raise `DatabaseUnavailable`. If a single row makes it fail, it raises one of `ROW_ERRORS`.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -94,12 +94,12 @@ class OutboxStore:
         return await self._take(TAKE_DUE, channels=channels, **limits)
 
     async def due_rows(self, channel: Channel, limit: int) -> list[RowKey]:
-        """Return the channel's first due rows without a lease, and leave them alone."""
+        """Return the keys of the channel's first due rows that have no lease, without leasing them."""
         found = await execute(self._engine, LIST_DUE, channel=channel, limit=limit)
         return [(row.delivery_id, row.round) for row in found]
 
     async def take_rows(self, channel: Channel, rows: Sequence[RowKey], *, max_bytes: int) -> DueDeliveries:
-        """Do what `take_due` does, but only with those of the channel's due rows that are among `rows`."""
+        """Do what `take_due` does, but only for the rows among `rows` that are still due. Adopt no rows."""
         limits = {"limit": len(rows), "max_bytes": max_bytes, "max_adopted": 0}
         return await self._take(TAKE_ROWS, channels=[channel], ids=[delivery_id for delivery_id, _ in rows], **limits)
 
@@ -155,7 +155,7 @@ class OutboxStore:
         await execute(self._engine, DELETE, **_columns(held))
 
     async def delete_published(self, row: RowKey) -> None:
-        """Delete the row of a delivery that the broker has confirmed in this round, whoever has leased it since."""
+        """Delete the row of a delivery that was confirmed in this round, even if another relay has leased it since."""
         delivery_id, round_ = row
         await execute(self._engine, DELETE_PUBLISHED, id=delivery_id, round=round_)
 
