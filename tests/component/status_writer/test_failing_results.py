@@ -73,7 +73,7 @@ async def test_results_wait_if_all_of_them_fail(
     hand: Hand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("notify_status_writer.result_writer.FAILURES_IN_A_ROW", 30)
+    monkeypatch.setattr("notify_status_writer.result_writer.FAILURES_PER_PAUSE", 30)
     deliveries = [await add_row(engine) for _ in range(20)]
     await fail_on(engine, "UPDATE", "deliveries")
 
@@ -96,7 +96,7 @@ async def test_many_failing_results_of_a_channel_delay_the_others_only_briefly(
     hand: Hand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("notify_status_writer.result_writer.FAILURES_IN_A_ROW", 150)
+    monkeypatch.setattr("notify_status_writer.result_writer.FAILURES_PER_PAUSE", 150)
     bad = [await add_row(engine, channel="email") for _ in range(200)]
     good = await add_row(engine)
     await fail_on(engine, "UPDATE", "deliveries", "OLD.channel = 'email'")

@@ -15,7 +15,7 @@ from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementFailed
+from notify_database.errors import DatabaseUnavailable, DataRejected, StatementFailed
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
@@ -27,7 +27,7 @@ MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
 FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are tried again
 # A few bad pages do not cause so many failures in a row. If something else does, there is a pause each time this number
 # is reached.
-FAILURES_IN_A_ROW = 1_000
+FAILURES_PER_PAUSE = 1_000
 # Results are dead-lettered slowly, because the archive is bounded: at this rate, it takes a day to fill.
 DEAD_LETTER_INTERVAL = 1.0  # seconds per result
 
@@ -92,7 +92,7 @@ class ResultWriter:
                     self._metrics.refused[queue, outcome].inc()
                     await self._bury(result, reason=outcome, queue=queue)
             # Results are dead-lettered only after the longest pause, because a disk may fail for a moment.
-            if failed and pause == LONGEST_PAUSE and self._are_at_fault(failed, changes_before):
+            if failed and pause == LONGEST_PAUSE and self._may_dead_letter(failed, changes_before):
                 await self._bury(*failed, reason=reason, queue=queue)
             elif failed:
                 waiting += failed
@@ -127,7 +127,7 @@ class ResultWriter:
         except StatementFailed as failure:
             self._failures += 1
             # Pauses are rare, because they also delay the results of other channels.
-            if self._failures % FAILURES_IN_A_ROW == 0:
+            if self._failures % FAILURES_PER_PAUSE == 0:
                 await asyncio.sleep(self._database_outage.failed(failure))
             raise  # the batch is bisected, to find the result that fails
         if applied.changes:
@@ -135,7 +135,7 @@ class ResultWriter:
             self._failures = 0
         return applied
 
-    def _are_at_fault(self, failed: Sequence[DeliveryResult], changes_before: int | None) -> bool:
+    def _may_dead_letter(self, failed: Sequence[DeliveryResult], changes_before: int | None) -> bool:
         """Return whether to dead-letter results that failed again, although others have been written in the meantime.
 
         `changes_before` is `_changes` as of their message's first failure, or None if this is the first.
@@ -162,7 +162,7 @@ async def _wait(results: Sequence[DeliveryResult], pause: float) -> None:
 
 
 def _reason(error: Exception, result: DeliveryResult) -> str:
-    if isinstance(error, ROW_ERRORS):
+    if isinstance(error, DataRejected):
         return str(error)
     log.error("a result cannot be applied", extra={"delivery_id": str(result.delivery_id)}, exc_info=error)
     return f"bug: {type(error).__name__}"

@@ -115,7 +115,7 @@ class _RetryQueue:
     @property
     def available(self) -> bool:
         """True if the queue has no unconfirmed batch, and has not refused a retry recently."""
-        return self._unconfirmed is None and (not self._refused_until or self._refused_until <= _now())
+        return self._unconfirmed is None and self._refused_until <= _now()
 
     async def publish(self, request: DeliveryRequested) -> PublishFailed | None:
         """Publish the request, and return None once the broker has confirmed it, or else the failure.

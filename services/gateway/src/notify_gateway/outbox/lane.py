@@ -10,7 +10,6 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
@@ -134,8 +133,9 @@ class Lane:
             if not self._due and not self._handed_over:
                 await self._wake.wait()
             return 0.0
-        interval = interval_after(len(batch))
-        wait = await self._publish(batch) or began + interval - lease_clock()
+        wait = await self._publish(batch)
+        if not wait and len(self._due) + len(self._handed_over) < BATCH_SIZE:  # nothing could join a full batch
+            wait = began + interval_after(len(batch)) - lease_clock()
         if not self._due:
             self._on_room(self.channel)
         return wait
@@ -221,19 +221,19 @@ class Lane:
         Deletes are retried during an outage, because giving up would repeat the messages.
         """
         while self._confirmed:
-            rows, self._confirmed = self._confirmed, []
-            try:
-                await self._database_outage.retry(partial(self._delete_once, rows), DatabaseUnavailable)
-            finally:
-                self._undeleted = False
+            await self._database_outage.retry(self._delete_once, DatabaseUnavailable)
             await asyncio.sleep(DELETE_INTERVAL)
 
-    async def _delete_once(self, rows: Sequence[Held]) -> None:
+    async def _delete_once(self) -> None:
+        # This includes rows that were confirmed since the last try, because their leases may end as well.
+        rows = list(self._confirmed)
         try:
             await self._delete_rows(rows)
         except DatabaseUnavailable:
             self._undeleted = True
             raise
+        del self._confirmed[: len(rows)]
+        self._undeleted = False
 
     async def _publish_together(
         self, messages: Sequence[OutgoingMessage], spans: Sequence[Span], may_write: Callable[[], bool]
