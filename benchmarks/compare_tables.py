@@ -34,9 +34,7 @@ PLOTS = """
 def compare(results: Json) -> str:
     """Return the comparison of the contenders."""
     if results.get("method") != METHOD:
-        return (
-            "Nothing has been measured with this method yet. The older tables below were measured with another one.\n"
-        )
+        return "Nothing has been measured with this method yet.\n"
     latency = max(latencies(results))
     parts = [
         _method(results) + PLOTS,
