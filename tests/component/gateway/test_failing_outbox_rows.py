@@ -97,6 +97,27 @@ async def test_delivery_is_published_once_although_its_row_cannot_be_deleted(
         assert await hand.depth("notifications.telegram") == 0
 
 
+async def test_channels_whose_rows_cannot_be_deleted_at_the_same_time_do_not_end_the_relay(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{FAILING_ROWS}.MAX_UNDELETABLE", 12)
+    await fail_on(engine, "DELETE", "outbox")
+    telegram = [await add_row(engine) for _ in range(10)]
+    email = [await add_row(engine, channel="email") for _ in range(10)]
+
+    async def further_deletes_have_failed() -> bool:
+        return await failures(engine) > 42
+
+    async with running_relay(rabbit, postgres), hand_on(rabbit) as hand, repaired_afterwards(engine, "outbox"):
+        assert await published_set(hand, 10) == set(telegram)
+        assert await published_set(hand, 10, Channel.EMAIL) == set(email)
+        for channel in ("telegram", "email"):
+            await add_row(engine, channel=channel)
+        await eventually(further_deletes_have_failed, "further rows were to be deleted")
+        await repair(engine, "outbox")
+        await outbox_is_empty(engine)
+
+
 async def test_channel_waits_while_too_many_rows_cannot_be_deleted(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

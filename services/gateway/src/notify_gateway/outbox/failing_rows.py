@@ -69,8 +69,8 @@ class FailingRows:
     async def delete(self, confirmed: Sequence[Held]) -> None:
         """Delete the rows of confirmed deliveries. Raise `StatementFailed` if too many rows cannot be deleted."""
         new = [held for held in confirmed if _key(held) not in self._undeletable]
-        room = MAX_UNDELETABLE - len(self._undeletable)
-        _, failed = await _isolate(new, self._outbox.delete, most_failures=room)
+        _, failed = await _isolate(new, self._outbox.delete, most_failures=MAX_UNDELETABLE - len(self._undeletable))
+        room = MAX_UNDELETABLE - len(self._undeletable)  # of which other lanes may have taken some meanwhile
         left_alone = [(_key(held), error) for held, error in failed[:room]]
         self._undeletable |= {row for row, _ in left_alone}
         _report("outbox rows of published deliveries cannot be deleted", left_alone)
