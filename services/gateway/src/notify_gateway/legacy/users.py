@@ -24,7 +24,7 @@ Channels = Annotated[UserChannels, Depends(provided(UserChannels))]
 UserIdInPath = Annotated[UserId, Path(alias="user_id")]
 
 
-@router.get("/{user_id}/channels", responses=documented(422, 504, model=Problem))
+@router.get("/{user_id}/channels", responses=documented(404, 422, 504, model=Problem))
 async def list_user_channels(
     user_id: UserIdInPath, principal: CanReadRecipients, channels: Channels
 ) -> list[LegacyUserChannel]:
@@ -44,7 +44,7 @@ async def get_user_channel(
 @router.put(
     "/{user_id}/channels/{channel}",
     response_model=LegacyUserChannel,
-    responses={204: {"description": "Stored. The key may not read it."}, **documented(400, 422, model=Problem)},
+    responses={204: {"description": "Stored. The key may not read it."}, **documented(400, 404, 422, model=Problem)},
 )
 async def put_user_channel(
     user_id: UserIdInPath,
