@@ -210,10 +210,11 @@ async def test_sender_is_unhealthy_while_its_queue_is_missing(compose: Compose) 
 
     async def are_healthy() -> bool:
         names = [name for service in SERVICES for name in compose.containers(service)]
-        states = [(await asyncio.to_thread(inspect, name))["State"] for name in names]
-        return all(state["Health"]["Status"] == "healthy" for state in states)
+        health = [(await asyncio.to_thread(inspect, name))["State"]["Health"] for name in names]
+        return all(each["Status"] == "healthy" and each["FailingStreak"] == 0 for each in health)
 
-    # `up --wait` fails at once if a container is still marked as unhealthy, as all consumers are during the restart.
+    # `up --wait` fails at once if a container is marked as unhealthy, as all consumers are during the restart. It takes
+    # several failed checks to mark a container, so its last check must have succeeded as well.
     await eventually(are_healthy, "all services are healthy", timeout=90)
     await compose.up()
     async with compose.gateway() as client:
