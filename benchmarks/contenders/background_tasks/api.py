@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated
 from uuid import UUID
 
@@ -13,20 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from benchmarks.contenders.database import engine
 from benchmarks.contenders.database import new_async_session as new_session
 from benchmarks.contenders.notifications import Notification, NotificationRequest, NotificationView, mark_sent
-from benchmarks.contenders.tuning import collect_garbage_less_often
+from benchmarks.contenders.tuning import tuned
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
 SENDING = "SENDERS_STOPPED" not in os.environ  # the other contenders' senders are processes that can be stopped
 
-
-@asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Prepare the process."""
-    collect_garbage_less_often()
-    yield
-
-
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(lifespan=tuned)
 
 
 async def session() -> AsyncIterator[AsyncSession]:

@@ -1,7 +1,6 @@
 """The HTTP side of the Celery contender: the request stores the row and hands the task to RabbitMQ."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import Depends, FastAPI
@@ -9,17 +8,9 @@ from sqlalchemy.orm import Session
 
 from benchmarks.contenders.celery.tasks import new_session, send
 from benchmarks.contenders.notifications import Notification, NotificationRequest, NotificationView
-from benchmarks.contenders.tuning import collect_garbage_less_often
+from benchmarks.contenders.tuning import tuned
 
-
-@asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Prepare the process."""
-    collect_garbage_less_often()
-    yield
-
-
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(lifespan=tuned)
 
 
 def session() -> Iterator[Session]:
