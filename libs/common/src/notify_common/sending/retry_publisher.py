@@ -63,13 +63,10 @@ class RetryPublisher:
     async def publish(self, request: DeliveryRequested, wait_from: datetime) -> bool:
         """Publish the request to a retry queue, where it occupies no worker; return True if the broker confirms it."""
         while True:
-            delay = self._delay(request, wait_from)
-            if not self._queues[delay].available:
-                others = [each for each, queue in self._queues.items() if queue.available]
-                if not others:
-                    return False
-                delay = self._delay(request, wait_from, others)
-            failure = await self._queues[delay].publish(request)
+            available = [delay for delay, queue in self._queues.items() if queue.available]
+            if not available:
+                return False
+            failure = await self._queues[self._delay(request, wait_from, available)].publish(request)
             if failure is None:
                 self._metrics.retries_scheduled.inc()
                 return True
@@ -77,9 +74,7 @@ class RetryPublisher:
                 return False
             wait_from = max(wait_from, utc_now())
 
-    def _delay(
-        self, request: DeliveryRequested, wait_from: datetime, delays: Sequence[timedelta] | None = None
-    ) -> timedelta:
+    def _delay(self, request: DeliveryRequested, wait_from: datetime, delays: Sequence[timedelta]) -> timedelta:
         due = due_at(request) or wait_from
         # A turn and an expiry come at their exact time, however long the wait is.
         exact = request.reserved or due == request.expires_at
