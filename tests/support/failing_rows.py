@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from support.services import eventually
+
 ALL = "true"
 RAISE = """
     CREATE SEQUENCE failures;
@@ -56,11 +58,15 @@ async def repaired_afterwards(engine: AsyncEngine, table: str) -> AsyncIterator[
         await repair(engine, table)
 
 
-async def failures(engine: AsyncEngine) -> int:
-    """Return how many statements have failed."""
-    async with engine.connect() as connection:
-        count: int = (await connection.execute(text("SELECT last_value FROM failures"))).scalar_one()
-    return count
+async def more_failures_than(engine: AsyncEngine, count: int, reason: str) -> None:
+    """Wait until more than `count` statements have failed; `reason` says what that shows."""
+
+    async def have_failed() -> bool:
+        async with engine.connect() as connection:
+            failures: int = (await connection.execute(text("SELECT last_value FROM failures"))).scalar_one()
+        return failures > count
+
+    await eventually(have_failed, reason)
 
 
 async def _execute(engine: AsyncEngine, statements: str) -> None:

@@ -9,7 +9,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on
-from support.failing_rows import fail_on, failures, repair, repaired_afterwards
+from support.failing_rows import fail_on, more_failures_than, repair, repaired_afterwards
 from support.gateway import rows
 from support.outbox import add_row, outbox_is_empty, outbox_rows, published, running_relay
 from support.roles import as_service
@@ -67,11 +67,8 @@ async def test_all_rows_are_published_although_none_could_be_taken_for_a_while(
     ids = [await add_row(engine) for _ in range(30)]
     await fail_on(engine, "UPDATE", "outbox")
 
-    async def more_failed_than_are_left_alone() -> bool:
-        return await failures(engine) > 40
-
     async with running_relay(rabbit, postgres), hand_on(rabbit) as hand, repaired_afterwards(engine, "outbox"):
-        await eventually(more_failed_than_are_left_alone, "statements with all rows have failed")
+        await more_failures_than(engine, 40, "statements with all rows have failed")
         await repair(engine, "outbox")
         assert await published_set(hand, 30) == set(ids)
         await outbox_is_empty(engine)
@@ -105,15 +102,12 @@ async def test_channels_whose_rows_cannot_be_deleted_at_the_same_time_do_not_end
     telegram = [await add_row(engine) for _ in range(10)]
     email = [await add_row(engine, channel="email") for _ in range(10)]
 
-    async def further_deletes_have_failed() -> bool:
-        return await failures(engine) > 42
-
     async with running_relay(rabbit, postgres), hand_on(rabbit) as hand, repaired_afterwards(engine, "outbox"):
         assert await published_set(hand, 10) == set(telegram)
         assert await published_set(hand, 10, Channel.EMAIL) == set(email)
         for channel in ("telegram", "email"):
             await add_row(engine, channel=channel)
-        await eventually(further_deletes_have_failed, "further rows were to be deleted")
+        await more_failures_than(engine, 42, "further rows were to be deleted")
         await repair(engine, "outbox")
         await outbox_is_empty(engine)
 
@@ -125,13 +119,10 @@ async def test_channel_waits_while_too_many_rows_cannot_be_deleted(
     await fail_on(engine, "DELETE", "outbox")
     first = [await add_row(engine) for _ in range(10)]
 
-    async def deletes_are_repeated() -> bool:
-        return await failures(engine) > 20
-
     async with running_relay(rabbit, postgres), hand_on(rabbit) as hand, repaired_afterwards(engine, "outbox"):
         assert await published_set(hand, 10) == set(first)
         later = [await add_row(engine) for _ in range(10)]
-        await eventually(deletes_are_repeated, "the rows were to be deleted several times")
+        await more_failures_than(engine, 20, "the rows were to be deleted several times")
         assert await outbox_rows(engine) == 20
         assert await hand.depth("notifications.telegram") == 0
         await repair(engine, "outbox")

@@ -12,7 +12,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
-from support.failing_rows import fail_on, failures, repair, repaired_afterwards
+from support.failing_rows import fail_on, more_failures_than, repair, repaired_afterwards
 from support.gateway import rows
 from support.outbox import add_row
 from support.services import eventually, running_status_writer
@@ -77,13 +77,10 @@ async def test_results_wait_if_all_of_them_fail(
     deliveries = [await add_row(engine) for _ in range(20)]
     await fail_on(engine, "UPDATE", "deliveries")
 
-    async def most_have_failed() -> bool:
-        return await failures(engine) > 30
-
     async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
         await hand.report(*map(sent, deliveries[:10]))
         await hand.report(*map(sent, deliveries[10:]))
-        await eventually(most_have_failed, "most results have failed on their own")
+        await more_failures_than(engine, 30, "most results have failed on their own")
         await repair(engine, "deliveries")
         await are_sent(engine, *deliveries)
     assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
@@ -101,12 +98,9 @@ async def test_many_failing_results_of_a_channel_delay_the_others_only_briefly(
     good = await add_row(engine)
     await fail_on(engine, "UPDATE", "deliveries", "OLD.channel = 'email'")
 
-    async def first_has_failed() -> bool:
-        return await failures(engine) > 1
-
     async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
         await hand.report(*map(sent, bad), channel=Channel.EMAIL)
-        await eventually(first_has_failed, "the transaction of the failing results has begun")
+        await more_failures_than(engine, 1, "the transaction of the failing results has begun")
         await hand.report(sent(good))
         await are_sent(engine, good)
 
