@@ -217,12 +217,12 @@ class _LimitedRequest:
         The transport keeps the data of a write in memory until all of it is sent, but counts only the part that is not
         sent yet.
         """
-        body, whole = message["body"], {**message, "more_body": True}
+        body, part = message["body"], {**message, "more_body": True}
         last = (len(body) - 1) // SLICE * SLICE
         self._scope[UNSENT] = len(body)
         for start in range(0, last, SLICE):
-            await self._send({**whole, "body": body[start : start + SLICE]})
-        await self._send({**whole, "body": b""})  # sends nothing, but waits until the last slice can be written
+            await self._send({**part, "body": body[start : start + SLICE]})
+        await self._send({**part, "body": b""})  # sends nothing, but waits until the last slice can be written
         del self._scope[UNSENT]
         await self._send({**message, "body": body[last:]})
 

@@ -70,18 +70,18 @@ class FailingRows:
         """Delete the rows of confirmed deliveries. Raise `StatementFailed` if too many rows cannot be deleted."""
         new = [held for held in confirmed if _key(held) not in self._undeletable]
         _, failed = await _isolate(new, self._outbox.delete, most_failures=MAX_UNDELETABLE - len(self._undeletable))
-        room = MAX_UNDELETABLE - len(self._undeletable)  # of which other lanes may have taken some meanwhile
-        left_alone = [(_key(held), error) for held, error in failed[:room]]
-        self._undeletable |= {row for row, _ in left_alone}
-        _report("outbox rows of published deliveries cannot be deleted", left_alone)
+        room = MAX_UNDELETABLE - len(self._undeletable)  # less than before if another lane has skipped rows, too
+        skipped = [(_key(held), error) for held, error in failed[:room]]
+        self._undeletable |= {row for row, _ in skipped}
+        _report("outbox rows of published deliveries cannot be deleted", skipped)
         if len(failed) > room:
             raise StatementFailed(str(failed[-1][1]))
 
     async def _take_of(self, channel: Channel) -> list[DueDeliveries]:
         """Take the channel's first due rows that are not skipped; raise an error if too many fail and none is taken."""
-        left_alone = self._untakable.keys() | self._undeletable
-        due = await self._outbox.due_rows(channel, ROWS_PER_POLL + len(left_alone))
-        rows = [row for row in due if row not in left_alone][:ROWS_PER_POLL]
+        skipped = self._untakable.keys() | self._undeletable
+        due = await self._outbox.due_rows(channel, ROWS_PER_POLL + len(skipped))
+        rows = [row for row in due if row not in skipped][:ROWS_PER_POLL]
         room = MAX_UNTAKABLE - len(self._untakable)
 
         async def take(group: Sequence[RowKey]) -> DueDeliveries:
