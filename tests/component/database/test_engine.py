@@ -32,6 +32,7 @@ async def test_sessions_have_idle_transaction_and_statement_timeouts(engine: Asy
         ("P0001", StatementFailed),
         ("XX001", StatementFailed),
         ("58030", StatementFailed),
+        ("23514", StatementFailed),
         ("22023", DataRejected),
         ("42501", DatabaseUnavailable),
         ("53200", DatabaseUnavailable),

@@ -19,6 +19,7 @@ FAILING_ROWS = "notify_gateway.outbox.failing_rows"
 UNTAKABLE = [
     ("UPDATE", "outbox", "OLD.delivery_id = '{}'", "P0001"),
     ("UPDATE", "outbox", "OLD.delivery_id = '{}'", "22023"),
+    ("UPDATE", "outbox", "OLD.delivery_id = '{}'", "23514"),
     ("SELECT", "deliveries", "deliveries.id = '{}'", "XX001"),
 ]
 

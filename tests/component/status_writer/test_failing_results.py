@@ -43,7 +43,10 @@ async def are_sent(engine: AsyncEngine, *delivery_ids: UUID) -> None:
     await eventually(all_are_sent, "the deliveries are sent")
 
 
-@pytest.mark.parametrize(("operation", "code"), [("UPDATE", "P0001"), ("UPDATE", "XX001"), ("SELECT", "XX001")])
+@pytest.mark.parametrize(
+    ("operation", "code"),
+    [("UPDATE", "P0001"), ("UPDATE", "XX001"), ("UPDATE", "22003"), ("UPDATE", "23514"), ("SELECT", "XX001")],
+)
 async def test_delivery_with_which_statements_fail_delays_no_other_results(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand, operation: str, code: str
 ) -> None:
@@ -66,16 +69,18 @@ async def test_delivery_with_which_statements_fail_delays_no_other_results(
     assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
 
 
+@pytest.mark.parametrize("code", ["P0001", "23505"])
 async def test_results_wait_if_all_of_them_fail(
     rabbit: RabbitSettings,
     postgres: PostgresSettings,
     engine: AsyncEngine,
     hand: Hand,
     monkeypatch: pytest.MonkeyPatch,
+    code: str,
 ) -> None:
     monkeypatch.setattr("notify_status_writer.result_writer.FAILURES_PER_PAUSE", 30)
     deliveries = [await add_row(engine) for _ in range(20)]
-    await fail_on(engine, "UPDATE", "deliveries")
+    await fail_on(engine, "UPDATE", "deliveries", code=code)
 
     async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
         await hand.report(*map(sent, deliveries[:10]))

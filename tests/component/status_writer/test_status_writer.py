@@ -309,12 +309,12 @@ async def test_status_update_touches_no_index(engine: AsyncEngine) -> None:
 async def test_bad_result_does_not_affect_the_others_in_its_message(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
-    good, another = await add_delivery(engine), await add_delivery(engine)
+    good, another, rejected, later = [await add_delivery(engine) for _ in range(4)]
     items = [
         result(good).model_dump(mode="json"),
         {"delivery_id": "not an id"},
         result(uuid4()).model_dump(mode="json"),  # unknown delivery
-        result(another, Outcome.RETRYING, attempt=9).model_dump(mode="json"),
+        result(rejected, Outcome.RETRYING, attempt=9).model_dump(mode="json"),
         result(another).model_dump(mode="json"),
     ]
     await forbid_ninth_attempts(engine)
@@ -322,6 +322,8 @@ async def test_bad_result_does_not_affect_the_others_in_its_message(
         await hand.publish("notifications.results.telegram", "telegram", json.dumps({"version": 1, "results": items}))
         await has_status(engine, good, DeliveryStatus.SENT)
         await has_status(engine, another, DeliveryStatus.SENT)
+        # What PostgreSQL rejects is dead-lettered only after results of later messages have been written.
+        await hand.report(result(later))
         reasons = [(await hand.next_message(ARCHIVE)).headers["dead_reason"] for _ in range(3)]
     assert {str(reason).split()[0] for reason in reasons} == {"unreadable", "unknown", "CheckViolationError"}
 

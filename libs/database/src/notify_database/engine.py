@@ -241,8 +241,8 @@ def _translated(error: BaseException) -> DatabaseUnavailable | DataRejected:
     if code[:2] in LOGIN_CLASSES:
         return LoginRejected(str(error))
     if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
-        # No partition exists for the row yet; the gateway's maintenance will create one soon (partitions.py).
-        return DatabaseUnavailable("no partition exists for this time")
+        # No partition exists for a row (maintenance may create one soon), or a trigger has raised this code.
+        return StatementFailed(f"{describe(error)}, or no partition exists for this time")
     if isinstance(error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError):
         return StatementTimedOut(describe(error))
     # asyncpg raises its own DataError, without contacting the server, if it cannot encode a value.

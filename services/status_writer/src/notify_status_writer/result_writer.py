@@ -15,7 +15,7 @@ from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_database.errors import DatabaseUnavailable, DataRejected, StatementFailed
+from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementFailed
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
@@ -83,11 +83,12 @@ class ResultWriter:
             for result, outcome in zip(results, outcomes, strict=True):
                 if outcome is LOCKED:
                     waiting.append(result)
-                elif isinstance(outcome, Failed) and isinstance(outcome.error, StatementFailed):
+                elif isinstance(outcome, Failed) and isinstance(outcome.error, ROW_ERRORS):
                     failed.append(result)
                     reason = str(outcome.error)
                 elif isinstance(outcome, Failed):
-                    await self._bury(result, reason=_reason(outcome.error, result), queue=queue)
+                    log.error("a result cannot be applied", exc_info=outcome.error)
+                    await self._bury(result, reason=f"bug: {type(outcome.error).__name__}", queue=queue)
                 elif outcome is not None:
                     self._metrics.refused[queue, outcome].inc()
                     await self._bury(result, reason=outcome, queue=queue)
@@ -99,7 +100,7 @@ class ResultWriter:
                 changes_before = self._changes if changes_before is None else changes_before
             results = waiting
             if results:
-                await _wait(results, pause)
+                await _wait(results, pause, reason)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _flush(self, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
@@ -118,13 +119,13 @@ class ResultWriter:
         return outcomes
 
     async def _apply(self, reports: Sequence[Reported]) -> Applied:
-        """Commit the results, however long an outage lasts; raise `StatementFailed` if one of them may be the cause."""
+        """Commit the results, however long an outage lasts; raise one of `ROW_ERRORS` if a result may be the cause."""
         try:
             # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await self._database_outage.retry(
                 lambda: self._store.apply(reports), DatabaseUnavailable, unless=(StatementFailed,)
             )
-        except StatementFailed as failure:
+        except ROW_ERRORS as failure:
             self._failures += 1
             # Pauses are rare, because they also delay the results of other channels.
             if self._failures % FAILURES_PER_PAUSE == 0:
@@ -154,15 +155,8 @@ class ResultWriter:
         await bury(self._publisher, body, queue=queue, reason=reason)
 
 
-async def _wait(results: Sequence[DeliveryResult], pause: float) -> None:
+async def _wait(results: Sequence[DeliveryResult], pause: float, reason: str) -> None:
     if pause == LONGEST_PAUSE / 2:
-        ids = {"delivery_id": str(results[0].delivery_id), "results": len(results)}
-        log.warning("results wait, because their deliveries are locked or cannot be updated", extra=ids)
+        about = {"delivery_id": str(results[0].delivery_id), "results": len(results), "reason": reason or "locked"}
+        log.warning("results wait, because their deliveries cannot be updated", extra=about)
     await asyncio.sleep(pause)
-
-
-def _reason(error: Exception, result: DeliveryResult) -> str:
-    if isinstance(error, DataRejected):
-        return str(error)
-    log.error("a result cannot be applied", extra={"delivery_id": str(result.delivery_id)}, exc_info=error)
-    return f"bug: {type(error).__name__}"
