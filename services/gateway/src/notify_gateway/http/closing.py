@@ -16,7 +16,6 @@ class LingeringTransport:
     """
 
     def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
-        self.write = transport.write
         self.get_extra_info = transport.get_extra_info
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
@@ -26,10 +25,22 @@ class LingeringTransport:
         """Whether data that arrives must be passed to `discard`."""
         self._transport = transport
         self._loop = loop
+        self._head = b""  # of a response, not sent yet
         self._lingering = False
         self._discarded = 0
         self._timer: TimerHandle | None = None
         self._flush_timer: TimerHandle | None = None
+
+    def write(self, data: bytes) -> None:
+        """Send the data. The head of a response waits for its body, because a system call for each would be costly."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._send_head)
+        else:
+            self._transport.write(data)
 
     def is_closing(self) -> bool:
         """Return whether nothing more will be sent."""
@@ -37,6 +48,7 @@ class LingeringTransport:
 
     def close(self) -> None:
         """Send what has been written, then close the connection, and linger if necessary."""
+        self._send_head()
         if self.is_closing():
             return
         if self.client_sends:
@@ -60,6 +72,7 @@ class LingeringTransport:
 
     def limit_flush(self) -> None:
         """Give the client `FLUSH_TIMEOUT` to read what was written, which may otherwise never happen."""
+        self._send_head()
         if self._flush_timer is None:
             self._flush_timer = self._loop.call_later(FLUSH_TIMEOUT, self._transport.abort)
 
@@ -74,6 +87,11 @@ class LingeringTransport:
         for timer in (self._timer, self._flush_timer):
             if timer is not None:
                 timer.cancel()
+
+    def _send_head(self) -> None:
+        if self._head and not self._transport.is_closing():
+            head, self._head = self._head, b""
+            self._transport.write(head)
 
     def _close(self) -> None:
         if self._timer is not None:
