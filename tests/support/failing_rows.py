@@ -1,4 +1,4 @@
-"""Make statements fail for some rows, as if their page were bad: a trigger or a policy raises an error for them."""
+"""Make statements fail for some rows, as if their page were bad, or for many: a trigger or a policy raises an error."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +27,17 @@ TRIGGER = """
     CREATE TRIGGER failing BEFORE {operation} ON {table} FOR EACH ROW WHEN ({condition})
         EXECUTE FUNCTION fail_for_row();
 """
+TIME_OUT = """
+    CREATE FUNCTION time_out() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF (SELECT count(*) FROM updated) > {rows} THEN
+            RAISE EXCEPTION 'of this test' USING ERRCODE = 'query_canceled';
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER failing AFTER UPDATE ON {table} REFERENCING NEW TABLE AS updated FOR EACH STATEMENT
+        EXECUTE FUNCTION time_out();
+"""
 # A policy is not applied to the owner of the table.
 POLICY = """
     CREATE POLICY failing ON {table} USING (CASE WHEN {condition} THEN fail() ELSE true END);
@@ -42,6 +53,11 @@ async def fail_on(engine: AsyncEngine, operation: str, table: str, condition: st
     else:
         statements += TRIGGER.format(table=table, operation=operation, condition=condition)
     await _execute(engine, statements)
+
+
+async def time_out_beyond(engine: AsyncEngine, table: str, rows: int) -> None:
+    """Make each UPDATE of more than `rows` rows fail as if it had taken too long."""
+    await _execute(engine, TIME_OUT.format(table=table, rows=rows))
 
 
 async def repair(engine: AsyncEngine, table: str) -> None:

@@ -12,7 +12,7 @@ from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand, hand_on, prepare_topology
-from support.failing_rows import fail_on, more_failures_than, repair, repaired_afterwards
+from support.failing_rows import fail_on, more_failures_than, repair, repaired_afterwards, time_out_beyond
 from support.gateway import rows
 from support.outbox import add_row
 from support.services import eventually, running_status_writer
@@ -123,4 +123,17 @@ async def test_failing_results_of_a_message_share_a_dead_letter(
         dead = await hand.next_message(ARCHIVE)
         await are_sent(engine, later)
     assert DeliveryResults.model_validate_json(dead.body).results == tuple(map(sent, bad))
+    assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
+
+
+async def test_results_are_written_although_a_whole_batch_takes_too_long(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    """Otherwise the same batch would time out again and again while PostgreSQL is slow."""
+    deliveries = [await add_row(engine) for _ in range(20)]
+    await time_out_beyond(engine, "deliveries", 3)
+    await hand.report(*map(sent, deliveries[:10]))
+    await hand.report(*map(sent, deliveries[10:]))
+    async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
+        await are_sent(engine, *deliveries)
     assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0

@@ -15,7 +15,7 @@ from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementFailed
+from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementFailed, StatementTimedOut
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
@@ -119,12 +119,19 @@ class ResultWriter:
         return outcomes
 
     async def _apply(self, reports: Sequence[Reported]) -> Applied:
-        """Commit the results, however long an outage lasts; raise one of `ROW_ERRORS` if a result may be the cause."""
+        """Commit the results, however long an outage lasts.
+
+        Raise one of `ROW_ERRORS` if a result may be the cause, and `StatementTimedOut` if they may be too many.
+        """
+        too_many = (StatementTimedOut,) if len(reports) > 1 else ()
         try:
             # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await self._database_outage.retry(
-                lambda: self._store.apply(reports), DatabaseUnavailable, unless=(StatementFailed,)
+                lambda: self._store.apply(reports), DatabaseUnavailable, unless=(StatementFailed, *too_many)
             )
+        except StatementTimedOut as timeout:
+            self._database_outage.failed(timeout)
+            raise  # the batch is bisected, because a slow PostgreSQL would time out with the whole batch each time
         except ROW_ERRORS as failure:
             self._failures += 1
             # Pauses are rare, because they also delay the results of other channels.
