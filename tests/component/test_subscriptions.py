@@ -15,7 +15,7 @@ from notify_common.rabbitmq.faststream_subscription import FastStreamSubscriptio
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.subscription import Subscription
 from support.amqp import Hand, hand_on, prepare_topology
-from support.fakes import CuttableNetwork
+from support.fakes import ChannelCuttingNetwork, CuttableNetwork
 from support.services import eventually
 
 QUEUE = topology.results().queue.name
@@ -219,6 +219,20 @@ async def test_stop_during_a_hanging_connection_attempt_leaves_no_task_running(
             await asyncio.sleep(0.3)
             assert connection_tasks() > connecting
         assert connection_tasks() <= connecting
+
+
+async def test_connection_that_is_lost_before_it_has_a_channel_is_not_opened_again(
+    rabbit: RabbitSettings, publisher: ConfirmedPublisher, hand: Hand
+) -> None:
+    """Otherwise aio-pika would keep it open for as long as the process runs, next to those that replace it."""
+    before = connection_tasks()
+    async with ChannelCuttingNetwork.before(rabbit.rabbitmq_host, rabbit.rabbitmq_port) as network:
+        network.cuts = 2
+        cuttable = rabbit.model_copy(update={"rabbitmq_host": "127.0.0.1", "rabbitmq_port": network.port})
+        async with subscription(cuttable, publisher, handler := Handler()).running():
+            await publish(hand, b"x")
+            await handler.wait_until_started(b"x")
+            assert len(connection_tasks() - before) == 1
 
 
 async def test_unfinished_message_is_requeued_after_the_stop_timeout(

@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Self
 
 from notify_common.contracts.messages import DeliveryRequested
+from typing_extensions import override
 
 Answer = Callable[[DeliveryRequested], Awaitable[str | None]]
+OPEN_CHANNEL = b"\x00\x14\x00\x0a"  # AMQP 0-9-1, class 20, method 10
 
 
 class FakeProvider:
@@ -41,7 +44,7 @@ class CuttableNetwork:
 
     @classmethod
     @asynccontextmanager
-    async def before(cls, host: str, port: int) -> AsyncIterator["CuttableNetwork"]:
+    async def before(cls, host: str, port: int) -> AsyncIterator[Self]:
         """Run a proxy in front of the server until the context ends."""
         network = cls(host, port)
         await network.open()
@@ -110,4 +113,21 @@ class CuttableNetwork:
                 await writer.drain()
         if flowing is not self._flowing:
             await flowing.wait()  # a vanished host closes nothing
+        writer.transport.abort()
+
+
+class ChannelCuttingNetwork(CuttableNetwork):
+    """A network in front of RabbitMQ that cuts connections when they open a channel, as often as `cuts` says."""
+
+    cuts = 0
+
+    @override
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if self.cuts and OPEN_CHANNEL in data:
+                    self.cuts -= 1
+                    break
+                writer.write(data)
+                await writer.drain()
         writer.transport.abort()

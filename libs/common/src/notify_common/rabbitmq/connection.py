@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from socket import gethostname
 from typing import Any, Self
@@ -180,8 +179,25 @@ class FailoverBroker(RabbitBroker):
         accept_any_properties()
         timeout = settings.rabbitmq_connect_timeout if timeout is None else timeout
         super().__init__(settings.amqp_url(role), timeout=timeout, apply_types=False, logger=None, **options)
+        self._nodes = settings.rabbitmq_nodes()
+        self._created: FailoverConnection | None = None
         # FastStream passes these to `connect_robust`, but has no parameter for the class of the connection.
-        self._connection_kwargs["connection_class"] = partial(FailoverConnection, nodes=settings.rabbitmq_nodes())
+        self._connection_kwargs["connection_class"] = self._create_connection
+
+    def _create_connection(self, url: URL, **options: Any) -> FailoverConnection:  # noqa: ANN401 - as above
+        self._created = FailoverConnection(url, nodes=self._nodes, **options)
+        return self._created
+
+    @override
+    async def _connect(self) -> RobustConnection:
+        try:
+            return await super()._connect()
+        except BaseException:
+            # FastStream forgets a connection that is lost before it has a channel. aio-pika would then open it again
+            # after each loss, for as long as the process runs.
+            if self._created is not None:
+                await self._created.close()
+            raise
 
 
 def create_broker(settings: RabbitSettings, role: str) -> RabbitBroker:
