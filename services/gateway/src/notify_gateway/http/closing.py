@@ -32,7 +32,10 @@ class LingeringTransport:
         self._flush_timer: TimerHandle | None = None
 
     def write(self, data: bytes) -> None:
-        """Send the data. The head of a response waits for its body, because a system call for each would be costly."""
+        """Send the data. The head of a response waits for its body, if that follows at once.
+
+        uvicorn writes them separately, but a system call for each would be costly.
+        """
         if self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
