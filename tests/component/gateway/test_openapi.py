@@ -2,13 +2,14 @@
 
 import re
 from base64 import b64encode
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
 import httpx
 import pytest
 from notify_gateway.http.problem_codes import DESCRIPTIONS, STATUS, ProblemCode
-from support.gateway import post
+from support.gateway import Json, post, soon
 from support.servers import PROJECT
 
 OPEN_CHANNEL = [{"$ref": "#/components/schemas/Channel"}, {"type": "string"}]
@@ -118,3 +119,38 @@ def test_every_problem_code_is_described_and_has_a_status() -> None:
 async def test_codes_of_problems_are_documented(api: httpx.AsyncClient, method: str, path: str, code: str) -> None:
     responses = (await api.get("/openapi.json")).json()["paths"][path][method]["responses"]
     assert f"`{code}`" in responses[str(STATUS[ProblemCode(code)])]["description"]
+
+
+async def test_fields_of_bodies_accept_only_documented_types(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    time = soon(minutes=1)
+    seconds = datetime.fromisoformat(time).timestamp()
+    values: Json = {"null": None, "boolean": True, "number": seconds, "string": time, "array": []}
+
+    def resolved(schema: Any) -> Any:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        return document["components"]["schemas"][name] if name else schema
+
+    def types(schema: Any) -> set[str]:
+        if "anyOf" in schema:
+            return {found for each in schema["anyOf"] for found in types(each)}
+        type_ = resolved(schema)["type"]
+        return {"number" if type_ == "integer" else type_}
+
+    rejected: list[tuple[str, ...]] = []
+    accepted: list[tuple[str, ...]] = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if "requestBody" not in operation:
+                continue
+            content = operation["requestBody"]["content"]["application/json"]
+            example: Json = next((each["value"] for each in content.get("examples", {}).values()), {})
+            url = path.format(user_id="123", channel="email")
+            for name, schema in resolved(content["schema"])["properties"].items():
+                for type_ in values.keys() - types(schema):
+                    response = await api.request(method, url, json={**example, name: values[type_]})
+                    fields = {problem["field"].partition(".")[0] for problem in response.json().get("errors", [])}
+                    found = rejected if response.status_code == 422 and name in fields else accepted
+                    found.append((method, path, name, type_))
+    assert accepted == []
+    assert ("post", "/v1/notifications", "expires_at", "number") in rejected

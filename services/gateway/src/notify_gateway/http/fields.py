@@ -9,7 +9,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.ids import EPOCH
 from notify_common.contracts.messages import LATEST_TIME
 from notify_common.contracts.users import MAX_INTEGER_USER
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -82,8 +82,19 @@ def _no_number(time: object) -> object:
 
 
 # Ids cannot carry a time before `EPOCH`. The margin leaves room for time zones and for default periods of 24 hours.
-LooseTime = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
+_Time = Annotated[AwareDatetime, Field(ge=EPOCH + timedelta(days=2))]
+_FutureTime = Annotated[_Time, Field(le=LATEST_TIME), AfterValidator(lambda time: time.astimezone(UTC))]
+_OR_NUMBER = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "format": "date-time"},
+            {"type": "number", "description": "Seconds since 1970; above 20,000,000,000, milliseconds."},
+        ]
+    }
+)
+
+Time = Annotated[_Time, BeforeValidator(_no_number)]
+FutureTime = Annotated[_FutureTime, BeforeValidator(_no_number)]
+LooseTime = Annotated[_Time, _OR_NUMBER]
 """A time, or its seconds or milliseconds since 1970, which only the URLs under `/api` accept."""
-LooseFutureTime = Annotated[LooseTime, Field(le=LATEST_TIME), AfterValidator(lambda time: time.astimezone(UTC))]
-Time = Annotated[LooseTime, BeforeValidator(_no_number)]
-FutureTime = Annotated[LooseFutureTime, BeforeValidator(_no_number)]
+LooseFutureTime = Annotated[_FutureTime, _OR_NUMBER]
