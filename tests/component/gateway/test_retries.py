@@ -27,6 +27,12 @@ ADD_ATTEMPT = text("""
     INSERT INTO attempts (delivery_id, attempt, round, outcome, error_class, started_at, finished_at)
     VALUES (:id, 3, 1, 'failed', :error_class, now(), now())
 """)
+ADD_FINISHED = text("""
+    INSERT INTO retry_jobs (id, tenant, last_id, end_id, retried, created_at, finished_at, advanced_at)
+    SELECT gen_random_uuid(), :tenant, gen_random_uuid(), gen_random_uuid(), age, now(), now(),
+           now() - age * interval '1 s'
+    FROM generate_series(1, CAST(:count AS int)) AS age
+""")
 
 
 async def fail(engine: AsyncEngine, *notifications: Json, error_class: str = "temporary") -> list[UUID]:
@@ -240,6 +246,22 @@ async def test_tenant_gets_at_most_100_unfinished_bulk_retries(
     assert (await secured_api.post("/api/deliveries/retry", json={}, headers=theirs)).status_code == 202
     assert await DeliveryRetries(engine).advance()
     assert (await secured_api.post("/api/deliveries/retry", json={}, headers=ours)).status_code == 202
+
+
+async def test_tenant_that_starts_bulk_retries_again_and_again_does_not_fill_the_database(
+    secured_api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    async with engine.begin() as connection:
+        for tenant, count in (("busy", 1_007), ("other", 5)):
+            await connection.execute(ADD_FINISHED, {"tenant": tenant, "count": count})
+    for tenant in ("busy", "other"):
+        headers = await bearer(engine, Scope.ADMIN, tenant=tenant)
+        assert (await secured_api.post("/v1/retries", json={}, headers=headers)).status_code == 202
+    kept = await rows(
+        engine,
+        "SELECT tenant, count(*), count(finished_at), max(retried) FROM retry_jobs GROUP BY tenant ORDER BY tenant",
+    )
+    assert kept == [("busy", 1_001, 1_000, 1_000), ("other", 6, 5, 5)]
 
 
 async def test_bulk_retry_whose_chunk_takes_too_long_goes_on_in_smaller_ones(

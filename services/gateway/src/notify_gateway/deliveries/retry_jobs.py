@@ -18,7 +18,9 @@ from notify_gateway.errors import TooManyRetryJobs
 
 MAX_UNFINISHED = 100  # jobs of one tenant
 LIFETIME = timedelta(days=30)  # of a finished job
+MAX_FINISHED = 1_000  # of a tenant; one that starts jobs again and again must not fill the database
 JOBS_PER_CLEANUP = 1_000
+EXCESS_PER_START = 10  # so that a start does not take long if an earlier version has kept very many
 
 DELETE_FINISHED = text("""
     DELETE FROM retry_jobs WHERE id IN (
@@ -26,6 +28,15 @@ DELETE_FINISHED = text("""
         LIMIT :limit FOR UPDATE SKIP LOCKED
     )
 """)
+# An index has the order of the turns, whose last one is when a job has finished.
+DELETE_EXCESS = text(f"""
+    DELETE FROM retry_jobs WHERE id IN (
+        SELECT id FROM retry_jobs JOIN (
+            SELECT id FROM retry_jobs WHERE tenant = :tenant AND finished_at IS NOT NULL
+            ORDER BY advanced_at DESC OFFSET {MAX_FINISHED} LIMIT {EXCESS_PER_START}
+        ) AS excess USING (id) FOR UPDATE OF retry_jobs SKIP LOCKED
+    )
+""")  # noqa: S608 - constants
 
 
 class RetryJobs:
@@ -37,7 +48,10 @@ class RetryJobs:
         self._reads = reads
 
     async def start(self, job: RetryJob) -> RetryProgress:
-        """Store the job, which a gateway then processes in the background; may raise `TooManyRetryJobs`."""
+        """Store the job, which a gateway then processes in the background; may raise `TooManyRetryJobs`.
+
+        Of the tenant's finished jobs, only the latest `MAX_FINISHED` are kept.
+        """
         # Gateways choose the next chunk among all unfinished jobs, so that one tenant's jobs must not become very many.
         # Requests at the same time may exceed the limit by one each, and a tenant has only a few slots for them.
         unfinished = select(func.count()).where(RetryJob.tenant == job.tenant, RetryJob.finished_at.is_(None))
@@ -48,6 +62,7 @@ class RetryJobs:
                         detail = f"This tenant has {MAX_UNFINISHED} unfinished retry jobs; wait until one has finished."
                         raise TooManyRetryJobs(detail)
                     session.add(job)
+                    await session.execute(DELETE_EXCESS, {"tenant": job.tenant})
         return RetryProgress.model_validate(job)
 
     async def find(self, tenant: str, job_id: UUID) -> RetryProgress | None:
