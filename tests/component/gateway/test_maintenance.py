@@ -1,11 +1,12 @@
 """Maintenance that fails or takes long does not hold up the other maintenance."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import pytest
 from notify_common.runtime.clock import utc_now
@@ -16,6 +17,7 @@ from notify_gateway.deliveries.stranded import StrandedDeliveries
 from notify_gateway.maintenance import DatabaseWatch, run_maintenance
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.database import slow_down_outbox
 from support.failing_rows import fail_on
 from support.gateway import all_channels_idle, rows
 from support.outbox import add_row
@@ -83,11 +85,29 @@ def ignore(_: float) -> None:
     pass
 
 
+class TimedRetries(DeliveryRetries):
+    """Retries that record when each chunk began and ended."""
+
+    def __init__(self, engine: AsyncEngine, *, chunk_size: int) -> None:
+        super().__init__(engine, chunk_size=chunk_size)
+        self.chunks: list[tuple[float, float]] = []
+
+    @override
+    async def advance(self) -> bool:
+        begin = time.monotonic()
+        more = await super().advance()
+        self.chunks.append((begin, time.monotonic()))
+        return more
+
+
 @asynccontextmanager
-async def maintaining(engine: AsyncEngine, watch: DatabaseWatch) -> AsyncIterator[asyncio.Task[None]]:
+async def maintaining(
+    engine: AsyncEngine, watch: DatabaseWatch, retries: DeliveryRetries | None = None
+) -> AsyncIterator[asyncio.Task[None]]:
     """Maintain until the context ends."""
+    retries = retries or DeliveryRetries(engine)
     stranded = StrandedDeliveries(engine, lambda _: None, lambda _: None, all_channels_idle, silence=timedelta(hours=1))
-    task = asyncio.create_task(run_maintenance(engine, DeliveryRetries(engine), stranded, watch, asyncio.Event()))
+    task = asyncio.create_task(run_maintenance(engine, retries, stranded, watch, asyncio.Event()))
     try:
         yield task
     finally:
@@ -148,11 +168,13 @@ async def test_tenant_that_creates_keys_again_and_again_does_not_fill_the_databa
     assert oldest == [("busy", 10_000, 5), ("other", 5, 20_001)]
 
 
-async def other_job_is_finished(engine: AsyncEngine) -> None:
-    async def is_finished() -> bool:
-        return bool(await rows(engine, "SELECT 1 FROM retry_jobs WHERE finished_at IS NOT NULL AND tenant = 'other'"))
+async def job_is_finished(engine: AsyncEngine, tenant: str) -> bool:
+    finished = await rows(engine, "SELECT tenant FROM retry_jobs WHERE finished_at IS NOT NULL")
+    return (tenant,) in finished
 
-    await eventually(is_finished, "the later job is finished")
+
+async def other_job_is_finished(engine: AsyncEngine) -> None:
+    await eventually(lambda: job_is_finished(engine, "other"), "the later job is finished")
 
 
 async def test_rejected_retry_job_does_not_stop_later_ones(engine: AsyncEngine) -> None:
@@ -160,6 +182,18 @@ async def test_rejected_retry_job_does_not_stop_later_ones(engine: AsyncEngine) 
     async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)):
         await other_job_is_finished(engine)
     assert await rows(engine, "SELECT 1 FROM retry_jobs WHERE tenant = 'default' AND finished_at IS NULL")
+
+
+async def test_maintenance_that_has_more_to_do_pauses_for_as_long_as_it_has_worked(engine: AsyncEngine) -> None:
+    for _ in range(20):
+        await add_row(engine)
+    await prepare(engine, "DELETE FROM outbox", "UPDATE deliveries SET status = 'failed'", ADD_JOB)
+    await slow_down_outbox(engine)
+    retries = TimedRetries(engine, chunk_size=5)
+    async with maintaining(engine, DatabaseWatch(engine, ignore, ignore), retries):
+        await eventually(lambda: job_is_finished(engine, "default"), "the job is finished")
+    pauses = [(ended - began, later - ended) for (began, ended), (later, _) in pairwise(retries.chunks[:4])]
+    assert all(pause > 0.9 * work for work, pause in pauses), pauses
 
 
 async def test_retry_job_that_waits_for_a_lock_stops_no_other_maintenance(engine: AsyncEngine) -> None:
@@ -191,11 +225,7 @@ async def test_stuck_watch_does_not_delay_retry_jobs(engine: AsyncEngine) -> Non
     async with maintaining(engine, StuckWatch(engine, ignore, ignore)):
         await eventually(lambda: is_clean(engine), "the first round is over")
         await prepare(engine, ADD_JOB)
-
-        async def is_finished() -> bool:
-            return bool(await rows(engine, "SELECT 1 FROM retry_jobs WHERE finished_at IS NOT NULL"))
-
-        await eventually(is_finished, "the retry job is finished")
+        await eventually(lambda: job_is_finished(engine, "default"), "the retry job is finished")
 
 
 async def test_unexpected_error_ends_all_maintenance(engine: AsyncEngine) -> None:

@@ -21,7 +21,7 @@ from notify_gateway.notifications import idempotency
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 1.0  # seconds between polls for a retry job
+INTERVAL = 1.0  # seconds between polls for a retry job, and the longest pause between its chunks
 CLEANUP_INTERVAL = 60.0  # seconds
 WATCH_INTERVAL = 60.0  # seconds
 MIN_PARTITIONS_AHEAD = timedelta(weeks=4)  # the maintenance process, which has other rights, creates one week more
@@ -92,7 +92,10 @@ async def run_maintenance(
 async def _maintain_rows(
     engine: AsyncEngine, retries: DeliveryRetries, stranded: StrandedDeliveries, stopping: "asyncio.Task[bool]"
 ) -> None:
-    """Retry, repair and delete rows in short transactions. A step that fails does not stop the others."""
+    """Retry, repair and delete rows in short transactions, for at most about half of the time.
+
+    A step that fails does not stop the others.
+    """
     outage = Outage(log, "database maintenance is interrupted")
 
     async def repair() -> bool:
@@ -107,15 +110,17 @@ async def _maintain_rows(
         (_paced(engine, delete_former_keys), Outage(log, "revoked and expired API keys are not deleted")),
     ]
     while not stopping.done():
-        more = False
+        more, begin = False, time.monotonic()
         try:
             more = await _run(steps)
         except DatabaseUnavailable as unavailable:
             outage.failed(unavailable)
         else:
             outage.ended()
-        if not more:
-            await asyncio.wait({stopping}, timeout=INTERVAL)
+        # Without the pause, the retry jobs of a single tenant could keep PostgreSQL busy all the time, because each may
+        # examine the deliveries of all tenants.
+        pause = min(time.monotonic() - begin, INTERVAL) if more else INTERVAL
+        await asyncio.wait({stopping}, timeout=pause)
 
 
 def _paced(engine: AsyncEngine, clean_up: Callable[[AsyncEngine], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
