@@ -16,6 +16,7 @@ from notify_gateway.http.origin import OriginCheck, Refusal
 from notify_gateway.http.problems import problem_response
 from notify_gateway.http.request_id import HEADER as REQUEST_ID_HEADER
 from notify_gateway.http.request_id import REQUEST_ID, request_id
+from notify_gateway.http.turns import Turns
 
 MAX_BODY = 256 * 1024  # bytes
 MAX_HEAD = 16 * 1024  # bytes
@@ -72,6 +73,7 @@ class LimitsMiddleware:
         self._origin_check = origin_check
         self._body_timeout = body_timeout
         self._request_timeout = request_timeout
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -84,6 +86,7 @@ class LimitsMiddleware:
             # being counted (`slow_readers.py`). If the client takes too long to read, its connection is closed.
             await flow.drain()
         began = time.perf_counter()
+        await self._turns.begin(scope)
         request = _LimitedRequest(scope, receive, send, self._request_timeout, self._origin_check)
         try:
             if request.refusal is not None:

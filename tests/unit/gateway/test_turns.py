@@ -1,0 +1,85 @@
+"""Many requests at once, which neither stop the requests in progress nor delay those of others for long."""
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+
+from notify_gateway.http.middleware import LimitsMiddleware
+from notify_gateway.http.origin import OriginCheck
+from starlette.types import Message, Receive, Scope, Send
+
+MANY = 500
+TIMEOUT = 20.0
+
+
+class Server:
+    """The middleware around an application that responds in a single step, and what it has served."""
+
+    def __init__(self) -> None:
+        self.served: list[str] = []
+        self.turns = 0  # of the event loop
+        self.per_turn = Counter[int]()
+        self._middleware = LimitsMiddleware(self._respond, lambda *_: None, OriginCheck(any_host=True))
+
+    def send(self, key: str) -> "asyncio.Task[None]":
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"authorization", key.encode())],
+        }
+        return asyncio.create_task(self._middleware(scope, self._receive, self._discard))
+
+    async def count_turns(self) -> None:
+        while True:
+            self.turns += 1
+            await asyncio.sleep(0)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        self.served.append(dict(scope["headers"])[b"authorization"].decode())
+        self.per_turn[self.turns] += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _receive(self) -> Message:
+        raise NotImplementedError
+
+    async def _discard(self, message: Message) -> None:
+        pass
+
+
+async def test_other_tasks_run_between_few_of_many_requests() -> None:
+    server = Server()
+    counting = asyncio.create_task(server.count_turns())
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*(server.send("key") for _ in range(MANY)))
+    counting.cancel()
+    assert len(server.served) == MANY
+    assert max(server.per_turn.values()) <= MANY / 10
+
+
+async def test_many_requests_with_one_key_do_not_delay_a_request_with_another() -> None:
+    server = Server()
+    requests = [*(server.send("many") for _ in range(MANY)), server.send("one")]
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests)
+    assert server.served.index("one") < MANY / 10
+    assert len(server.served) == MANY + 1
+
+
+async def test_requests_that_are_cancelled_while_they_wait_leave_the_room_to_others() -> None:
+    server = Server()
+    cancelled = [server.send("many") for _ in range(MANY)]
+    await asyncio.sleep(0)
+    last = server.send("many")
+    for request in cancelled:
+        request.cancel()
+    async with asyncio.timeout(TIMEOUT):
+        await last
+    for request in cancelled:
+        with suppress(asyncio.CancelledError):
+            await request
+    assert server.served[-1] == "many"
+    assert len(server.served) < MANY / 10
