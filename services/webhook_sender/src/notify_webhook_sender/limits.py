@@ -14,6 +14,9 @@ from notify_webhook_sender.settings import WebhookSenderSettings
 
 # The limit is short, because a receiver that is down or slow must not delay messages to other receivers.
 ADMISSION_TIMEOUT = timedelta(seconds=1)
+# The settings limit the calls of one tenant to a host and a domain; all tenants together may make this many times as
+# many. Otherwise one could use up all calls to the receivers of another, for example with ports that never respond.
+ALL_TENANTS = 2
 MAX_DOMAINS = 10_000  # remembered
 IPV6_SITE = 64  # bits; a site gets at least a /64 (RFC 6177), so its addresses belong together
 
@@ -36,13 +39,17 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
         return host if isinstance(address, IPv4Address) else str(ip_network(f"{host}/{IPV6_SITE}", strict=False))
 
     def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
+        tenant, url = request.tenant or "", request.recipient or ""
+        domain, per_domain = f"domain {domain_of(_name_of(url))}", settings.webhook_calls_per_domain
         return (
-            Quota(f"tenant {request.tenant or ''}", calls_per_tenant, waiting_per_tenant),
-            Quota(f"domain {domain_of(_name_of(request.recipient or ''))}", settings.webhook_calls_per_domain),
+            Quota(f"tenant {tenant}", calls_per_tenant, waiting_per_tenant),
+            Quota(f"host {host_of(url)} of {tenant}", settings.webhook_calls_per_host),
+            Quota(f"{domain} of {tenant}", per_domain),
+            Quota(domain, ALL_TENANTS * per_domain),
         )
 
     return ProviderLimits(
-        concurrency=settings.webhook_calls_per_host,
+        concurrency=ALL_TENANTS * settings.webhook_calls_per_host,
         admission_timeout=ADMISSION_TIMEOUT,
         provider_of=host_of,
         quotas_of=quotas_of,
