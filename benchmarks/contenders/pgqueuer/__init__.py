@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def _prepare(servers: "Servers") -> None:
     create_table(servers)
     environment = {**os.environ, "PGQUEUER_DSN": servers.database_url}
-    for command in ("install", "autovac"):
+    # The jobs are as durable as by default; only the log of what was done with them is not.
+    for command in (["install", "--durability", "balanced"], ["autovac"]):
         subprocess.run(
-            [sys.executable, "-m", "pgqueuer", command], env=environment, check=True, capture_output=True, text=True
+            [sys.executable, "-m", "pgqueuer", *command], env=environment, check=True, capture_output=True, text=True
         )
 
 
@@ -40,8 +41,8 @@ PGQUEUER = Contender(
         "https://fastapi.tiangolo.com/deployment/server-workers/",
     ],
     switches="uvicorn with two workers, one `PgQueuer.run(batch_size=100)`; a connection of its own for the queue, and "
-    "a pool of 20 for the jobs; durable tables (the default) with `pgq autovac`; asyncpg, no reset query; no limit of "
-    "concurrent jobs; no RabbitMQ; uvloop; this service's garbage collection; no tracing",
+    "a pool of 20 for the jobs; durable jobs and an unlogged log (`--durability balanced`), `pgq autovac`; asyncpg, "
+    "no reset query; no limit of concurrent jobs; no RabbitMQ; uvloop; this service's garbage collection; no tracing",
     guarantees="stronger in one point: the row and the job are committed together, so that no row can be left "
     "behind; otherwise similar: at least once, a job of a dead worker is taken again after 30 s",
     forget="TRUNCATE notifications, pgqueuer_log",
