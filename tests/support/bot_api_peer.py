@@ -1,6 +1,8 @@
 """A fake Telegram Bot API."""
 
+import asyncio
 import json
+from collections import defaultdict
 from typing import Any
 
 from notify_common.sending.provider import Provider
@@ -29,6 +31,8 @@ class BotApiPeer(HttpPeer):
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[dict[str, Any]] = []
+        self.sent_at: dict[str, list[float]] = defaultdict(list)
+        """When each chat got its messages, on the event loop's clock."""
         self.throttled: dict[str, int] = {}
         """Chats that are throttled, with the seconds that each response asks to wait."""
         self.refused: list[str] = []
@@ -60,6 +64,7 @@ class BotApiPeer(HttpPeer):
             status, body = 429, {"description": "Too Many Requests", "parameters": parameters}
         elif self.behaviour is Behaviour.ACCEPT:
             self.requests.append(json.loads(request.body))
+            self.sent_at[chat].append(asyncio.get_running_loop().time())
             status, body = 200, {"ok": True, "result": {"message_id": len(self.requests), "date": 0}}
         else:
             status, body = ERRORS[self.behaviour]

@@ -8,11 +8,12 @@ from itertools import pairwise
 
 import pytest
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryRequested, Outcome
+from notify_common.contracts.messages import Content, DeliveryRequested, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_common.runtime.clock import utc_now
 from notify_common.sending.errors import TemporaryFailure, Throttled
 from notify_common.sending.provider_limits import ProviderLimits
+from notify_telegram_sender.limits import telegram_limits
 from support.amqp import Hand
 from support.bot_api_peer import BotApiPeer
 from support.fakes import FakeProvider
@@ -169,3 +170,34 @@ async def test_delivery_expires_on_time_while_it_waits_for_a_retry(
     assert [result.outcome for result in results] == [results[0].outcome, Outcome.EXPIRED]
     assert results[0].next_attempt_at == expires_at
     assert results[1].started_at >= expires_at
+
+
+async def test_each_part_of_a_long_message_counts_towards_the_rate(
+    rabbit: RabbitSettings, hand: Hand, bot_api: BotApiPeer
+) -> None:
+    rate, parts = 20, 4
+    long = Content(message="x" * 4096 * parts)
+    burst = [request(recipient=f"long {number}", tenant=str(number % 3), content=long) for number in range(12)]
+    burst += [request(recipient=f"short {number}") for number in range(60)]
+    settings = bot_api.settings(telegram_rate=rate)
+    async with running_sender(rabbit, bot_api.provider(), provider_timeout=60, limits=telegram_limits(settings)):
+        for each in burst:
+            await hand.request(each)
+        results = await hand.results(len(burst))
+    assert {(result.outcome, result.attempt) for result in results} == {(Outcome.SENT, 1)}
+    times = [at for ats in bot_api.sent_at.values() for at in ats]
+    assert len(times) == 12 * parts + 60
+    assert max(times) - min(times) >= (len(times) - 1) / rate - JITTER
+
+
+async def test_each_part_of_a_long_message_counts_towards_the_rate_of_its_chat(
+    rabbit: RabbitSettings, hand: Hand, bot_api: BotApiPeer
+) -> None:
+    limits = telegram_limits(bot_api.settings())
+    async with running_sender(rabbit, bot_api.provider(), provider_timeout=60, limits=limits):
+        await hand.request(request(recipient="chat", content=Content(message="x" * 4097)))
+        await hand.request(request(recipient="chat"))
+        await hand.request(request(recipient="chat"))
+        await hand.results(3)
+    assert len(bot_api.sent_at["chat"]) == 4
+    assert all(later - earlier >= 1 - JITTER for earlier, later in pairwise(bot_api.sent_at["chat"]))

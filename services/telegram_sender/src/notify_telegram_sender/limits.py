@@ -1,12 +1,16 @@
-"""Limit the calls to the Bot API, so that one tenant's long messages do not occupy all connections."""
+"""Limit the calls to the Bot API, so that one tenant's long messages do not occupy all connections.
 
+Each part of a long message is a message to Telegram, and counts towards its rates.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 
 from notify_common.contracts.messages import DeliveryRequested
 from notify_common.sending.call_slots import Quota
 from notify_common.sending.provider_limits import ProviderLimits
 
-from notify_telegram_sender.bot_api import is_split
+from notify_telegram_sender.bot_api import PART_INTERVAL, is_split, split
 from notify_telegram_sender.settings import TelegramSenderSettings
 
 LONG_SHARE = 3  # a tenant's long messages may take one in so many connections, and of the places to wait for them
@@ -25,10 +29,18 @@ def telegram_limits(settings: TelegramSenderSettings) -> ProviderLimits:
     calls = max(1, settings.telegram_connections // LONG_SHARE)
     waiting = limits.prefetch(settings.concurrency, settings.provider_timeout) // LONG_SHARE
 
-    def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
+    def in_parts(request: DeliveryRequested) -> bool:
         # Messages with markup are never split.
-        if settings.telegram_parse_mode is not None or not is_split(request.content.message):
+        return settings.telegram_parse_mode is None and is_split(request.content.message)
+
+    def quotas_of(request: DeliveryRequested) -> tuple[Quota, ...]:
+        if not in_parts(request):
             return ()
         return (Quota(f"long messages of tenant {request.tenant or ''}", calls, waiting),)
 
-    return replace(limits, quotas_of=quotas_of)
+    def further_messages_of(request: DeliveryRequested) -> Sequence[float]:
+        if not in_parts(request):
+            return ()
+        return [number * PART_INTERVAL for number in range(1, len(split(request.content.message)))]
+
+    return replace(limits, quotas_of=quotas_of, further_messages_of=further_messages_of)

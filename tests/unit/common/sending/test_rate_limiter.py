@@ -105,6 +105,29 @@ def test_reservation_of_another_process_keeps_its_distance_from_the_last_call() 
     assert limiter.reserve("a", 5.5) == 7
 
 
+def test_further_message_counts_at_its_time() -> None:
+    limiter = RateLimiter(0.25)
+    assert limiter.redeem("a", 0.0, further=[1.0]) == 0
+    # The further message of the first call comes at 1.0.
+    assert [limiter.redeem("a", now) for now in (0.25, 0.5, 0.75, 1.0, 1.25)] == [0.25, 0.5, 0.75, 1.25, 1.5]
+
+
+def test_call_that_is_not_made_has_no_further_messages() -> None:
+    limiter = RateLimiter(1)
+    assert limiter.redeem("a", 0.0) == 0
+    assert limiter.redeem("a", 0.5, latest=0.5, further=[1.0]) == 1
+    assert [limiter.redeem("a", now) for now in (1.0, 2.0)] == [1, 2]
+
+
+def test_turns_leave_room_for_the_further_messages_of_a_recipient() -> None:
+    turns = RecipientTurns(rate=1)
+    assert [turns.reserve("a", 0.0, messages=messages) for messages in (1, 3, 1)] == [0, 1, 4]
+    assert turns.redeem("a", 0.0) == 0
+    assert turns.redeem("a", 1.0, further=[1.0, 2.0]) == 1
+    assert turns.next_call("a", 1.5) == 4
+    assert turns.redeem("a", 4.0) == 4
+
+
 def test_limiter_forgets_the_keys_that_were_idle_for_longest() -> None:
     limiter = RateLimiter(1000)
     for number in range(MAX_KEYS + 1):

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from notify_common.sending.call_slots import Quota
@@ -21,6 +22,8 @@ class Call:
     """True if the call is admitted although the circuit is open."""
     quotas: tuple[Quota, ...] = ()
     """The quotas that it shares with calls to other providers."""
+    further: Sequence[float] = ()
+    """In how many seconds after its first message it sends each further one."""
     ready: asyncio.Event | None = None
     """While this event is not set, the call is not admitted."""
 

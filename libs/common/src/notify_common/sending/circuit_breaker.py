@@ -170,7 +170,7 @@ class CircuitBreaker:
         now = _now()
         if self._waits_for_circuit(call, trial=trial) or not call.is_ready:
             return None
-        if self._turns.redeem(call.recipient, now, latest := now + CLOCK_ERROR) > latest:
+        if self._turns.redeem(call.recipient, now, latest := now + CLOCK_ERROR, further=call.further) > latest:
             return None  # the recipient has been throttled in the meantime
         return Admission(self, call.recipient, trial)
 
@@ -186,7 +186,7 @@ class CircuitBreaker:
                 return None
             now = _now()
             # A time that passed while the process was stopped is lost. Otherwise many calls would be made at once.
-            at = limiter.redeem("", max(arrived, now - limiter.interval), deadline)
+            at = limiter.redeem("", max(arrived, now - limiter.interval), deadline, further=call.further)
             if at > deadline:
                 return NotAdmitted(at - now, reserved=True)
             if at > now:
@@ -226,8 +226,8 @@ class CircuitBreaker:
         A call that expires before that time reserves nothing.
         """
         now = _now()
-        earliest = self._turns.next_call(call.recipient, now) + ahead
-        return self._turns.reserve(call.recipient, earliest, now + call.expires_in) - now
+        earliest, messages = self._turns.next_call(call.recipient, now) + ahead, 1 + len(call.further)
+        return self._turns.reserve(call.recipient, earliest, now + call.expires_in, messages=messages) - now
 
     async def _closed_or_trial_due(self) -> None:
         """Wait until the circuit is closed or a trial may be made."""

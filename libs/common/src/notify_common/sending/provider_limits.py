@@ -1,7 +1,7 @@
 """The limits for calls to a provider."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -22,6 +22,11 @@ def no_quotas(_: DeliveryRequested) -> tuple[Quota, ...]:
     return ()
 
 
+def one_message(_: DeliveryRequested) -> Sequence[float]:
+    """Return no times of further messages, for providers that get a single message per call."""
+    return ()
+
+
 @dataclass(frozen=True)
 class ProviderLimits:
     """The limits for calls to a provider. A rate of 0 means that there is no limit."""
@@ -29,9 +34,9 @@ class ProviderLimits:
     concurrency: int
     """Concurrent calls."""
     rate: float = 0
-    """Calls per second."""
+    """Messages per second."""
     rate_per_recipient: float = 0
-    """Calls per second to one recipient."""
+    """Messages per second to one recipient."""
     admission_timeout: timedelta = timedelta(minutes=2)
     """How long a message may occupy a worker while it waits to be admitted."""
     retry_after: timedelta = timedelta(seconds=32)
@@ -40,6 +45,8 @@ class ProviderLimits:
     """Returns the name of a recipient's provider, for channels with many providers."""
     quotas_of: Callable[[DeliveryRequested], tuple[Quota, ...]] = no_quotas
     """Returns further limits for concurrent calls, which several providers share."""
+    further_messages_of: Callable[[DeliveryRequested], Sequence[float]] = one_message
+    """Returns in how many seconds after its first message a call sends each further one."""
 
     def prefetch(self, concurrency: int, call_timeout: float) -> int:
         """Return how many messages a sender should hold, at most `concurrency`.

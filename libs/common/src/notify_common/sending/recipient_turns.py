@@ -1,6 +1,7 @@
 """Decide when a recipient may be called next, depending only on the given times."""
 
 import math
+from collections.abc import Sequence
 
 from notify_common.sending.rate_limiter import RateLimiter
 
@@ -18,20 +19,25 @@ class RecipientTurns:
         self._throttled_in_a_row: set[str] = set()
         """The recipients that were throttled while no other was served."""
 
-    def reserve(self, recipient: str, now: float, latest: float = math.inf) -> float:
-        """Return the time of a new turn, and reserve it unless it is later than `latest`."""
+    def reserve(self, recipient: str, now: float, latest: float = math.inf, *, messages: int = 1) -> float:
+        """Return the time of a new turn, and reserve it for so many messages unless it is later than `latest`."""
         earliest = max(now, self._throttled_until.get(recipient, now))
-        return earliest if self._limiter is None else self._limiter.reserve(recipient, earliest, latest)
+        if self._limiter is None:
+            return earliest
+        return self._limiter.reserve(recipient, earliest, latest, messages=messages)
 
     def next_call(self, recipient: str, now: float) -> float:
         """Return when the next call to the recipient can be made."""
         earliest = max(now, self._throttled_until.get(recipient, now))
         return earliest if self._limiter is None else self._limiter.next_call(recipient, earliest)
 
-    def redeem(self, recipient: str, now: float, latest: float = math.inf) -> float:
-        """Return when a call whose turn has come can be made, and count it unless that is later than `latest`."""
+    def redeem(self, recipient: str, now: float, latest: float = math.inf, *, further: Sequence[float] = ()) -> float:
+        """Return when a call whose turn has come can be made, and count it unless that is later than `latest`.
+
+        `further` says in how many seconds after that the call sends each further message.
+        """
         earliest = max(now, self._throttled_until.get(recipient, now))
-        return earliest if self._limiter is None else self._limiter.redeem(recipient, earliest, latest)
+        return earliest if self._limiter is None else self._limiter.redeem(recipient, earliest, latest, further=further)
 
     def throttle(self, recipient: str, now: float, until: float) -> int:
         """Let the recipient's calls wait until that time. Return how many were throttled while no other was served.

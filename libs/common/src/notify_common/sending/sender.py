@@ -194,6 +194,7 @@ class Sender:
             # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
             even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
             quotas=breakers.limits.quotas_of(request),
+            further=breakers.limits.further_messages_of(request),
             # Results may become unreportable while the call waits.
             ready=self.reporting,
         )
