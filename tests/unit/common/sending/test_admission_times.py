@@ -11,7 +11,8 @@ from notify_common.contracts.messages import DeliveryResult, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call
 from notify_common.sending.call_slots import CallSlots, Quota
-from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, CircuitBreakers
+from notify_common.sending.circuit_breaker import Admission, CircuitBreaker
+from notify_common.sending.circuit_breakers import CircuitBreakers
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.return_times import LONGEST_WAIT
 from support.virtual_clock import VirtualLoop, run_virtually

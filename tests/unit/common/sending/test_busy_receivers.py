@@ -14,7 +14,8 @@ from notify_common.contracts.messages import DeliveryResult, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.call_slots import Quota
-from notify_common.sending.circuit_breaker import Admission, CircuitBreaker, CircuitBreakers
+from notify_common.sending.circuit_breaker import Admission, CircuitBreaker
+from notify_common.sending.circuit_breakers import CircuitBreakers
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.return_times import LONGEST_PAUSE, ReturnTimes

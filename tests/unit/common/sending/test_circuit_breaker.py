@@ -6,7 +6,8 @@ import pytest
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call, NotAdmitted
-from notify_common.sending.circuit_breaker import LONGEST_OPEN, Admission, CircuitBreaker, CircuitBreakers
+from notify_common.sending.circuit_breaker import LONGEST_OPEN, Admission, CircuitBreaker
+from notify_common.sending.circuit_breakers import CircuitBreakers
 from notify_common.sending.errors import ProviderFailure, Throttled, Unreachable
 from notify_common.sending.provider_limits import ProviderLimits
 

@@ -1,4 +1,4 @@
-"""Protect each provider behind a channel with a circuit breaker, a concurrency limit and rate limits."""
+"""Protect a provider behind a channel with a circuit breaker, a concurrency limit and rate limits."""
 
 import asyncio
 import logging
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 OPENING = frozenset({ErrorClass.UNREACHABLE, ErrorClass.THROTTLED})
 INCONCLUSIVE = frozenset({ErrorClass.TIMEOUT, ErrorClass.UNKNOWN})
-MAX_BREAKERS = 10_000
 LONGEST_OPEN = timedelta(seconds=30)  # even if the provider asks for more, which may concern only one recipient
 SHORTEST_THROTTLING = timedelta(seconds=1)  # if the provider does not say how long to wait
 CLOCK_ERROR = 0.001  # seconds by which a timer may be early
@@ -263,36 +262,6 @@ class Admission:
     def record(self, decision: Decision) -> None:
         """Report how the call ended."""
         self.breaker.record(decision, self.recipient, trial=self.trial)
-
-
-class CircuitBreakers:
-    """One circuit breaker per provider behind a channel, so that one provider's outage does not delay the others."""
-
-    def __init__(self, name: str, limits: ProviderLimits, *, max_breakers: int = MAX_BREAKERS) -> None:
-        self._name = name
-        self._max_breakers = max_breakers
-        self.limits = limits
-        self._slots = CallSlots()
-        self._breakers: dict[str, CircuitBreaker] = {}
-        self._stopped = False
-
-    def for_recipient(self, recipient: str) -> CircuitBreaker:
-        """Return the circuit breaker for the recipient's provider."""
-        provider = self.limits.provider_of(recipient)
-        breaker = self._breakers.get(provider)
-        if breaker is None:
-            if len(self._breakers) >= self._max_breakers:
-                self._breakers = {key: breaker for key, breaker in self._breakers.items() if not breaker.idle}
-            name = f"{self._name} {provider}".rstrip()
-            breaker = self._breakers[provider] = CircuitBreaker(name, self.limits, self._slots)
-            breaker.stopped = self._stopped
-        return breaker
-
-    def stop(self) -> None:
-        """Admit no further calls."""
-        self._stopped = True
-        for breaker in self._breakers.values():
-            breaker.stop()
 
 
 def _now() -> float:

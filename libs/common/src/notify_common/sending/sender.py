@@ -25,7 +25,8 @@ from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
 from notify_common.sending.call import Call
-from notify_common.sending.circuit_breaker import Admission, CircuitBreakers
+from notify_common.sending.circuit_breaker import Admission
+from notify_common.sending.circuit_breakers import CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider

@@ -18,7 +18,7 @@ from notify_common.runtime.metrics import process_registry
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import WorkerSettings
 from notify_common.runtime.tracing import Tracing
-from notify_common.sending.circuit_breaker import CircuitBreakers
+from notify_common.sending.circuit_breakers import CircuitBreakers
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
