@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryRequested, Outcome
+from notify_common.contracts.messages import DeliveryRequested, ErrorClass, Outcome
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_webhook_sender.limits import webhook_limits
 from notify_webhook_sender.settings import WebhookSenderSettings
@@ -19,6 +21,7 @@ from support.webhook_peer import key
 from typing_extensions import override
 
 CONCURRENCY = 6
+PROVIDER_TIMEOUT = 60.0  # seconds
 ALLOWED = 3  # calls of the tenant or to the domain
 
 
@@ -136,4 +139,42 @@ async def test_hanging_receivers_of_one_tenant_do_not_delay_another_tenant(
         [result] = await hand.results(1)
         assert (result.delivery_id, result.outcome) == (ours.delivery_id, Outcome.SENT)
         assert receiver.most_hanging == ALLOWED
+        await receiver.close()
+
+
+async def test_hanging_receiver_of_one_tenant_does_not_keep_the_circuit_of_a_shared_host_open(
+    rabbit: RabbitSettings, hand: Hand, receiver: HangingReceiver
+) -> None:
+    settings = WebhookSenderSettings.model_validate(
+        {
+            "webhook_provider": "http",
+            "webhook_secrets": key(SECRET),
+            "webhook_allowed_networks": "127.0.0.0/8 ::1/128",
+            "provider_timeout": PROVIDER_TIMEOUT,
+        }
+    )
+    # The webhook that is to be sent waits for the trial call to end, instead of in a retry queue.
+    limits = replace(
+        webhook_limits(settings), admission_timeout=timedelta(seconds=60), connect_timeout=timedelta(milliseconds=500)
+    )
+    theirs, ours = (
+        delivery_requested(channel=Channel.WEBHOOK, tenant=tenant, recipient=receiver.recipient("hooks.shared", path))
+        for tenant, path in (("theirs", "evil"), ("ours", ""))
+    )
+
+    async def hanging() -> bool:
+        return receiver.hanging > 0
+
+    await receiver.close()
+    async with running_sender(
+        rabbit, Webhook(settings), channel=Channel.WEBHOOK, limits=limits, provider_timeout=PROVIDER_TIMEOUT
+    ):
+        await hand.request(theirs)
+        [result] = await hand.results(1)
+        assert result.error_class is ErrorClass.UNREACHABLE
+        await receiver.open()
+        await eventually(hanging, "the trial call hangs")
+        await hand.request(ours)
+        [result] = await hand.results(1)
+        assert (result.delivery_id, result.outcome) == (ours.delivery_id, Outcome.SENT)
         await receiver.close()

@@ -51,6 +51,7 @@ def webhook_limits(settings: WebhookSenderSettings) -> ProviderLimits:
     return ProviderLimits(
         concurrency=ALL_TENANTS * settings.webhook_calls_per_host,
         admission_timeout=ADMISSION_TIMEOUT,
+        connect_timeout=timedelta(seconds=settings.connect_timeout()),
         provider_of=host_of,
         quotas_of=quotas_of,
     )

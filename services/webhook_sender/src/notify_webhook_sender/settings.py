@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix is public
 MIN_SECRET, MAX_SECRET = 24, 64  # bytes
+CONNECT_TIMEOUT = 10.0  # seconds for the lookup, connection and TLS; never more than half of an attempt's time
 
 
 class WebhookProvider(StrEnum):
@@ -57,3 +58,7 @@ class WebhookSenderSettings(SenderSettings):
         if self.webhook_provider is WebhookProvider.HTTP and self.webhook_secrets is None:
             raise ValueError("WEBHOOK_PROVIDER=http requires WEBHOOK_SECRETS")
         return self
+
+    def connect_timeout(self) -> float:
+        """Return the seconds within which a call has a connection, or fails."""
+        return min(CONNECT_TIMEOUT, self.provider_timeout / 2)

@@ -31,7 +31,6 @@ from notify_webhook_sender.connections import IdleConnections
 from notify_webhook_sender.resolver import Resolver
 from notify_webhook_sender.settings import WebhookSenderSettings, keys
 
-CONNECT_TIMEOUT = 10.0  # seconds for the lookup, connection and TLS; never more than half of an attempt's time
 KEEPALIVE = 20.0  # seconds
 # Limits for reading the body of a response: bytes, parts (a hostile receiver may send single bytes) and seconds.
 READ_LENGTH, MAX_PARTS, READ_TIMEOUT = 10_000, 100, 1.0
@@ -48,9 +47,8 @@ class Webhook:
             logging.getLogger(library).setLevel(logging.WARNING)  # because they log headers
         self._keys = keys(settings.webhook_secrets) if settings.webhook_secrets else []
         context = tls_context(settings.webhook_ca_file)
-        connect_timeout = min(CONNECT_TIMEOUT, settings.provider_timeout / 2)
         # httpcore applies this timeout to the connection and to TLS separately, so each gets half of the time.
-        self._extensions = {"timeout": {"connect": connect_timeout / 2}}
+        self._extensions = {"timeout": {"connect": settings.connect_timeout() / 2}}
         self._finishing: dict[asyncio.Task[bytes], None] = {}  # in the order in which they began
         self._resolver = Resolver()
         allowed_networks = networks(settings.webhook_allowed_networks or "")

@@ -123,6 +123,32 @@ async def test_inconclusive_trial_call_does_not_close_the_circuit() -> None:
         assert calls.breaker.open
 
 
+@pytest.mark.parametrize("error_class", [ErrorClass.TIMEOUT, ErrorClass.UNKNOWN])
+async def test_trial_call_that_had_a_connection_closes_the_circuit(error_class: ErrorClass) -> None:
+    calls = Calls(ProviderLimits(concurrency=100, connect_timeout=timedelta(seconds=60)))
+    calls.error_class = ErrorClass.UNREACHABLE
+    async with calls.breaker.admission(Call("", 60)) as under_way:
+        await calls.call()
+        assert isinstance(under_way, Admission)
+        # This call was made before the circuit opened, so that it shows nothing.
+        under_way.record(decision(error_class))
+        assert calls.breaker.open
+    calls.error_class = error_class
+    await calls.call()
+    assert not calls.breaker.open
+
+
+async def test_trial_call_that_hangs_after_it_had_time_to_connect_holds_up_no_others() -> None:
+    calls = Calls(ProviderLimits(concurrency=100, connect_timeout=timedelta(milliseconds=50)))
+    calls.error_class = ErrorClass.UNREACHABLE
+    await calls.call()
+    calls.error_class = None
+    async with calls.breaker.admission(Call("", 60)) as hanging:
+        assert isinstance(hanging, Admission)
+        assert hanging.trial
+        assert await calls.call(timeout=5)
+
+
 async def test_last_attempt_is_admitted_while_the_circuit_is_open() -> None:
     calls = Calls(ProviderLimits(concurrency=1))
     calls.error_class = ErrorClass.UNREACHABLE

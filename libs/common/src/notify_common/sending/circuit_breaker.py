@@ -42,6 +42,7 @@ class CircuitBreaker:
         self._lanes = RecipientLanes()
         self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
         self._pacing = asyncio.Lock()
+        self._connect_timeout = limits.connect_timeout
         self.open_until: float | None = None
         """When the next trial is due, on the loop's clock; None while the circuit is closed."""
         self._trial_running = False
@@ -89,16 +90,20 @@ class CircuitBreaker:
             if throttled < MANY_THROTTLED:
                 retry_after = None  # this may be a coincidence, and a trial call will soon show more
         unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
-        if unavailable or (trial and result.error_class in INCONCLUSIVE):
+        inconclusive = result.error_class in INCONCLUSIVE
+        if unavailable or (trial and inconclusive and self._connect_timeout is None):
             # Calls that were already in flight when the circuit opened carry no new information.
             if self.open_until is None or trial:
                 requested = min(retry_after or timedelta(), LONGEST_OPEN)
                 self.open_until = _now() + max(self._outage.failed(result.error_code), requested.total_seconds())
-        elif result.error_class not in INCONCLUSIVE:
+        elif trial or not inconclusive:
             self._turns.served(recipient, _now())
-            self.open_until = None
-            self._outage.ended()
-            self._notify()
+            self._close()
+
+    def _close(self) -> None:
+        self.open_until = None
+        self._outage.ended()
+        self._notify()
 
     def _throttle(self, recipient: str, failure: Throttled) -> int:
         """Hold back the recipient; return how many recipients have been throttled since the last one was served."""
@@ -158,6 +163,10 @@ class CircuitBreaker:
                 return None
             self._trial_running = True
             acquired.callback(self._end_trial)
+            if self._connect_timeout is not None:
+                loop = asyncio.get_running_loop()
+                connected = loop.call_later(self._connect_timeout.total_seconds(), self._close)
+                acquired.callback(connected.cancel)
         # Rate limits come last, because a time that is redeemed too early would be wasted.
         if self._limiter is not None:
             arrived = _now()

@@ -41,6 +41,12 @@ class ProviderLimits:
     """How long a message may occupy a worker while it waits to be admitted."""
     retry_after: timedelta = timedelta(seconds=32)
     """How long the message then waits if the circuit is open. A power of two needs only one retry queue by default."""
+    connect_timeout: timedelta | None = None
+    """Within this time, a call has a connection or fails as unreachable; None if that is unknown.
+
+    A trial call that takes longer, or whose connection breaks, then closes the circuit. Otherwise those of a tenant
+    could keep it open, if a host responds to others but not to them.
+    """
     provider_of: Callable[[str], str] = one_provider
     """Returns the name of a recipient's provider, for channels with many providers."""
     quotas_of: Callable[[DeliveryRequested], tuple[Quota, ...]] = no_quotas
