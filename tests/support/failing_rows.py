@@ -1,8 +1,9 @@
 """Make statements fail for some rows, as if their page were bad, or for many: a trigger or a policy raises an error."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -62,7 +63,10 @@ async def time_out_beyond(engine: AsyncEngine, table: str, rows: int) -> None:
 
 async def repair(engine: AsyncEngine, table: str) -> None:
     """Make statements that process these rows succeed again."""
-    await _execute(engine, f"DROP TRIGGER IF EXISTS failing ON {table}; ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+    statements = f"DROP TRIGGER IF EXISTS failing ON {table}; ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"
+    while True:
+        with suppress(asyncpg.DeadlockDetectedError):  # a service locks the partitions in another order
+            return await _execute(engine, statements)
 
 
 @asynccontextmanager

@@ -110,6 +110,24 @@ async def test_many_failing_results_of_a_channel_delay_the_others_only_briefly(
         await are_sent(engine, good)
 
 
+async def test_results_of_others_do_not_wait_until_all_failing_ones_have_been_isolated(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    """Otherwise a constraint that rejects all deliveries of one channel would all but stop the others."""
+    bad = [await add_row(engine, channel="email") for _ in range(800)]
+    good = await add_row(engine)
+    await fail_on(engine, "UPDATE", "deliveries", "OLD.channel = 'email'", "23514")
+
+    async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
+        for first in range(0, len(bad), 200):
+            await hand.report(*map(sent, bad[first : first + 200]), channel=Channel.EMAIL)
+        await more_failures_than(engine, 100, "failing results are being isolated")
+        await hand.report(sent(good))
+        await are_sent(engine, good)
+        ((failures,),) = await rows(engine, "SELECT last_value FROM failures")
+    assert failures < len(bad) // 2
+
+
 async def test_failing_results_of_a_message_share_a_dead_letter(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from enum import Enum, auto
+from functools import partial
 
 from notify_common.contracts import topology
 from notify_common.contracts.messages import DeliveryResult, DeliveryResults
@@ -57,18 +58,24 @@ class ResultWriter:
         self._events = events
         self._metrics = metrics
         self._tracing = tracing
-        self._database_outage = Outage(log, "results cannot be written")
         self._changes = 0  # transactions that have changed a delivery
         self._failures = 0  # failed transactions since the last of these
         self._next_dead_letter = 0.0
-        self._batcher = Batcher(
-            self._flush,
+        self._batcher = self._create_batcher("results cannot be written", whole_submissions=True)
+        # A message that fails is bisected apart from all others, which would otherwise wait for thousands of failing
+        # transactions, again and again.
+        self._isolator = self._create_batcher("results that have failed cannot be written", whole_submissions=False)
+
+    def _create_batcher(self, outage: str, *, whole_submissions: bool) -> Batcher[Reported, Refusal | Locked | None]:
+        return Batcher(
+            partial(self._flush, Outage(log, outage)),
             max_batch=MESSAGES_PER_TRANSACTION,
             interval_after=interval_after,
             # `apply` is one transaction, so a flush that fails has written nothing, whatever its error. The batch is
-            # bisected to find the results that fail, because they would otherwise take thousands of others with them.
+            # bisected to find what fails, because it would otherwise take thousands of other results with it.
             rejections=(Exception,),
-            observe=metrics.observe_results_batch,
+            whole_submissions=whole_submissions,
+            observe=self._metrics.observe_results_batch,
         )
 
     async def write(self, results: Sequence[DeliveryResult], *, queue: str) -> None:
@@ -76,7 +83,8 @@ class ResultWriter:
         channel = topology.channel_of(queue)
         pause, changes_before = FIRST_PAUSE, None
         while results:
-            outcomes = await self._batcher.submit_all([Reported(result, channel) for result in results])
+            reports = [Reported(result, channel) for result in results]
+            outcomes = await self._submit(reports, failed_before=changes_before is not None)
             waiting: list[DeliveryResult] = []
             failed: list[DeliveryResult] = []
             reason = ""
@@ -103,10 +111,20 @@ class ResultWriter:
                 await _wait(results, pause, reason)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _flush(self, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
+    async def _submit(
+        self, reports: Sequence[Reported], *, failed_before: bool
+    ) -> Sequence[Refusal | Locked | Failed | None]:
+        """Write the results of a message together with those of others, or apart from them if it fails."""
+        if not failed_before:
+            outcomes = await self._batcher.submit_all(reports)
+            if not isinstance(outcomes[0], Failed):  # a message fails as a whole
+                return outcomes
+        return await self._isolator.submit_all(reports)
+
+    async def _flush(self, outage: Outage, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
         """Commit the results; return for each of them None, or why it has no effect."""
         with self._tracing.group("commit results", (result.traceparent for result, _ in reports)):
-            applied = await self._apply(reports)
+            applied = await self._apply(outage, reports)
         self._events.publish(applied.changes)
         outcomes = [
             LOCKED if result.delivery_id in applied.locked else refused
@@ -118,7 +136,7 @@ class ResultWriter:
         # The callers dead-letter refused results, so that no other result waits for that.
         return outcomes
 
-    async def _apply(self, reports: Sequence[Reported]) -> Applied:
+    async def _apply(self, outage: Outage, reports: Sequence[Reported]) -> Applied:
         """Commit the results, however long an outage lasts.
 
         Raise one of `ROW_ERRORS` if a result may be the cause, and `StatementTimedOut` if they may be too many.
@@ -126,17 +144,17 @@ class ResultWriter:
         too_many = (StatementTimedOut,) if len(reports) > 1 else ()
         try:
             # This retries until the results are committed, because giving up would dead-letter valid results.
-            applied = await self._database_outage.retry(
+            applied = await outage.retry(
                 lambda: self._store.apply(reports), DatabaseUnavailable, unless=(StatementFailed, *too_many)
             )
         except StatementTimedOut as timeout:
-            self._database_outage.failed(timeout)
+            outage.failed(timeout)
             raise  # the batch is bisected, because a slow PostgreSQL would time out with the whole batch each time
         except ROW_ERRORS as failure:
             self._failures += 1
-            # Pauses are rare, because they also delay the results of other channels.
+            # Pauses are rare, because they also delay results that would not fail.
             if self._failures % FAILURES_PER_PAUSE == 0:
-                await asyncio.sleep(self._database_outage.failed(failure))
+                await asyncio.sleep(outage.failed(failure))
             raise  # the batch is bisected, to find the result that fails
         if applied.changes:
             self._changes += 1

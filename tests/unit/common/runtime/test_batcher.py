@@ -94,6 +94,17 @@ async def test_rejected_items_are_isolated_by_bisection() -> None:
     assert len(store.batches) < 40
 
 
+async def test_submissions_with_rejected_items_fail_as_a_whole() -> None:
+    store = Store(rejected=frozenset({5}))
+    batcher = Batcher(store.flush, max_batch=10, rejections=(Rejection,), whole_submissions=True)
+    submissions = (batcher.submit_all(range(first, first + 4)) for first in (0, 4, 8))
+    outcomes = await asyncio.gather(*submissions)
+    assert [[isinstance(outcome, Failed) for outcome in each] for each in outcomes] == [
+        [False] * 4, [True] * 4, [False] * 4,
+    ]  # fmt: skip
+    assert store.committed == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
 async def test_each_caller_gets_its_own_result() -> None:
     batcher = Batcher(Store().flush, max_batch=10)
     assert await asyncio.gather(*(batcher.submit(item) for item in range(5))) == [0, 1, 2, 3, 4]

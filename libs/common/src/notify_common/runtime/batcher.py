@@ -45,7 +45,8 @@ class Batcher(Generic[Item, Result]):
     batcher is `fair`, tenants share its batches and its room, and otherwise all submissions count as those of one.
 
     If `flush` raises one of `rejections`, it must not have written any of the batch. The batch is then bisected until
-    the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller.
+    the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller. With
+    `whole_submissions`, the submissions that contain rejected items are isolated, and all their items fail.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Batcher(Generic[Item, Result]):
         fair: bool = False,
         interval_after: Callable[[int], float] = no_interval,
         rejections: tuple[type[Exception], ...] = (),
+        whole_submissions: bool = False,
         observe: Callable[[int], object] | None = None,
     ) -> None:
         self._flush = flush
@@ -67,6 +69,7 @@ class Batcher(Generic[Item, Result]):
         self._interval_after = interval_after
         self._next_flush_at = 0.0
         self._rejections = rejections
+        self._whole_submissions = whole_submissions
         self._observe = observe  # the number of submissions in each batch
         queue_class = FairQueue if fair else FifoQueue
         self._waiting: WaitingQueue[Submission[Item, Result]] = queue_class(max_waiting, max_waiting_bytes)
@@ -134,13 +137,16 @@ class Batcher(Generic[Item, Result]):
             if batch := [submission for submission in taken if not submission.flushed.done()]:
                 if self._observe is not None:
                     self._observe(len(batch))
-                items = [item for submission in batch for item in submission.items]
-                self._next_flush_at = loop.time() + self._interval_after(len(items))
-                await self._flush_batch(batch, items)
+                count = sum(len(submission.items) for submission in batch)
+                self._next_flush_at = loop.time() + self._interval_after(count)
+                await self._flush_batch(batch)
 
-    async def _flush_batch(self, batch: Sequence[Submission[Item, Result]], items: Sequence[Item]) -> None:
+    async def _flush_batch(self, batch: Sequence[Submission[Item, Result]]) -> None:
+        groups: Sequence[Sequence[Item]] = [submission.items for submission in batch]
+        if not self._whole_submissions:
+            groups = [(item,) for items in groups for item in items]
         try:
-            outcomes = await self._flush_or_bisect(items)
+            outcomes = await self._flush_or_bisect(groups)
         except BaseException:
             for submission in (*batch, *self._waiting.clear()):
                 submission.flushed.cancel()
@@ -152,11 +158,12 @@ class Batcher(Generic[Item, Result]):
                 submission.flushed.set_result(outcomes[first:end])
             first = end
 
-    async def _flush_or_bisect(self, items: Sequence[Item]) -> list[Result | Failed]:
+    async def _flush_or_bisect(self, groups: Sequence[Sequence[Item]]) -> list[Result | Failed]:
+        items = [item for group in groups for item in group]
         try:
             return list(await self._flush(items))
         except Exception as error:  # noqa: BLE001 - not handled here: it is passed on to the callers
-            if len(items) <= 1 or not isinstance(error, self._rejections):
+            if len(groups) <= 1 or not isinstance(error, self._rejections):
                 return [Failed(error) for _ in items]
-        middle = len(items) // 2
-        return [*await self._flush_or_bisect(items[:middle]), *await self._flush_or_bisect(items[middle:])]
+        middle = len(groups) // 2
+        return [*await self._flush_or_bisect(groups[:middle]), *await self._flush_or_bisect(groups[middle:])]
