@@ -131,7 +131,7 @@ async def test_results_of_others_do_not_wait_until_all_failing_ones_have_been_is
 async def test_failing_results_of_a_message_share_a_dead_letter(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:
-    *bad, other, later = [await add_row(engine) for _ in range(62)]
+    *bad, other, later = [await add_row(engine) for _ in range(22)]
     ids = ",".join(map(str, bad))
     await fail_on(engine, "UPDATE", "deliveries", f"OLD.id = ANY('{{{ids}}}')", "XX001")
     async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
