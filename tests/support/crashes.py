@@ -122,7 +122,7 @@ async def retry() -> None:
     engine = create_engine(load_settings(OperatorSettings), pool_size=2)
     await DeliveryRetries(engine, chunk_size=10).advance()
     async with engine.begin() as connection:
-        job = (await connection.execute(TAKE_TURN)).scalar_one()
+        job = (await connection.execute(TAKE_TURN, {"longest_pause": timedelta(0)})).scalar_one()
         await connection.execute(RETRY_CHUNK, {"job": job, "size": 10, "pace": timedelta(0)})
         die()
 

@@ -235,6 +235,21 @@ async def test_tenant_pauses_for_each_delivery_that_its_bulk_retries_have_restar
     assert await retries.advance()
 
 
+async def test_bulk_retries_go_on_after_the_clock_of_postgresql_was_fast(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    retries = DeliveryRetries(engine, pace=timedelta(milliseconds=1))
+    await fail(engine, await post(api))
+    await api.post("/api/deliveries/retry", json={})
+    assert await retries.advance()
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE retry_jobs SET advanced_at = advanced_at + interval '1 day'"))
+    [delivery_id] = await fail(engine, await post(api))
+    await api.post("/api/deliveries/retry", json={})
+    assert await retries.advance()
+    assert [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [delivery_id]
+
+
 async def test_tenant_gets_at_most_100_unfinished_bulk_retries(
     secured_api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

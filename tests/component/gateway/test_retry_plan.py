@@ -26,7 +26,8 @@ async def jobs(engine: AsyncEngine) -> None:
 
 @pytest.mark.usefixtures("jobs")
 async def test_turn_reads_few_of_the_finished_jobs(engine: AsyncEngine) -> None:
-    nodes = await executed_nodes(engine, (str(TAKE_TURN), ()))
+    statement = str(TAKE_TURN).replace(":longest_pause", "'5 s'")
+    nodes = await executed_nodes(engine, (statement, ()))
     assert rows_read(nodes, "retry_jobs") <= 4 * UNFINISHED
 
 

@@ -80,13 +80,17 @@ COUNT = text(f"""
 # Tenants take turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The
 # turns of finished jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a
 # single job. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
-# A turn in the future is the end of a pause. It is compared with `now()`, because for a time that changes within the
-# statement, PostgreSQL would read all jobs of the tenant.
+# A turn in the future is the end of a pause, unless no pause is that long: PostgreSQL's clock was fast then, and has
+# been corrected. It is compared with `now()`, because for a time that changes within the statement, PostgreSQL would
+# read all jobs of the tenant.
 TAKE_TURN = text("""
     UPDATE retry_jobs SET advanced_at = clock_timestamp()
     WHERE id = (
         SELECT id FROM retry_jobs AS job WHERE finished_at IS NULL
-            AND NOT EXISTS (SELECT FROM retry_jobs WHERE tenant = job.tenant AND advanced_at > now())
+            AND NOT EXISTS (
+                SELECT FROM retry_jobs WHERE tenant = job.tenant
+                    AND advanced_at > now() AND advanced_at <= now() + CAST(:longest_pause AS interval)
+            )
         ORDER BY (SELECT max(advanced_at) FROM retry_jobs WHERE tenant = job.tenant) NULLS FIRST,
                  coalesce(advanced_at, created_at), id
         LIMIT 1 FOR UPDATE SKIP LOCKED
@@ -145,6 +149,7 @@ class DeliveryRetries:
         self._publish_changes = publish_changes
         self._chunk_sizes = ChunkSizes[UUID](chunk_size)
         self._pace = pace
+        self._longest_pause = pace * chunk_size
 
     async def retry(self, tenant: str | None, delivery_id: UUID, *, channel: Channel | None = None) -> bool:
         """Retry one delivery, and return True.
@@ -164,7 +169,7 @@ class DeliveryRetries:
 
     async def advance(self) -> bool:
         """Process one chunk of the next job that no other gateway is processing; return False if no job can go on."""
-        job = (await execute(self._engine, TAKE_TURN)).scalar_one_or_none()
+        job = (await execute(self._engine, TAKE_TURN, longest_pause=self._longest_pause)).scalar_one_or_none()
         if job is None:
             return False
         with self._chunk_sizes.next(job) as size, database_errors():
