@@ -13,7 +13,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 	$(foreach folder,$(notdir $(filter-out clients/%,$(PACKAGES))),--no-emit-package notify-$(subst _,-,$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo env test screenshots chaos record fuzz test-compose api-docs test-api bench bench-scale bench-events bench-pair check docs client sbom audit check-workflows format lock clean
+.PHONY: help install up demo env test screenshots chaos record fuzz test-compose api-docs test-api bench bench-scale bench-events bench-profile bench-pair check docs client sbom audit check-workflows format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-scale: install benchmarks/.venv/installed ## measure with backlogs, millio
 
 bench-events: install benchmarks/.venv/installed ## measure the latency of live events and the cost of their subscribers
 	@benchmarks/.venv/bin/python -m benchmarks.events $(ARGS)
+
+bench-profile: install benchmarks/.venv/installed ## show where the time goes, by process, area of the code and statement; ARGS=--quick tries it
+	@benchmarks/.venv/bin/python -m benchmarks.profile $(ARGS)
 
 bench-pair: install benchmarks/.venv/installed ## compare CPU and latencies with another commit: BASE=<commit>; ARGS="--pairs 2" is quick
 	@benchmarks/.venv/bin/python -m benchmarks.pair --base="$(BASE)" $(ARGS)

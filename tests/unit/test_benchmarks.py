@@ -6,14 +6,21 @@ import pytest
 from support.servers import PROJECT
 
 from benchmarks import compare_tables, tables
+from benchmarks.profile import tables as profile_tables
 from benchmarks.scale import tables as scale_tables
 
 FOLDER = PROJECT / "benchmarks"
+UNLESS_MEASURED = pytest.mark.skipif(not (FOLDER / "results" / "profile.json").exists(), reason="not measured yet")
 
 
 @pytest.mark.parametrize(
     ("results", "table"),
-    [("compare", compare_tables.compare), ("scale", scale_tables.scale), ("events", tables.events)],
+    [
+        ("compare", compare_tables.compare),
+        ("scale", scale_tables.scale),
+        ("events", tables.events),
+        pytest.param("profile", profile_tables.profile, marks=UNLESS_MEASURED),
+    ],
 )
 def test_readme_figures_match_the_raw_results(results: str, table: Callable[[tables.Json], str]) -> None:
     text = table(tables.read(FOLDER / "results" / f"{results}.json"))
