@@ -36,6 +36,14 @@ async def test_path_with_a_control_character_is_no_route(secured_api: httpx.Asyn
     assert await rows(engine, "SELECT 1 FROM notifications") == []
 
 
+async def test_very_long_path_is_no_route(secured_api: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    """Each route would read all of it, and so would the search for the methods that are allowed."""
+    path = f"/v1/users/{'a' * 1_000}/channels"
+    for method, headers in product(("GET", "OPTIONS"), ({}, await bearer(engine, *Scope))):
+        response = await secured_api.request(method, path, headers=headers)
+        assert (response.status_code, response.headers["Content-Type"]) == (404, "application/problem+json")
+
+
 async def test_documented_route_of_posted_notifications_requires_a_key(
     postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:

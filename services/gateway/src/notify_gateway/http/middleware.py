@@ -20,6 +20,7 @@ from notify_gateway.http.turns import Turns
 
 MAX_BODY = 256 * 1024  # bytes
 MAX_HEAD = 16 * 1024  # bytes
+MAX_PATH = 1_000  # characters; a user's id has 200 at most, and matching a longer path with all routes takes long
 MAX_PARAMETERS = 50  # in the query
 BODY_TIMEOUT = 20.0  # seconds
 REQUEST_TIMEOUT = 30.0  # seconds, including the body
@@ -40,7 +41,7 @@ CHECKED_HEADERS = BODY_HEADERS | {b"host", b"origin", b"sec-fetch-site", REQUEST
 TOO_MANY_PARAMETERS = 400, f"The query has more than {MAX_PARAMETERS} parameters."
 # The routes' `$` would also match before a final line feed. Bytes that are not UTF-8 have become U+FFFD.
 NOT_IN_PATHS = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffd]")
-INVALID_PATH = 404, "The path contains a control character, or is not UTF-8."
+INVALID_PATH = 404, f"The path has more than {MAX_PATH} characters, contains a control character, or is not UTF-8."
 
 ObserveRequest = Callable[[str, str, int, float], None]
 """A callback with the method, the route, the status and the duration in seconds."""
@@ -156,7 +157,7 @@ class _LimitedRequest:
         self.refusal: Refusal | None
         if head > MAX_HEAD:
             self.refusal = 431, f"The headers are longer than {MAX_HEAD} bytes."
-        elif NOT_IN_PATHS.search(scope["path"]):
+        elif len(scope["path"]) > MAX_PATH or NOT_IN_PATHS.search(scope["path"]):
             self.refusal = INVALID_PATH
         elif scope["query_string"].count(b"&") >= MAX_PARAMETERS:
             self.refusal = TOO_MANY_PARAMETERS
