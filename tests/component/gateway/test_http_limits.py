@@ -10,7 +10,7 @@ import pytest
 from notify_database.engine import PostgresSettings
 from notify_gateway.application import Gateway
 from notify_gateway.http import arriving_body
-from notify_gateway.http.middleware import MAX_BODY, MAX_HEAD, LimitsMiddleware
+from notify_gateway.http.middleware import BODY_TIMEOUT, MAX_BODY, MAX_HEAD, REQUEST_TIMEOUT, LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
 from notify_gateway.http.principal import Scope
 from notify_gateway.http_api import create_app
@@ -68,10 +68,19 @@ async def test_header_limit_applies_to_each_request_separately(postgres: Postgre
 
 
 @asynccontextmanager
-async def gateway_with_limits(postgres: PostgresSettings, **limits: float) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway_with_limits(
+    postgres: PostgresSettings, *, body_timeout: float = BODY_TIMEOUT, request_timeout: float = REQUEST_TIMEOUT
+) -> AsyncIterator[httpx.AsyncClient]:
     """Run a gateway with custom limits; yield a client."""
     app = create_app(Gateway(GatewaySettings.model_validate({**postgres.model_dump(), "auth": "off"})))
-    transport = httpx.ASGITransport(LimitsMiddleware(app, gateway_metrics().observe_request, OriginCheck(), **limits))
+    limited = LimitsMiddleware(
+        app,
+        gateway_metrics().observe_request,
+        OriginCheck(),
+        body_timeout=body_timeout,
+        request_timeout=request_timeout,
+    )
+    transport = httpx.ASGITransport(limited)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 

@@ -1,15 +1,18 @@
 """Many requests at once, which neither stop the requests in progress nor delay those of others for long."""
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import suppress
 
 from notify_gateway.http.middleware import LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
+from notify_gateway.http.turns import LONGEST_TURN, REQUESTS_PER_TURN
 from starlette.types import Message, Receive, Scope, Send
 
 MANY = 500
 TIMEOUT = 20.0
+TENANTS = {"key": "a tenant", "another key": "a tenant", "many": "many", "one": "one"}
 
 
 class Server:
@@ -19,7 +22,10 @@ class Server:
         self.served: list[str] = []
         self.turns = 0  # of the event loop
         self.per_turn = Counter[int]()
-        self._middleware = LimitsMiddleware(self._respond, lambda *_: None, OriginCheck(any_host=True))
+        self.cost = 0.0  # seconds of each request
+        self._middleware = LimitsMiddleware(
+            self._respond, lambda *_: None, OriginCheck(any_host=True), tenant_of=TENANTS.get
+        )
 
     def send(self, key: str) -> "asyncio.Task[None]":
         scope = {
@@ -40,6 +46,7 @@ class Server:
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         self.served.append(dict(scope["headers"])[b"authorization"].decode())
         self.per_turn[self.turns] += 1
+        time.sleep(self.cost)  # noqa: ASYNC251 - the request is expensive
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -67,6 +74,37 @@ async def test_many_requests_with_one_key_do_not_delay_a_request_with_another() 
         await asyncio.gather(*requests)
     assert server.served.index("one") < MANY / 10
     assert len(server.served) == MANY + 1
+
+
+async def test_requests_with_many_made_up_keys_do_not_delay_a_request_with_a_valid_one() -> None:
+    server = Server()
+    requests = [*(server.send(f"made up {number}") for number in range(MANY)), server.send("one")]
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests)
+    assert server.served.index("one") < MANY / 10
+    assert len(server.served) == MANY + 1
+
+
+async def test_tenant_with_several_keys_has_the_turns_of_one() -> None:
+    server = Server()
+    keys = ["key", "another key", "one"]
+    requests = [server.send(key) for key in keys for _ in range(MANY)]
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests)
+    half = server.served[:MANY]
+    assert abs(half.count("one") - MANY / 2) < MANY / 10
+
+
+async def test_fewer_expensive_requests_begin_in_each_turn() -> None:
+    server = Server()
+    server.cost = LONGEST_TURN / 4
+    counting = asyncio.create_task(server.count_turns())
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*(server.send("key") for _ in range(10 * REQUESTS_PER_TURN)))
+    counting.cancel()
+    first, *later = server.per_turn.values()
+    assert first == REQUESTS_PER_TURN
+    assert max(later[-5:]) <= REQUESTS_PER_TURN / 4
 
 
 async def test_requests_that_are_cancelled_while_they_wait_leave_the_room_to_others() -> None:

@@ -78,7 +78,8 @@ def create_app(gateway: Gateway) -> ASGIApp:
     api = _bypass_fastapi(create_api(gateway), gateway.notification_endpoints)
     settings = gateway.settings
     check = OriginCheck(settings.allowed_host_names(), any_host=settings.admits_any_host())
-    limited = LimitsMiddleware(api, gateway.metrics.observe_request, check)
+    tenant_of = gateway.authenticator.known_tenant
+    limited = LimitsMiddleware(api, gateway.metrics.observe_request, check, tenant_of=tenant_of)
     health = create_health(gateway)
     health_port = settings.health_port
 

@@ -56,6 +56,11 @@ class ApiKeyLookUp:
         hashed = key_hash(token)
         return hashed not in self._valid and hashed not in self._in_progress
 
+    def known_tenant(self, token: str) -> str | None:
+        """Return the tenant of `token` if it was valid at its last look-up, however long ago."""
+        valid = self._valid.get(key_hash(token))
+        return None if valid is None else valid.principal.tenant
+
     async def look_up(self, token: str) -> Principal | None:
         """Return the owner of `token`, or None if it is unknown or no longer valid.
 

@@ -36,6 +36,9 @@ class KeyLookUp(Protocol):
     def is_new(self, token: str) -> bool:
         """Return True unless `token` was valid at its last look-up, however long ago, or is being looked up now."""
 
+    def known_tenant(self, token: str) -> str | None:
+        """Return the tenant of `token` if it was valid at its last look-up, however long ago."""
+
     async def look_up(self, token: str) -> Principal | None:
         """Return the owner of `token`, or None if the token is unknown or no longer valid.
 
@@ -80,10 +83,9 @@ class Authenticator:
         """
         if not self._enabled:
             return ANONYMOUS, {}
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer":
+        token = _token(authorization or "")
+        if token is None:
             self._fail(AuthenticationFailure.MISSING)
-        token = token.strip()
         principal = self._look_ups.cached(token)
         if principal is None:
             principal = await self._look_up(token, scope)
@@ -94,11 +96,16 @@ class Authenticator:
             body.belongs_to(principal.tenant)
         return principal, headers
 
+    def known_tenant(self, authorization: str) -> str | None:
+        """Return the tenant of a key that was valid at its last look-up, without looking it up again."""
+        token = _token(authorization) if self._enabled else None
+        return None if token is None else self._look_ups.known_tenant(token)
+
     async def is_still(self, principal: Principal, authorization: str | None) -> bool:
         """Return whether the key still belongs to `principal`; assume that it does while PostgreSQL is unavailable."""
         if not self._enabled:
             return True
-        token = (authorization or "").partition(" ")[2].strip()
+        token = _token(authorization or "") or ""
         try:
             return (self._look_ups.cached(token) or await self._look_ups.look_up(token)) == principal
         except (DatabaseUnavailable, Overloaded):
@@ -133,6 +140,12 @@ class Authenticator:
     def _fail(self, failure: AuthenticationFailure) -> NoReturn:
         self._count_failure(failure)
         raise HTTPException(401, DETAILS[failure], CHALLENGE)
+
+
+def _token(authorization: str) -> str | None:
+    """Return the token of a header `Authorization`, or None if its scheme is another one."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def invalid_key() -> HTTPException:

@@ -16,7 +16,7 @@ from notify_gateway.http.origin import OriginCheck, Refusal
 from notify_gateway.http.problems import problem_response
 from notify_gateway.http.request_id import HEADER as REQUEST_ID_HEADER
 from notify_gateway.http.request_id import REQUEST_ID, request_id
-from notify_gateway.http.turns import Turns
+from notify_gateway.http.turns import TenantOf, Turns
 
 MAX_BODY = 256 * 1024  # bytes
 MAX_HEAD = 16 * 1024  # bytes
@@ -66,6 +66,7 @@ class LimitsMiddleware:
         observe_request: ObserveRequest,
         origin_check: OriginCheck,
         *,
+        tenant_of: TenantOf = lambda _: None,
         body_timeout: float = BODY_TIMEOUT,
         request_timeout: float = REQUEST_TIMEOUT,
     ) -> None:
@@ -74,7 +75,7 @@ class LimitsMiddleware:
         self._origin_check = origin_check
         self._body_timeout = body_timeout
         self._request_timeout = request_timeout
-        self._turns = Turns()
+        self._turns = Turns(tenant_of)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
