@@ -5,14 +5,27 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from notify_gateway.http.middleware import LimitsMiddleware
+from notify_gateway.http.middleware import TRANSPORT, LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
-from notify_gateway.http.turns import LONGEST_TURN, REQUESTS_PER_TURN
+from notify_gateway.http.turns import LONGEST_TURN, REQUESTS_PER_TURN, SEARCHED_FROM
 from starlette.types import Message, Receive, Scope, Send
+from typing_extensions import override
 
 MANY = 500
 TIMEOUT = 20.0
 TENANTS = {"key": "a tenant", "another key": "a tenant", "many": "many", "one": "one"}
+
+
+class Connection(asyncio.Transport):
+    """A connection that its client may end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = False
+
+    @override
+    def is_closing(self) -> bool:
+        return self.ended
 
 
 class Server:
@@ -27,8 +40,9 @@ class Server:
             self._respond, lambda *_: None, OriginCheck(any_host=True), tenant_of=TENANTS.get
         )
 
-    def send(self, key: str) -> "asyncio.Task[None]":
+    def send(self, key: str, transport: asyncio.Transport | None = None) -> "asyncio.Task[None]":
         scope = {
+            TRANSPORT: transport,
             "type": "http",
             "http_version": "1.1",
             "method": "GET",
@@ -51,7 +65,7 @@ class Server:
         await send({"type": "http.response.body", "body": b""})
 
     async def _receive(self) -> Message:
-        raise NotImplementedError
+        return {"type": "http.disconnect"}
 
     async def _discard(self, message: Message) -> None:
         pass
@@ -105,6 +119,30 @@ async def test_fewer_expensive_requests_begin_in_each_turn() -> None:
     first, *later = server.per_turn.values()
     assert first == REQUESTS_PER_TURN
     assert max(later[-5:]) <= REQUESTS_PER_TURN / 4
+
+
+async def test_requests_whose_clients_leave_while_they_wait_are_not_served() -> None:
+    server, connection = Server(), Connection()
+    requests = [server.send("many", connection) for _ in range(MANY)]
+    await asyncio.sleep(0)
+    connection.ended = True
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests, server.send("many", Connection()))
+    assert len(server.served) <= REQUESTS_PER_TURN + 1
+
+
+async def test_requests_whose_clients_leave_do_not_pile_up_behind_others() -> None:
+    server, connection = Server(), Connection()
+    connection.ended = True
+    ahead = [server.send("many", Connection()) for _ in range(MANY)]
+    left = [server.send("many", connection) for _ in range(10 * SEARCHED_FROM)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(server.served) < MANY
+    assert sum(not request.done() for request in left) <= 2 * SEARCHED_FROM
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*ahead, *left)
+    assert len(server.served) == MANY
 
 
 async def test_requests_that_are_cancelled_while_they_wait_leave_the_room_to_others() -> None:

@@ -88,7 +88,9 @@ class LimitsMiddleware:
             # being counted (`slow_readers.py`). If the client takes too long to read, its connection is closed.
             await flow.drain()
         began = time.perf_counter()
-        await self._turns.begin(scope)
+        if not await self._turns.begin(scope, scope.get(TRANSPORT)):
+            await _end_unanswered(scope, receive)
+            return
         request = _LimitedRequest(scope, receive, send, self._request_timeout, self._origin_check)
         try:
             if request.refusal is not None:
@@ -122,6 +124,15 @@ class LimitsMiddleware:
                 methods = frozenset() if route is None else getattr(route, "methods", READING)
                 method = scope["method"] if scope["method"] in methods else UNKNOWN
                 self._observe_request(method, path, request.status, time.perf_counter() - began)
+
+
+async def _end_unanswered(scope: Scope, receive: Receive) -> None:
+    """Free the body of a request whose client has left, and wait until the connection has ended."""
+    body: ArrivingBody | None = scope.get(BODY)
+    if body is not None:
+        body.release()
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class _LimitedRequest:

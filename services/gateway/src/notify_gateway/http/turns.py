@@ -9,17 +9,30 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from notify_gateway.http.slow_readers import PEERS, Group
 
-# A request takes 0.1 to 5 ms of CPU time, and a turn without any about 0.02 ms. A turn accepts as many new connections
-# (`ACCEPTED_AT_ONCE`), so that requests whose clients have left do not pile up.
+# A request takes 0.1 to 5 ms of CPU time, and a turn without any about 0.02 ms.
 REQUESTS_PER_TURN = 16
 LONGEST_TURN = 0.025  # seconds; after a turn that took longer, fewer requests begin in the next one
 
+# Requests whose clients have left are no longer limited by the number of connections, and would pile up.
+SEARCHED_FROM = 1_000  # waiting requests, from which on those are looked for
+
 TenantOf = Callable[[str], str | None]
 """Returns the tenant of a header `Authorization` with a valid key, or None if the key is unknown so far."""
+
+
+class _Waiting(NamedTuple):
+    """A request that waits."""
+
+    admitted: "asyncio.Future[bool]"
+    transport: asyncio.BaseTransport | None
+
+    def has_left(self) -> bool:
+        """Return whether the client has left, so that nobody waits for a response."""
+        return self.transport is not None and self.transport.is_closing()
 
 
 class Turns:
@@ -35,17 +48,22 @@ class Turns:
         self._began = 0.0
         self._renewing = False
         # Each line has at least one request. The first one is next.
-        self._lines: OrderedDict[Group, deque[asyncio.Future[None]]] = OrderedDict()
+        self._lines: OrderedDict[Group, deque[_Waiting]] = OrderedDict()
+        self._waiting = 0
+        self._search_at = SEARCHED_FROM
 
-    async def begin(self, scope: Mapping[str, Any]) -> None:
-        """Wait until the request of `scope` may begin."""
+    async def begin(self, scope: Mapping[str, Any], transport: asyncio.BaseTransport | None) -> bool:
+        """Wait until the request of `scope` may begin; return False if its client leaves first."""
         if self._room:
             self._room -= 1
             self._renew_soon()
-            return
-        admitted = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(self._sender(scope), deque()).append(admitted)
-        await admitted
+            return True
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), transport)
+        self._lines.setdefault(self._sender(scope), deque()).append(waiting)
+        self._waiting += 1
+        if self._waiting >= self._search_at:
+            self._end_left()
+        return await waiting.admitted
 
     def _renew_soon(self) -> None:
         if not self._renewing:
@@ -59,13 +77,30 @@ class Turns:
         self._room = self._size = self._next_size(time.perf_counter() - self._began)
         while self._lines and self._room:
             sender, line = self._lines.popitem(last=False)
-            admitted = line.popleft()
+            waiting = line.popleft()
+            self._waiting -= 1
             if line:
                 self._lines[sender] = line
-            if not admitted.done():  # it is done if the request was cancelled
-                admitted.set_result(None)
-                self._room -= 1
-                self._renew_soon()
+            if waiting.admitted.done():  # it was cancelled, or its client has left
+                continue
+            if waiting.has_left():
+                waiting.admitted.set_result(False)
+                continue
+            waiting.admitted.set_result(True)
+            self._room -= 1
+            self._renew_soon()
+
+    def _end_left(self) -> None:
+        """End the requests whose clients have left. The next search is when twice as many wait as afterwards."""
+        lines, self._lines, self._waiting = self._lines, OrderedDict(), 0
+        for sender, line in lines.items():
+            for waiting in line:
+                if waiting.has_left() and not waiting.admitted.done():
+                    waiting.admitted.set_result(False)
+            if here := deque(waiting for waiting in line if not waiting.admitted.done()):
+                self._lines[sender] = here
+                self._waiting += len(here)
+        self._search_at = max(SEARCHED_FROM, 2 * self._waiting)
 
     def _next_size(self, lasted: float) -> int:
         """Return how many requests may begin in a turn after one that has lasted so long."""
