@@ -95,7 +95,8 @@ class ResultWriter:
                     failed.append(result)
                     reason = str(outcome.error)
                 elif isinstance(outcome, Failed):
-                    log.error("a result cannot be applied", exc_info=outcome.error)
+                    about = {"delivery_id": str(result.delivery_id)}
+                    log.error("a result cannot be applied", extra=about, exc_info=outcome.error)
                     await self._bury(result, reason=f"bug: {type(outcome.error).__name__}", queue=queue)
                 elif outcome is not None:
                     self._metrics.refused[queue, outcome].inc()
