@@ -38,7 +38,7 @@ class _Waiting(NamedTuple):
 class Turns:
     """Admits up to `REQUESTS_PER_TURN` requests in each turn of the event loop.
 
-    If there are more, they wait, and their senders take turns. So one that sends very many delays mainly its own.
+    If there are more, they wait, and the clients take turns. So one that sends very many delays mainly its own.
     Requests without a known key count for their address, because anyone can make up any number of keys.
     """
 
@@ -59,7 +59,7 @@ class Turns:
             self._renew_soon()
             return True
         waiting = _Waiting(asyncio.get_running_loop().create_future(), transport)
-        self._lines.setdefault(self._sender(scope), deque()).append(waiting)
+        self._lines.setdefault(self._client(scope), deque()).append(waiting)
         self._waiting += 1
         if self._waiting >= self._search_at:
             self._end_left()
@@ -76,11 +76,11 @@ class Turns:
         self._renewing = False
         self._room = self._size = self._next_size(time.perf_counter() - self._began)
         while self._lines and self._room:
-            sender, line = self._lines.popitem(last=False)
+            client, line = self._lines.popitem(last=False)
             waiting = line.popleft()
             self._waiting -= 1
             if line:
-                self._lines[sender] = line
+                self._lines[client] = line
             if waiting.admitted.done():  # it was cancelled, or its client has left
                 continue
             if waiting.has_left():
@@ -93,12 +93,12 @@ class Turns:
     def _end_left(self) -> None:
         """End the requests whose clients have left. The next search is when twice as many wait as afterwards."""
         lines, self._lines, self._waiting = self._lines, OrderedDict(), 0
-        for sender, line in lines.items():
+        for client, line in lines.items():
             for waiting in line:
                 if waiting.has_left() and not waiting.admitted.done():
                     waiting.admitted.set_result(False)
             if here := deque(waiting for waiting in line if not waiting.admitted.done()):
-                self._lines[sender] = here
+                self._lines[client] = here
                 self._waiting += len(here)
         self._search_at = max(SEARCHED_FROM, 2 * self._waiting)
 
@@ -110,7 +110,7 @@ class Turns:
             return min(self._size * 2, REQUESTS_PER_TURN)
         return self._size
 
-    def _sender(self, scope: Mapping[str, Any]) -> Group:
+    def _client(self, scope: Mapping[str, Any]) -> Group:
         key = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         tenant = None if key is None else self._tenant_of(key.decode("latin-1"))
         return ("address", PEERS.group(scope)) if tenant is None else ("tenant", tenant)
