@@ -92,10 +92,7 @@ async def run_maintenance(
 async def _maintain_rows(
     engine: AsyncEngine, retries: DeliveryRetries, stranded: StrandedDeliveries, stopping: "asyncio.Task[bool]"
 ) -> None:
-    """Retry, repair and delete rows in short transactions, for at most about half of the time.
-
-    A step that fails does not stop the others.
-    """
+    """Retry, repair and delete rows in short transactions, with pauses. A step that fails does not stop the others."""
     outage = Outage(log, "database maintenance is interrupted")
 
     async def repair() -> bool:

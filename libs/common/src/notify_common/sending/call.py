@@ -23,7 +23,7 @@ class Call:
     quotas: tuple[Quota, ...] = ()
     """The quotas that it shares with calls to other providers."""
     further: Sequence[float] = ()
-    """In how many seconds after its first message it sends each further one."""
+    """The delay of each further message that it sends, in seconds after the first."""
     ready: asyncio.Event | None = None
     """While this event is not set, the call is not admitted."""
 

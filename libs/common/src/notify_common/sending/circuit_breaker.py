@@ -31,7 +31,8 @@ class CircuitBreaker:
     """Admits calls to one provider in the order in which they arrive.
 
     A call that finds the provider unreachable or throttling opens the circuit. While it is open, one trial call at a
-    time is admitted, at growing intervals (half-open); the first trial that succeeds closes the circuit.
+    time is admitted, at growing intervals (half-open). The first trial that succeeds closes the circuit. If the limits
+    have a `connect_timeout`, a trial that has a connection is enough.
     """
 
     def __init__(self, name: str, limits: ProviderLimits, slots: CallSlots | None = None) -> None:

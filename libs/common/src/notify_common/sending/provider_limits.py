@@ -23,7 +23,7 @@ def no_quotas(_: DeliveryRequested) -> tuple[Quota, ...]:
 
 
 def one_message(_: DeliveryRequested) -> Sequence[float]:
-    """Return no times of further messages, for providers that get a single message per call."""
+    """Return no delays of further messages, for providers that get a single message per call."""
     return ()
 
 
@@ -44,15 +44,15 @@ class ProviderLimits:
     connect_timeout: timedelta | None = None
     """Within this time, a call has a connection or fails as unreachable; None if that is unknown.
 
-    A trial call that takes longer, or whose connection breaks, then closes the circuit. Otherwise those of a tenant
-    could keep it open, if a host responds to others but not to them.
+    If it is known, a trial call that takes longer, or whose connection breaks, closes the circuit. Otherwise, a tenant
+    whose URL never responds could keep the circuit of a host open that responds to others.
     """
     provider_of: Callable[[str], str] = one_provider
     """Returns the name of a recipient's provider, for channels with many providers."""
     quotas_of: Callable[[DeliveryRequested], tuple[Quota, ...]] = no_quotas
     """Returns further limits for concurrent calls, which several providers share."""
     further_messages_of: Callable[[DeliveryRequested], Sequence[float]] = one_message
-    """Returns in how many seconds after its first message a call sends each further one."""
+    """Returns the delay of each further message that a call sends, in seconds after the first."""
 
     def prefetch(self, concurrency: int, call_timeout: float) -> int:
         """Return how many messages a sender should hold, at most `concurrency`.

@@ -36,7 +36,7 @@ class RateLimiter:
         self._times: OrderedDict[str, _Times] = OrderedDict()
 
     def reserve(self, key: str, now: float, latest: float = math.inf, *, messages: int = 1) -> float:
-        """Return the next free time, and reserve it for so many messages unless it is later than `latest`."""
+        """Return the next free time, and reserve it for the messages unless it is later than `latest`."""
         times = self._times.get(key) or _Times()
         at = max(self._next_call(times, now), times.unreserved)
         if at <= latest:
@@ -52,7 +52,7 @@ class RateLimiter:
     def redeem(self, key: str, now: float, latest: float = math.inf, *, further: Sequence[float] = ()) -> float:
         """Return when the call can be made, and count it as made at that time unless that is later than `latest`.
 
-        `further` says in how many seconds after that the call sends each further message.
+        `further` has the delay of each further message of the call, in seconds after the first.
         """
         times = self._times.get(key) or _Times()
         at = self._next_call(times, now)

@@ -20,7 +20,7 @@ class RecipientTurns:
         """The recipients that were throttled while no other was served."""
 
     def reserve(self, recipient: str, now: float, latest: float = math.inf, *, messages: int = 1) -> float:
-        """Return the time of a new turn, and reserve it for so many messages unless it is later than `latest`."""
+        """Return the time of a new turn, and reserve it for the messages unless it is later than `latest`."""
         earliest = max(now, self._throttled_until.get(recipient, now))
         if self._limiter is None:
             return earliest
@@ -34,7 +34,7 @@ class RecipientTurns:
     def redeem(self, recipient: str, now: float, latest: float = math.inf, *, further: Sequence[float] = ()) -> float:
         """Return when a call whose turn has come can be made, and count it unless that is later than `latest`.
 
-        `further` says in how many seconds after that the call sends each further message.
+        `further` has the delay of each further message of the call, in seconds after the first.
         """
         earliest = max(now, self._throttled_until.get(recipient, now))
         return earliest if self._limiter is None else self._limiter.redeem(recipient, earliest, latest, further=further)

@@ -80,9 +80,9 @@ COUNT = text(f"""
 # Tenants take turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The
 # turns of finished jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a
 # single job. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
-# A turn in the future is the end of a pause, unless no pause is that long: PostgreSQL's clock was fast then, and has
-# been corrected. It is compared with `now()`, because for a time that changes within the statement, PostgreSQL would
-# read all jobs of the tenant.
+# A turn in the future is the end of a pause, but if no pause is that long, PostgreSQL's clock was fast at that time and
+# has been corrected. The turn is compared with `now()`, because for a time that changes within the statement,
+# PostgreSQL would read all jobs of the tenant.
 TAKE_TURN = text("""
     UPDATE retry_jobs SET advanced_at = clock_timestamp()
     WHERE id = (

@@ -28,7 +28,7 @@ DELETE_FINISHED = text("""
         LIMIT :limit FOR UPDATE SKIP LOCKED
     )
 """)
-# An index has the order of the turns, whose last one is when a job has finished.
+# The order is that of the jobs' last turns, because these have an index, unlike the times at which the jobs finished.
 DELETE_EXCESS = text(f"""
     DELETE FROM retry_jobs WHERE id IN (
         SELECT id FROM retry_jobs JOIN (
