@@ -149,6 +149,20 @@ async def test_trial_call_that_hangs_after_it_had_time_to_connect_holds_up_no_ot
         assert await calls.call(timeout=5)
 
 
+async def test_trial_call_that_hangs_leaves_an_outage_that_begins_later_to_another_trial() -> None:
+    calls = Calls(ProviderLimits(concurrency=100, connect_timeout=timedelta(milliseconds=50)))
+    calls.error_class = ErrorClass.UNREACHABLE
+    await calls.call()
+    async with calls.breaker.admission(Call("", 60)) as hanging:
+        assert isinstance(hanging, Admission)
+        assert hanging.trial
+        assert await calls.call(timeout=5)
+        assert calls.breaker.open
+        assert await calls.call(timeout=5)
+        hanging.record(decision(ErrorClass.TIMEOUT))
+        assert calls.breaker.open
+
+
 async def test_last_attempt_is_admitted_while_the_circuit_is_open() -> None:
     calls = Calls(ProviderLimits(concurrency=1))
     calls.error_class = ErrorClass.UNREACHABLE

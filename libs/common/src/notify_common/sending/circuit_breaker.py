@@ -46,7 +46,9 @@ class CircuitBreaker:
         self._connect_timeout = limits.connect_timeout
         self.open_until: float | None = None
         """When the next trial is due, on the loop's clock; None while the circuit is closed."""
-        self._trial_running = False
+        self._trials = 0  # so far
+        self._running_trial = 0
+        """The number of the trial call that is in progress, or else 0."""
         self._changed = asyncio.Event()
         self._timeouts: set[asyncio.Timeout] = set()
         self._users = 0
@@ -158,26 +160,21 @@ class CircuitBreaker:
     async def _try_to_admit(self, acquired: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted | None":
         """Acquire what the call needs; return None if the call may not be made after all, and must start again."""
         await self._acquire_slots(acquired, call)
-        trial = self.open and not call.even_if_open
-        if trial:
+        trial = 0
+        if self.open and not call.even_if_open:
             if not self._trial_due():
                 return None
-            self._trial_running = True
-            acquired.callback(self._end_trial)
-            if self._connect_timeout is not None:
-                loop = asyncio.get_running_loop()
-                connected = loop.call_later(self._connect_timeout.total_seconds(), self._close)
-                acquired.callback(connected.cancel)
+            trial = self._begin_trial(acquired)
         # Rate limits come last, because a time that is redeemed too early would be wasted.
         if self._limiter is not None:
             arrived = _now()
             # Only one call at a time waits for the next free time, so a circuit that opens wastes no more than one.
             async with self._pacing:
-                refusal = await self._wait_for_rate(self._limiter, call, arrived, deadline, trial=trial)
+                refusal = await self._wait_for_rate(self._limiter, call, arrived, deadline, trial=trial > 0)
             if refusal is not None:
                 return refusal
         now = _now()
-        if self._waits_for_circuit(call, trial=trial) or not call.is_ready:
+        if self._waits_for_circuit(call, trial=trial > 0) or not call.is_ready:
             return None
         if self._turns.redeem(call.recipient, now, latest := now + CLOCK_ERROR, further=call.further) > latest:
             return None  # the recipient has been throttled in the meantime
@@ -242,16 +239,37 @@ class CircuitBreaker:
         """Wait until the circuit is closed or a trial may be made."""
         while self.open_until is not None and not self._trial_due():
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(None if self._trial_running else self.open_until):
+                async with asyncio.timeout_at(None if self._running_trial else self.open_until):
                     await self._changed.wait()
 
     def _trial_due(self) -> bool:
         """Return True if the circuit is open and the next trial may be made."""
-        return self.open_until is not None and not self._trial_running and self.open_until <= _now()
+        return self.open_until is not None and not self._running_trial and self.open_until <= _now()
 
-    def _end_trial(self) -> None:
-        self._trial_running = False
-        self._notify()
+    def is_running(self, trial: int) -> bool:
+        """Return whether the trial call with this number is in progress."""
+        return 0 < trial == self._running_trial
+
+    def _begin_trial(self, acquired: ExitStack) -> int:
+        """Return the number of the trial call, which is in progress until `acquired` is closed."""
+        self._trials += 1
+        number = self._running_trial = self._trials
+        acquired.callback(self._end_trial, number)
+        if self._connect_timeout is not None:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self._connect_timeout.total_seconds(), self._connected, number)
+            acquired.callback(timer.cancel)
+        return number
+
+    def _connected(self, trial: int) -> None:
+        """Close the circuit and end the trial, so that it does not delay those of a later outage if it hangs."""
+        self._close()
+        self._end_trial(trial)
+
+    def _end_trial(self, number: int) -> None:
+        if self._running_trial == number:
+            self._running_trial = 0
+            self._notify()
 
     def _leave(self) -> None:
         self._users -= 1
@@ -267,11 +285,12 @@ class Admission:
 
     breaker: CircuitBreaker
     recipient: str
-    trial: bool
+    trial: int
+    """The number of the trial call, or 0 for any other call."""
 
     def record(self, decision: Decision) -> None:
         """Report how the call ended."""
-        self.breaker.record(decision, self.recipient, trial=self.trial)
+        self.breaker.record(decision, self.recipient, trial=self.breaker.is_running(self.trial))
 
 
 def _now() -> float:
