@@ -33,6 +33,7 @@ class BotApiPeer(HttpPeer):
         self.requests: list[dict[str, Any]] = []
         self.sent_at: dict[str, list[float]] = defaultdict(list)
         """When each chat got its messages, on the event loop's clock."""
+        self.response_time = 0.0  # seconds
         self.throttled: dict[str, int] = {}
         """Chats that are throttled, with the seconds that each response asks to wait."""
         self.refused: list[str] = []
@@ -65,6 +66,7 @@ class BotApiPeer(HttpPeer):
         elif self.behaviour is Behaviour.ACCEPT:
             self.requests.append(json.loads(request.body))
             self.sent_at[chat].append(asyncio.get_running_loop().time())
+            await asyncio.sleep(self.response_time)
             status, body = 200, {"ok": True, "result": {"message_id": len(self.requests), "date": 0}}
         else:
             status, body = ERRORS[self.behaviour]

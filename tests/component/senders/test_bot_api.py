@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from notify_common.sending.errors import Throttled
 from notify_common.sending.provider import Provider
+from notify_telegram_sender.bot_api import PART_INTERVAL
 from support.bot_api_peer import BotApiPeer
 from support.conformance import Behaviour, Conformance, request
 
@@ -30,6 +31,14 @@ class TestBotApi(Conformance):
         paragraphs = ["a" * 3000, "b" * 3000, "📦" * 3000]
         assert await provider.send(request(peer.recipient, "\n\n".join(paragraphs))) == "4"
         assert peer.received() == [*paragraphs[:2], "📦" * 2048, "📦" * 952]
+
+    async def test_slow_responses_do_not_shift_the_later_parts(self, peer: BotApiPeer, provider: Provider) -> None:
+        """Each part counts towards the rates at its planned time."""
+        peer.response_time = 0.5
+        await provider.send(request(peer.recipient, "x" * 4096 * 4))
+        [(_, second, third, fourth)] = peer.sent_at.values()
+        assert fourth - second < 2 * (PART_INTERVAL + peer.response_time)
+        assert min(third - second, fourth - third) > PART_INTERVAL - peer.response_time
 
     async def test_text_is_sent_without_link_previews_or_markup(self, peer: BotApiPeer, provider: Provider) -> None:
         await provider.send(request(peer.recipient))
