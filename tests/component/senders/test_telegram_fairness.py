@@ -21,12 +21,16 @@ def to_chat(chat: int, message: str, tenant: str) -> DeliveryRequested:
     return delivery_requested(recipient=str(chat), content=Content(message=message), tenant=tenant)
 
 
-@pytest.mark.parametrize("message", [LONG, FOUR_BYTES], ids=["long", "long because of its characters"])
+@pytest.mark.parametrize(
+    ("message", "chats"),
+    [(LONG, FLOOD), (FOUR_BYTES, FLOOD), (LONG, 10)],
+    ids=["long", "long because of its characters", "several to each chat"],
+)
 async def test_long_messages_of_one_tenant_do_not_delay_another_tenant(
-    rabbit: RabbitSettings, hand: Hand, message: str
+    rabbit: RabbitSettings, hand: Hand, message: str, chats: int
 ) -> None:
     settings = TelegramSenderSettings.model_validate({"telegram_connections": CONNECTIONS, "telegram_rate": 0})
-    sent = asyncio.Event()
+    sent, over = asyncio.Event(), asyncio.Event()
     sending_long = 0
 
     async def answer(request: DeliveryRequested) -> str:
@@ -35,13 +39,14 @@ async def test_long_messages_of_one_tenant_do_not_delay_another_tenant(
             sent.set()
             return "1"
         sending_long += 1
-        await asyncio.Event().wait()
-        return "never"
+        await over.wait()
+        return "2"
 
     async with running_sender(rabbit, FakeProvider(answer), limits=telegram_limits(settings), provider_timeout=60):
-        for chat in range(1, FLOOD + 1):
-            await hand.request(to_chat(chat, message, "evil"))
+        for number in range(FLOOD):
+            await hand.request(to_chat(1 + number % chats, message, "evil"))
         await hand.request(to_chat(FLOOD + 1, "short", "theirs"))
         async with asyncio.timeout(TIMEOUT):
             await sent.wait()
         assert 0 < sending_long < CONNECTIONS
+        over.set()

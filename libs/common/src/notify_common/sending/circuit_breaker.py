@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -130,13 +130,21 @@ class CircuitBreaker:
                     await asyncio.sleep(turn_in)
                 if not self._turns.interval:
                     return await self._admit_next(held, call, deadline)
-                # Many turns may come at once, for example after a restart or an outage.
-                ahead = self._lanes.length(call.recipient) * self._turns.interval
-                if ahead > LONGEST_TURN_WAIT:
-                    return NotAdmitted(self._reserve(call, ahead), reserved=True)
-                async with self._lanes.first(call.recipient):
-                    return await self._admit_next(held, call, deadline)
+                return await self._admit_in_turn(held, call, deadline)
         return self._busy(call, reserved=reserved)
+
+    async def _admit_in_turn(self, held: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted":
+        """Wait for the recipient's earlier calls. Many turns may come at once, for example after an outage."""
+        ahead = self._lanes.length(call.recipient) * self._turns.interval
+        if ahead > LONGEST_TURN_WAIT:
+            return NotAdmitted(self._reserve(call, ahead), reserved=True)
+        if self._is_crowded(call, deadline):
+            return self._busy(call, reserved=True)
+        async with AsyncExitStack() as lane:
+            # The calls behind the first one count, too: they wait for the slot for which that one waits.
+            with self._slots.waiting(call.quotas):
+                await lane.enter_async_context(self._lanes.first(call.recipient))
+            return await self._admit_next(held, call, deadline)
 
     async def _admit_next(self, held: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted":
         while True:
@@ -149,7 +157,7 @@ class CircuitBreaker:
                 return NotAdmitted(self._reserve(call) if wait > self._turns.interval else wait, reserved=True)
             if wait > 0:
                 await asyncio.sleep(wait)
-            if self._must_wait(call) and self._slots.crowded(self._quotas(call), deadline - _now()):
+            if self._is_crowded(call, deadline):
                 return self._busy(call, reserved=self._turns.interval > 0)
             with ExitStack() as acquired:
                 admission = await self._try_to_admit(acquired, call, deadline)
@@ -203,10 +211,11 @@ class CircuitBreaker:
     def _quotas(self, call: Call) -> tuple[Quota, ...]:
         return (self._quota, *call.quotas)
 
-    def _must_wait(self, call: Call) -> bool:
-        """Return True if the call must wait for the circuit or for a slot."""
-        waits_for_circuit = self.open and not self._trial_due() and not call.even_if_open
-        return waits_for_circuit or self._slots.exhausted(self._quotas(call))
+    def _is_crowded(self, call: Call, deadline: float) -> bool:
+        """Return True if the call must wait for the circuit or for a slot, but others of its tenant already do."""
+        quotas, waits_for_circuit = self._quotas(call), self.open and not self._trial_due() and not call.even_if_open
+        must_wait = waits_for_circuit or self._slots.exhausted(quotas)
+        return must_wait and self._slots.crowded(quotas, deadline - _now())
 
     async def _acquire_slots(self, acquired: ExitStack, call: Call) -> None:
         quotas = self._quotas(call)
