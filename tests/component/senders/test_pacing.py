@@ -16,6 +16,7 @@ from notify_common.sending.provider_limits import ProviderLimits
 from notify_telegram_sender.limits import telegram_limits
 from support.amqp import Hand
 from support.bot_api_peer import BotApiPeer
+from support.conformance import Behaviour
 from support.fakes import FakeProvider
 from support.services import delivery_requested as request
 from support.services import running_sender
@@ -201,3 +202,19 @@ async def test_each_part_of_a_long_message_counts_towards_the_rate_of_its_chat(
         await hand.results(3)
     assert len(bot_api.sent_at["chat"]) == 4
     assert all(later - earlier >= 1 - JITTER for earlier, later in pairwise(bot_api.sent_at["chat"]))
+
+
+async def test_parts_that_are_not_sent_do_not_count_towards_the_rate(
+    rabbit: RabbitSettings, hand: Hand, bot_api: BotApiPeer
+) -> None:
+    bot_api.behaviour = Behaviour.PERMANENT
+    rate = 10
+    limits = telegram_limits(bot_api.settings(telegram_rate=rate))
+    burst = [request(recipient=f"{number}", content=Content(message="x" * 4096 * 16)) for number in range(30)]
+    async with running_sender(rabbit, bot_api.provider(), provider_timeout=60, limits=limits):
+        for each in burst:
+            await hand.request(each)
+        results = await hand.results(len(burst))
+    assert {result.outcome for result in results} == {Outcome.FAILED}
+    times = sorted(result.started_at for result in results)
+    assert (times[-1] - times[0]).total_seconds() < 4 * len(burst) / rate  # 48 s if all parts counted

@@ -119,6 +119,16 @@ def test_call_that_is_not_made_has_no_further_messages() -> None:
     assert [limiter.redeem("a", now) for now in (1.0, 2.0)] == [1, 2]
 
 
+def test_further_messages_of_a_call_that_has_ended_do_not_count() -> None:
+    limiter = RateLimiter(0.25)
+    first, second = [1.0, 2.0, 3.0], [0.75, 1.0]
+    assert limiter.redeem("a", 0.0, further=first) == 0
+    assert limiter.redeem("a", 0.25, further=second) == 0.25
+    limiter.withdraw("a", 1.0, 0.0, first)
+    # The further messages that come at 1.0 count, and so does the other one of the second call.
+    assert [limiter.redeem("a", now) for now in (1.0, 2.0, 3.0)] == [1.75, 2.0, 3.0]
+
+
 def test_turns_leave_room_for_the_further_messages_of_a_recipient() -> None:
     turns = RecipientTurns(rate=1)
     assert [turns.reserve("a", 0.0, messages=messages) for messages in (1, 3, 1)] == [0, 1, 4]

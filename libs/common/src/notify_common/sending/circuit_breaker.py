@@ -178,7 +178,7 @@ class CircuitBreaker:
             arrived = _now()
             # Only one call at a time waits for the next free time, so a circuit that opens wastes no more than one.
             async with self._pacing:
-                refusal = await self._wait_for_rate(self._limiter, call, arrived, deadline, trial=trial > 0)
+                refusal = await self._wait_for_rate(acquired, self._limiter, call, arrived, deadline, trial=trial > 0)
             if refusal is not None:
                 return refusal
         now = _now()
@@ -189,7 +189,7 @@ class CircuitBreaker:
         return Admission(self, call.recipient, trial)
 
     async def _wait_for_rate(
-        self, limiter: RateLimiter, call: Call, arrived: float, deadline: float, *, trial: bool
+        self, acquired: ExitStack, limiter: RateLimiter, call: Call, arrived: float, deadline: float, *, trial: bool
     ) -> NotAdmitted | None:
         """Wait for the next free time at which the call is ready, so that calls that are held back keep their order."""
         while True:
@@ -203,6 +203,9 @@ class CircuitBreaker:
             at = limiter.redeem("", max(arrived, now - limiter.interval), deadline, further=call.further)
             if at > deadline:
                 return NotAdmitted(at - now, reserved=True)
+            if call.further:
+                # If the first message is rejected, for example by a chat that has blocked the bot, the call ends early.
+                acquired.callback(lambda at: limiter.withdraw("", _now(), at, call.further), at)
             if at > now:
                 await asyncio.sleep(at - now)
             if call.is_ready:

@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 MAX_KEYS = 10_000
 # A call waits for its turn in memory for at most this long. If its turn is later, its message waits in a retry queue.
@@ -62,6 +62,16 @@ class RateLimiter:
                 heappush(times.further, at + seconds)
             self._remember(key, times)
         return at
+
+    def withdraw(self, key: str, now: float, at: float, further: Sequence[float]) -> None:
+        """Count no more `further` messages of a call that was made `at` that time, because it has ended."""
+        if (times := self._times.get(key)) is None:
+            return
+        self._next_call(times, now)  # this counts those whose time has come
+        for seconds in further:
+            if at + seconds in times.further:
+                times.further.remove(at + seconds)
+        heapify(times.further)
 
     def _next_call(self, times: _Times, now: float) -> float:
         """Return when the next call can be made, after the further messages that come until then."""
