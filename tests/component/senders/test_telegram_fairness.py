@@ -22,14 +22,15 @@ def to_chat(chat: int, message: str, tenant: str) -> DeliveryRequested:
 
 
 @pytest.mark.parametrize(
-    ("message", "chats"),
-    [(LONG, FLOOD), (FOUR_BYTES, FLOOD), (LONG, 10)],
-    ids=["long", "long because of its characters", "several to each chat"],
+    ("message", "chats", "rate"),
+    [(LONG, FLOOD, 0), (FOUR_BYTES, FLOOD, 0), (LONG, 10, 0), (LONG, FLOOD, 9)],
+    ids=["long", "long because of its characters", "several to each chat", "as many as the rate allows"],
 )
 async def test_long_messages_of_one_tenant_do_not_delay_another_tenant(
-    rabbit: RabbitSettings, hand: Hand, message: str, chats: int
+    rabbit: RabbitSettings, hand: Hand, message: str, chats: int, rate: int
 ) -> None:
-    settings = TelegramSenderSettings.model_validate({"telegram_connections": CONNECTIONS, "telegram_rate": 0})
+    connections = 30 if rate else CONNECTIONS
+    settings = TelegramSenderSettings.model_validate({"telegram_connections": connections, "telegram_rate": rate})
     sent, over = asyncio.Event(), asyncio.Event()
     sending_long = 0
 
@@ -48,5 +49,5 @@ async def test_long_messages_of_one_tenant_do_not_delay_another_tenant(
         await hand.request(to_chat(FLOOD + 1, "short", "theirs"))
         async with asyncio.timeout(TIMEOUT):
             await sent.wait()
-        assert 0 < sending_long < CONNECTIONS
+        assert 0 < sending_long <= (rate or connections) / 3
         over.set()

@@ -3,6 +3,7 @@
 Each part of a long message is a message to Telegram, and counts towards its rates.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from notify_common.sending.provider_limits import ProviderLimits
 from notify_telegram_sender.bot_api import PART_INTERVAL, is_split, split
 from notify_telegram_sender.settings import TelegramSenderSettings
 
-LONG_SHARE = 3  # a tenant's long messages may take one in so many connections, and of the places to wait for them
+# A tenant's long messages may take one in so many connections, of the messages per second, and of the places to wait.
+LONG_SHARE = 3
 
 
 def telegram_limits(settings: TelegramSenderSettings) -> ProviderLimits:
@@ -26,7 +28,9 @@ def telegram_limits(settings: TelegramSenderSettings) -> ProviderLimits:
         rate=settings.telegram_rate,
         rate_per_recipient=settings.telegram_rate_per_chat,
     )
-    calls = max(1, settings.telegram_connections // LONG_SHARE)
+    # A call in progress sends a message per `PART_INTERVAL`, so all of them must not use up the rate either.
+    most = min(settings.telegram_connections, (settings.telegram_rate or math.inf) * PART_INTERVAL)
+    calls = max(1, int(most // LONG_SHARE))
     waiting = limits.prefetch(settings.concurrency, settings.provider_timeout) // LONG_SHARE
 
     def in_parts(request: DeliveryRequested) -> bool:
