@@ -155,3 +155,20 @@ async def test_results_are_written_although_a_whole_batch_takes_too_long(
     async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
         await are_sent(engine, *deliveries)
     assert await hand.depth(RESULTS) == await hand.depth(ARCHIVE) == 0
+
+
+async def test_result_with_which_a_statement_times_out_delays_no_other_results(
+    rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
+) -> None:
+    """For example, the partition of an earlier week may be locked, or a trigger may wait for a lock."""
+    bad, good = await add_row(engine, channel="email"), await add_row(engine)
+    await fail_on(engine, "UPDATE", "deliveries", "OLD.channel = 'email'", "57014")
+    async with running_status_writer(rabbit, postgres), repaired_afterwards(engine, "deliveries"):
+        await hand.report(sent(bad), channel=Channel.EMAIL)
+        await more_failures_than(engine, 1, "the statement has timed out")
+        await hand.report(sent(good))
+        await are_sent(engine, good)
+        await more_failures_than(engine, 10, "it times out again although other results have been written")
+        await repair(engine, "deliveries")
+        await are_sent(engine, bad)
+    assert await hand.depth("notifications.results.email") == await hand.depth("notifications.dead.email") == 0

@@ -16,7 +16,7 @@ from notify_common.runtime.batch_interval import interval_after
 from notify_common.runtime.batcher import Batcher, Failed
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Tracing
-from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementFailed, StatementTimedOut
+from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementTimedOut
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
@@ -29,6 +29,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are
 # A few bad pages do not cause so many failures in a row. If something else does, there is a pause each time this number
 # is reached.
 FAILURES_PER_PAUSE = 1_000
+FAILURES = (*ROW_ERRORS, StatementTimedOut)  # without one of the results, or with fewer, a batch may succeed
 # Results are dead-lettered slowly, because the archive is bounded: at this rate, it takes a day to fill.
 DEAD_LETTER_INTERVAL = 1.0  # seconds per result
 
@@ -81,26 +82,24 @@ class ResultWriter:
     async def write(self, results: Sequence[DeliveryResult], *, queue: str) -> None:
         """Return once every result is committed, or dead-lettered if it can never be; the results are from `queue`."""
         channel = topology.channel_of(queue)
-        pause, changes_before = FIRST_PAUSE, None
+        pause, changes_before, apart = FIRST_PAUSE, None, False
         while results:
             reports = [Reported(result, channel) for result in results]
-            outcomes = await self._submit(reports, failed_before=changes_before is not None)
+            outcomes = await self._submit(reports, apart=apart)
             waiting: list[DeliveryResult] = []
             failed: list[DeliveryResult] = []
             reason = ""
             for result, outcome in zip(results, outcomes, strict=True):
                 if outcome is LOCKED:
                     waiting.append(result)
+                elif isinstance(outcome, Failed) and isinstance(outcome.error, StatementTimedOut):
+                    waiting.append(result)  # for example, because its partition is locked
+                    reason, apart = reason or str(outcome.error), True
                 elif isinstance(outcome, Failed) and isinstance(outcome.error, ROW_ERRORS):
                     failed.append(result)
-                    reason = str(outcome.error)
-                elif isinstance(outcome, Failed):
-                    about = {"delivery_id": str(result.delivery_id)}
-                    log.error("a result cannot be applied", extra=about, exc_info=outcome.error)
-                    await self._bury(result, reason=f"bug: {type(outcome.error).__name__}", queue=queue)
+                    reason, apart = str(outcome.error), True
                 elif outcome is not None:
-                    self._metrics.refused[queue, outcome].inc()
-                    await self._bury(result, reason=outcome, queue=queue)
+                    await self._give_up(result, outcome, queue=queue)
             # Results are dead-lettered only after the longest pause, because a disk may fail for a moment.
             if failed and pause == LONGEST_PAUSE and self._may_dead_letter(failed, changes_before):
                 await self._bury(*failed, reason=reason, queue=queue)
@@ -112,11 +111,9 @@ class ResultWriter:
                 await _wait(results, pause, reason)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _submit(
-        self, reports: Sequence[Reported], *, failed_before: bool
-    ) -> Sequence[Refusal | Locked | Failed | None]:
-        """Write the results of a message together with those of others, or apart from them if it fails."""
-        if not failed_before:
+    async def _submit(self, reports: Sequence[Reported], *, apart: bool) -> Sequence[Refusal | Locked | Failed | None]:
+        """Write the results of a message together with those of others, or `apart` from them if it fails."""
+        if not apart:
             outcomes = await self._batcher.submit_all(reports)
             if not isinstance(outcomes[0], Failed):  # a message fails as a whole
                 return outcomes
@@ -138,25 +135,19 @@ class ResultWriter:
         return outcomes
 
     async def _apply(self, outage: Outage, reports: Sequence[Reported]) -> Applied:
-        """Commit the results, however long an outage lasts.
-
-        Raise one of `ROW_ERRORS` if a result may be the cause, and `StatementTimedOut` if they may be too many.
-        """
-        too_many = (StatementTimedOut,) if len(reports) > 1 else ()
+        """Commit the results, however long an outage lasts; raise one of `FAILURES` if a result may be the cause."""
         try:
             # This retries until the results are committed, because giving up would dead-letter valid results.
-            applied = await outage.retry(
-                lambda: self._store.apply(reports), DatabaseUnavailable, unless=(StatementFailed, *too_many)
-            )
-        except StatementTimedOut as timeout:
-            outage.failed(timeout)
-            raise  # the batch is bisected, because a slow PostgreSQL would time out with the whole batch each time
-        except ROW_ERRORS as failure:
+            applied = await outage.retry(lambda: self._store.apply(reports), DatabaseUnavailable, unless=FAILURES)
+        except FAILURES as failure:
+            # The batch is bisected, to find the result that fails. If PostgreSQL is slow, a smaller one may be in time.
             self._failures += 1
             # Pauses are rare, because they also delay results that would not fail.
             if self._failures % FAILURES_PER_PAUSE == 0:
                 await asyncio.sleep(outage.failed(failure))
-            raise  # the batch is bisected, to find the result that fails
+            elif isinstance(failure, StatementTimedOut):
+                outage.failed(failure)
+            raise
         if applied.changes:
             self._changes += 1
             self._failures = 0
@@ -172,6 +163,17 @@ class ResultWriter:
             return False
         self._next_dead_letter = now + DEAD_LETTER_INTERVAL * len(failed)
         return True
+
+    async def _give_up(self, result: DeliveryResult, outcome: Failed | Refusal, *, queue: str) -> None:
+        """Dead-letter a result that can never be applied."""
+        if isinstance(outcome, Failed):
+            about = {"delivery_id": str(result.delivery_id)}
+            log.error("a result cannot be applied", extra=about, exc_info=outcome.error)
+            reason = f"bug: {type(outcome.error).__name__}"
+        else:
+            self._metrics.refused[queue, outcome].inc()
+            reason = outcome.value
+        await self._bury(result, reason=reason, queue=queue)
 
     async def _bury(self, *results: DeliveryResult, reason: str, queue: str) -> None:
         """Publish the results as one dead letter, and return once that is confirmed."""
