@@ -250,6 +250,23 @@ async def test_bulk_retries_go_on_after_the_clock_of_postgresql_was_fast(
     assert [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox")] == [delivery_id]
 
 
+async def test_tenant_has_its_turns_although_the_clock_of_postgresql_was_fast_in_an_earlier_one(
+    engine: AsyncEngine,
+) -> None:
+    retries = DeliveryRetries(engine, pace=timedelta(milliseconds=1))
+    async with engine.begin() as connection:
+        for tenant in ("early", "other"):
+            await connection.execute(ADD_FINISHED, {"tenant": tenant, "count": 4})
+        await connection.execute(
+            text("UPDATE retry_jobs SET advanced_at = now() + interval '1 day' WHERE tenant = 'early'")
+        )
+        await connection.execute(text("UPDATE retry_jobs SET finished_at = NULL WHERE retried < 4"))
+    for _ in range(2):
+        assert await retries.advance()
+    finished = await rows(engine, "SELECT tenant FROM retry_jobs WHERE finished_at IS NOT NULL AND retried < 4")
+    assert {row.tenant for row in finished} == {"early", "other"}
+
+
 async def test_tenant_gets_at_most_100_unfinished_bulk_retries(
     secured_api: httpx.AsyncClient, engine: AsyncEngine
 ) -> None:

@@ -91,7 +91,9 @@ TAKE_TURN = text("""
                 SELECT FROM retry_jobs WHERE tenant = job.tenant
                     AND advanced_at > now() AND advanced_at <= now() + CAST(:longest_pause AS interval)
             )
-        ORDER BY (SELECT max(advanced_at) FROM retry_jobs WHERE tenant = job.tenant) NULLS FIRST,
+        ORDER BY (
+            SELECT max(advanced_at) FROM retry_jobs WHERE tenant = job.tenant AND advanced_at <= now()
+        ) NULLS FIRST,
                  coalesce(advanced_at, created_at), id
         LIMIT 1 FOR UPDATE SKIP LOCKED
     )
