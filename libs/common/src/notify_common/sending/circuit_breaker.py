@@ -45,7 +45,7 @@ class CircuitBreaker:
         self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
         self._pacing = asyncio.Lock()
         self._connect_timeout = limits.connect_timeout
-        self._trials = TrialCalls(limits.connect_timeout, self._close, self._notify)
+        self.trials = TrialCalls(limits.connect_timeout, self._close, self._notify)
         self.open_until: float | None = None
         """When the next trial is due, on the loop's clock; None while the circuit is closed."""
         self._changed = asyncio.Event()
@@ -79,9 +79,8 @@ class CircuitBreaker:
             reserved = call.turn_in is not None
             yield NotAdmitted(reserved=reserved) if self.stopped else await self._admit(held, call)
 
-    def record(self, decision: Decision, recipient: str, trial: int) -> None:
-        """Open or close the circuit, depending on how an admitted call ended; `trial` is its number or 0."""
-        trial_runs = self._trials.is_running(trial)
+    def record(self, decision: Decision, recipient: str, *, trial: bool) -> None:
+        """Open or close the circuit, depending on how an admitted call ended."""
         result, failure = decision.result, decision.failure
         if result.outcome is Outcome.EXPIRED:
             return
@@ -94,12 +93,12 @@ class CircuitBreaker:
                 retry_after = None  # this may be a coincidence, and a trial call will soon show more
         unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
         inconclusive = result.error_class in INCONCLUSIVE
-        if unavailable or (trial_runs and inconclusive and self._connect_timeout is None):
+        if unavailable or (trial and inconclusive and self._connect_timeout is None):
             # Calls that were already in flight when the circuit opened carry no new information.
-            if self.open_until is None or trial_runs:
+            if self.open_until is None or trial:
                 requested = min(retry_after or timedelta(), LONGEST_OPEN)
                 self.open_until = _now() + max(self._outage.failed(result.error_code), requested.total_seconds())
-        elif trial_runs or not inconclusive:
+        elif trial or not inconclusive:
             self._turns.served(recipient, _now())
             self._close()
 
@@ -172,7 +171,7 @@ class CircuitBreaker:
         if self.open and not call.even_if_open:
             if not self._trial_due():
                 return None
-            trial = self._trials.begin(acquired)
+            trial = self.trials.begin(acquired)
         # Rate limits come last, because a time that is redeemed too early would be wasted.
         if self._limiter is not None:
             arrived = _now()
@@ -251,12 +250,12 @@ class CircuitBreaker:
         """Wait until the circuit is closed or a trial may be made."""
         while self.open_until is not None and not self._trial_due():
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(None if self._trials.running else self.open_until):
+                async with asyncio.timeout_at(None if self.trials.running else self.open_until):
                     await self._changed.wait()
 
     def _trial_due(self) -> bool:
         """Return True if the circuit is open and the next trial may be made."""
-        return self.open_until is not None and not self._trials.running and self.open_until <= _now()
+        return self.open_until is not None and not self.trials.running and self.open_until <= _now()
 
     def _leave(self) -> None:
         self._users -= 1
@@ -277,7 +276,7 @@ class Admission:
 
     def record(self, decision: Decision) -> None:
         """Report how the call ended."""
-        self.breaker.record(decision, self.recipient, self.trial)
+        self.breaker.record(decision, self.recipient, trial=self.breaker.trials.is_running(self.trial))
 
 
 def _now() -> float:
