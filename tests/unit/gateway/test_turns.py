@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 
+from notify_gateway.http.arriving_body import BODY, ArrivingBody, BodyMemory
 from notify_gateway.http.middleware import TRANSPORT, LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
 from notify_gateway.http.turns import LONGEST_TURN, REQUESTS_PER_TURN, SEARCHED_FROM
@@ -36,6 +37,8 @@ class Server:
         self.turns = 0  # of the event loop
         self.per_turn = Counter[int]()
         self.cost = 0.0  # seconds of each request
+        self.reading = 0  # requests whose bodies have not arrived
+        self.bodies = asyncio.Event()  # set when all of them arrive
         self._middleware = LimitsMiddleware(
             self._respond, lambda *_: None, OriginCheck(any_host=True), tenant_of=TENANTS.get
         )
@@ -52,12 +55,28 @@ class Server:
         }
         return asyncio.create_task(self._middleware(scope, self._receive, self._discard))
 
+    def send_head(self, key: str, transport: asyncio.Transport | None = None) -> "asyncio.Task[None]":
+        """Send a request whose body arrives later."""
+        scope = {
+            TRANSPORT: transport,
+            BODY: ArrivingBody(BodyMemory()),
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"authorization", key.encode()), (b"content-length", b"2")],
+        }
+        return asyncio.create_task(self._middleware(scope, self._receive_body, self._discard))
+
     async def count_turns(self) -> None:
         while True:
             self.turns += 1
             await asyncio.sleep(0)
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (await receive())["type"] == "http.disconnect" and scope["method"] == "POST":
+            return
         self.served.append(dict(scope["headers"])[b"authorization"].decode())
         self.per_turn[self.turns] += 1
         time.sleep(self.cost)  # noqa: ASYNC251 - the request is expensive
@@ -66,6 +85,13 @@ class Server:
 
     async def _receive(self) -> Message:
         return {"type": "http.disconnect"}
+
+    async def _receive_body(self) -> Message:
+        if self.bodies.is_set():
+            return {"type": "http.disconnect"}
+        self.reading += 1
+        await self.bodies.wait()
+        return {"type": "http.request", "body": b"{}"}
 
     async def _discard(self, message: Message) -> None:
         pass
@@ -107,6 +133,46 @@ async def test_tenant_with_several_keys_has_the_turns_of_one() -> None:
         await asyncio.gather(*requests)
     half = server.served[:MANY]
     assert abs(half.count("one") - MANY / 2) < MANY / 10
+
+
+async def reading_server(*requests: tuple[str, asyncio.Transport | None]) -> tuple[Server, list["asyncio.Task[None]"]]:
+    """Return a server on which these requests have begun, and wait for their bodies."""
+    server = Server()
+    sent = [server.send_head(*request) for request in requests]
+    async with asyncio.timeout(TIMEOUT):
+        while server.reading < len(requests):  # noqa: ASYNC110 - each needs its turn
+            await asyncio.sleep(0)
+    return server, sent
+
+
+async def test_other_tasks_run_between_few_of_many_requests_whose_bodies_arrive_at_once() -> None:
+    server, requests = await reading_server(*[("many", None)] * MANY)
+    counting = asyncio.create_task(server.count_turns())
+    server.bodies.set()
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests)
+    counting.cancel()
+    assert len(server.served) == MANY
+    assert max(server.per_turn.values()) <= MANY / 10
+
+
+async def test_many_bodies_that_arrive_at_once_do_not_delay_a_request_with_another_key() -> None:
+    server, requests = await reading_server(*[("many", None)] * MANY)
+    server.bodies.set()
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests, server.send("one"))
+    assert server.served.index("one") < MANY / 10
+
+
+async def test_requests_whose_clients_leave_after_the_body_are_not_served() -> None:
+    connection = Connection()
+    server, requests = await reading_server(*[("many", connection)] * MANY)
+    server.bodies.set()
+    await asyncio.sleep(0)
+    connection.ended = True
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests)
+    assert len(server.served) <= 2 * REQUESTS_PER_TURN
 
 
 async def test_fewer_expensive_requests_begin_in_each_turn() -> None:

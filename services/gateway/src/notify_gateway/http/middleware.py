@@ -91,6 +91,7 @@ class LimitsMiddleware:
         if not await self._turns.begin(scope, scope.get(TRANSPORT)):
             await _end_unanswered(scope, receive)
             return
+        receive = self._in_turns(scope, receive)
         request = _LimitedRequest(scope, receive, send, self._request_timeout, self._origin_check)
         try:
             if request.refusal is not None:
@@ -125,14 +126,34 @@ class LimitsMiddleware:
                 method = scope["method"] if scope["method"] in methods else UNKNOWN
                 self._observe_request(method, path, request.status, time.perf_counter() - began)
 
+    def _in_turns(self, scope: Scope, receive: Receive) -> Receive:
+        """Return a function that passes on each part of the body in a turn, because very many may arrive at once."""
+        body: ArrivingBody | None = scope.get(BODY)
+        if body is None or body.arrived:
+            return receive
+
+        async def receive_in_turn() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not await self._turns.begin(scope, scope.get(TRANSPORT)):
+                return await _await_disconnect(receive)
+            return message
+
+        return receive_in_turn
+
 
 async def _end_unanswered(scope: Scope, receive: Receive) -> None:
     """Free the body of a request whose client has left, and wait until the connection has ended."""
     body: ArrivingBody | None = scope.get(BODY)
     if body is not None:
         body.release()
-    while (await receive())["type"] != "http.disconnect":
+    await _await_disconnect(receive)
+
+
+async def _await_disconnect(receive: Receive) -> Message:
+    """Wait until the connection has ended."""
+    while (message := await receive())["type"] != "http.disconnect":
         pass
+    return message
 
 
 class _LimitedRequest:
@@ -247,8 +268,7 @@ class _LimitedRequest:
         if self._transport is None:
             raise TimeoutError
         self._transport.abort()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await _await_disconnect(self._receive)
 
     def lift_time_limit(self) -> None:
         self.unlimited = True

@@ -2,7 +2,8 @@
 
 Many requests are handled in a single step, such as those that get a 404 or 429. A request that is accepted takes about
 twenty steps, each in a later turn. If a thousand clients repeat a request of the first kind, a turn without this limit
-lasts for as long as a thousand requests, and all others wait for twenty of these turns.
+lasts for as long as a thousand requests, and all others wait for twenty of these turns. The same holds if the bodies of
+a thousand requests end at once, because most of the work comes after that.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class Turns:
         self._search_at = SEARCHED_FROM
 
     async def begin(self, scope: Mapping[str, Any], transport: asyncio.BaseTransport | None) -> bool:
-        """Wait until the request of `scope` may begin; return False if its client leaves first."""
+        """Wait until the request of `scope` may begin or go on; return False if its client leaves first."""
         if self._room:
             self._room -= 1
             self._renew_soon()
