@@ -6,11 +6,12 @@ from collections import Counter
 from contextlib import suppress
 
 from notify_gateway.http.arriving_body import BODY, ArrivingBody, BodyMemory
-from notify_gateway.http.middleware import TRANSPORT, LimitsMiddleware
+from notify_gateway.http.middleware import FLOW, TRANSPORT, LimitsMiddleware
 from notify_gateway.http.origin import OriginCheck
 from notify_gateway.http.turns import LONGEST_TURN, REQUESTS_PER_TURN, SEARCHED_FROM
 from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
+from uvicorn.protocols.http.flow_control import FlowControl
 
 MANY = 500
 TIMEOUT = 20.0
@@ -23,6 +24,11 @@ class Connection(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.ended = False
+        self.paused = False
+
+    @override
+    def pause_reading(self) -> None:
+        self.paused = True
 
     @override
     def is_closing(self) -> bool:
@@ -38,6 +44,7 @@ class Server:
         self.per_turn = Counter[int]()
         self.cost = 0.0  # seconds of each request
         self.reading = 0  # requests whose bodies have not arrived
+        self.more_body = False
         self.bodies = asyncio.Event()  # set when all of them arrive
         self._middleware = LimitsMiddleware(
             self._respond, lambda *_: None, OriginCheck(any_host=True), tenant_of=TENANTS.get
@@ -59,6 +66,7 @@ class Server:
         """Send a request whose body arrives later."""
         scope = {
             TRANSPORT: transport,
+            FLOW: None if transport is None else FlowControl(transport),
             BODY: ArrivingBody(BodyMemory()),
             "type": "http",
             "http_version": "1.1",
@@ -91,7 +99,7 @@ class Server:
             return {"type": "http.disconnect"}
         self.reading += 1
         await self.bodies.wait()
-        return {"type": "http.request", "body": b"{}"}
+        return {"type": "http.request", "body": b"{}", "more_body": self.more_body}
 
     async def _discard(self, message: Message) -> None:
         pass
@@ -173,6 +181,20 @@ async def test_requests_whose_clients_leave_after_the_body_are_not_served() -> N
     async with asyncio.timeout(TIMEOUT):
         await asyncio.gather(*requests)
     assert len(server.served) <= 2 * REQUESTS_PER_TURN
+
+
+async def test_no_more_is_read_of_a_body_while_a_part_of_it_waits_for_its_turn() -> None:
+    connection = Connection()
+    server, requests = await reading_server(*[("many", None)] * MANY, ("one", connection))
+    server.more_body = True
+    assert not connection.paused
+    server.bodies.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(server.served) < MANY
+    assert connection.paused
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests)
 
 
 async def test_fewer_expensive_requests_begin_in_each_turn() -> None:

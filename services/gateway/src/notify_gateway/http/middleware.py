@@ -134,6 +134,8 @@ class LimitsMiddleware:
 
         async def receive_in_turn() -> Message:
             message = await receive()
+            if message.get("more_body") and (flow := scope.get(FLOW)) is not None:
+                flow.pause_reading()  # until the next part is received; many small ones would take up all turns
             if message["type"] == "http.request" and not await self._turns.begin(scope, scope.get(TRANSPORT)):
                 return await _await_disconnect(receive)
             return message
