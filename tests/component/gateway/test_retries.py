@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import httpx
+import pytest
 from notify_common.contracts.messages import DeliveryRequested, StatusChange
 from notify_common.rabbitmq.connection import RabbitSettings
 from notify_database.engine import PostgresSettings, create_engine
@@ -17,12 +18,13 @@ from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.amqp import Hand
-from support.database import slow_down_outbox
+from support.database import blocked_or_done, slow_down_outbox
 from support.gateway import BODY, Json, bearer, post, rows, soon
 from support.processes import crash
 from support.services import NOWHERE, eventually, running_gateway
 
 FAIL = text("UPDATE deliveries SET status = 'failed', attempt = 3, failures = 3 WHERE id = ANY(CAST(:ids AS uuid[]))")
+LOCK = text("SELECT FROM deliveries WHERE id = :id FOR UPDATE")
 ADD_ATTEMPT = text("""
     INSERT INTO attempts (delivery_id, attempt, round, outcome, error_class, started_at, finished_at)
     VALUES (:id, 3, 1, 'failed', :error_class, now(), now())
@@ -233,6 +235,43 @@ async def test_tenant_pauses_for_each_delivery_that_its_bulk_retries_have_restar
     assert not await retries.advance()
     await pass_time("0.1 hours")
     assert await retries.advance()
+
+
+async def start_bulk_retries(api: httpx.AsyncClient, engine: AsyncEngine) -> UUID:
+    """Start two bulk retries of one failed delivery each, and return the delivery of the first one."""
+    [first] = await fail(engine, await post(api))
+    between = soon()
+    await fail(engine, await post(api))
+    for window in ({"created_before": between}, {"created_after": between}):
+        assert (await api.post("/api/deliveries/retry", json=window)).status_code == 202
+    return first
+
+
+async def test_bulk_retries_of_a_tenant_pause_while_another_gateway_processes_one(
+    api: httpx.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each gateway would restart as many deliveries in that time as are allowed for all of them."""
+    monkeypatch.setattr("notify_gateway.deliveries.retries.LIMIT_LOCK_WAIT", text("SET LOCAL lock_timeout = '1min'"))
+    first = await start_bulk_retries(api, engine)
+    here, elsewhere = (DeliveryRetries(engine, pace=timedelta(seconds=1)) for _ in range(2))
+    async with engine.begin() as connection:
+        await connection.execute(LOCK, {"id": first})
+        in_progress = asyncio.create_task(here.advance())
+        await blocked_or_done(engine, in_progress)
+        assert not await elsewhere.advance()
+    assert await in_progress
+
+
+async def test_bulk_retry_that_fails_does_not_make_others_of_its_tenant_pause(
+    api: httpx.AsyncClient, engine: AsyncEngine
+) -> None:
+    first = await start_bulk_retries(api, engine)
+    retries = DeliveryRetries(engine, pace=timedelta(seconds=1))
+    async with engine.begin() as connection:
+        await connection.execute(LOCK, {"id": first})
+        with pytest.raises(StatementTimedOut):
+            await retries.advance()
+        assert await retries.advance()
 
 
 async def test_bulk_retries_go_on_after_the_clock_of_postgresql_was_fast(

@@ -8,12 +8,14 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
 from notify_common.contracts.messages import DeliveryStatus, StatusChange
 from notify_database.engine import database_errors, execute
-from sqlalchemy import text
+from notify_database.errors import ROW_ERRORS, StatementTimedOut
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.database import TenantShare
@@ -80,11 +82,13 @@ COUNT = text(f"""
 # Tenants take turns, and so do the jobs of a tenant, because otherwise a large job would block all later ones. The
 # turns of finished jobs count, too, because a tenant with many small jobs must not get more turns than a tenant with a
 # single job. A turn is committed before its chunk, so that a job whose chunks fail does not have the next turn again.
+# Until its chunk is committed, the tenant pauses as for a whole chunk; otherwise each gateway would restart as many
+# deliveries of its other jobs in that time.
 # A turn in the future is the end of a pause, but if no pause is that long, PostgreSQL's clock was fast at that time and
 # has been corrected. The turn is compared with `now()`, because for a time that changes within the statement,
 # PostgreSQL would read all jobs of the tenant.
 TAKE_TURN = text("""
-    UPDATE retry_jobs SET advanced_at = clock_timestamp()
+    UPDATE retry_jobs SET advanced_at = now() + CAST(:longest_pause AS interval)
     WHERE id = (
         SELECT id FROM retry_jobs AS job WHERE finished_at IS NULL
             AND NOT EXISTS (
@@ -99,6 +103,7 @@ TAKE_TURN = text("""
     )
     RETURNING id
 """)
+END_PAUSE = text("UPDATE retry_jobs SET advanced_at = clock_timestamp() WHERE id = :job")
 # Somebody may hold the lock on a delivery for hours. Meanwhile the other jobs have their turns.
 LIMIT_LOCK_WAIT = text("SET LOCAL lock_timeout = '1s'")
 # One statement retries a chunk and advances the job, so that a crash neither repeats nor skips a delivery.
@@ -174,11 +179,18 @@ class DeliveryRetries:
         job = (await execute(self._engine, TAKE_TURN, longest_pause=self._longest_pause)).scalar_one_or_none()
         if job is None:
             return False
+        try:
+            rows = await self._retry_chunk(job)
+        except (*ROW_ERRORS, StatementTimedOut):
+            await execute(self._engine, END_PAUSE, job=job)  # nothing was restarted
+            raise
+        # A chunk in which nothing was retried yields a single row without an id.
+        self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
+        return bool(rows)
+
+    async def _retry_chunk(self, job: UUID) -> Sequence[Row[Any]]:
         with self._chunk_sizes.next(job) as size, database_errors():
             async with self._engine.begin() as connection:
                 await connection.execute(LIMIT_LOCK_WAIT)
                 parameters = {"job": job, "size": size, "pace": self._pace}
-                rows = (await connection.execute(RETRY_CHUNK, parameters)).all()
-        # A chunk in which nothing was retried yields a single row without an id.
-        self._publish_changes(status_changes([row for row in rows if row.id], DeliveryStatus.PENDING))
-        return bool(rows)
+                return (await connection.execute(RETRY_CHUNK, parameters)).all()
