@@ -7,9 +7,9 @@ from itertools import pairwise
 from uuid import UUID
 
 import pytest
-from notify_common.contracts.messages import DeliveryResult, Outcome
+from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
 from notify_common.sending.attempt import Decision
-from notify_common.sending.call import Call
+from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.call_slots import CallSlots, Quota
 from notify_common.sending.circuit_breaker import Admission, CircuitBreaker
 from notify_common.sending.circuit_breakers import CircuitBreakers
@@ -23,6 +23,10 @@ SENT = Decision(
         delivery_id=UUID(int=1), round=1, attempt=1, failures=0, outcome=Outcome.SENT, started_at=NOW, finished_at=NOW
     )
 )
+TIMED_OUT = Decision(
+    SENT.result.model_copy(update={"outcome": Outcome.RETRYING, "error_class": ErrorClass.TIMEOUT}),
+)
+LONG = (1.0, 2.0, 3.0)  # the delays of a call's further messages
 
 
 class Caller:
@@ -227,5 +231,50 @@ def test_calls_that_are_held_back_for_a_moment_keep_their_order(steps: int) -> N
                 await asyncio.sleep(0)
             ready.set()
         assert list(caller.admitted) == [f"chat {number:02}" for number in range(20)]
+
+    run_virtually(main())
+
+
+def test_call_of_several_messages_holds_up_no_trial_of_a_shorter_call() -> None:
+    async def main() -> None:
+        breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=5))
+        breaker.open_until = 0.0
+        async with breaker.admission(Call("long", 60, further=LONG)) as trial:
+            assert isinstance(trial, Admission)
+            for _ in range(2):
+                async with breaker.admission(Call("short", 0.5)) as admission:
+                    assert isinstance(admission, Admission)
+                    admission.record(SENT)
+                assert not breaker.open
+
+    run_virtually(main())
+
+
+def test_calls_of_several_messages_make_one_trial_at_a_time() -> None:
+    async def main() -> None:
+        breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=5))
+        breaker.open_until = 0.0
+        async with breaker.admission(Call("long", 60, further=LONG)) as trial:
+            assert isinstance(trial, Admission)
+            async with breaker.admission(Call("other", 60, further=LONG)) as admission:
+                assert isinstance(admission, NotAdmitted)
+            assert now() == pytest.approx(60)
+            trial.record(SENT)
+        assert not breaker.open
+
+    run_virtually(main())
+
+
+def test_inconclusive_trial_does_not_open_a_circuit_that_has_closed_meanwhile() -> None:
+    async def main() -> None:
+        breaker = CircuitBreaker("a provider", ProviderLimits(concurrency=5))
+        async with breaker.admission(Call("first", 60)) as under_way:
+            assert isinstance(under_way, Admission)
+            breaker.open_until = 0.0
+            async with breaker.admission(Call("trial", 60)) as trial:
+                assert isinstance(trial, Admission)
+                under_way.record(SENT)
+                trial.record(TIMED_OUT)
+        assert not breaker.open
 
     run_virtually(main())

@@ -32,8 +32,8 @@ class CircuitBreaker:
     """Admits calls to one provider in the order in which they arrive.
 
     A call that finds the provider unreachable or throttling opens the circuit. While it is open, one trial call at a
-    time is admitted, at growing intervals (half-open). The first trial that succeeds closes the circuit. If the limits
-    have a `connect_timeout`, a trial that has a connection is enough.
+    time is admitted, and one of several messages, at growing intervals (half-open). The first trial that succeeds
+    closes the circuit. If the limits have a `connect_timeout`, a trial that has a connection is enough.
     """
 
     def __init__(self, name: str, limits: ProviderLimits, slots: CallSlots | None = None) -> None:
@@ -104,6 +104,7 @@ class CircuitBreaker:
 
     def _close(self) -> None:
         self.open_until = None
+        self.trials.end()
         self._outage.ended()
         self._notify()
 
@@ -169,9 +170,9 @@ class CircuitBreaker:
         await self._acquire_slots(acquired, call)
         trial = 0
         if self.open and not call.even_if_open:
-            if not self._trial_due():
+            if not self._trial_due(call):
                 return None
-            trial = self.trials.begin(acquired)
+            trial = self.trials.begin(acquired, several=bool(call.further))
         # Rate limits come last, because a time that is redeemed too early would be wasted.
         if self._limiter is not None:
             arrived = _now()
@@ -215,7 +216,7 @@ class CircuitBreaker:
 
     def _is_crowded(self, call: Call, deadline: float) -> bool:
         """Return True if the call must wait for the circuit or for a slot, but others of its tenant already do."""
-        quotas, waits_for_circuit = self._quotas(call), self.open and not self._trial_due() and not call.even_if_open
+        quotas, waits_for_circuit = self._quotas(call), self._waits_for_circuit(call, trial=self._trial_due(call))
         must_wait = waits_for_circuit or self._slots.exhausted(quotas)
         return must_wait and self._slots.crowded(quotas, deadline - _now())
 
@@ -224,7 +225,7 @@ class CircuitBreaker:
         with self._slots.waiting(quotas):
             if not call.even_if_open:
                 # A call waits for the circuit before it takes slots, which others of its tenant can use meanwhile.
-                await self._closed_or_trial_due()
+                await self._closed_or_trial_due(call)
             acquired_at = await self._slots.acquire(quotas)
         acquired.callback(self._slots.release, quotas, acquired_at)
 
@@ -246,16 +247,19 @@ class CircuitBreaker:
         earliest, messages = self._turns.next_call(call.recipient, now) + ahead, 1 + len(call.further)
         return self._turns.reserve(call.recipient, earliest, now + call.expires_in, messages=messages) - now
 
-    async def _closed_or_trial_due(self) -> None:
-        """Wait until the circuit is closed or a trial may be made."""
-        while self.open_until is not None and not self._trial_due():
+    async def _closed_or_trial_due(self, call: Call) -> None:
+        """Wait until the circuit is closed or the call may be a trial."""
+        while self.open_until is not None and not self._trial_due(call):
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(None if self.trials.running else self.open_until):
+                async with asyncio.timeout_at(None if self._trial_runs(call) else self.open_until):
                     await self._changed.wait()
 
-    def _trial_due(self) -> bool:
-        """Return True if the circuit is open and the next trial may be made."""
-        return self.open_until is not None and not self.trials.running and self.open_until <= _now()
+    def _trial_due(self, call: Call) -> bool:
+        """Return True if the circuit is open and the call may be the next trial."""
+        return self.open_until is not None and not self._trial_runs(call) and self.open_until <= _now()
+
+    def _trial_runs(self, call: Call) -> bool:
+        return self.trials.running(several=bool(call.further))
 
     def _leave(self) -> None:
         self._users -= 1

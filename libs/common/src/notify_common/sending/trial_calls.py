@@ -1,4 +1,4 @@
-"""The trial calls of an open circuit, of which at most one is in progress."""
+"""The trial calls of an open circuit."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +7,10 @@ from datetime import timedelta
 
 
 class TrialCalls:
-    """Knows which trial call is in progress. Trials are numbered, so that an old one is not taken for the current one.
+    """Knows which trial calls are in progress. They are numbered, so that an old one is not taken for the current one.
+
+    A call that sends several messages takes long, and must not hold up the trials of other calls. So at most one trial
+    with several messages and at most one with a single message are in progress.
 
     With a `connect_timeout`, a trial that takes longer has a connection. It ends then, so that a trial that hangs does
     not delay those of a later outage.
@@ -20,33 +23,37 @@ class TrialCalls:
         self._on_connected = on_connected
         self._on_end = on_end
         self._last = 0
-        self._running = 0
+        self._running: dict[bool, int] = {}
+        """The numbers of the trials with several messages (True) and with one (False)."""
 
-    @property
-    def running(self) -> bool:
-        """True if a trial call is in progress."""
-        return self._running > 0
+    def running(self, *, several: bool) -> bool:
+        """Return True if a trial call with several messages, or with one, is in progress."""
+        return several in self._running
 
     def is_running(self, trial: int) -> bool:
         """Return whether the trial call with this number is in progress."""
-        return 0 < trial == self._running
+        return trial in self._running.values()
 
-    def begin(self, acquired: ExitStack) -> int:
+    def begin(self, acquired: ExitStack, *, several: bool) -> int:
         """Return the number of the new trial call, which is in progress until `acquired` is closed."""
         self._last += 1
-        number = self._running = self._last
-        acquired.callback(self._end, number)
+        number = self._running[several] = self._last
+        acquired.callback(self._end, number, several)
         if self._connect_timeout is not None:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(self._connect_timeout.total_seconds(), self._connected, number)
             acquired.callback(timer.cancel)
         return number
 
-    def _connected(self, number: int) -> None:
-        self._on_connected()
-        self._end(number)
+    def end(self) -> None:
+        """End all trials, because the circuit is closed. Those in progress have no part in a later outage."""
+        self._running.clear()
 
-    def _end(self, number: int) -> None:
-        if self._running == number:
-            self._running = 0
+    def _connected(self, number: int) -> None:
+        if self.is_running(number):
+            self._on_connected()
+
+    def _end(self, number: int, several: bool) -> None:
+        if self._running.get(several) == number:
+            del self._running[several]
             self._on_end()
