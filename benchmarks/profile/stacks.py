@@ -10,7 +10,8 @@ Stacks = Mapping[Stack, int]
 """The number of samples of each stack."""
 
 AREAS: dict[str, tuple[str, ...]] = {
-    "HTTP server (uvicorn, httptools)": ("uvicorn/", "httptools/"),
+    # Our transport only passes responses on, so the time in it is that of the system calls.
+    "HTTP server (uvicorn, httptools)": ("uvicorn/", "httptools/", "notify_gateway/http/closing.py"),
     "FastAPI, Starlette": ("fastapi/", "starlette/"),
     "validation, JSON (pydantic)": ("pydantic/", "pydantic_core/"),
     "SQLAlchemy": ("sqlalchemy/",),
