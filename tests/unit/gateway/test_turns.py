@@ -50,13 +50,15 @@ class Server:
             self._respond, lambda *_: None, OriginCheck(any_host=True), tenant_of=TENANTS.get
         )
 
-    def send(self, key: str, transport: asyncio.Transport | None = None) -> "asyncio.Task[None]":
+    def send(
+        self, key: str, transport: asyncio.Transport | None = None, *, path: str = "/"
+    ) -> "asyncio.Task[None]":
         scope = {
             TRANSPORT: transport,
             "type": "http",
             "http_version": "1.1",
             "method": "GET",
-            "path": "/",
+            "path": path,
             "query_string": b"",
             "headers": [(b"host", b"localhost"), (b"authorization", key.encode())],
         }
@@ -130,6 +132,15 @@ async def test_requests_with_many_made_up_keys_do_not_delay_a_request_with_a_val
     async with asyncio.timeout(TIMEOUT):
         await asyncio.gather(*requests)
     assert server.served.index("one") < MANY / 10
+    assert len(server.served) == MANY + 1
+
+
+async def test_health_checks_do_not_wait_for_other_requests_without_a_key() -> None:
+    server = Server()
+    requests = [*(server.send("made up") for _ in range(MANY)), server.send("check", path="/readyz")]
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*requests)
+    assert server.served.index("check") < MANY / 10
     assert len(server.served) == MANY + 1
 
 

@@ -21,6 +21,10 @@ LONGEST_TURN = 0.025  # seconds; after a turn that took longer, fewer requests b
 # Requests whose clients have left are no longer limited by the number of connections, and would pile up.
 SEARCHED_FROM = 1_000  # waiting requests, from which on those are looked for
 
+HEALTH_CHECKS = frozenset({"/livez", "/readyz"})  # paths
+HEALTH: Group = "health checks", ""
+"""Health checks have turns of their own, because a proxy whose check takes too long sends a gateway no more requests."""
+
 TenantOf = Callable[[str], str | None]
 """Returns the tenant of a header `Authorization` with a valid key, or None if the key is unknown so far."""
 
@@ -112,6 +116,8 @@ class Turns:
         return self._size
 
     def _client(self, scope: Mapping[str, Any]) -> Group:
+        if scope["path"] in HEALTH_CHECKS:
+            return HEALTH
         key = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         tenant = None if key is None else self._tenant_of(key.decode("latin-1"))
         return ("address", PEERS.group(scope)) if tenant is None else ("tenant", tenant)
