@@ -50,6 +50,7 @@ class Recorder:
 
     def __init__(self, *, answers: bool = True) -> None:
         self.requests: list[bytes] = []
+        self.checked = asyncio.Event()  # set by the first check of whether it is ready
         self._answers = answers
         self.url = httpx.URL()
         self._writers: list[asyncio.StreamWriter] = []
@@ -70,7 +71,9 @@ class Recorder:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                if not head.startswith((b"GET /livez", b"GET /readyz")):
+                if head.startswith(b"GET /readyz"):
+                    self.checked.set()
+                elif not head.startswith(b"GET /livez"):
                     self.requests.append(head)
                     if not self._answers:
                         continue
@@ -100,6 +103,17 @@ async def test_notification_is_posted_and_its_event_is_streamed_over_https(
         # The event arrives while the response is open, so that nothing buffers it.
         assert (await reader.status())["notification_id"] == posted.json()["id"]
         assert stream.headers["strict-transport-security"] == "max-age=31536000"
+
+
+async def test_health_checks_go_to_a_port_that_clients_do_not_reach(haproxy: Path, tmp_path: Path) -> None:
+    async with (
+        Recorder().running() as api,
+        Recorder().running() as health,
+        running_edge(haproxy, tmp_path, api.url, health_port=health.url.port),
+        asyncio.timeout(TIMEOUT),
+    ):
+        await health.checked.wait()
+        assert not api.checked.is_set()
 
 
 async def test_plain_http_is_redirected(edge: Edge) -> None:

@@ -84,9 +84,13 @@ async def running_edge(
     per_address: int = 200,
     new_per_address: int = 5_000,
     requests_per_address: int = 20_000,
+    health_port: int | None = None,
     configuration: Path = CONFIGURATION,
 ) -> AsyncIterator[Edge]:
-    """Run the proxy in front of `gateways` until the context ends."""
+    """Run the proxy in front of `gateways` until the context ends.
+
+    Without a `health_port`, the gateways answer health checks on the port of the API.
+    """
     ports = Ports()
     http_port, https_port = ports.free(18_080), ports.free(18_443)
     libraries = () if haproxy == INSTALLED else haproxy.parents[2].rglob("*.so*")
@@ -98,6 +102,7 @@ async def running_edge(
         "HTTPS_PORT": str(https_port),
         "CERTIFICATES": str(folder),
         "GATEWAY": f"{gateways[0].host}:{gateways[0].port}",
+        "HEALTH_PORT": str(health_port or gateways[0].port),
         "CONNECTIONS_PER_ADDRESS": str(per_address),
         "NEW_CONNECTIONS_PER_ADDRESS": str(new_per_address),
         "REQUESTS_PER_ADDRESS": str(requests_per_address),
@@ -122,7 +127,9 @@ def _configuration(folder: Path, gateways: Sequence[httpx.URL], template: Path) 
         return template
     text, templates = re.subn(
         r"server-template gateway 4 \S+(.*)",
-        lambda line: "\n    ".join(f"server gateway{each.port} {each.host}:{each.port}{line[1]}" for each in gateways),
+        lambda line: "\n    ".join(
+            f"server gateway{each.port} {each.host}:{each.port} port {each.port}{line[1]}" for each in gateways
+        ),
         template.read_text(),
     )
     assert templates == 1

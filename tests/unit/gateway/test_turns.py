@@ -50,9 +50,7 @@ class Server:
             self._respond, lambda *_: None, OriginCheck(any_host=True), tenant_of=TENANTS.get
         )
 
-    def send(
-        self, key: str, transport: asyncio.Transport | None = None, *, path: str = "/"
-    ) -> "asyncio.Task[None]":
+    def send(self, key: str, transport: asyncio.Transport | None = None, *, path: str = "/") -> "asyncio.Task[None]":
         scope = {
             TRANSPORT: transport,
             "type": "http",

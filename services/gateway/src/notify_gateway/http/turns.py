@@ -23,7 +23,7 @@ SEARCHED_FROM = 1_000  # waiting requests, from which on those are looked for
 
 HEALTH_CHECKS = frozenset({"/livez", "/readyz"})  # paths
 HEALTH: Group = "health checks", ""
-"""Health checks have turns of their own, because a proxy whose check takes too long sends a gateway no more requests."""
+"""Health checks have turns of their own, because a proxy takes a gateway that answers them too late for down."""
 
 TenantOf = Callable[[str], str | None]
 """Returns the tenant of a header `Authorization` with a valid key, or None if the key is unknown so far."""
