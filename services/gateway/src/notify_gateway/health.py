@@ -74,6 +74,8 @@ class Readiness:
 
     async def database_problem(self) -> str | None:
         """Return why PostgreSQL cannot be used, or None if it can be used."""
+        if time.monotonic() < self._next_check:
+            return self._problem  # the lock lets one request pass per turn of the event loop, and many may be waiting
         async with self._checking:
             if time.monotonic() >= self._next_check:
                 self._problem = await self._check_database()
