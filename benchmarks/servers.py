@@ -166,6 +166,11 @@ def addresses_when_ready(process: "subprocess.Popen[bytes]", file: Path, log: Pa
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"The stack did not start:\n{_tail(log)}")
         time.sleep(0.1)
+    return read_addresses(file)
+
+
+def read_addresses(file: Path) -> dict[str, str]:
+    """Return the addresses in the `stack.env` of a stack that is ready."""
     return dict(line.split("=", 1) for line in file.read_text().splitlines())
 
 

@@ -20,7 +20,7 @@ from benchmarks.profile.flame_graph import flame_graph
 from benchmarks.profile.run import Lengths, ProfiledLoad, profile
 from benchmarks.profile.stacks import Stacks
 from benchmarks.progress import say
-from benchmarks.servers import Servers, circumstances, log_folder, write_json
+from benchmarks.servers import Servers, circumstances, log_folder, read_addresses, write_json
 
 LOADS = (ProfiledLoad("200/s", 200.0, samples=400), ProfiledLoad("the maximum", 0.0, samples=200))
 FULL, QUICK = Lengths(load=10.0, sampled=10), Lengths(load=2.0, sampled=2)
@@ -43,7 +43,7 @@ def measure(lengths: Lengths) -> tuple[Profiles, dict[str, str]]:
 
 
 def _servers(stack: Stack) -> Servers:
-    addresses = dict(line.split("=", 1) for line in (stack.folder / "stack.env").read_text().splitlines())
+    addresses = read_addresses(stack.folder / "stack.env")
     pids = {name: stack.pids[name] for name in ("postgres", "rabbitmq")}
     return Servers(stack.database, addresses["RABBITMQ_URL"], addresses["RABBITMQ_MANAGEMENT_URL"], pids, stack.folder)
 
