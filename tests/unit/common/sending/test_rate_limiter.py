@@ -156,19 +156,19 @@ def test_throttled_recipient_gets_its_next_turns_afterwards() -> None:
 
 def test_throttled_recipients_count_until_another_one_is_served() -> None:
     turns = RecipientTurns(rate=0)
-    assert [turns.throttle(recipient, 0.0, until=3600) for recipient in "aab"] == [1, 1, 2]
+    assert [turns.throttle(recipient, 0.0, until=3600) for recipient in "aab"] == [False, False, True]
     turns.served("a", now=0.5)
-    assert turns.throttle("c", 1.0, until=3600) == 3
+    assert turns.throttle("c", 1.0, until=3600)
     turns.served("d", now=1.5)
-    assert turns.throttle("a", 2.0, until=3600) == 1
+    assert not turns.throttle("a", 2.0, until=3600)
     assert turns.next_call("b", 4.0) == 3600
 
 
 def test_recipient_that_is_served_after_its_wait_no_longer_counts_as_throttled() -> None:
     turns = RecipientTurns(rate=0)
-    assert [turns.throttle(recipient, 0.0, until=5) for recipient in "ab"] == [1, 2]
+    assert [turns.throttle(recipient, 0.0, until=5) for recipient in "ab"] == [False, True]
     turns.served("a", now=4)
-    assert turns.throttle("a", 4.0, until=5) == 2
+    assert turns.throttle("a", 4.0, until=5)
     turns.served("a", now=5)
     turns.served("b", now=5)
-    assert turns.throttle("a", 6.0, until=9) == 1
+    assert not turns.throttle("a", 6.0, until=9)

@@ -16,7 +16,7 @@ from notify_common.sending.errors import Throttled
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.rate_limiter import LONGEST_TURN_WAIT, RateLimiter
 from notify_common.sending.recipient_lanes import RecipientLanes
-from notify_common.sending.recipient_turns import MANY_THROTTLED, RecipientTurns
+from notify_common.sending.recipient_turns import RecipientTurns
 from notify_common.sending.trial_calls import TrialCalls
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,9 @@ class CircuitBreaker:
             return
         retry_after = failure.retry_after if isinstance(failure, Throttled) else None
         if isinstance(failure, Throttled) and failure.scope_unknown:
-            throttled = self._throttle(recipient, failure)
-            if throttled == 1:
+            if not self._throttle(recipient, failure):
                 return  # this shows neither an outage nor a recovery, so another call may be the next trial
-            if throttled < MANY_THROTTLED:
-                retry_after = None  # this may be a coincidence, and a trial call will soon show more
+            retry_after = None  # it may concern only these recipients, and a trial call will soon show more
         unavailable = result.error_class in OPENING and not (failure is not None and failure.of_recipient)
         inconclusive = result.error_class in INCONCLUSIVE
         if unavailable or (trial and inconclusive and self._connect_timeout is None):
@@ -108,8 +106,8 @@ class CircuitBreaker:
         self._outage.ended()
         self._notify()
 
-    def _throttle(self, recipient: str, failure: Throttled) -> int:
-        """Hold back the recipient; return how many recipients have been throttled since the last one was served."""
+    def _throttle(self, recipient: str, failure: Throttled) -> bool:
+        """Hold back the recipient; return True if all recipients seem to be throttled."""
         now = _now()
         return self._turns.throttle(recipient, now, now + (failure.retry_after or SHORTEST_THROTTLING).total_seconds())
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from notify_common.sending.rate_limiter import RateLimiter
 
 MAX_THROTTLED = 10_000
-MANY_THROTTLED = 10  # recipients throttled in a row; so many are no coincidence
 
 
 class RecipientTurns:
@@ -39,19 +38,19 @@ class RecipientTurns:
         earliest = max(now, self._throttled_until.get(recipient, now))
         return earliest if self._limiter is None else self._limiter.redeem(recipient, earliest, latest, further=further)
 
-    def throttle(self, recipient: str, now: float, until: float) -> int:
-        """Let the recipient's calls wait until that time. Return how many were throttled while no other was served.
+    def throttle(self, recipient: str, now: float, until: float) -> bool:
+        """Let the recipient's calls wait until that time.
 
-        If there are several, all recipients seem to be throttled. Those after the first `MANY_THROTTLED` do not count.
+        Return True if another one was throttled, too, and none has been served since. Then all seem to be throttled.
         """
         self._throttled_until.pop(recipient, None)
         others = {key: ends for key, ends in self._throttled_until.items() if ends > now}
         if len(others) >= MAX_THROTTLED:
             del others[next(iter(others))]
         self._throttled_until = {**others, recipient: until}
-        if len(self._throttled_in_a_row) < MANY_THROTTLED:
+        if len(self._throttled_in_a_row) < MAX_THROTTLED:
             self._throttled_in_a_row.add(recipient)
-        return len(self._throttled_in_a_row)
+        return len(self._throttled_in_a_row) > 1
 
     def served(self, recipient: str, now: float) -> None:
         """Note that the provider has accepted a call to the recipient, so not all recipients are throttled."""
