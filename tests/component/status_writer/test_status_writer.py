@@ -446,6 +446,28 @@ async def test_dead_lettered_delivery_is_marked_as_failed(
     assert errors == ["the message of a delivery was dead-lettered"]  # once, although there are two inboxes
 
 
+async def test_second_copy_of_a_dead_letter_is_reported_like_the_first(
+    rabbit: RabbitSettings,
+    postgres: PostgresSettings,
+    engine: AsyncEngine,
+    hand: Hand,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The copy in the other inbox may be handled first, and only one of the two is reported as an error."""
+    delivery_id = await add_delivery(engine)
+    await apply(engine, result(delivery_id, outcome=Outcome.FAILED))
+    await hand.publish("notifications", "telegram", b"\xff", {"delivery_id": str(delivery_id), "round": 1})
+    await (await (await hand.channel.get_queue("notifications.telegram")).get()).reject(requeue=False)
+    async with running_status_writer(rabbit, postgres):
+
+        async def inboxes_are_empty() -> bool:
+            return [await hand.depth(queue) for queue in INBOXES] == [0, 0]
+
+        await eventually(inboxes_are_empty, "both copies have been handled")
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["the message of a delivery was dead-lettered"]
+
+
 async def test_delivery_dead_lettered_after_a_retry_is_marked_as_failed(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, hand: Hand
 ) -> None:

@@ -139,18 +139,18 @@ class DeadLetterHandler:
         if channel is None:
             return
         channel = self._channel or channel
+        delivery_id = letter.delivery_id if letter.request is None else letter.request.delivery_id
+        ids = {"message_id": letter.message_id, "delivery_id": None if delivery_id is None else str(delivery_id)}
+        what = "the message of a delivery was dead-lettered" if delivery_id else "dead letter names no delivery"
+        log.log(self._log_level, what, extra=ids)
         result = await self._result_of(letter)
-        if result is None:
-            ids = {"message_id": letter.message_id}
-            log.log(self._log_level, "dead letter does not identify an open delivery", extra=ids)
-        else:
-            ids = {"delivery_id": str(result.delivery_id)}
-            log.log(self._log_level, "the message of a delivery was dead-lettered", extra=ids)
+        if result is not None:
             result = result.model_copy(update={"traceparent": letter.traceparent})
             # The result is refused if the delivery belongs to another channel.
             await self._writer.write([result], queue=topology.results(channel).queue.name)
 
     async def _result_of(self, letter: DeadLetter) -> messages.DeliveryResult | None:
+        """Return a failure of the delivery, or None if none is open in this round, as after the letter's other copy."""
         request, delivery_id = letter.request, letter.delivery_id
         if request is not None:
             # The request contains the number of the attempt that was due, which follows the last one that was made.
