@@ -13,6 +13,7 @@ from notify_gateway.legacy.schemas import LegacyNotificationRequest
 from notify_gateway.notifications.idempotency import Claim, RecordedResponse, body_hash, clean_up, find_recorded
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.plans import executed_nodes, recorded, rows_read
 from support.services import NOWHERE, running_gateway
 
 BODY = {"user_id": 123, "message": "Your code: 11111", "channels": ["telegram", "email"], "metadata": {"a": "1"}}
@@ -166,3 +167,20 @@ async def test_cleanup_deletes_only_old_keys(api: httpx.AsyncClient, engine: Asy
     await post(api, "young")
     assert await clean_up(engine) is False
     assert await count(engine, "idempotency_keys") == 1
+
+
+async def test_cleanup_reads_only_what_it_deletes(engine: AsyncEngine) -> None:
+    """The statistics say that many keys have expired, as they do if they are an hour old."""
+    fill = text("""
+        INSERT INTO idempotency_keys (tenant, key, body_hash, answer, created_at)
+        SELECT 'default', number, '', repeat('x', 200), now() - number * interval '26 hours' / :keys
+        FROM generate_series(1, :keys) AS number
+    """)
+    async with engine.begin() as connection:
+        await connection.execute(fill, {"keys": 20_000})
+        await connection.execute(text("ANALYZE idempotency_keys"))
+    with recorded(engine) as statements:
+        while await clean_up(engine):
+            pass
+    nodes = await executed_nodes(engine, statements[0])
+    assert rows_read(nodes, "idempotency_keys") < 100  # those that have expired meanwhile

@@ -21,6 +21,7 @@ from support.database import slow_down_outbox
 from support.failing_rows import fail_on
 from support.gateway import all_channels_idle, rows
 from support.outbox import add_row
+from support.plans import recorded
 from support.services import TIMEOUT, eventually
 from typing_extensions import override
 
@@ -126,6 +127,20 @@ async def test_rejected_retry_job_does_not_stop_the_other_maintenance(engine: As
     async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)) as task:
         await eventually(lambda: is_clean(engine), "the expired key is deleted")
         assert not task.done()
+
+
+async def test_cleanup_that_fails_waits_as_long_as_one_that_has_nothing_more_to_do(engine: AsyncEngine) -> None:
+    """A statement that times out takes half a minute, during which no retry job advances."""
+    await prepare(engine, ADD_EXPIRED_KEY)
+    await fail_on(engine, "DELETE", "idempotency_keys", code="P0001")
+
+    async def three_rounds_have_begun() -> bool:
+        return sum("UPDATE retry_jobs" in statement for statement, _ in statements) >= 3
+
+    with recorded(engine) as statements:
+        async with maintaining(engine, DatabaseWatch(engine, ignore, ignore)):
+            await eventually(three_rounds_have_begun, "three rounds of maintenance have begun")
+    assert sum("DELETE FROM idempotency_keys" in statement for statement, _ in statements) == 1
 
 
 async def test_old_rows_are_deleted(engine: AsyncEngine) -> None:

@@ -130,6 +130,17 @@ async def test_every_stranded_delivery_is_repaired_once_by_concurrent_gateways(e
     assert await repaired_in_a_pass(engine) == []
 
 
+async def test_search_begins_with_the_newest_deliveries(engine: AsyncEngine) -> None:
+    """A gateway that is restarted often may never reach the oldest ones."""
+    _old, new = [await add(engine) for _ in range(2)]
+    repaired: list[StatusChange] = []
+    stranded = StrandedDeliveries(
+        engine, repaired.extend, lambda _: None, all_channels_idle, silence=SILENCE, chunk_size=1
+    )
+    assert await stranded.repair_chunk()
+    assert [change.delivery_id for change in repaired] == [new]
+
+
 async def test_search_whose_chunk_takes_too_long_goes_on_in_smaller_ones(
     postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:

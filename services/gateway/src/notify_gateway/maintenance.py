@@ -128,9 +128,10 @@ def _paced(engine: AsyncEngine, clean_up: Callable[[AsyncEngine], Awaitable[bool
         nonlocal next_cleanup
         if time.monotonic() <= next_cleanup:
             return False
+        next_cleanup = time.monotonic() + CLEANUP_INTERVAL  # also if it fails, which may take long
         more = await clean_up(engine)
-        if not more:
-            next_cleanup = time.monotonic() + CLEANUP_INTERVAL
+        if more:
+            next_cleanup = time.monotonic()
         return more
 
     return step

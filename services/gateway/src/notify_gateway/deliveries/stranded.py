@@ -34,15 +34,16 @@ log = logging.getLogger(__name__)
 DELIVERIES_PER_STEP = 5_000
 STEP_INTERVAL = 1.0  # seconds between steps, to keep the load low
 PASS_INTERVAL = 3600.0  # seconds between the end of a pass over all deliveries and the next one
-FIRST_ID = UUID(int=0)
 
-# The deliveries are searched in id order, because an index on the status would prevent HOT updates. Locked rows are
-# skipped, because a change is about to be committed for them. The relay publishes only pending deliveries. A result of
-# an earlier message may still arrive: it is applied as usual, and then the relay deletes the outbox row.
+# The deliveries are searched in the order of their ids, because an index on the status would prevent HOT updates. The
+# newest come first, because a gateway may not run for long enough to reach the oldest, of which hardly any is open.
+# Locked rows are skipped, because a change is about to be committed for them. The relay publishes only pending
+# deliveries. A result of an earlier message may still arrive: it is applied as usual, and then the relay deletes the
+# outbox row.
 REPAIR_CHUNK = text("""
     WITH chunk AS MATERIALIZED (
         SELECT id, status, updated_at FROM deliveries
-        WHERE id > :last_id AND id < :end_id ORDER BY id LIMIT :size
+        WHERE id < :before_id ORDER BY id DESC LIMIT :size
     ), stranded AS MATERIALIZED (
         SELECT d.id
         FROM chunk
@@ -65,15 +66,16 @@ REPAIR_CHUNK = text("""
         SELECT id, channel, now() + CAST(:silence AS interval), NULL, round FROM repaired
         ON CONFLICT (delivery_id) DO NOTHING
     )
-    SELECT chunk.last_id, repaired.*
-    FROM (SELECT id AS last_id FROM chunk ORDER BY id DESC LIMIT 1) AS chunk LEFT JOIN repaired ON true
+    SELECT chunk.first_id, repaired.*
+    FROM (SELECT id AS first_id FROM chunk ORDER BY id LIMIT 1) AS chunk LEFT JOIN repaired ON true
 """)
 
 
 class StrandedDeliveries:
-    """Searches all deliveries, step by step, for stranded ones. Several gateways may do so at the same time.
+    """Searches all deliveries, step by step, for stranded ones, from the newest to the oldest.
 
-    Only the deliveries over the channels that `idle_channels` returns are repaired; a later pass finds the others.
+    Several gateways may do so at the same time. Only the deliveries over the channels that `idle_channels` returns are
+    repaired; a later pass finds the others.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class StrandedDeliveries:
         self._idle_channels = idle_channels
         self._silence = silence
         self._chunk_sizes = ChunkSizes[None](chunk_size)
-        self._last_id = FIRST_ID
+        self._before_id: UUID | None = None
+        """The first id of the last chunk; None at the beginning of a pass."""
         self._next_step = time.monotonic()
 
     async def step(self) -> None:
@@ -114,16 +117,15 @@ class StrandedDeliveries:
             found = await execute(
                 self._engine,
                 REPAIR_CHUNK,
-                last_id=self._last_id,
                 # No delivery that was accepted later can have been silent for long enough.
-                end_id=first_id_at(utc_now() - self._silence),
+                before_id=self._before_id or first_id_at(utc_now() - self._silence),
                 size=size,
                 silence=self._silence,
                 channels=list(channels),
             )
         rows = found.all()
         # The last chunk of a pass is empty. A chunk in which nothing was repaired yields a single row without an id.
-        self._last_id = rows[0].last_id if rows else FIRST_ID
+        self._before_id = rows[0].first_id if rows else None
         if changes := status_changes([row for row in rows if row.id], DeliveryStatus.PENDING):
             log.warning(
                 "deliveries without a message were put back into the outbox", extra={"deliveries": len(changes)}

@@ -49,11 +49,13 @@ RECORDED = text("""
         WHERE tenant = claim.tenant AND key = claim.key LIMIT 1 FOR KEY SHARE
     ) AS known
 """)
+# The order makes PostgreSQL use the index. When its statistics are an hour old, it expects many expired keys, and would
+# otherwise search the whole table for the few that there are.
 CLEAN_UP = text("""
     DELETE FROM idempotency_keys WHERE (tenant, key) IN (
         SELECT tenant, key FROM idempotency_keys
         WHERE created_at < now() - CAST(:lifetime AS interval)
-        LIMIT :limit FOR UPDATE SKIP LOCKED
+        ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED
     )
 """)
 
