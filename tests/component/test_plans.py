@@ -6,7 +6,7 @@ import pytest
 from notify_common.contracts.ids import new_id
 from notify_common.runtime.clock import utc_now
 from notify_database.engine import ROWS_BY_KEY, PostgresSettings, create_engine
-from notify_gateway.notifications import idempotency
+from notify_gateway.notifications import idempotency, insert
 from notify_gateway.outbox import statements
 from notify_gateway.users import channels
 from notify_status_writer import result_store
@@ -22,13 +22,12 @@ STATEMENTS: dict[str, ClauseElement] = {
     "release": statements.RELEASE,
     "postpone": statements.POSTPONE,
     "delete": statements.DELETE,
-    "lock": result_store.LOCK,
-    "existing": result_store.EXISTING,
     "read": result_store.READ,
     "lock attempts": result_store.LOCK_ATTEMPTS,
     "write": result_store.WRITE,
     "find by integer": channels.INTEGERS.find,
     "find by text": channels.KEYS.find,
+    "insert": insert.INSERT,
     "recorded": idempotency.RECORDED,
 }
 GENERIC = {**ROWS_BY_KEY, "plan_cache_mode": "force_generic_plan"}

@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.database import blocked_or_done
 from support.failing_rows import fail_on
 from support.gateway import BODY, Json, bearer, post
+from support.plans import recorded
 from support.services import NOWHERE, gateway_metrics, running_gateway
 
 GOOD = LegacyNotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
@@ -88,6 +89,35 @@ async def test_notification_with_which_a_statement_fails_does_not_fail_its_batch
         outcomes = await asyncio.gather(*requests, return_exceptions=True)
         assert [isinstance(outcome, DatabaseUnavailable) for outcome in outcomes] == [False, True, False]
         assert await stored(engine) == 2
+
+
+async def test_settings_of_users_are_looked_up_only_if_there_are_any(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    opt_out = text("""
+        INSERT INTO user_channels (tenant, user_id, channel, opted_out, updated_at)
+        VALUES ('default', 2, 'email', true, now())
+    """)
+    async with engine.begin() as connection:
+        await connection.execute(opt_out)
+    async with accepting(postgres) as (intake_, accepting_engine):
+
+        async def statements(*users: int) -> int:
+            """Return how many statements accept a batch with a notification to each user."""
+            requests = [GOOD.model_copy(update={"user_id": user}) for user in users]
+            with recorded(accepting_engine) as executed:
+                await asyncio.gather(*(intake_.accept(new_notification(each, "default")) for each in requests))
+            return len(executed)
+
+        assert await statements(1, 1) == 1
+        assert await statements(1, 2) == 3  # the first one finds settings, and stores nothing
+        assert await statements(2) == 2
+        assert await statements(1) == 2  # finds none, so that the next one need not look
+        assert await statements(1) == 1
+    async with engine.connect() as connection:
+        notifications = text("SELECT user_id, status FROM deliveries JOIN notifications n ON n.id = notification_id")
+        outcomes = sorted(tuple(row) for row in await connection.execute(notifications))
+    assert outcomes == [(1, "pending")] * 5 + [(2, "cancelled")] * 2
 
 
 async def test_rejected_requests_with_keys_do_not_use_up_the_connections(postgres: PostgresSettings) -> None:

@@ -1,13 +1,13 @@
 """Accept notifications: commit them in batches, then hand their deliveries over to the outbox relay."""
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import StatusChange
+from notify_common.contracts.messages import DeliveryRequested, StatusChange
 from notify_common.contracts.trace_context import trace_id
 from notify_common.errors import Overloaded
 from notify_common.runtime.batch_interval import interval_after
@@ -15,7 +15,6 @@ from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.engine import autocommitting, database_errors
 from notify_database.errors import ROW_ERRORS
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from notify_gateway.errors import RequestRejected
@@ -29,56 +28,18 @@ from notify_gateway.notifications.idempotency import (
     claim_keys,
     find_recorded,
 )
+from notify_gateway.notifications.insert import insert
 from notify_gateway.notifications.new_notification import NewNotification
-from notify_gateway.outbox.lease import LEASE, Lease, lease_clock
+from notify_gateway.outbox.lease import Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
-from notify_gateway.users.channels import stored_channels
+from notify_gateway.users.channels import UserChannelKey, stored_channels
+from notify_gateway.users.schemas import UserChannel
 
 log = logging.getLogger(__name__)
 
 NOTIFICATIONS_PER_TRANSACTION = 500
 BYTES_PER_TRANSACTION = 2 * 1024 * 1024
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-
-# This is a single statement, so that a batch takes one round trip, and no notification is stored without its deliveries
-# and their outbox rows.
-ACCEPT = text("""
-    WITH accepted AS (
-        INSERT INTO notifications
-            (id, tenant, user_id, user_key, reference, message, subject, email, metadata, created_at, send_at,
-             expires_at, traceparent, api_key_id, test)
-        SELECT id, tenant, user_id, user_key, reference, message, subject, email::jsonb, metadata::jsonb, created_at,
-               send_at, expires_at, traceparent, api_key_id, test
-        FROM unnest(
-            CAST(:ids AS uuid[]), CAST(:tenants AS text[]), CAST(:user_ids AS bigint[]), CAST(:user_keys AS text[]),
-            CAST(:references AS text[]), CAST(:messages AS text[]), CAST(:subjects AS text[]), CAST(:emails AS text[]),
-            CAST(:metadata AS text[]), CAST(:created_at AS timestamptz[]), CAST(:send_at AS timestamptz[]),
-            CAST(:expires_at AS timestamptz[]), CAST(:traceparents AS text[]), CAST(:api_key_ids AS uuid[]),
-            CAST(:tests AS boolean[])
-        ) AS n (id, tenant, user_id, user_key, reference, message, subject, email, metadata, created_at, send_at,
-                expires_at, traceparent, api_key_id, test)
-    ), new_deliveries AS (
-        INSERT INTO deliveries
-            (id, notification_id, channel, recipient, status, reason, round, attempt, failures, updated_at)
-        SELECT id, notification_id, channel, recipient, status, reason, 1, 0, 0, created_at
-        FROM unnest(
-            CAST(:delivery_ids AS uuid[]), CAST(:notification_ids AS uuid[]), CAST(:channels AS text[]),
-            CAST(:recipients AS text[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
-            CAST(:delivery_created_at AS timestamptz[])
-        ) AS d (id, notification_id, channel, recipient, status, reason, created_at)
-    ), queued AS (
-        INSERT INTO outbox (delivery_id, due_at, leased_until, round, channel)
-        -- Any relay may take a row without a lease.
-        SELECT id, coalesce(due_at, now()),
-               CASE WHEN due_at IS NULL AND channel = ANY(CAST(:leased_channels AS text[]))
-                   THEN now() + CAST(:lease AS interval) END,
-               1, channel
-        FROM unnest(
-            CAST(:outbox_ids AS uuid[]), CAST(:due_at AS timestamptz[]), CAST(:outbox_channels AS text[])
-        ) AS o (id, due_at, channel)
-    )
-    SELECT now() + CAST(:lease AS interval) AS leased_until
-""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +79,13 @@ class _Rejected:
 _Outcome = _Committed | _Rejected | RecordedResponse
 
 
+class _Accepted(NamedTuple):
+    outcomes: list[_Outcome]
+    lease: Lease | None = None
+    leased: Sequence[DeliveryRequested] = ()
+    """The deliveries whose outbox rows are leased."""
+
+
 class NotificationIntake:
     """Commits notifications in batches, which the tenants share fairly."""
 
@@ -139,6 +107,9 @@ class NotificationIntake:
         self._real_channels = real_channels
         self._publish_changes = publish_changes
         self._tracing = tracing
+        # Usually, either most users have stored settings, or none. If none had at the last look, the statement that
+        # stores a batch makes sure of that, which saves a round trip.
+        self._users_have_settings = False
         self._batcher = Batcher(
             self._flush,
             max_batch=NOTIFICATIONS_PER_TRANSACTION,
@@ -188,36 +159,66 @@ class NotificationIntake:
         await self._batcher.drained()
 
     async def _flush(self, batch: Sequence[_Submission]) -> list[_Outcome]:
-        lease: Lease | None = None
-        lease_began = lease_clock()  # read before the rows' lease begins, so that ours ends first
         # Without idempotency keys, there is a single write, which needs no explicit transaction.
         has_claims = any(each.claim is not None for each in batch)
         engine = self._engine if has_claims else self._autocommitting_engine
         parents = (each.notification.traceparent for each in batch)
         with self._tracing.group("commit notifications", parents), database_errors():
             async with engine.begin() as connection:
-                outcomes = await self._decide(connection, batch)
-                new = [outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)]
-                due_now = [delivery for each in new if each.due_at is None for delivery in each.to_send()]
-                # The deliveries for which our relay has no room get no lease, so that any relay may take them.
-                leased = self._relay.channels_with_room(due_now)
-                if new:
-                    accepted = await connection.execute(ACCEPT, _parameters(new, leased))
-                    lease = Lease.beginning(lease_began, accepted.scalar_one())
+                look_up_first = has_claims or self._users_have_settings
+                stored = await self._look_up(connection, batch) if look_up_first else None
+                while (accepted := await self._accept(connection, batch, stored)) is None:
+                    stored = await self._look_up(connection, batch)
+        outcomes, lease, leased = accepted
         if lease is not None:
-            self._relay.hand_over([delivery for delivery in due_now if delivery.channel in leased], lease)
-        self._after_commit(new)
+            self._relay.hand_over(leased, lease)
+        self._after_commit([outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)])
         return outcomes
 
-    async def _decide(self, connection: AsyncConnection, batch: Sequence[_Submission]) -> list[_Outcome]:
+    async def _look_up(
+        self, connection: AsyncConnection, batch: Sequence[_Submission]
+    ) -> Mapping[UserChannelKey, UserChannel]:
+        """Return the settings of the batch's users."""
+        stored = await stored_channels(connection, _user_channel_keys(batch))
+        self._users_have_settings = bool(stored)
+        return stored
+
+    async def _accept(
+        self,
+        connection: AsyncConnection,
+        batch: Sequence[_Submission],
+        stored: Mapping[UserChannelKey, UserChannel] | None,
+    ) -> _Accepted | None:
+        """Store the batch's new notifications.
+
+        `stored` has the settings of their users. If it is None, they have not been looked up; then return None, and
+        store nothing, if there are any.
+        """
+        lease_began = lease_clock()  # read before the rows' lease begins, so that ours ends first
+        outcomes = await self._decide(connection, batch, stored or {})
+        new = [outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)]
+        if not new:
+            return None if stored is None else _Accepted(outcomes)
+        due_now = [delivery for each in new if each.due_at is None for delivery in each.to_send()]
+        # The deliveries for which our relay has no room get no lease, so that any relay may take them.
+        leased = self._relay.channels_with_room(due_now)
+        unless_existing = _user_channel_keys(batch) if stored is None else ()
+        leased_until = await insert(connection, new, leased, unless_existing=unless_existing)
+        if leased_until is None:
+            return None
+        lease = Lease.beginning(lease_began, leased_until)
+        return _Accepted(outcomes, lease, [delivery for delivery in due_now if delivery.channel in leased])
+
+    async def _decide(
+        self, connection: AsyncConnection, batch: Sequence[_Submission], stored: Mapping[UserChannelKey, UserChannel]
+    ) -> list[_Outcome]:
         """Resolve the recipients, claim the idempotency keys, and return the outcome of each submission."""
         outcomes: list[_Outcome] = []
         claimed: Responses = {}
-        notifications = [each.notification for each in batch]
-        keys = [key for each in notifications for key in each.user_channel_keys()]
-        if stored := await stored_channels(connection, keys):
-            notifications = [each.with_user_channels(stored) for each in notifications]
-        for submission, notification in zip(batch, notifications, strict=True):
+        for submission in batch:
+            notification = submission.notification
+            if stored:
+                notification = notification.with_user_channels(stored)
             if reason := submission.rejection or notification.missing_recipient(self._real_channels):
                 outcomes.append(_Rejected(reason))
             elif submission.claim is None:
@@ -251,36 +252,5 @@ class NotificationIntake:
         self._publish_changes([change for each in new for change in each.opt_out_changes()])
 
 
-def _parameters(new: Sequence[NewNotification], leased: Set[Channel]) -> dict[str, object]:
-    bodies = [each.request for each in new]
-    deliveries = [(each, delivery, *each.status_of(delivery)) for each in new for delivery in each.deliveries]
-    to_send = [(each, delivery) for each in new for delivery in each.to_send()]
-    return {
-        "ids": [each.id for each in new],
-        "tenants": [each.tenant for each in new],
-        "user_ids": [each.deliveries[0].user_id for each in new],
-        "user_keys": [each.deliveries[0].user_key for each in new],
-        "messages": [body.message for body in bodies],
-        "subjects": [body.subject for body in bodies],
-        "references": [body.reference for body in bodies],
-        "emails": [body.email_options and body.email_options.model_dump_json() for body in bodies],
-        "metadata": [None if body.metadata is None else json.dumps(body.metadata) for body in bodies],
-        "created_at": [each.created_at for each in new],
-        "send_at": [body.send_at for body in bodies],
-        "expires_at": [body.expires_at for body in bodies],
-        "traceparents": [each.traceparent for each in new],
-        "api_key_ids": [each.api_key_id for each in new],
-        "tests": [each.test for each in new],
-        "delivery_ids": [delivery.delivery_id for _, delivery, _, _ in deliveries],
-        "notification_ids": [delivery.notification_id for _, delivery, _, _ in deliveries],
-        "channels": [delivery.channel.value for _, delivery, _, _ in deliveries],
-        "recipients": [delivery.recipient for _, delivery, _, _ in deliveries],
-        "statuses": [status.value for _, _, status, _ in deliveries],
-        "reasons": [reason for _, _, _, reason in deliveries],
-        "delivery_created_at": [each.created_at for each, _, _, _ in deliveries],
-        "outbox_ids": [delivery.delivery_id for _, delivery in to_send],
-        "due_at": [each.due_at for each, _ in to_send],
-        "outbox_channels": [delivery.channel.value for _, delivery in to_send],
-        "leased_channels": [channel.value for channel in leased],
-        "lease": LEASE,
-    }
+def _user_channel_keys(batch: Sequence[_Submission]) -> list[UserChannelKey]:
+    return [key for each in batch for key in each.notification.user_channel_keys()]

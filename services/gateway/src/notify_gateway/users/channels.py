@@ -16,6 +16,8 @@ COLUMNS = "channel, recipient, opted_out, updated_at"
 
 UserChannelKey = tuple[str, str, Channel]
 """Tenant, user and channel."""
+_Wanted = tuple[str, int | str, str]
+"""Tenant, user as in its column, and channel."""
 
 
 class _Statements(NamedTuple):
@@ -28,20 +30,25 @@ class _Statements(NamedTuple):
     delete_empty: TextClause
 
 
+def _look_up(selected: str, column: str, kind: str, *, names: str = "") -> str:
+    """Return a query for the settings of several users; the names of its parameters begin with `names`."""
+    return f"""
+        SELECT stored.* FROM unnest(
+            CAST(:{names}tenants AS text[]), CAST(:{names}users AS {kind}[]), CAST(:{names}channels AS text[])
+        ) AS wanted (tenant, {column}, channel)
+        CROSS JOIN LATERAL (
+            SELECT {selected} FROM user_channels
+            WHERE tenant = wanted.tenant AND {column} = wanted.{column} AND channel = wanted.channel LIMIT 1
+        ) AS stored
+    """  # noqa: S608 - constants
+
+
 def _statements(column: str, kind: str, unique: str) -> _Statements:
     of_user = f"tenant = :tenant AND {column} = :user"
     of_channel = f"{of_user} AND channel = :channel"
     return _Statements(
-        find=text(f"""
-            SELECT stored.*
-            FROM unnest(CAST(:tenants AS text[]), CAST(:users AS {kind}[]), CAST(:channels AS text[]))
-                AS wanted (tenant, {column}, channel)
-            CROSS JOIN LATERAL (
-                SELECT tenant, user_id, user_key, {COLUMNS} FROM user_channels
-                WHERE tenant = wanted.tenant AND {column} = wanted.{column} AND channel = wanted.channel LIMIT 1
-            ) AS stored
-        """),  # noqa: S608 - constants, as in all of them
-        list=text(f"SELECT {COLUMNS} FROM user_channels WHERE {of_user} ORDER BY channel"),  # noqa: S608
+        find=text(_look_up(f"tenant, user_id, user_key, {COLUMNS}", column, kind)),
+        list=text(f"SELECT {COLUMNS} FROM user_channels WHERE {of_user} ORDER BY channel"),  # noqa: S608 - constants, as in all of them
         store=text(f"""
             INSERT INTO user_channels (tenant, {column}, channel, recipient, opted_out, updated_at)
             VALUES (:tenant, :user, :channel, :recipient, :opted_out, now())
@@ -63,6 +70,11 @@ def _statements(column: str, kind: str, unique: str) -> _Statements:
 INTEGERS = _statements("user_id", "bigint", "(tenant, user_id, channel)")
 KEYS = _statements("user_key", "text", "(tenant, user_key, channel) WHERE user_key IS NOT NULL")
 
+# For use in a statement that needs to know whether any of the users has settings.
+EXISTING = f"""
+    {_look_up("", "user_id", "bigint", names="integer_")} UNION ALL {_look_up("", "user_key", "text", names="text_")}
+"""
+
 
 def _statements_for(user: str) -> tuple[_Statements, int | str]:
     """Return the statements for the user, and the value of `:user` in them."""
@@ -74,25 +86,34 @@ async def stored_channels(
     connection: AsyncConnection, keys: Iterable[UserChannelKey]
 ) -> dict[UserChannelKey, UserChannel]:
     """Return the settings stored under `keys`, leaving out keys without settings."""
-    wanted: dict[_Statements, set[tuple[str, int | str, str]]] = {}
-    for tenant, user, channel in keys:
-        statements, value = _statements_for(user)
-        wanted.setdefault(statements, set()).add((tenant, value, channel.value))
     stored: dict[UserChannelKey, UserChannel] = {}
-    for statements, parameters in wanted.items():
-        stored |= await _find(connection, statements, parameters)
+    for statements, wanted in _by_statements(keys).items():
+        if wanted:
+            rows = await connection.execute(statements.find, _columns(wanted))
+            stored |= {
+                (row.tenant, user_of(row.user_id, row.user_key), Channel(row.channel)): UserChannel.model_validate(row)
+                for row in rows
+            }
     return stored
 
 
-async def _find(
-    connection: AsyncConnection, statements: _Statements, wanted: Collection[tuple[str, int | str, str]]
-) -> dict[UserChannelKey, UserChannel]:
-    tenants, users, channels = zip(*wanted, strict=True)
-    rows = await connection.execute(statements.find, {"tenants": tenants, "users": users, "channels": channels})
-    return {
-        (row.tenant, user_of(row.user_id, row.user_key), Channel(row.channel)): UserChannel.model_validate(row)
-        for row in rows
-    }
+def existing_parameters(keys: Iterable[UserChannelKey]) -> dict[str, object]:
+    """Return the parameters with which `EXISTING` looks for settings under `keys`."""
+    wanted = _by_statements(keys)
+    return _columns(wanted[INTEGERS], "integer_") | _columns(wanted[KEYS], "text_")
+
+
+def _by_statements(keys: Iterable[UserChannelKey]) -> dict[_Statements, set[_Wanted]]:
+    wanted: dict[_Statements, set[_Wanted]] = {INTEGERS: set(), KEYS: set()}
+    for tenant, user, channel in keys:
+        statements, value = _statements_for(user)
+        wanted[statements].add((tenant, value, channel.value))
+    return wanted
+
+
+def _columns(wanted: Collection[_Wanted], names: str = "") -> dict[str, object]:
+    tenants, users, channels = zip(*wanted, strict=True) if wanted else ((), (), ())
+    return {f"{names}tenants": tenants, f"{names}users": users, f"{names}channels": channels}
 
 
 class UserChannels:
