@@ -50,6 +50,9 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
 """  # noqa: S608 - a constant
 OF_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
 ATTEMPTS_OF_NOTIFICATION = f"(SELECT sum({ATTEMPTS_SIZE}) FROM deliveries d WHERE {OF_NOTIFICATION})"  # noqa: S608 - a constant
+# PostgreSQL cannot turn an aggregate into a join. It would plan the join badly if its statistics were old, and compare
+# each notification of the tenant with the deliveries of all tenants in the period.
+HAVE = f"(SELECT {{conditions}} FROM deliveries d WHERE {OF_NOTIFICATION}{{weeks}})"  # noqa: S608 - constants
 # PostgreSQL ends a page after `PAGE_BYTES`, so that the rest never takes up the gateway's memory.
 PAGE = f"""
     SELECT {NOTIFICATION_COLUMNS}, n.more, {DELIVERY_COLUMNS} {{columns}}
@@ -107,16 +110,16 @@ class NotificationQueries:
         wanted, values = [*filtered.on_notifications, *filtered.period("n.id")], filtered.values
         if integer_users:
             wanted.append("n.user_key IS NULL")
-        # Without a user id, PostgreSQL should scan both tables by notification id until the page is full. With the
-        # condition `OF_NOTIFICATION`, the planner would expect too few matches to choose that plan.
-        window = ["d.notification_id = n.id", *filtered.period("d.notification_id")]
-        join = OF_NOTIFICATION if query.is_narrow else " AND ".join(window)
+        of_deliveries = []
         if query.channel is not None:
             values["channel"] = query.channel.value
-            wanted.append(f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.channel = :channel)")
+            of_deliveries.append("bool_or(d.channel = :channel)")
         if query.status:
-            wanted.append(f"({' OR '.join(has_status_sql(status, join) for status in sorted(set(query.status)))})")
-        parts = {"weeks": filtered.weeks("d.id"), **expanded(EXPANSIONS, query.expand)}
+            of_deliveries.append(f"({' OR '.join(map(has_status_sql, sorted(set(query.status))))})")
+        weeks = filtered.weeks("d.id")
+        if of_deliveries:
+            wanted.append(HAVE.format(conditions=" AND ".join(of_deliveries), weeks=weeks))
+        parts = {"weeks": weeks, **expanded(EXPANSIONS, query.expand)}
         statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **parts))
         # One more notification than fits on the page is requested, to find out whether there are more.
         items, more = [], False

@@ -56,12 +56,12 @@ def notification_status(deliveries: Iterable[DeliveryStatus]) -> NotificationSta
     )
 
 
-def has_status_sql(status: NotificationStatus, join: str) -> str:
-    """Return the rule for `status` as a SQL condition; `join` is the condition that finds the deliveries `d`."""
+def has_status_sql(status: NotificationStatus) -> str:
+    """Return the rule for `status` as a SQL aggregate of a notification's deliveries `d`."""
 
     def any_in(statuses: Set[DeliveryStatus]) -> str:
         listed = ", ".join(f"'{status}'" for status in sorted(statuses))
-        return f"EXISTS (SELECT FROM deliveries d WHERE {join} AND d.status IN ({listed}))"
+        return f"bool_or(d.status IN ({listed}))"
 
     rule = RULES[status]
     excluded = [f"NOT {any_in(rule.excluded)}"] if rule.excluded else []
