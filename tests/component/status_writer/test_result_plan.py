@@ -50,7 +50,7 @@ async def test_write_reads_only_the_deliveries_of_its_results(
                 for each in ids
             ]
         )  # fmt: skip
-    _read, write = statements
+    _lock, write = statements
     nodes = await executed_nodes(writer, write)
     assert rows_read(nodes, "deliveries") == RESULTS
     assert {scan["Relation Name"] for scan in scans(nodes, "deliveries")} == {partition}

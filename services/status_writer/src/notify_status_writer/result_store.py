@@ -1,6 +1,6 @@
-"""Apply any number of first results with two statements: one reads the deliveries, and one writes."""
+"""Apply any number of first results with two statements: one locks the deliveries, and one writes."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -9,7 +9,7 @@ from uuid import UUID
 
 from notify_common.contracts.channels import KNOWN_CHANNELS
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, StatusChange
-from notify_database.engine import autocommitting, database_errors, execute
+from notify_database.engine import database_errors, execute
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -22,11 +22,22 @@ from notify_status_writer.delivery_state import (
     refusal,
 )
 
+COLUMNS = "id, notification_id, channel, status, round, attempt, failures"
 # The statements name the range of ids, because PostgreSQL does not prune partitions by `ANY` or by a join.
-READ = text("""
-    SELECT id, notification_id, channel, status, round, attempt, failures FROM deliveries
-    WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
+# Rows that others have locked are left out, so that an open transaction of an operator delays only their results.
+# The time is taken after all locks are held, so that no change gets a time that a subscriber has already passed.
+LOCK = text(f"""
+    WITH locked AS (
+        SELECT {COLUMNS} FROM deliveries
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id ORDER BY id
+        FOR NO KEY UPDATE SKIP LOCKED
+    )
+    SELECT *, clock_timestamp() AS locked_at FROM locked ORDER BY id
+""")  # noqa: S608 - the columns are a constant
+EXISTING = text("""
+    SELECT id FROM deliveries WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
 """)
+READ = text(f"SELECT {COLUMNS} FROM deliveries WHERE id = :id")  # noqa: S608 - the columns are a constant
 # An attempt is overwritten only by a higher rank: sent > failed > retrying, throttled.
 OVERWRITES = """
     (({new}.outcome = 'sent' AND attempts.outcome <> 'sent')
@@ -56,56 +67,41 @@ LOCK_ATTEMPTS = text(f"""
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS held ON true
 """)  # noqa: S608 - a constant
-# A delivery's values are looked up by binary search in the sorted ids. PostgreSQL would plan a join badly while the
-# newest rows are not in its statistics: it would compare each result with all deliveries in the range of ids.
-POSITION = "width_bucket(id, CAST(:ids AS uuid[]))"
-# Deliveries that have changed since they were read, or that others have locked, are left out, so that an open
-# transaction of an operator delays only their results. The time is taken after all locks are held, so that no change
-# gets a time that a subscriber has already passed.
+# The new values are looked up by binary search in the sorted ids. PostgreSQL would plan a join badly while the newest
+# rows are not in its statistics: it would compare each result with all deliveries in the range of ids.
 WRITE = text(f"""
-    WITH unchanged AS MATERIALIZED (
-        SELECT id FROM deliveries
-        WHERE id = ANY(CAST(:ids AS uuid[])) AND id BETWEEN :first_id AND :last_id
-          AND status = (CAST(:old_status AS text[]))[{POSITION}]
-          AND round = (CAST(:old_round AS integer[]))[{POSITION}]
-          AND attempt = (CAST(:old_attempt AS integer[]))[{POSITION}]
-          AND failures = (CAST(:old_failures AS integer[]))[{POSITION}]
-        FOR NO KEY UPDATE SKIP LOCKED
-    ), written AS MATERIALIZED (
-        SELECT array_agg(id ORDER BY id) AS ids, clock_timestamp() AS changed_at FROM unchanged
-    ), changed AS (
+    WITH changed AS (
         UPDATE deliveries
-        SET status = (CAST(:status AS text[]))[{POSITION}],
-            round = (CAST(:round AS integer[]))[{POSITION}],
-            attempt = (CAST(:attempt AS integer[]))[{POSITION}],
-            failures = (CAST(:failures AS integer[]))[{POSITION}],
-            reason = CASE WHEN (CAST(:status AS text[]))[{POSITION}] = 'cancelled' THEN reason END,
-            updated_at = (SELECT changed_at FROM written)
-        WHERE id = ANY(CAST((SELECT ids FROM written) AS uuid[])) AND id BETWEEN :first_id AND :last_id
-          AND (CAST(:changes AS boolean[]))[{POSITION}]
-    ), reported AS (
-        INSERT INTO attempts
-            (delivery_id, attempt, round, outcome, error_class, error_code, provider_message_id,
-             started_at, finished_at, next_attempt_at, error_text)
-        SELECT new.* FROM unnest(
-            CAST(:attempt_delivery_id AS uuid[]), CAST(:attempt_attempt AS integer[]),
-            CAST(:attempt_round AS integer[]), CAST(:attempt_outcome AS text[]), CAST(:attempt_error_class AS text[]),
-            CAST(:attempt_error_code AS text[]), CAST(:attempt_provider_message_id AS text[]),
-            CAST(:attempt_started_at AS timestamptz[]), CAST(:attempt_finished_at AS timestamptz[]),
-            CAST(:attempt_next_attempt_at AS timestamptz[]), CAST(:attempt_error_text AS text[])
-        ) AS new (delivery_id)
-        WHERE delivery_id = (SELECT ids FROM written)[width_bucket(delivery_id, (SELECT ids FROM written))]
-        ON CONFLICT (delivery_id, attempt) DO UPDATE SET
-            round = excluded.round, outcome = excluded.outcome, error_class = excluded.error_class,
-            error_code = excluded.error_code, provider_message_id = excluded.provider_message_id,
-            started_at = excluded.started_at, finished_at = excluded.finished_at,
-            next_attempt_at = excluded.next_attempt_at, error_text = excluded.error_text
-        WHERE {OVERWRITES.format(new="excluded")}
+        SET status = (CAST(:changed_status AS text[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            round = (CAST(:changed_round AS integer[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            attempt = (CAST(:changed_attempt AS integer[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            failures = (CAST(:changed_failures AS integer[]))[width_bucket(id, CAST(:changed_id AS uuid[]))],
+            reason = CASE
+                WHEN (CAST(:changed_status AS text[]))[width_bucket(id, CAST(:changed_id AS uuid[]))] = 'cancelled'
+                THEN reason
+            END,
+            updated_at = :changed_at
+        WHERE id = ANY(CAST(:changed_id AS uuid[])) AND id BETWEEN :first_id AND :last_id
     )
-    SELECT coalesce(ids, '{{}}') AS ids, changed_at FROM written
-""")  # noqa: S608 - constants
+    INSERT INTO attempts
+        (delivery_id, attempt, round, outcome, error_class, error_code, provider_message_id,
+         started_at, finished_at, next_attempt_at, error_text)
+    SELECT * FROM unnest(
+        CAST(:attempt_delivery_id AS uuid[]), CAST(:attempt_attempt AS integer[]), CAST(:attempt_round AS integer[]),
+        CAST(:attempt_outcome AS text[]), CAST(:attempt_error_class AS text[]), CAST(:attempt_error_code AS text[]),
+        CAST(:attempt_provider_message_id AS text[]), CAST(:attempt_started_at AS timestamptz[]),
+        CAST(:attempt_finished_at AS timestamptz[]), CAST(:attempt_next_attempt_at AS timestamptz[]),
+        CAST(:attempt_error_text AS text[])
+    )
+    ON CONFLICT (delivery_id, attempt) DO UPDATE SET
+        round = excluded.round, outcome = excluded.outcome, error_class = excluded.error_class,
+        error_code = excluded.error_code, provider_message_id = excluded.provider_message_id,
+        started_at = excluded.started_at, finished_at = excluded.finished_at,
+        next_attempt_at = excluded.next_attempt_at, error_text = excluded.error_text
+    WHERE {OVERWRITES.format(new="excluded")}
+""")  # noqa: S608 - a constant
 
-STATE_COLUMNS = ("status", "round", "attempt", "failures")
+CHANGED_COLUMNS = ("id", "status", "round", "attempt", "failures")
 ATTEMPT_COLUMNS = (
     "delivery_id", "attempt", "round", "outcome", "error_class", "error_code", "provider_message_id",
     "started_at", "finished_at", "next_attempt_at", "error_text",
@@ -121,9 +117,8 @@ class Applied:
     changes: Sequence[StatusChange]
     refusals: Sequence[Refusal | None]
     """For each result, None or why it must never be applied."""
-    deferred: Set[UUID]
-    """The deliveries whose results were left out, because they have just changed, or because another transaction has
-    locked their rows or attempts."""
+    locked: Set[UUID]
+    """The deliveries whose results were left out, because another transaction has locked their rows or attempts."""
 
 
 class ResultStore:
@@ -131,40 +126,58 @@ class ResultStore:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._autocommitting_engine = autocommitting(engine)
 
     async def apply(self, reports: Sequence[Reported]) -> Applied:
         """Apply all results in one transaction. If that fails, raise `DatabaseUnavailable` or `DataRejected`."""
-        before = await self._read({result.delivery_id for result, _ in reports})
-        refusals = [refusal(before.get(each.result.delivery_id), each) for each in reports]
-        accepted = [result for (result, _), refused in zip(reports, refusals, strict=True) if refused is None]
-        if not accepted:
-            return Applied([], refusals, frozenset())
-        # An attempt above the delivery's last one cannot be stored, so first results cost no further statement.
-        repeated = [
-            each for each in best_attempts(accepted).values() if each.attempt <= before[each.delivery_id].attempt
-        ]
+        ids = sorted({result.delivery_id for result, _ in reports})
+        id_range = {"first_id": ids[0], "last_id": ids[-1]}
         with database_errors():
-            if not repeated:
-                async with self._autocommitting_engine.begin() as connection:
-                    changes, deferred = await _write(connection, before, accepted)
-            else:
-                async with self._engine.begin() as connection:
-                    kept, locked = await _lock_attempts(connection, repeated)
+            async with self._engine.begin() as connection:
+                rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
+                before = {row.id: _state(row) for row in rows}
+                locked: Set[UUID] = frozenset()
+                if missing := set(ids) - before.keys():
+                    locked = set((await connection.execute(EXISTING, {"ids": list(missing), **id_range})).scalars())
+                refusals = [
+                    None if each.result.delivery_id in locked else refusal(before.get(each.result.delivery_id), each)
+                    for each in reports
+                ]
+                accepted = [
+                    result
+                    for (result, _), refused in zip(reports, refusals, strict=True)
+                    if refused is None and result.delivery_id not in locked
+                ]
+                attempts = best_attempts(accepted)
+                # An attempt above the delivery's last one cannot be stored, so first results cost no further statement.
+                if repeated := [each for each in attempts.values() if each.attempt <= before[each.delivery_id].attempt]:
+                    kept, unavailable = await _lock_attempts(connection, repeated, id_range)
+                    locked |= unavailable
                     accepted = [each for each in accepted if each.delivery_id not in locked]
-                    changes, deferred = await _write(connection, before, accepted, kept)
-                    deferred |= locked
-        return Applied(changes, refusals, deferred)
+                    attempts = {key: each for key, each in best_attempts(accepted).items() if key not in kept}
+                after = dict(before)
+                for result in accepted:
+                    after[result.delivery_id] = advance(after[result.delivery_id], result)
+                changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
+                changed_at = max((row.locked_at for row in rows), default=None)
+                if changed or attempts:
+                    await _write(connection, changed, attempts, {**id_range, "changed_at": changed_at})
+        errors = {(each.delivery_id, each.attempt): each for each in accepted if each.error_class is not None}
+        return Applied(
+            changes=[
+                _change(state, errors.get((state.id, state.attempt)), changed_at)
+                for state in changed
+                # A further attempt is a change even if the status stays the same, unless the status is final.
+                if (state.status is not before[state.id].status or not state.status.final)
+                and state.channel in KNOWN_CHANNELS  # no subscriber of this version could read the event
+            ],
+            refusals=refusals,
+            locked=locked,
+        )
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:
         """Return the delivery, or None if it does not exist."""
-        return (await self._read({delivery_id})).get(delivery_id)
-
-    async def _read(self, ids: Set[UUID]) -> dict[UUID, DeliveryState]:
-        """Return the deliveries that exist."""
-        parameters = {"ids": list(ids), "first_id": min(ids), "last_id": max(ids)}
-        rows = (await execute(self._autocommitting_engine, READ, **parameters)).all()
-        return {row.id: _state(row) for row in rows}
+        row = (await execute(self._engine, READ, id=delivery_id)).one_or_none()
+        return None if row is None else _state(row)
 
 
 def _state(row: Row[Any]) -> DeliveryState:
@@ -174,64 +187,30 @@ def _state(row: Row[Any]) -> DeliveryState:
 
 async def _write(
     connection: AsyncConnection,
-    before: Mapping[UUID, DeliveryState],
-    accepted: Sequence[DeliveryResult],
-    kept: Set[AttemptKey] = frozenset(),
-) -> tuple[list[StatusChange], Set[UUID]]:
-    """Write the accepted results, except for the attempts to be kept.
-
-    Return the status changes, and the deliveries whose results must be tried again.
-    """
-    after: dict[UUID, DeliveryState] = {}
-    for result in accepted:
-        after[result.delivery_id] = advance(after.get(result.delivery_id) or before[result.delivery_id], result)
-    attempts = {key: each for key, each in best_attempts(accepted).items() if key not in kept}
-    if not attempts and all(state == before[each] for each, state in after.items()):
-        return [], frozenset()
-    ids = sorted(after)  # `WRITE` searches for them
-    parameters = {
-        "ids": ids,
-        "first_id": ids[0],
-        "last_id": ids[-1],
-        "changes": [after[each] != before[each] for each in ids],
-        **_columns("old_", STATE_COLUMNS, [before[each] for each in ids]),
-        **_columns("", STATE_COLUMNS, [after[each] for each in ids]),
-        **_columns("attempt_", ATTEMPT_COLUMNS, [attempts[key] for key in sorted(attempts)]),
-    }
-    written = (await connection.execute(WRITE, parameters)).one()
-    errors = {(each.delivery_id, each.attempt): each for each in accepted if each.error_class is not None}
-    changes = [
-        _change(state, errors.get((state.id, state.attempt)), written.changed_at)
-        for state in map(after.__getitem__, written.ids)
-        if _is_change(before[state.id], state)
-    ]
-    return changes, after.keys() - set(written.ids)
-
-
-def _is_change(before: DeliveryState, after: DeliveryState) -> bool:
-    """Return True if subscribers are told: of each new status, and of each attempt until the status is final."""
-    return (
-        after != before
-        and (after.status is not before.status or not after.status.final)
-        and after.channel in KNOWN_CHANNELS  # no subscriber of this version could read the event
-    )
+    deliveries: Iterable[DeliveryState],
+    attempts: Mapping[AttemptKey, DeliveryResult],
+    parameters: Mapping[str, object],
+) -> None:
+    changed = sorted(deliveries, key=attrgetter("id"))  # `WRITE` searches for the ids
+    rows = [attempts[key] for key in sorted(attempts)]
+    columns = _columns("changed_", CHANGED_COLUMNS, changed) | _columns("attempt_", ATTEMPT_COLUMNS, rows)
+    await connection.execute(WRITE, {**columns, **parameters})
 
 
 async def _lock_attempts(
-    connection: AsyncConnection, repeated: Sequence[DeliveryResult]
+    connection: AsyncConnection, repeated: Sequence[DeliveryResult], id_range: Mapping[str, UUID]
 ) -> tuple[Set[AttemptKey], Set[UUID]]:
     """Lock the stored attempts that `repeated` would overwrite.
 
     Return the attempts that it would not overwrite, and the deliveries of those that another transaction has locked.
     """
-    ids = [each.delivery_id for each in repeated]
     columns = _columns("", ("delivery_id", "attempt", "outcome"), repeated)
-    rows = (await connection.execute(LOCK_ATTEMPTS, {**columns, "first_id": min(ids), "last_id": max(ids)})).all()
+    rows = (await connection.execute(LOCK_ATTEMPTS, {**columns, **id_range})).all()
     kept = {(row.delivery_id, row.attempt) for row in rows if not row.overwritten}
     return kept, {row.delivery_id for row in rows if row.overwritten and not row.held}
 
 
-def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: datetime) -> StatusChange:
+def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: datetime | None) -> StatusChange:
     error = failure if failure is not None and state.status in WITH_ERROR else None
     return StatusChange.model_validate(
         {

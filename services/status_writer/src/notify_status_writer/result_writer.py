@@ -34,13 +34,13 @@ FAILURES = (*ROW_ERRORS, StatementTimedOut)  # without one of the results, or wi
 DEAD_LETTER_INTERVAL = 1.0  # seconds per result
 
 
-class Deferred(Enum):
-    """The outcome of a result that must be tried again: its delivery is locked, or has just changed."""
+class Locked(Enum):
+    """The outcome of a result whose delivery another transaction has locked."""
 
-    DEFERRED = auto()
+    LOCKED = auto()
 
 
-DEFERRED = Deferred.DEFERRED
+LOCKED = Locked.LOCKED
 
 
 class ResultWriter:
@@ -67,7 +67,7 @@ class ResultWriter:
         # transactions, again and again.
         self._isolator = self._create_batcher("results that have failed cannot be written", whole_submissions=False)
 
-    def _create_batcher(self, outage: str, *, whole_submissions: bool) -> Batcher[Reported, Refusal | Deferred | None]:
+    def _create_batcher(self, outage: str, *, whole_submissions: bool) -> Batcher[Reported, Refusal | Locked | None]:
         return Batcher(
             partial(self._flush, Outage(log, outage)),
             max_batch=MESSAGES_PER_TRANSACTION,
@@ -90,7 +90,7 @@ class ResultWriter:
             failed: list[DeliveryResult] = []
             reason = ""
             for result, outcome in zip(results, outcomes, strict=True):
-                if outcome is DEFERRED:
+                if outcome is LOCKED:
                     waiting.append(result)
                 elif isinstance(outcome, Failed) and isinstance(outcome.error, StatementTimedOut):
                     waiting.append(result)  # for example, because its partition is locked
@@ -111,9 +111,7 @@ class ResultWriter:
                 await _wait(results, pause, reason)
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _submit(
-        self, reports: Sequence[Reported], *, apart: bool
-    ) -> Sequence[Refusal | Deferred | Failed | None]:
+    async def _submit(self, reports: Sequence[Reported], *, apart: bool) -> Sequence[Refusal | Locked | Failed | None]:
         """Write the results of a message together with those of others, or `apart` from them if it fails."""
         if not apart:
             outcomes = await self._batcher.submit_all(reports)
@@ -121,16 +119,16 @@ class ResultWriter:
                 return outcomes
         return await self._isolator.submit_all(reports)
 
-    async def _flush(self, outage: Outage, reports: Sequence[Reported]) -> Sequence[Refusal | Deferred | None]:
+    async def _flush(self, outage: Outage, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
         """Commit the results; return for each of them None, or why it has no effect."""
         with self._tracing.group("commit results", (result.traceparent for result, _ in reports)):
             applied = await self._apply(outage, reports)
         self._events.publish(applied.changes)
         outcomes = [
-            DEFERRED if result.delivery_id in applied.deferred else refused
+            LOCKED if result.delivery_id in applied.locked else refused
             for (result, _), refused in zip(reports, applied.refusals, strict=True)
         ]
-        self._metrics.results.inc(len(reports) - outcomes.count(DEFERRED))
+        self._metrics.results.inc(len(reports) - outcomes.count(LOCKED))
         for change in applied.changes:
             self._metrics.changed(change)
         # The callers dead-letter refused results, so that no other result waits for that.
