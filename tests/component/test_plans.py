@@ -22,6 +22,8 @@ STATEMENTS: dict[str, ClauseElement] = {
     "release": statements.RELEASE,
     "postpone": statements.POSTPONE,
     "delete": statements.DELETE,
+    "lock": result_store.LOCK,
+    "existing": result_store.EXISTING,
     "read": result_store.READ,
     "lock attempts": result_store.LOCK_ATTEMPTS,
     "write": result_store.WRITE,
