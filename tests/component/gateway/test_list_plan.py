@@ -7,12 +7,13 @@ import pytest
 from notify_gateway.database import TenantReads, TenantShare
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.schemas import DeliveryQuery
+from notify_gateway.notifications import queries
 from notify_gateway.notifications.queries import NotificationQueries
 from notify_gateway.notifications.schemas import ListQuery
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.gateway import Json
-from support.plans import executed_nodes, recorded, rows_read
+from support.plans import executed_nodes, recorded, rows_read, scans
 
 OLD = 2_000  # notifications of our tenant from before the default period
 OURS = 2_000  # those of the last hour, which are older than those of the other tenant
@@ -49,21 +50,46 @@ async def fill(engine: AsyncEngine) -> None:
         await connection.execute(text("ANALYZE notifications, deliveries, attempts"))
 
 
-async def executed(engine: AsyncEngine, queries: Any, query: Any, *, wanted: int = 50) -> Sequence[Json]:
+async def executed(engine: AsyncEngine, reader: Any, query: Any, *, wanted: int = 50) -> Sequence[Json]:
     """Read the page, which must have this many items, and return the executed nodes of the plan."""
     with recorded(engine) as statements:
-        page = await queries(TenantReads(engine, TenantShare(1))).page("ours", query)
+        page = await reader(TenantReads(engine, TenantShare(1))).page("ours", query)
     assert len(page.items) == wanted
-    [statement] = statements
-    return await executed_nodes(engine, statement)
+    return await executed_nodes(engine, statements[-1])
 
 
-@pytest.mark.parametrize("filters", [{}, {"status": ["failed"]}, {"channel": "email"}], ids=str)
-async def test_list_of_a_tenant_reads_nothing_of_others(engine: AsyncEngine, filters: Json) -> None:
+FILTERS = pytest.mark.parametrize("filters", [{}, {"status": ["failed"]}, {"channel": "email"}], ids=str)
+
+
+@FILTERS
+async def test_list_of_a_tenant_with_few_notifications_reads_nothing_of_others(
+    engine: AsyncEngine, filters: Json
+) -> None:
     await fill(engine)
     nodes = await executed(engine, NotificationQueries, ListQuery(**filters))
     for table in ("notifications", "deliveries"):
         assert 0 < rows_read(nodes, table) <= OURS, nodes
+
+
+@FILTERS
+async def test_list_of_a_tenant_with_many_notifications_reads_no_notifications_of_others(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, filters: Json
+) -> None:
+    monkeypatch.setattr(queries, "FEW", OURS)
+    await fill(engine)
+    nodes = await executed(engine, NotificationQueries, ListQuery(**filters))
+    found = scans(nodes, "notifications")
+    assert found
+    assert sum(scan.get("Rows Removed by Filter", 0) for scan in found) == 0, found
+
+
+async def test_rare_status_of_a_tenant_with_many_notifications_is_not_looked_up_one_by_one(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "FEW", OURS)
+    await fill(engine)
+    nodes = await executed(engine, NotificationQueries, ListQuery(status=["pending"]), wanted=0)
+    assert max(scan["Actual Loops"] for scan in scans(nodes, "deliveries")) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ The ids of a notification's deliveries carry the notification's time. Statements
 ids, so that PostgreSQL searches one partition instead of all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby, islice
 from operator import attrgetter
@@ -18,7 +18,7 @@ from sqlalchemy import Executable, Row, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from notify_gateway.database import TenantReads
-from notify_gateway.deliveries.filters import conditions
+from notify_gateway.deliveries.filters import Conditions, conditions
 from notify_gateway.deliveries.queries import (
     ATTEMPTS_SIZE,
     DELIVERY_COLUMNS,
@@ -50,9 +50,6 @@ NOTIFICATION_WITH_ATTEMPTS = f"""
 """  # noqa: S608 - a constant
 OF_NOTIFICATION = f"d.notification_id = n.id AND d.id BETWEEN {of_the_same_time_sql('n.id')}"
 ATTEMPTS_OF_NOTIFICATION = f"(SELECT sum({ATTEMPTS_SIZE}) FROM deliveries d WHERE {OF_NOTIFICATION})"  # noqa: S608 - a constant
-# PostgreSQL cannot turn an aggregate into a join. It would plan the join badly if its statistics were old, and compare
-# each notification of the tenant with the deliveries of all tenants in the period.
-HAVE = f"(SELECT {{conditions}} FROM deliveries d WHERE {OF_NOTIFICATION}{{weeks}})"  # noqa: S608 - constants
 # PostgreSQL ends a page after `PAGE_BYTES`, so that the rest never takes up the gateway's memory.
 PAGE = f"""
     SELECT {NOTIFICATION_COLUMNS}, n.more, {DELIVERY_COLUMNS} {{columns}}
@@ -69,6 +66,11 @@ PAGE = f"""
     WHERE n.bytes_before < {PAGE_BYTES}
     ORDER BY n.id DESC, d.channel
 """  # noqa: S608 - the conditions are constants, too
+# A channel or a status is looked up notification by notification if there are few: PostgreSQL cannot turn the aggregate
+# into a join, in which it would scan the deliveries of all tenants. If there are many, such a scan takes less time.
+HAVE = f"(SELECT {{conditions}} FROM deliveries d WHERE {OF_NOTIFICATION}{{weeks}})"  # noqa: S608 - constants
+COUNT = "SELECT count(*) FROM (SELECT FROM notifications n WHERE n.tenant = :tenant{period} LIMIT :few) AS n"
+FEW = 10_000  # looking up the deliveries of so many takes less than 0.1 s
 EXPANSIONS = {
     Expansion.CONTENT: {
         "columns": f", {CONTENT_COLUMNS}",
@@ -110,16 +112,12 @@ class NotificationQueries:
         wanted, values = [*filtered.on_notifications, *filtered.period("n.id")], filtered.values
         if integer_users:
             wanted.append("n.user_key IS NULL")
-        of_deliveries = []
-        if query.channel is not None:
-            values["channel"] = query.channel.value
-            of_deliveries.append("bool_or(d.channel = :channel)")
-        if query.status:
-            of_deliveries.append(f"({' OR '.join(map(has_status_sql, sorted(set(query.status))))})")
-        weeks = filtered.weeks("d.id")
-        if of_deliveries:
-            wanted.append(HAVE.format(conditions=" AND ".join(of_deliveries), weeks=weeks))
-        parts = {"weeks": weeks, **expanded(EXPANSIONS, query.expand)}
+        if query.channel is not None or query.status:
+            if query.channel is not None:
+                values["channel"] = query.channel.value
+            few = query.is_narrow or await self._are_few(tenant, filtered)
+            wanted.append(_by_look_up(query, filtered) if few else _by_scan(query, filtered))
+        parts = {"weeks": filtered.weeks("d.id"), **expanded(EXPANSIONS, query.expand)}
         statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **parts))
         # One more notification than fits on the page is requested, to find out whether there are more.
         items, more = [], False
@@ -129,6 +127,33 @@ class NotificationQueries:
                 items.append(_notification(of_notification))
                 more = of_notification[0].more
         return NotificationPage(items=items, next_cursor=items[-1].id if more else None, has_more=more)
+
+    async def _are_few(self, tenant: str, filtered: Conditions) -> bool:
+        """Return True if few of the tenant's notifications are in the period."""
+        statement = parsed(COUNT.format(period="".join(f" AND {each}" for each in filtered.period("n.id"))))
+        bounds = {name: value for name, value in filtered.values.items() if name in {"first_id", "end_id"}}
+        counted = await self._reads.execute(tenant, statement, few=FEW, **bounds)
+        return bool(counted.scalar_one() < FEW)
+
+
+def _by_look_up(query: ListQuery, filtered: Conditions) -> str:
+    """Return the conditions on the deliveries, each notification's of which are looked up."""
+    conditions_on_deliveries = _on_deliveries(query, "bool_or({})".format)
+    return HAVE.format(conditions=conditions_on_deliveries, weeks=filtered.weeks("d.id"))
+
+
+def _by_scan(query: ListQuery, filtered: Conditions) -> str:
+    """Return the conditions on the deliveries, so that PostgreSQL scans those of the period."""
+    join = " AND ".join(["d.notification_id = n.id", *filtered.period("d.notification_id")])
+    return _on_deliveries(query, f"EXISTS (SELECT FROM deliveries d WHERE {join} AND {{}})".format)
+
+
+def _on_deliveries(query: ListQuery, any_delivery: Callable[[str], str]) -> str:
+    wanted = [] if query.channel is None else [any_delivery("d.channel = :channel")]
+    if query.status:
+        rules = (has_status_sql(status, any_delivery) for status in sorted(set(query.status)))
+        wanted.append(f"({' OR '.join(rules)})")
+    return " AND ".join(wanted)
 
 
 @lru_cache(REMEMBERED_STATEMENTS)

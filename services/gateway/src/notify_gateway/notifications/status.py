@@ -1,6 +1,6 @@
 """Derive a notification's status from its deliveries: the same rules apply in Python and in SQL."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -56,12 +56,15 @@ def notification_status(deliveries: Iterable[DeliveryStatus]) -> NotificationSta
     )
 
 
-def has_status_sql(status: NotificationStatus) -> str:
-    """Return the rule for `status` as a SQL aggregate of a notification's deliveries `d`."""
+def has_status_sql(status: NotificationStatus, any_delivery: Callable[[str], str]) -> str:
+    """Return the rule for `status` in SQL.
+
+    `any_delivery` turns a condition on a delivery `d` into one that any delivery of the notification meets it.
+    """
 
     def any_in(statuses: Set[DeliveryStatus]) -> str:
         listed = ", ".join(f"'{status}'" for status in sorted(statuses))
-        return f"bool_or(d.status IN ({listed}))"
+        return any_delivery(f"d.status IN ({listed})")
 
     rule = RULES[status]
     excluded = [f"NOT {any_in(rule.excluded)}"] if rule.excluded else []
