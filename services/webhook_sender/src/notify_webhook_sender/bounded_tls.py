@@ -14,6 +14,7 @@ from typing_extensions import override
 MAX_HANDSHAKE = 128 * 1024  # bytes; OpenSSL accepts 100 KiB of certificates
 MAX_ENCRYPTED = 48 * 1024  # bytes for each response: 32 KiB of it, the overhead of TLS, and some session tickets
 READ_SIZE = 4 * 1024  # bytes
+RECORD_SIZE = 16 * 1024  # bytes; the most that TLS encrypts at once
 # For TLS 1.2, this is Python's default without DHE, because there the receiver chooses the group: a handshake with
 # 8,192 bits blocked the event loop for 180 ms, and OpenSSL accepts 10,000 bits.
 CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!SHA1:!AESCCM"
@@ -120,7 +121,9 @@ class BoundedTLS(httpcore.AsyncNetworkStream):
         self._encrypted.allowance = MAX_ENCRYPTED
         try:
             async with asyncio.timeout(timeout):
-                await self._tls.send(buffer)
+                # A buffer of TLS grows to what is written at once, and does not shrink while the connection is open.
+                for start in range(0, len(buffer), RECORD_SIZE):
+                    await self._tls.send(buffer[start : start + RECORD_SIZE])
         except (BrokenResourceError, EndOfStream) as error:
             raise httpcore.WriteError(str(error)) from error
         except TimeoutError as error:
