@@ -8,7 +8,7 @@ import logging
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -75,6 +75,18 @@ class Webhook:
             url = RECIPIENT.validate_python(request.recipient)
         except ValidationError:
             raise errors.PermanentFailure("bad_address") from None
+        await self._post(self._signed(request, url))
+        return str(request.delivery_id)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._finishing:
+            await asyncio.wait(self._finishing)
+        self._resolver.close()
+        await self._connections.aclose()
+
+    def _signed(self, request: DeliveryRequested, url: str) -> httpcore.Request:
+        """Return the POST, which alone holds its content."""
         content = payload(request)
         message_id = str(request.delivery_id)
         timestamp = str(int(time.time()))
@@ -87,19 +99,10 @@ class Webhook:
             "webhook-timestamp": timestamp,
             "webhook-signature": " ".join(signature(key, message_id, timestamp, content) for key in self._keys),
         }
-        await self._post(url, headers, content)
-        return message_id
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        if self._finishing:
-            await asyncio.wait(self._finishing)
-        self._resolver.close()
-        await self._connections.aclose()
-
-    async def _post(self, url: str, headers: dict[str, str], content: bytes) -> None:
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
-        request = httpcore.Request("POST", url, headers=fields, content=content, extensions=self._extensions)
+        return httpcore.Request("POST", url, headers=fields, content=sent_once(content), extensions=self._extensions)
+
+    async def _post(self, request: httpcore.Request) -> None:
         try:
             connection = await self._connections.take(request.url.origin)
             response = await connection.handle_async_request(request)
@@ -165,6 +168,11 @@ def payload(request: DeliveryRequested) -> bytes:
         },
     }
     return json.dumps(body, ensure_ascii=False).encode()
+
+
+async def sent_once(content: bytes) -> AsyncIterator[bytes]:
+    """Yield the content, and do not keep it while the response is awaited, because hundreds of calls may wait."""
+    yield content
 
 
 def signature(key: bytes, message_id: str, timestamp: str, content: bytes) -> str:
