@@ -17,6 +17,7 @@ from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.worker import Worker
 from notify_common.runtime.clock import utc_now
+from notify_common.runtime.process import KEEP_ALIVE
 from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_limits import ProviderLimits
@@ -182,7 +183,12 @@ async def served_gateway(
             listener.listen()
             server = uvicorn.Server(
                 uvicorn.Config(
-                    create_app(gateway), http=LimitedHttpProtocol, lifespan="off", log_config=None, proxy_headers=False
+                    create_app(gateway),
+                    http=LimitedHttpProtocol,
+                    lifespan="off",
+                    log_config=None,
+                    proxy_headers=False,
+                    timeout_keep_alive=KEEP_ALIVE,
                 )
             )
             serving = asyncio.create_task(server.serve([listener]))
