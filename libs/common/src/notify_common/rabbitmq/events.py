@@ -113,11 +113,12 @@ class EventPublisher:
         for change in changes:
             by_kind[change.channel, change.status].append(change)
         exchange = self._exchange or await self._open_exchange(connection)
-        self.unheard = True
-        for (channel, status), alike in by_kind.items():
-            for first in range(0, len(alike), MAX_CHANGES):
-                message = _message(alike[first : first + MAX_CHANGES])
-                self.unheard &= await _is_returned(exchange, message, f"{channel}.{status}")
+        publishing = [
+            _is_returned(exchange, _message(alike[first : first + MAX_CHANGES]), f"{channel}.{status}")
+            for (channel, status), alike in by_kind.items()
+            for first in range(0, len(alike), MAX_CHANGES)
+        ]
+        self.unheard = all(await asyncio.gather(*publishing))
         if (dropped := self._dropped) > self._dropped_reported:
             await exchange.publish(_message(()), topology.DROPPED_ROUTING_KEY, mandatory=False)
             self._dropped_reported = dropped

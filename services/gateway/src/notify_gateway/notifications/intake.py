@@ -167,6 +167,7 @@ class NotificationIntake:
             async with engine.begin() as connection:
                 look_up_first = has_claims or self._users_have_settings
                 stored = await self._look_up(connection, batch) if look_up_first else None
+                # This repeats at most once: settings that have been looked up are no reason to store nothing.
                 while (accepted := await self._accept(connection, batch, stored)) is None:
                     stored = await self._look_up(connection, batch)
         outcomes, lease, leased = accepted
