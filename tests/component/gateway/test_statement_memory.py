@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from notify_common.contracts.ids import new_id
-from notify_database.engine import PostgresSettings
-from notify_gateway.database import Engines, TenantReads, TenantShare
+from notify_database.engine import PostgresSettings, create_engine
+from notify_gateway.database import READS, Engines, TenantReads, TenantShare
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.schemas import DeliveryQuery
 from notify_gateway.notifications.queries import NotificationQueries
@@ -20,6 +20,9 @@ from support.plans import Statement, planned_nodes, recorded, scans
 
 EXECUTIONS = 6  # after five, PostgreSQL may make a plan that it keeps as long as the statement
 MOST_BYTES = 1024 * 1024
+PLANS = text("""
+    SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE '%WINDOW newest_first%'
+""")
 KEPT_PLANS = text("SELECT sum(total_bytes) FROM pg_backend_memory_contexts WHERE name = 'CachedPlan'")
 
 
@@ -45,6 +48,23 @@ async def test_combined_filters_leave_no_plans_in_the_memory_of_postgresql(reads
             await queries.page("ours", ListQuery(user_id="a", status=list(statuses), channel="email"))
     async with reads.connect() as connection:
         assert (await connection.execute(KEPT_PLANS)).scalar_one() < MOST_BYTES
+
+
+async def test_plain_list_of_a_user_keeps_its_plan(postgres: PostgresSettings) -> None:
+    """It reads all weeks, so planning would take longer than reading."""
+    reads = create_engine(postgres, pool_size=1, planner=READS)
+    of_user: Sequence[tuple[Any, Any]] = (
+        (NotificationQueries(TenantReads(reads, TenantShare(1))), ListQuery),
+        (DeliveryQueries(TenantReads(reads, TenantShare(1))), DeliveryQuery),
+    )
+    for queries, query in of_user:
+        for user in ("a", "b", "1", "2"):
+            await queries.page("ours", query(user_id=user))
+            await queries.page("ours", query(user_id=user, created_before=datetime.now(UTC)))
+    async with reads.connect() as connection:
+        kinds = {(row.generic_plans > 0, row.custom_plans > 0) for row in await connection.execute(PLANS)}
+    await reads.dispose()
+    assert kinds == {(True, False), (False, True)}
 
 
 @pytest.mark.parametrize("queries", [NotificationQueries, DeliveryQueries])

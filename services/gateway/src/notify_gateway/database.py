@@ -2,15 +2,22 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
-from notify_database.engine import ROWS_BY_KEY, PostgresSettings, autocommitting, create_engine, execute
+from notify_database.engine import (
+    ROWS_BY_KEY,
+    PostgresSettings,
+    autocommitting,
+    create_engine,
+    database_errors,
+    execute,
+)
 from notify_database.errors import StatementTimedOut
-from sqlalchemy import CursorResult, Executable
+from sqlalchemy import CursorResult, Executable, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from notify_gateway.errors import ReadTimedOut, TooManyInProgress
@@ -29,6 +36,8 @@ READS = {
     # take gigabytes. A plan for these parameters is not kept, and contains only the weeks that they name.
     "plan_cache_mode": "force_custom_plan",
 }
+# The few statements that read all weeks have a plan that is kept, because planning for a hundred weeks takes 20 ms.
+KEEP_PLAN = text("SET LOCAL plan_cache_mode = force_generic_plan")
 MAX_WAITING = 2_000  # reads and writes of one tenant that wait, each on one of the gateway's 8,000 connections
 
 
@@ -125,7 +134,8 @@ class TenantReads:
     """Runs reads within each tenant's share of the connections."""
 
     def __init__(self, engine: AsyncEngine, share: TenantShare) -> None:
-        self._engine = autocommitting(engine)
+        self._engine = engine
+        self._autocommitting_engine = autocommitting(engine)
         self._share = share
 
     async def execute(self, tenant: str, statement: Executable, **parameters: object) -> CursorResult[Any]:
@@ -133,20 +143,33 @@ class TenantReads:
 
         May raise `TooManyInProgress`, `ReadTimedOut`, `DatabaseUnavailable` or `DataRejected`.
         """
-        async with self.result(tenant, statement, **parameters) as result:
+        async with self.result(tenant, statement, parameters) as result:
             return result
 
     @asynccontextmanager
     async def result(
-        self, tenant: str, statement: Executable, **parameters: object
+        self, tenant: str, statement: Executable, parameters: Mapping[str, object], *, keep_plan: bool = False
     ) -> AsyncIterator[CursorResult[Any]]:
         """Execute one statement, as `execute` does, and hold the tenant's slot while the result is in use.
 
-        The slot limits how many long results of a tenant are in memory.
+        The slot limits how many long results of a tenant are in memory. If `keep_plan` is set, PostgreSQL keeps the
+        plan of the statement in the memory of each connection.
         """
+        values = {**parameters, "tenant": tenant}
         async with self._share.slot(tenant):
             try:
-                result = await execute(self._engine, statement, tenant=tenant, **parameters)
+                if keep_plan:
+                    result = await self._execute_with_kept_plan(statement, values)
+                else:
+                    result = await execute(self._autocommitting_engine, statement, **values)
             except StatementTimedOut:
                 raise ReadTimedOut from None
             yield result
+
+    async def _execute_with_kept_plan(
+        self, statement: Executable, parameters: Mapping[str, object]
+    ) -> CursorResult[Any]:
+        with database_errors():
+            async with self._engine.begin() as connection:
+                await connection.execute(KEEP_PLAN)
+                return await connection.execute(statement, parameters)

@@ -69,6 +69,11 @@ class NotificationFilter(RequestModel, extra="allow"):
         return self.user_id is not None or self.reference is not None
 
     @property
+    def is_plain(self) -> bool:
+        """True if there is no other filter than the user or the reference, so that there are few such statements."""
+        return self.is_narrow and self.model_fields_set <= {"user_id", "reference", "limit"}
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The values that the metadata must have, by key."""
         return {name.removeprefix(METADATA_PREFIX): value for name, value in (self.model_extra or {}).items()}

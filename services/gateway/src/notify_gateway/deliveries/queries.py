@@ -155,8 +155,9 @@ class DeliveryQueries:
         weeks = {"weeks_of_deliveries": filtered.weeks("id"), "weeks_of_attempts": filtered.weeks("a.delivery_id")}
         statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **weeks, **expanded(EXPANSIONS, query.expand)))
         # One more delivery than fits on the page is requested, to find out whether there are more.
+        values["limit"] = query.limit + 1
         items, more = [], False
-        async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
+        async with self._reads.result(tenant, statement, values, keep_plan=query.is_plain) as rows:
             async for row in in_slices(islice(rows, query.limit)):
                 items.append(_delivery(row))
                 more = row.more

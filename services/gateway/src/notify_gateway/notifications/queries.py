@@ -120,8 +120,9 @@ class NotificationQueries:
         parts = {"weeks": filtered.weeks("d.id"), **expanded(EXPANSIONS, query.expand)}
         statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **parts))
         # One more notification than fits on the page is requested, to find out whether there are more.
+        values["limit"] = query.limit + 1
         items, more = [], False
-        async with self._reads.result(tenant, statement, limit=query.limit + 1, **values) as rows:
+        async with self._reads.result(tenant, statement, values, keep_plan=query.is_plain) as rows:
             async for _, group in in_slices(islice(groupby(rows, key=attrgetter("id")), query.limit)):
                 of_notification = list(group)
                 items.append(_notification(of_notification))
