@@ -11,6 +11,8 @@ from notify_database.engine import PostgresSettings, create_engine
 from notify_gateway.database import READS, Engines, TenantReads, TenantShare
 from notify_gateway.deliveries.queries import DeliveryQueries
 from notify_gateway.deliveries.schemas import DeliveryQuery
+from notify_gateway.http.fields import Expansion
+from notify_gateway.legacy.schemas import ListQuery as LegacyListQuery
 from notify_gateway.notifications.queries import NotificationQueries
 from notify_gateway.notifications.schemas import ListQuery
 from notify_gateway.notifications.status import NotificationStatus
@@ -65,6 +67,22 @@ async def test_plain_list_of_a_user_keeps_its_plan(postgres: PostgresSettings) -
         kinds = {(row.generic_plans > 0, row.custom_plans > 0) for row in await connection.execute(PLANS)}
     await reads.dispose()
     assert kinds == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize(
+    ("query", "is_plain"),
+    [
+        (LegacyListQuery(user_id=1).current(), True),
+        (LegacyListQuery(user_id=1, status=NotificationStatus.SENT).current(), False),
+        (ListQuery(reference="a", limit=1), True),
+        (ListQuery.model_validate({"reference": "a", "metadata.shop": "1"}), False),
+        (ListQuery(user_id="a", expand=[Expansion.ATTEMPTS]), False),
+        (ListQuery(), False),
+    ],
+    ids=str,
+)
+def test_query_is_plain_if_it_has_no_other_filter(query: ListQuery, *, is_plain: bool) -> None:
+    assert query.is_plain is is_plain
 
 
 @pytest.mark.parametrize("queries", [NotificationQueries, DeliveryQueries])

@@ -70,8 +70,9 @@ class NotificationFilter(RequestModel, extra="allow"):
 
     @property
     def is_plain(self) -> bool:
-        """True if there is no other filter than the user or the reference, so that there are few such statements."""
-        return self.is_narrow and self.model_fields_set <= {"user_id", "reference", "limit"}
+        """True if only a user or a reference is wanted, without attempts, so that there are few such statements."""
+        others = self.model_dump(exclude={"user_id", "reference", "limit", "expand"}, exclude_defaults=True)
+        return self.is_narrow and not others and Expansion.ATTEMPTS not in self.expand
 
     @property
     def metadata(self) -> dict[str, str]:
