@@ -1,13 +1,15 @@
 """Batches of requests that share a transaction, and the limit on waiting requests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import ClassVar
 
 import httpx
 import pytest
 from notify_common.contracts.channels import Channel
+from notify_common.contracts.messages import DeliveryRequested
 from notify_common.rabbitmq.connection import create_broker
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
@@ -21,6 +23,7 @@ from notify_gateway.notifications import intake
 from notify_gateway.notifications.idempotency import Claim
 from notify_gateway.notifications.intake import NotificationIntake, Receipt
 from notify_gateway.notifications.new_notification import new_notification
+from notify_gateway.outbox.lease import Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import OutboxStore
 from sqlalchemy import event, text
@@ -30,6 +33,7 @@ from support.failing_rows import fail_on
 from support.gateway import BODY, Json, bearer, post
 from support.plans import recorded
 from support.services import NOWHERE, gateway_metrics, running_gateway
+from typing_extensions import override
 
 GOOD = LegacyNotificationRequest(user_id=1, message="fine", type=Channel.EMAIL)
 EXPIRED = GOOD.model_copy(update={"expires_at": utc_now() - timedelta(minutes=1)})
@@ -55,11 +59,28 @@ async def test_500_concurrent_requests_share_transactions(api: httpx.AsyncClient
     assert transactions < 100
 
 
+class RecordingRelay(OutboxRelay):
+    """A relay that does not run, but has room, and keeps the leases of what is handed over to it."""
+
+    leases: ClassVar[list[Lease]] = []
+
+    @override
+    def channels_with_room(self, requests: Sequence[DeliveryRequested]) -> set[Channel]:
+        return set(Channel)
+
+    @override
+    def hand_over(self, requests: Sequence[DeliveryRequested], lease: Lease) -> None:
+        self.leases.append(lease)
+        super().hand_over(requests, lease)
+
+
 @asynccontextmanager
-async def accepting(postgres: PostgresSettings) -> AsyncIterator[tuple[NotificationIntake, AsyncEngine]]:
+async def accepting(
+    postgres: PostgresSettings, relay_class: type[OutboxRelay] = OutboxRelay
+) -> AsyncIterator[tuple[NotificationIntake, AsyncEngine]]:
     """Yield an intake, and its engine with a single connection."""
     engine, broker = create_engine(postgres, pool_size=1), create_broker(NOWHERE, "gateway")
-    relay = OutboxRelay(
+    relay = relay_class(
         broker, ConfirmedPublisher, OutboxStore(engine), EventPublisher(NOWHERE, "gateway"), gateway_metrics()
     )
     yield NotificationIntake(engine, relay, max_waiting=1000, metrics=gateway_metrics()), engine
@@ -118,6 +139,24 @@ async def test_settings_of_users_are_looked_up_only_if_there_are_any(
         notifications = text("SELECT user_id, status FROM deliveries JOIN notifications n ON n.id = notification_id")
         outcomes = sorted(tuple(row) for row in await connection.execute(notifications))
     assert outcomes == [(1, "pending")] * 5 + [(2, "cancelled")] * 2
+
+
+async def test_lease_ends_no_later_than_in_the_row_after_a_slow_look_up(
+    postgres: PostgresSettings, engine: AsyncEngine
+) -> None:
+    async with accepting(postgres, RecordingRelay) as (intake_, _):
+        async with engine.begin() as lock:
+            await lock.execute(text("LOCK TABLE user_channels IN ACCESS EXCLUSIVE MODE"))
+            accepted = asyncio.create_task(
+                intake_.accept(new_notification(GOOD, "ours"), Claim(("ours", "k"), b"hash"))
+            )
+            await blocked_or_done(engine, accepted)
+            await lock.execute(text("SELECT pg_sleep(1)"))
+        await accepted
+    left = RecordingRelay.leases[-1].ends - lease_clock()
+    async with engine.connect() as connection:
+        row = text("SELECT CAST(extract(epoch FROM leased_until - clock_timestamp()) AS float) FROM outbox")
+        assert left < (await connection.execute(row)).scalar_one() + 0.5
 
 
 async def test_rejected_requests_with_keys_do_not_use_up_the_connections(postgres: PostgresSettings) -> None:

@@ -159,6 +159,8 @@ class NotificationIntake:
         await self._batcher.drained()
 
     async def _flush(self, batch: Sequence[_Submission]) -> list[_Outcome]:
+        # This is read before the rows' lease begins, so that ours ends first: in a transaction, theirs begins with it.
+        lease_began = lease_clock()
         # Without idempotency keys, there is a single write, which needs no explicit transaction.
         has_claims = any(each.claim is not None for each in batch)
         engine = self._engine if has_claims else self._autocommitting_engine
@@ -168,7 +170,7 @@ class NotificationIntake:
                 look_up_first = has_claims or self._users_have_settings
                 stored = await self._look_up(connection, batch) if look_up_first else None
                 # This repeats at most once: settings that have been looked up are no reason to store nothing.
-                while (accepted := await self._accept(connection, batch, stored)) is None:
+                while (accepted := await self._accept(connection, batch, stored, lease_began)) is None:
                     stored = await self._look_up(connection, batch)
         outcomes, lease, leased = accepted
         if lease is not None:
@@ -189,13 +191,13 @@ class NotificationIntake:
         connection: AsyncConnection,
         batch: Sequence[_Submission],
         stored: Mapping[UserChannelKey, UserChannel] | None,
+        lease_began: float,
     ) -> _Accepted | None:
         """Store the batch's new notifications.
 
         `stored` has the settings of their users. If it is None, they have not been looked up; then return None, and
         store nothing, if there are any.
         """
-        lease_began = lease_clock()  # read before the rows' lease begins, so that ours ends first
         outcomes = await self._decide(connection, batch, stored or {})
         new = [outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)]
         if not new:
