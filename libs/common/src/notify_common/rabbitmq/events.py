@@ -6,13 +6,10 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from itertools import chain
 from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractExchange
-from aio_pika.exceptions import DeliveryError
-from aiormq.abc import DeliveredMessage
 
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
@@ -25,9 +22,6 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0  # seconds
 STOP_TIMEOUT = 1.0  # seconds to publish the waiting changes when the process stops
-# How long changes are collected while nobody subscribes, because each message costs more than many changes in it. The
-# first events for a new subscriber are late by this, but not lost.
-UNHEARD_INTERVAL = 0.25  # seconds
 # Changes that may wait to be published; further ones are dropped. A change usually takes 1.4 KB of memory, and at
 # most 3.5 KB, because the contract limits its texts.
 MAX_WAITING = 10_000
@@ -36,11 +30,9 @@ MAX_WAITING = 10_000
 class EventPublisher:
     """Publishes committed status changes in the background.
 
-    Events may be lost: new ones are dropped while too many are waiting. An empty message then tells subscribers that
-    some were dropped. Events have their own connection, because RabbitMQ blocks publishing connections during an alarm,
-    which would also block the acks on a shared connection.
-
-    RabbitMQ returns messages to which nobody subscribes. Until one is not returned, fewer and larger ones follow.
+    Events may be lost: they are published without confirms, and new ones are dropped while too many are waiting. An
+    empty message then tells subscribers that some were dropped. Events have their own connection, because RabbitMQ
+    blocks publishing connections during an alarm, which would also block the acks on a shared connection.
     """
 
     def __init__(self, settings: RabbitSettings, role: str) -> None:
@@ -51,8 +43,6 @@ class EventPublisher:
         self._dropped = self._dropped_reported = 0
         self._connection: AbstractConnection | None = None
         self._exchange: AbstractExchange | None = None
-        self.unheard = False
-        """True if the last messages were returned."""
 
     def publish(self, changes: Sequence[StatusChange]) -> None:
         """Publish committed changes in the background, and return at once."""
@@ -86,16 +76,10 @@ class EventPublisher:
     async def _publish_waiting(self) -> None:
         outage = Outage(log, "events cannot be published")
         while True:
-            groups = [await self._waiting.get()]
-            if self.unheard:
-                await asyncio.sleep(UNHEARD_INTERVAL)
-            while not self._waiting.empty():
-                groups.append(self._waiting.get_nowait())
-            changes = list(chain.from_iterable(groups))
+            changes = await self._waiting.get()
             await outage.retry(partial(self._publish_or_disconnect, changes), BrokerUnavailable)
             self._waiting_count -= len(changes)
-            for _ in groups:
-                self._waiting.task_done()
+            self._waiting.task_done()
 
     async def _publish_or_disconnect(self, changes: Sequence[StatusChange]) -> None:
         try:
@@ -113,18 +97,16 @@ class EventPublisher:
         for change in changes:
             by_kind[change.channel, change.status].append(change)
         exchange = self._exchange or await self._open_exchange(connection)
-        publishing = [
-            _is_returned(exchange, _message(alike[first : first + MAX_CHANGES]), f"{channel}.{status}")
-            for (channel, status), alike in by_kind.items()
-            for first in range(0, len(alike), MAX_CHANGES)
-        ]
-        self.unheard = all(await asyncio.gather(*publishing))
+        for (channel, status), alike in by_kind.items():
+            for first in range(0, len(alike), MAX_CHANGES):
+                message = _message(alike[first : first + MAX_CHANGES])
+                await exchange.publish(message, f"{channel}.{status}", mandatory=False)
         if (dropped := self._dropped) > self._dropped_reported:
             await exchange.publish(_message(()), topology.DROPPED_ROUTING_KEY, mandatory=False)
             self._dropped_reported = dropped
 
     async def _open_exchange(self, connection: AbstractConnection) -> AbstractExchange:
-        channel = await connection.channel()
+        channel = await connection.channel(publisher_confirms=False)
         self._exchange = await channel.get_exchange(topology.EVENTS.name, ensure=False)
         return self._exchange
 
@@ -134,14 +116,6 @@ class EventPublisher:
             with suppress(BrokerUnavailable), broker_errors():
                 async with asyncio.timeout(TIMEOUT):
                     await connection.close()
-
-
-async def _is_returned(exchange: AbstractExchange, message: aio_pika.Message, routing_key: str) -> bool:
-    """Publish the message. Return True if it is returned, because nobody subscribes."""
-    try:
-        return isinstance(await exchange.publish(message, routing_key, mandatory=True), DeliveredMessage)
-    except DeliveryError:
-        return False  # a subscriber's queue is full, and refuses it; the others have got it
 
 
 def _message(changes: Sequence[StatusChange]) -> aio_pika.Message:
