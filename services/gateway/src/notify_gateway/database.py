@@ -36,7 +36,7 @@ READS = {
     # take gigabytes. A plan for these parameters is not kept, and contains only the weeks that they name.
     "plan_cache_mode": "force_custom_plan",
 }
-# The few statements that read all weeks have a plan that is kept, because planning for a hundred weeks takes 20 ms.
+# The few statements that read all weeks have a plan that is kept, because planning for a hundred weeks takes 8 ms.
 KEEP_PLAN = text("SET LOCAL plan_cache_mode = force_generic_plan")
 MAX_WAITING = 2_000  # reads and writes of one tenant that wait, each on one of the gateway's 8,000 connections
 

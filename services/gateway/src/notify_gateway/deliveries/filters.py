@@ -71,8 +71,9 @@ class NotificationFilter(RequestModel, extra="allow"):
     @property
     def is_plain(self) -> bool:
         """True if only a user or a reference is wanted, without attempts, so that there are few such statements."""
-        others = self.model_dump(exclude={"user_id", "reference", "limit", "expand"}, exclude_defaults=True)
-        return self.is_narrow and not others and Expansion.ATTEMPTS not in self.expand
+        if not self.is_narrow or Expansion.ATTEMPTS in self.expand:
+            return False
+        return not self.model_dump(exclude={"user_id", "reference", "limit", "expand"}, exclude_defaults=True)
 
     @property
     def metadata(self) -> dict[str, str]:

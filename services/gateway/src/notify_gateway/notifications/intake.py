@@ -81,6 +81,7 @@ _Outcome = _Committed | _Rejected | RecordedResponse
 
 class _Accepted(NamedTuple):
     outcomes: list[_Outcome]
+    new: Sequence[NewNotification] = ()
     lease: Lease | None = None
     leased: Sequence[DeliveryRequested] = ()
     """The deliveries whose outbox rows are leased."""
@@ -172,11 +173,10 @@ class NotificationIntake:
                 # This repeats at most once: settings that have been looked up are no reason to store nothing.
                 while (accepted := await self._accept(connection, batch, stored, lease_began)) is None:
                     stored = await self._look_up(connection, batch)
-        outcomes, lease, leased = accepted
-        if lease is not None:
-            self._relay.hand_over(leased, lease)
-        self._after_commit([outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)])
-        return outcomes
+        if accepted.lease is not None:
+            self._relay.hand_over(accepted.leased, accepted.lease)
+        self._after_commit(accepted.new)
+        return accepted.outcomes
 
     async def _look_up(
         self, connection: AsyncConnection, batch: Sequence[_Submission]
@@ -210,7 +210,7 @@ class NotificationIntake:
         if leased_until is None:
             return None
         lease = Lease.beginning(lease_began, leased_until)
-        return _Accepted(outcomes, lease, [delivery for delivery in due_now if delivery.channel in leased])
+        return _Accepted(outcomes, new, lease, [delivery for delivery in due_now if delivery.channel in leased])
 
     async def _decide(
         self, connection: AsyncConnection, batch: Sequence[_Submission], stored: Mapping[UserChannelKey, UserChannel]

@@ -138,13 +138,12 @@ class NotificationQueries:
 
 
 def _by_look_up(query: ListQuery, filtered: Conditions) -> str:
-    """Return the conditions on the deliveries, each notification's of which are looked up."""
-    conditions_on_deliveries = _on_deliveries(query, "bool_or({})".format)
-    return HAVE.format(conditions=conditions_on_deliveries, weeks=filtered.weeks("d.id"))
+    """Return a condition on the deliveries for which those of each notification are looked up."""
+    return HAVE.format(conditions=_on_deliveries(query, "bool_or({})".format), weeks=filtered.weeks("d.id"))
 
 
 def _by_scan(query: ListQuery, filtered: Conditions) -> str:
-    """Return the conditions on the deliveries, so that PostgreSQL scans those of the period."""
+    """Return a condition on the deliveries for which PostgreSQL scans those of the period."""
     join = " AND ".join(["d.notification_id = n.id", *filtered.period("d.notification_id")])
     return _on_deliveries(query, f"EXISTS (SELECT FROM deliveries d WHERE {join} AND {{}})".format)
 
