@@ -12,6 +12,7 @@ from statistics import median
 from benchmarks import compare_plots, compare_tables, tables
 from benchmarks.contenders.contender import Contender
 from benchmarks.contenders.registry import CONTENDERS, contender, selectable
+from benchmarks.contenders.service import service_at
 from benchmarks.figures import METHOD, ContenderFigures
 from benchmarks.measure import (
     best_variant,
@@ -117,9 +118,11 @@ def run(benchmark: Benchmark, contenders: Sequence[Contender], ends: float) -> N
         benchmark.attempt(each, partial(benchmark.measure, latency=latency, round_=round_, deadline=deadline))
 
 
-def selected(keys: Sequence[str] | None) -> list[Contender]:
+def selected(keys: Sequence[str] | None, before: str | None) -> list[Contender]:
     """Return the contenders to measure; say which cannot run on this machine."""
     contenders = [contender(key) for key in keys] if keys else list(CONTENDERS)
+    if before:
+        contenders.append(service_at(before))
     for each in contenders:
         if reason := each.unavailable():
             say(f"{each.name} is left out: {reason}")
@@ -132,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", nargs="+", choices=keys, metavar="KEY", help=f"some contenders alone: {', '.join(keys)}"
     )
+    parser.add_argument("--before", metavar="COMMIT", help="also measure an earlier commit of this service")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of rounds (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time for everything (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="only check that each contender sends what it accepts")
@@ -143,8 +147,8 @@ def main() -> None:
     """Run the benchmark; publish its results if it was a full run."""
     parser = _parser()
     options = parser.parse_args()
+    contenders = selected(options.only, options.before)
     began = time.monotonic()
-    contenders = selected(options.only)
     try:
         lengths = plan(options.minutes, [unit for *_, unit in schedule(contenders, options.rounds)])
     except ValueError as error:

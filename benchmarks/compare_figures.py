@@ -20,6 +20,16 @@ def contenders(results: Json) -> list[str]:
     return [name for name in results["configuration"] if any(each["contender"] == name for each in results["figures"])]
 
 
+def alternatives(results: Json) -> list[str]:
+    """Return the names of the contenders that were measured, without this service in any form."""
+    return [name for name in contenders(results) if not name.startswith(SERVICE)]
+
+
+def earlier(results: Json) -> str | None:
+    """Return the name of this service at an earlier commit; None if it was not measured."""
+    return next((name for name in contenders(results) if name.startswith(f"{SERVICE} at ")), None)
+
+
 def latencies(results: Json) -> list[float]:
     """Return the simulated latencies in seconds, in ascending order."""
     return sorted({each["latency"] for each in results["figures"]})

@@ -7,11 +7,13 @@ from benchmarks.compare_figures import (
     SERVICE_WITH_KEYS,
     Round,
     accepted,
+    alternatives,
     at,
     by_round,
     compared_figures,
     contenders,
     cpu_at,
+    earlier,
     end_to_end,
     latencies,
     ranged,
@@ -45,10 +47,12 @@ def compare(results: Json) -> str:
         + _tail(results, latency),
         "### CPU per notification\n\n" + _cpu(results, latency),
         "### Where an alternative is better than this service\n\n" + _better(results, latency),
-        "### The cost of AUTH=on\n\n" + _auth(results),
+        "### The cost of AUTH=on\n\n" + _side_by_side(results, {SERVICE: "AUTH=off", SERVICE_WITH_KEYS: "AUTH=on"}),
         "### Goals\n\n" + goals_table(results, latency),
         "### What is switched on and off\n\n" + _configuration(results),
     ]
+    if before := earlier(results):
+        parts.insert(-2, "### An earlier commit\n\n" + _side_by_side(results, {before: before, SERVICE: SERVICE}))
     return "\n".join(parts)
 
 
@@ -97,10 +101,9 @@ def _ratios(results: Json) -> str:
     columns = [("accepted", latencies(results)[0], accepted)]
     columns += [(f"end to end, latency {latency:g} s", latency, end_to_end) for latency in latencies(results)]
     rows = []
-    for name in contenders(results):
-        if name not in (SERVICE, SERVICE_WITH_KEYS):
-            found = [ratio(results, name, latency, figure) for _, latency, figure in columns]
-            rows.append([name, *(", ".join(f"{each:.2f}" for each in one.values()) or "-" for one in found)])
+    for name in alternatives(results):
+        found = [ratio(results, name, latency, figure) for _, latency, figure in columns]
+        rows.append([name, *(", ".join(f"{each:.2f}" for each in one.values()) or "-" for one in found)])
     return table(["times as much as", *(title for title, _, _ in columns)], rows)
 
 
@@ -153,16 +156,14 @@ def _better(results: Json, latency: float) -> str:
     for title, at_latency, figure, more in compared_figures(latencies(results)):
         own = by_round(results, SERVICE, at_latency, figure)
         others = {
-            name: values
-            for name in contenders(results)
-            if name not in (SERVICE, SERVICE_WITH_KEYS) and (values := by_round(results, name, at_latency, figure))
+            name: values for name in alternatives(results) if (values := by_round(results, name, at_latency, figure))
         }
         better = {name: values for name, values in others.items() if own and _is_better(values, own, more=more)}
         if better:
             listed_ = ", ".join(f"{name} {ranged(values, 1)}" for name, values in better.items())
             rows.append([title, ranged(own, 1), listed_])
-    tails = {name: tail(results, name, latency, "to_sent") for name in contenders(results)}
-    own_tail = tails.get(SERVICE)
+    own_tail = tail(results, SERVICE, latency, "to_sent")
+    tails = {name: tail(results, name, latency, "to_sent") for name in alternatives(results)}
     below = {name: value for name, value in tails.items() if own_tail and value and value < own_tail}
     if own_tail and below:
         listed_ = ", ".join(f"{name} {value:.1f}" for name, value in below.items())
@@ -175,16 +176,17 @@ def _is_better(values: Round, own: Round, *, more: bool) -> bool:
     return other_median > own_median if more else other_median < own_median
 
 
-def _auth(results: Json) -> str:
-    if not {SERVICE, SERVICE_WITH_KEYS} <= set(contenders(results)):
+def _side_by_side(results: Json, heads: dict[str, str]) -> str:
+    """Compare two contenders, given as their names with the titles of their columns."""
+    if not heads.keys() <= set(contenders(results)):
         return "Not measured.\n"
     rows = []
     for title, at_latency, figure, _ in compared_figures(latencies(results)):
-        off, on = (by_round(results, name, at_latency, figure) for name in (SERVICE, SERVICE_WITH_KEYS))
-        if off and on:
-            each = ratios(on, off).values()
-            rows.append([title, ranged(off, 1), ranged(on, 1), ", ".join(f"{ratio:.2f}" for ratio in each)])
-    return table(["", "AUTH=off", "AUTH=on", "ratio by round"], rows)
+        first, second = (by_round(results, name, at_latency, figure) for name in heads)
+        if first and second:
+            each = ratios(second, first).values()
+            rows.append([title, ranged(first, 1), ranged(second, 1), ", ".join(f"{ratio:.2f}" for ratio in each)])
+    return table(["", *heads.values(), "ratio by round"], rows)
 
 
 def _configuration(results: Json) -> str:

@@ -4,8 +4,11 @@ import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.checkouts import check_out
 from benchmarks.contenders.contender import Contender, Environment, Program
 from benchmarks.contenders.ports import free_port
 from benchmarks.paths import PRODUCT_PYTHON
@@ -25,9 +28,9 @@ def settings(servers: "Servers", latency: float) -> Environment:
     }  # fmt: skip
 
 
-def migrate(servers: "Servers") -> None:
+def migrate(servers: "Servers", python: Path = PRODUCT_PYTHON) -> None:
     """Create our tables."""
-    _run(servers, "-m", "notify_database.migrate")
+    _run(servers, "-m", "notify_database.migrate", python=python)
 
 
 def create_key(servers: "Servers", tenant: str = "default", scopes: tuple[str, ...] = ("send", "read")) -> str:
@@ -41,13 +44,15 @@ def bearer(servers: "Servers") -> Mapping[str, str]:
     return {"Authorization": f"Bearer {create_key(servers)}"}
 
 
-def _run(servers: "Servers", *arguments: str) -> str:
+def _run(servers: "Servers", *arguments: str, python: Path = PRODUCT_PYTHON) -> str:
     environment = {**os.environ, **servers.service_settings(), "LOG_LEVEL": "WARNING"}
-    command = [str(PRODUCT_PYTHON), *arguments]
+    command = [str(python), *arguments]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
-def service_program(service: str, number: int = 1, *, port: int | None = None, **settings: str) -> Program:
+def service_program(
+    service: str, number: int = 1, *, port: int | None = None, python: Path = PRODUCT_PYTHON, **settings: str
+) -> Program:
     """Return a program that runs one of our services as process `number`, with `settings` in its environment."""
     port = port or free_port()
     if service == "gateway":
@@ -56,7 +61,7 @@ def service_program(service: str, number: int = 1, *, port: int | None = None, *
         settings["HEALTH_PORT"] = str(port)
     return Program(
         service if number == 1 else f"{service} {number}",
-        ["env", *(f"{key}={value}" for key, value in settings.items()), str(PRODUCT_PYTHON), "-m", f"notify_{service}"],
+        ["env", *(f"{key}={value}" for key, value in settings.items()), str(python), "-m", f"notify_{service}"],
         ready=f"http://127.0.0.1:{port}/readyz",
         sends=service != "gateway",
     )
@@ -68,14 +73,18 @@ def maintenance_program(retention_days: int) -> Program:
     return Program("maintenance", command)
 
 
+def _programs(python: Path, port: int) -> list[Program]:
+    return [
+        service_program("gateway", port=port, python=python),
+        service_program("telegram_sender", python=python),
+        service_program("status_writer", python=python),
+    ]
+
+
 SERVICE = Contender(
     key="service",
     name="this service",
-    programs=lambda port: [
-        service_program("gateway", port=port),
-        service_program("telegram_sender"),
-        service_program("status_writer"),
-    ],
+    programs=partial(_programs, PRODUCT_PYTHON),
     environment=settings,
     prepare=migrate,
     documentation=["../docs/settings.md"],
@@ -101,3 +110,16 @@ SERVICE_WITH_KEYS = replace(
     guarantees="as above",
     request_headers=bearer,
 )
+
+
+def service_at(revision: str) -> Contender:
+    """Check an earlier commit of this service out, install it, and return it as a contender."""
+    checkout = check_out(revision)
+    return replace(
+        SERVICE,
+        key="service-before",
+        name=f"{SERVICE.name} at {checkout.commit[:7]}",
+        programs=partial(_programs, checkout.python),
+        prepare=partial(migrate, python=checkout.python),
+        switches="an earlier commit of this service, run in the same way",
+    )

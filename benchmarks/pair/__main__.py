@@ -13,16 +13,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.checkouts import FOLDER
 from benchmarks.pair import report
 from benchmarks.pair.figures import LATENCY_RATE, Run
 from benchmarks.pair.run import Load, measure_cpu, measure_latency, warm_up
 from benchmarks.pair.sides import Side, base, tree, working_tree
 from benchmarks.pair.stack import SETTINGS, fresh_stack, prepare_template
-from benchmarks.paths import PROJECT
 from benchmarks.progress import say
 from benchmarks.servers import machine, write_json
 
-FOLDER = PROJECT / ".local" / "bench-pair"
 PAIRS = 5
 RATE = 1500.0  # requests a second
 SECONDS = 15.0
@@ -44,7 +43,7 @@ def measure(side: Side, pair: int, load: Load, stacks: Path) -> Run:
         cpu = measure_cpu(stack, load)
         say(f"{prefix}: {LATENCY_RATE:.0f} requests/s for {load.seconds:g} s …")
         latency = measure_latency(stack, load.seconds)
-    run = Run(pair, side.name, side.commit, files, load.rate, cpu, latency)
+    run = Run(pair, side.name, side.checkout.commit, files, load.rate, cpu, latency)
     say(
         f"{prefix}: {cpu.total:.0f} µs per notification at {cpu.accepted:,.0f}/s, "
         f"POST {latency.post['p50']:.1f} / {latency.post['p99']:.1f} ms, "
@@ -57,7 +56,7 @@ def measure_pairs(sides: tuple[Side, Side], pairs: int, load: Load, results: Pat
     """Measure both sides alternately, and store each run as soon as it has finished."""
     stacks = FOLDER / "stacks"
     for side in sides:
-        say(f"Preparing {side.name} ({side.commit[:12]}) …")
+        say(f"Preparing {side.name} ({side.checkout.commit[:12]}) …")
         prepare_template(side, stacks / "running", stacks / f"{side.label}-data")
     runs: list[Run] = []
     began = time.monotonic()
@@ -127,7 +126,7 @@ def main() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         with exclusive():
-            sides = base(options.base, FOLDER), working_tree(v1=options.v1)
+            sides = base(options.base), working_tree(v1=options.v1)
             results = FOLDER / "results" / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
             show(measure_pairs(sides, options.pairs, Load(options.rate, options.seconds), results), results)
     except KeyboardInterrupt:

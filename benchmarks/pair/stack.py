@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psycopg
 
+from benchmarks.checkouts import clean_environment
 from benchmarks.load import Request
-from benchmarks.pair.sides import Side, clean_environment
+from benchmarks.pair.sides import Side
 from benchmarks.running import cpu_seconds
 from benchmarks.servers import addresses_when_ready
 
@@ -54,7 +55,7 @@ def running_stack(side: Side, folder: Path) -> Iterator[Stack]:
     """Run the whole stack of `side` in `folder` until the context ends."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = folder / "up.log"
-    command = [*DIES_WITH_PARENT, str(side.python), "-m", "notify_local", "--folder", str(folder), "up"]
+    command = [*DIES_WITH_PARENT, str(side.checkout.python), "-m", "notify_local", "--folder", str(folder), "up"]
     with log.open("ab") as output:
         # Services read `.env` in their working directory, so they start in this folder, which has no such file.
         process = subprocess.Popen(

@@ -81,6 +81,24 @@ def test_an_alternative_that_is_better_is_named(results: dict[str, Any]) -> None
     assert "end to end" not in better
 
 
+def test_an_earlier_commit_is_compared_but_is_no_alternative(results: dict[str, Any]) -> None:
+    earlier = "this service at 083b5a3"
+    results["configuration"][earlier] = results["configuration"][OTHER]
+    results["figures"] += [
+        figures(earlier, round_, latency, rate=1500.0 + round_, post=1.0)
+        for round_ in (1, 2, 3)
+        for latency in (0.0, 0.2)
+    ]
+    text = section(results, "An earlier commit")
+    assert row(text, "end to end/s, latency 0 s")[1:3] == [
+        "1,502.0 (1,501.0 to 1,503.0)",
+        "3,002.0 (3,001.0 to 3,003.0)",
+    ]
+    assert row(text, "POST p50 at 200/s, ms")[-1] == "7.00, 7.00, 7.00"
+    assert earlier not in section(results, "Where an alternative is better")
+    assert earlier not in section(results, "This service compared")
+
+
 def test_tails_of_all_rounds_are_pooled(results: dict[str, Any]) -> None:
     assert row(section(results, "Tail latency"), OTHER)[2:] == ["20.0", "20.0", "10.0", "10.0"]
 
