@@ -1,4 +1,4 @@
-"""A call that a sender wants to make, and the refusal of a circuit breaker."""
+"""A call that a sender wants to make, and the refusal of such a call."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ from notify_common.sending.call_slots import Quota
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call to be admitted by a circuit breaker; times are in seconds from now."""
+    """A call to be admitted by a provider's gate; times are in seconds from now."""
 
     recipient: str
     timeout: float
@@ -45,7 +45,7 @@ class NotAdmitted:
     turn_in: float | None = None
     """Seconds until the call's turn, or until it should be tried again.
 
-    None if the circuit is stopped, or if it is open and not very many calls of the tenant wait.
+    None if the sender is stopping, or if the circuit is open and only a few calls of the tenant wait.
     """
     reserved: bool = False
     """True if the call has a reservation, and so needs no other one."""

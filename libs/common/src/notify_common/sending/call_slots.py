@@ -69,7 +69,7 @@ class CallSlots:
     def pause(self, quotas: Sequence[Quota]) -> float | None:
         """Count a call that probably cannot be made soon.
 
-        Return how many seconds it should wait if very many calls of its tenant do, else None.
+        Return how many seconds it should wait if too many calls of its tenant are waiting, else None.
         """
         now = _now()
         waits = [self._return_times.pause(quota.name, now) for quota in quotas if quota.waiting is not None]
@@ -104,8 +104,8 @@ class CallSlots:
     def _expected_wait(self, quota: Quota) -> float:
         if not self.exhausted((quota,)):
             return 0.0
-        turn = len(self._waiting.get(quota.name, ())) + 1
-        return turn * self._return_times.seconds_per_slot(quota.name, quota.calls, _now())
+        position = len(self._waiting.get(quota.name, ())) + 1
+        return position * self._return_times.seconds_per_slot(quota.name, quota.calls, _now())
 
     def _exhausted(self, quotas: Sequence[Quota], *, new: bool) -> str | None:
         """Return the name of a quota that has no slot for this call, or None if all have one."""

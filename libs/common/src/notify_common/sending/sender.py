@@ -25,11 +25,11 @@ from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
 from notify_common.sending.call import Call
-from notify_common.sending.circuit_breaker import Admission
-from notify_common.sending.circuit_breakers import CircuitBreakers
+from notify_common.sending.channel_gates import ChannelGates
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_gate import Admission
 from notify_common.sending.retry_publisher import RetryPublisher
 from notify_common.sending.retry_schedule import RetrySchedule, is_early
 from notify_common.sending.simulator import is_simulated
@@ -55,7 +55,7 @@ class Sender:
         schedule: RetrySchedule,
         metrics: SenderMetrics,
         pauses: ProcessPauses,
-        breakers: CircuitBreakers | None = None,
+        gates: ChannelGates | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
         self._results_publisher = results_publisher
@@ -66,7 +66,7 @@ class Sender:
         self._provider_timeout = provider_timeout
         self._retry_schedule = schedule
         self._metrics = metrics
-        self._breakers = breakers
+        self._gates = gates
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
@@ -151,10 +151,10 @@ class Sender:
                 # This span is the parent for the result and the next attempt.
                 request = request.model_copy(update={"traceparent": span.traceparent})
             simulated = is_simulated(request)
-            if self._breakers is None or simulated:
+            if self._gates is None or simulated:
                 decision: Decision | Postponed = await self._call_provider(request)
             else:
-                decision = await self._call_provider_if_admitted(self._breakers, request)
+                decision = await self._call_provider_if_admitted(self._gates, request)
             if isinstance(decision, Postponed):
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
@@ -178,28 +178,26 @@ class Sender:
                 span.fail(decision.failure.code)
             return decision
 
-    async def _call_provider_if_admitted(
-        self, breakers: CircuitBreakers, request: DeliveryRequested
-    ) -> Decision | Postponed:
+    async def _call_provider_if_admitted(self, gates: ChannelGates, request: DeliveryRequested) -> Decision | Postponed:
         now, since, expires_in = utc_now(), request.waiting_since, math.inf
-        breaker = breakers.for_recipient(request.recipient or "")
+        gate = gates.for_recipient(request.recipient or "")
         if request.expires_at is not None:
             expires_in = (request.expires_at - now).total_seconds()
             if expires_in <= 0:
                 return await self._call_provider(request)  # this reports the expiry without calling the provider
         call = Call(
             request.recipient or "",
-            timeout=min(breakers.limits.admission_timeout.total_seconds(), expires_in),
+            timeout=min(gates.limits.admission_timeout.total_seconds(), expires_in),
             turn_in=((request.not_before or now) - now).total_seconds() if request.reserved else None,
             expires_in=expires_in,
             # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
             even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
-            quotas=breakers.limits.quotas_of(request),
-            further=breakers.limits.further_messages_of(request),
+            quotas=gates.limits.quotas_of(request),
+            further=gates.limits.further_messages_of(request),
             # Results may become unreportable while the call waits.
             ready=self.reporting,
         )
-        async with breaker.admission(call) as admission:
+        async with gate.admission(call) as admission:
             if isinstance(admission, Admission):
                 decision = await self._call_provider(request)
                 admission.record(decision)
@@ -212,10 +210,10 @@ class Sender:
         if admission.turn_in is not None:
             wait = timedelta(seconds=admission.turn_in)
             # Waiting for a turn or for a busy provider is not part of an outage, unless there is one.
-            since = (since or now) if breaker.open else since and since + wait
+            since = (since or now) if gate.circuit.open else since and since + wait
         else:
-            wait = timedelta() if breaker.stopped else breakers.limits.retry_after
-            since = since or (now if breaker.open else None)
+            wait = timedelta() if gate.stopped else gates.limits.retry_after
+            since = since or (now if gate.circuit.open else None)
         not_before, reserved = now + wait, admission.reserved
         if request.expires_at is not None and not_before >= request.expires_at:
             # A request with a turn returns early. Postponed to this time again, it would be taken for a repeated one.

@@ -26,13 +26,13 @@ class TrialCalls:
         self._running: dict[bool, int] = {}
         """The numbers of the trials with several messages (True) and with one (False)."""
 
-    def running(self, *, several: bool) -> bool:
+    def is_running(self, *, several: bool) -> bool:
         """Return True if a trial call with several messages, or with one, is in progress."""
         return several in self._running
 
-    def is_running(self, trial: int) -> bool:
-        """Return whether the trial call with this number is in progress."""
-        return trial in self._running.values()
+    def is_current(self, number: int | None) -> bool:
+        """Return True if the trial call with this number is in progress, and has not been ended; False for None."""
+        return number in self._running.values()
 
     def begin(self, acquired: ExitStack, *, several: bool) -> int:
         """Return the number of the new trial call, which is in progress until `acquired` is closed."""
@@ -45,12 +45,12 @@ class TrialCalls:
             acquired.callback(timer.cancel)
         return number
 
-    def end(self) -> None:
+    def end_all(self) -> None:
         """End all trials, because the circuit is closed. Those in progress have no part in a later outage."""
         self._running.clear()
 
     def _connected(self, number: int) -> None:
-        if self.is_running(number):
+        if self.is_current(number):
             self._on_connected()
 
     def _end(self, number: int, several: bool) -> None:
