@@ -52,8 +52,8 @@ async def publish(attempt: RememberedAttempt, *, confirmed: bool = True) -> None
         return confirmed
 
     await next_request(attempt)
-    attempt.scheduling = asyncio.create_task(answer())
-    await attempt.scheduling
+    attempt.publishing = asyncio.create_task(answer())
+    await attempt.publishing
 
 
 async def begin_to_publish(attempt: RememberedAttempt) -> "asyncio.Future[bool]":
@@ -64,7 +64,7 @@ async def begin_to_publish(attempt: RememberedAttempt) -> "asyncio.Future[bool]"
         return await confirm
 
     await next_request(attempt)
-    attempt.scheduling = asyncio.create_task(answer())
+    attempt.publishing = asyncio.create_task(answer())
     return confirm
 
 
@@ -73,9 +73,9 @@ async def test_postponed_message_is_known_until_its_next_request_is_due(postponi
     with memory.join(first) as attempt:
         following = await next_request(attempt)
         await publish(attempt)
-    assert memory.was_postponed(first)
-    assert not memory.was_postponed(following)
-    assert not memory.was_postponed(request())
+    assert memory.already_postponed(first)
+    assert not memory.already_postponed(following)
+    assert not memory.already_postponed(request())
 
 
 async def test_message_redelivered_while_its_next_request_is_published_joins_that(postponing: Postponing) -> None:
@@ -84,11 +84,11 @@ async def test_message_redelivered_while_its_next_request_is_published_joins_tha
         confirm = await begin_to_publish(attempt)
     with memory.join(first) as again:
         assert again is attempt
-        assert again.scheduling is not None
+        assert again.publishing is not None
         confirm.set_result(True)
-        assert await again.scheduling
+        assert await again.publishing
     assert len(postponing.started) == 1
-    assert memory.was_postponed(first)
+    assert memory.already_postponed(first)
 
 
 async def test_message_redelivered_after_its_next_request_was_confirmed_is_known(postponing: Postponing) -> None:
@@ -96,11 +96,11 @@ async def test_message_redelivered_after_its_next_request_was_confirmed_is_known
     with memory.join(first) as attempt:
         confirm = await begin_to_publish(attempt)
     confirm.set_result(True)
-    assert attempt.scheduling is not None
+    assert attempt.publishing is not None
     forgotten = asyncio.Event()
-    attempt.scheduling.add_done_callback(lambda _: forgotten.set())  # it runs after the memory's own callback
+    attempt.publishing.add_done_callback(lambda _: forgotten.set())  # it runs after the memory's own callback
     await forgotten.wait()
-    assert memory.was_postponed(first)
+    assert memory.already_postponed(first)
     assert not memory.remembers(first)
 
 
@@ -108,7 +108,7 @@ async def test_message_whose_next_request_was_refused_is_attempted_again(postpon
     memory, first = postponing.memory, request()
     with memory.join(first) as attempt:
         await publish(attempt, confirmed=False)
-    assert not memory.was_postponed(first)
+    assert not memory.already_postponed(first)
     with memory.join(first) as again:
         await next_request(again)
     assert len(postponing.started) == 2
@@ -132,7 +132,7 @@ async def test_only_the_last_postponements_are_remembered(postponing: Postponing
     for each in requests:
         with memory.join(each) as attempt:
             await publish(attempt)
-    assert [memory.was_postponed(each) for each in requests] == [False, True, True]
+    assert [memory.already_postponed(each) for each in requests] == [False, True, True]
 
 
 class Waiting:
@@ -145,7 +145,7 @@ class Waiting:
 
     async def _attempt(self, request: DeliveryRequested) -> Postponed:
         await self.admitted.wait()
-        self.memory.calling(request)
+        self.memory.mark_calling(request)
         self.calls.append(request)
         await asyncio.Event().wait()
         raise AssertionError

@@ -24,23 +24,23 @@ class RememberedAttempt:
     """Completes when the broker has confirmed the result, or when the attempt is postponed."""
     not_before: datetime | None
     """The `not_before` of its request. If the attempt is postponed, the next request has a different one."""
-    scheduling: asyncio.Task[bool] | None = None
+    publishing: asyncio.Task[bool] | None = None
     """Publishes the next request. Handlers share this task, so that the next attempt is not scheduled twice."""
     handlers: int = 0
     calling: bool = False
     """True once its call may have reached the provider. Then it goes on, even if no handler waits for it."""
 
     @property
-    def postponed(self) -> bool:
+    def was_postponed(self) -> bool:
         """True if the attempt was postponed instead of being made."""
         if not self.decision.done() or self.decision.cancelled() or self.decision.exception() is not None:
             return False
         return isinstance(self.decision.result(), Postponed)
 
     @property
-    def scheduled(self) -> bool:
+    def next_request_confirmed(self) -> bool:
         """True if the broker has confirmed the next request."""
-        task = self.scheduling
+        task = self.publishing
         return task is not None and task.done() and not task.cancelled() and not task.exception() and task.result()
 
     def forget_next_request(self, decision: Decision) -> None:
@@ -62,7 +62,8 @@ class AttemptMemory:
         self._keep = keep
         self._attempts: dict[AttemptKey, RememberedAttempt] = {}
         self._idle: OrderedDict[AttemptKey, None] = OrderedDict()
-        self._postponed: OrderedDict[tuple[AttemptKey, datetime | None], datetime] = OrderedDict()
+        self._due_again: OrderedDict[tuple[AttemptKey, datetime | None], datetime] = OrderedDict()
+        """When the next request of a postponed attempt is due, by the attempt and the `not_before` of its request."""
 
     @contextmanager
     def join(self, request: DeliveryRequested) -> Iterator[RememberedAttempt]:
@@ -81,17 +82,17 @@ class AttemptMemory:
             if remembered.handlers == 0:
                 self._leave(key, remembered)
 
-    def calling(self, request: DeliveryRequested) -> None:
+    def mark_calling(self, request: DeliveryRequested) -> None:
         """Note that the call of the attempt is about to begin."""
         self._attempts[_key(request)].calling = True
 
-    def was_postponed(self, request: DeliveryRequested) -> bool:
+    def already_postponed(self, request: DeliveryRequested) -> bool:
         """Return True if `request` was received before and postponed to a time that has not come yet.
 
         After that time it returns False: either the attempt was made and is remembered, or the next request was lost
         and this one must be handled.
         """
-        due_at = self._postponed.get((_key(request), request.not_before)) if self._postponed else None
+        due_at = self._due_again.get((_key(request), request.not_before)) if self._due_again else None
         return due_at is not None and utc_now() < due_at
 
     def remembers(self, request: DeliveryRequested) -> bool:
@@ -110,13 +111,13 @@ class AttemptMemory:
     def _remembered(self, request: DeliveryRequested) -> RememberedAttempt | None:
         """Return the attempt that `request` joins. A request that follows a postponed attempt joins none."""
         remembered = self._attempts.get(_key(request))
-        if remembered is not None and remembered.postponed and remembered.not_before != request.not_before:
+        if remembered is not None and remembered.was_postponed and remembered.not_before != request.not_before:
             return None
         return remembered
 
     def _leave(self, key: AttemptKey, remembered: RememberedAttempt) -> None:
         """Keep or forget an attempt whose last handler has left."""
-        if remembered.postponed:
+        if remembered.was_postponed:
             self._forget_postponed(key, remembered)
         elif remembered.calling:
             self._idle[key] = None
@@ -129,18 +130,18 @@ class AttemptMemory:
     def _forget_postponed(self, key: AttemptKey, remembered: RememberedAttempt) -> None:
         if remembered.handlers:
             return  # the message was redelivered
-        if remembered.scheduling is not None and not remembered.scheduling.done():
+        if remembered.publishing is not None and not remembered.publishing.done():
             # The connection was lost. The message may be redelivered before the next request is confirmed.
-            remembered.scheduling.add_done_callback(lambda _: self._forget_postponed(key, remembered))
+            remembered.publishing.add_done_callback(lambda _: self._forget_postponed(key, remembered))
             return
         if self._attempts.get(key) is remembered:
             del self._attempts[key]
-        postponed = remembered.decision.result()
-        assert isinstance(postponed, Postponed)  # noqa: S101 - the callers have checked it
-        if remembered.scheduled and postponed.next_request.not_before is not None:
-            self._postponed[key, remembered.not_before] = postponed.next_request.not_before
-            if len(self._postponed) > self._keep:
-                self._postponed.popitem(last=False)
+        decision = remembered.decision.result()
+        assert isinstance(decision, Postponed)  # noqa: S101 - the callers have checked it
+        if remembered.next_request_confirmed and decision.next_request.not_before is not None:
+            self._due_again[key, remembered.not_before] = decision.next_request.not_before
+            if len(self._due_again) > self._keep:
+                self._due_again.popitem(last=False)
 
     def _forget(self) -> None:
         while len(self._idle) > self._keep:

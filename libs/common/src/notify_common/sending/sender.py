@@ -24,12 +24,12 @@ from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
-from notify_common.sending.call import Call
+from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.channel_gates import ChannelGates
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import Admission
+from notify_common.sending.provider_gate import Admission, ProviderGate
 from notify_common.sending.retry_publisher import RetryPublisher
 from notify_common.sending.retry_schedule import RetrySchedule, is_early
 from notify_common.sending.simulator import is_simulated
@@ -86,12 +86,10 @@ class Sender:
         """Return only once the message's result and any retry are confirmed, because the message is then acked."""
         request, now = self._parse(message), utc_now()
         if is_early(request, now):
-            # The message left its retry queue early, because queues have fixed delays and none of them is longer.
-            while not await self._retries.publish(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
-                await asyncio.sleep(RECONNECT_INTERVAL)
+            await self._return_to_retry_queue(request, now)
             return
-        if self._attempts.was_postponed(request):
-            return
+        if self._attempts.already_postponed(request):
+            return  # the message was redelivered, and the request that follows it is in a retry queue
         if not self.reporting.is_set() and not self._attempts.remembers(request):
             # No attempt has begun yet, so RabbitMQ may still give the message to another sender.
             await self.reporting.wait()
@@ -105,8 +103,9 @@ class Sender:
                 # does not wait, because publishing may be blocked, and the gateway asks again if this report is lost.
                 self._results.submit_soon(decision.result)
             if decision.next_request is not None:
+                # The wait counts from the end of the attempt, so that it matches one queue's delay exactly.
                 ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
-                await self._schedule_retry(attempt, decision.next_request, ended_at)
+                await self._schedule_next_request(attempt, decision.next_request, ended_at)
                 if isinstance(decision, Decision):
                     attempt.forget_next_request(decision)
 
@@ -129,19 +128,24 @@ class Sender:
         """Wait until every attempt has finished and been reported, even if its message's connection was lost."""
         await self._attempts.drained()
 
-    async def _schedule_retry(
-        self, attempt: RememberedAttempt, request: DeliveryRequested, finished_at: datetime
+    async def _return_to_retry_queue(self, request: DeliveryRequested, now: datetime) -> None:
+        """Let the message wait again. It left its retry queue early, because queues have fixed delays."""
+        while not await self._retries.publish(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
+            await asyncio.sleep(RECONNECT_INTERVAL)
+
+    async def _schedule_next_request(
+        self, attempt: RememberedAttempt, request: DeliveryRequested, wait_from: datetime
     ) -> None:
-        """Publish the retry, and return once the broker has confirmed it.
+        """Publish the attempt's next request to a retry queue, and return once the broker has confirmed it.
 
         If the message was redelivered, several handlers may wait here; they share one publish. A handler whose
         connection is lost is cancelled, and the handler of the redelivered message takes over.
         """
         while True:
-            if attempt.scheduling is None or (attempt.scheduling.done() and not attempt.scheduling.result()):
-                # The wait counts from the end of the attempt, so that it matches one queue's delay exactly.
-                attempt.scheduling = asyncio.create_task(self._retries.publish(request, finished_at))
-            if await asyncio.shield(attempt.scheduling):
+            task = attempt.publishing
+            if task is None or (task.done() and not task.result()):
+                task = attempt.publishing = asyncio.create_task(self._retries.publish(request, wait_from))
+            if await asyncio.shield(task):
                 return
             await asyncio.sleep(RECONNECT_INTERVAL)
 
@@ -171,7 +175,7 @@ class Sender:
     async def _call_provider(self, request: DeliveryRequested) -> Decision:
         # If RabbitMQ has closed the connection during a pause, this attempt is now cancelled.
         await self.pauses.over.wait()
-        self._attempts.calling(request)
+        self._attempts.mark_calling(request)
         with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
             decision = await attempt_delivery(self._provider, request, self._provider_timeout, self._retry_schedule)
             if decision.failure is not None:
@@ -202,24 +206,10 @@ class Sender:
                 decision = await self._call_provider(request)
                 admission.record(decision)
                 return decision
-        now = utc_now()
+        refusal, now = admission, utc_now()
         if request.expires_at is not None and request.expires_at <= now:
             return await self._call_provider(request)
-        # The message goes to a retry queue, because RabbitMQ closes the channel of a consumer that holds a message for
-        # too long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
-        if admission.turn_in is not None:
-            wait = timedelta(seconds=admission.turn_in)
-            # Waiting for a turn or for a busy provider is not part of an outage, unless there is one.
-            since = (since or now) if gate.circuit.open else since and since + wait
-        else:
-            wait = timedelta() if gate.stopped else gates.limits.retry_after
-            since = since or (now if gate.circuit.open else None)
-        not_before, reserved = now + wait, admission.reserved
-        if request.expires_at is not None and not_before >= request.expires_at:
-            # A request with a turn returns early. Postponed to this time again, it would be taken for a repeated one.
-            not_before, reserved = request.expires_at, False
-        changes = {"not_before": not_before, "waiting_since": since, "reserved": reserved}
-        return Postponed(request.model_copy(update=changes))
+        return _postpone(request, refusal, gate, now, retry_after=gates.limits.retry_after)
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
@@ -252,6 +242,33 @@ class Sender:
         if log.isEnabledFor(level):
             trace = {"trace_id": trace_id(request.traceparent)} if request.traceparent else {}
             log.log(level, "%s", result.outcome.value, extra={**_log_fields(request, result), **trace})
+
+
+def _postpone(
+    request: DeliveryRequested, refusal: NotAdmitted, gate: ProviderGate, now: datetime, *, retry_after: timedelta
+) -> Postponed:
+    """Decide when the refused request is handled again.
+
+    Until then it waits in a retry queue, because RabbitMQ closes the channel of a consumer that holds a message for too
+    long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
+    """
+    if refusal.turn_in is not None:
+        wait = timedelta(seconds=refusal.turn_in)
+    else:
+        wait = timedelta() if gate.stopped else retry_after
+    since = request.waiting_since
+    if gate.circuit.open:
+        since = since or now
+    elif since is not None and refusal.turn_in is not None:
+        # Only outages count towards `max_wait`, so a wait for a turn or for a busy provider does not.
+        since += wait
+    not_before, reserved = now + wait, refusal.reserved
+    if request.expires_at is not None and not_before >= request.expires_at:
+        # A request with a turn returns a few seconds early. If it were then postponed to its expiry a second time, it
+        # could not be told from a redelivered message, and would be dropped.
+        not_before, reserved = request.expires_at, False
+    changes = {"not_before": not_before, "waiting_since": since, "reserved": reserved}
+    return Postponed(request.model_copy(update=changes))
 
 
 def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:
