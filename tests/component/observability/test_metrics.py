@@ -11,7 +11,7 @@ from notify_common.runtime.clock import utc_now
 from notify_common.runtime.health import health_app
 from notify_common.sending.errors import TemporaryFailure
 from notify_common.sending.metrics import SenderMetrics
-from notify_common.sending.retry_queue_depth import WaitingRetries
+from notify_common.sending.retry_queue_depth import RetryQueueDepth
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_database.clock import MAX_CLOCK_OFFSET
 from notify_database.engine import PostgresSettings
@@ -112,7 +112,7 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
         raise TemporaryFailure("no")
 
     async def gauge() -> float | None:
-        await waiting.count()
+        await depth.count()
         return registry.get_sample_value("notify_retries_waiting", {"channel": "telegram"})
 
     async def none_waits() -> bool:
@@ -123,7 +123,7 @@ async def test_sender_exports_the_number_of_waiting_retries(rabbit: RabbitSettin
 
     async with running_sender(rabbit, FakeProvider(refuse), first_delay=delay) as sender:
         delays = RetrySchedule(first_delay=delay, max_attempts=3).delays
-        waiting = WaitingRetries(sender.subscriptions[0], Channel.TELEGRAM, delays, registry)
+        depth = RetryQueueDepth(sender.subscriptions[0], Channel.TELEGRAM, delays, registry)
         await eventually(none_waits, "the sender is consuming and no retries are waiting")
         for _ in range(3):
             await hand.request(delivery_requested())

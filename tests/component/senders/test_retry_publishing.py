@@ -214,7 +214,7 @@ class HalfConfirmed(CountingPublisher):
 async def retry_publisher(
     rabbit: RabbitSettings, publisher_class: type[CountingPublisher] = CountingPublisher
 ) -> AsyncIterator[tuple[RetryPublisher, Sequence[CountingPublisher]]]:
-    """Yield a `RetryPublisher` without patience, and the publishers of its queues."""
+    """Yield a `RetryPublisher` that gives up early, and the publishers of its queues."""
     broker, publishers = create_broker(rabbit, "test"), list[CountingPublisher]()
 
     def create_publisher() -> ConfirmedPublisher:
@@ -226,7 +226,7 @@ async def retry_publisher(
     metrics = SenderMetrics(CollectorRegistry(), Channel.TELEGRAM)
     await broker.connect()
     retries = RetryPublisher(
-        create_publisher, channel=Channel.TELEGRAM, schedule=schedule, metrics=metrics, prefetch=8, patience=0
+        create_publisher, channel=Channel.TELEGRAM, schedule=schedule, metrics=metrics, prefetch=8, give_up_after=0
     )
     yield retries, publishers
     await broker.stop()

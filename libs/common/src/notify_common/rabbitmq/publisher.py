@@ -76,7 +76,7 @@ class ConfirmedPublisher:
         There is no timeout: during a memory alarm the broker accepts messages late, and publishing a second copy in the
         meantime would notify the user twice. The heartbeat detects dead connections.
         """
-        publishes = [_publish(message) for message in messages]
+        publishes = [_as_frames(message) for message in messages]
         try:
             with broker_errors():
                 channel = await self._open_channel()
@@ -138,7 +138,7 @@ class ConfirmedPublisher:
             return self._channel
 
 
-def _publish(message: OutgoingMessage) -> Publish:
+def _as_frames(message: OutgoingMessage) -> Publish:
     properties = spec.Basic.Properties(
         content_type="application/json",
         delivery_mode=PERSISTENT,

@@ -45,7 +45,7 @@ class NotAdmitted:
     turn_in: float | None = None
     """Seconds until the call's turn, or until it should be tried again.
 
-    None if the sender is stopping, or if the circuit is open and only a few calls of the tenant wait.
+    None if the sender is stopping, or if the circuit is open, unless too many calls of the tenant are waiting.
     """
     reserved: bool = False
     """True if the call has a reservation, and so needs no other one."""

@@ -30,7 +30,7 @@ RESPONSE_TIME = 1.0  # seconds in which RabbitMQ must respond
 REFUSED_TIME = 10.0  # seconds for which a queue that has refused a retry gets no others
 # This is long, because a copy in a second queue leads to a second attempt once the first queue has a majority again. It
 # is shorter than RabbitMQ's consumer timeout of 30 minutes, after which another sender would repeat the last attempt.
-PATIENCE = 600.0  # seconds
+GIVE_UP_AFTER = 600.0  # seconds
 
 _Publishing = asyncio.Task[list[PublishFailed | None]]
 
@@ -50,13 +50,15 @@ class RetryPublisher:
         schedule: RetrySchedule,
         metrics: SenderMetrics,
         prefetch: int,
-        patience: float = PATIENCE,
+        give_up_after: float = GIVE_UP_AFTER,
     ) -> None:
         self._schedule = schedule
         self._metrics = metrics
         max_batch = max(1, min(MAX_BATCH, int(prefetch * SHARE_OF_PREFETCH)))
         self._queues = {
-            delay: _RetryQueue(create_publisher(), channel, delay, metrics, max_batch=max_batch, patience=patience)
+            delay: _RetryQueue(
+                create_publisher(), channel, delay, metrics, max_batch=max_batch, give_up_after=give_up_after
+            )
             for delay in schedule.delays
         }
 
@@ -83,7 +85,12 @@ class RetryPublisher:
 
 
 class _RetryQueue:
-    """One retry queue, with its own AMQP channel, because a queue that does not confirm holds up its channel."""
+    """One retry queue, with its own AMQP channel, because a queue that does not confirm holds up its channel.
+
+    If a batch is not confirmed within seconds, although RabbitMQ responds, the queue is at fault, and retries that have
+    not been written go to other queues. Those of the batch follow only after `give_up_after` seconds, because the queue
+    may have stored them.
+    """
 
     def __init__(
         self,
@@ -93,14 +100,14 @@ class _RetryQueue:
         metrics: SenderMetrics,
         *,
         max_batch: int,
-        patience: float,
+        give_up_after: float,
     ) -> None:
         self._publisher = publisher
         self._exchange = topology.retry_exchange(channel)
         self._routing_key = topology.retry_routing_key(delay)
         self._name = topology.retry_queue_name(channel, delay)
-        self._patience = patience
-        self._unconfirmed: _Publishing | None = None
+        self._give_up_after = give_up_after
+        self._unconfirmed_batch: _Publishing | None = None
         self._refused_until = 0.0
         self._outage = Outage(log, f"{self._name} confirms no retries, so they go to other retry queues")
         self._batcher = Batcher(
@@ -110,7 +117,7 @@ class _RetryQueue:
     @property
     def available(self) -> bool:
         """True if the queue has no unconfirmed batch, and has not refused a retry recently."""
-        return self._unconfirmed is None and self._refused_until <= _now()
+        return self._unconfirmed_batch is None and self._refused_until <= _now()
 
     async def publish(self, request: DeliveryRequested) -> PublishFailed | None:
         """Publish the request, and return None once the broker has confirmed it, or else the failure.
@@ -118,15 +125,15 @@ class _RetryQueue:
         While a batch is unconfirmed, nothing else is written to the queue, because it would not be confirmed either.
         """
         outcome = await self._batcher.submit(request)
-        if isinstance(outcome, _Unconfirmed):
+        if isinstance(outcome, _UnconfirmedRetry):
             outcome = await outcome.failure()
         if isinstance(outcome, PublishRefused):
             self._outage.failed(outcome)
             self._refused_until = _now() + REFUSED_TIME
         return outcome
 
-    async def _flush(self, retries: Sequence[DeliveryRequested]) -> "list[PublishFailed | _Unconfirmed | None]":
-        if self._unconfirmed is not None:
+    async def _flush(self, retries: Sequence[DeliveryRequested]) -> "list[PublishFailed | _UnconfirmedRetry | None]":
+        if self._unconfirmed_batch is not None:
             return [NotWritten(f"{self._name} does not confirm")] * len(retries)
         # The bodies are made here, because thousands of retries may wait for the broker, and each body may be large.
         messages = [
@@ -138,10 +145,10 @@ class _RetryQueue:
         await self._wait_for_confirms(publishing)
         if publishing.done():
             return [*publishing.result()]
-        self._unconfirmed = publishing
+        self._unconfirmed_batch = publishing
         self._outage.failed("not confirmed, although RabbitMQ responds")
-        patience = asyncio.create_task(self._lose_patience(publishing))
-        unconfirmed = [_Unconfirmed(publishing, written, patience, number) for number in range(len(retries))]
+        last_wait = asyncio.create_task(self._wait_before_giving_up(publishing))
+        unconfirmed = [_UnconfirmedRetry(publishing, written, last_wait, number) for number in range(len(retries))]
         return [None if each.confirmed else each for each in unconfirmed]
 
     async def _wait_for_confirms(self, publishing: _Publishing) -> None:
@@ -152,8 +159,8 @@ class _RetryQueue:
             # The end of a memory alarm brings the response a little earlier than the confirms.
             await asyncio.wait({publishing}, timeout=CONFIRM_TIME)
 
-    async def _lose_patience(self, publishing: _Publishing) -> None:
-        await asyncio.wait({publishing}, timeout=self._patience)
+    async def _wait_before_giving_up(self, publishing: _Publishing) -> None:
+        await asyncio.wait({publishing}, timeout=self._give_up_after)
         # If this process was suspended, it may not have read the confirms yet. They arrive before the response.
         await self._wait_for_response(publishing)
 
@@ -163,19 +170,19 @@ class _RetryQueue:
             await asyncio.wait({publishing}, timeout=RECONNECT_INTERVAL)
 
     def _ended(self, publishing: _Publishing) -> None:
-        if self._unconfirmed is publishing:
-            self._unconfirmed = None
+        if self._unconfirmed_batch is publishing:
+            self._unconfirmed_batch = None
         if not publishing.cancelled() and publishing.exception() is None and None in publishing.result():
             self._outage.ended()
 
 
 @dataclass(frozen=True, slots=True)
-class _Unconfirmed:
+class _UnconfirmedRetry:
     """A retry that was written, but not confirmed for a while."""
 
     publishing: _Publishing
     confirmations: Confirmations
-    patience: asyncio.Task[None]
+    last_wait: asyncio.Task[None]
     """Ends when `publishing` has ended, or has taken too long. All retries of the batch share it."""
     number: int
 
@@ -189,10 +196,10 @@ class _Unconfirmed:
 
     async def failure(self) -> PublishFailed | None:
         """Wait for the confirms; return None if this retry was confirmed, or else the failure."""
-        await asyncio.shield(self.patience)
+        await asyncio.shield(self.last_wait)
         if self.publishing.done():
             return self.publishing.result()[self.number]
-        return None if self.confirmed else NotConfirmed("the queue has not confirmed the retry for long")
+        return None if self.confirmed else NotConfirmed("the queue has not confirmed the retry in time")
 
 
 def _now() -> float:

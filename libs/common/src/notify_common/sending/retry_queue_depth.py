@@ -16,7 +16,7 @@ from notify_common.rabbitmq.subscription import Subscription
 TIMEOUT = 2.0  # seconds
 
 
-class WaitingRetries:
+class RetryQueueDepth:
     """The number of messages that wait for their next attempt. All senders of a channel report the same number."""
 
     def __init__(

@@ -15,8 +15,8 @@ LONGEST_EARLY_WAIT = timedelta(seconds=LONGEST_TURN_WAIT)
 class RetrySchedule:
     """Delays that double from `first_delay` to an hour, for at most `max_attempts` failures per round.
 
-    If `first_delay` is longer than a sender waits for a turn of a rate limit, there are shorter ones for waits such as
-    those turns.
+    If `first_delay` is longer than a call waits for its turn in memory, there are also shorter delays, for messages
+    whose turns come sooner.
 
     While a provider is unreachable or throttling, attempts do not count as failures, but end after `max_wait`.
     """

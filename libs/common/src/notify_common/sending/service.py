@@ -24,7 +24,7 @@ from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_publisher import RetryPublisher
-from notify_common.sending.retry_queue_depth import WaitingRetries
+from notify_common.sending.retry_queue_depth import RetryQueueDepth
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.sender import Sender
 from notify_common.sending.simulator import Simulator, WithSimulation
@@ -113,7 +113,7 @@ def create_sender(
         resources=[aclosing(provider), sender.pauses.watching()],
         stopping=gates.stop if gates else lambda: None,
         drained=sender.drained,
-        before_scrape=WaitingRetries(subscription, channel, schedule.delays, registry).count,
+        before_scrape=RetryQueueDepth(subscription, channel, schedule.delays, registry).count,
         graceful_timeout=settings.graceful_timeout(),
     )
 
