@@ -8,11 +8,11 @@ from uuid import UUID
 
 import pytest
 from notify_common.contracts.messages import DeliveryResult, ErrorClass, Outcome
+from notify_common.sending.admission_by_provider import AdmissionByProvider
+from notify_common.sending.admission_control import Admission, AdmissionControl
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.call_slots import CallSlots, Quota
-from notify_common.sending.channel_gates import ChannelGates
-from notify_common.sending.provider_gate import Admission, ProviderGate
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.return_times import LONGEST_WAIT
 from support.virtual_clock import VirtualLoop, run_virtually
@@ -33,12 +33,12 @@ class Caller:
     """Makes calls that take 0.1 s each, and records when they were admitted."""
 
     def __init__(self, limits: ProviderLimits) -> None:
-        self.gate = ProviderGate("a provider", limits)
+        self.control = AdmissionControl("a provider", limits)
         self.admitted: defaultdict[str, list[float]] = defaultdict(list)
         self.turned_away: defaultdict[str, list[float | None]] = defaultdict(list)
 
     async def call(self, recipient: str, turn_in: float | None = None, ready: asyncio.Event | None = None) -> None:
-        async with self.gate.admission(Call(recipient, 120, turn_in=turn_in, ready=ready)) as admission:
+        async with self.control.admission(Call(recipient, 120, turn_in=turn_in, ready=ready)) as admission:
             if isinstance(admission, Admission):
                 self.admitted[recipient].append(now())
                 await asyncio.sleep(0.1)
@@ -83,7 +83,7 @@ def test_recipients_whose_turns_come_together_keep_only_a_few_seconds_of_them_in
 def test_recipient_is_not_called_in_a_burst_after_an_outage() -> None:
     async def main() -> None:
         caller = Caller(ProviderLimits(concurrency=2, rate=30, rate_per_recipient=1))
-        caller.gate.circuit.open_until = 20.0
+        caller.control.circuit.open_until = 20.0
         async with asyncio.TaskGroup() as calls:
             for _ in range(5):
                 for recipient in "abc":
@@ -113,10 +113,10 @@ def test_calls_keep_their_distance_after_the_process_was_stopped() -> None:
 
 def test_calls_that_wait_for_a_trial_hold_no_slot_of_their_tenant() -> None:
     tenant = Quota("tenant", 4)
-    gates = ChannelGates("host", ProviderLimits(concurrency=2, provider_of=lambda recipient: recipient))
+    controls = AdmissionByProvider("host", ProviderLimits(concurrency=2, provider_of=lambda recipient: recipient))
 
     async def call(recipient: str) -> float | None:
-        async with gates.for_recipient(recipient).admission(Call(recipient, 1, quotas=(tenant,))) as admission:
+        async with controls.for_recipient(recipient).admission(Call(recipient, 1, quotas=(tenant,))) as admission:
             if isinstance(admission, Admission):
                 admitted_at = now()
                 await asyncio.sleep(60)
@@ -126,7 +126,7 @@ def test_calls_that_wait_for_a_trial_hold_no_slot_of_their_tenant() -> None:
 
     async def main() -> None:
         for down in ("a", "b"):
-            gates.for_recipient(down).circuit.open_until = 0.0
+            controls.for_recipient(down).circuit.open_until = 0.0
         async with asyncio.TaskGroup() as calls:
             to_down = [calls.create_task(call(down)) for down in ("a", "b") for _ in range(3)]
             await asyncio.sleep(0)
@@ -139,11 +139,11 @@ def test_calls_that_wait_for_a_trial_hold_no_slot_of_their_tenant() -> None:
 
 def test_calls_that_cannot_wait_are_refused_at_once_and_others_of_their_tenant_are_admitted() -> None:
     tenant = Quota("tenant", 4, waiting=2)
-    gates = ChannelGates("host", ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient))
+    controls = AdmissionByProvider("host", ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient))
     refused: list[tuple[str, float]] = []
 
     async def call(recipient: str, seconds: float = 0.4) -> None:
-        async with gates.for_recipient(recipient).admission(Call(recipient, 1, quotas=(tenant,))) as admission:
+        async with controls.for_recipient(recipient).admission(Call(recipient, 1, quotas=(tenant,))) as admission:
             if not isinstance(admission, Admission):
                 refused.append((recipient, now()))
                 return
@@ -151,7 +151,7 @@ def test_calls_that_cannot_wait_are_refused_at_once_and_others_of_their_tenant_a
             admission.record(SENT)
 
     async def main() -> None:
-        gates.for_recipient("down").circuit.open_until = 0.5
+        controls.for_recipient("down").circuit.open_until = 0.5
         async with asyncio.TaskGroup() as calls:
             for recipient in ("busy", "busy", "down", "busy", "down", "well"):
                 calls.create_task(call(recipient))
@@ -206,7 +206,7 @@ def test_waiting_calls_are_held_back_until_they_are_ready_again_or_the_sender_st
             await asyncio.sleep(10)
             assert len(caller.admitted) == 11
             if stops:
-                caller.gate.stop()
+                caller.control.stop()
             else:
                 ready.set()
         times = sorted(time for times in caller.admitted.values() for time in times)
@@ -237,44 +237,44 @@ def test_calls_that_are_held_back_for_a_moment_keep_their_order(steps: int) -> N
 
 def test_call_of_several_messages_holds_up_no_trial_of_a_shorter_call() -> None:
     async def main() -> None:
-        gate = ProviderGate("a provider", ProviderLimits(concurrency=5))
-        gate.circuit.open_until = 0.0
-        async with gate.admission(Call("long", 60, further=LONG)) as trial:
+        control = AdmissionControl("a provider", ProviderLimits(concurrency=5))
+        control.circuit.open_until = 0.0
+        async with control.admission(Call("long", 60, further=LONG)) as trial:
             assert isinstance(trial, Admission)
             for _ in range(2):
-                async with gate.admission(Call("short", 0.5)) as admission:
+                async with control.admission(Call("short", 0.5)) as admission:
                     assert isinstance(admission, Admission)
                     admission.record(SENT)
-                assert not gate.circuit.open
+                assert not control.circuit.open
 
     run_virtually(main())
 
 
 def test_calls_of_several_messages_make_one_trial_at_a_time() -> None:
     async def main() -> None:
-        gate = ProviderGate("a provider", ProviderLimits(concurrency=5))
-        gate.circuit.open_until = 0.0
-        async with gate.admission(Call("long", 60, further=LONG)) as trial:
+        control = AdmissionControl("a provider", ProviderLimits(concurrency=5))
+        control.circuit.open_until = 0.0
+        async with control.admission(Call("long", 60, further=LONG)) as trial:
             assert isinstance(trial, Admission)
-            async with gate.admission(Call("other", 60, further=LONG)) as admission:
+            async with control.admission(Call("other", 60, further=LONG)) as admission:
                 assert isinstance(admission, NotAdmitted)
             assert now() == pytest.approx(60)
             trial.record(SENT)
-        assert not gate.circuit.open
+        assert not control.circuit.open
 
     run_virtually(main())
 
 
 def test_inconclusive_trial_does_not_open_a_circuit_that_has_closed_meanwhile() -> None:
     async def main() -> None:
-        gate = ProviderGate("a provider", ProviderLimits(concurrency=5))
-        async with gate.admission(Call("first", 60)) as under_way:
+        control = AdmissionControl("a provider", ProviderLimits(concurrency=5))
+        async with control.admission(Call("first", 60)) as under_way:
             assert isinstance(under_way, Admission)
-            gate.circuit.open_until = 0.0
-            async with gate.admission(Call("trial", 60)) as trial:
+            control.circuit.open_until = 0.0
+            async with control.admission(Call("trial", 60)) as trial:
                 assert isinstance(trial, Admission)
                 under_way.record(SENT)
                 trial.record(TIMED_OUT)
-        assert not gate.circuit.open
+        assert not control.circuit.open
 
     run_virtually(main())

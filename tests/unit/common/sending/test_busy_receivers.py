@@ -11,11 +11,11 @@ from uuid import UUID
 
 import pytest
 from notify_common.contracts.messages import DeliveryResult, Outcome
+from notify_common.sending.admission_by_provider import AdmissionByProvider
+from notify_common.sending.admission_control import Admission, AdmissionControl
 from notify_common.sending.attempt import Decision
 from notify_common.sending.call import Call, NotAdmitted
 from notify_common.sending.call_slots import Quota
-from notify_common.sending.channel_gates import ChannelGates
-from notify_common.sending.provider_gate import Admission, ProviderGate
 from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_schedule import RetrySchedule
 from notify_common.sending.return_times import LONGEST_PAUSE, ReturnTimes
@@ -57,7 +57,7 @@ class Sender:
         limits = ProviderLimits(
             CALLS_PER_HOST, admission_timeout=timedelta(seconds=1), provider_of=lambda recipient: recipient
         )
-        self._gates = ChannelGates("host", limits)
+        self._controls = AdmissionByProvider("host", limits)
         self._schedule = RetrySchedule(first_delay=timedelta(seconds=1), max_attempts=3)
         self._processor = asyncio.Lock()
         self.workers = [asyncio.create_task(self._work()) for _ in range(PREFETCH)]
@@ -78,8 +78,8 @@ class Sender:
 
     async def _call(self, webhook: Webhook) -> None:
         quotas = (Quota(webhook.tenant, CALLS_PER_TENANT, waiting=PREFETCH // 3),)
-        gate = self._gates.for_recipient(webhook.host)
-        async with gate.admission(Call(webhook.host, 1, quotas=quotas)) as admission:
+        control = self._controls.for_recipient(webhook.host)
+        async with control.admission(Call(webhook.host, 1, quotas=quotas)) as admission:
             if isinstance(admission, Admission):
                 self.delays.append((webhook.host, now(), now() - webhook.posted))
                 await asyncio.sleep(self.duration(webhook.host))
@@ -176,20 +176,20 @@ def test_large_backlog_for_a_host_that_does_not_work_takes_a_quarter_of_a_sender
 
     async def main() -> None:
         limits = ProviderLimits(CALLS_PER_HOST, admission_timeout=timedelta(seconds=1))
-        gate = ProviderGate("host", limits)
+        control = AdmissionControl("host", limits)
         call = Call("", 1, quotas=(Quota("theirs", 1, waiting=0),))
         due, handled, began = [0.0] * LARGE_BACKLOG, 0, 200.0
         heapify(due)
         async with AsyncExitStack() as calls:
             if state == "down":
-                gate.circuit.open_until = 10_000.0
+                control.circuit.open_until = 10_000.0
             else:
-                assert isinstance(await calls.enter_async_context(gate.admission(call)), Admission)
+                assert isinstance(await calls.enter_async_context(control.admission(call)), Admission)
             while due[0] < 2 * began:
                 if due[0] > now():
                     await asyncio.sleep(due[0] - now())
                 handled += now() >= began
-                async with gate.admission(call) as refusal:
+                async with control.admission(call) as refusal:
                     assert isinstance(refusal, NotAdmitted)
                 wait = limits.retry_after.total_seconds() if refusal.turn_in is None else refusal.turn_in
                 heapreplace(due, now() + wait)

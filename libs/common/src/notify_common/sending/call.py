@@ -10,7 +10,7 @@ from notify_common.sending.call_slots import Quota
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call to be admitted by a provider's gate; times are in seconds from now."""
+    """A call that asks for admission; times are in seconds from now."""
 
     recipient: str
     timeout: float

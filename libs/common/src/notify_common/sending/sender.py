@@ -22,14 +22,14 @@ from notify_common.runtime.batcher import Batcher
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
+from notify_common.sending.admission_by_provider import AdmissionByProvider
+from notify_common.sending.admission_control import Admission, AdmissionControl
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
 from notify_common.sending.call import Call, NotAdmitted
-from notify_common.sending.channel_gates import ChannelGates
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
-from notify_common.sending.provider_gate import Admission, ProviderGate
 from notify_common.sending.retry_publisher import RetryPublisher
 from notify_common.sending.retry_schedule import RetrySchedule, is_early
 from notify_common.sending.simulator import is_simulated
@@ -55,7 +55,7 @@ class Sender:
         schedule: RetrySchedule,
         metrics: SenderMetrics,
         pauses: ProcessPauses,
-        gates: ChannelGates | None = None,
+        controls: AdmissionByProvider | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
         self._results_publisher = results_publisher
@@ -66,7 +66,7 @@ class Sender:
         self._provider_timeout = provider_timeout
         self._retry_schedule = schedule
         self._metrics = metrics
-        self._gates = gates
+        self._controls = controls
         self._tracing = tracing
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
@@ -155,10 +155,10 @@ class Sender:
                 # This span is the parent for the result and the next attempt.
                 request = request.model_copy(update={"traceparent": span.traceparent})
             simulated = is_simulated(request)
-            if self._gates is None or simulated:
+            if self._controls is None or simulated:
                 decision: Decision | Postponed = await self._call_provider(request)
             else:
-                decision = await self._call_provider_if_admitted(self._gates, request)
+                decision = await self._call_provider_if_admitted(self._controls, request)
             if isinstance(decision, Postponed):
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
@@ -182,26 +182,28 @@ class Sender:
                 span.fail(decision.failure.code)
             return decision
 
-    async def _call_provider_if_admitted(self, gates: ChannelGates, request: DeliveryRequested) -> Decision | Postponed:
+    async def _call_provider_if_admitted(
+        self, controls: AdmissionByProvider, request: DeliveryRequested
+    ) -> Decision | Postponed:
         now, since, expires_in = utc_now(), request.waiting_since, math.inf
-        gate = gates.for_recipient(request.recipient or "")
+        control = controls.for_recipient(request.recipient or "")
         if request.expires_at is not None:
             expires_in = (request.expires_at - now).total_seconds()
             if expires_in <= 0:
                 return await self._call_provider(request)  # this reports the expiry without calling the provider
         call = Call(
             request.recipient or "",
-            timeout=min(gates.limits.admission_timeout.total_seconds(), expires_in),
+            timeout=min(controls.limits.admission_timeout.total_seconds(), expires_in),
             turn_in=((request.not_before or now) - now).total_seconds() if request.reserved else None,
             expires_in=expires_in,
             # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
             even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
-            quotas=gates.limits.quotas_of(request),
-            further=gates.limits.further_messages_of(request),
+            quotas=controls.limits.quotas_of(request),
+            further=controls.limits.further_messages_of(request),
             # Results may become unreportable while the call waits.
             ready=self.reporting,
         )
-        async with gate.admission(call) as admission:
+        async with control.admission(call) as admission:
             if isinstance(admission, Admission):
                 decision = await self._call_provider(request)
                 admission.record(decision)
@@ -209,7 +211,7 @@ class Sender:
         refusal, now = admission, utc_now()
         if request.expires_at is not None and request.expires_at <= now:
             return await self._call_provider(request)
-        return _postpone(request, refusal, gate, now, retry_after=gates.limits.retry_after)
+        return _postpone(request, refusal, control, now, retry_after=controls.limits.retry_after)
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
@@ -245,7 +247,12 @@ class Sender:
 
 
 def _postpone(
-    request: DeliveryRequested, refusal: NotAdmitted, gate: ProviderGate, now: datetime, *, retry_after: timedelta
+    request: DeliveryRequested,
+    refusal: NotAdmitted,
+    control: AdmissionControl,
+    now: datetime,
+    *,
+    retry_after: timedelta,
 ) -> Postponed:
     """Decide when the refused request is handled again.
 
@@ -255,9 +262,9 @@ def _postpone(
     if refusal.turn_in is not None:
         wait = timedelta(seconds=refusal.turn_in)
     else:
-        wait = timedelta() if gate.stopped else retry_after
+        wait = timedelta() if control.stopped else retry_after
     since = request.waiting_since
-    if gate.circuit.open:
+    if control.circuit.open:
         since = since or now
     elif since is not None and refusal.turn_in is not None:
         # Only outages count towards `max_wait`, so a wait for a turn or for a busy provider does not.

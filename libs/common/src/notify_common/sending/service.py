@@ -18,7 +18,7 @@ from notify_common.runtime.metrics import process_registry
 from notify_common.runtime.process import run
 from notify_common.runtime.settings import WorkerSettings
 from notify_common.runtime.tracing import Tracing
-from notify_common.sending.channel_gates import ChannelGates
+from notify_common.sending.admission_by_provider import AdmissionByProvider
 from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
@@ -81,7 +81,7 @@ def create_sender(
     consuming, broker = create_broker(settings, role), create_broker(settings, f"{role}.publish")
     declared = DeclaredTopology(settings, topology.sender(channel, schedule.delays), role=role)
     create_publisher = partial(publisher_class, broker, declared.restore)
-    gates = ChannelGates(f"{channel} provider", limits) if limits else None
+    controls = AdmissionByProvider(f"{channel} provider", limits) if limits else None
     prefetch, metrics = settings.prefetch(limits), SenderMetrics(registry, channel)
     sender = Sender(
         create_publisher(),
@@ -92,7 +92,7 @@ def create_sender(
         schedule=schedule,
         metrics=metrics,
         pauses=ProcessPauses(settings.rabbitmq_heartbeat),
-        gates=gates,
+        controls=controls,
         tracing=tracing or settings.tracing(role),
     )
     subscription = BatchingConsumer(
@@ -111,7 +111,7 @@ def create_sender(
         subscriptions=[subscription],
         registry=registry,
         resources=[aclosing(provider), sender.pauses.watching()],
-        stopping=gates.stop if gates else lambda: None,
+        stopping=controls.stop if controls else lambda: None,
         drained=sender.drained,
         before_scrape=RetryQueueDepth(subscription, channel, schedule.delays, registry).count,
         graceful_timeout=settings.graceful_timeout(),

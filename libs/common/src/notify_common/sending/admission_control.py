@@ -1,4 +1,4 @@
-"""The gate to one provider: it admits calls within the provider's limits, and only trial calls during an outage."""
+"""Admission control for one provider: calls within its limits, and only trial calls while its circuit is open."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ from notify_common.sending.recipient_turns import RecipientTurns
 CLOCK_ERROR = 0.001  # seconds by which a timer may be early
 
 
-class ProviderGate:
+class AdmissionControl:
     """Admits calls to one provider in the order in which they arrive.
 
     A call gets what it needs in this order, and what others could use meanwhile comes last:
@@ -47,7 +47,7 @@ class ProviderGate:
 
     @property
     def idle(self) -> bool:
-        """True if a new gate could replace this one without any loss."""
+        """True if a new object could replace this one without any loss."""
         open_until = self.circuit.open_until
         return not self._users and (open_until is None or open_until < _now())
 
