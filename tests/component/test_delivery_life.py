@@ -38,7 +38,7 @@ from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.new_notification import new_notification
 from notify_gateway.outbox.relay import OutboxRelay
 from notify_gateway.outbox.store import Held, OutboxStore
-from notify_status_writer.delivery_state import Reported
+from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.result_store import ResultStore
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -139,7 +139,7 @@ class DeliveryLife(RuleBasedStateMachine):
 
     async def _apply(self, results: Sequence[DeliveryResult]) -> None:
         applied = await self._store.apply([Reported(result, Channel.EMAIL) for result in results])
-        assert not any(applied.refusals)
+        assert not any(isinstance(outcome, Refusal) for outcome in applied.outcomes)
 
     async def _take_due(self) -> None:
         self._held += (await self._outbox.take_due(10)).held

@@ -1,6 +1,6 @@
 """Decide how results change a delivery, with pure functions. Duplicates and the order of results do not matter."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -21,16 +21,17 @@ STATUS_RANK = {
     DeliveryStatus.PENDING: 0,
 }
 
-# A sender counts on by one, and results wait for a few days at most. Without a bound, one forged result could use up
-# all numbers, and later results would be worth nothing.
+# Each attempt increments the number by one, and results wait for a few days at most. Without this limit, one forged
+# result could store the highest possible number, so that no later attempt could have a higher one.
 MAX_ATTEMPTS_AHEAD = 100_000
 
 
 class Reported(NamedTuple):
-    """A result, and the only channel whose senders can write to the queue that it came from, if there is only one."""
+    """A result, and the channel whose senders reported it."""
 
     result: DeliveryResult
     channel: Channel | None
+    """None if the result came from a queue to which the senders of all channels can write."""
 
 
 class Refusal(StrEnum):
@@ -98,6 +99,14 @@ def advance(delivery: DeliveryState, result: DeliveryResult) -> DeliveryState:
         attempt=max(delivery.attempt, reported.attempt),
         failures=max(state.failures for state in (delivery, reported) if state.round == latest_round),
     )
+
+
+def advance_all(deliveries: Mapping[UUID, DeliveryState], results: Iterable[DeliveryResult]) -> list[DeliveryState]:
+    """Apply `results` to their `deliveries`, and return the new states of those that have changed."""
+    after = dict(deliveries)
+    for result in results:
+        after[result.delivery_id] = advance(after[result.delivery_id], result)
+    return [state for delivery_id, state in after.items() if state != deliveries[delivery_id]]
 
 
 def best_attempts(results: Iterable[DeliveryResult]) -> dict[tuple[UUID, int], DeliveryResult]:

@@ -1,8 +1,12 @@
-"""Apply any number of first results with two statements: one locks the deliveries, and one writes."""
+"""Apply any number of results in one transaction. First results need two statements: one locks, and one writes.
+
+Repeated results need one more, and so do deliveries that are unknown, or that another transaction has locked.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum, auto
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -17,7 +21,7 @@ from notify_status_writer.delivery_state import (
     DeliveryState,
     Refusal,
     Reported,
-    advance,
+    advance_all,
     best_attempts,
     refusal,
 )
@@ -110,15 +114,22 @@ AttemptKey = tuple[UUID, int]
 WITH_ERROR = (DeliveryStatus.RETRYING, DeliveryStatus.FAILED)
 
 
+class WriteOutcome(Enum):
+    """The outcome of a result that is not refused."""
+
+    WRITTEN = auto()
+    """It is committed, or changes nothing because it was written before or comes too late."""
+    LOCKED_ELSEWHERE = auto()
+    """It was left out, because another transaction has locked the delivery or one of its attempts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """The effect of a batch of results."""
 
     changes: Sequence[StatusChange]
-    refusals: Sequence[Refusal | None]
-    """For each result, None or why it must never be applied."""
-    locked: Set[UUID]
-    """The deliveries whose results were left out, because another transaction has locked their rows or attempts."""
+    outcomes: Sequence[WriteOutcome | Refusal]
+    """The outcome of each result."""
 
 
 class ResultStore:
@@ -128,50 +139,42 @@ class ResultStore:
         self._engine = engine
 
     async def apply(self, reports: Sequence[Reported]) -> Applied:
-        """Apply all results in one transaction. If that fails, raise `DatabaseUnavailable` or `DataRejected`."""
+        """Apply the results in one transaction, except those that are refused or whose rows are locked elsewhere.
+
+        If the transaction fails, raise `DatabaseUnavailable` or `DataRejected`.
+        """
         ids = sorted({result.delivery_id for result, _ in reports})
         id_range = {"first_id": ids[0], "last_id": ids[-1]}
         with database_errors():
             async with self._engine.begin() as connection:
-                rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
+                rows, locked_elsewhere = await _lock_deliveries(connection, ids, id_range)
                 before = {row.id: _state(row) for row in rows}
-                locked: Set[UUID] = frozenset()
-                if missing := set(ids) - before.keys():
-                    locked = set((await connection.execute(EXISTING, {"ids": list(missing), **id_range})).scalars())
-                refusals = [
-                    None if each.result.delivery_id in locked else refusal(before.get(each.result.delivery_id), each)
-                    for each in reports
-                ]
-                accepted = [
-                    result
-                    for (result, _), refused in zip(reports, refusals, strict=True)
-                    if refused is None and result.delivery_id not in locked
-                ]
+                # If a delivery's row is locked elsewhere, its results are refused here, but reported as locked below.
+                refusals = [refusal(before.get(each.result.delivery_id), each) for each in reports]
+                accepted = [each.result for each, refused in zip(reports, refusals, strict=True) if refused is None]
                 attempts = best_attempts(accepted)
                 # An attempt above the delivery's last one cannot be stored, so first results cost no further statement.
                 if repeated := [each for each in attempts.values() if each.attempt <= before[each.delivery_id].attempt]:
-                    kept, unavailable = await _lock_attempts(connection, repeated, id_range)
-                    locked |= unavailable
-                    accepted = [each for each in accepted if each.delivery_id not in locked]
-                    attempts = {key: each for key, each in best_attempts(accepted).items() if key not in kept}
-                after = dict(before)
-                for result in accepted:
-                    after[result.delivery_id] = advance(after[result.delivery_id], result)
-                changed = [state for delivery_id, state in after.items() if state != before[delivery_id]]
+                    kept, attempts_locked = await _lock_attempts(connection, repeated, id_range)
+                    locked_elsewhere |= attempts_locked
+                    accepted = [each for each in accepted if each.delivery_id not in locked_elsewhere]
+                    attempts = {
+                        key: each
+                        for key, each in attempts.items()
+                        if key not in kept and each.delivery_id not in locked_elsewhere
+                    }
+                changed = advance_all(before, accepted)
                 changed_at = max((row.locked_at for row in rows), default=None)
                 if changed or attempts:
                     await _write(connection, changed, attempts, {**id_range, "changed_at": changed_at})
-        errors = {(each.delivery_id, each.attempt): each for each in accepted if each.error_class is not None}
         return Applied(
-            changes=[
-                _change(state, errors.get((state.id, state.attempt)), changed_at)
-                for state in changed
-                # A further attempt is a change even if the status stays the same, unless the status is final.
-                if (state.status is not before[state.id].status or not state.status.final)
-                and state.channel in KNOWN_CHANNELS  # no subscriber of this version could read the event
+            changes=_status_changes(before, changed, accepted, changed_at),
+            outcomes=[
+                WriteOutcome.LOCKED_ELSEWHERE
+                if each.result.delivery_id in locked_elsewhere
+                else refused or WriteOutcome.WRITTEN
+                for each, refused in zip(reports, refusals, strict=True)
             ],
-            refusals=refusals,
-            locked=locked,
         )
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:
@@ -183,6 +186,18 @@ class ResultStore:
 def _state(row: Row[Any]) -> DeliveryState:
     status = DeliveryStatus(row.status)
     return DeliveryState(row.id, row.notification_id, row.channel, status, row.round, row.attempt, row.failures)
+
+
+async def _lock_deliveries(
+    connection: AsyncConnection, ids: Sequence[UUID], id_range: Mapping[str, UUID]
+) -> tuple[Sequence[Row[Any]], Set[UUID]]:
+    """Lock the deliveries; return their rows, and the ids of those that another transaction has locked."""
+    rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
+    missing = set(ids).difference(row.id for row in rows)
+    if not missing:
+        return rows, frozenset()
+    existing = await connection.execute(EXISTING, {"ids": list(missing), **id_range})
+    return rows, frozenset(existing.scalars())
 
 
 async def _write(
@@ -208,6 +223,23 @@ async def _lock_attempts(
     rows = (await connection.execute(LOCK_ATTEMPTS, {**columns, **id_range})).all()
     kept = {(row.delivery_id, row.attempt) for row in rows if not row.overwritten}
     return kept, {row.delivery_id for row in rows if row.overwritten and not row.held}
+
+
+def _status_changes(
+    before: Mapping[UUID, DeliveryState],
+    changed: Iterable[DeliveryState],
+    applied: Iterable[DeliveryResult],
+    changed_at: datetime | None,
+) -> list[StatusChange]:
+    """Return what to publish about the `changed` deliveries, with the errors of the results that were applied."""
+    errors = {(each.delivery_id, each.attempt): each for each in applied if each.error_class is not None}
+    return [
+        _change(state, errors.get((state.id, state.attempt)), changed_at)
+        for state in changed
+        # A further attempt is a change even if the status stays the same, unless the status is final.
+        if (state.status is not before[state.id].status or not state.status.final)
+        and state.channel in KNOWN_CHANNELS  # no subscriber of this version could read the event
+    ]
 
 
 def _change(state: DeliveryState, failure: DeliveryResult | None, changed_at: datetime | None) -> StatusChange:

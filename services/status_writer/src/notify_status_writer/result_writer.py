@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from enum import Enum, auto
+from dataclasses import dataclass
 from functools import partial
 
 from notify_common.contracts import topology
@@ -20,27 +20,30 @@ from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementTim
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
-from notify_status_writer.result_store import Applied, ResultStore
+from notify_status_writer.result_store import Applied, ResultStore, WriteOutcome
 
 log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
-FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that wait are tried again
-# A few bad pages do not cause so many failures in a row. If something else does, there is a pause each time this number
-# is reached.
+FIRST_PAUSE, LONGEST_PAUSE = 0.0625, 2.0  # seconds before results that could not be written are tried again
+# There is a pause whenever this many more transactions in a row have failed. A few bad pages do not cause so many
+# failures, so the cause probably affects all results.
 FAILURES_PER_PAUSE = 1_000
-FAILURES = (*ROW_ERRORS, StatementTimedOut)  # without one of the results, or with fewer, a batch may succeed
+FAILURES = (*ROW_ERRORS, StatementTimedOut)  # after one of these, a smaller batch may succeed
 # Results are dead-lettered slowly, because the archive is bounded: at this rate, it takes a day to fill.
 DEAD_LETTER_INTERVAL = 1.0  # seconds per result
 
 
-class Locked(Enum):
-    """The outcome of a result whose delivery another transaction has locked."""
+@dataclass(slots=True)
+class Unwritten:
+    """Results that are not written yet, but may be written later."""
 
-    LOCKED = auto()
-
-
-LOCKED = Locked.LOCKED
+    waiting: list[Reported]
+    """Their rows are locked, or a statement took too long. They are never dead-lettered."""
+    failing: list[Reported]
+    """Each of them makes a statement fail. They are dead-lettered if they still do so while others are written."""
+    error: Exception | None
+    """The last error of `failing`, or else the first timeout."""
 
 
 class ResultWriter:
@@ -63,17 +66,17 @@ class ResultWriter:
         self._failures = 0  # failed transactions since the last of these
         self._next_dead_letter = 0.0
         self._batcher = self._create_batcher("results cannot be written", whole_submissions=True)
-        # A message that fails is bisected apart from all others, which would otherwise wait for thousands of failing
-        # transactions, again and again.
-        self._isolator = self._create_batcher("results that have failed cannot be written", whole_submissions=False)
+        # This batcher bisects messages that have failed, down to single results. All other messages would otherwise
+        # wait for thousands of failing transactions, again and again.
+        self._bisector = self._create_batcher("results that have failed cannot be written", whole_submissions=False)
 
-    def _create_batcher(self, outage: str, *, whole_submissions: bool) -> Batcher[Reported, Refusal | Locked | None]:
+    def _create_batcher(self, outage: str, *, whole_submissions: bool) -> Batcher[Reported, WriteOutcome | Refusal]:
         return Batcher(
             partial(self._flush, Outage(log, outage)),
             max_batch=MESSAGES_PER_TRANSACTION,
             interval_after=interval_after,
             # `apply` is one transaction, so a flush that fails has written nothing, whatever its error. The batch is
-            # bisected to find what fails, because it would otherwise take thousands of other results with it.
+            # bisected to find out what fails, because thousands of other results would otherwise fail with it.
             rejections=(Exception,),
             whole_submissions=whole_submissions,
             observe=self._metrics.observe_results_batch,
@@ -82,57 +85,64 @@ class ResultWriter:
     async def write(self, results: Sequence[DeliveryResult], *, queue: str) -> None:
         """Return once every result is committed, or dead-lettered if it can never be; the results are from `queue`."""
         channel = topology.channel_of(queue)
-        pause, changes_before, apart = FIRST_PAUSE, None, False
-        while results:
-            reports = [Reported(result, channel) for result in results]
-            outcomes = await self._submit(reports, apart=apart)
-            waiting: list[DeliveryResult] = []
-            failed: list[DeliveryResult] = []
-            reason = ""
-            for result, outcome in zip(results, outcomes, strict=True):
-                if outcome is LOCKED:
-                    waiting.append(result)
-                elif isinstance(outcome, Failed) and isinstance(outcome.error, StatementTimedOut):
-                    waiting.append(result)  # for example, because its partition is locked
-                    reason, apart = reason or str(outcome.error), True
-                elif isinstance(outcome, Failed) and isinstance(outcome.error, ROW_ERRORS):
-                    failed.append(result)
-                    reason, apart = str(outcome.error), True
-                elif outcome is not None:
-                    await self._give_up(result, outcome, queue=queue)
+        reports = [Reported(result, channel) for result in results]
+        outcomes = await self._batcher.submit_all(reports)
+        if any(outcome is not WriteOutcome.WRITTEN for outcome in outcomes):
+            await self._write_what_is_left(reports, outcomes, queue=queue)
+
+    async def _write_what_is_left(
+        self, reports: Sequence[Reported], outcomes: Sequence[WriteOutcome | Refusal | Failed], *, queue: str
+    ) -> None:
+        """Try again until every result is written or dead-lettered; `outcomes` are those of the first try."""
+        pause, changes_before, bisecting = FIRST_PAUSE, None, False
+        while True:
+            if not bisecting and isinstance(outcomes[0], Failed):  # a message fails as a whole
+                outcomes = await self._bisector.submit_all(reports)
+            left = await self._unwritten(reports, outcomes, queue=queue)
+            bisecting = bisecting or left.error is not None
             # Results are dead-lettered only after the longest pause, because a disk may fail for a moment.
-            if failed and pause == LONGEST_PAUSE and self._may_dead_letter(failed, changes_before):
-                await self._bury(*failed, reason=reason, queue=queue)
-            elif failed:
-                waiting += failed
-                changes_before = self._changes if changes_before is None else changes_before
-            results = waiting
-            if results:
-                await _wait(results, pause, reason)
-                pause = min(2 * pause, LONGEST_PAUSE)
+            if left.failing and pause == LONGEST_PAUSE and self._may_dead_letter(left.failing, changes_before):
+                await self._bury(*(each.result for each in left.failing), reason=str(left.error), queue=queue)
+                reports = left.waiting
+            else:
+                reports = [*left.waiting, *left.failing]
+                if left.failing and changes_before is None:
+                    changes_before = self._changes
+            if not reports:
+                return
+            await _pause(reports, pause, left.error)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            outcomes = await (self._bisector if bisecting else self._batcher).submit_all(reports)
 
-    async def _submit(self, reports: Sequence[Reported], *, apart: bool) -> Sequence[Refusal | Locked | Failed | None]:
-        """Write the results of a message together with those of others, or `apart` from them if it fails."""
-        if not apart:
-            outcomes = await self._batcher.submit_all(reports)
-            if not isinstance(outcomes[0], Failed):  # a message fails as a whole
-                return outcomes
-        return await self._isolator.submit_all(reports)
+    async def _unwritten(
+        self, reports: Sequence[Reported], outcomes: Sequence[WriteOutcome | Refusal | Failed], *, queue: str
+    ) -> Unwritten:
+        """Return the results that may be written later; dead-letter those that can never be."""
+        left = Unwritten([], [], None)
+        for report, outcome in zip(reports, outcomes, strict=True):
+            error = outcome.error if isinstance(outcome, Failed) else None
+            if outcome is WriteOutcome.LOCKED_ELSEWHERE:
+                left.waiting.append(report)
+            elif isinstance(error, StatementTimedOut):  # for example, because the result's partition is locked
+                left.waiting.append(report)
+                left.error = left.error or error
+            elif isinstance(error, ROW_ERRORS):
+                left.failing.append(report)
+                left.error = error
+            elif outcome is not WriteOutcome.WRITTEN:
+                await self._give_up(report.result, outcome, queue=queue)
+        return left
 
-    async def _flush(self, outage: Outage, reports: Sequence[Reported]) -> Sequence[Refusal | Locked | None]:
-        """Commit the results; return for each of them None, or why it has no effect."""
+    async def _flush(self, outage: Outage, reports: Sequence[Reported]) -> Sequence[WriteOutcome | Refusal]:
+        """Commit the results, publish the status changes, and return the outcome of each result."""
         with self._tracing.group("commit results", (result.traceparent for result, _ in reports)):
             applied = await self._apply(outage, reports)
         self._events.publish(applied.changes)
-        outcomes = [
-            LOCKED if result.delivery_id in applied.locked else refused
-            for (result, _), refused in zip(reports, applied.refusals, strict=True)
-        ]
-        self._metrics.results.inc(len(reports) - outcomes.count(LOCKED))
+        self._metrics.results.inc(len(reports) - applied.outcomes.count(WriteOutcome.LOCKED_ELSEWHERE))
         for change in applied.changes:
             self._metrics.changed(change)
         # The callers dead-letter refused results, so that no other result waits for that.
-        return outcomes
+        return applied.outcomes
 
     async def _apply(self, outage: Outage, reports: Sequence[Reported]) -> Applied:
         """Commit the results, however long an outage lasts; raise one of `FAILURES` if a result may be the cause."""
@@ -140,7 +150,7 @@ class ResultWriter:
             # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await outage.retry(lambda: self._store.apply(reports), DatabaseUnavailable, unless=FAILURES)
         except FAILURES as failure:
-            # The batch is bisected, to find the result that fails. If PostgreSQL is slow, a smaller one may be in time.
+            # The batch is bisected, to find the result that fails. If PostgreSQL is slow, half of it may be in time.
             self._failures += 1
             # Pauses are rare, because they also delay results that would not fail.
             if self._failures % FAILURES_PER_PAUSE == 0:
@@ -153,15 +163,15 @@ class ResultWriter:
             self._failures = 0
         return applied
 
-    def _may_dead_letter(self, failed: Sequence[DeliveryResult], changes_before: int | None) -> bool:
-        """Return whether to dead-letter results that failed again, although others have been written in the meantime.
+    def _may_dead_letter(self, failing: Sequence[Reported], changes_before: int | None) -> bool:
+        """Return True if others have been written since results of this message first failed, unless it is too soon.
 
-        `changes_before` is `_changes` as of their message's first failure, or None if this is the first.
+        `changes_before` is what `_changes` was at that first failure, or None if this is the first.
         """
         now = time.monotonic()
         if changes_before is None or self._changes == changes_before or now < self._next_dead_letter:
             return False
-        self._next_dead_letter = now + DEAD_LETTER_INTERVAL * len(failed)
+        self._next_dead_letter = now + DEAD_LETTER_INTERVAL * len(failing)
         return True
 
     async def _give_up(self, result: DeliveryResult, outcome: Failed | Refusal, *, queue: str) -> None:
@@ -183,8 +193,9 @@ class ResultWriter:
         await bury(self._publisher, body, queue=queue, reason=reason)
 
 
-async def _wait(results: Sequence[DeliveryResult], pause: float, reason: str) -> None:
+async def _pause(reports: Sequence[Reported], pause: float, error: Exception | None) -> None:
     if pause == LONGEST_PAUSE / 2:
-        about = {"delivery_id": str(results[0].delivery_id), "results": len(results), "reason": reason or "locked"}
+        reason = "locked" if error is None else str(error)
+        about = {"delivery_id": str(reports[0].result.delivery_id), "results": len(reports), "reason": reason}
         log.warning("results wait, because their deliveries cannot be updated", extra=about)
     await asyncio.sleep(pause)
