@@ -212,7 +212,7 @@ def autocommitting(engine: AsyncEngine) -> AsyncEngine:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate driver and connection pool errors into `DatabaseUnavailable` or `DataRejected`."""
+    """Translate driver and connection pool errors into `DatabaseUnavailable`, a subclass of it, or `DataRejected`."""
     try:
         yield
     except DBAPIError as error:
@@ -230,7 +230,7 @@ def database_errors() -> Iterator[None]:
 
 
 async def execute(engine: AsyncEngine, statement: Executable, **parameters: object) -> CursorResult[Any]:
-    """Execute one statement and commit it; raise `DatabaseUnavailable` or `DataRejected` on failure."""
+    """Execute one statement and commit it; on failure, raise `DatabaseUnavailable`, a subclass, or `DataRejected`."""
     with database_errors():
         async with engine.begin() as connection:
             return await connection.execute(statement, parameters)

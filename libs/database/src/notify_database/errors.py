@@ -2,7 +2,7 @@
 
 
 class DatabaseUnavailable(Exception):
-    """PostgreSQL is down, starting, stopping or overloaded; the same operation may succeed later."""
+    """The operation may succeed later; usually PostgreSQL is down, starting, stopping or overloaded."""
 
 
 class StatementTimedOut(DatabaseUnavailable):
@@ -14,7 +14,11 @@ class LoginRejected(DatabaseUnavailable):
 
 
 class StatementFailed(DatabaseUnavailable):
-    """PostgreSQL rolled the statement back, perhaps because one row is on a bad page, or a trigger rejects it."""
+    """PostgreSQL rolled the statement back, perhaps because one row is on a bad page, or a trigger rejects it.
+
+    It is a `DatabaseUnavailable`, so callers that cannot leave the row out retry it like an outage. Callers that can do
+    so catch `ROW_ERRORS` first.
+    """
 
 
 class DataRejected(Exception):
