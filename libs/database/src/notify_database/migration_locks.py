@@ -9,7 +9,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from notify_database.online_schema_change import LOCK_TIMEOUT
+from notify_database.online_schema_change import MIGRATION_LOCK_TIMEOUT
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ def limit_lock_waits(connection: Connection) -> None:
     @event.listens_for(connection, "begin")
     def set_timeout(beginning: Connection) -> None:
         if beginning.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            beginning.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            beginning.exec_driver_sql(f"SET LOCAL lock_timeout = '{MIGRATION_LOCK_TIMEOUT}'")
 
 
 async def repeat_after_lock_conflicts(
     connection: AsyncConnection, change: Callable[[], Awaitable[None]], problem: str
 ) -> None:
-    """Call `change` until it meets no lock conflict, and log `problem` meanwhile."""
+    """Call `change` again until it gets its locks; log `problem` as long as it does not."""
     outage = Outage(log, problem)
     while True:
         try:

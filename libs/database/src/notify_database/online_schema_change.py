@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 # A migration that waits for a lock blocks every later statement on the table. The timeout is below PostgreSQL's
 # `deadlock_timeout` (1 s), so that in a deadlock with a service the migration gives up before the service fails.
-LOCK_TIMEOUT = "500ms"
+MIGRATION_LOCK_TIMEOUT = "500ms"
 
 IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)")
 # A partition that is attached later gets its index from its parent.
@@ -73,7 +73,7 @@ def _build(index: str, table: str, definition: str, *, unique: bool = False) -> 
 @contextmanager
 def _short_lock_waits() -> Iterator[None]:
     """Limit how long statements wait for a lock, because other sessions' statements wait behind them."""
-    op.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+    op.execute(f"SET lock_timeout = '{MIGRATION_LOCK_TIMEOUT}'")
     try:
         yield
     finally:

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 STORAGE = {"notifications": "", "deliveries": "WITH (fillfactor = 80)", "attempts": ""}
 WIDTH = timedelta(weeks=1)
 AHEAD = timedelta(weeks=5)
-LOCK_TIMEOUT = "2s"  # short, because a statement that waits for a lock blocks every later one on the table
+# It is short, because a statement that waits for a lock blocks every later one on the table.
+PARTITION_LOCK_TIMEOUT = "2s"
 ADVISORY_LOCK = 0x6E6F74706172  # an arbitrary key that nothing else in this database uses
 
 # An interrupted detach has already taken the partition away from new statements. A bound is NULL if it is MINVALUE.
@@ -83,7 +84,7 @@ async def make_partitions(engine: AsyncEngine) -> bool:
             lock = text("SELECT pg_try_advisory_xact_lock(:key)")
             if not (await connection.execute(lock, {"key": ADVISORY_LOCK})).scalar_one():
                 return False
-            await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{PARTITION_LOCK_TIMEOUT}'"))
             now: datetime = (await connection.execute(NOW)).scalar_one()
             for table, storage in STORAGE.items():
                 # An older version's gateway with a wrong clock may have begun to drop a week that is not over.
@@ -110,7 +111,7 @@ async def drop_partitions(engine: AsyncEngine, retention: timedelta | None) -> l
             if not (await connection.execute(lock, {"key": ADVISORY_LOCK})).scalar_one():
                 return []
             try:
-                await connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+                await connection.execute(text(f"SET lock_timeout = '{PARTITION_LOCK_TIMEOUT}'"))
                 for end in sorted({end for table in STORAGE for end in await _ends(connection, table)}):
                     try:
                         if await _drop_if_old(connection, end, retention):
