@@ -2,7 +2,8 @@
 
 exchange `notifications` -> `notifications.<channel>`;
 `notifications.<channel>.retry` -> `notifications.<channel>.retry.<delay-ms>`, and from there back to the channel;
-`notifications.results.<channel>` -> a queue of the same name;
+`notifications.results.<channel>` -> a queue of the same name; `notifications.results` -> these queues and one of the
+same name, for older senders;
 `notifications.dead.<channel>` -> an archive of the same name and the status writer's inbox; `notifications.dead` -> the
 same for what RabbitMQ dead-letters itself;
 `notifications.events` (topic, routing key `<channel>.<status>`, or `dropped`) -> the subscribers of events.

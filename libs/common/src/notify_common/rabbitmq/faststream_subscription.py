@@ -1,7 +1,7 @@
 """FastStream subscribers that survive the loss of their connection, channel, consumer or queue.
 
 Each subscriber has its own `RabbitBroker` and connection, because `broker.start()` restarts all of a broker's
-subscribers, and one missing queue would keep the others from starting. `prepare_topology` declares the queue on another
+subscribers, and one missing queue would keep the others from starting. `DeclaredTopology` declares the queue on another
 connection, because FastStream ignores a subscriber's channel if its broker has already declared the queue.
 """
 
