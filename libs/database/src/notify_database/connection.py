@@ -50,7 +50,7 @@ class Connector:
             try:
                 return await self._connect(server)
             except asyncio.CancelledError:
-                # The caller has less patience than `timeout`, so its next attempt must begin with another server.
+                # The caller's timeout is shorter than `timeout`, so its next attempt must begin with another server.
                 self._servers.failed(server)
                 raise
             except CONNECT_ERRORS as error:

@@ -170,7 +170,7 @@ def create_engine(
             "search_path": settings.postgres_schema,
             "timezone": "UTC",
             "jit": "off",  # for short statements, JIT compilation costs more than it saves
-            # What is accepted or recorded must be on the disk, and on that of a synchronous standby if there is one.
+            # A commit must wait for the disk, and for that of a synchronous standby if there is one.
             "synchronous_commit": "on",
             "statement_timeout": f"{statement_timeout * 1000:.0f}ms",
             "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_TIMEOUT:.0f}s",
@@ -197,7 +197,7 @@ def create_engine(
 
 
 def _discard_if_lost(context: ExceptionContext) -> None:
-    """Close a connection to a server that did not respond or is no primary, and make the pool replace all others."""
+    """Close a connection to a server that did not respond or is not the primary; the pool then replaces all others."""
     error = context.original_exception
     if isinstance(error, TimeoutError) or sqlstate(error) in LOST_SERVER_CODES:
         if context.connection is not None and (lost := context.connection.connection.driver_connection) is not None:

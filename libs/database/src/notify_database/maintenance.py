@@ -1,6 +1,6 @@
 """`python -m notify_database.maintenance`: create the coming weeks' partitions, and drop those that are too old.
 
-This is a process of its own, because it needs the rights of the tables' owner. It accepts no requests and reads no
+This is a separate process, because it needs the rights of the tables' owner. It accepts no requests and reads no
 messages. One process is enough; several share the work.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 CHECK_INTERVAL = 60.0  # seconds
 PARTITIONS_INTERVAL = 3600.0  # seconds
-# It takes long to drop a partition. Without any timeout, a connection to a vanished host would be waited for forever.
+# Dropping a partition takes long. Without any timeout, the process would wait forever for a host that has vanished.
 STATEMENT_TIMEOUT = 3600.0  # seconds
 
 

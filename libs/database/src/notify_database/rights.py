@@ -48,7 +48,7 @@ EXISTING = text("SELECT count(*) FROM pg_roles WHERE rolname = ANY(CAST(:names A
 async def grant_rights(connection: AsyncConnection) -> bool:
     """Grant each role its rights, and revoke all others, in one transaction; return False if a role does not exist.
 
-    Partitions are used through their parents, so they need no rights of their own.
+    Partitions are used through their parents, so no rights to them are needed.
     """
     if (await connection.execute(EXISTING, {"names": list(RIGHTS)})).scalar_one() < len(RIGHTS):
         return False

@@ -42,7 +42,7 @@ OPEN_DATABASES = text("""
     WHERE datname IN ('postgres', 'template1')
         AND (has_database_privilege('public', oid, 'CONNECT') OR has_database_privilege('public', oid, 'TEMPORARY'))
 """)
-# Each partition has an owner of its own. Versions without roles create them as their own user.
+# A partition does not inherit the owner of its table. Versions without roles create partitions as their own user.
 NOT_HANDED_OVER = text("""
     SELECT relname FROM pg_class
     WHERE relnamespace = to_regnamespace(:schema) AND relkind IN ('r', 'p') AND relowner <> to_regrole(:owner)
@@ -68,7 +68,7 @@ FUNCTIONS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A user name and a password that a service logs in with. It has the rights of `role`, and none of its own."""
+    """A user name and a password that a service logs in with. It has the rights of `role`, and no others."""
 
     user: str
     password: str

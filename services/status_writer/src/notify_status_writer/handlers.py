@@ -113,8 +113,8 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
 class DeadLetterHandler:
     """Marks the deliveries of dead letters as failed, because they would otherwise stay open forever.
 
-    Dead letters of deliveries of other channels than `channel` are refused. If it is None, the queue in which the
-    message died says the channel.
+    Dead letters of deliveries on other channels than `channel` are refused. If it is None, the channel is that of the
+    queue in which the message died.
 
     The archive keeps a copy of each dead letter, and each inbox gets one. Marking a delivery twice changes nothing, but
     only one inbox should be handled with `log_level` ERROR.
@@ -150,7 +150,10 @@ class DeadLetterHandler:
             await self._writer.write([result], queue=topology.results(channel).queue.name)
 
     async def _result_of(self, letter: DeadLetter) -> messages.DeliveryResult | None:
-        """Return a failure of the delivery, or None if none is open in this round, as after the letter's other copy."""
+        """Return a result that marks the delivery as failed; None if the letter names none that is open in this round.
+
+        For example, the letter's other copy may have been handled before.
+        """
         request, delivery_id = letter.request, letter.delivery_id
         if request is not None:
             # The request contains the number of the attempt that was due, which follows the last one that was made.

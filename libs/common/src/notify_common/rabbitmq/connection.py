@@ -95,8 +95,8 @@ class RabbitSettings(EnvironmentSettings):
     def amqp_url(self, role: str = "", node: Address | None = None) -> str:
         """Return the AMQP URI, including the password (https://www.rabbitmq.com/docs/uri-spec).
 
-        If a `role` is given, the management UI shows the connection as `role@host`. Without a `node`, the URI is of the
-        one to try first.
+        If a `role` is given, the management UI shows the connection as `role@host`. Without a `node`, the URI is that
+        of the node to try first.
         """
         user, vhost = quote(self.rabbitmq_user, safe=""), quote(self.rabbitmq_vhost, safe="")
         password = quote(self.rabbitmq_password.get_secret_value(), safe="")
@@ -116,7 +116,7 @@ async def connect(settings: RabbitSettings, role: str) -> AbstractConnection:
     nodes, errors = settings.rabbitmq_nodes(), []
     for node in nodes.in_turn():
         try:
-            # Without a timeout, a node that accepts the connection and then stays silent would be waited for forever.
+            # Without a timeout, this would wait forever for a node that accepts the connection but stays silent.
             return await aio_pika.connect(
                 settings.amqp_url(role, node),
                 timeout=settings.rabbitmq_connect_timeout,

@@ -30,7 +30,7 @@ DEATHS_HEADER = "x-death"
 ROUTING_HEADERS = ("CC", "BCC")
 IDENTIFYING_HEADERS = (DELIVERY_ID_HEADER, NOTIFICATION_ID_HEADER, ROUND_HEADER, TRACEPARENT_HEADER)
 
-# The services publish no longer messages, and RabbitMQ is configured to accept none. It had no such limit before.
+# No service publishes a longer message, and RabbitMQ is configured to reject longer ones. It had no such limit before.
 MAX_BODY_BYTES = MAX_CHANGES_BYTES
 # All headers of a message are in one frame, of 128 KiB unless RabbitMQ is configured otherwise. RabbitMQ closes the
 # connection of a publisher whose frame is longer.
@@ -49,8 +49,8 @@ class ReceivedMessage(Protocol):
 async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, error: Exception, *, queue: str) -> bool:
     """Log why a message cannot be handled, and publish it as a dead letter; return True if it was published.
 
-    If it was not, the caller can reject the message, so that RabbitMQ dead-letters it without the reason, but whole:
-    RabbitMQ does not apply its limits to messages that it has already accepted.
+    If it was not, the caller can reject the message. RabbitMQ then dead-letters all of it, but without the reason,
+    because it does not apply its limits to messages that it has already accepted.
     """
     fields = _log_fields(message, queue)
     if isinstance(error, PoisonMessage):

@@ -25,9 +25,9 @@ MINIMUM_VERSION = (3, 10)  # the first version with at-least-once dead-lettering
 # again before all channels have noticed that it was deleted.
 RESTORE_DELAY = 1.0
 DECLARE_TIMEOUT = 30.0  # seconds
-WATCH_INTERVAL = 60.0  # seconds; a message that cannot be routed shows most losses earlier, but not all of them
+WATCH_INTERVAL = 60.0  # seconds; most losses are noticed earlier, when a message cannot be routed
 PROBLEM_INTERVAL = 10.0  # seconds between attempts to declare missing or mismatched queues again
-# RabbitMQ refuses both other arguments and one queue too many with the code `precondition_failed`.
+# RabbitMQ answers `precondition_failed` both to different arguments and to one queue too many. Only the text differs.
 TOO_MANY_QUEUES = "queue limit"
 MISMATCH_ADVICE = "Another version declared it. Delete it once it is empty; this service then declares it again."
 

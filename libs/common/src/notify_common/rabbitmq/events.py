@@ -31,7 +31,7 @@ class EventPublisher:
     """Publishes committed status changes in the background.
 
     Events may be lost: they are published without confirms, and new ones are dropped while too many are waiting. An
-    empty message then tells subscribers that some were dropped. Events have their own connection, because RabbitMQ
+    empty message then informs subscribers that some were dropped. Events have their own connection, because RabbitMQ
     blocks publishing connections during an alarm, which would also block the acks on a shared connection.
     """
 

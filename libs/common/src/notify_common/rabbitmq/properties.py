@@ -1,7 +1,7 @@
-"""Decode the properties of every message that RabbitMQ accepts, so that none costs its reader the connection.
+"""Decode the properties of every message that RabbitMQ accepts, so that no message costs its reader the connection.
 
 RabbitMQ checks neither texts nor times, and tables may be nested thousands of levels deep. pamqp raises an error for
-such properties, upon which aiormq closes the connection. RabbitMQ then redelivers the message, so each of its readers
+such properties, and aiormq then closes the connection. RabbitMQ then redelivers the message, so each of its readers
 would reconnect forever: see `docs/decisions/0022-properties-that-cannot-be-decoded.md`.
 
 pamqp's decoders can only be replaced for the whole process. Its version is locked, a test compares these decoders with
