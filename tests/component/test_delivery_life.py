@@ -145,8 +145,8 @@ class DeliveryLife(RuleBasedStateMachine):
         self._held += (await self._outbox.take_due(10)).held
 
     async def _renew(self, held: Held) -> None:
-        renewed = held.lease.renewed()
-        if await self._outbox.renew([Held(held.request, held.lease.renewing(renewed))]):
+        renewed = held.lease.next_lease()
+        if await self._outbox.renew([Held(held.request, held.lease.with_pending(renewed))]):
             self._held = [Held(each.request, renewed) if each is held else each for each in self._held]
 
     async def _cancel(self) -> None:

@@ -29,9 +29,9 @@ TAKE_BY_ANOTHER = text("UPDATE outbox SET leased_until = now() + interval '31 se
 LEASES = "SELECT delivery_id, leased_until FROM outbox ORDER BY 1"
 
 
-def renewing(held: Held, renewed: Lease | None = None) -> Held:
+def renewing(held: Held, next_lease: Lease | None = None) -> Held:
     """Return the held row while a renewal of its lease is in progress."""
-    return held._replace(lease=held.lease.renewing(renewed or held.lease.renewed()))
+    return held._replace(lease=held.lease.with_pending(next_lease or held.lease.next_lease()))
 
 
 async def test_relay_changes_no_row_that_another_relay_has_leased_since(engine: AsyncEngine) -> None:
@@ -51,7 +51,7 @@ async def test_renewed_lease_replaces_the_earlier_one(engine: AsyncEngine) -> No
     outbox = OutboxStore(engine)
     row = await add_row(engine)
     [held] = (await outbox.take_due(10)).held
-    renewed = held.lease.renewed()
+    renewed = held.lease.next_lease()
     assert renewed.until > held.lease.until
     assert renewed.ends > held.lease.ends
     assert await outbox.renew([renewing(held, renewed)]) == {row}
@@ -73,7 +73,7 @@ async def test_row_is_still_held_if_the_response_to_its_renewal_is_lost(
     if committed:
         await outbox.renew([unknown])
     # The renewal is repeated, with the same result in both cases.
-    assert unknown.lease.renewed().until == unknown.lease.renewal
+    assert unknown.lease.next_lease().until == unknown.lease.pending_until
     assert await outbox.renew([unknown]) == {row}
     await outbox.delete([unknown])
     assert await outbox_rows(engine) == 0

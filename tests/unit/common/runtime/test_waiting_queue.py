@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from notify_common.errors import Overloaded
-from notify_common.runtime.waiting_queue import ENTRY_BYTES, TURN_BYTES, FairQueue, FifoQueue, can_make_room
+from notify_common.runtime.waiting_queue import ENTRY_BYTES, QUANTUM_BYTES, FairQueue, FifoQueue, can_make_room
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def test_tenants_get_equal_bytes_whatever_the_size_of_their_entries() -> None:
     for _ in range(3):
         for entry in queue.take(500, 2 * 1024 * 1024):
             taken[entry.tenant] += entry.size + ENTRY_BYTES
-    assert abs(taken["small"] - taken["large"]) <= 250_000 + ENTRY_BYTES + TURN_BYTES
+    assert abs(taken["small"] - taken["large"]) <= 250_000 + ENTRY_BYTES + QUANTUM_BYTES
 
 
 def test_batch_is_bounded_in_bytes_but_not_empty() -> None:

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from notify_common.errors import Overloaded
 
-TURN_BYTES = 8 * 1024  # bytes per turn of a tenant; an entry that is larger takes several turns
+QUANTUM_BYTES = 8 * 1024  # what a tenant may take per turn; an entry that is larger takes several turns
 ENTRY_BYTES = 1024  # counted for each entry besides its size, because small ones take time, too
 
 
@@ -110,15 +110,15 @@ class _Line(Generic[Entry]):
 
     entries: deque[Entry] = field(default_factory=deque)
     bytes: int = 0
-    credit: int = TURN_BYTES
+    credit: int = QUANTUM_BYTES
     """The bytes that are left of the tenant's turn, or of its turns if the next entry is larger than one turn."""
 
 
 class FairQueue(Generic[Entry]):
     """A queue that tenants share fairly; the entries of each tenant leave in the order in which they were added.
 
-    Tenants take turns (deficit round robin): a turn is worth `TURN_BYTES`, so that a tenant with few or small entries
-    does not wait behind all entries of another. A tenant alone may fill the queue. If it is full, the tenant that holds
+    Tenants take turns of `QUANTUM_BYTES` (deficit round robin), so that a tenant with few or small entries does not
+    wait behind all entries of another. A tenant alone may fill the queue. If it is full, the tenant that holds
     most makes room for one that holds less (longest queue drop), so that all tenants can hold an equal part of it.
     """
 
@@ -171,7 +171,7 @@ class FairQueue(Generic[Entry]):
                 break
             cost = entry.size + ENTRY_BYTES
             if cost > line.credit:
-                line.credit += TURN_BYTES  # for its next turn
+                line.credit += QUANTUM_BYTES  # for its next turn
                 self._lines[tenant] = self._lines.pop(tenant)
                 continue
             line.credit -= cost

@@ -171,13 +171,15 @@ class Lane:
         return await self._update_rows(list(zip(batch, publishing.result(), strict=True)))
 
     async def _renew(self, batch: list[Held]) -> None:
-        renewed = [lease.renewed() for _, lease in batch]
+        next_leases = [lease.next_lease() for _, lease in batch]
         # If PostgreSQL's response is lost, the row may have either lease.
-        batch[:] = [Held(request, old.renewing(new)) for (request, old), new in zip(batch, renewed, strict=True)]
+        batch[:] = [
+            Held(request, old.with_pending(new)) for (request, old), new in zip(batch, next_leases, strict=True)
+        ]
         still_held = await self._outbox.renew(batch)
         batch[:] = [
             Held(request, new if request.delivery_id in still_held else old.lost())
-            for (request, old), new in zip(batch, renewed, strict=True)
+            for (request, old), new in zip(batch, next_leases, strict=True)
         ]
 
     async def _update_rows(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:

@@ -32,29 +32,29 @@ class Lease:
     """The time in the rows until which they are leased, according to PostgreSQL. It identifies the lease."""
     ends: float
     """When this process must assume that the lease has ended, according to `lease_clock`."""
-    renewal: datetime | None = None
-    """The `until` of a renewal whose outcome is not known: the row has either this value or the earlier one."""
+    pending_until: datetime | None = None
+    """The `until` of a renewal whose outcome is not known yet: the row has either this time or `until`."""
 
     @classmethod
     def beginning(cls, began: float, until: datetime) -> "Lease":
         """Return the lease that a statement has taken; `began` was read from `lease_clock` before the statement."""
         return cls(until, began + LEASE_SECONDS)
 
-    def renewed(self) -> "Lease":
-        """Return the lease that a renewal takes. A renewal that is repeated takes the same one.
+    def next_lease(self) -> "Lease":
+        """Return the lease that a renewal puts in place of this one. Repeating a renewal takes the same lease again.
 
-        A lost lease cannot be renewed, because no row has it, so it remains as it is.
+        A lost lease cannot be renewed, because no row has it. It is its own next lease.
         """
         if self.ends == -math.inf:
             return self
-        if self.renewal is not None:
-            return Lease(self.renewal, self.ends + (self.renewal - self.until).total_seconds())
+        if self.pending_until is not None:
+            return Lease(self.pending_until, self.ends + (self.pending_until - self.until).total_seconds())
         ends = lease_clock() + LEASE_SECONDS
         return Lease(self.until + timedelta(seconds=ends - self.ends), ends)
 
-    def renewing(self, renewed: "Lease") -> "Lease":
-        """Return this lease while it is unknown whether `renewed` has replaced it."""
-        return replace(self, renewal=renewed.until)
+    def with_pending(self, next_lease: "Lease") -> "Lease":
+        """Return this lease while it is unknown whether `next_lease` has replaced it."""
+        return replace(self, pending_until=next_lease.until)
 
     def lost(self) -> "Lease":
         """Return this lease as ended, because its row was found without it."""

@@ -1,4 +1,8 @@
-"""The SQL of the outbox: to take due rows, to change leased ones, and to count the backlog."""
+"""The SQL of the outbox: to take due rows, to change leased ones, and to count the backlog.
+
+A delivery that is published right after its commit uses only `DELETE`: its row is inserted with a lease, by the
+statement that stores its notification.
+"""
 
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import JSONB

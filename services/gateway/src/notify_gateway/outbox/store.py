@@ -107,6 +107,7 @@ class OutboxStore:
         began = lease_clock()
         parameters |= {"limit": limit, "max_bytes": max_bytes, "lease": LEASE, **BACKOFF_LIMITS}
         found = (await execute(self._engine, statement, **parameters)).all()
+        # There is always a first row, but it has no id if no row was taken, ended or deleted.
         if found[0].incomplete and not self._warned_of_incomplete:
             self._warned_of_incomplete = True
             log.warning("outbox rows without a notification wait for it", extra={"count": found[0].incomplete})
@@ -136,7 +137,7 @@ class OutboxStore:
         return Backlog(float(row.rows), float(row.oldest), float(row.unknown))
 
     async def renew(self, held: Sequence[Held]) -> set[UUID]:
-        """Set the leases of rows that are still being published to their `renewal`; return the rows still held.
+        """Set the leases of rows that are still being published to their `pending_until`; return the rows still held.
 
         After `DatabaseUnavailable`, they may or may not have been renewed.
         """
@@ -188,5 +189,5 @@ def _columns(held: Sequence[Held]) -> dict[str, object]:
         "ids": [request.delivery_id for request, _ in rows],
         "rounds": [request.round for request, _ in rows],
         "leases": [lease.until for _, lease in rows],
-        "renewals": [lease.renewal for _, lease in rows],
+        "renewals": [lease.pending_until for _, lease in rows],
     }
