@@ -15,7 +15,7 @@ from support.outbox import add_row, outbox_is_empty, outbox_rows, published, run
 from support.roles import as_service
 from support.services import eventually
 
-FAILING_ROWS = "notify_gateway.outbox.failing_rows"
+SKIPPING_OUTBOX = "notify_gateway.outbox.skipping_outbox"
 UNTAKABLE = [
     ("UPDATE", "outbox", "OLD.delivery_id = '{}'", "P0001"),
     ("UPDATE", "outbox", "OLD.delivery_id = '{}'", "22023"),
@@ -26,7 +26,7 @@ UNTAKABLE = [
 
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{FAILING_ROWS}.RETRY_INTERVAL", 1.0)
+    monkeypatch.setattr(f"{SKIPPING_OUTBOX}.RETRY_INTERVAL", 1.0)
     monkeypatch.setattr("notify_gateway.outbox.store.LEASE", timedelta(seconds=1))
 
 
@@ -64,7 +64,7 @@ async def test_row_that_cannot_be_taken_delays_no_others(
 async def test_all_rows_are_published_although_none_could_be_taken_for_a_while(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{FAILING_ROWS}.MAX_UNTAKABLE", 10)
+    monkeypatch.setattr(f"{SKIPPING_OUTBOX}.MAX_UNTAKABLE", 10)
     ids = [await add_row(engine) for _ in range(30)]
     await fail_on(engine, "UPDATE", "outbox")
 
@@ -98,7 +98,7 @@ async def test_delivery_is_published_once_although_its_row_cannot_be_deleted(
 async def test_channels_whose_rows_cannot_be_deleted_at_the_same_time_do_not_end_the_relay(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{FAILING_ROWS}.MAX_UNDELETABLE", 12)
+    monkeypatch.setattr(f"{SKIPPING_OUTBOX}.MAX_UNDELETABLE", 12)
     await fail_on(engine, "DELETE", "outbox")
     telegram = [await add_row(engine) for _ in range(10)]
     email = [await add_row(engine, channel="email") for _ in range(10)]
@@ -116,7 +116,7 @@ async def test_channels_whose_rows_cannot_be_deleted_at_the_same_time_do_not_end
 async def test_channel_waits_while_too_many_rows_cannot_be_deleted(
     rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{FAILING_ROWS}.MAX_UNDELETABLE", 3)
+    monkeypatch.setattr(f"{SKIPPING_OUTBOX}.MAX_UNDELETABLE", 3)
     await fail_on(engine, "DELETE", "outbox")
     first = [await add_row(engine) for _ in range(10)]
 

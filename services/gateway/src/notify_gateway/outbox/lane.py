@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from notify_common.contracts import topology
@@ -24,7 +24,8 @@ from notify_database.errors import DatabaseUnavailable, DataRejected
 
 from notify_gateway.metrics import GatewayMetrics
 from notify_gateway.outbox.lease import RENEW_INTERVAL, Lease, lease_clock, must_outlast
-from notify_gateway.outbox.store import Held, OutboxStore
+from notify_gateway.outbox.skipping_outbox import SkippingOutbox
+from notify_gateway.outbox.store import Held
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,10 @@ class Lane:
         self,
         channel: Channel,
         publisher: ConfirmedPublisher,
-        outbox: OutboxStore,
+        outbox: SkippingOutbox,
         metrics: GatewayMetrics,
         tracing: Tracing,
         *,
-        delete: Callable[[Sequence[Held]], Awaitable[None]],
         may_publish: Callable[[], bool],
         on_room: Callable[[Channel], object],
     ) -> None:
@@ -63,18 +63,18 @@ class Lane:
         self._outbox = outbox
         self._metrics = metrics
         self._tracing = tracing
-        self._delete_rows = delete
         self._may_publish = may_publish
         self._on_room = on_room
         self._handed_over: deque[Held] = deque()
         self._handed_over_bytes = 0
         self._due: deque[Held] = deque()
         self._wake = asyncio.Event()
-        self._unconfirmed = False  # the broker has not confirmed the current batch for a while
+        self._confirms_are_late = False  # the broker has not confirmed the current batch for a while
         self._refusing = False  # the broker confirmed nothing of the last batch
         self._confirmed: list[Held] = []  # their rows are to be deleted
+        self._tasks = asyncio.TaskGroup()  # entered by `run`
         self._deleting: asyncio.Task[None] | None = None
-        self._undeleted = False  # PostgreSQL did not delete rows at once
+        self._delete_failed = False  # the last delete failed, and is being retried
         self._finished = False
         self._last_refusal = 0.0
         self._database_outage = Outage(log, f"the outbox is unavailable to the channel {channel}")
@@ -88,12 +88,14 @@ class Lane:
 
         While confirmed rows wait to be deleted, their leases may end. Then the next poll would find them.
         """
-        return not (self._due or self._unconfirmed or self._undeleted or self._finished) and self._may_publish()
+        return (
+            not (self._due or self._confirms_are_late or self._delete_failed or self._finished) and self._may_publish()
+        )
 
     def has_room_for(self, count: int, size: int) -> bool:
         """Return whether `count` deliveries of `size` bytes may be handed over; while the broker is slow, none may."""
         return (
-            not (self._unconfirmed or self._refusing or self._finished)
+            not (self._confirms_are_late or self._refusing or self._finished)
             and self._may_publish()
             and len(self._handed_over) + count <= MAX_HANDED_OVER
             and self._handed_over_bytes + size <= MAX_HANDED_OVER_BYTES
@@ -116,7 +118,7 @@ class Lane:
 
     async def run(self, drain: asyncio.Event) -> None:
         """Publish until `drain` is set, and then publish or release the remaining deliveries."""
-        async with asyncio.TaskGroup() as self._tasks:
+        async with self._tasks:
             while not drain.is_set():
                 wait = await self._publish_next() if self._may_publish() else CONNECTION_INTERVAL
                 if wait > 0:
@@ -161,12 +163,12 @@ class Lane:
             while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
                 # The broker is blocking publishers, for example during a memory alarm. It may still accept these
                 # messages later, so the leases are renewed to keep other relays from publishing them.
-                self._unconfirmed = True
+                self._confirms_are_late = True
                 with suppress(DatabaseUnavailable, DataRejected):
                     await self._renew(batch)
         finally:
             publishing.cancel()
-            self._unconfirmed = False
+            self._confirms_are_late = False
         self._metrics.observe_published_batch(len(batch))
         return await self._update_rows(list(zip(batch, publishing.result(), strict=True)))
 
@@ -230,12 +232,12 @@ class Lane:
         # This includes rows that were confirmed since the last try, because their leases may end as well.
         rows = list(self._confirmed)
         try:
-            await self._delete_rows(rows)
+            await self._outbox.delete(rows)
         except DatabaseUnavailable:
-            self._undeleted = True
+            self._delete_failed = True
             raise
         del self._confirmed[: len(rows)]
-        self._undeleted = False
+        self._delete_failed = False
 
     async def _publish_together(
         self, messages: Sequence[OutgoingMessage], spans: Sequence[Span], may_write: Callable[[], bool]
@@ -252,7 +254,7 @@ class Lane:
         """Publish or release the remaining deliveries, so that other relays do not wait for their leases to end."""
         while self._may_publish() and not self._refusing and (batch := self._next_batch()):
             await self._publish(batch)
-        self._finished = True  # deliveries accepted from now on are left to other relays
+        self._finished = True  # deliveries committed from now on are left to other relays
         remaining = [*self._due, *self._handed_over]
         if remaining:
             with suppress(DatabaseUnavailable, DataRejected):

@@ -20,9 +20,9 @@ from notify_common.runtime.tracing import UNTRACED, Tracing
 from notify_database.errors import DatabaseUnavailable
 
 from notify_gateway.metrics import GatewayMetrics
-from notify_gateway.outbox.failing_rows import FailingRows
 from notify_gateway.outbox.lane import BATCH_SIZE, Lane, delivery_size
 from notify_gateway.outbox.lease import Lease
+from notify_gateway.outbox.skipping_outbox import SkippingOutbox
 from notify_gateway.outbox.store import Held, OutboxStore
 
 log = logging.getLogger(__name__)
@@ -49,21 +49,20 @@ class OutboxRelay:
         `declared` is restored after each reconnect to RabbitMQ. A channel whose queue does not match it is not served.
         """
         self._broker = broker
-        self._rows = FailingRows(outbox)
+        self._outbox = SkippingOutbox(outbox)
         self._events = events
         self._declared = declared
         self._connection: AbstractConnection | None = None
         self._poll_now, self._reconnected = asyncio.Event(), asyncio.Event()
         self._lanes = {
             channel: Lane(
-                channel, publisher_class(broker), outbox, metrics, tracing,
-                delete=self._rows.delete,
+                channel, publisher_class(broker), self._outbox, metrics, tracing,
                 may_publish=partial(self._may_publish, channel),
-                on_room=self._has_room,
+                on_room=self._poll_if_more_due,
             )
             for channel in Channel
         }  # fmt: skip
-        self._more: Set[Channel] = frozenset()  # channels for which the last poll left due deliveries in the table
+        self._more_due: Set[Channel] = frozenset()  # the last poll left due deliveries of these channels
         self._database_outage = Outage(log, "the outbox is unavailable")
 
     @property
@@ -124,7 +123,7 @@ class OutboxRelay:
                     await self._take_due()
                     self._database_outage.ended()
                 except DatabaseUnavailable as unavailable:
-                    self._more = frozenset()
+                    self._more_due = frozenset()
                     wait = self._database_outage.failed(unavailable)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -137,9 +136,9 @@ class OutboxRelay:
         channels = [channel for channel, lane in self._lanes.items() if lane.has_room_for_due]
         if not channels:
             return
-        due = await self._rows.take_due(BATCH_SIZE, channels)
+        due = await self._outbox.take_due(BATCH_SIZE, channels)
         self._events.publish(due.ended)
-        self._more = due.more
+        self._more_due = due.more
         by_channel = defaultdict[Channel, list[Held]](list)
         for held in due.held:
             by_channel[held.request.channel].append(held)
@@ -148,8 +147,8 @@ class OutboxRelay:
         if due.more - by_channel.keys():
             self._poll_now.set()  # all deliveries that were found have ended, so no lane reports that it has room again
 
-    def _has_room(self, channel: Channel) -> None:
-        if channel in self._more:
+    def _poll_if_more_due(self, channel: Channel) -> None:
+        if channel in self._more_due:
             self._poll_now.set()
 
     def _may_publish(self, channel: Channel) -> bool:

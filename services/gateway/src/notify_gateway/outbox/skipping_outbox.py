@@ -1,7 +1,7 @@
-"""Skip outbox rows that make statements fail, so that they hold up no others.
+"""The outbox as the relay uses it: rows that make statements fail are skipped, so that they hold up no others.
 
-A page may be bad, or somebody may have added a trigger that raises an error. After such a failure, the rows are
-bisected to find those that fail.
+Normally, this only passes calls on to `OutboxStore`. But a page may be bad, or somebody may have added a trigger that
+raises an error. After such a failure, the rows are bisected to find those that fail.
 """
 
 import logging
@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
+from uuid import UUID
 
 from notify_common.contracts.channels import Channel
 from notify_database.errors import ROW_ERRORS, StatementFailed
@@ -27,8 +28,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class FailingRows:
-    """Takes and deletes outbox rows, except for those that fail.
+class SkippingOutbox:
+    """Passes calls on to `OutboxStore`, but takes and deletes no rows that have made statements fail.
 
     A row that cannot be taken is tried again after `RETRY_INTERVAL`. If the row of a published delivery cannot be
     deleted, this process never takes it again, because it would publish the delivery again.
@@ -69,13 +70,27 @@ class FailingRows:
     async def delete(self, confirmed: Sequence[Held]) -> None:
         """Delete the rows of confirmed deliveries. Raise `StatementFailed` if too many rows cannot be deleted."""
         new = [held for held in confirmed if _key(held) not in self._undeletable]
-        _, failed = await _isolate(new, self._outbox.delete, most_failures=MAX_UNDELETABLE - len(self._undeletable))
+        _, failed = await _call_or_bisect(
+            new, self._outbox.delete, most_failures=MAX_UNDELETABLE - len(self._undeletable)
+        )
         room = MAX_UNDELETABLE - len(self._undeletable)  # less than before if another lane has skipped rows, too
         skipped = [(_key(held), error) for held, error in failed[:room]]
         self._undeletable |= {row for row, _ in skipped}
         _report("outbox rows of published deliveries cannot be deleted", skipped)
         if len(failed) > room:
             raise StatementFailed(str(failed[-1][1]))
+
+    async def renew(self, held: Sequence[Held]) -> set[UUID]:
+        """Renew leases as `OutboxStore.renew` does."""
+        return await self._outbox.renew(held)
+
+    async def release(self, held: Sequence[Held]) -> None:
+        """End leases as `OutboxStore.release` does."""
+        await self._outbox.release(held)
+
+    async def postpone(self, held: Sequence[Held]) -> None:
+        """End leases as `OutboxStore.postpone` does."""
+        await self._outbox.postpone(held)
 
     async def _take_of(self, channel: Channel) -> list[DueDeliveries]:
         """Take the channel's first due rows that are not skipped; raise an error if too many fail and none is taken."""
@@ -88,7 +103,7 @@ class FailingRows:
             # The rows share the bytes that a poll may take, however they are bisected.
             return await self._outbox.take_rows(channel, group, max_bytes=MAX_TAKEN_BYTES * len(group) // len(rows))
 
-        taken, failed = await _isolate(rows, take, most_failures=room)
+        taken, failed = await _call_or_bisect(rows, take, most_failures=room)
         self._untakable |= {row: time.monotonic() + RETRY_INTERVAL for row, _ in failed[:room]}
         _report("outbox rows cannot be taken, so their deliveries wait", failed[:room])
         if len(failed) > room and not taken:
@@ -106,12 +121,12 @@ class FailingRows:
                 self._undeletable.discard(row)
 
 
-async def _isolate(
+async def _call_or_bisect(
     items: Sequence[Item], operation: Callable[[Sequence[Item]], Awaitable[Result]], *, most_failures: int
 ) -> tuple[list[Result], list[tuple[Item, Exception]]]:
     """Call `operation` with all items; bisect them if it fails. Return its results, and each item that fails by itself.
 
-    The remaining items are not tried once more than `most_failures` have failed.
+    This is like `Batcher._flush_or_bisect`, but it stops once more than `most_failures` items have failed.
     """
     results: list[Result] = []
     failed: list[tuple[Item, Exception]] = []
