@@ -37,12 +37,11 @@ from notify_gateway.health import MetricsExposition, Readiness
 from notify_gateway.http.authentication import Authenticator
 from notify_gateway.http.client_address import ClientAddresses
 from notify_gateway.http.rate_limit import RequestRateLimiter
-from notify_gateway.legacy import post as legacy_post
+from notify_gateway.legacy.post import LEGACY
 from notify_gateway.maintenance import DatabaseWatch, run_maintenance
 from notify_gateway.metrics import GatewayMetrics
-from notify_gateway.notifications import endpoint
 from notify_gateway.notifications.cancel import NotificationCanceller
-from notify_gateway.notifications.endpoint import NotificationEndpoint
+from notify_gateway.notifications.endpoint import V1, NotificationEndpoint
 from notify_gateway.notifications.intake import NotificationIntake
 from notify_gateway.notifications.queries import NotificationQueries
 from notify_gateway.outbox.relay import OutboxRelay
@@ -113,8 +112,7 @@ class Gateway:
         )
 
     def _create_notification_endpoints(self, tracing: Tracing) -> list[NotificationEndpoint]:
-        versions = (endpoint.POST, legacy_post.POST)
-        return [NotificationEndpoint(self.authenticator, self.intake, tracing, version) for version in versions]
+        return [NotificationEndpoint(self.authenticator, self.intake, tracing, version) for version in (V1, LEGACY)]
 
     def _create_authenticator(self) -> Authenticator:
         return Authenticator(

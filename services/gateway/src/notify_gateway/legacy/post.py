@@ -64,4 +64,4 @@ def visible_to(principal: Principal, response: str, request: BaseModel) -> str:
     return json.dumps(created, ensure_ascii=False, separators=(",", ":"))
 
 
-POST = PostVersion("/api/notifications", LegacyNotificationRequest, created_json, visible_to, has_location=False)
+LEGACY = PostVersion("/api/notifications", LegacyNotificationRequest, created_json, visible_to, has_location=False)

@@ -36,10 +36,10 @@ IDEMPOTENCY_KEY = TypeAdapter(IdempotencyKey)
 
 
 class PostVersion(NamedTuple):
-    """How a version of the API reads the request and renders the response."""
+    """A version of this endpoint: how it reads the request and renders the response."""
 
     path: str
-    request: type[BaseModel]
+    request_model: type[BaseModel]
     """The model of the body, which is a `RequestedNotification`."""
     created_json: Callable[[NewNotification], str]
     """Renders the response to a request that has been accepted."""
@@ -48,8 +48,12 @@ class PostVersion(NamedTuple):
     has_location: bool
 
 
-POST = PostVersion(
-    "/v1/notifications", NotificationRequest, created_json, lambda _principal, response, _: response, has_location=True
+V1 = PostVersion(
+    "/v1/notifications",
+    NotificationRequest,
+    created_json,
+    visible_to=lambda _principal, response, _request: response,  # it names no recipients, which some may not see
+    has_location=True,
 )
 
 
@@ -57,7 +61,7 @@ class NotificationEndpoint:
     """The ASGI application that accepts notifications."""
 
     def __init__(
-        self, authenticator: Authenticator, intake: NotificationIntake, tracing: Tracing, version: PostVersion = POST
+        self, authenticator: Authenticator, intake: NotificationIntake, tracing: Tracing, version: PostVersion
     ) -> None:
         self._authenticator = authenticator
         self._intake = intake
@@ -77,7 +81,7 @@ class NotificationEndpoint:
             authorization = _text(request_headers.get(b"authorization"))
             principal, rate_limit = await self._authenticator.authenticate(scope, authorization)
             span = self._begin_span(principal, request_headers, scope.get(REQUEST_ID, ""))
-            response_headers, body = await self._accept(principal, request_headers, receive, span)
+            response_headers, body = await self._create_notification(principal, request_headers, receive, span)
         except ClientDisconnected:
             span.fail("client disconnected")
             return
@@ -112,7 +116,7 @@ class NotificationEndpoint:
             attributes = {**attributes, "notify.request_id": request_id}
         return self._tracing.begin(self._span_name, parent, "server", attributes)
 
-    async def _accept(
+    async def _create_notification(
         self, principal: Principal, request_headers: Mapping[bytes, bytes], receive: Receive, span: Span
     ) -> tuple[Mapping[str, str], bytes]:
         """Store the notification durably; return further headers and the body of the 201 response."""
@@ -121,7 +125,7 @@ class NotificationEndpoint:
         # Parsing a large body takes long. A tenant whose requests are refused must not delay others with that.
         self._intake.require_room(principal.tenant, len(body))
         content_type = _text(request_headers.get(b"content-type")) or ""
-        request, size = _parse(self._version.request, body, content_type), len(body)
+        request, size = _parse(self._version.request_model, body, content_type), len(body)
         del body  # it would otherwise stay in memory until the notification is committed
         key = _idempotency_key(request_headers)
         claim = None if key is None else claim_of(request, principal.tenant, key, test=principal.test)

@@ -58,18 +58,21 @@ INSERT = text(f"""
 """)  # noqa: S608 - a constant
 
 
-async def insert(
+async def insert(connection: AsyncConnection, new: Sequence[NewNotification], leased: Set[Channel]) -> datetime:
+    """Store the notifications; lease the outbox rows of `leased` channels that are due now. Return the lease's end."""
+    parameters = {**_parameters(new, leased), **existing_parameters(())}
+    leased_until: datetime = (await connection.execute(INSERT, parameters)).scalar_one()
+    return leased_until
+
+
+async def insert_unless_settings_exist(
     connection: AsyncConnection,
     new: Sequence[NewNotification],
     leased: Set[Channel],
-    *,
-    unless_existing: Iterable[UserChannelKey] = (),
+    keys: Iterable[UserChannelKey],
 ) -> datetime | None:
-    """Store the notifications; lease the outbox rows of `leased` channels that are due now. Return the lease's end.
-
-    Return None, and store nothing, if settings are stored under one of the keys `unless_existing`.
-    """
-    parameters = {**_parameters(new, leased), **existing_parameters(unless_existing)}
+    """Do what `insert` does. But if settings are stored under any of the keys, store nothing and return None."""
+    parameters = {**_parameters(new, leased), **existing_parameters(keys)}
     return (await connection.execute(INSERT, parameters)).scalar_one_or_none()
 
 

@@ -28,7 +28,7 @@ from notify_gateway.notifications.idempotency import (
     claim_keys,
     find_recorded,
 )
-from notify_gateway.notifications.insert import insert
+from notify_gateway.notifications.insert import insert, insert_unless_settings_exist
 from notify_gateway.notifications.new_notification import NewNotification
 from notify_gateway.outbox.lease import Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
@@ -52,7 +52,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Submission:
+class _WaitingNotification:
     """A notification that is waiting to be committed, and its claim to an idempotency key."""
 
     notification: NewNotification
@@ -64,10 +64,12 @@ class _Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class _Committed:
+class _New:
+    """A notification to store."""
+
     notification: NewNotification
     response: str | None = None
-    """The notification's JSON, if it was recorded under an idempotency key."""
+    """The notification's JSON, if it is recorded under an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,14 @@ class _Rejected:
     """`field: detail`."""
 
 
-_Outcome = _Committed | _Rejected | RecordedResponse
+_Outcome = _New | _Rejected | RecordedResponse
 
 
-class _Accepted(NamedTuple):
+class _Stored(NamedTuple):
+    """What a transaction has stored for a batch."""
+
     outcomes: list[_Outcome]
+    """One for each notification of the batch."""
     new: Sequence[NewNotification] = ()
     lease: Lease | None = None
     leased: Sequence[DeliveryRequested] = ()
@@ -108,8 +113,8 @@ class NotificationIntake:
         self._real_channels = real_channels
         self._publish_changes = publish_changes
         self._tracing = tracing
-        # Usually, either most users have stored settings, or none. If none had at the last look, the statement that
-        # stores a batch makes sure of that, which saves a round trip.
+        # Usually, either most users have stored settings, or none has. As long as none has, batches are stored without
+        # a look-up, which saves a round trip: the statement that stores a batch checks that its users have none.
         self._users_have_settings = False
         self._batcher = Batcher(
             self._flush,
@@ -146,11 +151,11 @@ class NotificationIntake:
         rejection = rejection_at(notification.request, notification.created_at)
         if rejection and claim is None:
             raise RequestRejected(rejection)
-        submission = _Submission(notification, created_json, claim, rejection)
-        outcome = await self._batcher.submit(submission, size=size, tenant=notification.tenant)
+        waiting = _WaitingNotification(notification, created_json, claim, rejection)
+        outcome = await self._batcher.submit(waiting, size=size, tenant=notification.tenant)
         if isinstance(outcome, _Rejected):
             raise RequestRejected(outcome.reason)
-        if isinstance(outcome, _Committed):
+        if isinstance(outcome, _New):
             return Receipt(outcome.response or created_json(outcome.notification))
         assert claim is not None  # noqa: S101 - recorded responses are found only by a claim
         return Receipt(outcome.replay(claim), replayed=True)
@@ -159,8 +164,9 @@ class NotificationIntake:
         """Wait until no notification is waiting to be committed."""
         await self._batcher.drained()
 
-    async def _flush(self, batch: Sequence[_Submission]) -> list[_Outcome]:
-        # This is read before the rows' lease begins, so that ours ends first: in a transaction, theirs begins with it.
+    async def _flush(self, batch: Sequence[_WaitingNotification]) -> list[_Outcome]:
+        # The leases in the rows begin with the transaction. The clock is read before it, so that this process never
+        # relies on a lease that has ended.
         lease_began = lease_clock()
         # Without idempotency keys, there is a single write, which needs no explicit transaction.
         has_claims = any(each.claim is not None for each in batch)
@@ -168,70 +174,78 @@ class NotificationIntake:
         parents = (each.notification.traceparent for each in batch)
         with self._tracing.group("commit notifications", parents), database_errors():
             async with engine.begin() as connection:
-                look_up_first = has_claims or self._users_have_settings
-                stored = await self._look_up(connection, batch) if look_up_first else None
-                # This repeats at most once: settings that have been looked up are no reason to store nothing.
-                while (accepted := await self._accept(connection, batch, stored, lease_began)) is None:
-                    stored = await self._look_up(connection, batch)
-        if accepted.lease is not None:
-            self._relay.hand_over(accepted.leased, accepted.lease)
-        self._after_commit(accepted.new)
-        return accepted.outcomes
+                stored = None
+                if not has_claims and not self._users_have_settings:
+                    stored = await self._store_unless_settings_exist(connection, batch, lease_began)
+                if stored is None:
+                    stored = await self._look_up_settings_and_store(connection, batch, lease_began)
+        if stored.lease is not None:
+            self._relay.hand_over(stored.leased, stored.lease)
+        self._after_commit(stored.new)
+        return stored.outcomes
 
-    async def _look_up(
-        self, connection: AsyncConnection, batch: Sequence[_Submission]
-    ) -> Mapping[UserChannelKey, UserChannel]:
-        """Return the settings of the batch's users."""
-        stored = await stored_channels(connection, _user_channel_keys(batch))
-        self._users_have_settings = bool(stored)
-        return stored
+    async def _store_unless_settings_exist(
+        self, connection: AsyncConnection, batch: Sequence[_WaitingNotification], lease_began: float
+    ) -> _Stored | None:
+        """Store the batch's new notifications in one round trip.
 
-    async def _accept(
-        self,
-        connection: AsyncConnection,
-        batch: Sequence[_Submission],
-        stored: Mapping[UserChannelKey, UserChannel] | None,
-        lease_began: float,
-    ) -> _Accepted | None:
-        """Store the batch's new notifications.
-
-        `stored` has the settings of their users. If it is None, they have not been looked up; then return None, and
-        store nothing, if there are any.
+        Return None, and store nothing, if the settings of their users must be looked up first.
         """
-        outcomes = await self._decide(connection, batch, stored or {})
-        new = [outcome.notification for outcome in outcomes if isinstance(outcome, _Committed)]
+        outcomes = await self._decide(connection, batch, settings={})
+        new = _new_notifications(outcomes)
         if not new:
-            return None if stored is None else _Accepted(outcomes)
-        due_now = [delivery for each in new if each.due_at is None for delivery in each.to_send()]
-        # The deliveries for which our relay has no room get no lease, so that any relay may take them.
-        leased = self._relay.channels_with_room(due_now)
-        unless_existing = _user_channel_keys(batch) if stored is None else ()
-        leased_until = await insert(connection, new, leased, unless_existing=unless_existing)
+            return None  # all of them lack a recipient, which may be in the settings
+        channels, deliveries = self._to_lease(new)
+        leased_until = await insert_unless_settings_exist(connection, new, channels, _user_channel_keys(batch))
         if leased_until is None:
             return None
-        lease = Lease.beginning(lease_began, leased_until)
-        return _Accepted(outcomes, new, lease, [delivery for delivery in due_now if delivery.channel in leased])
+        return _Stored(outcomes, new, Lease.beginning(lease_began, leased_until), deliveries)
+
+    async def _look_up_settings_and_store(
+        self, connection: AsyncConnection, batch: Sequence[_WaitingNotification], lease_began: float
+    ) -> _Stored:
+        settings = await stored_channels(connection, _user_channel_keys(batch))
+        self._users_have_settings = bool(settings)
+        outcomes = await self._decide(connection, batch, settings)
+        new = _new_notifications(outcomes)
+        if not new:
+            return _Stored(outcomes)
+        channels, deliveries = self._to_lease(new)
+        leased_until = await insert(connection, new, channels)
+        return _Stored(outcomes, new, Lease.beginning(lease_began, leased_until), deliveries)
+
+    def _to_lease(self, new: Sequence[NewNotification]) -> tuple[Set[Channel], list[DeliveryRequested]]:
+        """Return the channels for which our relay has room, and the deliveries over them that are due now.
+
+        The other deliveries get no lease, so that any relay may take them.
+        """
+        due_now = [delivery for each in new if each.due_at is None for delivery in each.to_send()]
+        channels = self._relay.channels_with_room(due_now)
+        return channels, [delivery for delivery in due_now if delivery.channel in channels]
 
     async def _decide(
-        self, connection: AsyncConnection, batch: Sequence[_Submission], stored: Mapping[UserChannelKey, UserChannel]
+        self,
+        connection: AsyncConnection,
+        batch: Sequence[_WaitingNotification],
+        settings: Mapping[UserChannelKey, UserChannel],
     ) -> list[_Outcome]:
-        """Resolve the recipients, claim the idempotency keys, and return the outcome of each submission."""
+        """Resolve the recipients, claim the idempotency keys, and return the outcome of each notification."""
         outcomes: list[_Outcome] = []
         claimed: Responses = {}
-        for submission in batch:
-            notification = submission.notification
-            if stored:
-                notification = notification.with_user_channels(stored)
-            if reason := submission.rejection or notification.missing_recipient(self._real_channels):
+        for waiting in batch:
+            notification, claim = waiting.notification, waiting.claim
+            if settings:
+                notification = notification.with_user_channels(settings)
+            if reason := waiting.rejection or notification.missing_recipient(self._real_channels):
                 outcomes.append(_Rejected(reason))
-            elif submission.claim is None:
-                outcomes.append(_Committed(notification))
-            elif (first := claimed.get(submission.claim.tenant_key)) is not None:
+            elif claim is None:
+                outcomes.append(_New(notification))
+            elif (first := claimed.get(claim.tenant_key)) is not None:
                 outcomes.append(first)  # the key occurs twice in this batch
             else:
-                response = submission.created_json(notification)
-                outcomes.append(_Committed(notification, response))
-                claimed[submission.claim.tenant_key] = RecordedResponse(submission.claim.body_hash, response)
+                response = waiting.created_json(notification)
+                outcomes.append(_New(notification, response))
+                claimed[claim.tenant_key] = RecordedResponse(claim.body_hash, response)
         taken = await claim_keys(connection, claimed) if claimed else set()
         # An earlier request with the key of a rejected one may have been accepted while it was still valid.
         repeats = [
@@ -255,5 +269,9 @@ class NotificationIntake:
         self._publish_changes([change for each in new for change in each.opt_out_changes()])
 
 
-def _user_channel_keys(batch: Sequence[_Submission]) -> list[UserChannelKey]:
+def _new_notifications(outcomes: Sequence[_Outcome]) -> list[NewNotification]:
+    return [outcome.notification for outcome in outcomes if isinstance(outcome, _New)]
+
+
+def _user_channel_keys(batch: Sequence[_WaitingNotification]) -> list[UserChannelKey]:
     return [key for each in batch for key in each.notification.user_channel_keys()]
