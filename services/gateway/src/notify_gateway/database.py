@@ -31,12 +31,13 @@ READ_WAIT = 5.0  # seconds a read or write waits for others of its tenant
 READS = {
     # A tenant's connections are limited, but with parallel workers each could take several processes of PostgreSQL.
     "max_parallel_workers_per_gather": "0",
-    # A connection remembers a hundred statements. A plan for any parameters, which PostgreSQL would keep with each of
-    # them, takes a megabyte, and 100 kB more for each week of data: with its combinations of filters, a tenant could
-    # take gigabytes. A plan for these parameters is not kept, and contains only the weeks that they name.
+    # Each connection keeps a hundred prepared statements, and PostgreSQL would keep a generic plan with each of them. A
+    # generic plan takes a megabyte, and 100 kB more for each week of data. By combining filters in many ways, a tenant
+    # could make the connections take gigabytes. A custom plan is not kept, and has only the weeks in its parameters.
     "plan_cache_mode": "force_custom_plan",
 }
-# The few statements that read all weeks have a plan that is kept, because planning for a hundred weeks takes 8 ms.
+# Planning a statement that reads a hundred weeks takes 8 ms. Only a few statements read all weeks, so their generic
+# plans are kept.
 KEEP_PLAN = text("SET LOCAL plan_cache_mode = force_generic_plan")
 MAX_WAITING = 2_000  # reads and writes of one tenant that wait, each on one of the gateway's 8,000 connections
 
@@ -143,11 +144,11 @@ class TenantReads:
 
         May raise `TooManyInProgress`, `ReadTimedOut`, `DatabaseUnavailable` or `DataRejected`.
         """
-        async with self.result(tenant, statement, parameters) as result:
+        async with self.execute_holding_slot(tenant, statement, parameters) as result:
             return result
 
     @asynccontextmanager
-    async def result(
+    async def execute_holding_slot(
         self, tenant: str, statement: Executable, parameters: Mapping[str, object], *, keep_plan: bool = False
     ) -> AsyncIterator[CursorResult[Any]]:
         """Execute one statement, as `execute` does, and hold the tenant's slot while the result is in use.
@@ -169,6 +170,7 @@ class TenantReads:
     async def _execute_with_kept_plan(
         self, statement: Executable, parameters: Mapping[str, object]
     ) -> CursorResult[Any]:
+        """Execute a statement in a transaction, because the effect of `SET LOCAL` ends with it."""
         with database_errors():
             async with self._engine.begin() as connection:
                 await connection.execute(KEEP_PLAN)

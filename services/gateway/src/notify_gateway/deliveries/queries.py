@@ -133,7 +133,7 @@ class DeliveryQueries:
         """Return the delivery, or None if the tenant has no delivery with this id."""
         first_id, last_id = of_the_same_time(delivery_id)
         values = {"id": delivery_id, "first_id": first_id, "last_id": last_id}
-        row = (await self._reads.execute(tenant, parsed(DELIVERY), **values)).one_or_none()
+        row = (await self._reads.execute(tenant, delivery_statement(DELIVERY), **values)).one_or_none()
         return None if row is None else _delivery(row)
 
     async def page(self, tenant: str, query: DeliveryQuery) -> DeliveryPage:
@@ -153,11 +153,13 @@ class DeliveryQueries:
             wanted.append(AFTER)
             values["cursor"] = query.cursor
         weeks = {"weeks_of_deliveries": filtered.weeks("id"), "weeks_of_attempts": filtered.weeks("a.delivery_id")}
-        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **weeks, **expanded(EXPANSIONS, query.expand)))
+        statement = delivery_statement(
+            PAGE.format(conditions=" AND ".join(wanted), **weeks, **expanded(EXPANSIONS, query.expand))
+        )
         # One more delivery than fits on the page is requested, to find out whether there are more.
         values["limit"] = query.limit + 1
         items, more = [], False
-        async with self._reads.result(tenant, statement, values, keep_plan=query.is_plain) as rows:
+        async with self._reads.execute_holding_slot(tenant, statement, values, keep_plan=query.is_plain) as rows:
             async for row in in_slices(islice(rows, query.limit)):
                 items.append(_delivery(row))
                 more = row.more
@@ -171,8 +173,8 @@ def expanded(parts: Mapping[Expansion, Mapping[str, str]], wanted: Collection[Ex
 
 
 @lru_cache(REMEMBERED_STATEMENTS)
-def parsed(sql: str) -> Executable:
-    """Return the statement. Those for the latest combinations of filters are cached, so that each is parsed once."""
+def delivery_statement(sql: str) -> Executable:
+    """Return a statement that reads deliveries. The latest ones are cached, so that they are not parsed again."""
     return text(sql).columns(attempts=JSON)
 
 

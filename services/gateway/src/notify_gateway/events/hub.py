@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
@@ -14,8 +14,9 @@ from notify_database.errors import DatabaseUnavailable
 from notify_gateway.errors import TooManySubscribers
 from notify_gateway.events.feed import EventFeed
 from notify_gateway.events.history import EventFilter, EventHistory
+from notify_gateway.events.schemas import StatusEvent
 from notify_gateway.events.server_sent import RESET, live_chunk, status_chunk
-from notify_gateway.events.subscriber import BYTES_PER_WRITE, Backlog, Chunk, Subscriber
+from notify_gateway.events.subscriber import BYTES_PER_WRITE, Chunk, Subscriber, UnsentMemory
 from notify_gateway.slices import in_slices
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,12 @@ SubscriberKey = UUID | tuple[str, str] | str
 
 
 class EventHub:
-    """Pushes each change to the subscribers whose filters it matches."""
+    """Pushes each change to the subscribers whose filters it matches.
+
+    Changes arrive in batches. The events of a batch are collected by filter, and those of each filter are joined into
+    chunks. Then each chunk goes into the queue of every subscriber with this filter. Both steps pause after each slice
+    of their work (`in_slices`), so that other requests do not wait for a large batch or for thousands of pushes.
+    """
 
     def __init__(self, settings: RabbitSettings, role: str, history: EventHistory) -> None:
         self._history = history
@@ -44,10 +50,11 @@ class EventHub:
         self._switching = asyncio.Lock()  # held so that one feed ends before the next one starts
         self._feeding: asyncio.Task[None] | None = None
         self._live = asyncio.Event()
-        # Each key is the narrowest part of a filter, so a change needs three look-ups, however many subscribers exist.
+        # The subscribers with the same filter, by the narrowest part of the filter. A change therefore needs three
+        # look-ups, however many subscribers exist.
         self._subscribers: dict[SubscriberKey, dict[EventFilter, set[Subscriber]]] = {}
         self._admitted: set[Subscriber] = set()
-        self._backlog = Backlog()
+        self._unsent = UnsentMemory()
         self._tenants = Counter[str]()
         self._next_writes: dict[str, float] = {}
         self._watchers: set[Watcher] = set()
@@ -69,8 +76,8 @@ class EventHub:
         tenant = event_filter.tenant
         if self.count >= MAX_SUBSCRIBERS or self._tenants[tenant] >= MAX_SUBSCRIBERS_PER_TENANT:
             raise TooManySubscribers
-        subscriber, key = Subscriber(event_filter, abort, self._backlog), _key(event_filter)
-        self._backlog.subscribers.add(subscriber)
+        subscriber, key = Subscriber(event_filter, abort, self._unsent), _key(event_filter)
+        self._unsent.subscribers.add(subscriber)
         self._tenants[tenant] += 1
         self._subscribers.setdefault(key, {}).setdefault(event_filter, set()).add(subscriber)
         try:
@@ -86,7 +93,7 @@ class EventHub:
                 del self._tenants[tenant]
                 self._next_writes.pop(tenant, None)
             self._admitted.discard(subscriber)
-            self._backlog.subscribers.discard(subscriber)
+            self._unsent.subscribers.discard(subscriber)
             subscriber.end()  # it takes no more chunks
             subscriber.discard()
             self._forget(key, subscriber)
@@ -177,7 +184,13 @@ class EventHub:
             log.warning("cannot look up the owners of events; subscribers must reconnect", extra=error)
             self._end_all()
             return
-        waiting: defaultdict[EventFilter, list[bytes]] = defaultdict(list)
+        await self._push(await self._rendered_by_filter(events))
+
+    async def _rendered_by_filter(
+        self, events: Iterable[tuple[str, StatusEvent]]
+    ) -> Mapping[EventFilter, Sequence[bytes]]:
+        """Return the events, each with its tenant, that match the filters of subscribers; each is rendered once."""
+        by_filter: defaultdict[EventFilter, list[bytes]] = defaultdict(list)
         async for tenant, event in in_slices(events):
             rendered: dict[bool, bytes] = {}
             for key in (event.notification_id, (tenant, event.user_id), tenant):
@@ -186,17 +199,18 @@ class EventHub:
                         integer_users = event_filter.integer_users
                         if integer_users not in rendered:
                             rendered[integer_users] = status_chunk(event, integer_users=integer_users)
-                        waiting[event_filter].append(rendered[integer_users])
-        await self._push(waiting)
+                        by_filter[event_filter].append(rendered[integer_users])
+        return by_filter
 
-    async def _push(self, waiting: Mapping[EventFilter, Sequence[bytes]]) -> None:
-        """Push events to the subscribers with these filters, several at once: a tenant may have many subscribers."""
-        async for subscriber, chunk in in_slices(self._pushes(waiting)):
+    async def _push(self, by_filter: Mapping[EventFilter, Sequence[bytes]]) -> None:
+        """Push the events of each filter to all of its subscribers."""
+        async for subscriber, chunk in in_slices(self._pushes(by_filter)):
             subscriber.push(chunk)
 
-    def _pushes(self, waiting: Mapping[EventFilter, Sequence[bytes]]) -> Iterator[tuple[Subscriber, Chunk]]:
+    def _pushes(self, by_filter: Mapping[EventFilter, Sequence[bytes]]) -> Iterator[tuple[Subscriber, Chunk]]:
+        """Yield each subscriber with each chunk for it. A chunk has several events, because each push takes time."""
         chunks: dict[bytes, Chunk] = {}  # filters that match the same events share their chunks
-        for event_filter, events in waiting.items():
+        for event_filter, events in by_filter.items():
             for part in _joined(events):
                 chunk = chunks.setdefault(part, Chunk(part))
                 # Subscribers may come and go between two pushes. Those that have left take no more chunks.

@@ -11,7 +11,7 @@ from notify_gateway.events.history import EventFilter
 log = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024  # live events for one slow subscriber
-MAX_BACKLOG_BYTES = 32 * 1024 * 1024  # live and replayed events for all subscribers together
+MAX_UNSENT_BYTES = 32 * 1024 * 1024  # live and replayed events for all subscribers together
 CHUNK_OVERHEAD = 128  # bytes that a chunk takes besides its data
 QUEUE_OVERHEAD = 10  # bytes that a chunk takes in the queue of each subscriber
 BYTES_PER_WRITE = 4 * 1024  # small, because each connection holds two copies of what it is writing
@@ -28,7 +28,7 @@ class Chunk:
         """The number of subscribers to which it has not been written yet."""
 
 
-class Backlog:
+class UnsentMemory:
     """The memory of the chunks that wait for any of `subscribers`. The data of a chunk counts once for all of them."""
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class Backlog:
         self._count(tenant, -QUEUE_OVERHEAD - (0 if chunk.waits_for else CHUNK_OVERHEAD + len(chunk.data)))
 
     def shrink(self) -> None:
-        """Drop the largest subscribers of the largest tenant until the backlog is small enough.
+        """Drop the largest subscribers of the largest tenant until no more than `MAX_UNSENT_BYTES` are left.
 
         A replay counts in full before its first byte is written. It is often larger than what waits for each of many
         slow subscribers, so that they would make the gateway drop the replays of other tenants.
         """
-        while self._bytes > MAX_BACKLOG_BYTES:
+        while self._bytes > MAX_UNSENT_BYTES:
             largest = max(self._tenants, key=self._tenants.__getitem__)
             candidates = (each for each in self.subscribers if each.event_filter.tenant == largest)
             max(candidates, key=lambda subscriber: subscriber.waiting_bytes).drop()
@@ -68,10 +68,10 @@ class Backlog:
 class Subscriber:
     """A bounded queue of chunks for one connection, which `abort` closes."""
 
-    def __init__(self, event_filter: EventFilter, abort: Callable[[], None], backlog: Backlog) -> None:
+    def __init__(self, event_filter: EventFilter, abort: Callable[[], None], unsent: UnsentMemory) -> None:
         self.event_filter = event_filter
         self.abort = abort
-        self._backlog = backlog
+        self._unsent = unsent
         self._replay: deque[Chunk] = deque()
         self._chunks: deque[Chunk] = deque()
         self._replay_bytes = self._live_bytes = 0
@@ -111,7 +111,7 @@ class Subscriber:
             else:
                 chunk = self._chunks.popleft()
                 self._live_bytes -= len(chunk.data)
-            self._backlog.remove(chunk, self.event_filter.tenant)
+            self._unsent.remove(chunk, self.event_filter.tenant)
         self._writing = 0
 
     def replay(self, chunks: Iterable[bytes]) -> None:
@@ -120,9 +120,9 @@ class Subscriber:
             chunk = Chunk(data)
             self._replay_bytes += len(data)
             self._replay.append(chunk)
-            self._backlog.add(chunk, self.event_filter.tenant)
+            self._unsent.add(chunk, self.event_filter.tenant)
         self._changed.set()
-        self._backlog.shrink()
+        self._unsent.shrink()
 
     def push(self, chunk: Chunk) -> None:
         """Queue a chunk; drop the subscriber if its queue is full. It can reconnect and replay what it missed."""
@@ -133,9 +133,9 @@ class Subscriber:
             return
         self._live_bytes += len(chunk.data)
         self._chunks.append(chunk)
-        self._backlog.add(chunk, self.event_filter.tenant)
+        self._unsent.add(chunk, self.event_filter.tenant)
         self._changed.set()
-        self._backlog.shrink()
+        self._unsent.shrink()
 
     def drop(self) -> None:
         """Discard the waiting chunks, and close the connection of a client that reads too slowly."""
@@ -147,7 +147,7 @@ class Subscriber:
     def discard(self) -> None:
         """Discard the waiting chunks."""
         for chunk in chain(self._replay, self._chunks):
-            self._backlog.remove(chunk, self.event_filter.tenant)
+            self._unsent.remove(chunk, self.event_filter.tenant)
         self._replay.clear()
         self._chunks.clear()
         self._replay_bytes = self._live_bytes = self._writing = 0

@@ -100,7 +100,7 @@ class NotificationQueries:
         """
         first_id, last_id = of_the_same_time(notification_id)
         values = {"id": notification_id, "first_id": first_id, "last_id": last_id, "posted_with": posted_with}
-        rows = (await self._reads.execute(tenant, parsed(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
+        rows = (await self._reads.execute(tenant, notification_statement(NOTIFICATION_WITH_ATTEMPTS), **values)).all()
         return _notification(rows) if rows else None
 
     async def page(self, tenant: str, query: ListQuery, *, integer_users: bool = False) -> NotificationPage:
@@ -118,11 +118,11 @@ class NotificationQueries:
             few = query.is_narrow or await self._are_few(tenant, filtered)
             wanted.append(_by_look_up(query, filtered) if few else _by_scan(query, filtered))
         parts = {"weeks": filtered.weeks("d.id"), **expanded(EXPANSIONS, query.expand)}
-        statement = parsed(PAGE.format(conditions=" AND ".join(wanted), **parts))
+        statement = notification_statement(PAGE.format(conditions=" AND ".join(wanted), **parts))
         # One more notification than fits on the page is requested, to find out whether there are more.
         values["limit"] = query.limit + 1
         items, more = [], False
-        async with self._reads.result(tenant, statement, values, keep_plan=query.is_plain) as rows:
+        async with self._reads.execute_holding_slot(tenant, statement, values, keep_plan=query.is_plain) as rows:
             async for _, group in in_slices(islice(groupby(rows, key=attrgetter("id")), query.limit)):
                 of_notification = list(group)
                 items.append(_notification(of_notification))
@@ -131,7 +131,9 @@ class NotificationQueries:
 
     async def _are_few(self, tenant: str, filtered: Conditions) -> bool:
         """Return True if few of the tenant's notifications are in the period."""
-        statement = parsed(COUNT.format(period="".join(f" AND {each}" for each in filtered.period("n.id"))))
+        statement = notification_statement(
+            COUNT.format(period="".join(f" AND {each}" for each in filtered.period("n.id")))
+        )
         bounds = {name: value for name, value in filtered.values.items() if name in {"first_id", "end_id"}}
         counted = await self._reads.execute(tenant, statement, few=FEW, **bounds)
         return bool(counted.scalar_one() < FEW)
@@ -157,8 +159,8 @@ def _on_deliveries(query: ListQuery, any_delivery: Callable[[str], str]) -> str:
 
 
 @lru_cache(REMEMBERED_STATEMENTS)
-def parsed(sql: str) -> Executable:
-    """Return the statement. Those for the latest combinations of filters are cached, so that each is parsed once."""
+def notification_statement(sql: str) -> Executable:
+    """Return a statement that reads notifications. The latest ones are cached, so that they are not parsed again."""
     return text(sql).columns(email=JSONB, metadata=JSONB, attempts=JSON)
 
 

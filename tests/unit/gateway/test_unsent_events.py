@@ -5,28 +5,28 @@ import tracemalloc
 import pytest
 from notify_gateway.events import subscriber as event_subscriber
 from notify_gateway.events.history import EventFilter
-from notify_gateway.events.subscriber import Backlog, Chunk, Subscriber
+from notify_gateway.events.subscriber import Chunk, Subscriber, UnsentMemory
 
 
 class Connections:
-    """Subscribers that share a backlog, and those of them that were disconnected."""
+    """Subscribers that share the memory for unsent events, and those of them that were disconnected."""
 
     def __init__(self, count: int, *others: str) -> None:
         """Connect `count` subscribers of one tenant, then one of each of the `others`."""
-        self.backlog = Backlog()
+        self.unsent = UnsentMemory()
         self.disconnected: list[int] = []
         tenants = ["ours"] * count + list(others)
         self.subscribers = [self._subscriber(number, tenant) for number, tenant in enumerate(tenants)]
 
     def _subscriber(self, number: int, tenant: str) -> Subscriber:
-        subscriber = Subscriber(EventFilter(tenant), lambda: self.disconnected.append(number), self.backlog)
-        self.backlog.subscribers.add(subscriber)
+        subscriber = Subscriber(EventFilter(tenant), lambda: self.disconnected.append(number), self.unsent)
+        self.unsent.subscribers.add(subscriber)
         return subscriber
 
 
 @pytest.fixture(autouse=True)
-def small_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit, value in {"MAX_BACKLOG_BYTES": 1000, "CHUNK_OVERHEAD": 0, "QUEUE_OVERHEAD": 0}.items():
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, value in {"MAX_UNSENT_BYTES": 1000, "CHUNK_OVERHEAD": 0, "QUEUE_OVERHEAD": 0}.items():
         monkeypatch.setattr(event_subscriber, limit, value)
 
 
@@ -95,7 +95,7 @@ async def test_bytes_of_a_subscriber_that_leaves_are_free_for_others() -> None:
     leaving, staying = connections.subscribers
     leaving.push(Chunk(b"x" * 800))
     leaving.replay([b"x" * 100])
-    connections.backlog.subscribers.remove(leaving)
+    connections.unsent.subscribers.remove(leaving)
     leaving.discard()
     staying.push(Chunk(b"x" * 1000))
     assert connections.disconnected == []
@@ -123,7 +123,7 @@ async def test_one_write_is_small() -> None:
 
 async def test_slow_subscribers_take_no_more_memory_than_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(event_subscriber, "MAX_BACKLOG_BYTES", 2 * 1024 * 1024)
+    monkeypatch.setattr(event_subscriber, "MAX_UNSENT_BYTES", 2 * 1024 * 1024)
     connections = Connections(500)
     tracemalloc.start()
     try:
