@@ -87,7 +87,7 @@ class ApiKeyLookUp:
                 self._valid.add(hashed, ValidKey(principal, looked_up_at=float("-inf"), used_at=float("-inf")))
 
     def used(self, since: float) -> dict[str, float]:
-        """Return when keys were last looked up, and therefore used, by the ids of those that were since then."""
+        """Return the times of the last use of the keys that were used since then, by their ids."""
         return {valid.principal.key_id: valid.used_at for valid in self._valid if valid.used_at >= since}
 
     async def _look_up(self, hashed: bytes) -> Principal | None:

@@ -85,7 +85,7 @@ class EventHub:
                 await self._start_feed()
             self._admitted.add(subscriber)
             if self._closed:
-                subscriber.end()  # a refusal would end `EventSource` for good; so it reconnects, to another gateway
+                subscriber.end()  # after that, an `EventSource` reconnects, to another gateway; a refusal would stop it
             yield subscriber
         finally:
             self._tenants[tenant] -= 1

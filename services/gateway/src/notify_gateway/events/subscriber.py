@@ -49,8 +49,9 @@ class UnsentMemory:
     def shrink(self) -> None:
         """Drop the largest subscribers of the largest tenant until no more than `MAX_UNSENT_BYTES` are left.
 
-        A replay counts in full before its first byte is written. It is often larger than what waits for each of many
-        slow subscribers, so that they would make the gateway drop the replays of other tenants.
+        A replay counts in full before its first byte is written, so it is often larger than the queue of a slow
+        subscriber. If the largest subscriber of all were dropped, many slow ones of one tenant could therefore make
+        the gateway drop the replays of others.
         """
         while self._bytes > MAX_UNSENT_BYTES:
             largest = max(self._tenants, key=self._tenants.__getitem__)

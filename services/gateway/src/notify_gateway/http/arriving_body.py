@@ -39,8 +39,9 @@ class BodyMemory:
     def keep(self, tenant: str, size: int) -> bool:
         """Count a body that the application has read; return False if it takes too much of the room.
 
-        Such a body no longer gives way, and its request may wait for long. So a tenant may keep only twice as much as
-        all tenants together leave free: one alone takes two thirds of the room, and any number of them leave some.
+        Such a body cannot be discarded any more, and its request may wait for long. A tenant may therefore keep only
+        twice as much as all tenants together leave free: a tenant alone can take two thirds of the room, and however
+        many tenants there are, they leave some of it free.
         """
         self._kept[tenant] += size
         self._kept_bytes += size
@@ -74,21 +75,21 @@ class ArrivingBody:
         self._bytes = 0
         self._tenant = ""
         self._is_arriving = False
-        """Whether it counts in `BodyMemory.arriving`."""
+        """True if it counts in `BodyMemory.arriving`."""
         self._kept = 0
         """The bytes that `BodyMemory.keep` has counted."""
         self._buffer: BodyBuffer | None = None
         self.arrived = False
-        """Whether the whole request has arrived."""
+        """True if the whole request has arrived."""
         self.refusal: Refusal | None = None
         """The error that the request gets instead of the rest of its body."""
 
     def admit(self, size: int, buffer: BodyBuffer) -> bool:
-        """Count `size` bytes that have arrived for `buffer`; return False if they are not to be kept.
+        """Count `size` bytes that have arrived for `buffer`; return False if they must not be kept.
 
         If all bodies together take too much memory, refuse those that have been arriving for longest, of the tenant
-        whose bodies take most. So bodies that do not end, or that wait behind another request, keep nobody else's
-        requests out.
+        whose bodies take most. Bodies that never end, or that wait behind another request, therefore do not keep out
+        the requests of other tenants.
         """
         if self.refusal is not None:
             return False

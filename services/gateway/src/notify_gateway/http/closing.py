@@ -20,12 +20,12 @@ class LingeringTransport:
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
         self.client_sends = False
-        """Whether the client has begun a request and not ended it."""
+        """True if the client has begun a request and not ended it."""
         self.discarding = False
-        """Whether data that arrives must be passed to `discard`."""
+        """True if data that arrives must be passed to `discard`."""
         self._transport = transport
         self._loop = loop
-        self._head = b""  # of a response, not sent yet
+        self._head = b""  # the head of a response that is not sent yet
         self._lingering = False
         self._discarded = 0
         self._timer: TimerHandle | None = None

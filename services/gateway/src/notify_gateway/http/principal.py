@@ -1,4 +1,4 @@
-"""Who makes a request, and what its API key permits."""
+"""The owner of a request's API key, and what the key permits."""
 
 from dataclasses import dataclass
 from enum import StrEnum

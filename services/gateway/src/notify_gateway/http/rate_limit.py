@@ -1,8 +1,8 @@
 """Limit the requests per API key with token buckets that all gateways share.
 
 PostgreSQL holds one bucket for each key that is in use (`api_keys/shared_rate_limits.py`). Each gateway admits
-requests from its own share of that bucket, without asking anyone: the share of the key's requests that arrive at this
-gateway. About once per second it reports what it has admitted, and learns what is in the bucket.
+requests from its own share of that bucket, without a round trip. Its share is the part of the key's requests that
+arrive at this gateway. About once per second, it reports what it has admitted, and learns what is in the bucket.
 """
 
 import math
@@ -118,7 +118,8 @@ class RequestRateLimiter:
     def count_alone(self) -> None:
         """Give this gateway the whole limit of each key, because the gateways cannot share it now.
 
-        What was counted until then is never reported, because a long outage would otherwise be followed by a debt.
+        Requests that were counted until then are never reported, because keys would otherwise be in debt after a long
+        outage.
         """
         for bucket in self._buckets.values():
             bucket.share = 1.0

@@ -1,4 +1,4 @@
-"""The heads of requests: what they take in memory, and where the parser reads them differently from what HTTP says."""
+"""The heads of requests: how much memory they take, and how the parser deviates from HTTP when it reads them."""
 
 from collections.abc import Sequence
 

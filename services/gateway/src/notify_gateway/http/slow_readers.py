@@ -38,7 +38,7 @@ def group_of(scope: Mapping[str, Any]) -> Group:
 class SlowReaders:
     """The connections that wait until their clients read.
 
-    Beyond a limit, those of the largest group that have waited longest give up.
+    Beyond a limit, the connections of the largest group that have waited longest are closed.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class SlowReaders:
         self._bytes -= size
 
     def _shrink(self, groups: Counter[Group]) -> None:
-        """Make the oldest connection of the largest group give up."""
+        """Close the oldest connection of the largest group."""
         ((largest, _),) = groups.most_common(1)
         oldest = next(reader for reader, (_, group) in self._waiting.items() if group == largest)
         self.discard(oldest)

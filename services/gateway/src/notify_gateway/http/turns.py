@@ -18,12 +18,13 @@ from notify_gateway.http.slow_readers import PEERS, Group
 REQUESTS_PER_TURN = 16
 LONGEST_TURN = 0.025  # seconds; after a turn that took longer, fewer requests begin in the next one
 
-# Requests whose clients have left are no longer limited by the number of connections, and would pile up.
-SEARCHED_FROM = 1_000  # waiting requests, from which on those are looked for
+# The number of connections does not limit requests whose clients have left, so these could pile up. They are looked for
+# once this many requests wait.
+SEARCHED_FROM = 1_000
 
 HEALTH_CHECKS = frozenset({"/livez", "/readyz"})  # paths
 HEALTH: Group = "health checks", ""
-"""Health checks have turns of their own, because a proxy takes a gateway that answers them too late for down."""
+"""Health checks are a group of their own, because a proxy takes a gateway that answers them too late for down."""
 
 TenantOf = Callable[[str], str | None]
 """Returns the tenant of a header `Authorization` with a valid key, or None if the key is unknown so far."""
@@ -43,8 +44,8 @@ class _Waiting(NamedTuple):
 class Turns:
     """Admits up to `REQUESTS_PER_TURN` requests in each turn of the event loop.
 
-    If there are more, they wait, and the clients take turns. So one that sends very many delays mainly its own.
-    Requests without a known key count for their address, because anyone can make up any number of keys.
+    If there are more, they wait, and the clients take turns. A client that sends very many therefore delays mainly its
+    own. Requests without a known key count for their address, because anyone can make up any number of keys.
     """
 
     def __init__(self, tenant_of: TenantOf) -> None:
@@ -77,7 +78,7 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._renew)
 
     def _renew(self) -> None:
-        """Admit those that wait, in a new turn."""
+        """Begin a new turn: admit requests that wait."""
         self._renewing = False
         self._room = self._size = self._next_size(time.perf_counter() - self._began)
         while self._lines and self._room:
@@ -96,7 +97,7 @@ class Turns:
             self._renew_soon()
 
     def _end_left(self) -> None:
-        """End the requests whose clients have left. The next search is when twice as many wait as afterwards."""
+        """End the requests whose clients have left. Search again once twice as many wait as are left."""
         lines, self._lines, self._waiting = self._lines, OrderedDict(), 0
         for client, line in lines.items():
             for waiting in line:
@@ -108,7 +109,7 @@ class Turns:
         self._search_at = max(SEARCHED_FROM, 2 * self._waiting)
 
     def _next_size(self, lasted: float) -> int:
-        """Return how many requests may begin in a turn after one that has lasted so long."""
+        """Return how many requests may begin in the next turn, if the previous one took `lasted` seconds."""
         if lasted > LONGEST_TURN:
             return max(self._size // 2, 1)
         if lasted < LONGEST_TURN / 2:

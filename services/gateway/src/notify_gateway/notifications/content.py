@@ -71,7 +71,7 @@ class EmailOptions(RequestModel, EmailContent):
 
 
 class RequestedNotification(Protocol):
-    """What a request of any version of the API asks for."""
+    """The content of a request, in any version of the API."""
 
     recipients_field: ClassVar[str]
     """The name of the field with the recipients."""

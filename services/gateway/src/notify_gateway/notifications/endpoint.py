@@ -106,7 +106,7 @@ class NotificationEndpoint:
     def _begin_span(self, principal: Principal, request_headers: Mapping[bytes, bytes], request_id: str) -> Span:
         """Begin the span, in the client's trace if its key permits that.
 
-        A sampled `traceparent` makes us record and export, and a client could name the trace of another tenant.
+        A sampled `traceparent` makes the gateway export spans, and a client could add them to another tenant's trace.
         """
         parent = None
         if Scope.TRACE in principal.scopes:
@@ -122,7 +122,7 @@ class NotificationEndpoint:
         """Store the notification durably; return further headers and the body of the 201 response."""
         require_scope(principal, Scope.SEND)
         body = await _read_body(receive)
-        # Parsing a large body takes long. A tenant whose requests are refused must not delay others with that.
+        # Parsing a large body takes long. If the request would be refused anyway, it must not delay others with that.
         self._intake.require_room(principal.tenant, len(body))
         content_type = _text(request_headers.get(b"content-type")) or ""
         request, size = _parse(self._version.request_model, body, content_type), len(body)

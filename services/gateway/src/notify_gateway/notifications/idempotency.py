@@ -37,8 +37,8 @@ CLAIM = text("""
     RETURNING tenant, key
 """)
 # A response is read only for a request with the same body. The responses that one statement returns are therefore not
-# much longer than the requests of its batch, whose length is limited. The lock makes the commit wait for a synchronous
-# standby, and thereby until the standby has the response: it would otherwise be replayed, and then lost in a failover.
+# much longer than the requests of its batch, whose length is limited. The lock makes the commit wait until a
+# synchronous standby has the response, which could otherwise be replayed and then lost in a failover.
 RECORDED = text("""
     SELECT tenant, key, claim.body_hash AS claimed_hash, known.body_hash,
            CASE WHEN known.body_hash = claim.body_hash THEN answer END AS answer

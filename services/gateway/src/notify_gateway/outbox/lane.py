@@ -84,9 +84,9 @@ class Lane:
 
     @property
     def has_room_for_due(self) -> bool:
-        """True if the lane has begun to publish all due deliveries that it got before, and no server is slow.
+        """True if the lane has begun to publish all due deliveries that it has, and can publish and delete more.
 
-        While confirmed rows wait to be deleted, their leases may end. Then the next poll would find them.
+        While deletes fail, the leases of confirmed rows may end, and a poll would then take these rows again.
         """
         return (
             not (self._due or self._confirms_are_late or self._delete_failed or self._finished) and self._may_publish()

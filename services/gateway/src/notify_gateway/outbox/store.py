@@ -88,7 +88,7 @@ class OutboxStore:
     ) -> DueDeliveries:
         """Lease due rows without a lease; end deliveries that have expired or whose user opted out.
 
-        For each channel, this takes at most `limit` rows, and no further row once their bodies have `max_bytes`.
+        For each channel, this takes at most `limit` rows, and stops once their bodies have `max_bytes`.
         """
         limits = {"limit": limit, "max_bytes": max_bytes, "max_adopted": MAX_ADOPTED}
         return await self._take(TAKE_DUE, channels=channels, **limits)
