@@ -82,7 +82,7 @@ _Outcome = _New | _Rejected | RecordedResponse
 
 
 class _Stored(NamedTuple):
-    """What a transaction has stored for a batch."""
+    """The result of storing a batch."""
 
     outcomes: list[_Outcome]
     """One for each notification of the batch."""
