@@ -35,7 +35,7 @@ class Caller:
     def __init__(self, limits: ProviderLimits) -> None:
         self.control = AdmissionControl("a provider", limits)
         self.admitted: defaultdict[str, list[float]] = defaultdict(list)
-        self.turned_away: defaultdict[str, list[float | None]] = defaultdict(list)
+        self.turned_away: defaultdict[str, list[float]] = defaultdict(list)
 
     async def call(self, recipient: str, turn_in: float | None = None, ready: asyncio.Event | None = None) -> None:
         async with self.control.admission(Call(recipient, 120, turn_in=turn_in, ready=ready)) as admission:
@@ -44,7 +44,7 @@ class Caller:
                 await asyncio.sleep(0.1)
                 admission.record(SENT)
             else:
-                self.turned_away[recipient].append(admission.turn_in)
+                self.turned_away[recipient].append(admission.wait)
 
 
 def now() -> float:

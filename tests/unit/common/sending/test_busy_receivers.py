@@ -85,7 +85,7 @@ class Sender:
                 await asyncio.sleep(self.duration(webhook.host))
                 admission.record(SENT)
                 return
-        webhook.due = now() + (admission.turn_in or 0)
+        webhook.due = now() + admission.wait
         self._delay(webhook)
 
     def _delay(self, webhook: Webhook) -> None:
@@ -191,8 +191,7 @@ def test_large_backlog_for_a_host_that_does_not_work_takes_a_quarter_of_a_sender
                 handled += now() >= began
                 async with control.admission(call) as refusal:
                     assert isinstance(refusal, NotAdmitted)
-                wait = limits.retry_after.total_seconds() if refusal.turn_in is None else refusal.turn_in
-                heapreplace(due, now() + wait)
+                heapreplace(due, now() + refusal.wait)
         assert 100 < handled / began < 350
 
     run_virtually(main())

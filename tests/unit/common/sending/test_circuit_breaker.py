@@ -217,10 +217,10 @@ async def test_outage_of_one_provider_does_not_affect_another() -> None:
     controls.stop()
     for recipient in ("well/2", "new/1"):
         async with controls.for_recipient(recipient).admission(Call("", 1)) as admission:
-            assert admission == NotAdmitted()
+            assert admission == NotAdmitted(wait=0)
 
 
-async def test_idle_gates_are_evicted() -> None:
+async def test_idle_controls_are_evicted() -> None:
     limits = ProviderLimits(concurrency=1, provider_of=lambda recipient: recipient)
     controls = AdmissionByProvider("a provider", limits, max_controls=3)
     open_, inside, idle = (
@@ -239,14 +239,14 @@ async def test_idle_gates_are_evicted() -> None:
 
 
 async def test_call_that_cannot_be_admitted_in_time_is_rejected_at_once() -> None:
-    control = AdmissionControl("a provider", ProviderLimits(concurrency=1))
+    control = AdmissionControl("a provider", ProviderLimits(concurrency=1, retry_after=timedelta(seconds=7)))
     async with control.admission(Call("", 1)) as admission:
         assert isinstance(admission, Admission)
         admission.record(decision(ErrorClass.THROTTLED, Throttled("429", retry_after=timedelta(seconds=20))))
     waiting = asyncio.ensure_future(control.admission(Call("", 10)).__aenter__())
     await asyncio.sleep(0)
     assert waiting.done()
-    assert waiting.result() == NotAdmitted()
+    assert waiting.result() == NotAdmitted(wait=7, circuit_open=True)
 
 
 async def test_error_about_one_recipient_does_not_open_the_circuit() -> None:
@@ -272,7 +272,7 @@ async def test_throttled_recipient_waits_while_the_circuit_stays_closed() -> Non
     assert await calls.call(recipient="b")
     async with calls.control.admission(Call("a", 120)) as admission:
         assert isinstance(admission, NotAdmitted)
-        assert admission.turn_in == pytest.approx(60, abs=1)
+        assert admission.wait == pytest.approx(60, abs=1)
 
 
 async def test_second_throttled_recipient_opens_the_circuit() -> None:
@@ -333,7 +333,7 @@ async def test_distant_turn_is_not_waited_for() -> None:
         async with control.admission(Call(recipient, 60)) as admission:
             admissions.append(admission)
     assert [isinstance(admission, Admission) for admission in admissions] == [True, False, False, True]
-    turns = [admission.turn_in for admission in admissions if isinstance(admission, NotAdmitted)]
+    turns = [admission.wait for admission in admissions if isinstance(admission, NotAdmitted)]
     assert turns == [pytest.approx(10, abs=1), pytest.approx(20, abs=1)]
 
 
@@ -345,7 +345,7 @@ async def test_call_with_a_reservation_does_not_queue_behind_later_ones() -> Non
     async with control.admission(Call("a", 60, turn_in=0)) as admission:
         # The last call was just now, so this one has to wait for one interval only.
         assert isinstance(admission, NotAdmitted)
-        assert admission.turn_in == pytest.approx(10, abs=1)
+        assert admission.wait == pytest.approx(10, abs=1)
 
 
 async def test_call_that_expires_before_its_turn_takes_no_turn() -> None:
@@ -353,7 +353,7 @@ async def test_call_that_expires_before_its_turn_takes_no_turn() -> None:
     turns = []
     for expires_in in (60.0, 9.0, 9.0, 60.0):
         async with control.admission(Call("a", expires_in, expires_in=expires_in)) as admission:
-            turns.append(admission.turn_in if isinstance(admission, NotAdmitted) else 0)
+            turns.append(admission.wait if isinstance(admission, NotAdmitted) else 0)
     assert turns == [0, *[pytest.approx(10, abs=1)] * 3]
 
 

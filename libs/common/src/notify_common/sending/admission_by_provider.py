@@ -12,7 +12,7 @@ class AdmissionByProvider:
 
     def __init__(self, name: str, limits: ProviderLimits, *, max_controls: int = MAX_CONTROLS) -> None:
         self._name = name
-        self._max_gates = max_controls
+        self._max_controls = max_controls
         self.limits = limits
         self._slots = CallSlots()
         self._controls: dict[str, AdmissionControl] = {}
@@ -23,7 +23,7 @@ class AdmissionByProvider:
         provider = self.limits.provider_of(recipient)
         control = self._controls.get(provider)
         if control is None:
-            if len(self._controls) >= self._max_gates:
+            if len(self._controls) >= self._max_controls:
                 self._controls = {key: control for key, control in self._controls.items() if not control.idle}
             name = f"{self._name} {provider}".rstrip()
             control = self._controls[provider] = AdmissionControl(name, self.limits, self._slots)

@@ -40,6 +40,7 @@ class AdmissionControl:
         self._queues = RecipientQueues()
         self._limiter = RateLimiter(1 / limits.rate) if limits.rate else None
         self._pacing = asyncio.Lock()
+        self._retry_after = limits.retry_after.total_seconds()
         self.circuit = CircuitBreaker(name, self._turns, limits.connect_timeout)
         self._timeouts: set[asyncio.Timeout] = set()
         self._users = 0
@@ -64,8 +65,10 @@ class AdmissionControl:
         with ExitStack() as held:
             self._users += 1
             held.callback(self._leave)
-            reserved = call.turn_in is not None
-            yield NotAdmitted(reserved=reserved) if self.stopped else await self._admit_before_deadline(held, call)
+            if self.stopped:
+                yield self._refuse_late(call, reserved=call.turn_in is not None)
+            else:
+                yield await self._admit_before_deadline(held, call)
 
     async def _admit_before_deadline(self, held: ExitStack, call: Call) -> "Admission | NotAdmitted":
         """Wait for the call's turn, and then for all else that it needs, which it keeps until `held` is closed."""
@@ -75,25 +78,25 @@ class AdmissionControl:
                 self._timeouts.add(waiting)
                 registered.callback(self._timeouts.discard, waiting)
                 if not call.even_if_open and (self.circuit.open_until or 0) > deadline:
-                    return self._refuse(call, reserved=reserved)  # no call will be admitted by then
+                    return self._refuse_late(call, reserved=reserved)  # no call will be admitted by then
                 turn_in = self._reserve(call) if call.turn_in is None else call.turn_in
                 if turn_in > min(call.timeout, LONGEST_TURN_WAIT):
-                    return NotAdmitted(turn_in, reserved=True)
+                    return self._refuse_for(turn_in, reserved=True)
                 reserved = self._turns.interval > 0
                 if turn_in > 0:
                     await asyncio.sleep(turn_in)
                 if not self._turns.interval:
                     return await self._retry_until_admitted(held, call, deadline)
                 return await self._admit_in_queue(held, call, deadline)
-        return self._refuse(call, reserved=reserved)
+        return self._refuse_late(call, reserved=reserved)
 
     async def _admit_in_queue(self, held: ExitStack, call: Call, deadline: float) -> "Admission | NotAdmitted":
         """Wait for the recipient's earlier calls. Many turns may come at once, for example after an outage."""
         ahead = self._queues.length(call.recipient) * self._turns.interval
         if ahead > LONGEST_TURN_WAIT:
-            return NotAdmitted(self._reserve(call, ahead), reserved=True)
+            return self._refuse_for(self._reserve(call, ahead), reserved=True)
         if self._is_crowded(call, deadline):
-            return self._refuse(call, reserved=True)
+            return self._refuse_late(call, reserved=True)
         async with AsyncExitStack() as queue:
             # The calls behind the first one count, too: they wait for the slot for which that one waits.
             with self._slots.waiting(call.quotas):
@@ -109,11 +112,11 @@ class AdmissionControl:
             wait = self._turns.next_call(call.recipient, now) - now
             if wait > LONGEST_TURN_WAIT:
                 # A wait of more than one interval means that the recipient is throttled. Then it needs a new turn.
-                return NotAdmitted(self._reserve(call) if wait > self._turns.interval else wait, reserved=True)
+                return self._refuse_for(self._reserve(call) if wait > self._turns.interval else wait, reserved=True)
             if wait > 0:
                 await asyncio.sleep(wait)
             if self._is_crowded(call, deadline):
-                return self._refuse(call, reserved=self._turns.interval > 0)
+                return self._refuse_late(call, reserved=self._turns.interval > 0)
             with ExitStack() as acquired:
                 admission = await self._try_once(acquired, call, deadline)
                 if admission is not None:
@@ -162,7 +165,7 @@ class AdmissionControl:
                 # A time that passed while the process was stopped is lost. Otherwise many calls would be made at once.
                 at = limiter.redeem("", max(arrived, now - limiter.interval), deadline, further=call.further)
                 if at > deadline:
-                    return NotAdmitted(at - now, reserved=True)
+                    return self._refuse_for(at - now, reserved=True)
                 if call.further:
                     # The call ends early if its first message is rejected, for example because a user blocked the bot.
                     acquired.callback(lambda at: limiter.withdraw("", _now(), at, call.further), at)
@@ -189,11 +192,19 @@ class AdmissionControl:
             acquired_at = await self._slots.acquire(quotas)
         acquired.callback(self._slots.release, quotas, acquired_at)
 
-    def _refuse(self, call: Call, *, reserved: bool) -> NotAdmitted:
-        """Return the refusal of a call that has waited too long, or would."""
-        if self.circuit.open or self.stopped:
-            return NotAdmitted(None if self.stopped else self._slots.pause(call.quotas), reserved=reserved)
-        return NotAdmitted(self._slots.return_in(self._quotas(call)), reserved=reserved)
+    def _refuse_late(self, call: Call, *, reserved: bool) -> NotAdmitted:
+        """Return the refusal of a call that has waited too long, or would, or whose wait was ended by `stop`."""
+        if self.stopped:
+            wait = 0.0  # another sender may take the message at once
+        elif self.circuit.open:
+            pause = self._slots.pause(call.quotas)
+            wait = self._retry_after if pause is None else pause
+        else:
+            wait = self._slots.return_in(self._quotas(call))
+        return self._refuse_for(wait, reserved=reserved)
+
+    def _refuse_for(self, wait: float, *, reserved: bool) -> NotAdmitted:
+        return NotAdmitted(wait, reserved=reserved, circuit_open=self.circuit.open)
 
     def _reserve(self, call: Call, ahead: float = 0) -> float:
         """Reserve a turn at least `ahead` seconds after the recipient's next call; return the seconds until then.

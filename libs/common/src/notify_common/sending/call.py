@@ -42,10 +42,9 @@ class Call:
 class NotAdmitted:
     """The call may not be made now."""
 
-    turn_in: float | None = None
-    """Seconds until the call's turn, or until it should be tried again.
-
-    None if the sender is stopping, or if the circuit is open, unless too many calls of the tenant are waiting.
-    """
+    wait: float
+    """Seconds until it should be tried again."""
     reserved: bool = False
     """True if the call has a reservation, and so needs no other one."""
+    circuit_open: bool = False
+    """True if the provider is unavailable, so that the wait counts towards `max_wait`."""

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -23,11 +23,12 @@ from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.admission_by_provider import AdmissionByProvider
-from notify_common.sending.admission_control import Admission, AdmissionControl
+from notify_common.sending.admission_control import Admission
 from notify_common.sending.attempt import Decision, Postponed, attempt_delivery
 from notify_common.sending.attempt_memory import AttemptMemory, RememberedAttempt
-from notify_common.sending.call import Call, NotAdmitted
+from notify_common.sending.call import Call
 from notify_common.sending.metrics import SenderMetrics
+from notify_common.sending.postpone import postpone
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
 from notify_common.sending.retry_publisher import RetryPublisher
@@ -211,7 +212,7 @@ class Sender:
         refusal, now = admission, utc_now()
         if request.expires_at is not None and request.expires_at <= now:
             return await self._call_provider(request)
-        return _postpone(request, refusal, control, now, retry_after=controls.limits.retry_after)
+        return postpone(request, refusal, now)
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
@@ -244,38 +245,6 @@ class Sender:
         if log.isEnabledFor(level):
             trace = {"trace_id": trace_id(request.traceparent)} if request.traceparent else {}
             log.log(level, "%s", result.outcome.value, extra={**_log_fields(request, result), **trace})
-
-
-def _postpone(
-    request: DeliveryRequested,
-    refusal: NotAdmitted,
-    control: AdmissionControl,
-    now: datetime,
-    *,
-    retry_after: timedelta,
-) -> Postponed:
-    """Decide when the refused request is handled again.
-
-    Until then it waits in a retry queue, because RabbitMQ closes the channel of a consumer that holds a message for too
-    long (`consumer_timeout`). If this sender is stopping, another one may take the message at once.
-    """
-    if refusal.turn_in is not None:
-        wait = timedelta(seconds=refusal.turn_in)
-    else:
-        wait = timedelta() if control.stopped else retry_after
-    since = request.waiting_since
-    if control.circuit.open:
-        since = since or now
-    elif since is not None and refusal.turn_in is not None:
-        # Only outages count towards `max_wait`, so a wait for a turn or for a busy provider does not.
-        since += wait
-    not_before, reserved = now + wait, refusal.reserved
-    if request.expires_at is not None and not_before >= request.expires_at:
-        # A request with a turn returns a few seconds early. If it were then postponed to its expiry a second time, it
-        # could not be told from a redelivered message, and would be dropped.
-        not_before, reserved = request.expires_at, False
-    changes = {"not_before": not_before, "waiting_since": since, "reserved": reserved}
-    return Postponed(request.model_copy(update=changes))
 
 
 def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:
