@@ -25,7 +25,7 @@ from notify_common.rabbitmq.connection import (
     wait_unless_closed,
 )
 from notify_common.rabbitmq.queue_probe import QueueProbe
-from notify_common.rabbitmq.raw_channel import Publish, forget_publishes, write_publishes
+from notify_common.rabbitmq.raw_channel import PublishParts, forget_publishes, write_publishes
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ConfirmedPublisher:
         There is no timeout: during a memory alarm the broker accepts messages late, and publishing a second copy in the
         meantime would notify the user twice. The heartbeat detects dead connections.
         """
-        publishes = [_as_frames(message) for message in messages]
+        publishes = [_publish_parts(message) for message in messages]
         try:
             with broker_errors():
                 channel = await self._open_channel()
@@ -93,7 +93,7 @@ class ConfirmedPublisher:
             await wait_unless_closed(channel, asyncio.gather(*confirmations, return_exceptions=True))
         finally:
             forget_publishes(channel, publishes)
-        if self._restore_topology is not None and _is_incomplete(channel, confirmations):
+        if self._restore_topology is not None and _topology_may_be_incomplete(channel, confirmations):
             await self._restore_topology()
         return [_failure(channel, confirmation) for confirmation in confirmations]
 
@@ -138,7 +138,7 @@ class ConfirmedPublisher:
             return self._channel
 
 
-def _as_frames(message: OutgoingMessage) -> Publish:
+def _publish_parts(message: OutgoingMessage) -> PublishParts:
     properties = spec.Basic.Properties(
         content_type="application/json",
         delivery_mode=PERSISTENT,
@@ -149,7 +149,7 @@ def _as_frames(message: OutgoingMessage) -> Publish:
     return publish, properties, message.body
 
 
-def _is_incomplete(channel: Channel, confirmations: Confirmations) -> bool:
+def _topology_may_be_incomplete(channel: Channel, confirmations: Confirmations) -> bool:
     """Return whether a message was unroutable, or the broker closed the channel because an exchange is missing."""
     if channel.is_closed:
         return not channel.connection.is_closed

@@ -19,11 +19,11 @@ from pamqp.header import ContentHeader
 from notify_common.errors import NotWritten
 from notify_common.rabbitmq.connection import run_unless_closed
 
-Publish = tuple[spec.Basic.Publish, spec.Basic.Properties, bytes]
+PublishParts = tuple[spec.Basic.Publish, spec.Basic.Properties, bytes]
 
 
 async def write_publishes(
-    channel: Channel, publishes: Sequence[Publish], *, may_write: Callable[[], bool], abandon: Callable[[], None]
+    channel: Channel, publishes: Sequence[PublishParts], *, may_write: Callable[[], bool], abandon: Callable[[], None]
 ) -> "list[asyncio.Future[Any]]":
     """Publish with one write; return one future per message, which fails if the message is rejected or returned.
 
@@ -34,8 +34,8 @@ async def write_publishes(
     frames: list[FrameType | ContentBody] = []
     for publish, properties, body in publishes:
         size = channel.max_content_size if channel.max_content_size > 0 else len(body) or 1  # 0 means no limit
-        parts = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
-        frames += [publish, ContentHeader(properties=properties, body_size=len(body)), *parts]
+        body_frames = [ContentBody(body[at : at + size]) for at in range(0, len(body), size)]
+        frames += [publish, ContentHeader(properties=properties, body_size=len(body)), *body_frames]
     payload = ChannelFrame.marshall(channel.number, frames)
     loop = asyncio.get_running_loop()
     async with channel.lock:
@@ -56,7 +56,7 @@ async def write_publishes(
     return list(confirmations.values())
 
 
-def forget_publishes(channel: Channel, publishes: Sequence[Publish]) -> None:
+def forget_publishes(channel: Channel, publishes: Sequence[PublishParts]) -> None:
     """Forget the messages' ids. Call this once none of the messages can be returned any more."""
     for message_id in _message_ids(publishes):
         channel.message_id_delivery_tag.pop(message_id, None)
@@ -70,5 +70,5 @@ async def _write(channel: Channel, frames: ChannelFrame) -> None:
         await run_unless_closed(channel, channel.write_queue.put(frames))
 
 
-def _message_ids(publishes: Sequence[Publish]) -> list[str]:
+def _message_ids(publishes: Sequence[PublishParts]) -> list[str]:
     return [properties.message_id or "" for _, properties, _ in publishes]
