@@ -21,7 +21,7 @@ from notify_common.sending.retry_schedule import RetrySchedule
 
 @dataclass(frozen=True, slots=True)
 class ProviderResponse:
-    """How a provider call ended: with a message id, or with a failure."""
+    """The provider's response to a call: a message id, or a failure such as a timeout."""
 
     started_at: datetime
     finished_at: datetime
@@ -72,7 +72,9 @@ async def call_provider(
     except TimeoutError:
         failure, timed_out = errors.TemporaryFailure("timeout"), True
     except errors.ProviderFailure as error:
-        failure = error.with_traceback(None)  # the traceback would keep the message's content in memory
+        # The traceback refers to this frame, and this frame to the failure. That cycle would keep the message's content
+        # in memory until the garbage collector finds it.
+        failure = error.with_traceback(None)
     # The monotonic clock measures the duration, because the wall clock may have been set back during the call.
     finished_at = started_at + timedelta(seconds=time.monotonic() - start)
     return ProviderResponse(started_at, finished_at, message_id, failure, timed_out)
@@ -84,7 +86,7 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
     if failure is None:
         return Decision(_result(request, response, Outcome.SENT, failures=request.failures))
     if isinstance(failure, errors.Throttled | errors.Unreachable):
-        return _retry_without_failure(request, response, failure, schedule)
+        return _retry_unavailable(request, response, failure, schedule)
     failures = following(request.failures)
     if isinstance(failure, errors.PermanentFailure):
         return Decision(_result(request, response, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
@@ -98,24 +100,26 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
     return _retry(request, response, Outcome.RETRYING, error_class, failures, schedule.delay_after(failures))
 
 
-def _retry_without_failure(
+def _retry_unavailable(
     request: DeliveryRequested,
     response: ProviderResponse,
     failure: errors.Throttled | errors.Unreachable,
     schedule: RetrySchedule,
 ) -> Decision:
     """Retry without consuming the retry budget, for at most the schedule's `max_wait`."""
-    outcome, error_class, delay = Outcome.RETRYING, ErrorClass.UNREACHABLE, timedelta()
     if isinstance(failure, errors.Throttled):
         outcome, error_class, delay = Outcome.THROTTLED, ErrorClass.THROTTLED, failure.retry_after or timedelta()
+    else:
+        outcome, error_class, delay = Outcome.RETRYING, ErrorClass.UNREACHABLE, timedelta()
     since = request.waiting_since or response.started_at
     waited = response.finished_at - since
     if waited >= schedule.max_wait:
         return Decision(_result(request, response, Outcome.FAILED, failures=request.failures, error_class=error_class))
     if not delay or failure.of_recipient:
-        # The next delay is about as long as the whole wait so far, so it doubles each time. A recipient that always
-        # asks for a short wait could otherwise cause an attempt per second.
-        delay = max(delay, schedule.delay_after(1), schedule.queue_delay(waited))
+        # The backoff is about as long as the whole wait so far, so it doubles each time. A recipient cannot shorten it,
+        # because one that always asks for a short wait could otherwise cause an attempt per second.
+        backoff = max(schedule.delay_after(1), schedule.queue_delay(waited))
+        delay = max(delay, backoff)
     return _retry(request, response, outcome, error_class, request.failures, delay, waiting_since=since)
 
 
