@@ -31,6 +31,7 @@ from notify_common.sending.metrics import SenderMetrics
 from notify_common.sending.postpone import postpone
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
+from notify_common.sending.provider_limits import ProviderLimits
 from notify_common.sending.retry_publisher import RetryPublisher
 from notify_common.sending.retry_schedule import RetrySchedule, is_early
 from notify_common.sending.simulator import is_simulated
@@ -157,15 +158,15 @@ class Sender:
                 request = request.model_copy(update={"traceparent": span.traceparent})
             simulated = is_simulated(request)
             if self._controls is None or simulated:
-                decision: Decision | Postponed = await self._call_provider(request)
+                decision: Decision | Postponed = await self._make_attempt(request)
             else:
-                decision = await self._call_provider_if_admitted(self._controls, request)
+                decision = await self._make_attempt_if_admitted(self._controls, request)
             if isinstance(decision, Postponed):
                 span.set({"notify.outcome": "postponed"})
                 self._metrics.postponed.inc()
                 return decision
             if decision.failure is not None:
-                # Its traceback may hold the message's content, which would stay in memory as long as the attempt does.
+                # Its `__context__` may hold the message's content, which would stay in memory as long as the attempt.
                 decision = replace(decision, failure=None)
             # The result is reported even if the message's connection is lost, because the provider may have sent it.
             await self._results.submit(decision.result)
@@ -173,8 +174,9 @@ class Sender:
             self._log_result(request, decision.result, span)
             return decision
 
-    async def _call_provider(self, request: DeliveryRequested) -> Decision:
-        # If RabbitMQ has closed the connection during a pause, this attempt is now cancelled.
+    async def _make_attempt(self, request: DeliveryRequested) -> Decision:
+        # If this process was suspended (SIGSTOP), RabbitMQ may have closed the connection and given the message to
+        # another sender. In that case, this attempt is cancelled during the wait, so that it makes no second call.
         await self.pauses.over.wait()
         self._attempts.mark_calling(request)
         with self._tracing.begin(f"send {self._channel}", request.traceparent, "client") as span:
@@ -183,36 +185,39 @@ class Sender:
                 span.fail(decision.failure.code)
             return decision
 
-    async def _call_provider_if_admitted(
+    async def _make_attempt_if_admitted(
         self, controls: AdmissionByProvider, request: DeliveryRequested
     ) -> Decision | Postponed:
-        now, since, expires_in = utc_now(), request.waiting_since, math.inf
+        now = utc_now()
         control = controls.for_recipient(request.recipient or "")
-        if request.expires_at is not None:
-            expires_in = (request.expires_at - now).total_seconds()
-            if expires_in <= 0:
-                return await self._call_provider(request)  # this reports the expiry without calling the provider
-        call = Call(
-            request.recipient or "",
-            timeout=min(controls.limits.admission_timeout.total_seconds(), expires_in),
-            turn_in=((request.not_before or now) - now).total_seconds() if request.reserved else None,
-            expires_in=expires_in,
-            # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
-            even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
-            quotas=controls.limits.quotas_of(request),
-            further=controls.limits.further_messages_of(request),
-            # Results may become unreportable while the call waits.
-            ready=self.reporting,
-        )
-        async with control.admission(call) as admission:
+        if request.expires_at is not None and request.expires_at <= now:
+            return await self._make_attempt(request)  # it reports the expiry instead of calling the provider
+        async with control.admission(self._call_for(request, controls.limits, now)) as admission:
             if isinstance(admission, Admission):
-                decision = await self._call_provider(request)
+                decision = await self._make_attempt(request)
                 admission.record(decision)
                 return decision
         refusal, now = admission, utc_now()
         if request.expires_at is not None and request.expires_at <= now:
-            return await self._call_provider(request)
+            return await self._make_attempt(request)  # the delivery expired while it waited
         return postpone(request, refusal, now)
+
+    def _call_for(self, request: DeliveryRequested, limits: ProviderLimits, now: datetime) -> Call:
+        """Return the call that the request asks for, with what its admission depends on."""
+        since = request.waiting_since
+        expires_in = math.inf if request.expires_at is None else (request.expires_at - now).total_seconds()
+        return Call(
+            request.recipient or "",
+            timeout=min(limits.admission_timeout.total_seconds(), expires_in),
+            turn_in=((request.not_before or now) - now).total_seconds() if request.reserved else None,
+            expires_in=expires_in,
+            # After `max_wait`, one last call is made through an open circuit, so that the delivery gets a real error.
+            even_if_open=since is not None and now - since >= self._retry_schedule.max_wait,
+            quotas=limits.quotas_of(request),
+            further=limits.further_messages_of(request),
+            # Results may become unreportable while the call waits.
+            ready=self.reporting,
+        )
 
     async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
         # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
