@@ -22,8 +22,8 @@ class AdmissionControl:
 
     A call gets what it needs in this order, and what others could use meanwhile comes last:
 
-    1. The turn that is reserved for it by its recipient's rate limit. A call whose turn is far away is refused.
-    2. The first place among the calls to its recipient that wait here, also only under that rate limit.
+    1. If recipients have a rate limit: the turn that is reserved for it. A call whose turn is far away is refused.
+    2. If recipients have a rate limit: the first place among the calls to its recipient that wait here.
     3. The time for the recipient's next call, which depends on the last one and on the provider's throttling.
     4. A closed circuit, or the permission to be a trial.
     5. A slot of each of its quotas for concurrent calls.

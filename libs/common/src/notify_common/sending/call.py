@@ -14,7 +14,7 @@ class Call:
 
     recipient: str
     timeout: float
-    """How long it may wait."""
+    """The longest time for which it may wait."""
     turn_in: float | None = None
     """When its reserved turn comes, negative if that has passed; None if it has no reservation."""
     expires_in: float = math.inf

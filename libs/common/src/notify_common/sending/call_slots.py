@@ -16,7 +16,7 @@ class Quota:
     name: str
     calls: int
     waiting: int | None = None
-    """How many calls may wait at once, for this quota or another one of theirs; None if there is no limit."""
+    """The number of calls that may wait at once, for this quota or another one of theirs; None if there is no limit."""
 
 
 class CallSlots:

@@ -38,9 +38,9 @@ class ProviderLimits:
     rate_per_recipient: float = 0
     """Messages per second to one recipient."""
     admission_timeout: timedelta = timedelta(minutes=2)
-    """How long a message may occupy a worker while it waits to be admitted."""
+    """The longest time for which a message may occupy a worker while it waits to be admitted."""
     retry_after: timedelta = timedelta(seconds=32)
-    """How long the message then waits if the circuit is open. A power of two needs only one retry queue by default."""
+    """The wait of a message that finds the circuit open. A power of two needs only one retry queue by default."""
     connect_timeout: timedelta | None = None
     """Within this time, a call has a connection or fails as unreachable; None if that is unknown.
 

@@ -1,4 +1,4 @@
-"""Publish retries to the retry queues. A queue that does not accept them does not stop its channel."""
+"""Publish retries to the retry queues. If a queue does not accept them, they go to another one."""
 
 import asyncio
 import logging
@@ -85,7 +85,7 @@ class RetryPublisher:
 
 
 class _RetryQueue:
-    """One retry queue, with its own AMQP channel, because a queue that does not confirm holds up its channel.
+    """One retry queue, with its own AMQP channel, because a queue that does not confirm holds up its AMQP channel.
 
     If a batch is not confirmed within seconds, although RabbitMQ responds, the queue is at fault, and retries that have
     not been written go to other queues. Those of the batch follow only after `give_up_after` seconds, because the queue

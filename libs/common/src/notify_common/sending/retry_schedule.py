@@ -75,6 +75,9 @@ def due_at(request: DeliveryRequested) -> datetime | None:
 
 
 def is_early(request: DeliveryRequested, now: datetime) -> bool:
-    """Return whether the message must wait in a retry queue. A sender waits for the last seconds before its turn."""
+    """Return whether the message must wait in a retry queue.
+
+    It waits in a sender for the last seconds before a reserved turn.
+    """
     due = due_at(request)
     return due is not None and due - now > (LONGEST_EARLY_WAIT if request.reserved else timedelta())

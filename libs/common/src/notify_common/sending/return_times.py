@@ -22,7 +22,7 @@ class _Times:
     changed: float
     """When a slot was last taken or returned."""
     duration: float = 0.0
-    """How long a call takes, on average; too short for a quota that was not used before."""
+    """The average time that a call takes; too short for a quota that was not used before."""
     next_return: float = 0.0
     paused_until: float = 0.0
     """When all paused calls have returned, if `RETURNS_PER_SECOND` of them do."""
