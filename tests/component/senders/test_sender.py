@@ -398,7 +398,10 @@ async def test_failed_attempt_keeps_nothing_of_its_message_in_memory(
     async def refuse(_: DeliveryRequested) -> str:
         message = Rendered()
         rendered.append(weakref.ref(message))
-        raise TemporaryFailure("busy")
+        try:
+            raise OSError("connection reset")
+        except OSError:
+            raise TemporaryFailure("busy") from None  # the first error remains its `__context__`
 
     async with running_sender(
         rabbit, FakeProvider(refuse), max_attempts=max_attempts, first_delay=timedelta(minutes=5)
