@@ -11,7 +11,7 @@ from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent
 from notify_common.errors import PoisonMessage
-from notify_common.rabbitmq.dead_letters import queue_of_death
+from notify_common.rabbitmq.dead_letters import queue_where_it_died
 from notify_common.runtime.clock import utc_now
 from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import Tracing
@@ -102,7 +102,7 @@ async def decode_dead_letter(message: RabbitMessage) -> DeadLetter:
     named_round = headers.get(messages.ROUND_HEADER)
     return DeadLetter(
         message_id=message.raw_message.message_id,
-        queue=queue_of_death(headers),
+        queue=queue_where_it_died(headers),
         request=request,
         delivery_id=delivery_id,
         round=named_round if isinstance(named_round, int) else None,
@@ -157,15 +157,15 @@ class DeadLetterHandler:
         request, delivery_id = letter.request, letter.delivery_id
         if request is not None:
             # The request contains the number of the attempt that was due, which follows the last one that was made.
-            failures = messages.following(request.failures)
+            failures = messages.incremented(request.failures)
             return _poison(request.delivery_id, request.round, request.attempt, failures)
         if delivery_id is None:
             return None
         delivery = await self._database_outage.retry(lambda: self._store.read(delivery_id), DatabaseUnavailable)
         if delivery is None or delivery.status.final or letter.round not in {None, delivery.round}:
             return None
-        following = messages.following
-        return _poison(delivery_id, delivery.round, following(delivery.attempt), following(delivery.failures))
+        attempt, failures = messages.incremented(delivery.attempt), messages.incremented(delivery.failures)
+        return _poison(delivery_id, delivery.round, attempt, failures)
 
 
 def _poison(delivery_id: UUID, round_: int, attempt: int, failures: int) -> messages.DeliveryResult:

@@ -9,7 +9,7 @@ from functools import partial
 
 from notify_common.contracts import topology
 from notify_common.contracts.messages import DeliveryResult, DeliveryResults
-from notify_common.rabbitmq.dead_letters import bury
+from notify_common.rabbitmq.dead_letters import dead_letter
 from notify_common.rabbitmq.events import EventPublisher
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.batch_interval import interval_after
@@ -102,7 +102,7 @@ class ResultWriter:
             bisecting = bisecting or left.error is not None
             # Results are dead-lettered only after the longest pause, because a disk may fail for a moment.
             if left.failing and pause == LONGEST_PAUSE and self._may_dead_letter(left.failing, changes_before):
-                await self._bury(*(each.result for each in left.failing), reason=str(left.error), queue=queue)
+                await self._dead_letter(*(each.result for each in left.failing), reason=str(left.error), queue=queue)
                 reports = left.waiting
             else:
                 reports = [*left.waiting, *left.failing]
@@ -183,14 +183,14 @@ class ResultWriter:
         else:
             self._metrics.refused[queue, outcome].inc()
             reason = outcome.value
-        await self._bury(result, reason=reason, queue=queue)
+        await self._dead_letter(result, reason=reason, queue=queue)
 
-    async def _bury(self, *results: DeliveryResult, reason: str, queue: str) -> None:
+    async def _dead_letter(self, *results: DeliveryResult, reason: str, queue: str) -> None:
         """Publish the results as one dead letter, and return once that is confirmed."""
         log.error("dead-lettering results", extra={"reason": reason, "queue": queue, "results": len(results)})
         # The dead letter is a complete message, which can be requeued unchanged once the cause is fixed.
         body = DeliveryResults(results=results).model_dump_json().encode()
-        await bury(self._publisher, body, queue=queue, reason=reason)
+        await dead_letter(self._publisher, body, queue=queue, reason=reason)
 
 
 async def _pause(reports: Sequence[Reported], pause: float, error: Exception | None) -> None:

@@ -42,8 +42,8 @@ NOTIFICATION_ID_HEADER = "notification_id"
 ROUND_HEADER = "round"
 
 
-def following(counter: int) -> int:
-    """Return the next value of a counter, which stops at the largest one: a message with a larger one is unreadable."""
+def incremented(counter: int) -> int:
+    """Return `counter` plus one, but at most the largest counter: a message with a larger one is unreadable."""
     return min(counter + 1, LARGEST_COUNTER)
 
 
@@ -124,7 +124,7 @@ class Content(_Frozen):
 class DeliveryRequested(_Frozen):
     """A request for one delivery attempt. Senders request retries, and the gateway requests all other attempts."""
 
-    # Those are the first attempt of each round, and the next attempt of a delivery whose message seems to be lost.
+    # The gateway requests the first attempt of each round, and the next attempt of a delivery whose message seems lost.
 
     version: Literal[1] = 1
     delivery_id: UUID

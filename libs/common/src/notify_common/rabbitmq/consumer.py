@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from notify_common.rabbitmq.acknowledgements import Acknowledger
 from notify_common.rabbitmq.connection import open_channel
-from notify_common.rabbitmq.dead_letters import bury_failed
+from notify_common.rabbitmq.dead_letters import dead_letter_failed
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.subscription import Subscription
 
@@ -82,7 +82,7 @@ class BatchingConsumer(Subscription):
             try:
                 await self._handle(message)
             except Exception as error:  # noqa: BLE001 - it is logged, and stored with the dead letter
-                if not await bury_failed(self._publisher, message, error, queue=self.queue):
+                if not await dead_letter_failed(self._publisher, message, error, queue=self.queue):
                     await self._acknowledger.reject(channel, tag)
                     return
             await self._acknowledger.ack(channel, tag)

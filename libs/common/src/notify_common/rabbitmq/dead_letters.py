@@ -46,7 +46,9 @@ class ReceivedMessage(Protocol):
     message_id: str | None
 
 
-async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, error: Exception, *, queue: str) -> bool:
+async def dead_letter_failed(
+    publisher: ConfirmedPublisher, message: ReceivedMessage, error: Exception, *, queue: str
+) -> bool:
     """Log why a message cannot be handled, and publish it as a dead letter; return True if it was published.
 
     If it was not, the caller can reject the message. RabbitMQ then dead-letters all of it, but without the reason,
@@ -63,7 +65,7 @@ async def bury_failed(publisher: ConfirmedPublisher, message: ReceivedMessage, e
         log.error("the message is too long to be published with its reason", extra=fields)
         return False
     try:
-        await bury(publisher, message.body, queue=queue, reason=reason, headers=message.headers)
+        await dead_letter(publisher, message.body, queue=queue, reason=reason, headers=message.headers)
     except PublishImpossible:
         log.exception("cannot publish the dead letter with its reason", extra=fields)
         return False
@@ -78,7 +80,7 @@ def _log_fields(message: ReceivedMessage, queue: str) -> dict[str, object]:
     return {"queue": queue, "message_id": message.message_id, "trace_id": trace, **ids}
 
 
-async def bury(
+async def dead_letter(
     publisher: ConfirmedPublisher, body: bytes, *, queue: str, reason: str, headers: Mapping[str, Any] | None = None
 ) -> None:
     """Publish a message that came from `queue` as a dead letter, and return once the broker has confirmed it.
@@ -117,7 +119,7 @@ def _identifying(headers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def queue_of_death(headers: Mapping[str, Any]) -> str | None:
+def queue_where_it_died(headers: Mapping[str, Any]) -> str | None:
     """Return the queue in which the message died.
 
     RabbitMQ puts the last queue first. Only the first entry is believed, and before our own header: a sender can write

@@ -19,7 +19,7 @@ from faststream.rabbit.subscriber import RabbitSubscriber
 from typing_extensions import override
 
 from notify_common.rabbitmq.connection import FailoverBroker, RabbitSettings
-from notify_common.rabbitmq.dead_letters import bury_failed
+from notify_common.rabbitmq.dead_letters import dead_letter_failed
 from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.rabbitmq.subscription import CLOSE_TIMEOUT, Subscription
 
@@ -66,7 +66,7 @@ class FastStreamSubscription(Subscription):
             self._role,
             timeout=min(self._settings.rabbitmq_connect_timeout, CONNECT_TIMEOUT),
             graceful_timeout=self._graceful_timeout,
-            middlewares=[partial(BuryPoison, queue=self.queue, publisher=self._publisher)],
+            middlewares=[partial(DeadLetterOnError, queue=self.queue, publisher=self._publisher)],
         )
         self._subscriber = broker.subscriber(
             self._queue,
@@ -101,7 +101,7 @@ class FastStreamSubscription(Subscription):
                 await self._connecting.result().close()
 
 
-class BuryPoison(BaseMiddleware[Any, Any]):
+class DeadLetterOnError(BaseMiddleware[Any, Any]):
     """A middleware that dead-letters messages that cannot be handled, before they are acked."""
 
     def __init__(self, message: Any, /, *, context: ContextRepo, queue: str, publisher: ConfirmedPublisher) -> None:  # noqa: ANN401
@@ -115,5 +115,5 @@ class BuryPoison(BaseMiddleware[Any, Any]):
         try:
             return await call_next(msg)
         except Exception as error:
-            if not await bury_failed(self._publisher, self._message, error, queue=self._queue):
+            if not await dead_letter_failed(self._publisher, self._message, error, queue=self._queue):
                 raise RejectMessage from error

@@ -11,7 +11,7 @@ from notify_common.contracts.messages import (
     DeliveryResult,
     ErrorClass,
     Outcome,
-    following,
+    incremented,
 )
 from notify_common.runtime.clock import utc_now
 from notify_common.sending import errors
@@ -87,7 +87,7 @@ def decide(request: DeliveryRequested, response: ProviderResponse, schedule: Ret
         return Decision(_result(request, response, Outcome.SENT, failures=request.failures))
     if isinstance(failure, errors.Throttled | errors.Unreachable):
         return _retry_unavailable(request, response, failure, schedule)
-    failures = following(request.failures)
+    failures = incremented(request.failures)
     if isinstance(failure, errors.PermanentFailure):
         return Decision(_result(request, response, Outcome.FAILED, failures=failures, error_class=ErrorClass.PERMANENT))
     error_class = ErrorClass.TEMPORARY
@@ -144,7 +144,7 @@ def _retry(
         # A delivery that expires before its next attempt is reported as soon as it expires.
         not_before = min(not_before, max(request.expires_at, response.finished_at))
     changes = {
-        "attempt": following(request.attempt), "failures": failures, "not_before": not_before,
+        "attempt": incremented(request.attempt), "failures": failures, "not_before": not_before,
         "waiting_since": waiting_since, "reserved": False,
     }  # fmt: skip
     return Decision(

@@ -13,7 +13,7 @@ from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DELIVERY_ID_HEADER
 from notify_common.errors import PublishImpossible
 from notify_common.rabbitmq.connection import RabbitSettings, connect
-from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queue_of_death
+from notify_common.rabbitmq.dead_letters import DEATHS_HEADER, REASON_HEADER, original_headers, queue_where_it_died
 from notify_common.runtime.logging import escape_controls
 
 # The shared archive, and then each channel's, with the only channel whose dead letters it can have.
@@ -49,7 +49,7 @@ class DeadLetter:
     @property
     def origin(self) -> str | None:
         """The queue in which the message died; None if that is unknown, or not a queue of the archive's channel."""
-        queue, owner = queue_of_death(self.message.headers), ARCHIVES[self.archive]
+        queue, owner = queue_where_it_died(self.message.headers), ARCHIVES[self.archive]
         return queue if queue in ORIGINS and owner in {None, topology.channel_of(queue)} else None
 
     @property

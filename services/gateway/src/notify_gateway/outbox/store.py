@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from notify_common.contracts.channels import KNOWN_CHANNELS, Channel
-from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange, following
+from notify_common.contracts.messages import Content, DeliveryRequested, DeliveryStatus, StatusChange, incremented
 from notify_database.engine import autocommitting, execute
 from sqlalchemy import Executable, Row
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -178,7 +178,7 @@ def status_changes(rows: Iterable[Row[Any]], status: DeliveryStatus) -> list[Sta
 def _request(row: Row[Any]) -> DeliveryRequested:
     content = Content(message=row.message, subject=row.subject, email=row.email)
     return DeliveryRequested.model_validate(
-        {**row._asdict(), "delivery_id": row.id, "content": content, "attempt": following(row.attempt)}
+        {**row._asdict(), "delivery_id": row.id, "content": content, "attempt": incremented(row.attempt)}
     )
 
 

@@ -19,7 +19,7 @@ from notify_common.contracts.messages import (
     ResultsEnvelope,
 )
 from notify_common.rabbitmq.connection import RabbitSettings, connect
-from notify_common.rabbitmq.dead_letters import queue_of_death
+from notify_common.rabbitmq.dead_letters import queue_where_it_died
 from pydantic import HttpUrl, ValidationError
 
 from notify_gateway.console.queue_statistics import QueueStatisticsClient
@@ -85,7 +85,7 @@ class BrokerContents:
 
     def add_dead_letter(self, message: AbstractIncomingMessage) -> None:
         """Note a dead letter that the status writers have not read. A dead result ends no delivery."""
-        if queue_of_death(message.headers) in DELIVERY_QUEUES and (dead := _round(message)) is not None:
+        if queue_where_it_died(message.headers) in DELIVERY_QUEUES and (dead := _round(message)) is not None:
             self.ended.add(dead)
 
 

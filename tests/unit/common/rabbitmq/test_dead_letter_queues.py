@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from notify_common.contracts import topology
 from notify_common.contracts.channels import Channel
-from notify_common.rabbitmq.dead_letters import queue_of_death
+from notify_common.rabbitmq.dead_letters import queue_where_it_died
 
 EMAIL, RETRY = {"queue": "notifications.email"}, {"queue": "notifications.telegram.retry.1000"}
 
@@ -23,7 +23,7 @@ EMAIL, RETRY = {"queue": "notifications.email"}, {"queue": "notifications.telegr
 def test_the_queue_that_rabbitmq_names_first_is_believed_before_any_header(
     headers: dict[str, Any], queue: str | None
 ) -> None:
-    assert queue_of_death(headers) == queue
+    assert queue_where_it_died(headers) == queue
 
 
 @pytest.mark.parametrize("channel", Channel)
