@@ -9,7 +9,7 @@ from uuid import UUID
 from notify_common.contracts.channels import Channel
 from notify_common.contracts.messages import DeliveryResult, DeliveryStatus, Outcome
 
-# `WRITE` in result_store.py implements the same order in SQL.
+# `OVERWRITES` in result_store.py implements the same order in SQL.
 ATTEMPT_RANK = {Outcome.SENT: 3, Outcome.FAILED: 2, Outcome.RETRYING: 1, Outcome.THROTTLED: 1}
 # No two final statuses share a rank, because the order in which results arrive must not matter.
 STATUS_RANK = {

@@ -149,33 +149,23 @@ class ResultStore:
             async with self._engine.begin() as connection:
                 rows, locked_elsewhere = await _lock_deliveries(connection, ids, id_range)
                 before = {row.id: _state(row) for row in rows}
-                # If a delivery's row is locked elsewhere, its results are refused here, but reported as locked below.
-                refusals = [refusal(before.get(each.result.delivery_id), each) for each in reports]
-                accepted = [each.result for each, refused in zip(reports, refusals, strict=True) if refused is None]
+                outcomes = _outcomes(reports, before, locked_elsewhere)
+                accepted = _accepted(reports, outcomes)
                 attempts = best_attempts(accepted)
-                # An attempt above the delivery's last one cannot be stored, so first results cost no further statement.
+                # An attempt with a higher number than the delivery's last one is not in the table yet, so first results
+                # need no extra statement.
                 if repeated := [each for each in attempts.values() if each.attempt <= before[each.delivery_id].attempt]:
-                    kept, attempts_locked = await _lock_attempts(connection, repeated, id_range)
-                    locked_elsewhere |= attempts_locked
-                    accepted = [each for each in accepted if each.delivery_id not in locked_elsewhere]
-                    attempts = {
-                        key: each
-                        for key, each in attempts.items()
-                        if key not in kept and each.delivery_id not in locked_elsewhere
-                    }
+                    kept, with_locked_attempts = await _lock_attempts(connection, repeated, id_range)
+                    if with_locked_attempts:
+                        outcomes = _outcomes(reports, before, locked_elsewhere | with_locked_attempts)
+                        accepted = _accepted(reports, outcomes)
+                        attempts = best_attempts(accepted)
+                    attempts = {key: each for key, each in attempts.items() if key not in kept}
                 changed = advance_all(before, accepted)
                 changed_at = max((row.locked_at for row in rows), default=None)
                 if changed or attempts:
                     await _write(connection, changed, attempts, {**id_range, "changed_at": changed_at})
-        return Applied(
-            changes=_status_changes(before, changed, accepted, changed_at),
-            outcomes=[
-                WriteOutcome.LOCKED_ELSEWHERE
-                if each.result.delivery_id in locked_elsewhere
-                else refused or WriteOutcome.WRITTEN
-                for each, refused in zip(reports, refusals, strict=True)
-            ],
-        )
+        return Applied(_status_changes(before, changed, accepted, changed_at), outcomes)
 
     async def read(self, delivery_id: UUID) -> DeliveryState | None:
         """Return the delivery, or None if it does not exist."""
@@ -186,6 +176,25 @@ class ResultStore:
 def _state(row: Row[Any]) -> DeliveryState:
     status = DeliveryStatus(row.status)
     return DeliveryState(row.id, row.notification_id, row.channel, status, row.round, row.attempt, row.failures)
+
+
+def _outcomes(
+    reports: Sequence[Reported], deliveries: Mapping[UUID, DeliveryState], locked_elsewhere: Set[UUID]
+) -> list[WriteOutcome | Refusal]:
+    """Return each result's outcome if the transaction commits.
+
+    A delivery is unknown if it is neither in `deliveries` nor `locked_elsewhere`.
+    """
+    return [
+        WriteOutcome.LOCKED_ELSEWHERE
+        if each.result.delivery_id in locked_elsewhere
+        else refusal(deliveries.get(each.result.delivery_id), each) or WriteOutcome.WRITTEN
+        for each in reports
+    ]
+
+
+def _accepted(reports: Sequence[Reported], outcomes: Sequence[WriteOutcome | Refusal]) -> list[DeliveryResult]:
+    return [each.result for each, outcome in zip(reports, outcomes, strict=True) if outcome is WriteOutcome.WRITTEN]
 
 
 async def _lock_deliveries(
