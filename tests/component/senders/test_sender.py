@@ -399,8 +399,8 @@ async def test_failed_attempt_keeps_nothing_of_its_message_in_memory(
         message = Rendered()
         rendered.append(weakref.ref(message))
         try:
-            raise OSError("connection reset")
-        except OSError:
+            int("a response that cannot be parsed")
+        except ValueError:
             raise TemporaryFailure("busy") from None  # the first error remains its `__context__`
 
     async with running_sender(

@@ -123,6 +123,9 @@ class WriteOutcome(Enum):
     """It was left out, because another transaction has locked the delivery or one of its attempts."""
 
 
+WRITTEN, LOCKED_ELSEWHERE = WriteOutcome  # for code that runs for each result: `WriteOutcome.WRITTEN` takes 0.1 µs
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """The effect of a batch of results."""
@@ -147,8 +150,10 @@ class ResultStore:
         id_range = {"first_id": ids[0], "last_id": ids[-1]}
         with database_errors():
             async with self._engine.begin() as connection:
-                rows, locked_elsewhere = await _lock_deliveries(connection, ids, id_range)
+                rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
                 before = {row.id: _state(row) for row in rows}
+                missing = set(ids) - before.keys()
+                locked_elsewhere = await _existing(connection, missing, id_range) if missing else frozenset()
                 outcomes = _outcomes(reports, before, locked_elsewhere)
                 accepted = _accepted(reports, outcomes)
                 attempts = best_attempts(accepted)
@@ -186,27 +191,20 @@ def _outcomes(
     A delivery is unknown if it is neither in `deliveries` nor `locked_elsewhere`.
     """
     return [
-        WriteOutcome.LOCKED_ELSEWHERE
+        LOCKED_ELSEWHERE
         if each.result.delivery_id in locked_elsewhere
-        else refusal(deliveries.get(each.result.delivery_id), each) or WriteOutcome.WRITTEN
+        else refusal(deliveries.get(each.result.delivery_id), each) or WRITTEN
         for each in reports
     ]
 
 
 def _accepted(reports: Sequence[Reported], outcomes: Sequence[WriteOutcome | Refusal]) -> list[DeliveryResult]:
-    return [each.result for each, outcome in zip(reports, outcomes, strict=True) if outcome is WriteOutcome.WRITTEN]
+    return [each.result for each, outcome in zip(reports, outcomes, strict=True) if outcome is WRITTEN]
 
 
-async def _lock_deliveries(
-    connection: AsyncConnection, ids: Sequence[UUID], id_range: Mapping[str, UUID]
-) -> tuple[Sequence[Row[Any]], Set[UUID]]:
-    """Lock the deliveries; return their rows, and the ids of those that another transaction has locked."""
-    rows = (await connection.execute(LOCK, {"ids": ids, **id_range})).all()
-    missing = set(ids).difference(row.id for row in rows)
-    if not missing:
-        return rows, frozenset()
-    existing = await connection.execute(EXISTING, {"ids": list(missing), **id_range})
-    return rows, frozenset(existing.scalars())
+async def _existing(connection: AsyncConnection, ids: Set[UUID], id_range: Mapping[str, UUID]) -> Set[UUID]:
+    """Return those of the deliveries that exist. If `LOCK` did not return them, another transaction has locked them."""
+    return frozenset((await connection.execute(EXISTING, {"ids": list(ids), **id_range})).scalars())
 
 
 async def _write(

@@ -17,7 +17,7 @@ from notify_database.errors import ROW_ERRORS, DatabaseUnavailable, StatementTim
 
 from notify_status_writer.delivery_state import Refusal, Reported
 from notify_status_writer.metrics import StatusWriterMetrics
-from notify_status_writer.result_store import Applied, ResultStore, WriteOutcome
+from notify_status_writer.result_store import LOCKED_ELSEWHERE, WRITTEN, Applied, ResultStore, WriteOutcome
 from notify_status_writer.unwritten_results import ResultBatcher, UnwrittenResults
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class ResultWriter:
         channel = topology.channel_of(queue)
         reports = [Reported(result, channel) for result in results]
         outcomes = await self._batcher.submit_all(reports)
-        if any(outcome is not WriteOutcome.WRITTEN for outcome in outcomes):
+        if any(outcome is not WRITTEN for outcome in outcomes):
             await self._unwritten.write_or_dead_letter(reports, outcomes, queue=queue)
 
     async def _flush(self, outage: Outage, reports: Sequence[Reported]) -> Sequence[WriteOutcome | Refusal]:
@@ -77,7 +77,7 @@ class ResultWriter:
         with self._tracing.group("commit results", (result.traceparent for result, _ in reports)):
             applied = await self._apply(outage, reports)
         self._events.publish(applied.changes)
-        self._metrics.results.inc(len(reports) - applied.outcomes.count(WriteOutcome.LOCKED_ELSEWHERE))
+        self._metrics.results.inc(len(reports) - applied.outcomes.count(LOCKED_ELSEWHERE))
         for change in applied.changes:
             self._metrics.changed(change)
         # The callers dead-letter refused results, so that no other result waits for that.
