@@ -399,7 +399,7 @@ async def test_failed_attempt_keeps_nothing_of_its_message_in_memory(
         message = Rendered()
         rendered.append(weakref.ref(message))
         try:
-            int("a response that cannot be parsed")
+            return str(int("a response that is no number"))
         except ValueError:
             raise TemporaryFailure("busy") from None  # the first error remains its `__context__`
 
