@@ -79,7 +79,7 @@ class NotificationEndpoint:
         try:
             # Authenticate before reading the body, so that a client without a key cannot make us read it.
             authorization = _text(request_headers.get(b"authorization"))
-            principal, rate_limit = await self._authenticator.authenticate(scope, authorization)
+            principal, rate_limit_headers = await self._authenticator.authenticate(scope, authorization)
             span = self._begin_span(principal, request_headers, scope.get(REQUEST_ID, ""))
             response_headers, body = await self._create_notification(principal, request_headers, receive, span)
         except ClientDisconnected:
@@ -98,8 +98,12 @@ class NotificationEndpoint:
             return
         finally:
             span.end()
-        length = (b"content-length", b"%d" % len(body))
-        headers = [(b"content-type", b"application/json"), length, *_encoded(rate_limit), *_encoded(response_headers)]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *_encoded(rate_limit_headers),
+            *_encoded(response_headers),
+        ]
         await send({"type": "http.response.start", "status": 201, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -13,7 +13,8 @@ from notify_gateway.outbox.lease import LEASE
 from notify_gateway.users.channels import EXISTING, UserChannelKey, existing_parameters
 
 # This is a single statement, so that a batch takes one round trip, and no notification is stored without its deliveries
-# and their outbox rows. Nothing is stored if one of the users has settings that were not looked up.
+# and their outbox rows. Each part requires that `existing` is empty, so nothing is stored if settings exist under a key
+# that the caller passes. A statement of its own for this check would take another round trip.
 INSERT = text(f"""
     WITH existing AS MATERIALIZED (
         SELECT FROM ({EXISTING}) AS settings LIMIT 1
@@ -60,6 +61,7 @@ INSERT = text(f"""
 
 async def insert(connection: AsyncConnection, new: Sequence[NewNotification], leased: Set[Channel]) -> datetime:
     """Store the notifications; lease the outbox rows of `leased` channels that are due now. Return the lease's end."""
+    # No keys are passed, so `existing` is empty, and everything is stored.
     parameters = {**_parameters(new, leased), **existing_parameters(())}
     leased_until: datetime = (await connection.execute(INSERT, parameters)).scalar_one()
     return leased_until

@@ -87,9 +87,10 @@ class _Stored(NamedTuple):
     outcomes: list[_Outcome]
     """One for each notification of the batch."""
     new: Sequence[NewNotification] = ()
+    to_hand_over: Sequence[DeliveryRequested] = ()
+    """The deliveries whose outbox rows are leased to our relay."""
     lease: Lease | None = None
-    leased: Sequence[DeliveryRequested] = ()
-    """The deliveries whose outbox rows are leased."""
+    """The lease on these rows; None if nothing is stored."""
 
 
 class NotificationIntake:
@@ -180,7 +181,7 @@ class NotificationIntake:
                 if stored is None:
                     stored = await self._look_up_settings_and_store(connection, batch, lease_began)
         if stored.lease is not None:
-            self._relay.hand_over(stored.leased, stored.lease)
+            self._relay.hand_over(stored.to_hand_over, stored.lease)
         self._after_commit(stored.new)
         return stored.outcomes
 
@@ -195,11 +196,11 @@ class NotificationIntake:
         new = _new_notifications(outcomes)
         if not new:
             return None  # all of them lack a recipient, which may be in the settings
-        channels, deliveries = self._to_lease(new)
+        channels, to_hand_over = self._to_lease(new)
         leased_until = await insert_unless_settings_exist(connection, new, channels, _user_channel_keys(batch))
         if leased_until is None:
             return None
-        return _Stored(outcomes, new, Lease.beginning(lease_began, leased_until), deliveries)
+        return _Stored(outcomes, new, to_hand_over, Lease.beginning(lease_began, leased_until))
 
     async def _look_up_settings_and_store(
         self, connection: AsyncConnection, batch: Sequence[_WaitingNotification], lease_began: float
@@ -210,9 +211,9 @@ class NotificationIntake:
         new = _new_notifications(outcomes)
         if not new:
             return _Stored(outcomes)
-        channels, deliveries = self._to_lease(new)
+        channels, to_hand_over = self._to_lease(new)
         leased_until = await insert(connection, new, channels)
-        return _Stored(outcomes, new, Lease.beginning(lease_began, leased_until), deliveries)
+        return _Stored(outcomes, new, to_hand_over, Lease.beginning(lease_began, leased_until))
 
     def _to_lease(self, new: Sequence[NewNotification]) -> tuple[Set[Channel], list[DeliveryRequested]]:
         """Return the channels for which our relay has room, and the deliveries over them that are due now.
@@ -229,9 +230,13 @@ class NotificationIntake:
         batch: Sequence[_WaitingNotification],
         settings: Mapping[UserChannelKey, UserChannel],
     ) -> list[_Outcome]:
-        """Resolve the recipients, claim the idempotency keys, and return the outcome of each notification."""
+        """Resolve the recipients, and return the outcome of each notification.
+
+        This also writes the idempotency keys with their responses: a request whose key cannot be written is a
+        repetition. For a batch without keys, it does not use the database.
+        """
         outcomes: list[_Outcome] = []
-        claimed: Responses = {}
+        to_claim: Responses = {}
         for waiting in batch:
             notification, claim = waiting.notification, waiting.claim
             if settings:
@@ -240,24 +245,24 @@ class NotificationIntake:
                 outcomes.append(_Rejected(reason))
             elif claim is None:
                 outcomes.append(_New(notification))
-            elif (first := claimed.get(claim.tenant_key)) is not None:
+            elif (first := to_claim.get(claim.tenant_key)) is not None:
                 outcomes.append(first)  # the key occurs twice in this batch
             else:
                 response = waiting.created_json(notification)
                 outcomes.append(_New(notification, response))
-                claimed[claim.tenant_key] = RecordedResponse(claim.body_hash, response)
-        taken = await claim_keys(connection, claimed) if claimed else set()
-        # An earlier request with the key of a rejected one may have been accepted while it was still valid.
-        repeats = [
+                to_claim[claim.tenant_key] = RecordedResponse(claim.body_hash, response)
+        taken = await claim_keys(connection, to_claim) if to_claim else set()
+        # A rejected request may repeat one that was accepted, for example because its times were still valid then.
+        to_look_up = [
             claim if claim is not None and (isinstance(outcome, _Rejected) or claim.tenant_key in taken) else None
             for claim, outcome in zip((each.claim for each in batch), outcomes, strict=True)
         ]
-        if not (claims := [claim for claim in repeats if claim is not None]):
+        if not (claims := [claim for claim in to_look_up if claim is not None]):
             return outcomes
         recorded = await find_recorded(connection, claims)
         return [
             outcome if claim is None else recorded.get(claim, outcome)
-            for claim, outcome in zip(repeats, outcomes, strict=True)
+            for claim, outcome in zip(to_look_up, outcomes, strict=True)
         ]
 
     def _after_commit(self, new: Sequence[NewNotification]) -> None:
