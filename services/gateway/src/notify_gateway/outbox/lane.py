@@ -2,6 +2,9 @@
 
 Each lane has its own task, batches and AMQP channel, so that a queue that refuses messages, or never confirms them,
 delays only its own channel.
+
+The methods of `Lane` begin with the normal path, in the order of calls: from `hand_over`, right after the commit, to
+the delete of the outbox row. Then come failures, deliveries that the relay has found by polling, and shutdown.
 """
 
 import asyncio
@@ -23,13 +26,13 @@ from notify_common.runtime.tracing import Span, Tracing
 from notify_database.errors import DatabaseUnavailable, DataRejected
 
 from notify_gateway.metrics import GatewayMetrics
-from notify_gateway.outbox.lease import RENEW_INTERVAL, Lease, lease_clock, must_outlast
+from notify_gateway.outbox.lease import RENEW_INTERVAL, Lease, lease_clock
 from notify_gateway.outbox.skipping_outbox import SkippingOutbox
 from notify_gateway.outbox.store import Held
 
 log = logging.getLogger(__name__)
 
-# Deliveries whose confirms are awaited together. If a queue commits nothing, RabbitMQ stops reading the connection
+# Deliveries whose confirms are awaited together. If a queue confirms nothing, RabbitMQ stops reading the connection
 # after about 400 of them, and all lanes share the connection.
 BATCH_SIZE = 200
 BATCH_BYTES = 1024 * 1024
@@ -82,17 +85,7 @@ class Lane:
             log, f"RabbitMQ is not confirming deliveries over {channel}, so they stay in the outbox"
         )
 
-    @property
-    def has_room_for_due(self) -> bool:
-        """True if the lane has begun to publish all due deliveries that it has, and can publish and delete more.
-
-        While deletes fail, the leases of confirmed rows may end, and a poll would then take these rows again.
-        """
-        return (
-            not (self._due or self._confirms_are_late or self._delete_failed or self._finished) and self._may_publish()
-        )
-
-    def has_room_for(self, count: int, size: int) -> bool:
+    def may_hand_over(self, count: int, size: int) -> bool:
         """Return whether `count` deliveries of `size` bytes may be handed over; while the broker is slow, none may."""
         return (
             not (self._confirms_are_late or self._refusing or self._finished)
@@ -107,15 +100,6 @@ class Lane:
         self._handed_over_bytes += delivery_size(request)
         self._wake.set()
 
-    def add_due(self, held: Sequence[Held]) -> None:
-        """Queue due deliveries that were taken from the table."""
-        self._due.extend(held)
-        self._wake.set()
-
-    def wake(self) -> None:
-        """Make `run` check whether it must drain the lane."""
-        self._wake.set()
-
     async def run(self, drain: asyncio.Event) -> None:
         """Publish until `drain` is set, and then publish or release the remaining deliveries."""
         async with self._tasks:
@@ -128,7 +112,10 @@ class Lane:
             await self._finish()
 
     async def _publish_next(self) -> float:
-        """Publish the next batch once there is one; return the seconds to wait before the one after it."""
+        """Publish the next batch once there is one. Return the seconds until the batch after it may begin.
+
+        After a failure, they delay the next try. Otherwise, they let more deliveries join the next batch.
+        """
         self._wake.clear()
         began = lease_clock()
         if not (batch := self._next_batch()):
@@ -136,7 +123,8 @@ class Lane:
                 await self._wake.wait()
             return 0.0
         wait = await self._publish(batch)
-        if not wait and len(self._due) + len(self._handed_over) < BATCH_SIZE:  # nothing could join a full batch
+        # Nothing can join a full batch, and waiting would limit the rate to one full batch per interval.
+        if not wait and len(self._due) + len(self._handed_over) < BATCH_SIZE:
             wait = began + interval_after(len(batch)) - lease_clock()
         if not self._due:
             self._on_room(self.channel)
@@ -150,13 +138,13 @@ class Lane:
         return [*due, *handed_over]
 
     async def _publish(self, batch: list[Held]) -> float:
-        """Publish the batch; return the seconds to wait before the next one. Rows are deleted in the background."""
+        """Publish the batch, and update its rows. Return the seconds to wait because of failures, or 0."""
         spans = [self._tracing.begin(f"publish {self.channel}", each.traceparent, "producer") for each, _ in batch]
         messages = [_outgoing(request, span) for (request, _), span in zip(batch, spans, strict=True)]
 
         def may_write() -> bool:
-            end = must_outlast()
-            return all(lease.ends > end for _, lease in batch)  # renewals have replaced the leases
+            now = lease_clock()
+            return all(lease.is_usable(now) for _, lease in batch)  # `batch` as it is then, with renewed leases
 
         publishing = asyncio.create_task(self._publish_together(messages, spans, may_write))
         try:
@@ -164,28 +152,32 @@ class Lane:
                 # The broker is blocking publishers, for example during a memory alarm. It may still accept these
                 # messages later, so the leases are renewed to keep other relays from publishing them.
                 self._confirms_are_late = True
+                # If PostgreSQL's response is lost, a row may have either lease, so the batch keeps both.
+                batch = [Held(request, lease.with_pending(lease.next_lease())) for request, lease in batch]
                 with suppress(DatabaseUnavailable, DataRejected):
-                    await self._renew(batch)
+                    batch = await self._renewed(batch)
         finally:
             publishing.cancel()
             self._confirms_are_late = False
         self._metrics.observe_published_batch(len(batch))
         return await self._update_rows(list(zip(batch, publishing.result(), strict=True)))
 
-    async def _renew(self, batch: list[Held]) -> None:
-        next_leases = [lease.next_lease() for _, lease in batch]
-        # If PostgreSQL's response is lost, the row may have either lease.
-        batch[:] = [
-            Held(request, old.with_pending(new)) for (request, old), new in zip(batch, next_leases, strict=True)
-        ]
-        still_held = await self._outbox.renew(batch)
-        batch[:] = [
-            Held(request, new if request.delivery_id in still_held else old.lost())
-            for (request, old), new in zip(batch, next_leases, strict=True)
-        ]
+    async def _publish_together(
+        self, messages: Sequence[OutgoingMessage], spans: Sequence[Span], may_write: Callable[[], bool]
+    ) -> list[PublishFailed | None]:
+        with self._tracing.group("publish deliveries", (span.traceparent for span in spans)):
+            failures = await self._publisher.publish(messages, may_write=may_write)
+        for span, failure in zip(spans, failures, strict=True):
+            if failure is not None:
+                span.fail(str(failure))
+            span.end()
+        return failures
 
     async def _update_rows(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
-        """Delete, postpone or release the rows of a batch; return the seconds to wait before the next batch."""
+        """Begin to delete the rows of confirmed deliveries; give up the leases of the others.
+
+        Return the seconds to wait because of failures, or 0.
+        """
         confirmed = [held for held, failure in outcomes if failure is None]
         if confirmed:
             self._metrics.published[self.channel].inc(len(confirmed))
@@ -196,28 +188,11 @@ class Lane:
             elif len(self._confirmed) > MAX_CONFIRMED:
                 await self._deleting
         self._refusing = not confirmed
-        failures = [failure for _, failure in outcomes if failure is not None]
-        if not failures:
-            if lease_clock() > self._last_refusal + QUIET:
-                self._publish_outage.ended()
-            return 0.0
-        wait = self._publish_outage.failed(failures[0])
-        refused = [held for held, failure in outcomes if isinstance(failure, PublishRefused)]
-        interrupted = [
-            held for held, failure in outcomes if failure is not None and not isinstance(failure, PublishRefused)
-        ]
-        try:
-            if refused:
-                self._last_refusal = lease_clock()
-                await self._outbox.postpone(refused)
-            if interrupted:
-                await self._outbox.release(interrupted)
-        except (DatabaseUnavailable, DataRejected) as error:
-            return self._database_outage.failed(error)
-        self._database_outage.ended()
-        if interrupted:
-            return wait
-        return 0.0 if confirmed else REFUSED_INTERVAL
+        if failed := [(held, failure) for held, failure in outcomes if failure is not None]:
+            return await self._return_unconfirmed(failed)
+        if lease_clock() > self._last_refusal + QUIET:
+            self._publish_outage.ended()
+        return 0.0
 
     async def _delete_confirmed(self) -> None:
         """Delete the rows of confirmed deliveries until none is left; each delete has those of several batches.
@@ -239,24 +214,60 @@ class Lane:
         del self._confirmed[: len(rows)]
         self._delete_failed = False
 
-    async def _publish_together(
-        self, messages: Sequence[OutgoingMessage], spans: Sequence[Span], may_write: Callable[[], bool]
-    ) -> list[PublishFailed | None]:
-        with self._tracing.group("publish deliveries", (span.traceparent for span in spans)):
-            failures = await self._publisher.publish(messages, may_write=may_write)
-        for span, failure in zip(spans, failures, strict=True):
-            if failure is not None:
-                span.fail(str(failure))
-            span.end()
-        return failures
+    async def _return_unconfirmed(self, failed: Sequence[tuple[Held, PublishFailed]]) -> float:
+        """End the leases of rows whose deliveries were not confirmed, so that a relay takes and publishes them again.
+
+        Return the seconds to wait: during an outage, until the next try; `REFUSED_INTERVAL` if the queue has refused
+        the whole batch; otherwise 0.
+        """
+        wait = self._publish_outage.failed(failed[0][1])
+        refused = [held for held, failure in failed if isinstance(failure, PublishRefused)]
+        interrupted = [held for held, failure in failed if not isinstance(failure, PublishRefused)]
+        try:
+            if refused:
+                self._last_refusal = lease_clock()
+                await self._outbox.postpone(refused)
+            if interrupted:
+                await self._outbox.release(interrupted)
+        except (DatabaseUnavailable, DataRejected) as error:
+            return self._database_outage.failed(error)
+        self._database_outage.ended()
+        if interrupted:
+            return wait
+        return REFUSED_INTERVAL if self._refusing else 0.0
+
+    async def _renewed(self, batch: Sequence[Held]) -> list[Held]:
+        """Renew the pending leases in the table; return the batch with the leases that its rows have now."""
+        still_held = await self._outbox.renew(batch)
+        return [
+            Held(request, lease.next_lease() if request.delivery_id in still_held else lease.lost())
+            for request, lease in batch
+        ]
+
+    @property
+    def may_add_due(self) -> bool:
+        """True if no due deliveries are waiting in the lane, and it can publish and delete more.
+
+        While deletes fail, the leases of confirmed rows may end, and a poll would then take these rows again.
+        """
+        blocked = self._due or self._confirms_are_late or self._delete_failed or self._finished
+        return not blocked and self._may_publish()
+
+    def add_due(self, held: Sequence[Held]) -> None:
+        """Queue due deliveries that were taken from the table."""
+        self._due.extend(held)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Make `run` check whether it must drain the lane."""
+        self._wake.set()
 
     async def _finish(self) -> None:
         """Publish or release the remaining deliveries, so that other relays do not wait for their leases to end."""
         while self._may_publish() and not self._refusing and (batch := self._next_batch()):
             await self._publish(batch)
         self._finished = True  # deliveries committed from now on are left to other relays
-        remaining = [*self._due, *self._handed_over]
-        if remaining:
+        if remaining := [*self._due, *self._handed_over]:
             with suppress(DatabaseUnavailable, DataRejected):
                 await self._outbox.release(remaining)
 
@@ -271,12 +282,12 @@ def delivery_size(request: DeliveryRequested) -> int:
 def _take(queue: deque[Held], most: int) -> tuple[list[Held], int]:
     """Remove up to `most` deliveries; return them, and the bytes that are no longer in the queue."""
     taken: list[Held] = []
-    size, end = 0, must_outlast()
+    size, now = 0, lease_clock()
     while queue and len(taken) < most and size < BATCH_BYTES:
         held = queue.popleft()
         size += delivery_size(held.request)
         # If the lease ends soon, another relay may take the row, so the row is left to whichever relay polls next.
-        if held.lease.ends > end:
+        if held.lease.is_usable(now):
             taken.append(held)
     return taken, size
 

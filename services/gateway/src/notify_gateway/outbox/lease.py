@@ -1,4 +1,4 @@
-"""Leases on outbox rows."""
+"""Leases on outbox rows: how long a relay may rely on one, and how it is renewed while RabbitMQ is slow to confirm."""
 
 import math
 import time
@@ -19,11 +19,6 @@ def lease_clock() -> float:
     return time.clock_gettime(CLOCK)
 
 
-def must_outlast() -> float:
-    """Return the time that a lease must outlast so that enough of it is left to publish and delete its row."""
-    return lease_clock() + LEASE_RESERVE
-
-
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A lease, which the rows of one statement share."""
@@ -40,10 +35,14 @@ class Lease:
         """Return the lease that a statement has taken; `began` was read from `lease_clock` before the statement."""
         return cls(until, began + LEASE_SECONDS)
 
+    def is_usable(self, now: float) -> bool:
+        """Return whether enough of the lease is left at `now`, by `lease_clock`, to publish and delete its row."""
+        return self.ends > now + LEASE_RESERVE
+
     def next_lease(self) -> "Lease":
         """Return the lease that a renewal puts in place of this one. Repeating a renewal takes the same lease again.
 
-        A lost lease cannot be renewed, because no row has it. It is its own next lease.
+        A lost lease cannot be renewed, because no row has it, so this returns the lost lease itself.
         """
         if self.ends == -math.inf:
             return self

@@ -83,7 +83,7 @@ class OutboxRelay:
         for request in requests:
             counts[request.channel] += 1
             sizes[request.channel] += delivery_size(request)
-        return {channel for channel in counts if self._lanes[channel].has_room_for(counts[channel], sizes[channel])}
+        return {channel for channel in counts if self._lanes[channel].may_hand_over(counts[channel], sizes[channel])}
 
     def hand_over(self, requests: Sequence[DeliveryRequested], lease: Lease) -> None:
         """Queue newly committed deliveries, whose outbox rows were leased together."""
@@ -133,7 +133,7 @@ class OutboxRelay:
             lane.wake()
 
     async def _take_due(self) -> None:
-        channels = [channel for channel, lane in self._lanes.items() if lane.has_room_for_due]
+        channels = [channel for channel, lane in self._lanes.items() if lane.may_add_due]
         if not channels:
             return
         due = await self._outbox.take_due(BATCH_SIZE, channels)
