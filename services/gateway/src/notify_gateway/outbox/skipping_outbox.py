@@ -1,7 +1,8 @@
 """The outbox as the relay uses it: rows that make statements fail are skipped, so that they hold up no others.
 
-Normally, this only passes calls on to `OutboxStore`. But a page may be bad, or somebody may have added a trigger that
-raises an error. After such a failure, the rows are bisected to find those that fail.
+As long as no statement fails, this only passes calls on to `OutboxStore`, so a first reading may skip this file. But a
+page may be bad, or somebody may have added a trigger that raises an error. Then the rows are bisected to find those
+that fail.
 """
 
 import logging
@@ -46,12 +47,36 @@ class SkippingOutbox:
 
         Raise `StatementFailed` if no row can be taken, and too many have failed.
         """
-        await self._delete_again()
-        now = time.monotonic()
-        self._untakable = {row: retry_at for row, retry_at in self._untakable.items() if retry_at > now}
+        if self._untakable or self._undeletable:
+            await self._retry_skipped()
         if not self._untakable and not self._undeletable:
             with suppress(*ROW_ERRORS):
                 return await self._outbox.take_due(limit, channels)
+        return await self._take_by_channel(channels)
+
+    async def delete(self, confirmed: Sequence[Held]) -> None:
+        """Delete the rows of confirmed deliveries. Raise `StatementFailed` if too many rows cannot be deleted."""
+        rows = [held for held in confirmed if _key(held) not in self._undeletable]
+        room = MAX_UNDELETABLE - len(self._undeletable)
+        # Normally, this calls `OutboxStore.delete` once.
+        _, failed = await _call_or_bisect(rows, self._outbox.delete, most_failures=room)
+        if failed:
+            self._skip_undeletable(failed)
+
+    async def renew(self, held: Sequence[Held]) -> set[UUID]:
+        """Renew leases as `OutboxStore.renew` does."""
+        return await self._outbox.renew(held)
+
+    async def release(self, held: Sequence[Held]) -> None:
+        """End leases as `OutboxStore.release` does."""
+        await self._outbox.release(held)
+
+    async def postpone(self, held: Sequence[Held]) -> None:
+        """End leases as `OutboxStore.postpone` does."""
+        await self._outbox.postpone(held)
+
+    async def _take_by_channel(self, channels: Sequence[Channel]) -> DueDeliveries:
+        """Take the due deliveries of one channel after the other, without the rows that are skipped."""
         taken: list[DueDeliveries] = []
         failures: list[Exception] = []
         for channel in channels:
@@ -66,31 +91,6 @@ class SkippingOutbox:
             ended=[change for due in taken for change in due.ended],
             more={channel for due in taken for channel in due.more},
         )
-
-    async def delete(self, confirmed: Sequence[Held]) -> None:
-        """Delete the rows of confirmed deliveries. Raise `StatementFailed` if too many rows cannot be deleted."""
-        new = [held for held in confirmed if _key(held) not in self._undeletable]
-        _, failed = await _call_or_bisect(
-            new, self._outbox.delete, most_failures=MAX_UNDELETABLE - len(self._undeletable)
-        )
-        room = MAX_UNDELETABLE - len(self._undeletable)  # less than before if another lane has skipped rows, too
-        skipped = [(_key(held), error) for held, error in failed[:room]]
-        self._undeletable |= {row for row, _ in skipped}
-        _report("outbox rows of published deliveries cannot be deleted", skipped)
-        if len(failed) > room:
-            raise StatementFailed(str(failed[-1][1]))
-
-    async def renew(self, held: Sequence[Held]) -> set[UUID]:
-        """Renew leases as `OutboxStore.renew` does."""
-        return await self._outbox.renew(held)
-
-    async def release(self, held: Sequence[Held]) -> None:
-        """End leases as `OutboxStore.release` does."""
-        await self._outbox.release(held)
-
-    async def postpone(self, held: Sequence[Held]) -> None:
-        """End leases as `OutboxStore.postpone` does."""
-        await self._outbox.postpone(held)
 
     async def _take_of(self, channel: Channel) -> list[DueDeliveries]:
         """Take the channel's first due rows that are not skipped; raise an error if too many fail and none is taken."""
@@ -109,6 +109,20 @@ class SkippingOutbox:
         if len(failed) > room and not taken:
             raise failed[-1][1]
         return taken
+
+    def _skip_undeletable(self, failed: Sequence[tuple[Held, Exception]]) -> None:
+        room = MAX_UNDELETABLE - len(self._undeletable)  # another lane may have skipped rows meanwhile
+        skipped = [(_key(held), error) for held, error in failed[:room]]
+        self._undeletable |= {row for row, _ in skipped}
+        _report("outbox rows of published deliveries cannot be deleted", skipped)
+        if len(failed) > room:
+            raise StatementFailed(str(failed[-1][1]))
+
+    async def _retry_skipped(self) -> None:
+        """Stop skipping the rows that can be deleted now, and those whose time for the next take has come."""
+        await self._delete_again()
+        now = time.monotonic()
+        self._untakable = {row: retry_at for row, retry_at in self._untakable.items() if retry_at > now}
 
     async def _delete_again(self) -> None:
         """Try again to delete the rows that could not be deleted, at most once per `RETRY_INTERVAL`."""
