@@ -1,4 +1,9 @@
-"""The outbox relay: one lane per channel, and the poll that takes due deliveries for all of them."""
+"""The outbox relay, which publishes committed deliveries to RabbitMQ. Each channel has a lane of its own (`lane.py`).
+
+Deliveries come in two ways. `NotificationIntake` leases the outbox rows of `channels_with_room` to this relay when it
+stores new deliveries, and calls `hand_over` after the commit. All others are found by polling the table once they are
+due: those that were scheduled, for which no lane had room, that failed, or that another relay has left.
+"""
 
 import asyncio
 import logging

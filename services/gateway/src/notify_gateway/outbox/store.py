@@ -77,6 +77,9 @@ class OutboxStore:
     """Takes and updates outbox rows. Each method is one transaction.
 
     It may raise `DatabaseUnavailable`. If a single row makes it fail, it raises one of `ROW_ERRORS`.
+
+    A delivery that is published right after its commit needs only `delete`. The other methods are for due deliveries
+    that are found by polling, for late confirms, for failures, and for metrics.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
