@@ -155,7 +155,7 @@ class Lane:
                 # If PostgreSQL's response is lost, a row may have either lease, so the batch keeps both.
                 batch = [Held(request, lease.with_pending(lease.next_lease())) for request, lease in batch]
                 with suppress(DatabaseUnavailable, DataRejected):
-                    batch = await self._renewed(batch)
+                    batch = await self._renew(batch)
         finally:
             publishing.cancel()
             self._confirms_are_late = False
@@ -236,8 +236,8 @@ class Lane:
             return wait
         return REFUSED_INTERVAL if self._refusing else 0.0
 
-    async def _renewed(self, batch: Sequence[Held]) -> list[Held]:
-        """Renew the pending leases in the table; return the batch with the leases that its rows have now."""
+    async def _renew(self, batch: Sequence[Held]) -> list[Held]:
+        """Give the rows their pending leases; return the batch with the leases that its rows have now."""
         still_held = await self._outbox.renew(batch)
         return [
             Held(request, lease.next_lease() if request.delivery_id in still_held else lease.lost())
