@@ -92,18 +92,16 @@ class Sender:
             return
         if self._attempts.already_postponed(request):
             return  # the message was redelivered, and the request that follows it is in a retry queue
-        if not self.reporting.is_set() and not self._attempts.remembers(request):
-            # No attempt has begun yet, so RabbitMQ may still give the message to another sender.
-            await self.reporting.wait()
-        # A redelivered message joins its earlier attempt, running or finished. The decision is there once its result is
-        # confirmed. The shield keeps the provider call alive if this handler is cancelled.
+        if not self.reporting.is_set():
+            await self._wait_until_reporting(request)
+        # This starts the attempt. A redelivered message joins its earlier attempt instead, running or finished.
         with self._attempts.join(request) as attempt:
-            was_decided = attempt.decision.done()
+            had_ended = attempt.decision.done()  # if so, its request has come again
+            # The decision is there once its result is confirmed. The shield keeps the provider call alive if this
+            # handler is cancelled.
             decision = await asyncio.shield(attempt.decision)
-            if was_decided and isinstance(decision, Decision):
-                # The gateway requests an attempt again if its result was lost after RabbitMQ had confirmed it. The ack
-                # does not wait, because publishing may be blocked, and the gateway asks again if this report is lost.
-                self._results.submit_soon(decision.result)
+            if had_ended:
+                self._report_again(decision)
             if decision.next_request is not None:
                 # The wait counts from the end of the attempt, so that it matches one queue's delay exactly.
                 ended_at = utc_now() if isinstance(decision, Postponed) else decision.result.finished_at
@@ -125,6 +123,23 @@ class Sender:
             raise PoisonMessage(f"belongs to channel {request.channel}")
         traceparent = read_traceparent(message.headers.get(TRACEPARENT_HEADER))
         return request if traceparent is None else request.model_copy(update={"traceparent": traceparent})
+
+    async def _wait_until_reporting(self, request: DeliveryRequested) -> None:
+        """Wait until results can be reported, unless the attempt has already begun; `_hold_calls` says why.
+
+        The wait is safe: as the attempt has not begun, RabbitMQ may give the message to another sender meanwhile.
+        """
+        if not self._attempts.remembers(request):
+            await self.reporting.wait()
+
+    def _report_again(self, decision: Decision | Postponed) -> None:
+        """Report the result of an attempt that had already ended when its request came again.
+
+        The gateway requests an attempt again if its result was lost after RabbitMQ had confirmed it.
+        """
+        if isinstance(decision, Decision):
+            # The ack does not wait, because publishing may be blocked, and the gateway asks again if this is lost.
+            self._results.submit_soon(decision.result)
 
     async def drained(self) -> None:
         """Wait until every attempt has finished and been reported, even if its message's connection was lost."""
