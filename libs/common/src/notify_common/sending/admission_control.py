@@ -25,12 +25,15 @@ class AdmissionControl:
     1. If recipients have a rate limit: the turn that is reserved for it. A call whose turn is far away is refused.
     2. If recipients have a rate limit: the first place among the calls to its recipient that wait here.
     3. The time for the recipient's next call, which depends on the last one and on the provider's throttling.
-    4. A closed circuit, or the permission to be a trial.
-    5. A slot of each of its quotas for concurrent calls.
+    4. A closed circuit, or a trial that is due.
+    5. A slot of each of its quotas for concurrent calls. If the circuit is open, the call now becomes the trial.
     6. The time for the provider's next call by its rate limit.
 
-    The call starts again at 3 if, in the meantime, the circuit has opened, the recipient is throttled, or the call is
-    held back because its result could not be reported.
+    If the circuit is closed, a slot is free, no rate limit is set, and the provider does not throttle the recipient, a
+    call waits for none of these.
+
+    The call starts again at 3 if, in the meantime, the circuit has opened, another call has become the trial, the
+    recipient is throttled, or the call is held back because its result could not be reported.
     """
 
     def __init__(self, name: str, limits: ProviderLimits, slots: CallSlots | None = None) -> None:
@@ -129,7 +132,7 @@ class AdmissionControl:
         trial_number = None
         if self.circuit.open and not call.even_if_open:
             if not self.circuit.may_be_trial(call):
-                return None
+                return None  # while it waited for slots, the circuit has opened, or another call has become the trial
             trial_number = self.circuit.begin_trial(call, acquired)
         is_trial = trial_number is not None
         if self._limiter is not None:

@@ -24,9 +24,13 @@ SHORTEST_THROTTLING = timedelta(seconds=1)  # if the provider does not say how l
 class CircuitBreaker:
     """Knows whether calls to the provider make sense now, from how earlier calls ended.
 
-    A call that finds the provider unreachable or throttling opens the circuit. While it is open, trial calls are made
-    at growing intervals (half-open): at most one at a time, plus one that sends several messages. The first trial that
-    succeeds closes the circuit. With a `connect_timeout`, it is enough that a trial has a connection.
+    A call that finds the provider unreachable or throttling opens the circuit, unless that concerns only its recipient.
+    If the provider does not say whether it throttles only this recipient (`scope_unknown`), the circuit opens once
+    another recipient is throttled, too, and none has been served in between.
+
+    While the circuit is open, trial calls are made at growing intervals (half-open): at most one at a time, plus one
+    that sends several messages. Any call that finds the provider available closes the circuit, even if it is no trial,
+    or the provider rejects its message. With a `connect_timeout`, it is enough that a trial has a connection.
     """
 
     def __init__(self, name: str, turns: RecipientTurns, connect_timeout: timedelta | None) -> None:
