@@ -69,12 +69,13 @@ class ConfirmedPublisher:
     ) -> list[PublishFailed | None]:
         """Publish the messages; return for each of them None if the broker confirmed it, or else the failure.
 
-        `may_write` is called directly before the messages are written together, which may be long after this call,
-        because a channel may have to be opened first. If it returns False, none is written. Once they are written,
-        `on_written` is called with their confirmations, for callers that do not wait for all of them.
-
         There is no timeout: during a memory alarm the broker accepts messages late, and publishing a second copy in the
         meantime would notify the user twice. The heartbeat detects dead connections.
+
+        By default, the options do nothing. `may_write` is for messages that must not be written late: it is called
+        directly before they are written together, which may be long after this call, because a channel may have to be
+        opened first. If it returns False, none is written. `on_written` is for callers that do not wait for all
+        confirms: it is called with the confirmations once the messages are written.
         """
         publishes = [_publish_parts(message) for message in messages]
         try:

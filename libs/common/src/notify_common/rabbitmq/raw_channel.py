@@ -1,9 +1,12 @@
-"""Publish a batch with one write. This is the only module that reaches below aiormq's public interface.
+"""Publish a batch with one write. Only this module reaches below the public interface of aiormq.
 
 aiormq's `basic_publish` writes each message separately and needs a task for each confirm. One write per batch costs a
 fraction of that (`docs/decisions/0008-one-write-per-group.md`). This module uses what `basic_publish` uses: the
 channel's lock, delivery tags, confirmations and write queue. aiormq's version is locked, and tests with a real broker
 reject, return, interrupt and freeze publishes.
+
+Two other modules reach into other libraries: `connection.py` overrides methods of aio-pika and FastStream, so that
+connections fail over to another node, and `properties.py` replaces decoders of pamqp.
 """
 
 import asyncio
