@@ -124,8 +124,6 @@ class Content(_Frozen):
 class DeliveryRequested(_Frozen):
     """A request for one delivery attempt. Senders request retries, and the gateway requests all other attempts."""
 
-    # The gateway requests the first attempt of each round, and the next attempt of a delivery whose message seems lost.
-
     version: Literal[1] = 1
     delivery_id: UUID
     notification_id: UUID
