@@ -22,7 +22,8 @@ class AdmissionControl:
 
     A call gets what it needs in this order, and what others could use meanwhile comes last:
 
-    1. If recipients have a rate limit: the turn that is reserved for it. A call whose turn is far away is refused.
+    1. Its turn: by the recipient's rate limit, at the end of the recipient's throttling, or as reserved when it was
+       refused before. A call whose turn is far away is refused.
     2. If recipients have a rate limit: the first place among the calls to its recipient that wait here.
     3. The time for the recipient's next call, which depends on the last one and on the provider's throttling.
     4. A closed circuit, or a trial that is due.
