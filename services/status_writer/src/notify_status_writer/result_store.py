@@ -154,18 +154,13 @@ class ResultStore:
                 before = {row.id: _state(row) for row in rows}
                 missing = set(ids) - before.keys()
                 locked_elsewhere = await _existing(connection, missing, id_range) if missing else frozenset()
-                outcomes = _outcomes(reports, before, locked_elsewhere)
-                accepted = _accepted(reports, outcomes)
-                attempts = best_attempts(accepted)
+                outcomes, accepted, attempts = _decide(reports, before, locked_elsewhere)
                 # An attempt with a higher number than the delivery's last one is not in the table yet, so first results
                 # need no extra statement.
                 if repeated := [each for each in attempts.values() if each.attempt <= before[each.delivery_id].attempt]:
                     kept, with_locked_attempts = await _lock_attempts(connection, repeated, id_range)
-                    if with_locked_attempts:
-                        outcomes = _outcomes(reports, before, locked_elsewhere | with_locked_attempts)
-                        accepted = _accepted(reports, outcomes)
-                        attempts = best_attempts(accepted)
-                    attempts = {key: each for key, each in attempts.items() if key not in kept}
+                    locked_elsewhere |= with_locked_attempts
+                    outcomes, accepted, attempts = _decide(reports, before, locked_elsewhere, kept)
                 changed = advance_all(before, accepted)
                 changed_at = max((row.locked_at for row in rows), default=None)
                 if changed or attempts:
@@ -183,23 +178,28 @@ def _state(row: Row[Any]) -> DeliveryState:
     return DeliveryState(row.id, row.notification_id, row.channel, status, row.round, row.attempt, row.failures)
 
 
-def _outcomes(
-    reports: Sequence[Reported], deliveries: Mapping[UUID, DeliveryState], locked_elsewhere: Set[UUID]
-) -> list[WriteOutcome | Refusal]:
-    """Return each result's outcome if the transaction commits.
+def _decide(
+    reports: Sequence[Reported],
+    deliveries: Mapping[UUID, DeliveryState],
+    locked_elsewhere: Set[UUID],
+    kept: Set[AttemptKey] = frozenset(),
+) -> tuple[list[WriteOutcome | Refusal], list[DeliveryResult], dict[AttemptKey, DeliveryResult]]:
+    """Return each result's outcome if the transaction commits, the accepted results, and the attempts to write.
 
-    A delivery is unknown if it is neither in `deliveries` nor `locked_elsewhere`.
+    A delivery is unknown if it is neither in `deliveries` nor `locked_elsewhere`. The stored attempts in `kept` are not
+    to be overwritten.
     """
-    return [
+    outcomes = [
         LOCKED_ELSEWHERE
         if each.result.delivery_id in locked_elsewhere
         else refusal(deliveries.get(each.result.delivery_id), each) or WRITTEN
         for each in reports
     ]
-
-
-def _accepted(reports: Sequence[Reported], outcomes: Sequence[WriteOutcome | Refusal]) -> list[DeliveryResult]:
-    return [each.result for each, outcome in zip(reports, outcomes, strict=True) if outcome is WRITTEN]
+    accepted = [each.result for each, outcome in zip(reports, outcomes, strict=True) if outcome is WRITTEN]
+    attempts = best_attempts(accepted)
+    for key in kept:
+        attempts.pop(key, None)
+    return outcomes, accepted, attempts
 
 
 async def _existing(connection: AsyncConnection, ids: Set[UUID], id_range: Mapping[str, UUID]) -> Set[UUID]:
