@@ -71,8 +71,9 @@ LOCK_ATTEMPTS = text(f"""
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS held ON true
 """)  # noqa: S608 - a constant
-# The new values are looked up by binary search in the sorted ids. PostgreSQL would plan a join badly while the newest
-# rows are not in its statistics: it would compare each result with all deliveries in the range of ids.
+# `width_bucket(id, ids)` finds the position of `id` in the sorted ids by binary search; the new values are at the same
+# position of their arrays. PostgreSQL would plan a join badly while the newest rows are not in its statistics: it would
+# compare each result with all deliveries in the range of ids.
 WRITE = text(f"""
     WITH changed AS (
         UPDATE deliveries
