@@ -30,7 +30,7 @@ ROLE = "status_writer"
 # higher prefetch would need too much memory while the database is down.
 RESULTS_PREFETCH = 3 * MESSAGES_PER_TRANSACTION // 2
 DEAD_LETTERS_PREFETCH = 10
-POOL_SIZE = 3  # connections: to write results, to bisect messages that fail, and to look up dead-lettered deliveries
+POOL_SIZE = 3  # connections: to write results, to isolate results that fail, and to look up dead-lettered deliveries
 
 
 def create_status_writer(

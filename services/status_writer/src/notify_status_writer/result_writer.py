@@ -23,7 +23,8 @@ from notify_status_writer.unwritten_results import ResultBatcher, UnwrittenResul
 log = logging.getLogger(__name__)
 
 MESSAGES_PER_TRANSACTION = 20  # each message has up to 200 results
-# There is a pause whenever this many more transactions in a row have failed. A few bad pages do not cause so many
+# There is a pause whenever this many more transactions have failed since the last one with status changes. Successful
+# ones without status changes do not matter, because they may have written nothing. A few bad pages do not cause so many
 # failures, so the cause probably affects all results.
 FAILURES_PER_PAUSE = 1_000
 FAILURES = (*ROW_ERRORS, StatementTimedOut)  # after one of these, a smaller batch may succeed
@@ -44,21 +45,23 @@ class ResultWriter:
         self._events = events
         self._metrics = metrics
         self._tracing = tracing
-        self._changes = 0  # transactions that have changed a delivery
+        self._changes = 0  # transactions with status changes
         self._failures = 0  # failed transactions since the last of these
         self._batcher = self._create_batcher("results cannot be written", whole_submissions=True)
-        # This batcher bisects messages that have failed, down to single results. All other messages would otherwise
-        # wait for thousands of failing transactions, again and again.
-        bisector = self._create_batcher("results that have failed cannot be written", whole_submissions=False)
-        self._unwritten = UnwrittenResults(publisher, metrics, self._batcher, bisector, lambda: self._changes)
+        # Both batchers bisect a batch that fails. The first one isolates whole messages, and only those that fail go on
+        # to the isolator, which isolates single results. All other messages would otherwise wait for thousands of
+        # failing transactions, again and again.
+        isolator = self._create_batcher("results that have failed cannot be written", whole_submissions=False)
+        self._unwritten = UnwrittenResults(publisher, metrics, self._batcher, isolator, lambda: self._changes)
 
     def _create_batcher(self, outage: str, *, whole_submissions: bool) -> ResultBatcher:
         return Batcher(
             partial(self._flush, Outage(log, outage)),
             max_batch=MESSAGES_PER_TRANSACTION,
             interval_after=interval_after,
-            # `apply` is one transaction, so a flush that fails has written nothing, whatever its error. The batch is
-            # bisected to find out what fails, because thousands of other results would otherwise fail with it.
+            # A batch is bisected after any error, because thousands of other results would otherwise fail with it. It
+            # has not been written, because `apply` is one transaction. Only a bug can raise an error after the commit;
+            # the results are then written again, which changes nothing, but their status changes may be lost.
             rejections=(Exception,),
             whole_submissions=whole_submissions,
             observe=self._metrics.observe_results_batch,
@@ -89,7 +92,7 @@ class ResultWriter:
             # This retries until the results are committed, because giving up would dead-letter valid results.
             applied = await outage.retry(lambda: self._store.apply(reports), DatabaseUnavailable, unless=FAILURES)
         except FAILURES as failure:
-            # The batch is bisected, to find the result that fails. If PostgreSQL is slow, half of it may be in time.
+            # The batch is bisected, to find what fails. If PostgreSQL is slow, half of it may be in time.
             self._failures += 1
             # Pauses are rare, because they also delay results that would not fail.
             if self._failures % FAILURES_PER_PAUSE == 0:

@@ -45,8 +45,8 @@ class Groups:
 class UnwrittenResults:
     """Writes results that the first try did not write, or dead-letters them.
 
-    `bisector` isolates the results that fail, and `batcher` does not. `changes` returns the number of transactions that
-    have changed a delivery.
+    Both batchers bisect a batch that fails: `batcher` isolates whole messages, and `isolator` isolates single results.
+    `changes` returns the number of transactions with status changes.
     """
 
     def __init__(
@@ -54,26 +54,26 @@ class UnwrittenResults:
         publisher: ConfirmedPublisher,
         metrics: StatusWriterMetrics,
         batcher: ResultBatcher,
-        bisector: ResultBatcher,
+        isolator: ResultBatcher,
         changes: Callable[[], int],
     ) -> None:
         self._publisher = publisher
         self._metrics = metrics
         self._batcher = batcher
-        self._bisector = bisector
+        self._isolator = isolator
         self._changes = changes
         self._next_dead_letter = 0.0
 
     async def write_or_dead_letter(self, reports: Sequence[Reported], outcomes: Outcomes, *, queue: str) -> None:
         """Try again until every result is written or dead-lettered; `outcomes` are those of the first try."""
-        pause, changes_before, bisecting = FIRST_PAUSE, None, False
+        pause, changes_before, isolating = FIRST_PAUSE, None, False
         while True:
-            if not bisecting and isinstance(outcomes[0], Failed):  # a message fails as a whole
-                outcomes = await self._bisector.submit_all(reports)
+            if not isolating and isinstance(outcomes[0], Failed):  # a message fails as a whole
+                outcomes = await self._isolator.submit_all(reports)
             groups = _group(reports, outcomes)
             for result, outcome in groups.impossible:
                 await self._give_up(result, outcome, queue=queue)
-            bisecting = bisecting or groups.error is not None
+            isolating = isolating or groups.error is not None
             # Results are dead-lettered only after the longest pause, because a disk may fail for a moment.
             if groups.failing and pause == LONGEST_PAUSE and self._may_dead_letter(groups.failing, changes_before):
                 failing = [each.result for each in groups.failing]
@@ -87,7 +87,7 @@ class UnwrittenResults:
                 return
             await _pause(reports, pause, groups.error)
             pause = min(2 * pause, LONGEST_PAUSE)
-            outcomes = await (self._bisector if bisecting else self._batcher).submit_all(reports)
+            outcomes = await (self._isolator if isolating else self._batcher).submit_all(reports)
 
     def _may_dead_letter(self, failing: Sequence[Reported], changes_before: int | None) -> bool:
         """Return True if others have been written since results of this message first failed, unless it is too soon.
