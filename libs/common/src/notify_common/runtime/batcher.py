@@ -44,9 +44,10 @@ class Batcher(Generic[Item, Result]):
     The bounds in bytes apply to the sizes that callers pass. A single submission may exceed `max_batch_bytes`. If the
     batcher is `fair`, tenants share its batches and its room, and otherwise all submissions count as those of one.
 
-    If `flush` raises one of `rejections`, it must not have written any of the batch. The batch is then bisected until
-    the rejected items are isolated, so that each fails only its own caller. Any other error goes to every caller. With
-    `whole_submissions`, the submissions that contain rejected items are isolated, and all their items fail.
+    If `flush` raises one of `rejections`, it must not have written any of the batch, unless a second write changes
+    nothing. The batch is then bisected until the rejected items are isolated, so that each fails only its own caller.
+    Any other error goes to every caller. With `whole_submissions`, the submissions that contain rejected items are
+    isolated, and all their items fail.
     """
 
     def __init__(
