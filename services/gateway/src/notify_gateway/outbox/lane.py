@@ -72,8 +72,9 @@ class Lane:
         self._handed_over_bytes = 0
         self._due: deque[Held] = deque()
         self._wake = asyncio.Event()
-        self._confirms_are_late = False  # the broker has not confirmed the current batch for a while
-        self._refusing = False  # the broker confirmed nothing of the last batch
+        self._in_flight: list[Held] = []  # the batch that was published last, with the leases that its rows have now
+        self._confirms_are_late = False  # the broker has not confirmed this batch for a while
+        self._nothing_confirmed = False  # the broker confirmed nothing of the last batch
         self._confirmed: list[Held] = []  # their rows are to be deleted
         self._tasks = asyncio.TaskGroup()  # entered by `run`
         self._deleting: asyncio.Task[None] | None = None
@@ -86,9 +87,9 @@ class Lane:
         )
 
     def may_hand_over(self, count: int, size: int) -> bool:
-        """Return whether `count` deliveries of `size` bytes may be handed over; while the broker is slow, none may."""
+        """Return whether `count` deliveries of `size` bytes may be handed over: they fit, and can soon be published."""
         return (
-            not (self._confirms_are_late or self._refusing or self._finished)
+            not (self._confirms_are_late or self._nothing_confirmed or self._finished)
             and self._may_publish()
             and len(self._handed_over) + count <= MAX_HANDED_OVER
             and self._handed_over_bytes + size <= MAX_HANDED_OVER_BYTES
@@ -139,45 +140,42 @@ class Lane:
 
     async def _publish(self, batch: list[Held]) -> float:
         """Publish the batch, and update its rows. Return the seconds to wait because of failures, or 0."""
+        self._in_flight = batch
+        publishing = asyncio.create_task(self._publish_together(batch))
+        failures = await self._await_confirms(publishing)
+        self._metrics.observe_published_batch(len(batch))
+        return await self._update_rows(list(zip(self._in_flight, failures, strict=True)))
+
+    async def _publish_together(self, batch: Sequence[Held]) -> list[PublishFailed | None]:
+        """Publish the batch with one write. Return None for each delivery that was confirmed, and else the failure."""
         spans = [self._tracing.begin(f"publish {self.channel}", each.traceparent, "producer") for each, _ in batch]
         messages = [_outgoing(request, span) for (request, _), span in zip(batch, spans, strict=True)]
-
-        def may_write() -> bool:
-            now = lease_clock()
-            return all(lease.is_usable(now) for _, lease in batch)  # `batch` as it is then, with renewed leases
-
-        publishing = asyncio.create_task(self._publish_together(messages, spans, may_write))
-        try:
-            while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
-                # The broker is blocking publishers, for example during a memory alarm. It may still accept these
-                # messages later, so the leases are renewed to keep other relays from publishing them.
-                self._confirms_are_late = True
-                # If PostgreSQL's response is lost, a row may have either lease, so the batch keeps both.
-                batch = [Held(request, lease.with_pending(lease.next_lease())) for request, lease in batch]
-                with suppress(DatabaseUnavailable, DataRejected):
-                    batch = await self._renew(batch)
-        finally:
-            publishing.cancel()
-            self._confirms_are_late = False
-        self._metrics.observe_published_batch(len(batch))
-        return await self._update_rows(list(zip(batch, publishing.result(), strict=True)))
-
-    async def _publish_together(
-        self, messages: Sequence[OutgoingMessage], spans: Sequence[Span], may_write: Callable[[], bool]
-    ) -> list[PublishFailed | None]:
         with self._tracing.group("publish deliveries", (span.traceparent for span in spans)):
-            failures = await self._publisher.publish(messages, may_write=may_write)
+            failures = await self._publisher.publish(messages, may_write=self._may_write)
         for span, failure in zip(spans, failures, strict=True):
             if failure is not None:
                 span.fail(str(failure))
             span.end()
         return failures
 
-    async def _update_rows(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
-        """Begin to delete the rows of confirmed deliveries; give up the leases of the others.
+    def _may_write(self) -> bool:
+        """Return whether enough of each lease on the batch is left to write the batch to the broker."""
+        now = lease_clock()
+        return all(lease.is_usable(now) for _, lease in self._in_flight)
 
-        Return the seconds to wait because of failures, or 0.
-        """
+    async def _await_confirms(self, publishing: asyncio.Task[list[PublishFailed | None]]) -> list[PublishFailed | None]:
+        """Return the result of `publishing`. While there is none, renew the batch's leases every `RENEW_INTERVAL`."""
+        try:
+            while not (await asyncio.wait({publishing}, timeout=RENEW_INTERVAL))[0]:
+                self._confirms_are_late = True
+                await self._renew_leases()
+        finally:
+            publishing.cancel()
+            self._confirms_are_late = False
+        return publishing.result()
+
+    async def _update_rows(self, outcomes: Sequence[tuple[Held, PublishFailed | None]]) -> float:
+        """Begin to delete the confirmed rows; end the leases of the others. Return the seconds to wait, or 0."""
         confirmed = [held for held, failure in outcomes if failure is None]
         if confirmed:
             self._metrics.published[self.channel].inc(len(confirmed))
@@ -187,7 +185,7 @@ class Lane:
                 self._deleting = self._tasks.create_task(self._delete_confirmed())
             elif len(self._confirmed) > MAX_CONFIRMED:
                 await self._deleting
-        self._refusing = not confirmed
+        self._nothing_confirmed = not confirmed
         if failed := [(held, failure) for held, failure in outcomes if failure is not None]:
             return await self._return_unconfirmed(failed)
         if lease_clock() > self._last_refusal + QUIET:
@@ -214,11 +212,22 @@ class Lane:
         del self._confirmed[: len(rows)]
         self._delete_failed = False
 
+    async def _renew_leases(self) -> None:
+        # The queue may confirm nothing, or the broker may block publishers, for example during a memory alarm. It may
+        # still accept these messages later, so the leases are renewed to keep other relays from publishing them.
+        # If PostgreSQL's response is lost, a row may have either lease, so the batch keeps both.
+        self._in_flight = [Held(request, lease.with_pending(lease.next_lease())) for request, lease in self._in_flight]
+        with suppress(DatabaseUnavailable, DataRejected):
+            still_held = await self._outbox.renew(self._in_flight)
+            self._in_flight = [
+                Held(request, lease.next_lease() if request.delivery_id in still_held else lease.lost())
+                for request, lease in self._in_flight
+            ]
+
     async def _return_unconfirmed(self, failed: Sequence[tuple[Held, PublishFailed]]) -> float:
         """End the leases of rows whose deliveries were not confirmed, so that a relay takes and publishes them again.
 
-        Return the seconds to wait: during an outage, until the next try; `REFUSED_INTERVAL` if the queue has refused
-        the whole batch; otherwise 0.
+        Return the seconds to wait: more than 0 during an outage, or if the queue has refused the whole batch.
         """
         wait = self._publish_outage.failed(failed[0][1])
         refused = [held for held, failure in failed if isinstance(failure, PublishRefused)]
@@ -234,15 +243,7 @@ class Lane:
         self._database_outage.ended()
         if interrupted:
             return wait
-        return REFUSED_INTERVAL if self._refusing else 0.0
-
-    async def _renew(self, batch: Sequence[Held]) -> list[Held]:
-        """Give the rows their pending leases; return the batch with the leases that its rows have now."""
-        still_held = await self._outbox.renew(batch)
-        return [
-            Held(request, lease.next_lease() if request.delivery_id in still_held else lease.lost())
-            for request, lease in batch
-        ]
+        return REFUSED_INTERVAL if self._nothing_confirmed else 0.0
 
     @property
     def may_add_due(self) -> bool:
@@ -264,7 +265,7 @@ class Lane:
 
     async def _finish(self) -> None:
         """Publish or release the remaining deliveries, so that other relays do not wait for their leases to end."""
-        while self._may_publish() and not self._refusing and (batch := self._next_batch()):
+        while self._may_publish() and not self._nothing_confirmed and (batch := self._next_batch()):
             await self._publish(batch)
         self._finished = True  # deliveries committed from now on are left to other relays
         if remaining := [*self._due, *self._handed_over]:
