@@ -184,7 +184,9 @@ class EventHub:
             log.warning("cannot look up the owners of events; subscribers must reconnect", extra=error)
             self._end_all()
             return
-        await self._push(await self._rendered_by_filter(events))
+        by_filter = await self._rendered_by_filter(events)
+        async for subscriber, chunk in in_slices(self._pushes(by_filter)):
+            subscriber.push(chunk)
 
     async def _rendered_by_filter(
         self, events: Iterable[tuple[str, StatusEvent]]
@@ -201,11 +203,6 @@ class EventHub:
                             rendered[integer_users] = status_chunk(event, integer_users=integer_users)
                         by_filter[event_filter].append(rendered[integer_users])
         return by_filter
-
-    async def _push(self, by_filter: Mapping[EventFilter, Sequence[bytes]]) -> None:
-        """Push the events of each filter to all of its subscribers."""
-        async for subscriber, chunk in in_slices(self._pushes(by_filter)):
-            subscriber.push(chunk)
 
     def _pushes(self, by_filter: Mapping[EventFilter, Sequence[bytes]]) -> Iterator[tuple[Subscriber, Chunk]]:
         """Yield each subscriber with each chunk for it. A chunk has several events, because each push takes time."""
