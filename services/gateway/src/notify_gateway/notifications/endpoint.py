@@ -41,7 +41,7 @@ class PostVersion(NamedTuple):
     path: str
     request_model: type[BaseModel]
     """The model of the body, which is a `RequestedNotification`."""
-    created_json: Callable[[NewNotification], str]
+    render: Callable[[NewNotification], str]
     """Renders the response to a request that has been accepted."""
     visible_to: Callable[[Principal, str, BaseModel], str]
     """Removes from a response what the principal may not see."""
@@ -136,7 +136,7 @@ class NotificationEndpoint:
         notification = new_notification(
             request, principal.tenant, span.traceparent, api_key_id=principal.api_key_id, test=principal.test
         )
-        receipt = await self._intake.accept(notification, claim, self._version.created_json, size=size)
+        receipt = await self._intake.accept(notification, claim, self._version.render, size=size)
         if self._tracing.on and not receipt.replayed:
             span.set({"http.response.status_code": HTTPStatus.CREATED, "notify.notification_id": notification.id})
         response = self._version.visible_to(principal, receipt.response, request)
@@ -159,8 +159,11 @@ async def _read_body(receive: Receive) -> bytes:
             return body
 
 
-def _parse(model: type[BaseModel], body: bytes, content_type: str) -> Any:  # noqa: ANN401 - a `RequestedNotification`
-    """Parse and validate the body; raise the `RequestValidationError` that FastAPI would raise."""
+def _parse(model: type[BaseModel], body: bytes, content_type: str) -> Any:  # noqa: ANN401
+    """Parse and validate the body; raise the `RequestValidationError` that FastAPI would raise.
+
+    The result is a `model` and a `RequestedNotification`, for which Python has no common type.
+    """
     if not body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
     subtype = content_type.partition(";")[0].strip().lower()

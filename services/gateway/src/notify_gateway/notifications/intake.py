@@ -56,7 +56,7 @@ class _WaitingNotification:
     """A notification that is waiting to be committed, and its claim to an idempotency key."""
 
     notification: NewNotification
-    created_json: Callable[[NewNotification], str]
+    render: Callable[[NewNotification], str]
     """Renders the response."""
     claim: Claim | None
     rejection: str | None
@@ -138,13 +138,13 @@ class NotificationIntake:
         self,
         notification: NewNotification,
         claim: Claim | None = None,
-        created_json: Callable[[NewNotification], str] = created_json,
+        render: Callable[[NewNotification], str] = created_json,
         *,
         size: int = 0,
     ) -> Receipt:
         """Return once the notification, or an earlier one with the same idempotency key, is committed.
 
-        `created_json` renders the response, and `size` is the length of the request in bytes.
+        `render` returns the response, and `size` is the length of the request in bytes.
 
         Raises `RequestRejected`, `IdempotencyKeyReused`, `Overloaded`, `DataRejected` or `DatabaseUnavailable`. After
         `DatabaseUnavailable`, the notification may have been committed.
@@ -152,12 +152,12 @@ class NotificationIntake:
         rejection = rejection_at(notification.request, notification.created_at)
         if rejection and claim is None:
             raise RequestRejected(rejection)
-        waiting = _WaitingNotification(notification, created_json, claim, rejection)
+        waiting = _WaitingNotification(notification, render, claim, rejection)
         outcome = await self._batcher.submit(waiting, size=size, tenant=notification.tenant)
         if isinstance(outcome, _Rejected):
             raise RequestRejected(outcome.reason)
         if isinstance(outcome, _New):
-            return Receipt(outcome.response or created_json(outcome.notification))
+            return Receipt(outcome.response or render(outcome.notification))
         assert claim is not None  # noqa: S101 - recorded responses are found only by a claim
         return Receipt(outcome.replay(claim), replayed=True)
 
@@ -248,7 +248,7 @@ class NotificationIntake:
             elif (first := to_claim.get(claim.tenant_key)) is not None:
                 outcomes.append(first)  # the key occurs twice in this batch
             else:
-                response = waiting.created_json(notification)
+                response = waiting.render(notification)
                 outcomes.append(_New(notification, response))
                 to_claim[claim.tenant_key] = RecordedResponse(claim.body_hash, response)
         taken = await claim_keys(connection, to_claim) if to_claim else set()
