@@ -13,11 +13,11 @@ from notify_gateway.outbox.lease import LEASE
 from notify_gateway.users.channels import EXISTING, UserChannelKey, existing_parameters
 
 # This is a single statement, so that a batch takes one round trip, and no notification is stored without its deliveries
-# and their outbox rows. Each part requires that `existing` is empty, so nothing is stored if settings exist under a key
-# that the caller passes. A statement of its own for this check would take another round trip.
+# and their outbox rows. Each part requires that `existing` is empty, so nothing is stored if a user channel is stored
+# under one of the keys that the caller passes. A statement of its own for this check would take another round trip.
 INSERT = text(f"""
     WITH existing AS MATERIALIZED (
-        SELECT FROM ({EXISTING}) AS settings LIMIT 1
+        SELECT FROM ({EXISTING}) AS user_channel LIMIT 1
     ), accepted AS (
         INSERT INTO notifications
             (id, tenant, user_id, user_key, reference, message, subject, email, metadata, created_at, send_at,
@@ -61,20 +61,20 @@ INSERT = text(f"""
 
 async def insert(connection: AsyncConnection, new: Sequence[NewNotification], leased: Set[Channel]) -> datetime:
     """Store the notifications; lease the outbox rows of `leased` channels that are due now. Return the lease's end."""
-    # No keys are passed, so `existing` is empty, and everything is stored.
+    # No user channel keys are passed, so `existing` is empty, and everything is stored.
     parameters = {**_parameters(new, leased), **existing_parameters(())}
     leased_until: datetime = (await connection.execute(INSERT, parameters)).scalar_one()
     return leased_until
 
 
-async def insert_unless_settings_exist(
+async def insert_unless_user_channels_exist(
     connection: AsyncConnection,
     new: Sequence[NewNotification],
     leased: Set[Channel],
-    keys: Iterable[UserChannelKey],
+    user_channel_keys: Iterable[UserChannelKey],
 ) -> datetime | None:
-    """Do what `insert` does. But if settings are stored under any of the keys, store nothing and return None."""
-    parameters = {**_parameters(new, leased), **existing_parameters(keys)}
+    """Do what `insert` does. But if a user channel is stored under any of the keys, store nothing and return None."""
+    parameters = {**_parameters(new, leased), **existing_parameters(user_channel_keys)}
     return (await connection.execute(INSERT, parameters)).scalar_one_or_none()
 
 

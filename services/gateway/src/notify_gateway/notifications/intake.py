@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from notify_common.contracts.channels import Channel
@@ -28,7 +29,7 @@ from notify_gateway.notifications.idempotency import (
     claim_keys,
     find_recorded,
 )
-from notify_gateway.notifications.insert import insert, insert_unless_settings_exist
+from notify_gateway.notifications.insert import insert, insert_unless_user_channels_exist
 from notify_gateway.notifications.new_notification import NewNotification
 from notify_gateway.outbox.lease import Lease, lease_clock
 from notify_gateway.outbox.relay import OutboxRelay
@@ -89,8 +90,8 @@ class _Stored(NamedTuple):
     new: Sequence[NewNotification] = ()
     to_hand_over: Sequence[DeliveryRequested] = ()
     """The deliveries whose outbox rows are leased to our relay."""
-    lease: Lease | None = None
-    """The lease on these rows; None if nothing is stored."""
+    leased_until: datetime | None = None
+    """When the lease on these rows ends, according to PostgreSQL; None if nothing is stored."""
 
 
 class NotificationIntake:
@@ -114,9 +115,9 @@ class NotificationIntake:
         self._real_channels = real_channels
         self._publish_changes = publish_changes
         self._tracing = tracing
-        # Usually, either most users have stored settings, or none has. As long as none has, batches are stored without
-        # a look-up, which saves a round trip: the statement that stores a batch checks that its users have none.
-        self._users_have_settings = False
+        # Usually, either most users have stored user channels, or none has. As long as none has, batches are stored
+        # without a look-up, which saves a round trip: the statement that stores a batch checks that there are none.
+        self._user_channels_exist = False
         self._batcher = Batcher(
             self._flush,
             max_batch=NOTIFICATIONS_PER_TRANSACTION,
@@ -176,44 +177,49 @@ class NotificationIntake:
         with self._tracing.group("commit notifications", parents), database_errors():
             async with engine.begin() as connection:
                 stored = None
-                if not has_claims and not self._users_have_settings:
-                    stored = await self._store_unless_settings_exist(connection, batch, lease_began)
+                # With idempotency keys, the look-up must come first: the keys are written before the notifications
+                # are, together with the responses, which depend on the stored user channels.
+                if not has_claims and not self._user_channels_exist:
+                    stored = await self._store_unless_user_channels_exist(connection, batch)
                 if stored is None:
-                    stored = await self._look_up_settings_and_store(connection, batch, lease_began)
-        if stored.lease is not None:
-            self._relay.hand_over(stored.to_hand_over, stored.lease)
+                    stored = await self._look_up_user_channels_and_store(connection, batch)
+        if stored.leased_until is not None:
+            self._relay.hand_over(stored.to_hand_over, Lease.beginning(lease_began, stored.leased_until))
         self._after_commit(stored.new)
         return stored.outcomes
 
-    async def _store_unless_settings_exist(
-        self, connection: AsyncConnection, batch: Sequence[_WaitingNotification], lease_began: float
+    async def _store_unless_user_channels_exist(
+        self, connection: AsyncConnection, batch: Sequence[_WaitingNotification]
     ) -> _Stored | None:
-        """Store the batch's new notifications in one round trip.
+        """Store the new notifications of a batch without idempotency keys, in one round trip.
 
-        Return None, and store nothing, if the settings of their users must be looked up first.
+        Return None, and store nothing, if the stored user channels must be looked up first.
         """
-        outcomes = await self._decide(connection, batch, settings={})
+        outcomes, _ = self._decide(batch, user_channels={})
         new = _new_notifications(outcomes)
         if not new:
-            return None  # all of them lack a recipient, which may be in the settings
+            return None  # all of them lack a recipient, which may be stored
         channels, to_hand_over = self._to_lease(new)
-        leased_until = await insert_unless_settings_exist(connection, new, channels, _user_channel_keys(batch))
+        # The keys of rejected notifications are checked as well, because the missing recipient may be stored.
+        keys = _user_channel_keys(batch)
+        leased_until = await insert_unless_user_channels_exist(connection, new, channels, keys)
         if leased_until is None:
             return None
-        return _Stored(outcomes, new, to_hand_over, Lease.beginning(lease_began, leased_until))
+        return _Stored(outcomes, new, to_hand_over, leased_until)
 
-    async def _look_up_settings_and_store(
-        self, connection: AsyncConnection, batch: Sequence[_WaitingNotification], lease_began: float
+    async def _look_up_user_channels_and_store(
+        self, connection: AsyncConnection, batch: Sequence[_WaitingNotification]
     ) -> _Stored:
-        settings = await stored_channels(connection, _user_channel_keys(batch))
-        self._users_have_settings = bool(settings)
-        outcomes = await self._decide(connection, batch, settings)
+        user_channels = await stored_channels(connection, _user_channel_keys(batch))
+        self._user_channels_exist = bool(user_channels)
+        outcomes, to_claim = self._decide(batch, user_channels)
+        outcomes = await _claim_or_replay(connection, batch, outcomes, to_claim)
         new = _new_notifications(outcomes)
         if not new:
             return _Stored(outcomes)
         channels, to_hand_over = self._to_lease(new)
         leased_until = await insert(connection, new, channels)
-        return _Stored(outcomes, new, to_hand_over, Lease.beginning(lease_began, leased_until))
+        return _Stored(outcomes, new, to_hand_over, leased_until)
 
     def _to_lease(self, new: Sequence[NewNotification]) -> tuple[Set[Channel], list[DeliveryRequested]]:
         """Return the channels for which our relay has room, and the deliveries over them that are due now.
@@ -224,23 +230,19 @@ class NotificationIntake:
         channels = self._relay.channels_with_room(due_now)
         return channels, [delivery for delivery in due_now if delivery.channel in channels]
 
-    async def _decide(
-        self,
-        connection: AsyncConnection,
-        batch: Sequence[_WaitingNotification],
-        settings: Mapping[UserChannelKey, UserChannel],
-    ) -> list[_Outcome]:
-        """Resolve the recipients, and return the outcome of each notification.
+    def _decide(
+        self, batch: Sequence[_WaitingNotification], user_channels: Mapping[UserChannelKey, UserChannel]
+    ) -> tuple[list[_Outcome], Responses]:
+        """Resolve the recipients. Return each notification's outcome, and the responses to record by idempotency key.
 
-        This also writes the idempotency keys with their responses: a request whose key cannot be written is a
-        repetition. For a batch without keys, it does not use the database.
+        For requests that repeat those of earlier batches, `_claim_or_replay` replaces the outcomes.
         """
         outcomes: list[_Outcome] = []
         to_claim: Responses = {}
         for waiting in batch:
             notification, claim = waiting.notification, waiting.claim
-            if settings:
-                notification = notification.with_user_channels(settings)
+            if user_channels:
+                notification = notification.with_user_channels(user_channels)
             if reason := waiting.rejection or notification.missing_recipient(self._real_channels):
                 outcomes.append(_Rejected(reason))
             elif claim is None:
@@ -251,19 +253,7 @@ class NotificationIntake:
                 response = waiting.render(notification)
                 outcomes.append(_New(notification, response))
                 to_claim[claim.tenant_key] = RecordedResponse(claim.body_hash, response)
-        taken = await claim_keys(connection, to_claim) if to_claim else set()
-        # A rejected request may repeat one that was accepted, for example because its times were still valid then.
-        to_look_up = [
-            claim if claim is not None and (isinstance(outcome, _Rejected) or claim.tenant_key in taken) else None
-            for claim, outcome in zip((each.claim for each in batch), outcomes, strict=True)
-        ]
-        if not (claims := [claim for claim in to_look_up if claim is not None]):
-            return outcomes
-        recorded = await find_recorded(connection, claims)
-        return [
-            outcome if claim is None else recorded.get(claim, outcome)
-            for claim, outcome in zip(to_look_up, outcomes, strict=True)
-        ]
+        return outcomes, to_claim
 
     def _after_commit(self, new: Sequence[NewNotification]) -> None:
         for channel, count in Counter(delivery.channel for each in new for delivery in each.deliveries).items():
@@ -272,6 +262,27 @@ class NotificationIntake:
             for each in new:
                 log.debug("accepted", extra={"notification_id": str(each.id), "trace_id": trace_id(each.traceparent)})
         self._publish_changes([change for each in new for change in each.opt_out_changes()])
+
+
+async def _claim_or_replay(
+    connection: AsyncConnection,
+    batch: Sequence[_WaitingNotification],
+    outcomes: list[_Outcome],
+    to_claim: Responses,
+) -> list[_Outcome]:
+    """Record the responses under their idempotency keys. Return the outcomes, with earlier responses to repetitions."""
+    taken = await claim_keys(connection, to_claim) if to_claim else set()
+    # A rejected request may repeat one that was accepted, for example because its times were still valid then.
+    to_look_up = {
+        position: each.claim
+        for position, (each, outcome) in enumerate(zip(batch, outcomes, strict=True))
+        if each.claim is not None and (isinstance(outcome, _Rejected) or each.claim.tenant_key in taken)
+    }
+    if not to_look_up:
+        return outcomes
+    recorded = await find_recorded(connection, to_look_up.values())
+    replayed = {position: recorded[claim] for position, claim in to_look_up.items() if claim in recorded}
+    return [replayed.get(position, outcome) for position, outcome in enumerate(outcomes)]
 
 
 def _new_notifications(outcomes: Sequence[_Outcome]) -> list[NewNotification]:

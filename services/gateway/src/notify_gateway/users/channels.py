@@ -31,7 +31,7 @@ class _Statements(NamedTuple):
 
 
 def _look_up(selected: str, column: str, kind: str, *, names: str = "") -> str:
-    """Return a query for the settings of several users; the names of its parameters begin with `names`."""
+    """Return a query for user channels by their keys; the names of its parameters begin with `names`."""
     return f"""
         SELECT stored.* FROM unnest(
             CAST(:{names}tenants AS text[]), CAST(:{names}users AS {kind}[]), CAST(:{names}channels AS text[])
@@ -70,7 +70,7 @@ def _statements(column: str, kind: str, unique: str) -> _Statements:
 INTEGERS = _statements("user_id", "bigint", "(tenant, user_id, channel)")
 KEYS = _statements("user_key", "text", "(tenant, user_key, channel) WHERE user_key IS NOT NULL")
 
-# For use in a statement that needs to know whether any of the users has settings.
+# For use in a statement that needs to know whether a user channel is stored under any of the keys.
 EXISTING = f"""
     {_look_up("", "user_id", "bigint", names="integer_")} UNION ALL {_look_up("", "user_key", "text", names="text_")}
 """
@@ -85,7 +85,7 @@ def _statements_for(user: str) -> tuple[_Statements, int | str]:
 async def stored_channels(
     connection: AsyncConnection, keys: Iterable[UserChannelKey]
 ) -> dict[UserChannelKey, UserChannel]:
-    """Return the settings stored under `keys`, leaving out keys without settings."""
+    """Return the user channels that are stored, by their keys."""
     stored: dict[UserChannelKey, UserChannel] = {}
     for statements, wanted in _by_statements(keys).items():
         if wanted:
@@ -98,7 +98,7 @@ async def stored_channels(
 
 
 def existing_parameters(keys: Iterable[UserChannelKey]) -> dict[str, object]:
-    """Return the parameters with which `EXISTING` looks for settings under `keys`."""
+    """Return the parameters with which `EXISTING` looks for user channels under `keys`."""
     wanted = _by_statements(keys)
     return _columns(wanted[INTEGERS], "integer_") | _columns(wanted[KEYS], "text_")
 
