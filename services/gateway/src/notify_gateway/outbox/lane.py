@@ -3,7 +3,7 @@
 Each lane has its own task, batches and AMQP channel, so that a queue that refuses messages, or never confirms them,
 delays only its own channel.
 
-The methods of `Lane` begin with the normal path, in the order of calls: from `hand_over`, right after the commit, to
+The methods of `Lane` begin with the normal path, in the order of calls: from `hand_over`, right after a commit, to
 the delete of the outbox row. Then come failures, deliveries that the relay has found by polling, and shutdown.
 """
 

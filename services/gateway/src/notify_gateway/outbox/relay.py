@@ -2,7 +2,8 @@
 
 Deliveries come in two ways. `NotificationIntake` leases the outbox rows of `channels_with_room` to this relay when it
 stores new deliveries, and calls `hand_over` after the commit. All others are found by polling the table once they are
-due: those that were scheduled, for which no lane had room, that failed, or that another relay has left.
+due: those that were scheduled, that are sent again (an operator's retry, a lost message), for which no lane had room,
+that could not be published, or that another relay has left.
 """
 
 import asyncio
