@@ -5,8 +5,8 @@ fraction of that (`docs/decisions/0008-one-write-per-group.md`). This module use
 channel's lock, delivery tags, confirmations and write queue. aiormq's version is locked, and tests with a real broker
 reject, return, interrupt and freeze publishes.
 
-Two other modules reach into other libraries: `connection.py` overrides methods of aio-pika and FastStream, so that
-connections fail over to another node, and `properties.py` replaces decoders of pamqp.
+Two other modules of this package reach into other libraries: `connection.py` overrides methods of aio-pika and
+FastStream, so that connections fail over to another node, and `properties.py` replaces decoders of pamqp.
 """
 
 import asyncio

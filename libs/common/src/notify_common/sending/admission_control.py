@@ -20,7 +20,9 @@ CLOCK_ERROR = 0.001  # seconds by which a timer may be early
 class AdmissionControl:
     """Admits calls to one provider in the order in which they arrive.
 
-    A call gets what it needs in this order, and what others could use meanwhile comes last:
+    If the circuit is closed, a slot is free, no rate limit is set, and the provider does not throttle the recipient, a
+    call without a reserved turn is admitted at once. Otherwise, it waits for these one after the other. Those that
+    other calls could use in the meantime come last.
 
     1. Its turn: by the recipient's rate limit, at the end of the recipient's throttling, or as reserved when it was
        refused before. A call whose turn is far away is refused.
@@ -29,9 +31,6 @@ class AdmissionControl:
     4. A closed circuit, or a trial that is due.
     5. A slot of each of its quotas for concurrent calls. If the circuit is open, the call now becomes the trial.
     6. The time for the provider's next call by its rate limit.
-
-    If the circuit is closed, a slot is free, no rate limit is set, and the provider does not throttle the recipient, a
-    call waits for none of these.
 
     The call starts again at 3 if, in the meantime, the circuit has opened, another call has become the trial, the
     recipient is throttled, or the call is held back because its result could not be reported.
@@ -144,7 +143,8 @@ class AdmissionControl:
         now = _now()
         if self.circuit.blocks(call, is_trial=is_trial) or not call.is_ready:
             return None
-        if self._turns.redeem(call.recipient, now, latest := now + CLOCK_ERROR, further=call.further) > latest:
+        latest = now + CLOCK_ERROR
+        if self._turns.redeem(call.recipient, now, latest, further=call.further) > latest:
             return None  # the recipient has been throttled in the meantime
         return Admission(self.circuit, call.recipient, trial_number)
 

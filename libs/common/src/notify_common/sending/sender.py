@@ -44,7 +44,11 @@ LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 
 
 class Sender:
-    """Handles the messages of one channel. It has no database: it publishes results and retries as messages."""
+    """Handles the messages of one channel. It has no database: it publishes results and retries as messages.
+
+    The methods begin with the normal path, in the order of calls. After `drained`, there are those for retries, for
+    redelivered messages, and for results that cannot be reported.
+    """
 
     def __init__(
         self,
@@ -124,48 +128,6 @@ class Sender:
         traceparent = read_traceparent(message.headers.get(TRACEPARENT_HEADER))
         return request if traceparent is None else request.model_copy(update={"traceparent": traceparent})
 
-    async def _wait_until_reporting(self, request: DeliveryRequested) -> None:
-        """Wait until results can be reported, unless the attempt has already begun; `_hold_calls` says why.
-
-        The wait is safe: as the attempt has not begun, RabbitMQ may give the message to another sender meanwhile.
-        """
-        if not self._attempts.remembers(request):
-            await self.reporting.wait()
-
-    def _report_again(self, decision: Decision | Postponed) -> None:
-        """Report the result of an attempt that had already ended when its request came again.
-
-        The gateway requests an attempt again if its result was lost after RabbitMQ had confirmed it.
-        """
-        if isinstance(decision, Decision):
-            # The ack does not wait, because publishing may be blocked, and the gateway asks again if this is lost.
-            self._results.submit_soon(decision.result)
-
-    async def drained(self) -> None:
-        """Wait until every attempt has finished and been reported, even if its message's connection was lost."""
-        await self._attempts.drained()
-
-    async def _return_to_retry_queue(self, request: DeliveryRequested, now: datetime) -> None:
-        """Let the message wait again. It left its retry queue early, because queues have fixed delays."""
-        while not await self._retries.publish(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
-            await asyncio.sleep(RECONNECT_INTERVAL)
-
-    async def _schedule_next_request(
-        self, attempt: RememberedAttempt, request: DeliveryRequested, wait_from: datetime
-    ) -> None:
-        """Publish the attempt's next request to a retry queue, and return once the broker has confirmed it.
-
-        If the message was redelivered, several handlers may wait here; they share one publish. A handler whose
-        connection is lost is cancelled, and the handler of the redelivered message takes over.
-        """
-        while True:
-            task = attempt.publishing
-            if task is None or (task.done() and not task.result()):
-                task = attempt.publishing = asyncio.create_task(self._retries.publish(request, wait_from))
-            if await asyncio.shield(task):
-                return
-            await asyncio.sleep(RECONNECT_INTERVAL)
-
     async def _attempt_and_report(self, request: DeliveryRequested) -> Decision | Postponed:
         with self._tracing.begin(f"attempt {self._channel}", request.traceparent, "consumer") as span:
             if self._tracing.on:
@@ -207,15 +169,15 @@ class Sender:
         control = controls.for_recipient(request.recipient or "")
         if request.expires_at is not None and request.expires_at <= now:
             return await self._make_attempt(request)  # it reports the expiry instead of calling the provider
-        async with control.admission(self._call_for(request, controls.limits, now)) as admission:
-            if isinstance(admission, Admission):
+        async with control.admission(self._call_for(request, controls.limits, now)) as answer:
+            if isinstance(answer, Admission):
                 decision = await self._make_attempt(request)
-                admission.record(decision)
+                answer.record(decision)
                 return decision
-        refusal, now = admission, utc_now()
+        now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
             return await self._make_attempt(request)  # the delivery expired while it waited
-        return postpone(request, refusal, now)
+        return postpone(request, answer, now)
 
     def _call_for(self, request: DeliveryRequested, limits: ProviderLimits, now: datetime) -> Call:
         """Return the call that the request asks for, with what its admission depends on."""
@@ -248,15 +210,6 @@ class Sender:
         self._reporting_outage.ended()
         return [None for _ in results]
 
-    def _hold_calls(self) -> None:
-        """Begin no further calls until results can be reported again.
-
-        A message whose result is not reported is redelivered after RabbitMQ's consumer timeout. Another sender would
-        then send it a second time.
-        """
-        self.reporting.clear()
-        self._reporting_outage.failed(f"not confirmed within {REPORT_TIMEOUT:g} s")
-
     def _log_result(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
         """Log one line per attempt; successes are logged at DEBUG only."""
         level = LOG_LEVELS.get(result.outcome, logging.INFO)
@@ -265,6 +218,57 @@ class Sender:
         if log.isEnabledFor(level):
             trace = {"trace_id": trace_id(request.traceparent)} if request.traceparent else {}
             log.log(level, "%s", result.outcome.value, extra={**_log_fields(request, result), **trace})
+
+    async def drained(self) -> None:
+        """Wait until every attempt has finished and been reported, even if its message's connection was lost."""
+        await self._attempts.drained()
+
+    async def _schedule_next_request(
+        self, attempt: RememberedAttempt, request: DeliveryRequested, wait_from: datetime
+    ) -> None:
+        """Publish the attempt's next request to a retry queue, and return once the broker has confirmed it.
+
+        If the message was redelivered, several handlers may wait here; they share one publish. A handler whose
+        connection is lost is cancelled, and the handler of the redelivered message takes over.
+        """
+        while True:
+            task = attempt.publishing
+            if task is None or (task.done() and not task.result()):
+                task = attempt.publishing = asyncio.create_task(self._retries.publish(request, wait_from))
+            if await asyncio.shield(task):
+                return
+            await asyncio.sleep(RECONNECT_INTERVAL)
+
+    async def _return_to_retry_queue(self, request: DeliveryRequested, now: datetime) -> None:
+        """Let the message wait again. It left its retry queue early, because queues have fixed delays."""
+        while not await self._retries.publish(request, now):  # noqa: ASYNC110 - it waits for the broker, not for a flag
+            await asyncio.sleep(RECONNECT_INTERVAL)
+
+    def _report_again(self, decision: Decision | Postponed) -> None:
+        """Report the result of an attempt that had already ended when its request came again.
+
+        The gateway requests an attempt again if its result was lost after RabbitMQ had confirmed it.
+        """
+        if isinstance(decision, Decision):
+            # The ack does not wait, because publishing may be blocked, and the gateway asks again if this is lost.
+            self._results.submit_soon(decision.result)
+
+    async def _wait_until_reporting(self, request: DeliveryRequested) -> None:
+        """Wait until results can be reported, unless the attempt has already begun; `_hold_calls` says why.
+
+        The wait is safe: as the attempt has not begun, RabbitMQ may give the message to another sender meanwhile.
+        """
+        if not self._attempts.remembers(request):
+            await self.reporting.wait()
+
+    def _hold_calls(self) -> None:
+        """Begin no further calls until results can be reported again.
+
+        A message whose result is not reported is redelivered after RabbitMQ's consumer timeout. Another sender would
+        then send it a second time.
+        """
+        self.reporting.clear()
+        self._reporting_outage.failed(f"not confirmed within {REPORT_TIMEOUT:g} s")
 
 
 def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:

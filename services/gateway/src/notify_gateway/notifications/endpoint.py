@@ -86,7 +86,7 @@ class NotificationEndpoint:
             span.fail("client disconnected")
             return
         except asyncio.CancelledError:
-            span.fail("timed out")
+            span.fail("cancelled")
             raise
         except Exception as error:
             response = response_to(error)

@@ -45,7 +45,7 @@ MAX_WAITING_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof that a notification was committed, with its JSON at the time of the commit."""
+    """Proof that a notification was committed, with the response as of the commit."""
 
     response: str
     replayed: bool = False
@@ -70,7 +70,7 @@ class _New:
 
     notification: NewNotification
     response: str | None = None
-    """The notification's JSON, if it is recorded under an idempotency key."""
+    """The rendered response, if it is recorded under an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True)

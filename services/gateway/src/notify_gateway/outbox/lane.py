@@ -36,8 +36,7 @@ log = logging.getLogger(__name__)
 # after about 400 of them, and all lanes share the connection.
 BATCH_SIZE = 200
 BATCH_BYTES = 1024 * 1024
-# The bounds hold for each lane, so that no channel takes the room of another.
-MAX_HANDED_OVER = 4_000  # deliveries
+MAX_HANDED_OVER = 4_000  # deliveries; this holds for each lane, so that no channel takes the room of another
 MAX_HANDED_OVER_BYTES = 5 * 1024 * 1024
 DELIVERY_BYTES = 1_000  # roughly what a delivery takes besides its texts
 CONNECTION_INTERVAL = 0.5  # seconds between checks whether the lane may publish
@@ -72,7 +71,7 @@ class Lane:
         self._handed_over_bytes = 0
         self._due: deque[Held] = deque()
         self._wake = asyncio.Event()
-        self._in_flight: list[Held] = []  # the batch that was published last, with the leases that its rows have now
+        self._in_flight: list[Held] = []  # the batch that is being published, with the leases that its rows have now
         self._confirms_are_late = False  # the broker has not confirmed this batch for a while
         self._nothing_confirmed = False  # the broker confirmed nothing of the last batch
         self._confirmed: list[Held] = []  # their rows are to be deleted
@@ -144,7 +143,8 @@ class Lane:
         publishing = asyncio.create_task(self._publish_together(batch))
         failures = await self._await_confirms(publishing)
         self._metrics.observe_published_batch(len(batch))
-        return await self._update_rows(list(zip(self._in_flight, failures, strict=True)))
+        batch, self._in_flight = self._in_flight, []  # its leases may have been renewed
+        return await self._update_rows(list(zip(batch, failures, strict=True)))
 
     async def _publish_together(self, batch: Sequence[Held]) -> list[PublishFailed | None]:
         """Publish the batch with one write. Return None for each delivery that was confirmed, and else the failure."""
