@@ -3,24 +3,20 @@
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from pydantic import ValidationError
 
-from notify_common.contracts import messages, topology
+from notify_common.contracts import messages
 from notify_common.contracts.channels import Channel
-from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, DeliveryResults, Outcome
+from notify_common.contracts.messages import DeliveryRequested, DeliveryResult, Outcome
 from notify_common.contracts.trace_context import TRACEPARENT_HEADER, read_traceparent, trace_id
 from notify_common.errors import PoisonMessage
 from notify_common.rabbitmq.connection import RECONNECT_INTERVAL
 from notify_common.rabbitmq.consumer import Message
-from notify_common.rabbitmq.publisher import ConfirmedPublisher, OutgoingMessage
-from notify_common.runtime.batch_interval import interval_after
-from notify_common.runtime.batcher import Batcher
+from notify_common.rabbitmq.publisher import ConfirmedPublisher
 from notify_common.runtime.clock import utc_now
-from notify_common.runtime.outage import Outage
 from notify_common.runtime.tracing import UNTRACED, Span, Tracing
 from notify_common.sending.admission_by_provider import AdmissionByProvider
 from notify_common.sending.admission_control import Admission
@@ -32,13 +28,13 @@ from notify_common.sending.postpone import postpone
 from notify_common.sending.process_pauses import ProcessPauses
 from notify_common.sending.provider import Provider
 from notify_common.sending.provider_limits import ProviderLimits
+from notify_common.sending.result_reporter import ResultReporter
 from notify_common.sending.retry_publisher import RetryPublisher
 from notify_common.sending.retry_schedule import RetrySchedule, is_early
 from notify_common.sending.simulator import is_simulated
 
 log = logging.getLogger(__name__)
 
-REPORT_TIMEOUT = 1.0  # seconds until calls are held back because results are not confirmed
 REMEMBERED_ATTEMPTS = 10_000
 LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 
@@ -64,10 +60,8 @@ class Sender:
         controls: AdmissionByProvider | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
-        self._results_publisher = results_publisher
         self._retries = retries
         self._channel = channel
-        self._results_to = topology.results(channel)
         self._provider = provider
         self._provider_timeout = provider_timeout
         self._retry_schedule = schedule
@@ -77,16 +71,7 @@ class Sender:
         self._attempts = AttemptMemory(self._attempt_and_report, keep=REMEMBERED_ATTEMPTS)
         metrics.in_flight.set_function(self._attempts.in_progress)
         self.pauses = pauses
-        self.reporting = asyncio.Event()
-        """Set while results can be reported."""
-        self.reporting.set()
-        self._reporting_outage = Outage(log, "results cannot be reported, so no further calls begin")
-        self._results = Batcher(
-            self._publish_result_batch,
-            max_batch=messages.MAX_RESULTS,
-            interval_after=interval_after,
-            observe=metrics.observe_results_batch,
-        )
+        self.reporter = ResultReporter(results_publisher, channel, metrics, tracing)
 
     async def handle(self, message: Message) -> None:
         """Return only once the message's result and any retry are confirmed, because the message is then acked."""
@@ -96,7 +81,7 @@ class Sender:
             return
         if self._attempts.already_postponed(request):
             return  # the message was redelivered, and the request that follows it is in a retry queue
-        if not self.reporting.is_set():
+        if not self.reporter.possible.is_set():
             await self._wait_until_reporting(request)
         # This starts the attempt. A redelivered message joins its earlier attempt instead, running or finished.
         with self._attempts.join(request) as attempt:
@@ -146,7 +131,7 @@ class Sender:
                 # Its `__context__` may hold the message's content, which would stay in memory as long as the attempt.
                 decision = replace(decision, failure=None)
             # The result is reported even if the message's connection is lost, because the provider may have sent it.
-            await self._results.submit(decision.result)
+            await self.reporter.report(decision.result)
             self._metrics.ended(decision.result, simulated=simulated)
             self._log_result(request, decision.result, span)
             return decision
@@ -193,22 +178,8 @@ class Sender:
             quotas=limits.quotas_of(request),
             further=limits.further_messages_of(request),
             # Results may become unreportable while the call waits.
-            ready=self.reporting,
+            ready=self.reporter.possible,
         )
-
-    async def _publish_result_batch(self, results: Sequence[DeliveryResult]) -> list[None]:
-        # Results are published until confirmed: duplicates are harmless, but a lost result would leave a delivery open.
-        body = DeliveryResults(results=tuple(results)).model_dump_json().encode()
-        message = OutgoingMessage(self._results_to.exchange, self._results_to.routing_key, body)
-        overdue = asyncio.get_running_loop().call_later(REPORT_TIMEOUT, self._hold_calls)
-        try:
-            with self._tracing.group("publish results", (result.traceparent for result in results)):
-                await self._results_publisher.publish_until_confirmed([message])
-        finally:
-            overdue.cancel()
-            self.reporting.set()
-        self._reporting_outage.ended()
-        return [None for _ in results]
 
     def _log_result(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
         """Log one line per attempt; successes are logged at DEBUG only."""
@@ -251,24 +222,15 @@ class Sender:
         """
         if isinstance(decision, Decision):
             # The ack does not wait, because publishing may be blocked, and the gateway asks again if this is lost.
-            self._results.submit_soon(decision.result)
+            self.reporter.report_soon(decision.result)
 
     async def _wait_until_reporting(self, request: DeliveryRequested) -> None:
-        """Wait until results can be reported, unless the attempt has already begun; `_hold_calls` says why.
+        """Wait until results can be reported, unless the attempt has already begun; `ResultReporter` says why.
 
         The wait is safe: as the attempt has not begun, RabbitMQ may give the message to another sender meanwhile.
         """
         if not self._attempts.remembers(request):
-            await self.reporting.wait()
-
-    def _hold_calls(self) -> None:
-        """Begin no further calls until results can be reported again.
-
-        A message whose result is not reported is redelivered after RabbitMQ's consumer timeout. Another sender would
-        then send it a second time.
-        """
-        self.reporting.clear()
-        self._reporting_outage.failed(f"not confirmed within {REPORT_TIMEOUT:g} s")
+            await self.reporter.possible.wait()
 
 
 def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:
