@@ -1,7 +1,7 @@
 """Figures that are computed from several measurements, as pure functions."""
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import linear_regression, mean
 
 from benchmarks.tables import Json
 
@@ -29,4 +29,16 @@ def compared(parts: Sequence[Json]) -> Json:
             name: (mean(each["memory"][name] for each in last) - mean(each["memory"][name] for each in first)) / hours
             for name in parts[0]["memory"]
         },
+    }
+
+
+def late_growth(parts: Sequence[Json]) -> dict[str, float]:
+    """Return the slope of each process's memory in the second half of the minutes, in MiB per hour.
+
+    By then, buffers and pools have grown to the size that the load needs.
+    """
+    late = parts[-max(2, len(parts) // 2) :]
+    return {
+        name: 60 * linear_regression(range(len(late)), [each["memory"][name] for each in late]).slope
+        for name in parts[0]["memory"]
     }

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scale.load_figures import compared, extra_attempt
+from benchmarks.scale.load_figures import compared, extra_attempt, late_growth
 from benchmarks.scale.load_tables import LOAD_SECTIONS
 
 QUANTILES = {"p50": 2.0, "p99": 8.0, "p99.9": 9.0}
@@ -23,6 +23,13 @@ def test_the_last_minutes_are_compared_with_the_first_and_memory_grows_per_hour(
     assert found["sent"] == pytest.approx(943 / 998)
     assert found["cpu"] == 1
     assert found["memory_per_hour"] == pytest.approx({"gateway": 6.0, "status_writer": 0.0})
+
+
+def test_late_growth_leaves_out_the_first_half() -> None:
+    sizes = [70 + min(number, 20) for number in range(40)]
+    assert late_growth([minute(sent=1000, gateway=size) for size in sizes])["gateway"] == pytest.approx(0)
+    rising = [minute(sent=1000, gateway=90 + number / 30) for number in range(2)]
+    assert late_growth(rising) == pytest.approx({"gateway": 2.0, "status_writer": 0.0})
 
 
 def test_an_extra_attempt_is_what_retries_cost_more_than_first_attempts() -> None:
@@ -93,7 +100,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
         ("messages", ["80 KiB", "3.0 times the CPU"]),
         ("retries", ["350 µs", "0.70", "met"]),
         ("outage", ["3,600 a second", "| 400 | 200 |", "≥ 5,000"]),
-        ("soak", ["99.80 %", "goal met", "were not dropped", "gateway +0.5"]),
+        ("soak", ["99.80 %", "goal met", "were not dropped", "gateway +0.5", "the same in the second half"]),
     ],
 )
 def test_each_measurement_has_its_figures_a_sentence_and_goals(name: str, expected: list[str]) -> None:
