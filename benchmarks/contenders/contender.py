@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 API_WORKERS = 2  # one per core; https://fastapi.tiangolo.com/deployment/server-workers/
 POOL_SIZE = 20  # connections; without overflow, because SQLAlchemy closes overflow connections when they are returned
-CONCURRENCY = 500  # deliveries in progress at a time, as in this service
+# Deliveries in progress at a time. This service's default of 500 would bound the rate at a latency of 0.2 s to 2,500/s.
+CONCURRENCY = 1_000
 SENT = "SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float FROM notifications WHERE {sent}"
 TABLE = """
     CREATE TABLE notifications (

@@ -8,11 +8,12 @@ from benchmarks.contenders.contender import Contender
 from benchmarks.contenders.faststream import FASTSTREAM
 from benchmarks.contenders.node import NODE
 from benchmarks.contenders.pgqueuer import PGQUEUER
-from benchmarks.contenders.service import SERVICE, SERVICE_WITH_KEYS
+from benchmarks.contenders.service import SERVICE, SERVICE_WITH_KEYS, as_compared
 from benchmarks.contenders.taskiq import TASKIQ
 
 CONTENDERS = (
-    SERVICE, SERVICE_WITH_KEYS, BACKGROUND_TASKS, CELERY, BARE, BARE_STRONG, FASTSTREAM, TASKIQ, PGQUEUER, NODE,
+    as_compared(SERVICE), as_compared(SERVICE_WITH_KEYS), BACKGROUND_TASKS, CELERY, BARE, BARE_STRONG, FASTSTREAM, TASKIQ,
+    PGQUEUER, NODE,
 )  # fmt: skip
 
 

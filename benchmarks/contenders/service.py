@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.checkouts import check_out
-from benchmarks.contenders.contender import Contender, Environment, Program
+from benchmarks.contenders.contender import CONCURRENCY, Contender, Environment, Program
 from benchmarks.contenders.ports import free_port
 from benchmarks.paths import PRODUCT_PYTHON
 
@@ -115,11 +115,22 @@ SERVICE_WITH_KEYS = replace(
 def service_at(revision: str) -> Contender:
     """Check an earlier commit of this service out, install it, and return it as a contender."""
     checkout = check_out(revision)
+    return as_compared(
+        replace(
+            SERVICE,
+            key="service-before",
+            name=f"{SERVICE.name} at {checkout.commit[:7]}",
+            programs=partial(_programs, checkout.python),
+            prepare=partial(migrate, python=checkout.python),
+            switches="an earlier commit of this service, run in the same way",
+        )
+    )
+
+
+def as_compared(one: Contender) -> Contender:
+    """Return this service with as many deliveries in progress at a time as its alternatives may have."""
     return replace(
-        SERVICE,
-        key="service-before",
-        name=f"{SERVICE.name} at {checkout.commit[:7]}",
-        programs=partial(_programs, checkout.python),
-        prepare=partial(migrate, python=checkout.python),
-        switches="an earlier commit of this service, run in the same way",
+        one,
+        environment=lambda servers, latency: {**one.environment(servers, latency), "CONCURRENCY": str(CONCURRENCY)},
+        switches=f"{one.switches}; `CONCURRENCY={CONCURRENCY}`",
     )

@@ -17,11 +17,11 @@ from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMess
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
+from benchmarks.contenders.contender import CONCURRENCY
 from benchmarks.contenders.notifications import NotificationRequest, NotificationView
 from benchmarks.contenders.plain_database import insert, mark_sent, new_notification
 
 LATENCY = float(os.environ["LATENCY"])  # seconds
-PREFETCH = 500
 DELIVERIES, RESULTS = "bare.deliveries", "bare.results"
 QUORUM = {"x-queue-type": "quorum"}
 
@@ -44,7 +44,7 @@ async def open_channel() -> AbstractChannel:
     """Open a channel with confirms, and declare both queues."""
     connection = await aio_pika.connect_robust(os.environ["RABBITMQ_URL"])
     channel = await connection.channel()
-    await channel.set_qos(PREFETCH)
+    await channel.set_qos(CONCURRENCY)
     for queue in (DELIVERIES, RESULTS):
         await channel.declare_queue(queue, durable=True, arguments=QUORUM)
     return channel

@@ -26,7 +26,7 @@ FASTSTREAM = Contender(
         "https://fastapi.tiangolo.com/deployment/server-workers/",
     ],
     switches="uvicorn with two workers, one FastStream worker; a broker that FastAPI's lifespan connects; persistent "
-    "messages with confirms, classic durable queue (FastStream's default), a prefetch of 500, acks after the handler; "
+    "messages with confirms, classic durable queue (FastStream's default), a prefetch of 1000, acks after the handler; "
     "no logger, which would log every message; asyncpg, a pool of 20 connections per process, no reset query; uvloop; "
     "this service's garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "

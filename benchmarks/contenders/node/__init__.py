@@ -61,7 +61,7 @@ NODE = Contender(
         "https://node-postgres.com/features/queries#prepared-statements",
     ],
     switches="one API process, one worker; Fastify with JSON schemas for requests and responses; amqplib with "
-    "confirms, `noDelay`, quorum queue and a prefetch of 500; node-postgres with prepared statements and a fixed pool "
+    "confirms, `noDelay`, quorum queue and a prefetch of 1000; node-postgres with prepared statements and a fixed pool "
     "of 20; V8's default garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
     "transaction; nothing reconnects after a lost connection, which ends the process",

@@ -3,7 +3,7 @@ import amqp from "amqplib";
 import pg from "pg";
 
 export const QUEUE = "node.deliveries";
-export const PREFETCH = 500; // deliveries in progress at a time, as in the other contenders
+export const PREFETCH = 1000; // deliveries in progress at a time, as in the other contenders
 const POOL_SIZE = 20;
 
 export function openPool() {
