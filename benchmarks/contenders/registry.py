@@ -12,8 +12,8 @@ from benchmarks.contenders.service import SERVICE, SERVICE_WITH_KEYS, as_compare
 from benchmarks.contenders.taskiq import TASKIQ
 
 CONTENDERS = (
-    as_compared(SERVICE), as_compared(SERVICE_WITH_KEYS), BACKGROUND_TASKS, CELERY, BARE, BARE_STRONG, FASTSTREAM, TASKIQ,
-    PGQUEUER, NODE,
+    as_compared(SERVICE), as_compared(SERVICE_WITH_KEYS), BACKGROUND_TASKS, CELERY, BARE, BARE_STRONG, FASTSTREAM,
+    TASKIQ, PGQUEUER, NODE,
 )  # fmt: skip
 
 
