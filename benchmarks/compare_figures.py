@@ -106,4 +106,5 @@ def compared_figures(latencies_: Sequence[float]) -> list[tuple[str, float, Figu
                 (f"{title} {each} at {rate}/s, ms", latency, at(rate, part, each), False) for each in ("p50", "p99")
             ]
         figures.append((f"CPU at {rate}/s, µs", latency, cpu_at(rate), False))
+    figures.append(("CPU at the maximum, µs", latency, cpu_at(None), False))
     return figures

@@ -1,5 +1,7 @@
 """The tables of `make bench`."""
 
+from statistics import median
+
 from benchmarks.arithmetic import ratios, spread
 from benchmarks.compare_figures import (
     RATES,
@@ -31,6 +33,14 @@ PLOTS = """
 ![Accepted to sent](results/accepted-to-sent.png)
 ![POST](results/post.png)
 """
+
+
+TAILS = [
+    (f"{title} p{share * 100:g}", part, share)
+    for title, part in (("POST", "post"), ("accepted to sent", "to_sent"))
+    for share in (0.99, 0.999)
+]
+"""The titles of the tail latencies, the part of the figures, and the share of requests that are faster."""
 
 
 def compare(results: Json) -> str:
@@ -121,25 +131,21 @@ def _ordinary(results: Json, latency: float) -> str:
 
 
 def _tail(results: Json, latency: float) -> str:
-    columns = [
-        (title, part, share)
-        for title, part in (("POST", "post"), ("accepted to sent", "to_sent"))
-        for share in (0.99, 0.999)
-    ]
     rows = []
     for name in contenders(results):
-        values = [tail(results, name, latency, part, share) for _, part, share in columns]
+        values = [tail(results, name, latency, part, share) for _, part, share in TAILS]
         rate = by_round(results, name, latency, lambda each: each["tail"]["rate"] if each["tail"] else None)
         rows.append([name, ranged(rate), *("-" if value is None else f"{value:,.1f}" for value in values)])
-    return table(["ms", "at, requests/s", *(f"{title} p{share * 100:g}" for title, _, share in columns)], rows)
+    return table(["ms", "at, requests/s", *(title for title, _, _ in TAILS)], rows)
 
 
 def _cpu(results: Json, latency: float) -> str:
     rows = []
     for name in contenders(results):
         cells = [ranged(by_round(results, name, latency, cpu_at(rate))) for rate in (*RATES, None)]
-        most = rounds(results, name, latency)[-1]["cpu"]
-        rows.append([name, *cells, listed(most) or "-"])
+        used = [each["cpu"] for each in rounds(results, name, latency) if each["cpu"]]
+        median_ = {process: median(each.get(process, 0.0) for each in used) for process in used[0]} if used else {}
+        rows.append([name, *cells, listed(median_) or "-"])
     head = [
         f"µs, latency {latency:g} s",
         *(f"at {rate}/s" for rate in RATES),
@@ -162,12 +168,13 @@ def _better(results: Json, latency: float) -> str:
         if better:
             listed_ = ", ".join(f"{name} {ranged(values, 1)}" for name, values in better.items())
             rows.append([title, ranged(own, 1), listed_])
-    own_tail = tail(results, SERVICE, latency, "to_sent")
-    tails = {name: tail(results, name, latency, "to_sent") for name in alternatives(results)}
-    below = {name: value for name, value in tails.items() if own_tail and value and value < own_tail}
-    if own_tail and below:
-        listed_ = ", ".join(f"{name} {value:.1f}" for name, value in below.items())
-        rows.append(["accepted to sent p99.9 at 70 %, ms", f"{own_tail:.1f}", listed_])
+    for title, part, share in TAILS:
+        own_tail = tail(results, SERVICE, latency, part, share)
+        tails = {name: tail(results, name, latency, part, share) for name in alternatives(results)}
+        below = {name: value for name, value in tails.items() if own_tail and value and value < own_tail}
+        if own_tail and below:
+            listed_ = ", ".join(f"{name} {value:.1f}" for name, value in below.items())
+            rows.append([f"{title} at 70 %, ms", f"{own_tail:.1f}", listed_])
     return table(["figure", "this service", "better"], rows) if rows else "Nowhere.\n"
 
 

@@ -5,6 +5,7 @@ from statistics import linear_regression, mean
 
 from benchmarks.tables import Json
 
+SOAK_SHARE = 0.7  # fraction of the highest sustained rate at which the service is loaded for an hour
 PART = 5  # minutes that are compared: the first with the last
 
 

@@ -13,13 +13,12 @@ from benchmarks.measure import find_end_to_end
 from benchmarks.progress import say
 from benchmarks.running import Running, memory
 from benchmarks.scale.filling import Fill, store
-from benchmarks.scale.load_figures import compared
+from benchmarks.scale.load_figures import SOAK_SHARE, compared
 from benchmarks.scale.stored import old_partitions
 from benchmarks.servers import Servers
 from benchmarks.steps import failures, generate, warm_up
 
 MINUTES = 60
-SHARE = 0.7  # fraction of the highest sustained rate
 LATENCY = 0.2  # seconds
 SEARCH_STEP = 6.0  # seconds
 TRIAL_STEP, TRIAL_MINUTE = 1.5, 5.0  # seconds, if only a fraction is measured
@@ -39,7 +38,7 @@ Json = dict[str, Any]
 def soak(servers: Servers, logs: Path, fraction: float) -> Json:
     """Load the service for an hour, and compare the last five minutes with the first."""
     trial = fraction < 1
-    rate = SHARE * _highest_rate(servers, logs, TRIAL_STEP if trial else SEARCH_STEP)
+    rate = SOAK_SHARE * _highest_rate(servers, logs, TRIAL_STEP if trial else SEARCH_STEP)
     running = Running(SERVICE, servers, LATENCY, logs)
     minutes = max(2, round(MINUTES * fraction))
     try:

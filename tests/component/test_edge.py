@@ -366,8 +366,8 @@ async def test_clients_get_a_problem_while_no_gateway_runs(haproxy: Path, tmp_pa
         async with running_edge(haproxy, tmp_path, recorder.url) as edge, edge.client() as client:
             assert (await client.get("/")).status_code == 200
             await stack.aclose()
-            # On the client's old connection, HAProxy may send the request over the gateway's old connection before it
-            # notices that this is gone. It then closes the client's without a response, for which clients try again.
+            # On its old connection, the client might get no response: HAProxy may reuse its connection to the gateway
+            # before it notices that it is closed. It then closes the client's, and clients retry.
             async with edge.client() as other:
                 response = await other.get("/")
     assert response.status_code == 503
