@@ -146,8 +146,8 @@ def soak_section(results: Json) -> str:
     return (
         table(head, rows) + f"\n{len(minutes)} minutes at {results['rate']:,.0f}/s, which is 70 % of the "
         f"{results['rate'] / SOAK_SHARE:,.0f}/s that a search just before found (latency 0.2 s, "
-        f"the default `CONCURRENCY=500`). {drops}. A transaction stayed open from a quarter to three quarters of the time. Memory grew, from the first "
-        f"five minutes to the last, in MiB/h: {_signed(growth)}; in the second half, after buffers and pools had grown "
+        f"the default `CONCURRENCY=500`). {drops}. A transaction stayed open from a quarter to three quarters of the "
+        f"time. Memory grew, from the first five minutes to the last, in MiB/h: {_signed(growth)}; in the second half, after buffers and pools had grown "
         f"to what the load needs: {_signed(late)}.\n\n"
         + goals(
             [
