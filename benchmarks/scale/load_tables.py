@@ -145,10 +145,10 @@ def soak_section(results: Json) -> str:
     drops = "; ".join(_drop(each) for each in results["drops"])
     return (
         table(head, rows) + f"\n{len(minutes)} minutes at {results['rate']:,.0f}/s, which is 70 % of the "
-        f"{results['rate'] / SOAK_SHARE:,.0f}/s that a search just before found (latency 0.2 s, "
-        f"the default `CONCURRENCY=500`). {drops}. A transaction stayed open from a quarter to three quarters of the "
-        f"time. Memory grew, from the first five minutes to the last, in MiB/h: {_signed(growth)}; in the second half, after buffers and pools had grown "
-        f"to what the load needs: {_signed(late)}.\n\n"
+        f"{results['rate'] / SOAK_SHARE:,.0f}/s that a search just before found (latency 0.2 s, the default "
+        f"`CONCURRENCY=500`). {drops}. A transaction stayed open from a quarter to three quarters of the time. "
+        f"Memory grew, from the first five minutes to the last, in MiB/h: {_signed(growth)}; in the second half, after "
+        f"buffers and pools had grown to what the load needs: {_signed(late)}.\n\n"
         + goals(
             [
                 at_least("sent in the last five minutes, relative to the first", compared["sent"] * 100, 95, 99, "%"),
