@@ -20,9 +20,9 @@ CLOCK_ERROR = 0.001  # seconds by which a timer may be early
 class AdmissionControl:
     """Admits calls to one provider in the order in which they arrive.
 
-    If the circuit is closed, a slot is free, no rate limit is set, and the provider does not throttle the recipient, a
-    call without a reserved turn is admitted at once. Otherwise, it waits for these one after the other. Those that
-    other calls could use in the meantime come last.
+    If the circuit is closed, a slot is free, no rate limit is set, the provider does not throttle the recipient, and
+    results can be reported, a call without a reserved turn is admitted at once. Otherwise, it waits for the following,
+    in this order. What other calls could use in the meantime comes last.
 
     1. Its turn: by the recipient's rate limit, at the end of the recipient's throttling, or as reserved when it was
        refused before. A call whose turn is far away is refused.

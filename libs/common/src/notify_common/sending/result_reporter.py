@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from notify_common.contracts import messages, topology
 from notify_common.contracts.channels import Channel
@@ -33,9 +32,9 @@ class ResultReporter:
         self._publisher = publisher
         self._address = topology.results(channel)
         self._tracing = tracing
-        self.possible = asyncio.Event()
+        self.can_report = asyncio.Event()
         """Set while results can be reported."""
-        self.possible.set()
+        self.can_report.set()
         self._outage = Outage(log, "results cannot be reported, so no further calls begin")
         self._batcher = Batcher(
             self._publish,
@@ -44,9 +43,9 @@ class ResultReporter:
             observe=metrics.observe_results_batch,
         )
 
-    def report(self, result: DeliveryResult) -> Coroutine[Any, Any, None]:
+    async def report(self, result: DeliveryResult) -> None:
         """Return once the result is confirmed, however long that takes."""
-        return self._batcher.submit(result)
+        await self._batcher.submit(result)
 
     def report_soon(self, result: DeliveryResult) -> None:
         """Report a result without waiting for the confirm."""
@@ -62,10 +61,10 @@ class ResultReporter:
                 await self._publisher.publish_until_confirmed([message])
         finally:
             overdue.cancel()
-            self.possible.set()
+            self.can_report.set()
         self._outage.ended()
         return [None for _ in results]
 
     def _hold_calls(self) -> None:
-        self.possible.clear()
+        self.can_report.clear()
         self._outage.failed(f"not confirmed within {REPORT_TIMEOUT:g} s")

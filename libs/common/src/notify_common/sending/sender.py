@@ -42,7 +42,7 @@ LOG_LEVELS = {Outcome.SENT: logging.DEBUG, Outcome.FAILED: logging.WARNING}
 class Sender:
     """Handles the messages of one channel. It has no database: it publishes results and retries as messages.
 
-    The methods begin with the normal path, in the order of calls. After `drained`, there are those for retries, for
+    The methods begin with the normal path, in the order of calls. After `drained` come those for retries, for
     redelivered messages, and for results that cannot be reported.
     """
 
@@ -81,7 +81,7 @@ class Sender:
             return
         if self._attempts.already_postponed(request):
             return  # the message was redelivered, and the request that follows it is in a retry queue
-        if not self.reporter.possible.is_set():
+        if not self.reporter.can_report.is_set():
             await self._wait_until_reporting(request)
         # This starts the attempt. A redelivered message joins its earlier attempt instead, running or finished.
         with self._attempts.join(request) as attempt:
@@ -154,15 +154,15 @@ class Sender:
         control = controls.for_recipient(request.recipient or "")
         if request.expires_at is not None and request.expires_at <= now:
             return await self._make_attempt(request)  # it reports the expiry instead of calling the provider
-        async with control.admission(self._call_for(request, controls.limits, now)) as answer:
-            if isinstance(answer, Admission):
+        async with control.admission(self._call_for(request, controls.limits, now)) as admission_or_refusal:
+            if isinstance(admission_or_refusal, Admission):
                 decision = await self._make_attempt(request)
-                answer.record(decision)
+                admission_or_refusal.record(decision)
                 return decision
         now = utc_now()
         if request.expires_at is not None and request.expires_at <= now:
             return await self._make_attempt(request)  # the delivery expired while it waited
-        return postpone(request, answer, now)
+        return postpone(request, admission_or_refusal, now)
 
     def _call_for(self, request: DeliveryRequested, limits: ProviderLimits, now: datetime) -> Call:
         """Return the call that the request asks for, with what its admission depends on."""
@@ -178,7 +178,7 @@ class Sender:
             quotas=limits.quotas_of(request),
             further=limits.further_messages_of(request),
             # Results may become unreportable while the call waits.
-            ready=self.reporter.possible,
+            ready=self.reporter.can_report,
         )
 
     def _log_result(self, request: DeliveryRequested, result: DeliveryResult, span: Span) -> None:
@@ -230,7 +230,7 @@ class Sender:
         The wait is safe: as the attempt has not begun, RabbitMQ may give the message to another sender meanwhile.
         """
         if not self._attempts.remembers(request):
-            await self.reporter.possible.wait()
+            await self.reporter.can_report.wait()
 
 
 def _log_fields(request: DeliveryRequested, result: DeliveryResult) -> dict[str, object]:

@@ -102,7 +102,7 @@ def create_sender(
         prefetch=prefetch,
         publisher=create_publisher(),
         graceful_timeout=settings.graceful_timeout(),
-        ready=sender.reporter.possible,
+        ready=sender.reporter.can_report,
     )
     return Worker(
         topology=declared,

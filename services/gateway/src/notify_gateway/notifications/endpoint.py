@@ -86,7 +86,7 @@ class NotificationEndpoint:
             span.fail("client disconnected")
             return
         except asyncio.CancelledError:
-            span.fail("cancelled")
+            span.fail("cancelled or timed out")
             raise
         except Exception as error:
             response = response_to(error)

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 # after about 400 of them, and all lanes share the connection.
 BATCH_SIZE = 200
 BATCH_BYTES = 1024 * 1024
-MAX_HANDED_OVER = 4_000  # deliveries; this holds for each lane, so that no channel takes the room of another
-MAX_HANDED_OVER_BYTES = 5 * 1024 * 1024
+MAX_HANDED_OVER = 4_000  # deliveries; bounds for each lane, so that no channel takes the room of another
+MAX_HANDED_OVER_BYTES = 5 * 1024 * 1024  # the same
 DELIVERY_BYTES = 1_000  # roughly what a delivery takes besides its texts
 CONNECTION_INTERVAL = 0.5  # seconds between checks whether the lane may publish
 REFUSED_INTERVAL = 1.0  # seconds between batches while the queue refuses all of them
