@@ -170,7 +170,7 @@ async def test_reconcile_refuses_while_a_sender_may_hold_messages(
 async def test_all_open_deliveries_are_published_again_if_rabbitmq_is_empty(
     servers: Servers, rabbit: RabbitSettings, postgres: PostgresSettings, engine: AsyncEngine
 ) -> None:
-    ids = [await Stored(engine).add(channel) for channel in Channel]
+    ids = sorted([await Stored(engine).add(channel) for channel in Channel])
     assert "3 deliveries were put back" in await reconcile(servers, rabbit, postgres, "--apply")
     assert [row.delivery_id for row in await rows(engine, "SELECT delivery_id FROM outbox ORDER BY 1")] == ids
 
