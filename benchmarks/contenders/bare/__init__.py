@@ -6,7 +6,7 @@ measured the first one: see `bare_strong`.
 
 import sys
 
-from benchmarks.contenders.contender import Contender, Program, create_table, urls, uvicorn
+from benchmarks.contenders.contender import CONCURRENCY, Contender, Program, create_table, urls, uvicorn
 
 BARE = Contender(
     key="bare",
@@ -24,7 +24,8 @@ BARE = Contender(
         "https://magicstack.github.io/asyncpg/current/usage.html#connection-pools",
     ],
     switches="one API process, one sender, one writer; FastAPI; aio-pika with confirms, quorum queues and a prefetch "
-    "of 1000; asyncpg's pool of 10 connections (the default); uvloop; Python's default garbage collection; no tracing",
+    f"of {CONCURRENCY}; asyncpg's pool of 10 connections (the default); uvloop; Python's default garbage collection; "
+    "no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
     "transaction, so that a crash between them leaves a row that is never sent, but whose client saw no 201",
 )

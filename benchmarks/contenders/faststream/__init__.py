@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks.contenders.contender import Contender, Program, create_table, urls, uvicorn
+from benchmarks.contenders.contender import CONCURRENCY, Contender, Program, create_table, urls, uvicorn
 
 FASTSTREAM = Contender(
     key="faststream",
@@ -26,9 +26,9 @@ FASTSTREAM = Contender(
         "https://fastapi.tiangolo.com/deployment/server-workers/",
     ],
     switches="uvicorn with two workers, one FastStream worker; a broker that FastAPI's lifespan connects; persistent "
-    "messages with confirms, classic durable queue (FastStream's default), a prefetch of 1000, acks after the handler; "
-    "no logger, which would log every message; asyncpg, a pool of 20 connections per process, no reset query; uvloop; "
-    "this service's garbage collection; no tracing",
+    f"messages with confirms, classic durable queue (FastStream's default), a prefetch of {CONCURRENCY}, acks after "
+    "the handler; no logger, which would log every message; asyncpg, a pool of 20 connections per process, no reset "
+    "query; uvloop; this service's garbage collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; the row and the message are not written in one "
     "transaction, so that a crash between them leaves a row that is never sent, but whose client saw no 201",
 )

@@ -30,8 +30,9 @@ TASKIQ = Contender(
         "https://github.com/taskiq-python/taskiq-aio-pika",
         "https://fastapi.tiangolo.com/deployment/server-workers/",
     ],
-    switches="uvicorn with two workers, two Taskiq workers (the default) with 500 tasks at a time and a `qos` of 500 "
-    "each; persistent messages with confirms, quorum queue (taskiq-aio-pika's default), acks after the task; no result "
+    switches="uvicorn with two workers, two Taskiq workers (the default) with "
+    f"{CONCURRENCY // WORKERS} tasks at a time and a `qos` of {CONCURRENCY // WORKERS} each; "
+    "persistent messages with confirms, quorum queue (taskiq-aio-pika's default), acks after the task; no result "
     "backend; asyncpg, a pool of 20 connections per process, no reset query; uvloop; this service's garbage "
     "collection; no tracing",
     guarantees="similar: at least once from the broker's confirm on; a task that raises is acknowledged and not "
